@@ -1,0 +1,1 @@
+"""The checkpoints that ship with the package: NAME.safetensors with NAME.json, its card."""

@@ -1,0 +1,17 @@
+"""The exception tree: every error the product raises on purpose is one of these, with one clear sentence."""
+
+
+class DpmreconError(Exception):
+    """Base class: the message says what came, what is needed and what to do."""
+
+
+class BadInputError(DpmreconError):
+    """The scan, the file or an option cannot be used as it is."""
+
+
+class UnsupportedScanError(BadInputError):
+    """The scan is valid, but of a kind that this version does not reconstruct."""
+
+
+class CheckpointError(BadInputError):
+    """The model file is missing, corrupt or of another format."""

@@ -1,0 +1,71 @@
+"""The forward model A = P F S, its adjoint and normal operator, and the proximal solve on it.
+
+Images are (..., rows, cols) complex64; k-space is (..., n_coils, rows, cols). Rows are phase-encoding lines and
+columns are readout samples, as the scan's header orders them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .fourier import to_image, to_kspace
+
+
+@dataclass(frozen=True)
+class ForwardModel:
+    """y = mask * F(coil_maps * x) of one slice.
+
+    coil_maps: (n_coils, rows, cols) complex64, sum over coils of |s|^2 is 1 on the head and 0 outside it;
+    mask: (rows, cols) float32, 1 where k-space was acquired.
+    """
+
+    coil_maps: torch.Tensor
+    mask: torch.Tensor
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(..., rows, cols) -> (..., n_coils, rows, cols)."""
+        return self.mask * to_kspace(self.coil_maps * image.unsqueeze(-3))
+
+    def adjoint(self, kspace: torch.Tensor) -> torch.Tensor:
+        """(..., n_coils, rows, cols) -> (..., rows, cols)."""
+        return (self.coil_maps.conj() * to_image(self.mask * kspace)).sum(-3)
+
+    def normal(self, image: torch.Tensor) -> torch.Tensor:
+        """A^H A x."""
+        return self.adjoint(self.forward(image))
+
+    def prox(
+        self,
+        adjoint_kspace: torch.Tensor,
+        start: torch.Tensor,
+        weight: torch.Tensor,
+        steps: int,
+        tolerance: float = 1e-4,
+    ) -> torch.Tensor:
+        """argmin_x ||A x - y||^2 + weight ||x - start||^2: solves (A^H A + weight) x = A^H y + weight start.
+
+        adjoint_kspace: A^H y; start: (batch, rows, cols), also where the conjugate gradients begin; weight: scalar
+        or (batch,), > 0. At most `steps` iterations, fewer when every residual is below `tolerance` times the
+        right-hand side. Scalars are kept per image of the batch, so that batching changes nothing.
+        """
+        weight = torch.as_tensor(weight, dtype=torch.float32, device=start.device).reshape(-1, 1, 1)
+        solution = start
+        residual = adjoint_kspace - self.normal(start)  # the weight's terms cancel at x = start
+        limit = tolerance**2 * _energy(adjoint_kspace + weight * start)
+        direction, energy = residual, _energy(residual)
+        for _ in range(steps):
+            if bool((energy <= limit).all()):
+                break
+            applied = self.normal(direction) + weight * direction
+            # a converged image takes steps of length zero
+            length = energy / (direction.conj() * applied).real.sum((-2, -1), keepdim=True).clamp_min(1e-30)
+            solution = solution + length * direction
+            residual = residual - length * applied
+            new = _energy(residual)
+            direction = residual + new / energy.clamp_min(1e-30) * direction
+            energy = new
+        return solution
+
+
+def _energy(image: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(image).square().sum((-3, -2, -1), keepdim=True).squeeze(-1)

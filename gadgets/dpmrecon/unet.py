@@ -1,0 +1,79 @@
+"""The network inside the denoiser: a norm-free residual U-Net for any matrix size.
+
+There is no normalisation over the image on purpose: its statistics would differ between the crops seen in
+training and the whole slices seen in reconstruction. Noise level and contrast act as a scale and a shift of the
+channels in every block.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Block(nn.Module):
+    """Residual block: conv, scale and shift by the embedding, SiLU, conv. Starts as the identity."""
+
+    def __init__(self, channels: int, embedding: int):
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.modulate = nn.Linear(embedding, 2 * channels)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
+        return x + self.second(F.silu(torch.addcmul(shift, self.first(x), 1 + scale)))
+
+
+class UNet(nn.Module):
+    """(batch, 2, rows, cols) float32 to the same shape; `widths` and `blocks` are per level, finest first.
+
+    The first level works on 2x2 pixel-unshuffled data (half the matrix in each direction). Levels halve with
+    ceil: an odd side is padded by one row or column of zeros on the way down and cropped on the way up.
+    """
+
+    def __init__(self, widths: list[int], blocks: list[int], embedding: int, n_labels: int):
+        super().__init__()
+        self.register_buffer("frequencies", torch.exp(torch.linspace(0.0, 4.0, 16)), persistent=False)
+        self.embed_noise = nn.Sequential(nn.Linear(32, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.embed_label = nn.Linear(n_labels, embedding, bias=False)
+        self.stem = nn.Conv2d(8, widths[0], 3, padding=1)
+        self.head = nn.Conv2d(widths[0], 8, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.down_blocks = nn.ModuleList()
+        self.up_blocks = nn.ModuleList()
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
+        for level, (width, count) in enumerate(zip(widths, blocks)):
+            self.down_blocks.append(nn.ModuleList(Block(width, embedding) for _ in range(count)))
+            if level + 1 < len(widths):
+                self.down.append(nn.Conv2d(width, widths[level + 1], 2, stride=2))
+                self.up.append(nn.ConvTranspose2d(widths[level + 1], width, 2, stride=2))
+                self.up_blocks.append(nn.ModuleList(Block(width, embedding) for _ in range(count)))
+
+    def forward(self, x: torch.Tensor, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """`noise` (batch,) is a function of sigma near unit range; `label` (batch, n_labels) one-hot or zeros."""
+        angles = noise[:, None] * self.frequencies
+        embedding = F.silu(self.embed_noise(torch.cat([angles.cos(), angles.sin()], 1)) + self.embed_label(label))
+        rows, cols = x.shape[-2:]
+        h = self.stem(F.pixel_unshuffle(_pad_even(x), 2))
+        skips = []
+        for level, blocks in enumerate(self.down_blocks):
+            for block in blocks:
+                h = block(h, embedding)
+            if level < len(self.down):
+                skips.append(h)
+                h = self.down[level](_pad_even(h))
+        for level in reversed(range(len(self.up))):
+            skip = skips.pop()
+            h = self.up[level](h)[..., : skip.shape[-2], : skip.shape[-1]] + skip
+            for block in self.up_blocks[level]:
+                h = block(h, embedding)
+        return F.pixel_shuffle(self.head(h), 2)[..., :rows, :cols]
+
+
+def _pad_even(x: torch.Tensor) -> torch.Tensor:
+    rows, cols = x.shape[-2:]
+    return F.pad(x, (0, cols % 2, 0, rows % 2)) if rows % 2 or cols % 2 else x

@@ -1,0 +1,1 @@
+"""dpmtrain: produces the checkpoints that dpmrecon samples from."""

@@ -1,0 +1,92 @@
+"""Training examples from prepared slices: crops of complex slices at random pixel sizes, with random smooth phase."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from dpmrecon.fourier import crop_or_pad, to_image, to_kspace
+from dpmrecon.scale import image_scale
+
+
+class PreparedSlices:
+    """Memory-mapped prepared volumes; `real_fraction` of the examples come from real images, the rest from label maps."""
+
+    def __init__(self, folder: Path, real_fraction: float):
+        self.volumes = json.loads((folder / "manifest.json").read_text())["volumes"]
+        self.data = [np.load(folder / v["file"], mmap_mode="r") for v in self.volumes]
+        # Real and simulated data have fixed shares; within each, contrasts are equally likely, then slices.
+        kinds = [("simulated" if v["source"].startswith("SynthSeg") else "real", v["contrast"]) for v in self.volumes]
+        totals: dict = {}
+        for kind, volume in zip(kinds, self.volumes):
+            totals[kind] = totals.get(kind, 0) + volume["shape"][0]
+        share = {"real": real_fraction, "simulated": 1 - real_fraction}
+        contrasts = {name: len({c for k, c in totals if k == name}) for name in share}
+        self.weights = torch.tensor(
+            [v["shape"][0] / totals[k] * share[k[0]] / contrasts[k[0]] for k, v in zip(kinds, self.volumes)],
+            dtype=torch.float64,
+        )
+
+    def example(self, crop: int, generator: torch.Generator) -> tuple[torch.Tensor, str]:
+        """One (crop, crop) complex64 crop of a slice, scaled by the rule, and its contrast label."""
+
+        def uniform(low: float, high: float) -> float:
+            return low + (high - low) * float(torch.rand((), generator=generator))
+
+        index = int(torch.multinomial(self.weights, 1, generator=generator))
+        volume = self.volumes[index]
+        chosen = int(uniform(0, volume["shape"][0]))
+        magnitude = torch.from_numpy(np.array(self.data[index][chosen], dtype=np.float32))
+        if uniform(0, 1) < 0.25:
+            magnitude = affine(magnitude, uniform(-0.3, 0.3), uniform(0.85, 1.2), uniform(0.85, 1.2))
+        if uniform(0, 1) < 0.25:
+            magnitude = magnitude.clamp(min=0) ** uniform(0.8, 1.25)
+        # a coarser pixel, as an MRI scanner would make it: keep the centre of k-space
+        coarsest = min(2.0 / volume["pixel_mm"], min(magnitude.shape) / crop)
+        if uniform(0, 1) < 0.6 and coarsest > 1:
+            factor = math.exp(uniform(0, math.log(coarsest)))
+            kspace = to_kspace(magnitude)
+            for axis, size in enumerate(magnitude.shape):
+                kspace = crop_or_pad(kspace, min(max(crop, round(size / factor / uniform(0.9, 1.1))), size), axis)
+            magnitude = to_image(kspace).real
+        scale = image_scale(magnitude) * math.exp(uniform(-0.1, 0.1))
+        for _ in range(8):  # a crop with some head in it
+            top, left = (int(uniform(0, size - crop + 1)) for size in magnitude.shape)
+            piece = magnitude[top : top + crop, left : left + crop] / scale
+            if (piece > 0.1).float().mean() > 0.15:
+                break
+        turns = int(uniform(0, 8))
+        piece = torch.rot90(piece, turns % 4, (0, 1))
+        piece = piece.flip(0) if turns > 3 else piece
+        return piece * random_phase(piece.shape, crop / max(magnitude.shape), generator), volume["contrast"]
+
+
+def affine(magnitude: torch.Tensor, angle: float, scale_rows: float, scale_cols: float) -> torch.Tensor:
+    """Rotate by `angle` (rad) and stretch; bicubic, the head's centre stays."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    rows, cols = magnitude.shape
+    theta = torch.tensor([[cos * scale_cols, -sin * rows / cols, 0.0], [sin * cols / rows, cos * scale_rows, 0.0]])
+    grid = F.affine_grid(theta[None], [1, 1, rows, cols], align_corners=False)
+    return F.grid_sample(magnitude[None, None], grid, mode="bicubic", align_corners=False)[0, 0].clamp(min=0)
+
+
+def random_phase(shape: tuple[int, int], extent: float, generator: torch.Generator) -> torch.Tensor:
+    """exp(i phi), phi smooth: a constant, a ramp and a few bumps (magnitude images have no phase of their own).
+
+    shape: of the crop; extent: its side as a fraction of the slice's, by which the phase's slopes shrink.
+    """
+    points = int(torch.randint(3, 7, (1,), generator=generator))
+    amplitude = 1.5 * extent * float(torch.rand((), generator=generator))
+    bumps = torch.randn(1, 1, points, points, generator=generator) * amplitude
+    phase = F.interpolate(bumps, shape, mode="bicubic", align_corners=True)[0, 0]
+    start, rows, cols = torch.rand(3, generator=generator) * 6.0
+    rows, cols = (rows - 3) * extent, (cols - 3) * extent
+    phase = (
+        phase
+        + start * math.pi / 3
+        + rows * torch.linspace(0, 1, shape[0])[:, None]
+        + cols * torch.linspace(0, 1, shape[1])
+    )
+    return torch.polar(torch.ones_like(phase), phase)
