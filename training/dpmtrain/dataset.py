@@ -12,7 +12,7 @@ from dpmrecon.scale import image_scale
 
 
 class PreparedSlices:
-    """Memory-mapped prepared volumes; `real_fraction` of the examples come from real images, the rest from label maps."""
+    """Memory-mapped prepared volumes; `real_fraction` of the examples are real images, the rest simulated."""
 
     def __init__(self, folder: Path, real_fraction: float):
         self.volumes = json.loads((folder / "manifest.json").read_text())["volumes"]

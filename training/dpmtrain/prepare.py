@@ -94,7 +94,7 @@ def simulated_slices(path: Path, contrast: str, count: int, seed: int) -> np.nda
     brain = np.flatnonzero(((labels > 0) & (labels < 500)).any((0, 1)))
     size = max(volume.shape)
     slices = []
-    for index in range(count):
+    for _ in range(count):
         axis = 2 if contrast != "t1" or rng.random() < 2 / 3 else int(rng.integers(2))
         span = (brain[0] + 5, brain[-1] - 5) if axis == 2 else (0.25 * volume.shape[axis], 0.75 * volume.shape[axis])
         first = int(rng.uniform(*span))
