@@ -7,9 +7,40 @@ from pathlib import Path
 
 import torch
 from dpmrecon.denoiser import Denoiser, complex_noise
+from dpmrecon.errors import BadInputError
 from tqdm import tqdm
 
 from .dataset import PreparedSlices
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+RECIPE_KEYS = {
+    "model": ("widths", "blocks", "embedding", "labels", "sigma_data"),
+    "train": (
+        "seed", "steps", "batch", "crops", "rate", "warmup", "decay_fraction", "clip", "ema_half_life",
+        "label_dropout", "p_mean", "p_std", "real_fraction", "save_every",
+    ),
+    "sampling": ("samples", "prox", "dps"),
+}  # fmt: skip
+
+
+def read_recipe(path: Path) -> dict:
+    """A recipe: tables model, train and sampling, each with exactly the keys that are used."""
+    try:
+        recipe = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"recipe {path} cannot be read ({error})") from error
+    for table, valid in RECIPE_KEYS.items():
+        found = set(recipe.get(table, {}))
+        if found != set(valid):
+            wrong = ", ".join(sorted(found ^ set(valid)))
+            raise BadInputError(
+                f"recipe {path}, table [{table}]: unknown or missing {wrong}; it has {', '.join(valid)}"
+            )
+    return recipe
 
 
 def train(recipe: dict, data: Path, run: Path, threads: int) -> Denoiser:

@@ -1,0 +1,32 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both work in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check
+
+.venv/runtime: setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -e .
+	touch $@
+
+.venv/dev: .venv/runtime
+	$(PIP) -e .[train,dev]
+	touch $@
+
+# install, simulate an R=4 FLAIR scan, reconstruct it, show the result
+demo: .venv/runtime
+	mkdir -p demo
+	$(BIN)/dpmrecon simulate demo/scan.h5 --contrast flair --R 4
+	$(BIN)/dpmrecon replay demo/scan.h5 --out demo --truth demo/scan_truth.npy
+	@echo "Look at demo/preview.png; the figures are in demo/report.json."
+
+test: .venv/dev
+	$(BIN)/python -m pytest -q
+
+# format, lint, types and tests: what CI runs
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy gadgets/dpmrecon training/dpmtrain
+	$(BIN)/python -m pytest -q

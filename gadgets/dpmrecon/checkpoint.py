@@ -1,0 +1,88 @@
+"""Checkpoints: NAME.safetensors (float16 or float32 weights) and NAME.json, the card."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from . import __version__
+from .denoiser import Denoiser
+from .errors import CheckpointError
+from .scale import RULE
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model: the denoiser in evaluation mode, its card, and its id (name and start of the checksum)."""
+
+    denoiser: Denoiser
+    card: dict
+    model_id: str
+
+
+def save_checkpoint(path: Path, denoiser: Denoiser, card: dict) -> None:
+    """Write `path` (.safetensors) and the card beside it.
+
+    card: what only the caller knows (recipe, data and licences, sampler defaults). Model configuration, scale
+    rule, checksum, number of parameters and package version are filled in here.
+    """
+    count = sum(p.numel() for p in denoiser.parameters())
+    # above 4 M parameters float32 would break the 16 MB that a shipped file may have
+    dtype = torch.float16 if count > 4_000_000 else torch.float32
+    data = save({name: value.to(dtype).contiguous() for name, value in denoiser.state_dict().items()})
+    path.write_bytes(data)
+    full = {
+        "name": path.stem,
+        "package_version": __version__,
+        "checksum_sha256": hashlib.sha256(data).hexdigest(),
+        "parameters": count,
+        "scale_rule": RULE,
+        "model": denoiser.config,
+        **card,
+    }
+    path.with_suffix(".json").write_text(json.dumps(full, indent=1) + "\n")
+
+
+def load_checkpoint(path: Path | str | None = None, device: torch.device | str = "cpu") -> Checkpoint:
+    """Load a .safetensors file and its card; None is the checkpoint that ships with the package.
+
+    Raises CheckpointError, in one sentence, when either file is missing, damaged or of another format.
+    """
+    path = Path(str(files("dpmrecon.checkpoints") / f"{DEFAULT}.safetensors")) if path is None else Path(path)
+    card_path = path.with_suffix(".json")
+    for needed in (path, card_path):
+        if not needed.is_file():
+            raise CheckpointError(
+                f"model file {needed} does not exist: a model is NAME.safetensors with NAME.json beside it"
+            )
+    try:
+        card = json.loads(card_path.read_text())
+        config, checksum, rule = card["model"], card["checksum_sha256"], card["scale_rule"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"model card {card_path} is not a dpmrecon card ({error!r}): get the file again"
+        ) from error
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != checksum:
+        raise CheckpointError(
+            f"model file {path} has checksum {found[:12]}, its card says {str(checksum)[:12]}: "
+            "the file is damaged or belongs to another card, get both again"
+        )
+    if rule != RULE:
+        raise CheckpointError(f"model {path} was trained with scale rule '{rule}', this version uses '{RULE}'")
+    try:
+        denoiser = Denoiser(config)
+        denoiser.load_state_dict({name: value.float() for name, value in load(data).items()})
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"model file {path} does not hold the network its card describes ({reason})") from error
+    denoiser.requires_grad_(False).eval().to(device)
+    return Checkpoint(denoiser, card, f"{card.get('name', path.stem)}-{found[:12]}")

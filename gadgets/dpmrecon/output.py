@@ -1,0 +1,169 @@
+"""The result folder of a replay: images.h5, report.json and preview.png."""
+
+import json
+import time
+from pathlib import Path
+
+import ismrmrd
+import numpy as np
+
+from . import __version__
+from .acquisitions import LostSlice
+from .checkpoint import Checkpoint
+from .errors import BadInputError
+from .images import RESEARCH, to_recon_space
+from .mrd import Scan
+from .preview import write_preview
+from .reconstruct import Reconstruction, Sampling
+
+PREVIEW_ROWS = 6
+METHODS = ("zero-filled", "CG-SENSE", "DPM")
+
+
+class ResultFolder:
+    """Context manager: images are on disk as soon as they are added; report and preview follow at the end, also
+    when the scan breaks off. truth, mask: .npy files (slices, rows, cols) to score against (see `nrmse`).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        scan: Scan,
+        checkpoint: Checkpoint,
+        contrast: str | None,
+        sampling: Sampling,
+        truth: Path | None = None,
+        mask: Path | None = None,
+    ):
+        self.folder, self.header = folder, scan.header
+        self.truth = None if truth is None else _load(truth)
+        self.mask = None if mask is None else _load(mask) > 0
+        if self.mask is not None and (self.truth is None or self.mask.shape[-2:] != self.truth.shape[-2:]):
+            raise BadInputError(f"mask {mask} needs a truth of the same rows and columns: give --truth as well")
+        self.report: dict = {
+            "scan": scan.path.name,
+            "package_version": __version__,
+            "model_id": checkpoint.model_id,
+            "contrast": contrast,
+            "sampler": sampling.sampler,
+            "settings": vars(sampling.settings),
+            "samples": sampling.samples,
+            "seed": sampling.seed,
+            "notice": RESEARCH,
+            "slices": [],
+        }
+        self.rows: list[dict[str, np.ndarray]] = []
+        self.titles: list[str] = []
+        self.scores: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in METHODS}
+        self.every = max(1, -(-scan.n_slices // PREVIEW_ROWS))
+        self.exit_code = 0
+
+    def __enter__(self) -> "ResultFolder":
+        self.started = time.perf_counter()
+        path = self.folder / "images.h5"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            self.dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=True)
+            self.dataset.write_xml_header(self.header.toXML("utf-8"))
+        except OSError as error:
+            raise BadInputError(f"cannot write to {self.folder} ({error}): choose another --out") from error
+        return self
+
+    def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> str:
+        """Store one slice; returns the line that the screen shows for it."""
+        if isinstance(item, LostSlice):
+            self.exit_code = 4
+            self.report["slices"].append({**vars(item.key), "missing": item.reason, "fallback": None})
+            return f"slice {item.key.slice}: MISSING: {item.reason}"
+        try:
+            for image in images:
+                self.dataset.append_image(f"image_{image.image_series_index}", image)
+        except OSError as error:
+            raise BadInputError(f"cannot write to {self.folder} ({error}): the slices before are kept") from error
+        data = item.mapped.data
+        self.report["slices"].append(
+            {
+                **vars(data.key),
+                "fallback": item.fallback,
+                "R": data.acceleration,
+                "lines": data.n_lines_got,
+                "matrix": list(data.kspace.shape),
+                "maps": {"calibration": list(data.calibration.shape)},
+                "scale": item.mapped.scale,
+                "sigma_n": data.sigma_n,
+                "noise_source": data.noise_source,
+                "residual": item.residual,
+                "seconds": item.seconds,
+            }
+        )
+        if item.fallback is not None:
+            self.exit_code = max(self.exit_code, 3)
+        self._keep_pictures(item)
+        seconds = sum(item.seconds.values())
+        source = "DPM" if item.fallback is None else f"CG-SENSE FALLBACK: {item.fallback}"
+        return f"slice {data.key.slice}: {source}, residual {item.residual:.2f}, {seconds:.1f} s"
+
+    def _keep_pictures(self, item: Reconstruction) -> None:
+        key = item.mapped.data.key
+        shown = len(self.report["slices"]) % self.every == 0 and len(self.rows) < PREVIEW_ROWS
+        scored = self.truth is not None and key.slice < len(self.truth)
+        if not (shown or scored):
+            return
+        images = (item.mapped.zero_filled, item.mapped.conventional, item.image)
+        pictures = {
+            name: to_recon_space(image, self.header).abs().cpu().numpy() for name, image in zip(METHODS, images)
+        }
+        if scored:
+            for name, picture in pictures.items():
+                self.scores[name].append((key.slice, picture))
+        if shown:
+            if item.spread is not None:
+                pictures["std of samples x5"] = 5 * to_recon_space(item.spread, self.header).abs().cpu().numpy()
+            if scored:
+                truth = self.truth[key.slice]
+                pictures["truth"] = truth * _factor(truth, pictures["DPM"])
+                for name in METHODS:
+                    fitted = pictures[name] * _factor(pictures[name], pictures["truth"])
+                    pictures[f"error {name} x5"] = np.abs(fitted - pictures["truth"])
+            self.rows.append(pictures)
+            self.titles.append(f"slice {key.slice}{' FALLBACK' if item.fallback else ''}: ")
+
+    def __exit__(self, *failure: object) -> None:
+        self.dataset.close()
+        self.report["seconds"] = time.perf_counter() - self.started
+        if self.scores["DPM"]:
+            self.report["nrmse"] = {name: self._nrmse(found) for name, found in self.scores.items()}
+        (self.folder / "report.json").write_text(json.dumps(self.report, indent=1) + "\n")
+        if self.rows:
+            columns = set.intersection(*(set(row) for row in self.rows))
+            rows = [{name: image for name, image in row.items() if name in columns} for row in self.rows]
+            write_preview(self.folder / "preview.png", rows, self.titles)
+
+    def _nrmse(self, found: list[tuple[int, np.ndarray]]) -> dict:
+        mask = self.mask if self.mask is not None else np.ones_like(self.truth, dtype=bool)
+        per_slice = nrmse(
+            np.stack([picture for _, picture in found]),
+            np.stack([self.truth[index] for index, _ in found]),
+            np.stack([mask[index if len(mask) > 1 else 0] for index, _ in found]),
+        )
+        return {"mean": float(np.mean(per_slice)), "slices": [float(value) for value in per_slice]}
+
+
+def nrmse(found: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """||a |found| - truth|| / ||truth|| inside the mask for each slice, one least-squares factor a for the scan."""
+    factor = _factor(np.abs(found)[mask], truth[mask])
+    errors = [(factor * np.abs(f) - t)[m] for f, t, m in zip(found, truth, mask)]
+    return np.array([np.linalg.norm(e) / np.linalg.norm(t[m]) for e, t, m in zip(errors, truth, mask)])
+
+
+def _factor(image: np.ndarray, target: np.ndarray) -> float:
+    """The least-squares factor that takes `image` to `target`."""
+    return float((image * target).sum() / max((image * image).sum(), 1e-30))
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path} is not a readable .npy file ({error})") from error

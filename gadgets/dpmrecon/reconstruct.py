@@ -1,0 +1,222 @@
+"""From complete slices to images: coil maps, conventional reconstruction, posterior samples, and the fallback."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple, dataclass, field
+
+import torch
+
+from .acquisitions import LostSlice, Slice
+from .checkpoint import Checkpoint
+from .coil_maps import estimate_coil_maps
+from .conventional import slice_scale, zero_filled
+from .errors import BadInputError, DpmreconError
+from .forward import ForwardModel
+from .samplers import SAMPLERS, NoiseSource, Problem, SamplerSettings
+
+# A data residual (1 is what the noise alone leaves) above this, and above twice that of CG-SENSE, does not fit the data
+LARGEST_RESIDUAL = 3.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How slices are sampled. batch: most images (slices times samples) the network sees at once;
+    deadline: seconds after which the slices left come out as CG-SENSE, None for no limit."""
+
+    sampler: str
+    settings: SamplerSettings
+    samples: int
+    seed: int
+    batch: int
+    fallback: bool
+    deadline: float | None = None
+
+
+@dataclass
+class MappedSlice:
+    """A slice with its forward model, conventional images and scale; all in the units of `data.kspace`."""
+
+    data: Slice
+    model: ForwardModel
+    scale: float
+    zero_filled: torch.Tensor
+    conventional: torch.Tensor
+    seconds: dict[str, float]
+
+
+@dataclass
+class Reconstruction:
+    """One image (rows, cols) complex64, the spread of its samples (float32, std of a real channel) or None.
+
+    fallback: None, or why the image is the conventional one; residual: ||A x - y|| over what the noise alone leaves.
+    """
+
+    mapped: MappedSlice
+    image: torch.Tensor
+    spread: torch.Tensor | None
+    fallback: str | None
+    residual: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) -> Iterator[MappedSlice | LostSlice]:
+    """ESPIRiT maps, scale and CG-SENSE image of every slice; a scan without calibration is refused."""
+    for data in slices:
+        if isinstance(data, LostSlice):
+            yield data
+            continue
+        if data.calibration is None:
+            raise BadInputError(
+                f"slice {data.key.slice} has no calibration lines and no fully sampled centre of k-space: coil maps "
+                "need at least 8 adjacent lines around the centre, embedded or separate"
+            )
+        started = time.perf_counter()
+        kspace = data.kspace.to(device)
+        maps = estimate_coil_maps(data.calibration.to(device), tuple(kspace.shape[-2:]))
+        model = ForwardModel(maps, data.mask.to(device))
+        mapped = time.perf_counter()
+        scale, conventional = slice_scale(model, kspace, data.sigma_n)
+        seconds = {"maps": mapped - started, "conventional": time.perf_counter() - mapped}
+        if not (math.isfinite(scale) and scale > 0):
+            yield LostSlice(data.key, "its k-space holds no signal inside the coil maps' support", data.header)
+            continue
+        yield MappedSlice(data, model, scale, zero_filled(model, kspace), conventional, seconds)
+
+
+def sampled(
+    stream: Iterable[MappedSlice | LostSlice],
+    checkpoint: Checkpoint,
+    contrast: str | None,
+    sampling: Sampling,
+    progress: Callable[[int], object] = lambda evaluations: None,
+) -> Iterator[Reconstruction | LostSlice]:
+    """Sample every slice from the posterior, several slices at once where the batch has room for them.
+
+    Raises DpmreconError when a slice cannot be sampled and the fallback is off.
+    """
+    started = time.monotonic()
+    for group in _groups(stream, max(1, sampling.batch // sampling.samples)):
+        if isinstance(group, LostSlice):
+            yield group
+        elif sampling.deadline is not None and time.monotonic() - started > sampling.deadline:
+            for mapped in group:
+                yield _fall_back(mapped, f"the deadline of {sampling.deadline:g} s had passed", sampling)
+        else:
+            yield from _sample_group(group, checkpoint, contrast, sampling, progress)
+
+
+def _groups(stream: Iterable[MappedSlice | LostSlice], size: int) -> Iterator[list[MappedSlice] | LostSlice]:
+    """Lists of at most `size` neighbours of equal shape, in order."""
+    group: list[MappedSlice] = []
+    for item in stream:
+        lost = isinstance(item, LostSlice)
+        if group and (lost or item.data.kspace.shape != group[0].data.kspace.shape):
+            yield group
+            group = []
+        if lost:
+            yield item
+            continue
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _sample_group(
+    group: list[MappedSlice], checkpoint: Checkpoint, contrast: str | None, sampling: Sampling, progress
+) -> Iterator[Reconstruction]:
+    started = time.perf_counter()
+    try:
+        draws = _draw(group, checkpoint, contrast, sampling, progress)
+    except (RuntimeError, MemoryError, ArithmeticError) as error:  # out of memory is a RuntimeError in torch
+        if len(group) > 1:
+            for mapped in group:
+                yield from _sample_group([mapped], checkpoint, contrast, sampling, progress)
+            return
+        yield _fall_back(group[0], f"the sampler failed ({str(error).splitlines()[0]})", sampling, error)
+        return
+    seconds = (time.perf_counter() - started) / len(group)
+    for mapped, samples in zip(group, draws):
+        image = samples.mean(0) * mapped.scale
+        spread = None
+        if sampling.samples > 1:
+            deviation = torch.view_as_real(samples).var(0).mean(-1).sqrt()
+            spread = deviation * mapped.scale
+        residual = data_residual(mapped, image)
+        limit = max(LARGEST_RESIDUAL, 2 * data_residual(mapped, mapped.conventional))
+        if not math.isfinite(residual):
+            yield _fall_back(mapped, "the model's image is not finite", sampling)
+        elif residual > limit:
+            yield _fall_back(mapped, f"the model's image misses the data by {residual:.1f} times the noise", sampling)
+        else:
+            yield Reconstruction(mapped, image, spread, None, residual, {**mapped.seconds, "sampling": seconds})
+
+
+def _draw(
+    group: list[MappedSlice], checkpoint: Checkpoint, contrast: str | None, sampling: Sampling, progress
+) -> list[torch.Tensor]:
+    """One (samples, rows, cols) tensor a slice, scale 1."""
+    denoiser, device = checkpoint.denoiser, group[0].conventional.device
+    entries = [(mapped, index) for mapped in group for index in range(sampling.samples)]
+    draws = []
+    for first in range(0, len(entries), sampling.batch):
+        chunk = entries[first : first + sampling.batch]
+        slices = [mapped for mapped, _ in chunk]
+        # samples of one slice share its maps and data by broadcasting instead of copies
+        stack = _first if all(mapped is slices[0] for mapped in slices) else torch.stack
+        scales = torch.tensor([mapped.scale for mapped in slices], device=device)
+        kspace = stack([mapped.data.kspace.to(device) / mapped.scale for mapped in slices])
+        problem = Problem(
+            ForwardModel(
+                stack([mapped.model.coil_maps for mapped in slices]),
+                stack([mapped.model.mask for mapped in slices]).unsqueeze(-3),
+            ),
+            kspace,
+            torch.tensor([mapped.data.sigma_n for mapped in slices], device=device) / scales,
+            torch.stack([mapped.conventional / mapped.scale for mapped in slices]),
+        )
+        noise = NoiseSource([sample_seed(sampling.seed, mapped.data, index) for mapped, index in chunk], device)
+        label = denoiser.one_hot([contrast] * len(chunk))
+
+        def denoise(x: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor = label) -> torch.Tensor:
+            progress(len(x))
+            return denoiser(x, sigma, label)
+
+        sample = SAMPLERS[sampling.sampler]
+        draws.append(sample(problem, denoise, noise, sampling.settings, denoiser.sigma_data))
+    return list(torch.cat(draws).unflatten(0, (len(group), sampling.samples)))
+
+
+def _first(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0].unsqueeze(0)
+
+
+def _fall_back(
+    mapped: MappedSlice, reason: str, sampling: Sampling, cause: BaseException | None = None
+) -> Reconstruction:
+    if not sampling.fallback:
+        raise DpmreconError(
+            f"slice {mapped.data.key.slice}: {reason}; the fallback is off, so the scan stops here "
+            "(--fallback on gives the CG-SENSE image instead)"
+        ) from cause
+    seconds = {**mapped.seconds, "sampling": 0.0}
+    residual = data_residual(mapped, mapped.conventional)
+    return Reconstruction(mapped, mapped.conventional, None, reason, residual, seconds)
+
+
+def data_residual(mapped: MappedSlice, image: torch.Tensor) -> float:
+    """||A x - y|| over sigma_n sqrt(2 n), what the noise of the n acquired samples alone would leave."""
+    kspace = mapped.data.kspace.to(image.device)
+    difference = torch.view_as_real(mapped.model.forward(image) - kspace).norm()
+    count = float(mapped.model.mask.sum()) * kspace.shape[0]
+    return float(difference) / (mapped.data.sigma_n * math.sqrt(2 * count))
+
+
+def sample_seed(seed: int, data: Slice, index: int) -> int:
+    """The seed of one sample of one slice: nothing else of the scan or of the batching enters."""
+    text = f"{seed} {astuple(data.key)} {index}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

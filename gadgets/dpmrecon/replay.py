@@ -1,0 +1,48 @@
+"""The front door: an ISMRMRD file goes in, images come out. Read `replay` from top to bottom.
+
+Each step is a generator over slices; a socket can stand at either end instead of a file.
+"""
+
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from .acquisitions import slices
+from .checkpoint import Checkpoint
+from .images import mrd_images
+from .mrd import open_scan
+from .output import ResultFolder
+from .reconstruct import Sampling, sampled, with_coil_maps
+
+
+def replay(
+    scan_file: Path,
+    out: Path,
+    checkpoint: Checkpoint,
+    contrast: str | None,
+    sampling: Sampling,
+    device: torch.device,
+    *,
+    combine_averages: bool = False,
+    truth: Path | None = None,
+    mask: Path | None = None,
+) -> int:
+    """Reconstruct `scan_file` into the folder `out` (images.h5, preview.png, report.json).
+
+    Returns the exit code: 0 every slice by the model, 3 some by the conventional fallback, 4 some missing.
+    Raises DpmreconError with one sentence when the scan cannot be used.
+    """
+    with (
+        open_scan(scan_file) as scan,
+        ResultFolder(out, scan, checkpoint, contrast, sampling, truth, mask) as results,
+        tqdm(total=scan.n_slices * sampling.samples * sampling.settings.steps, unit="eval", smoothing=0.05) as bar,
+    ):
+        stream = scan.acquisitions()
+        stream = slices(stream, scan.header, combine_averages=combine_averages)
+        stream = with_coil_maps(stream, device)
+        stream = sampled(stream, checkpoint, contrast, sampling, bar.update)
+        stream = mrd_images(stream, scan.header, checkpoint, sampling)
+        for item, images in stream:
+            bar.write(results.add(item, images))
+    return results.exit_code

@@ -1,0 +1,136 @@
+"""Posterior samplers. Every sampler is a function (problem, denoise, noise, settings) -> (batch, rows, cols).
+
+sigma, sigma_n and sigma_data are standard deviations per real channel. Noise schedule: Karras et al., NeurIPS 2022.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from .denoiser import complex_noise
+from .errors import BadInputError
+from .forward import ForwardModel
+
+Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x (batch, rows, cols), sigma (batch,)) -> x0
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A batch of reconstruction problems y = A x + n in units where the image's scale is 1.
+
+    kspace: (batch, n_coils, rows, cols) complex64; sigma_n: (batch,) float32, the noise of `kspace`;
+    start: (batch, rows, cols) complex64, a conventional reconstruction that a sampler may start from.
+    """
+
+    model: ForwardModel
+    kspace: torch.Tensor
+    sigma_n: torch.Tensor
+    start: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSettings:
+    """Settings of all samplers; the defaults of a model travel in its card.
+
+    steps: evaluations of the denoiser; sigma_max, sigma_min, rho: noise schedule; eta: share of fresh noise in
+    every step of `prox`, 0 is deterministic; warm_start: begin at the conventional reconstruction plus noise of
+    sigma_max instead of at noise alone; cg_steps: at most so many conjugate gradients a step of `prox`;
+    zeta: step size of the data term of `dps`.
+    """
+
+    steps: int = 20
+    sigma_max: float = 1.0
+    sigma_min: float = 0.01
+    rho: float = 7.0
+    eta: float = 1.0
+    warm_start: bool = True
+    cg_steps: int = 10
+    zeta: float = 2.0
+
+
+class NoiseSource:
+    """Noise for a batch, from one generator for each entry, so that batching changes nothing.
+
+    seeds: one integer an entry. Numbers are drawn on the CPU, so that every device sees the same ones.
+    """
+
+    def __init__(self, seeds: list[int], device: torch.device | str = "cpu"):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.device = device
+
+    def draw(self, rows: int, cols: int) -> torch.Tensor:
+        """(batch, rows, cols) complex64, unit standard deviation per real channel."""
+        return torch.stack([complex_noise((rows, cols), g) for g in self.generators]).to(self.device)
+
+
+def noise_levels(settings: SamplerSettings) -> list[float]:
+    """sigma_0 = sigma_max ... sigma_{N-1} = sigma_min, and sigma_N = 0."""
+    n, rho = settings.steps, settings.rho
+    high, low = settings.sigma_max ** (1 / rho), settings.sigma_min ** (1 / rho)
+    return [(high + i / max(n - 1, 1) * (low - high)) ** rho for i in range(n)] + [0.0]
+
+
+def initial_image(problem: Problem, noise: NoiseSource, settings: SamplerSettings) -> torch.Tensor:
+    """Where the samplers begin: noise of sigma_max, around the conventional image for a warm start."""
+    x = settings.sigma_max * noise.draw(*problem.kspace.shape[-2:])
+    return problem.start + x if settings.warm_start else x
+
+
+@torch.no_grad()
+def sample_prox(
+    problem: Problem, denoise: Denoise, noise: NoiseSource, settings: SamplerSettings, sigma_data: float
+) -> torch.Tensor:
+    """The default: each denoised image is moved to the data by a proximal step; no back-propagation.
+
+    x0 = argmin ||A x - y||^2 / sigma_n^2 + ||x - D(x)||^2 / r^2, with r^2 the variance of x0 given the noisy image
+    under a prior of variance sigma_data^2 (DDS: Chung et al., ICLR 2024; DiffPIR: Zhu et al., 2023).
+    """
+    levels = noise_levels(settings)
+    adjoint = problem.model.adjoint(problem.kspace)
+    x = initial_image(problem, noise, settings)
+    x0 = x
+    for sigma, sigma_next in zip(levels, levels[1:]):
+        denoised = denoise(x, torch.full((len(x),), sigma, device=x.device))
+        variance = sigma**2 * sigma_data**2 / (sigma**2 + sigma_data**2)
+        x0 = problem.model.prox(adjoint, denoised, problem.sigma_n.square() / variance, settings.cg_steps)
+        if sigma_next > 0:
+            x = x0 + (sigma_next / sigma) * (1 - settings.eta**2) ** 0.5 * (x - x0)
+            if settings.eta > 0:
+                x = x + sigma_next * settings.eta * noise.draw(*x.shape[-2:])
+    return x0
+
+
+def sample_dps(
+    problem: Problem, denoise: Denoise, noise: NoiseSource, settings: SamplerSettings, sigma_data: float
+) -> torch.Tensor:
+    """Algorithm 1 of the paper in its consistent form, the reference (DPS: Chung et al., ICLR 2023).
+
+    Euler steps of the probability-flow ODE, each with a step of size zeta down the gradient of ||A D(x) - y||,
+    taken through the network. zeta = 1 equals scale 2 in the authors' code. `sigma_data` is not used.
+    """
+    levels = noise_levels(settings)
+    x = initial_image(problem, noise, settings)
+    for sigma, sigma_next in zip(levels, levels[1:]):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            denoised = denoise(x, torch.full((len(x),), sigma, device=x.device))
+            residual = torch.view_as_real(problem.model.forward(denoised) - problem.kspace)
+            squared = residual.square().sum((1, 2, 3, 4))
+            (gradient,) = torch.autograd.grad(squared.sum(), x)
+        with torch.no_grad():
+            step = settings.zeta / squared.sqrt().clamp_min(1e-12)
+            x = x + (sigma_next - sigma) / sigma * (x - denoised) - step[:, None, None] * gradient
+    return x.detach()
+
+
+SAMPLERS = {"prox": sample_prox, "dps": sample_dps}
+
+
+def settings_from(values: dict) -> SamplerSettings:
+    """SamplerSettings from a card or options; an unknown key is an error that lists the valid ones."""
+    valid = [field.name for field in dataclasses.fields(SamplerSettings)]
+    unknown = sorted(set(values) - set(valid))
+    if unknown:
+        raise BadInputError(f"sampler settings {unknown} are unknown: valid ones are {', '.join(valid)}")
+    return SamplerSettings(**values)

@@ -1,0 +1,80 @@
+"""The forward model and the proximal solve against dense algebra, on odd and unequal sizes."""
+
+import pytest
+import torch
+from dpmrecon.denoiser import complex_noise
+from dpmrecon.forward import ForwardModel
+from dpmrecon.fourier import crop_or_pad, to_image, to_kspace
+
+SIZES = [(7, 6), (5, 9), (8, 8)]
+
+
+def random_model(rows: int, cols: int, n_coils: int, generator: torch.Generator) -> ForwardModel:
+    maps = complex_noise((n_coils, rows, cols), generator)
+    maps = maps / maps.abs().square().sum(0).sqrt()
+    maps[:, 0] = 0  # a row outside the head
+    return ForwardModel(maps, (torch.rand(rows, cols, generator=generator) < 0.5).float())
+
+
+def dense(model: ForwardModel, rows: int, cols: int) -> torch.Tensor:
+    """A as a matrix (n_coils rows cols, rows cols) complex128."""
+    basis = torch.eye(rows * cols, dtype=torch.complex64).reshape(-1, rows, cols)
+    return model.forward(basis).flatten(1).T.to(torch.complex128)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_fft_is_unitary_and_centred(size):
+    image = complex_noise(size, torch.Generator().manual_seed(0))
+    assert torch.allclose(to_image(to_kspace(image)), image, atol=1e-6)
+    assert torch.isclose(to_kspace(image).norm(), image.norm())
+    point = torch.zeros(size, dtype=torch.complex64)
+    point[size[0] // 2, size[1] // 2] = 1  # the origin has a flat spectrum without any phase
+    flat = torch.full(size, 1 / (size[0] * size[1]) ** 0.5, dtype=torch.complex64)
+    assert torch.allclose(to_kspace(point), flat, atol=1e-6)
+
+
+@pytest.mark.parametrize(("old", "new"), [(7, 4), (4, 7), (8, 5), (5, 8), (6, 6)])
+def test_crop_or_pad_keeps_the_origin(old, new):
+    data = torch.arange(old, dtype=torch.float32) + 1
+    assert crop_or_pad(data, new, 0)[new // 2] == data[old // 2]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_adjoint(size):
+    generator = torch.Generator().manual_seed(1)
+    model = random_model(*size, 3, generator)
+    image, kspace = complex_noise((2, *size), generator), complex_noise((2, 3, *size), generator)
+    assert model.forward(image).shape == kspace.shape
+    assert model.adjoint(kspace).shape == image.shape
+    left = (model.forward(image).conj() * kspace).sum()
+    right = (image.conj() * model.adjoint(kspace)).sum()
+    assert torch.isclose(left, right, rtol=1e-4)
+    matrix = dense(model, *size).to(torch.complex64)
+    normal = (matrix.mH @ matrix @ image.flatten(1).T).T.reshape(image.shape)
+    assert torch.allclose(model.normal(image), normal, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("weight", [0.01, 3.0])
+def test_prox_is_the_dense_solution(size, weight):
+    generator = torch.Generator().manual_seed(2)
+    model = random_model(*size, 3, generator)
+    start, kspace = complex_noise((2, *size), generator), complex_noise((3, *size), generator)
+    weights = torch.tensor([weight, 2 * weight])
+    found = model.prox(model.adjoint(kspace), start, weights, steps=100, tolerance=1e-6)
+    matrix = dense(model, *size)
+    right = matrix.mH @ kspace.flatten().to(torch.complex128)
+    for image, begin, w in zip(found, start, weights):
+        system = matrix.mH @ matrix + w * torch.eye(matrix.shape[1])
+        exact = torch.linalg.solve(system, right + w * begin.flatten().to(torch.complex128))
+        assert torch.allclose(image.flatten().to(torch.complex128), exact, atol=1e-4)
+
+
+def test_prox_does_not_depend_on_the_batch():
+    generator = torch.Generator().manual_seed(3)
+    model = random_model(9, 6, 4, generator)
+    start, kspace = complex_noise((3, 9, 6), generator), complex_noise((4, 9, 6), generator)
+    weights = torch.tensor([0.001, 0.1, 10.0])  # need very different numbers of iterations
+    together = model.prox(model.adjoint(kspace), start, weights, steps=7, tolerance=0)
+    alone = [model.prox(model.adjoint(kspace), s[None], w, steps=7, tolerance=0)[0] for s, w in zip(start, weights)]
+    assert torch.allclose(together, torch.stack(alone), atol=1e-5)
