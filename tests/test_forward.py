@@ -75,6 +75,6 @@ def test_prox_does_not_depend_on_the_batch():
     model = random_model(9, 6, 4, generator)
     start, kspace = complex_noise((3, 9, 6), generator), complex_noise((4, 9, 6), generator)
     weights = torch.tensor([0.001, 0.1, 10.0])  # need very different numbers of iterations
-    together = model.prox(model.adjoint(kspace), start, weights, steps=7, tolerance=0)
-    alone = [model.prox(model.adjoint(kspace), s[None], w, steps=7, tolerance=0)[0] for s, w in zip(start, weights)]
+    together = model.prox(model.adjoint(kspace), start, weights, steps=7, tolerance=1e-2)
+    alone = [model.prox(model.adjoint(kspace), s[None], w, steps=7, tolerance=1e-2)[0] for s, w in zip(start, weights)]
     assert torch.allclose(together, torch.stack(alone), atol=1e-5)

@@ -303,7 +303,7 @@ def test_the_command_writes_scan_and_truth(tmp_path, capsys):
     assert run(parser.parse_args([str(out), *options.split(), "--no-noise-scan"])) == 0
     header, acquisitions = read(out)
     assert header.measurementInformation.protocolName == "DWI"
-    dataset = ismrmrd.Dataset(str(out), "dataset", mode="r")  # the library's own reader agrees
+    dataset = ismrmrd.Dataset(str(out), "dataset", create_if_needed=False)  # the library's own reader agrees
     assert np.array_equal(dataset.read_acquisition(3).data, acquisitions[3].data)
     assert dataset.number_of_acquisitions() == len(acquisitions)
     dataset.close()

@@ -54,11 +54,12 @@ class ForwardModel:
         limit = tolerance**2 * _energy(adjoint_kspace + weight * start)
         direction, energy = residual, _energy(residual)
         for _ in range(steps):
-            if bool((energy <= limit).all()):
+            active = energy > limit
+            if not bool(active.any()):
                 break
             applied = self.normal(direction) + weight * direction
-            # a converged image takes steps of length zero
-            length = energy / (direction.conj() * applied).real.sum((-2, -1), keepdim=True).clamp_min(1e-30)
+            # a converged image stays as it is while others of the batch go on
+            length = active * energy / (direction.conj() * applied).real.sum((-2, -1), keepdim=True).clamp_min(1e-30)
             solution = solution + length * direction
             residual = residual - length * applied
             new = _energy(residual)

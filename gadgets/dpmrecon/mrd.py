@@ -60,13 +60,15 @@ class Limits:
 
 @dataclass
 class Scan:
-    """An open scan. header: ismrmrd.xsd header; heads: every acquisition's head as a structured array.
+    """An open scan. xml: its header as it stands in the file; header: the same as ismrmrd.xsd object; heads: every
+    acquisition's head as a structured array.
 
     groups: one index array per slice key (contrast, phase, set, repetition, slice, average), in that order;
     lines: the samples of line i as lines[i], float32, real and imaginary parts in turn.
     """
 
     path: Path
+    xml: bytes
     header: Any
     heads: np.ndarray
     groups: list[np.ndarray]
@@ -148,7 +150,14 @@ def open_scan(path: str | Path) -> Iterator[Scan]:
             header = read_header(xml)
         except BadInputError as error:
             raise BadInputError(f"{path}: {error}") from error.__cause__
-        yield Scan(path, header, heads, _grouped(heads), lines.fields("data"))
+        yield Scan(
+            path,
+            xml.encode() if isinstance(xml, str) else bytes(xml),
+            header,
+            heads,
+            _grouped(heads),
+            lines.fields("data"),
+        )
 
 
 def _open_hdf5(path: Path) -> h5py.File:

@@ -35,7 +35,7 @@ class ResultFolder:
         truth: Path | None = None,
         mask: Path | None = None,
     ):
-        self.folder, self.header = folder, scan.header
+        self.folder, self.header, self.xml = folder, scan.header, scan.xml
         self.truth = None if truth is None else _load(truth)
         self.mask = None if mask is None else _load(mask) > 0
         if self.mask is not None and (self.truth is None or self.mask.shape[-2:] != self.truth.shape[-2:]):
@@ -65,7 +65,7 @@ class ResultFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
             self.dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=True)
-            self.dataset.write_xml_header(self.header.toXML("utf-8"))
+            self.dataset.write_xml_header(self.xml)
         except OSError as error:
             raise BadInputError(f"cannot write to {self.folder} ({error}): choose another --out") from error
         return self

@@ -1,0 +1,121 @@
+"""The network, its preconditioning and the checkpoint format."""
+
+import json
+
+import pytest
+import torch
+from dpmrecon.checkpoint import load_checkpoint, save_checkpoint
+from dpmrecon.denoiser import LABELS, Denoiser, complex_noise
+from dpmrecon.errors import CheckpointError
+
+CONFIG = {"widths": [8, 12, 16], "blocks": [1, 1, 1], "embedding": 16, "labels": list(LABELS), "sigma_data": 0.25}
+
+
+def denoiser(config=CONFIG) -> Denoiser:
+    torch.manual_seed(0)
+    model = Denoiser(config)
+    for parameter in model.parameters():  # the last layers start at zero: give every weight a part in the output
+        torch.nn.init.normal_(parameter, std=0.08)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (33, 47), (18, 31), (2, 5)])
+def test_any_matrix_size(size):
+    x = complex_noise((3, *size), torch.Generator().manual_seed(1))
+    model = denoiser()
+    out = model(x, torch.tensor([0.1, 1.0, 5.0]), model.one_hot(["flair", None, "swi"]))
+    assert out.shape == x.shape
+    assert out.dtype == torch.complex64
+    assert torch.isfinite(torch.view_as_real(out)).all()
+
+
+def test_preconditioning_at_both_ends():
+    """Little noise: D(x) = x. Nothing but noise: D is of the size of the data, whatever the size of x."""
+    model = denoiser()
+    label = model.one_hot([None])
+    x = complex_noise((1, 16, 15), torch.Generator().manual_seed(2))
+    assert torch.allclose(model(x, torch.tensor([1e-5]), label), x, atol=1e-3)
+    far = [model(sigma * x, torch.tensor([sigma]), label).abs().max() for sigma in (1e3, 1e4)]
+    assert far[1] < 5 * far[0]
+
+
+def test_untrained_network_is_the_gaussian_denoiser():
+    model = Denoiser(CONFIG)  # its head is zero: only the skip path is left
+    x = complex_noise((1, 9, 6), torch.Generator().manual_seed(3))
+    expected = x * 0.25**2 / (0.25**2 + 0.5**2)
+    assert torch.allclose(model(x, torch.tensor([0.5]), model.one_hot([None])), expected, atol=1e-6)
+
+
+def test_batching_and_labels():
+    model = denoiser()
+    x = complex_noise((2, 21, 14), torch.Generator().manual_seed(4))
+    sigma = torch.tensor([0.2, 0.7])
+    both = model(x, sigma, model.one_hot(["t1", "flair"]))
+    alone = model(x[1:], sigma[1:], model.one_hot(["flair"]))
+    assert torch.allclose(both[1:], alone, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(both[1:], model(x[1:], sigma[1:], model.one_hot(["t2"])), atol=1e-4)
+    unlabelled = model(x[1:], sigma[1:], model.one_hot([None]))
+    assert torch.equal(unlabelled, model(x[1:], sigma[1:], model.one_hot(["no such label"])))
+
+
+def test_checkpoint_round_trip(tmp_path):
+    model = denoiser()
+    save_checkpoint(tmp_path / "m.safetensors", model, {"sampling": {"samples": 2}})
+    loaded = load_checkpoint(tmp_path / "m.safetensors")
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.denoiser.state_dict()[name], value)
+    assert loaded.card["sampling"] == {"samples": 2}
+    assert loaded.model_id.startswith("m-")
+
+
+def test_a_large_network_is_stored_in_half_precision(tmp_path):
+    model = Denoiser({**CONFIG, "widths": [64, 256, 512]})
+    assert sum(p.numel() for p in model.parameters()) > 4_000_000
+    save_checkpoint(tmp_path / "m.safetensors", model, {})
+    assert (tmp_path / "m.safetensors").stat().st_size < 2.1 * sum(p.numel() for p in model.parameters())
+
+
+def damage_weights(folder):
+    data = bytearray((folder / "m.safetensors").read_bytes())
+    data[-5] ^= 1
+    (folder / "m.safetensors").write_bytes(data)
+
+
+def truncate_weights(folder):
+    path = folder / "m.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def edit_card(folder, **changes):
+    card = json.loads((folder / "m.json").read_text())
+    (folder / "m.json").write_text(json.dumps({**card, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (damage_weights, "damaged"),
+        (truncate_weights, "damaged"),
+        (lambda f: (f / "m.safetensors").unlink(), "does not exist"),
+        (lambda f: (f / "m.json").unlink(), "does not exist"),
+        (lambda f: (f / "m.json").write_text("{"), "not a dpmrecon card"),
+        (lambda f: (f / "m.json").write_text("[]"), "not a dpmrecon card"),
+        (lambda f: edit_card(f, scale_rule="maximum is 1"), "scale rule"),
+        (lambda f: edit_card(f, model={**CONFIG, "widths": [8, 12, 20]}), "does not hold the network"),
+        (lambda f: edit_card(f, model={}), "does not hold the network"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path, harm, words):
+    save_checkpoint(tmp_path / "m.safetensors", denoiser(), {})
+    harm(tmp_path)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_checkpoint(tmp_path / "m.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_checkpoint_names_its_data():
+    checkpoint = load_checkpoint()
+    card = checkpoint.card
+    assert not {"patient09", "patient12"} & set(card["data"]["subjects"])
+    assert any("CC-BY" in source for source in card["data"]["sources"])
+    assert {"flair", "t1", "t2", "dwi", "swi"} <= set(checkpoint.denoiser.labels)
