@@ -29,7 +29,7 @@ class Denoiser(nn.Module):
         self.labels = tuple(config["labels"])
         self.sigma_data = float(config["sigma_data"])
         self.unet = UNet(config["widths"], config["blocks"], config["embedding"], len(self.labels))
-        self.to(memory_format=torch.channels_last)
+        self.unet = self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def device(self) -> torch.device:

@@ -74,7 +74,7 @@ def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) ->
             )
         started = time.perf_counter()
         kspace = data.kspace.to(device)
-        maps = estimate_coil_maps(data.calibration.to(device), tuple(kspace.shape[-2:]))
+        maps = estimate_coil_maps(data.calibration.to(device), (kspace.shape[-2], kspace.shape[-1]))
         model = ForwardModel(maps, data.mask.to(device))
         mapped = time.perf_counter()
         scale, conventional = slice_scale(model, kspace, data.sigma_n)
@@ -111,11 +111,10 @@ def _groups(stream: Iterable[MappedSlice | LostSlice], size: int) -> Iterator[li
     """Lists of at most `size` neighbours of equal shape, in order."""
     group: list[MappedSlice] = []
     for item in stream:
-        lost = isinstance(item, LostSlice)
-        if group and (lost or item.data.kspace.shape != group[0].data.kspace.shape):
+        if group and (isinstance(item, LostSlice) or item.data.kspace.shape != group[0].data.kspace.shape):
             yield group
             group = []
-        if lost:
+        if isinstance(item, LostSlice):
             yield item
             continue
         group.append(item)

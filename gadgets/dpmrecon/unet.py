@@ -18,12 +18,23 @@ class Block(nn.Module):
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         self.modulate = nn.Linear(embedding, 2 * channels)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        _zero(self.second)
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
         return x + self.second(F.silu(torch.addcmul(shift, self.first(x), 1 + scale)))
+
+
+class Blocks(nn.ModuleList):
+    """The residual blocks of one level, one after the other."""
+
+    def __init__(self, channels: int, embedding: int, count: int):
+        super().__init__(Block(channels, embedding) for _ in range(count))
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        for block in self:
+            x = block(x, embedding)
+        return x
 
 
 class UNet(nn.Module):
@@ -35,23 +46,23 @@ class UNet(nn.Module):
 
     def __init__(self, widths: list[int], blocks: list[int], embedding: int, n_labels: int):
         super().__init__()
+        self.frequencies: torch.Tensor
         self.register_buffer("frequencies", torch.exp(torch.linspace(0.0, 4.0, 16)), persistent=False)
         self.embed_noise = nn.Sequential(nn.Linear(32, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.embed_label = nn.Linear(n_labels, embedding, bias=False)
         self.stem = nn.Conv2d(8, widths[0], 3, padding=1)
         self.head = nn.Conv2d(widths[0], 8, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        _zero(self.head)
         self.down_blocks = nn.ModuleList()
         self.up_blocks = nn.ModuleList()
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
         for level, (width, count) in enumerate(zip(widths, blocks)):
-            self.down_blocks.append(nn.ModuleList(Block(width, embedding) for _ in range(count)))
+            self.down_blocks.append(Blocks(width, embedding, count))
             if level + 1 < len(widths):
                 self.down.append(nn.Conv2d(width, widths[level + 1], 2, stride=2))
                 self.up.append(nn.ConvTranspose2d(widths[level + 1], width, 2, stride=2))
-                self.up_blocks.append(nn.ModuleList(Block(width, embedding) for _ in range(count)))
+                self.up_blocks.append(Blocks(width, embedding, count))
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """`noise` (batch,) is a function of sigma near unit range; `label` (batch, n_labels) one-hot or zeros."""
@@ -61,17 +72,20 @@ class UNet(nn.Module):
         h = self.stem(F.pixel_unshuffle(_pad_even(x), 2))
         skips = []
         for level, blocks in enumerate(self.down_blocks):
-            for block in blocks:
-                h = block(h, embedding)
+            h = blocks(h, embedding)
             if level < len(self.down):
                 skips.append(h)
                 h = self.down[level](_pad_even(h))
         for level in reversed(range(len(self.up))):
             skip = skips.pop()
             h = self.up[level](h)[..., : skip.shape[-2], : skip.shape[-1]] + skip
-            for block in self.up_blocks[level]:
-                h = block(h, embedding)
+            h = self.up_blocks[level](h, embedding)
         return F.pixel_shuffle(self.head(h), 2)[..., :rows, :cols]
+
+
+def _zero(layer: nn.Conv2d) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _pad_even(x: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def affine(magnitude: torch.Tensor, angle: float, scale_rows: float, scale_cols:
     return F.grid_sample(magnitude[None, None], grid, mode="bicubic", align_corners=False)[0, 0].clamp(min=0)
 
 
-def random_phase(shape: tuple[int, int], extent: float, generator: torch.Generator) -> torch.Tensor:
+def random_phase(shape: Sequence[int], extent: float, generator: torch.Generator) -> torch.Tensor:
     """exp(i phi), phi smooth: a constant, a ramp and a few bumps (magnitude images have no phase of their own).
 
     shape: of the crop; extent: its side as a fraction of the slice's, by which the phase's slopes shrink.
@@ -80,7 +81,7 @@ def random_phase(shape: tuple[int, int], extent: float, generator: torch.Generat
     points = int(torch.randint(3, 7, (1,), generator=generator))
     amplitude = 1.5 * extent * float(torch.rand((), generator=generator))
     bumps = torch.randn(1, 1, points, points, generator=generator) * amplitude
-    phase = F.interpolate(bumps, shape, mode="bicubic", align_corners=True)[0, 0]
+    phase = F.interpolate(bumps, tuple(shape), mode="bicubic", align_corners=True)[0, 0]
     start, rows, cols = torch.rand(3, generator=generator) * 6.0
     rows, cols = (rows - 3) * extent, (cols - 3) * extent
     phase = (

@@ -73,7 +73,7 @@ def prepare(images: Path, out: Path, exclude: list[str], slices_per_simulation: 
 
 def pixel_size(path: Path) -> float:
     """In-plane pixel size in mm."""
-    return float(nibabel.load(path).header.get_zooms()[0])
+    return float(nibabel.load(path).header.get_zooms()[0])  # type: ignore[attr-defined]
 
 
 def axial(path: Path) -> np.ndarray:

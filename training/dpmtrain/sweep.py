@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from dpmrecon.checkpoint import Checkpoint
 from dpmrecon.output import nrmse
-from dpmrecon.reconstruct import Sampling, sampled
+from dpmrecon.reconstruct import Reconstruction, Sampling, sampled
 from dpmrecon.samplers import settings_from
 
 from .validation import validation_slices
@@ -28,6 +28,7 @@ def sweep(
         started, scores = time.perf_counter(), []
         for contrast, mapped, truth in cases:
             (result,) = sampled([mapped], checkpoint, contrast, sampling)
+            assert isinstance(result, Reconstruction), result.reason
             scores.append((contrast, _score(result.image, truth)))
         seconds = (time.perf_counter() - started) / len(cases)
         print(chosen, _summary(contrasts, scores), f"{seconds:.1f} s a slice", flush=True)

@@ -15,7 +15,7 @@ from .dataset import PreparedSlices
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[no-redef]
 
 RECIPE_KEYS = {
     "model": ("widths", "blocks", "embedding", "labels", "sigma_data"),

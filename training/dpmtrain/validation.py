@@ -39,6 +39,7 @@ def validation_slices(
         generator = torch.Generator().manual_seed(number)
         data, truth = acquire(magnitude, sigma, acceleration, calibration_lines, generator)
         (mapped,) = with_coil_maps([data], torch.device("cpu"))
+        assert isinstance(mapped, MappedSlice), mapped.reason
         found.append((contrast, mapped, truth))
     return found
 
