@@ -1,16 +1,39 @@
-"""The one Fourier transform of the project: centred and orthonormal."""
+"""The one Fourier transform of the project: orthonormal, with the origin at index N//2 of every axis."""
 
 import torch
 
 
-def to_kspace(image: torch.Tensor, axes: tuple[int, ...] = (-2, -1)) -> torch.Tensor:
+Axes = tuple[int, ...]
+
+
+def to_kspace(image: torch.Tensor, axes: Axes = (-2, -1)) -> torch.Tensor:
     """Centred orthonormal FFT over `axes`; index N//2 of each axis is the origin on both sides."""
-    return torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(image, axes), dim=axes, norm="ortho"), axes)
+    return origin_to_centre(corner_to_kspace(origin_to_corner(image, axes), axes), axes)
 
 
-def to_image(kspace: torch.Tensor, axes: tuple[int, ...] = (-2, -1)) -> torch.Tensor:
+def to_image(kspace: torch.Tensor, axes: Axes = (-2, -1)) -> torch.Tensor:
     """Inverse, and adjoint, of `to_kspace`."""
-    return torch.fft.fftshift(torch.fft.ifftn(torch.fft.ifftshift(kspace, axes), dim=axes, norm="ortho"), axes)
+    return origin_to_centre(corner_to_image(origin_to_corner(kspace, axes), axes), axes)
+
+
+def corner_to_kspace(image: torch.Tensor, axes: Axes = (-2, -1)) -> torch.Tensor:
+    """The same transform with the origin at index 0 on both sides: no shifts to pay for inside an iteration."""
+    return torch.fft.fftn(image, dim=axes, norm="ortho")
+
+
+def corner_to_image(kspace: torch.Tensor, axes: Axes = (-2, -1)) -> torch.Tensor:
+    """Inverse, and adjoint, of `corner_to_kspace`."""
+    return torch.fft.ifftn(kspace, dim=axes, norm="ortho")
+
+
+def origin_to_corner(data: torch.Tensor, axes: Axes = (-2, -1)) -> torch.Tensor:
+    """Move the origin from index N//2 to index 0."""
+    return torch.fft.ifftshift(data, axes)
+
+
+def origin_to_centre(data: torch.Tensor, axes: Axes = (-2, -1)) -> torch.Tensor:
+    """Move the origin from index 0 to index N//2."""
+    return torch.fft.fftshift(data, axes)
 
 
 def crop_or_pad(data: torch.Tensor, size: int, axis: int) -> torch.Tensor:
