@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check
+.PHONY: demo test check bench
 
 .venv/runtime: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -30,3 +30,22 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy gadgets/dpmrecon training/dpmtrain
 	$(BIN)/python -m pytest -q
+
+# every method on two R=4 scans, on the CPU: the measured ones where they are, else simulated ones. BART and deepinv
+# join in where they are installed (`pip install -e .[bench]`); without deepinv about 1300 network evaluations a slice
+BENCH_DATA ?= ../shared/data/ismrmrd
+BENCH_OPTIONS ?=
+bench: .venv/dev
+	mkdir -p demo
+	if test -f $(BENCH_DATA)/t1_brain_r4.h5; then \
+		$(BIN)/dpmtrain bench $(BENCH_DATA)/t1_brain_r4.h5 --truth $(BENCH_DATA)/t1_brain_truth.npy \
+			--mask $(BENCH_DATA)/t1_brain_mask.npy --json demo/bench_t1.json $(BENCH_OPTIONS) && \
+		$(BIN)/dpmtrain bench $(BENCH_DATA)/flair_3slices_r4.h5 --truth $(BENCH_DATA)/flair_3slices_truth.npy \
+			--json demo/bench_flair.json $(BENCH_OPTIONS); \
+	else \
+		for contrast in t1 flair; do \
+			$(BIN)/dpmrecon simulate demo/bench_$$contrast.h5 --contrast $$contrast --R 4 --slices 1 && \
+			$(BIN)/dpmtrain bench demo/bench_$$contrast.h5 --truth demo/bench_$${contrast}_truth.npy \
+				--json demo/bench_$$contrast.json $(BENCH_OPTIONS) || exit 1; \
+		done; \
+	fi

@@ -55,6 +55,16 @@ def test_adjoint(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_normal_operator_of_full_readouts(size):
+    generator = torch.Generator().manual_seed(5)
+    model = random_model(*size, 3, generator)
+    lines = (torch.rand(size[0], 1, generator=generator) < 0.5).float().expand(size)
+    model = ForwardModel(model.coil_maps, lines)
+    image = complex_noise((2, *size), generator)
+    assert torch.allclose(model.normal(image), model.adjoint(model.forward(image)), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("weight", [0.01, 3.0])
 def test_prox_is_the_dense_solution(size, weight):
     generator = torch.Generator().manual_seed(2)
