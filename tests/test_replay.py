@@ -39,7 +39,7 @@ def report(out) -> dict:
 
 
 def images(out, series: int = 1) -> list[ismrmrd.Image]:
-    dataset = ismrmrd.Dataset(str(out / "images.h5"), "dataset", mode="r")
+    dataset = ismrmrd.Dataset(str(out / "images.h5"), "dataset", create_if_needed=False)
     try:
         name = f"image_{series}"
         return [dataset.read_image(name, index) for index in range(dataset.number_of_images(name))]
@@ -50,7 +50,7 @@ def images(out, series: int = 1) -> list[ismrmrd.Image]:
 def edited(scan, folder, edit) -> str:
     """A copy of the scan whose acquisitions `edit` has seen: (number, acquisition) -> acquisition or None."""
     copy = folder / "edited.h5"
-    source = ismrmrd.Dataset(str(scan), "dataset", mode="r")
+    source = ismrmrd.Dataset(str(scan), "dataset", create_if_needed=False)
     target = ismrmrd.Dataset(str(copy), "dataset", create_if_needed=True)
     target.write_xml_header(source.read_xml_header())
     for number in range(source.number_of_acquisitions()):

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from . import __version__
-from .errors import BadInputError, DpmreconError
+from .errors import DpmreconError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,6 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_replay(commands)
     _add_simulate(commands)
+    _add_send(commands)
+    _add_selftest(commands)
+    _add_serve(commands)
     args = parser.parse_args(arguments)
     try:
         return args.run(args)
@@ -38,64 +41,37 @@ def _command(commands, name: str, summary: str, example: str) -> argparse.Argume
 
 
 def _add_replay(commands) -> None:
+    from . import archive
+    from .options import add_arguments
+
     parser = _command(
         commands,
         "replay",
-        "Reconstruct an ISMRMRD file into images.h5, preview.png and report.json",
+        "Reconstruct an ISMRMRD file into images.h5, dicom/, preview.png and report.json",
         "dpmrecon replay scan.h5 --out results --samples 8",
     )
     parser.add_argument("scan", type=Path, help="ISMRMRD file with raw acquisitions")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--contrast", help="flair, t1, t2, dwi or swi (default: from the scan's protocol name)")
-    parser.add_argument("--model", type=Path, help="checkpoint .safetensors (default: the one that ships)")
-    parser.add_argument("--sampler", choices=("prox", "dps"), default="prox")
-    parser.add_argument("--steps", type=int, help="evaluations of the network per sample (default: the model's)")
-    parser.add_argument("--samples", type=int, help="posterior samples per slice; their mean is the image")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fallback", choices=("on", "off"), default="on", help="CG-SENSE where the model fails")
-    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="slices after it come out as CG-SENSE")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    parser.add_argument("--batch", type=int, help="images the network sees at once (default: 4 on a CPU, 32 on a GPU)")
-    parser.add_argument("--combine-averages", action="store_true", help="one image of all averages")
+    add_arguments(parser)
+    archive.add_arguments(parser)
     parser.add_argument("--truth", type=Path, help=".npy (slices, rows, cols) to score and show errors against")
     parser.add_argument("--mask", type=Path, help=".npy, where to score")
     parser.set_defaults(run=_replay)
 
 
 def _replay(args: argparse.Namespace) -> int:
-    import dataclasses
-
-    from .checkpoint import load_checkpoint
-    from .mrd import contrast_label, open_scan
-    from .reconstruct import Sampling
+    from . import archive, options
+    from .mrd import open_scan
     from .replay import replay
-    from .samplers import settings_from
 
-    for name in ("steps", "samples", "batch"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise BadInputError(f"--{name} is {getattr(args, name)}: give 1 or more")
-    device = _device(args.device)
-    checkpoint = load_checkpoint(args.model, device)
-    labels = [label for label in checkpoint.denoiser.labels if not label.startswith("spare")]
+    values = options.from_arguments(args)
+    checkpoint, device = options.load(values)
     with open_scan(args.scan) as scan:
-        contrast = args.contrast or contrast_label(scan.header)
-    if args.contrast is not None and args.contrast not in labels:
-        raise BadInputError(f"contrast '{args.contrast}' is unknown to the model: valid ones are {', '.join(labels)}")
+        contrast = options.contrast_of(values, checkpoint, scan.header)
     if contrast is None:
         print("dpmrecon: the protocol names no known contrast: the unlabelled prior is used", file=sys.stderr)
-    defaults = checkpoint.card["sampling"]
-    settings = settings_from(defaults[args.sampler])
-    if args.steps is not None:
-        settings = dataclasses.replace(settings, steps=args.steps)
-    sampling = Sampling(
-        sampler=args.sampler,
-        settings=settings,
-        samples=args.samples or defaults["samples"],
-        seed=args.seed,
-        batch=args.batch or (4 if device.type == "cpu" else 32),
-        fallback=args.fallback == "on",
-        deadline=args.deadline,
-    )
+    sampling = options.sampling_of(values, checkpoint, device)
+    outputs, dicom, stated = archive.from_arguments(args)
     code = replay(
         args.scan,
         args.out,
@@ -106,21 +82,12 @@ def _replay(args: argparse.Namespace) -> int:
         combine_averages=args.combine_averages,
         truth=args.truth,
         mask=args.mask,
+        outputs=outputs,
     )
-    print(f"{args.out}/images.h5, preview.png, report.json")
+    for line in archive.write_archive(args.out, args.scan, dicom, stated, combine_averages=args.combine_averages):
+        print(f"dpmrecon: {line}", file=sys.stderr)
+    print(f"{args.out}/images.h5, dicom/, preview.png, report.json")
     return code
-
-
-def _device(name: str | None):
-    import torch
-
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInputError(f"device '{name}' cannot be used ({reason}): leave --device out or name another") from error
-    return device
 
 
 def _add_simulate(commands) -> None:
@@ -134,6 +101,46 @@ def _add_simulate(commands) -> None:
     )
     add_arguments(parser)
     parser.set_defaults(run=run)
+
+
+def _add_send(commands) -> None:
+    from .send import add_arguments, run
+
+    summary = "Send DICOM files to an archive (C-STORE)"
+    parser = _command(commands, "send", summary, "dpmrecon send results/dicom --to ORTHANC@localhost:4242")
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_selftest(commands) -> None:
+    from .selftest import add_arguments, run
+
+    summary = "Check that images lie where they belong in the patient, through every output"
+    parser = _command(commands, "selftest", summary, "dpmrecon selftest --out selftest")
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_serve(commands) -> None:
+    from .options import add_arguments
+
+    parser = _command(
+        commands,
+        "serve",
+        "Keep the model loaded and reconstruct what Gadgetrons and MRD clients send",
+        "dpmrecon serve --port 9020 --device cuda",
+    )
+    parser.add_argument("--port", type=int, required=True, help="to listen on; 0 takes a free one and names it")
+    parser.add_argument("--address", default="127.0.0.1", help="to listen on (default: this machine alone)")
+    parser.add_argument("--peers", type=int, default=8, help="scans at a time; one more is refused (default: 8)")
+    add_arguments(parser)
+    parser.set_defaults(run=_serve)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from .serve import run
+
+    return run(args)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import torch
 
-
 Axes = tuple[int, ...]
 
 

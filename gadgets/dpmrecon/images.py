@@ -14,6 +14,10 @@ from .reconstruct import Reconstruction, Sampling
 
 RESEARCH = "RESEARCH: not for diagnostic use"
 RECONSTRUCTION, SPREAD = 1, 2  # series index: image_1 and image_2 in the file
+# The 99th percentile of a series' first slice: fine enough in whole numbers; other slices may be 30 times as bright
+BRIGHT = 1000.0
+LARGEST = 32767  # of an integer image: Gadgetron's own tail stops there, and int16 readers too
+_COUNTERS = ("slice", "contrast", "phase", "set", "repetition", "average")  # the first counts fastest
 
 
 def to_recon_space(image: torch.Tensor, header: ismrmrd.xsd.ismrmrdHeader) -> torch.Tensor:
@@ -42,24 +46,55 @@ def mrd_images(
     checkpoint: Checkpoint,
     sampling: Sampling,
 ) -> Iterator[tuple[Reconstruction | LostSlice, list[ismrmrd.Image]]]:
-    """Each reconstruction with its images: the reconstruction, and the spread where several samples were drawn."""
-    number = 0
+    """Each reconstruction with its images: the reconstruction, and the spread where several samples were drawn.
+
+    float32, all in one scale: BRIGHT is the 99th percentile of the first slice; the meta's RescaleSlope takes it back
+    to the units of the (whitened) k-space.
+    """
+    factor, used = None, set()
     for item in stream:
         if isinstance(item, LostSlice):
             yield item, []
             continue
-        number += 1
+        factor = factor or BRIGHT / item.mapped.scale
+        number = _image_number(item, header)
+        while number in used:  # limits that announce too little
+            number += 1
+        used.add(number)
         outputs = [(item.image, RECONSTRUCTION, "Image", "DPM" if item.fallback is None else "CG-SENSE FALLBACK")]
         if item.spread is not None:
             outputs.append((item.spread.to(torch.complex64), SPREAD, "Uncertainty", "DPM std of samples"))
         images = []
         for image, series, role, tag in outputs:
-            magnitude = to_recon_space(image, header).abs().cpu().numpy()
+            magnitude = factor * to_recon_space(image, header).abs().cpu().numpy()
             mrd = ismrmrd.Image.from_array(magnitude[None, None], transpose=False)
             mrd.setHead(_image_header(mrd.getHead(), item, header, number, series))
-            mrd.attribute_string = _meta(item, header, magnitude, role, tag, checkpoint, sampling).serialize()
+            mrd.attribute_string = _meta(
+                item, header, magnitude, role, tag, checkpoint, sampling, factor, number
+            ).serialize()
             images.append(mrd)
         yield item, images
+
+
+def _image_number(item: Reconstruction, header: ismrmrd.xsd.ismrmrdHeader) -> int:
+    """From 1 on, slices first, as Gadgetron counts: it does not depend on the order of acquisition."""
+    number, step = 1, 1
+    for name in _COUNTERS:
+        number += step * getattr(item.mapped.data.key, name)
+        limit = getattr(header.encoding[0].encodingLimits, name, None)
+        step *= limit.maximum + 1 if limit is not None else 1
+    return number
+
+
+def to_uint16(image: ismrmrd.Image) -> ismrmrd.Image:
+    """The same image in whole numbers of its scale, 0 to LARGEST."""
+    data = np.clip(np.rint(image.data), 0, LARGEST).astype(np.uint16)
+    head = ismrmrd.ImageHeader.from_buffer_copy(image.getHead())
+    head.data_type = ismrmrd.DATATYPE_USHORT
+    found = ismrmrd.Image.from_array(data, transpose=False)
+    found.setHead(head)
+    found.attribute_string = image.attribute_string
+    return found
 
 
 def _image_header(
@@ -89,6 +124,8 @@ def _meta(
     tag: str,
     checkpoint: Checkpoint,
     sampling: Sampling,
+    factor: float,
+    number: int,
 ) -> ismrmrd.Meta:
     """Both key sets: the MRD standard's names and Gadgetron's."""
     line = item.mapped.data.header
@@ -100,7 +137,7 @@ def _meta(
     return ismrmrd.Meta(
         {
             "DataRole": role,
-            "GADGETRON_DataRole": role,
+            "GADGETRON_DataRole": "Image",  # another role would not become DICOM there
             "SeriesDescription": description,
             "GADGETRON_SeqDescription": f"_{tag}",
             "ImageComments": comment,
@@ -112,6 +149,10 @@ def _meta(
             "WindowWidth": str(width),
             "GADGETRON_WindowCenter": str(max(1, width // 2)),
             "GADGETRON_WindowWidth": str(width),
+            "GADGETRON_ImageNumber": str(number),
+            "GADGETRON_ScaleRatio": f"{factor:.9g}",
+            "RescaleSlope": f"{1 / factor:.9g}",
+            "RescaleIntercept": "0",
             "ImageRowDir": [f"{v:.9g}" for v in line.read_dir],
             "ImageColumnDir": [f"{v:.9g}" for v in line.phase_dir],
             "dpmrecon_version": __version__,
@@ -123,5 +164,38 @@ def _meta(
             "dpmrecon_seed": str(sampling.seed),
             "dpmrecon_residual": f"{item.residual:.4g}",
             "dpmrecon_fallback": item.fallback or "none",
+            **_gadgetron_meta(item, header),
         }
     )
+
+
+def _gadgetron_meta(item: Reconstruction, header: ismrmrd.xsd.ismrmrdHeader) -> dict[str, str | list[str]]:
+    """What Gadgetron's own reconstructions say about geometry and scan, in its names; mm and ms as in the header."""
+    line, encoding = item.mapped.data.header, header.encoding[0]
+    rows, cols = item.mapped.data.kspace.shape[-2:]
+    encoded, recon = encoding.encodedSpace, encoding.reconSpace
+    measurement = header.measurementInformation
+    numbers = {
+        "PatientPosition": line.position,
+        "read_dir": line.read_dir,
+        "phase_dir": line.phase_dir,
+        "slice_dir": line.slice_dir,
+        "patient_table_position": line.patient_table_position,
+        "acquisition_time_stamp": [line.acquisition_time_stamp],
+        "physiology_time_stamp": line.physiology_time_stamp,
+        "encoding": [line.encoding_space_ref],
+        # the readout's oversampling is gone
+        "encoded_matrix": [cols, rows, encoded.matrixSize.z or 1],
+        "encoding_FOV": [recon.fieldOfView_mm.x, encoded.fieldOfView_mm.y, encoded.fieldOfView_mm.z],
+        "recon_matrix": [recon.matrixSize.x, recon.matrixSize.y, recon.matrixSize.z or 1],
+        "recon_FOV": [recon.fieldOfView_mm.x, recon.fieldOfView_mm.y, recon.fieldOfView_mm.z],
+    }
+    names = {
+        "measurementID": getattr(measurement, "measurementID", None),
+        "protocolName": getattr(measurement, "protocolName", None),
+        "patient_position": getattr(getattr(measurement, "patientPosition", None), "value", None),
+    }
+    return {
+        **{name: [f"{value or 0:.6g}" for value in values] for name, values in numbers.items()},
+        **{name: value for name, value in names.items() if value},
+    }

@@ -241,7 +241,8 @@ def _check_numbers(header: Any) -> None:
                     raise BadInputError(
                         f"the scan's header gives {space}.{part}.{axis} as {value}; a positive number is needed"
                     )
-    for name, value in dataclasses.asdict(encoding.encodingLimits).items() if encoding.encodingLimits else ():
+    limits = getattr(encoding, "encodingLimits", None)
+    for name, value in dataclasses.asdict(limits).items() if limits else ():
         if value is not None and not all(isinstance(number, int) for number in value.values()):
             raise BadInputError(f"the scan's header gives encodingLimits.{name} as {value}; whole numbers are needed")
 

@@ -1,8 +1,11 @@
 """The result folder of a replay: images.h5, report.json and preview.png."""
 
 import json
+import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ismrmrd
 import numpy as np
@@ -14,10 +17,25 @@ from .errors import BadInputError
 from .images import RESEARCH, to_recon_space
 from .mrd import Scan
 from .preview import write_preview
-from .reconstruct import Reconstruction, Sampling
+from .reconstruct import Reconstruction, Sampling, data_residual
 
 PREVIEW_ROWS = 6
 METHODS = ("zero-filled", "CG-SENSE", "DPM")
+CONVENTIONAL = 3  # series index: image_3 in the file
+# elements of an MRD header that tell who was scanned, where and when
+_PERSONAL = (
+    *("subjectInformation", "studyInformation", "institutionName", "stationName", "deviceSerialNumber", "seriesDate"),
+    *("seriesTime", "seriesDescription", "seriesInstanceUIDRoot", "frameOfReferenceUID", "referencedImageSequence"),
+)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """conventional: keep the CG-SENSE image of every slice as a series of its own (image_3); anonymize: leave patient
+    and study data out of the header of images.h5, and the file's name out of the report."""
+
+    conventional: bool = False
+    anonymize: bool = False
 
 
 class ResultFolder:
@@ -32,16 +50,18 @@ class ResultFolder:
         checkpoint: Checkpoint,
         contrast: str | None,
         sampling: Sampling,
+        outputs: Outputs,
         truth: Path | None = None,
         mask: Path | None = None,
     ):
-        self.folder, self.header, self.xml = folder, scan.header, scan.xml
+        self.folder, self.header, self.outputs = folder, scan.header, outputs
+        self.xml = without_patient(scan.xml) if outputs.anonymize else scan.xml
         self.truth = None if truth is None else _load(truth)
         self.mask = None if mask is None else _load(mask) > 0
         if self.mask is not None and (self.truth is None or self.mask.shape[-2:] != self.truth.shape[-2:]):
             raise BadInputError(f"mask {mask} needs a truth of the same rows and columns: give --truth as well")
         self.report: dict = {
-            "scan": scan.path.name,
+            "scan": None if outputs.anonymize else scan.path.name,
             "package_version": __version__,
             "model_id": checkpoint.model_id,
             "contrast": contrast,
@@ -76,12 +96,15 @@ class ResultFolder:
             self.exit_code = 4
             self.report["slices"].append({**vars(item.key), "missing": item.reason, "fallback": None})
             return f"slice {item.key.slice}: MISSING: {item.reason}"
+        if self.outputs.conventional:
+            images = [*images, _conventional(images[0], item, self.header)]
         try:
             for image in images:
                 self.dataset.append_image(f"image_{image.image_series_index}", image)
         except OSError as error:
             raise BadInputError(f"cannot write to {self.folder} ({error}): the slices before are kept") from error
         data = item.mapped.data
+        assert data.calibration is not None  # else there were no maps
         self.report["slices"].append(
             {
                 **vars(data.key),
@@ -107,21 +130,20 @@ class ResultFolder:
     def _keep_pictures(self, item: Reconstruction) -> None:
         key = item.mapped.data.key
         shown = len(self.report["slices"]) % self.every == 0 and len(self.rows) < PREVIEW_ROWS
-        scored = self.truth is not None and key.slice < len(self.truth)
-        if not (shown or scored):
+        truth = None if self.truth is None or key.slice >= len(self.truth) else self.truth[key.slice]
+        if not shown and truth is None:
             return
         images = (item.mapped.zero_filled, item.mapped.conventional, item.image)
         pictures = {
             name: to_recon_space(image, self.header).abs().cpu().numpy() for name, image in zip(METHODS, images)
         }
-        if scored:
+        if truth is not None:
             for name, picture in pictures.items():
                 self.scores[name].append((key.slice, picture))
         if shown:
             if item.spread is not None:
                 pictures["std of samples x5"] = 5 * to_recon_space(item.spread, self.header).abs().cpu().numpy()
-            if scored:
-                truth = self.truth[key.slice]
+            if truth is not None:
                 pictures["truth"] = truth * _factor(truth, pictures["DPM"])
                 for name in METHODS:
                     fitted = pictures[name] * _factor(pictures[name], pictures["truth"])
@@ -134,6 +156,7 @@ class ResultFolder:
         self.report["seconds"] = time.perf_counter() - self.started
         if self.scores["DPM"]:
             self.report["nrmse"] = {name: self._nrmse(found) for name, found in self.scores.items()}
+            print("NRMSE:", ", ".join(f"{name} {found['mean']:.4f}" for name, found in self.report["nrmse"].items()))
         (self.folder / "report.json").write_text(json.dumps(self.report, indent=1) + "\n")
         if self.rows:
             columns = set.intersection(*(set(row) for row in self.rows))
@@ -141,6 +164,7 @@ class ResultFolder:
             write_preview(self.folder / "preview.png", rows, self.titles)
 
     def _nrmse(self, found: list[tuple[int, np.ndarray]]) -> dict:
+        assert self.truth is not None
         mask = self.mask if self.mask is not None else np.ones_like(self.truth, dtype=bool)
         per_slice = nrmse(
             np.stack([picture for _, picture in found]),
@@ -148,6 +172,42 @@ class ResultFolder:
             np.stack([mask[index if len(mask) > 1 else 0] for index, _ in found]),
         )
         return {"mean": float(np.mean(per_slice)), "slices": [float(value) for value in per_slice]}
+
+
+def _conventional(image: ismrmrd.Image, item: Reconstruction, header: Any) -> ismrmrd.Image:
+    """The CG-SENSE image of a slice beside its reconstruction `image`, in the same scale and place."""
+    meta = dict(image.meta)
+    scale = 1 / float(meta.get("RescaleSlope", 1))
+    magnitude = scale * to_recon_space(item.mapped.conventional, header).abs().cpu().numpy()
+    head = ismrmrd.ImageHeader.from_buffer_copy(image.getHead())
+    head.image_series_index = CONVENTIONAL
+    found = ismrmrd.Image.from_array(magnitude[None, None].astype(np.float32), transpose=False)
+    found.setHead(head)
+    protocol = header.measurementInformation.protocolName if header.measurementInformation else None
+    meta |= {
+        "DataRole": "Conventional",
+        "GADGETRON_DataRole": "Conventional",
+        "SeriesDescription": f"{protocol or 'scan'} CG-SENSE RESEARCH",
+        "GADGETRON_SeqDescription": "_CG-SENSE",
+        "ImageComments": RESEARCH,
+        "GADGETRON_ImageComment": RESEARCH,
+        "ImageProcessingHistory": f"dpmrecon {__version__} CG-SENSE",
+        "GADGETRON_ImageProcessingHistory": f"dpmrecon {__version__} CG-SENSE",
+        "ImageType": "DERIVED\\PRIMARY\\OTHER\\CGSENSE",
+        "dpmrecon_sampler": "cg-sense",
+        "dpmrecon_residual": f"{data_residual(item.mapped, item.mapped.conventional):.4g}",
+        "dpmrecon_fallback": "none",
+    }
+    found.attribute_string = ismrmrd.Meta(meta).serialize()
+    return found
+
+
+def without_patient(xml: bytes) -> bytes:
+    """An MRD header without the elements that tell who was scanned, where and when; the rest byte for byte."""
+    for name in _PERSONAL:
+        pattern = rb"<((?:[\w.-]+:)?" + name.encode() + rb")\b[^>]*(?:/>|(?<!/)>.*?</\1\s*>)"
+        xml = re.sub(pattern, b"", xml, flags=re.DOTALL)
+    return xml
 
 
 def nrmse(found: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -305,6 +305,68 @@ class Phantom:
         paint("fat", np.ones_like(x))
 
 
+class Letters:
+    """A test object for geometry in place of a head: a round body with the letters L, A and H on the patient's left,
+    front and head side, and beside each a marker, a Gaussian spot of known place.
+
+    centre, normal: (3,) middle and unit normal of the slices, LPS mm. The letters are drawn in the anatomical plane
+    (axial, coronal or sagittal) nearest to them, as radiologists look at it, and carried through along its normal;
+    the one that the normal points to shows in the middle, in the slices on its side alone. The markers are put where
+    the slices are.
+    """
+
+    MARKER_SIGMA_MM = 3.5
+    SIDES = {"L": (1.0, 0.0, 0.0), "A": (0.0, -1.0, 0.0), "H": (0.0, 0.0, 1.0)}
+    _STROKES = {
+        "L": (((-1, -1), (-1, 1)), ((-1, 1), (0.8, 1))),
+        "A": (((-1, 1), (0, -1)), ((0, -1), (1, 1)), ((-0.55, 0.3), (0.55, 0.3))),
+        "H": (((-1, -1), (-1, 1)), ((1, -1), (1, 1)), ((-1, 0), (1, 0))),
+    }
+    # to the right and down in the picture, for slices across x, y and z
+    _VIEWS = (((0, 1, 0), (0, 0, -1)), ((1, 0, 0), (0, 0, -1)), ((1, 0, 0), (0, 1, 0)))
+
+    def __init__(self, centre: np.ndarray, normal: np.ndarray) -> None:
+        self.axis = int(np.argmax(np.abs(normal)))
+        self.centre, self.normal = np.asarray(centre, float), np.asarray(normal, float)
+        self.right, self.down = (np.array(vector, np.float32) for vector in self._VIEWS[self.axis])
+        self.places: dict[str, np.ndarray] = {}
+        self.markers: dict[str, np.ndarray] = {}
+        # the middle one's marker, on the side that no letter takes
+        away = -36.0 * self.right * sum(self.right @ np.array(side) for side in self.SIDES.values())
+        for letter, aside, depth in (("L", -6.0, 2.3), ("A", -9.0, -3.4), ("H", -4.0, 4.1)):
+            side = np.array(self.SIDES[letter])
+            across = bool(self.SIDES[letter][self.axis])
+            place = np.zeros(3) if across else 40.0 * side
+            self.places[letter] = place.astype(np.float32)
+            # well away from all ink
+            beside = np.asarray(self.down if abs(side @ self.right) > 0.5 else self.right, float)
+            marker = away if across else place + aside * side + 36.0 * beside
+            off_plane = (marker - self.centre) @ self.normal
+            self.markers[letter] = marker + (depth - off_plane) * self.normal
+
+    def magnitude(self, points: np.ndarray, contrast: str = "", b_value: float = 0.0) -> np.ndarray:
+        """Signal at points (..., 3) in LPS mm -> (...) float32; the same for every contrast."""
+        flat = np.ascontiguousarray(points.reshape(-1, 3).T, np.float32)
+        signal = 0.5 * _soft(_ellipsoid(flat, (0, 0, 0), (84, 96, 84)), 1.0)
+        for letter, strokes in self._STROKES.items():
+            q = flat - self.places[letter][:, None]
+            u, v = self.right @ q, self.down @ q
+            ink = np.full(len(u), 99.0, np.float32)
+            for start, end in strokes:
+                line = np.array([u, v, np.zeros_like(u)])
+                ink = np.minimum(ink, _capsule(line, (*(11.0 * np.array(start)), 0), (*(11.0 * np.array(end)), 0), 2.4))
+            weight = _soft(ink, 1.0)
+            if self.SIDES[letter][self.axis]:
+                facing = self.normal * np.sign(np.array(self.SIDES[letter]) @ self.normal)
+                offset = facing.astype(np.float32) @ (flat - self.centre[:, None].astype(np.float32))
+                weight = weight * _soft(1.0 - offset, 1.0)
+            signal += 0.4 * weight
+        for place in self.markers.values():
+            distance = _norm(flat - place.astype(np.float32)[:, None])
+            signal += 2.0 * np.exp(-0.5 * (distance / self.MARKER_SIGMA_MM) ** 2)
+        return signal.astype(np.float32).reshape(points.shape[:-1])
+
+
 class _Paint:
     """Front to back: each tissue takes its weight (0 to 1) of what is left of every point."""
 

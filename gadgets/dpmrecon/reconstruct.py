@@ -91,12 +91,14 @@ def sampled(
     contrast: str | None,
     sampling: Sampling,
     progress: Callable[[int], object] = lambda evaluations: None,
+    started: float | None = None,
 ) -> Iterator[Reconstruction | LostSlice]:
     """Sample every slice from the posterior, several slices at once where the batch has room for them.
 
-    Raises DpmreconError when a slice cannot be sampled and the fallback is off.
+    started: time.monotonic() that the deadline counts from; None is the first slice asked for. Raises DpmreconError
+    when a slice cannot be sampled and the fallback is off.
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     for group in _groups(stream, max(1, sampling.batch // sampling.samples)):
         if isinstance(group, LostSlice):
             yield group
@@ -131,12 +133,14 @@ def _sample_group(
     started = time.perf_counter()
     try:
         draws = _draw(group, checkpoint, contrast, sampling, progress)
-    except (RuntimeError, MemoryError, ArithmeticError) as error:  # out of memory is a RuntimeError in torch
+    except DpmreconError:
+        raise
+    except Exception as error:  # whatever it is, the slice is complete: it gets the conventional image
         if len(group) > 1:
             for mapped in group:
                 yield from _sample_group([mapped], checkpoint, contrast, sampling, progress)
             return
-        yield _fall_back(group[0], f"the sampler failed ({str(error).splitlines()[0]})", sampling, error)
+        yield _fall_back(group[0], f"the sampler failed ({_first_line(error)})", sampling, error)
         return
     seconds = (time.perf_counter() - started) / len(group)
     for mapped, samples in zip(group, draws):
@@ -196,6 +200,10 @@ def _draw(
 
 def _first(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0].unsqueeze(0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _fall_back(

@@ -12,7 +12,7 @@ from .acquisitions import slices
 from .checkpoint import Checkpoint
 from .images import mrd_images
 from .mrd import open_scan
-from .output import ResultFolder
+from .output import Outputs, ResultFolder
 from .reconstruct import Sampling, sampled, with_coil_maps
 
 
@@ -24,6 +24,7 @@ def replay(
     sampling: Sampling,
     device: torch.device,
     *,
+    outputs: Outputs,
     combine_averages: bool = False,
     truth: Path | None = None,
     mask: Path | None = None,
@@ -35,7 +36,7 @@ def replay(
     """
     with (
         open_scan(scan_file) as scan,
-        ResultFolder(out, scan, checkpoint, contrast, sampling, truth, mask) as results,
+        ResultFolder(out, scan, checkpoint, contrast, sampling, outputs, truth, mask) as results,
         tqdm(total=scan.n_slices * sampling.samples * sampling.settings.steps, unit="eval", smoothing=0.05) as bar,
     ):
         stream = scan.acquisitions()

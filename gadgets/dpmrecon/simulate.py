@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import BadInputError
-from .phantom import CONTRASTS, Phantom, SmoothNoise
+from .phantom import CONTRASTS, Letters, Phantom, SmoothNoise
 
 _NOISE_LINES = 64
 _FINER = 2
@@ -52,6 +52,10 @@ class SimulationSettings:
     averages: int = 1
     repetitions: int = 1
     b_value: float = 1000.0  # s/mm^2, for dwi alone
+    b_values: tuple[float, ...] = ()  # several, for dwi alone, in place of b_value; the counter `contrast` tells them
+    patient_position: str = "HFS"  # only what the header says: all coordinates are the patient's
+    swap_phase: bool = False  # lines run where readout samples ran: the two directions change places
+    phantom: str = "head"  # or "letters", the test object for geometry
     subject: int = 0
     seed: int = 0
     lesion_side: str = "left"
@@ -63,6 +67,8 @@ class SimulationSettings:
             ("calibration", ("embedded", "separate", "none")),
             ("oversampling", (1, 2)),
             ("lesion_side", ("left", "right")),
+            ("phantom", ("head", "letters")),
+            ("patient_position", tuple(f"{first}F{side}" for first in "HF" for side in ("S", "P", "DR", "DL"))),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -80,6 +86,10 @@ class SimulationSettings:
         for name in ("slice_gap_mm", "noise", "noise_correlation", "b_value", "subject", "seed"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise BadInputError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.b_values and (self.contrast != "dwi" or not all(0 <= b < np.inf for b in self.b_values)):
+            raise BadInputError(
+                f"b_values are {self.b_values} for {self.contrast}; give values of 0 or more, and contrast dwi"
+            )
         for name in ("partial_fourier", "asymmetric_echo"):
             if not 0.5 < getattr(self, name) <= 1:
                 raise BadInputError(f"{name} is {getattr(self, name)}; it must be above 0.5 and at most 1")
@@ -135,7 +145,7 @@ class SimulationSettings:
         about_y = np.array([[np.cos(ay), 0, np.sin(ay)], [0, 1, 0], [-np.sin(ay), 0, np.cos(ay)]])
         about_z = np.array([[np.cos(az), -np.sin(az), 0], [np.sin(az), np.cos(az), 0], [0, 0, 1]])
         read, phase, through = (about_z @ about_y @ about_x).T
-        return read, phase, through
+        return (phase, read, through) if self.swap_phase else (read, phase, through)
 
     def slice_position(self, index: int) -> np.ndarray:
         """Centre (3,) of a slice in LPS mm: voxel (rows//2, cols//2)."""
@@ -152,7 +162,8 @@ def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
     """Write the scan to `path` (ISMRMRD HDF5, group "dataset") and its truth to PATH_truth.npy beside it.
 
     The truth is float32 (n_slices, rows, cols) in the order of the slice index: magnitude of the noise-free,
-    fully sampled, pre-whitened coil images, combined by the true coil maps with sum |s|^2 = 1.
+    fully sampled, pre-whitened coil images, combined by the true coil maps with sum |s|^2 = 1; that of the first of
+    several b-values.
     Raises BadInputError where the file cannot be written.
     """
     path = Path(path)
@@ -160,12 +171,16 @@ def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
         raise BadInputError(f"the folder {path.parent} does not exist; create it or name another output file")
     if path.is_dir():
         raise BadInputError(f"{path} is a folder; name the file to write")
-    phantom = Phantom(settings.subject, settings.lesion_side, settings.marker_mm)
+    phantom = the_object(settings)
     mixing = _noise_mixing(settings)
-    kspace = np.empty((settings.n_slices, settings.n_coils, settings.rows, settings.samples), np.complex64)
-    truth = np.empty((settings.n_slices, settings.rows, settings.cols), np.float32)
-    for index in range(settings.n_slices):
-        kspace[index], truth[index] = _simulate_slice(phantom, settings, index, mixing)
+    b_values = settings.b_values or (settings.b_value,)
+    shape = (settings.n_slices, settings.n_coils, settings.rows, settings.samples)
+    kspace = np.empty((len(b_values), *shape), np.complex64)
+    truths = np.empty((len(b_values), settings.n_slices, settings.rows, settings.cols), np.float32)
+    for number, b_value in enumerate(b_values):
+        for index in range(settings.n_slices):
+            kspace[number, index], truths[number, index] = _simulate_slice(phantom, settings, index, b_value, mixing)
+    truth = truths[0]
     # sigma is what whitened noise has per real channel in units of the truth
     level = settings.noise * float(np.percentile(truth, 99))
     partial = path.with_name(path.name + ".part")
@@ -177,6 +192,13 @@ def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise BadInputError(f"{path} cannot be written ({error}); name a file in a folder with free space") from error
+
+
+def the_object(settings: SimulationSettings) -> Phantom | Letters:
+    """What lies in the scanner."""
+    if settings.phantom == "letters":
+        return Letters(np.array(settings.position_mm), settings.directions()[2])
+    return Phantom(settings.subject, settings.lesion_side, settings.marker_mm)
 
 
 def truth_path(path: str | os.PathLike) -> Path:
@@ -216,7 +238,7 @@ def coil_maps(points: np.ndarray, n_coils: int, subject: int = 0) -> np.ndarray:
 
 
 def _simulate_slice(
-    phantom: Phantom, settings: SimulationSettings, index: int, mixing: np.ndarray
+    phantom: Phantom | Letters, settings: SimulationSettings, index: int, b_value: float, mixing: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Noise-free k-space (n_coils, rows, samples) and the truth (rows, cols), noise of unit level being whitened."""
     import torch
@@ -228,7 +250,7 @@ def _simulate_slice(
     for part in _PLANES:
         offset = part * settings.slice_thickness_mm
         plane = slice_points(settings, index, _FINER, settings.oversampling, offset)
-        image += phantom.magnitude(plane, settings.contrast, settings.b_value) / len(_PLANES)
+        image += phantom.magnitude(plane, settings.contrast, b_value) / len(_PLANES)
     maps = coil_maps(fine, settings.n_coils, settings.subject)
     coil_images = maps * (image * _phase(fine, settings.subject))
     # orthonormal on both sizes: the factor keeps the units of the image
@@ -272,7 +294,9 @@ def _write(path: Path, settings: SimulationSettings, kspace: np.ndarray, mixing:
     rng = np.random.default_rng([settings.seed, 24])
     count = 0
 
-    def readout(line: np.ndarray | None, index: int, row: int, average: int, repetition: int, flags: list[int]):
+    def readout(
+        line: np.ndarray | None, index: int, row: int, average: int, repetition: int, contrast: int, flags: list[int]
+    ):
         """One record of the file from a line (n_coils, samples); None is noise alone, over the full readout."""
         skipped = 0 if line is None else settings.skipped_samples
         shape = (settings.n_coils, settings.samples - skipped)
@@ -289,6 +313,7 @@ def _write(path: Path, settings: SimulationSettings, kspace: np.ndarray, mixing:
         acquisition.idx.slice = index
         acquisition.idx.average = average
         acquisition.idx.repetition = repetition
+        acquisition.idx.contrast = contrast
         acquisition.position[:] = settings.slice_position(index)
         acquisition.read_dir[:], acquisition.phase_dir[:], acquisition.slice_dir[:] = settings.directions()
         for flag in flags:
@@ -318,24 +343,28 @@ def _write(path: Path, settings: SimulationSettings, kspace: np.ndarray, mixing:
         if settings.noise_scan:
             for _ in range(_NOISE_LINES):
                 flags = [ismrmrd.ACQ_IS_NOISE_MEASUREMENT]
-                records.append(readout(None, 0, settings.skipped_rows, 0, 0, flags))
+                records.append(readout(None, 0, settings.skipped_rows, 0, 0, 0, flags))
             flush()
         for repetition in range(settings.repetitions):
-            for index in settings.slice_order():
-                for average in range(settings.averages):
-                    for row, flags in _lines(settings, index, average, repetition):
-                        records.append(readout(kspace[index, :, row], index, row, average, repetition, flags))
-                    flush()
+            for contrast in range(len(kspace)):
+                for index in settings.slice_order():
+                    for average in range(settings.averages):
+                        counters = (average, repetition, contrast)
+                        for row, flags in _lines(settings, index, *counters):
+                            records.append(readout(kspace[contrast, index, :, row], index, row, *counters, flags))
+                        flush()
 
 
-def _lines(settings: SimulationSettings, index: int, average: int, repetition: int) -> list[tuple[int, list[int]]]:
-    """(row, flags) of one average of one slice, in the order of acquisition."""
+def _lines(
+    settings: SimulationSettings, index: int, average: int, repetition: int, contrast: int
+) -> list[tuple[int, list[int]]]:
+    """(row, flags) of one average of one slice at one b-value, in the order of acquisition."""
     import ismrmrd
 
     calibration = settings.calibration_rows()
     grid = settings.grid_rows()
     first: list[tuple[int, list[int]]] = []
-    if settings.calibration == "separate" and average == 0:
+    if settings.calibration == "separate" and average == contrast == 0:
         first = [(row, [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION]) for row in calibration]
     lines: list[tuple[int, list[int]]] = [(row, []) for row in grid]
     if settings.calibration == "embedded" and settings.acceleration > 1:
@@ -355,9 +384,10 @@ def _lines(settings: SimulationSettings, index: int, average: int, repetition: i
     # every average is a whole slice, so that a reader that keeps averages apart can close it
     lines[0][1].append(ismrmrd.ACQ_FIRST_IN_SLICE)
     lines[-1][1].append(ismrmrd.ACQ_LAST_IN_SLICE)
-    if average == 0 and index == order[0]:
+    if average == contrast == 0 and index == order[0]:
         lines[0][1].append(ismrmrd.ACQ_FIRST_IN_REPETITION)
-    if average == settings.averages - 1 and index == order[-1]:
+    last_contrast = max(len(settings.b_values), 1) - 1
+    if average == settings.averages - 1 and contrast == last_contrast and index == order[-1]:
         lines[-1][1].append(ismrmrd.ACQ_LAST_IN_REPETITION)
         if repetition == settings.repetitions - 1:
             lines[-1][1].append(ismrmrd.ACQ_LAST_IN_MEASUREMENT)
@@ -367,6 +397,7 @@ def _lines(settings: SimulationSettings, index: int, average: int, repetition: i
 def _header(settings: SimulationSettings):
     """The MRD header; no version, which older readers refuse."""
     from ismrmrd import xsd
+    from xsdata.models.datatype import XmlDate, XmlTime
 
     sequence = CONTRASTS[settings.contrast]
     thickness = settings.slice_thickness_mm
@@ -388,7 +419,7 @@ def _header(settings: SimulationSettings):
         kspace_encoding_step_2=limit(1),
         average=limit(settings.averages),
         slice=limit(settings.n_slices),
-        contrast=limit(1),
+        contrast=limit(max(len(settings.b_values), 1)),
         phase=limit(1),
         repetition=limit(settings.repetitions),
         set=limit(1),
@@ -406,14 +437,26 @@ def _header(settings: SimulationSettings):
         calibrationMode=modes[settings.calibration],
     )
     diffusion = None
-    if settings.contrast == "dwi":
+    if settings.contrast == "dwi" and not settings.b_values:
         value = xsd.userParameterDoubleType(name="b_value", value=float(settings.b_value))
         diffusion = xsd.userParametersType(userParameterDouble=[value])
+    weightings = [
+        xsd.diffusionType(gradientDirection=xsd.gradientDirectionType(rl=0.0, ap=0.0, fh=0.0), bvalue=float(b))
+        for b in settings.b_values
+    ]
     return xsd.ismrmrdHeader(
-        studyInformation=xsd.studyInformationType(studyDescription="SIMULATED"),
+        subjectInformation=xsd.subjectInformationType(
+            patientName=f"SIMULATED^{settings.phantom.upper()}",
+            patientID=f"SIMULATED{settings.subject}",
+            patientBirthdate=XmlDate(1970, 1, 1),
+            patientGender="O",
+        ),
+        studyInformation=xsd.studyInformationType(
+            studyDate=XmlDate(2000, 1, 1), studyTime=XmlTime(12, 0, 0), studyID="1", studyDescription="SIMULATED"
+        ),
         measurementInformation=xsd.measurementInformationType(
             measurementID=f"simulated_{settings.subject}_{settings.seed}",
-            patientPosition=xsd.patientPositionType.HFS,
+            patientPosition=xsd.patientPositionType(settings.patient_position),
             protocolName=sequence.protocol,
             sequenceName=sequence.protocol,
         ),
@@ -438,6 +481,8 @@ def _header(settings: SimulationSettings):
             TE=[sequence.te],
             TI=[] if sequence.ti is None else [sequence.ti],
             flipAngle_deg=[sequence.flip_angle],
+            diffusionDimension=xsd.diffusionDimensionType.CONTRAST if weightings else None,
+            diffusion=weightings,
         ),
         userParameters=diffusion,
     )
@@ -481,6 +526,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--averages", "averages", "averages", type=int, metavar="N")
     option("--repetitions", "repetitions", "repetitions", type=int, metavar="N")
     option("--b-value", "b_value", "diffusion weighting in s/mm^2, for dwi", type=float, metavar="B")
+    option("--b-values", "b_values", "several of them", nargs="+", type=float, metavar="B")
+    option("--patient-position", "patient_position", "what the header says", metavar="HFS")
+    parser.add_argument("--swap-phase", action="store_true", help="lines and readout change directions")
+    option("--phantom", "phantom", "what is scanned", choices=("head", "letters"))
     option("--subject", "subject", "seed of the anatomy, the coils and the phase", type=int, metavar="N")
     option("--seed", "seed", "seed of the noise", type=int, metavar="N")
     option("--lesion-side", "lesion_side", "hemisphere of the acute infarct", choices=("left", "right"))

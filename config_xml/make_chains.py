@@ -1,0 +1,111 @@
+"""Write the chains: `python config_xml/make_chains.py`. The XML files here are its output: change this file instead.
+
+One chain per contrast, each in two forms that differ in one line: dpm_LABEL.xml starts the gadget for each scan,
+dpm_LABEL_connect.xml uses a running `dpmrecon serve`.
+"""
+
+import argparse
+from pathlib import Path
+
+from dpmrecon.options import OPTIONS
+
+CONTRASTS = ("flair", "t1", "t2", "swi", "dwi")
+
+CARTESIAN = (
+    ("mricore", "NoiseAdjustGadget", {}),
+    ("mricore", "AsymmetricEchoAdjustROGadget", {}),
+    ("mricore", "RemoveROOversamplingGadget", {}),
+)
+EPI = (
+    ("mricore", "NoiseAdjustGadget", {}),
+    ("epi", "EPIReconXGadget", {}),
+    ("epi", "EPICorrGadget", {}),
+    ("epi", "FFTXGadget", {}),
+    ("epi", "OneEncodingGadget", {}),
+)
+SLICES = (
+    # a trigger on the slice would cut scans with interleaved slices into pieces
+    ("mricore", "AcquisitionAccumulateTriggerGadget", {"trigger_dimension": "repetition"}),
+    ("mricore", "BucketToBufferGadget", {"split_slices": "true", "ignore_segment": "true"}),
+    (
+        "mricore",
+        "GenericReconCartesianReferencePrepGadget",
+        {"prepare_ref_always": "true", "ref_fill_into_data_embedded": "true"},
+    ),
+)
+IMAGES = (
+    ("mricore", "ComplexToFloatGadget", {}),
+    ("mricore", "FloatToUShortGadget", {"max_intensity": "32767", "min_intensity": "0", "intensity_offset": "0"}),
+    ("mricore", "ImageFinishGadget", {}),
+)
+EXECUTE = '<execute name="dpmrecon.gadget" target="reconstruct" type="python"/>'
+
+TEMPLATE = """\
+<?xml version="1.0" encoding="UTF-8"?>
+<!-- Written by make_chains.py. {what} RESEARCH: not for diagnostic use.
+     Properties of dpmrecon are the options of `dpmrecon replay`: {options}. -->
+<configuration>
+    <version>2</version>
+    <readers>
+        <reader><dll>gadgetron_core_readers</dll><classname>AcquisitionReader</classname></reader>
+        <reader><dll>gadgetron_core_readers</dll><classname>WaveformReader</classname></reader>
+    </readers>
+    <writers>
+        <writer><dll>gadgetron_core_writers</dll><classname>ImageWriter</classname></writer>
+    </writers>
+    <stream>
+{before}
+        <external>
+            {action}
+            <configuration>
+                <property name="contrast" value="{contrast}"/>
+            </configuration>
+        </external>
+{after}
+    </stream>
+</configuration>
+"""
+
+
+def gadget(library: str, name: str, properties: dict[str, str]) -> str:
+    lines = [f"<dll>gadgetron_{library}</dll><classname>{name}</classname>"]
+    lines += [f'<property name="{key}" value="{value}"/>' for key, value in properties.items()]
+    return "        <gadget>\n" + "".join(f"            {line}\n" for line in lines) + "        </gadget>"
+
+
+def chain(contrast: str, connect: tuple[str, int] | None) -> str:
+    """The XML of one chain; connect: address and port of the service, None starts the gadget instead."""
+    before = (*(EPI if contrast == "dwi" else CARTESIAN), *SLICES)
+    what = "2D EPI, ghosts corrected by Gadgetron." if contrast == "dwi" else "2D scans."
+    service = [option.name for option in OPTIONS if not (connect and option.process)]
+    return TEMPLATE.format(
+        what=what,
+        options=", ".join(name for name in service if name != "combine-averages"),  # that one needs raw acquisitions
+        before="\n".join(gadget(*entry) for entry in before),
+        after="\n".join(gadget(*entry) for entry in IMAGES),
+        action=f'<connect address="{connect[0]}" port="{connect[1]}"/>' if connect else EXECUTE,
+        contrast=contrast,
+    )
+
+
+def chains(address: str, port: int) -> dict[str, str]:
+    """File names and texts of all chains."""
+    found = {}
+    for contrast in CONTRASTS:
+        found[f"dpm_{contrast}.xml"] = chain(contrast, None)
+        found[f"dpm_{contrast}_connect.xml"] = chain(contrast, (address, port))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--address", default="127.0.0.1", help="of `dpmrecon serve`")
+    parser.add_argument("--port", type=int, default=9020)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    args = parser.parse_args()
+    for name, text in chains(args.address, args.port).items():
+        (args.out / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""`dpmrecon serve`: one loaded model for many scans, from Gadgetrons and from MRD clients on the same port.
+
+A peer has a thread that talks to it and one that reads ahead; the device has one thread, which takes work slice by
+slice from a bounded queue in the order it came. Memory is bounded by PEERS times the slices that a peer may have in
+hand: those read ahead, those of the group that is worked on, and the one that is filling.
+"""
+
+import contextlib
+import logging
+import queue
+import select
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from . import options
+from .errors import BadInputError, DpmreconError
+from .options import Values
+from .wire import Wire
+
+log = logging.getLogger("dpmrecon")
+
+PEERS = 8  # scans in hand at a time; who comes then is told so
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))  # seconds, seconds, times
+
+
+class DeviceQueue:
+    """Runs jobs one after the other in a thread of its own, in the order they came; whoever finds it full waits."""
+
+    def __init__(self, size: int):
+        self._jobs: queue.Queue = queue.Queue(size)
+        threading.Thread(target=self._work, daemon=True, name="device").start()
+
+    def run(self, job: Callable[[], Any]) -> Any:
+        """job(), when its turn has come."""
+        future: Future = Future()
+        self._jobs.put((job, future))
+        return future.result()
+
+    def close(self) -> None:
+        """End the thread, once what waits is done."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while True:
+            entry = self._jobs.get()
+            if entry is None:
+                return
+            job, future = entry
+            try:
+                future.set_result(job())
+            except BaseException as error:  # the thread that waits raises it
+                future.set_exception(error)
+            del entry, job, future  # or the last peer's slices would stay until the next one's
+
+
+class Server:
+    """Listens from the start, so that early peers wait instead of failing; serves once `load` has the model."""
+
+    def __init__(self, address: str, port: int, peers: int = PEERS):
+        try:
+            self.listener = socket.create_server((address, port), backlog=peers)
+        except OSError as error:
+            raise BadInputError(f"cannot listen on {address} port {port} ({error.strerror}): choose others") from error
+        self.port = self.listener.getsockname()[1]
+        self._peers = peers
+        self._sessions: dict[threading.Thread, Any] = {}
+        self._device = DeviceQueue(peers)
+        self._stopping = threading.Event()
+        self._wake, self._woken = socket.socketpair()
+
+    def load(self, values: Values) -> str:
+        """The model onto its device; returns its id. Raises DpmreconError: a service without a model is none."""
+        from .session import Engine
+
+        checkpoint, device = options.load(values)
+        options.sampling_of(values, checkpoint, device)
+        self._engine = Engine(checkpoint, device, values, self._device.run, service=True)
+        return checkpoint.model_id
+
+    def stop(self) -> None:
+        """Take no new peers; `serve` returns when the scans in hand are done. Safe in a signal handler."""
+        self._stopping.set()
+        with contextlib.suppress(OSError):
+            self._wake.send(b"\0")
+
+    def serve(self) -> None:
+        """Accept peers until `stop`."""
+        poll = select.poll()
+        for waiting in (self.listener, self._woken):
+            poll.register(waiting, select.POLLIN)
+        while not self._stopping.is_set():
+            poll.poll()
+            if self._stopping.is_set():
+                break
+            try:
+                connection, _ = self.listener.accept()
+            except OSError as error:  # a peer that left at once, or no file descriptors left
+                log.error("a peer could not be accepted (%s)", error.strerror)
+                self._stopping.wait(0.1)
+                continue
+            self._start(connection)
+        self.listener.close()
+        sessions = list(self._sessions.items())
+        for _, session in sessions:
+            if not session.begun:  # connected, but no scan in hand
+                with contextlib.suppress(OSError):
+                    session.peer.socket.shutdown(socket.SHUT_RDWR)
+        for thread, _ in sessions:
+            thread.join()
+
+    def close(self) -> None:
+        """Give the port and the device back."""
+        self._device.close()
+        for end in (self.listener, self._wake, self._woken):
+            end.close()
+
+    def _start(self, connection: socket.socket) -> None:
+        from .session import Session
+
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        full = len(self._sessions) >= self._peers
+        session = Session(Wire(connection), lambda: self._engine)
+        thread = threading.Thread(target=self._serve_one, args=(session, full), daemon=True)
+        if not full:
+            self._sessions[thread] = session
+        thread.start()
+
+    def _serve_one(self, session: Any, full: bool) -> None:
+        from .session import greet
+
+        def greeting(peer: Wire) -> Any:
+            found = greet(peer)
+            if full and found is not None:
+                raise Busy(found[0], self._peers)
+            return found
+
+        try:
+            session.run(greeting)
+            with contextlib.suppress(DpmreconError):
+                session.peer.send_close()
+        finally:
+            with contextlib.suppress(OSError):
+                session.peer.socket.close()
+            self._sessions.pop(threading.current_thread(), None)
+
+
+class Busy(DpmreconError):
+    """One peer too many; host: how to tell it."""
+
+    def __init__(self, host: Any, peers: int):
+        super().__init__(f"{peers} scans are in hand and no more are taken at a time: send this one again later")
+        self.host = host
+
+
+def run(args: Any) -> int:
+    """The command `dpmrecon serve`."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    values = options.from_arguments(args)
+    server = Server(args.address, args.port, args.peers)
+    log.info("listening on %s port %d, loading the model", args.address, server.port)
+
+    def stop(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+        server.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    with contextlib.closing(server):
+        log.info("model %s: ready", server.load(values))
+        server.serve()
+    log.info("stopped")
+    return 0

@@ -1,0 +1,142 @@
+"""The chains: what the parser of a Gadgetron demands, that their pieces are those that recon_data asks for, and that
+their properties are options."""
+
+import importlib
+import runpy
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from dpmrecon import options
+from dpmrecon.denoiser import LABELS
+from dpmrecon.errors import BadInputError
+
+FOLDER = Path(__file__).parents[1] / "config_xml"
+FILES = sorted(FOLDER.glob("*.xml"))
+LABELS_USED = [label for label in LABELS if not label.startswith("spare")]
+
+
+def classes(stream: ElementTree.Element) -> list[str]:
+    return [node.findtext("classname", "external") for node in stream]
+
+
+def test_every_contrast_has_both_forms():
+    expected = {f"dpm_{label}{form}.xml" for label in LABELS_USED for form in ("", "_connect")}
+    assert {path.name for path in FILES} == expected
+
+
+def test_the_files_are_what_the_generator_writes():
+    written = runpy.run_path(str(FOLDER / "make_chains.py"))["chains"]("127.0.0.1", 9020)
+    assert {path.name: path.read_text() for path in FILES} == written
+
+
+def test_the_two_forms_differ_in_the_action_alone():
+    for label in LABELS_USED:
+        execute, connect = (ElementTree.parse(FOLDER / f"dpm_{label}{form}.xml").getroot() for form in ("", "_connect"))
+        for root, action in ((execute, "execute"), (connect, "connect")):
+            external = root.find("stream/external")
+            external.remove(external.find(action))
+        assert ElementTree.tostring(execute) == ElementTree.tostring(connect)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_gadgetron_parses_it(path):
+    root = ElementTree.parse(path).getroot()
+    assert root.tag == "configuration"
+    assert root.findtext("version") == "2"
+    assert [child.tag for child in root] == ["version", "readers", "writers", "stream"]
+    for kind in ("reader", "writer"):
+        found = root.findall(f"{kind}s/{kind}")
+        assert found
+        assert all(node.findtext("dll") and node.findtext("classname") for node in found)
+    stream = root.find("stream")
+    assert {node.tag for node in stream} == {"gadget", "external"}  # anything else has no parser
+    for node in stream.findall("gadget"):
+        assert {child.tag for child in node} <= {"dll", "classname", "property"}
+        for found in node.findall("property"):
+            assert set(found.attrib) == {"name", "value"}  # with children besides it would be ambiguous
+            assert len(found) == 0
+            assert "@" not in found.get("value")  # a reference
+    (external,) = stream.findall("external")
+    actions = [node for node in external if node.tag in ("execute", "connect")]
+    assert len(actions) == 1
+    assert [node.tag for node in external] == [actions[0].tag, "configuration"]
+    if actions[0].tag == "execute":
+        assert actions[0].get("type") == "python"
+        module = importlib.import_module(actions[0].get("name"))
+        assert callable(getattr(module, actions[0].get("target")))
+    else:
+        assert actions[0].get("address") == "127.0.0.1"
+        assert 0 < int(actions[0].get("port")) < 2**16
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_its_properties_are_options(path):
+    external = ElementTree.parse(path).getroot().find("stream/external")
+    service = external.find("connect") is not None
+    values = options.from_properties(ElementTree.tostring(external.find("configuration")), service=service)
+    assert values["contrast"] == path.stem.removeprefix("dpm_").removesuffix("_connect")
+    external.find("configuration")[0].set("name", "kontrast")
+    with pytest.raises(BadInputError, match="'kontrast' is unknown: valid ones are contrast, "):
+        options.from_properties(ElementTree.tostring(external.find("configuration")), service=service)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_pieces_stand_in_their_order(path):
+    found = classes(ElementTree.parse(path).getroot().find("stream"))
+    epi = ["EPIReconXGadget", "EPICorrGadget", "FFTXGadget", "OneEncodingGadget"]
+    cartesian = ["AsymmetricEchoAdjustROGadget", "RemoveROOversamplingGadget"]
+    assert found == [
+        "NoiseAdjustGadget",
+        *(epi if "dwi" in path.stem else cartesian),
+        "AcquisitionAccumulateTriggerGadget",
+        "BucketToBufferGadget",
+        "GenericReconCartesianReferencePrepGadget",
+        "external",
+        "ComplexToFloatGadget",
+        "FloatToUShortGadget",
+        "ImageFinishGadget",
+    ]
+    gadgets = {
+        node.findtext("classname"): {p.get("name"): p.get("value") for p in node.findall("property")}
+        for node in ElementTree.parse(path).getroot().iter("gadget")
+    }
+    assert gadgets["AcquisitionAccumulateTriggerGadget"] == {"trigger_dimension": "repetition"}
+    assert gadgets["BucketToBufferGadget"] == {"split_slices": "true", "ignore_segment": "true"}
+    assert gadgets["GenericReconCartesianReferencePrepGadget"]["ref_fill_into_data_embedded"] == "true"
+    assert gadgets["FloatToUShortGadget"]["max_intensity"] == "32767"
+
+
+def test_command_line_and_properties_have_one_schema():
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    options.add_arguments(parser)
+    given = {"contrast": "t2", "sampler": "dps", "steps": "7", "samples": "3", "seed": "-5", "fallback": "off"}
+    given |= {"deadline": "2.5", "model": "x.safetensors", "device": "cuda:1", "batch": "9"}
+    line = [text for name, value in given.items() for text in (f"--{name}", value)]
+    from_line = options.from_arguments(parser.parse_args([*line, "--combine-averages"]))
+    assert options.from_pairs({**given, "combine-averages": "on"}) == from_line
+    assert options.from_arguments(parser.parse_args([])) == options.from_properties(b"<configuration/>\n")
+    assert set(from_line) == {option.name for option in options.OPTIONS}
+
+
+@pytest.mark.parametrize(
+    ("xml", "words"),
+    [
+        ("<configuration><property name='deadline' value='nan'/></configuration>", "deadline' is nan: give 0 or more"),
+        ("<configuration><property name='sampler' value='ddim'/></configuration>", "valid ones are prox, dps"),
+        ("<configuration><property name='seed'/></configuration>", "<property name= value=/> alone"),
+        ("<configuration><gadget/></configuration>", "holds <gadget>"),
+        ("<konfiguration/>", "is a <konfiguration>"),
+        ("<configuration>", "is no XML"),
+        (
+            "<configuration><property name='seed' value='1'/><property name='seed' value='2'/></configuration>",
+            "'seed' stands there twice",
+        ),
+        ("<configuration><property name='a\u00e9\n' value=''/></configuration>", r"property 'a\?\?' is unknown"),
+    ],
+)
+def test_a_bad_configuration_is_refused(xml, words):
+    with pytest.raises(BadInputError, match=words):
+        options.from_properties(xml)
