@@ -158,6 +158,7 @@ def selftest(out: Path, checkpoint: Any, device: Any, orientations: Iterable[str
     checkpoint, device: as `replay` takes them. Raises DpmreconError where a step fails.
     """
     from .dicom import DicomOptions, scan_digest, write_dicom
+    from .output import Outputs
     from .reconstruct import Sampling
     from .replay import replay
     from .samplers import settings_from
@@ -174,7 +175,7 @@ def selftest(out: Path, checkpoint: Any, device: Any, orientations: Iterable[str
         except OSError as error:
             raise BadInputError(f"cannot write to {out} ({error}): choose another --out") from error
         simulate(folder / "scan.h5", settings)
-        replay(folder / "scan.h5", folder, checkpoint, None, sampling, device)
+        replay(folder / "scan.h5", folder, checkpoint, None, sampling, device, outputs=Outputs())
         write_dicom(folder / "images.h5", folder / "dicom", scan_digest(folder / "scan.h5"), {}, DicomOptions())
         findings += compare(orientation, "MRD", mrd_images(folder / "images.h5"), settings)
         findings += compare(orientation, "DICOM", dicom_images(folder / "dicom"), settings)
