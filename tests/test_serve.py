@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from dpmrecon.checkpoint import save_checkpoint
 from dpmrecon.cli import main
 from dpmrecon.denoiser import LABELS, Denoiser
 from dpmrecon.serve import DeviceQueue, Server
+from dpmrecon.session import Reader
 from fake_peer import acquisition, close, config_name
 from test_wire import IDENTIFIER, edited_stream, planted
 
@@ -68,6 +70,14 @@ def exchange(server: Server, *messages: bytes) -> fake_peer.Answer:
     peer = connect(server)
     peer.send(*messages)
     return peer.answer()
+
+
+def until(condition) -> None:
+    """Wait for it, 20 s at most."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def raw_stream(scan, name: str = "dpm_flair", xml=lambda message: message) -> list[bytes]:
@@ -215,6 +225,50 @@ def test_a_peer_that_says_nothing_or_nonsense_does_not_disturb(start, scan):
     silent.socket.close()
 
 
+def test_a_peer_that_dies_in_mid_scan_costs_nothing(start, scan):
+    server = start(peers=1)
+    stream = edited_stream(scan)
+    peer = connect(server)
+    peer.send(*stream[:3], stream[3][:5000])
+    peer.image()
+    peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, no orderly end
+    peer.socket.close()
+    until(lambda: len(exchange(server, *stream).images) == 4)  # its place is free again
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.2  # nobody spins
+
+
+def test_slices_are_read_ahead_but_not_all():
+    taken = []
+
+    def stream():
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    reader = Reader(stream(), 2)
+    until(lambda: len(taken) == 3)  # two wait, one is in hand
+    groups = reader.groups()
+    assert next(groups) == [0, 1]
+    until(lambda: len(taken) == 5)
+    time.sleep(0.3)
+    assert len(taken) == 5
+    reader.finish()
+    assert len(taken) == 100  # dropped, so that the peer can say all
+
+
+def test_an_error_of_the_reader_comes_after_its_slices():
+    def stream():
+        yield 1
+        raise ArithmeticError("two")
+
+    groups = Reader(stream(), 4).groups()
+    assert next(groups) == [1]
+    with pytest.raises(ArithmeticError, match="two"):
+        next(groups)
+
+
 def test_the_device_queue_keeps_order_and_hands_errors_on():
     run = DeviceQueue(2).run
     done = []
@@ -272,6 +326,20 @@ def test_a_model_that_cannot_load_is_said_at_the_start(tmp_path):
     output = process.communicate(timeout=60)[1]
     assert process.returncode == 2
     assert output.splitlines()[-1].startswith("dpmrecon: model file")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--contrast", "pd"], "contrast 'pd' is unknown"),
+        (["--peers", "0"], "--peers is 0"),
+        (["--port", "70000"], "--port 70000"),
+        (["--address", "256.0.0.1"], "cannot listen on 256.0.0.1"),
+    ],
+)
+def test_what_cannot_be_served_is_said_at_the_start(model, capsys, more, words):
+    assert main(["serve", "--port", "0", "--model", str(model), "--device", "cpu", *more]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_one_line(model, capsys):

@@ -53,21 +53,22 @@ def whitening(lines: list[np.ndarray], dwell_ratio: float) -> torch.Tensor:
 def estimated_sigma(kspace: torch.Tensor, mask: torch.Tensor) -> float:
     """The noise level of a slice without noise measurement: the smaller of two estimates, as signal only adds to both.
 
-    One is the quietest columns (beside the head) of the outer lines, transformed along the readout; the other the
-    corners of k-space. kspace: (n_coils, rows, cols); mask: (rows, cols), 1 where acquired. Never below FLOOR times the
-    root mean square of the samples, so that data without noise keep a usable weight.
+    One is the outer lines, transformed along the readout, in the columns beside the head: those where the inner lines
+    hold least. (Columns chosen by the outer lines themselves are quiet by chance, which makes them 4 % too low.) The
+    other is the corners of k-space. kspace: (n_coils, rows, cols); mask: (rows, cols), 1 where acquired. Never below
+    FLOOR times the root mean square of the samples, so that data without noise keep a usable weight.
     """
     rows = mask.amax(1).nonzero().squeeze(1)
     columns = mask.amax(0).nonzero().squeeze(1)
     distance = (rows - mask.shape[0] // 2).abs()
-    outer = rows[distance.argsort(descending=True)[: max(1, len(rows) // 2)]]
-    lines = kspace[:, outer]
+    outward = rows[distance.argsort(descending=True)]
+    outer = outward[: max(1, len(rows) // 2)]
+    lines, inner = kspace[:, outer], kspace[:, outward[-len(outer) :]]
     # the window keeps the head's edges, and those of a cut echo, from leaking into the quiet columns
     window = torch.zeros(mask.shape[1])
     window[columns] = torch.hann_window(len(columns) + 2, periodic=False)[1:-1]
-    hybrid = to_image(lines * window, axes=(-1,)) / window.square().mean().sqrt()
-    variance = torch.view_as_real(hybrid).square().mean((0, 1, 3))
-    beside = variance.sort().values[: max(1, round(QUIET_SHARE * len(variance)))].mean()
+    quiet = _column_variance(inner, window).argsort()[: max(1, round(QUIET_SHARE * mask.shape[1]))]
+    beside = _column_variance(lines, window)[quiet].mean()
     edge = columns[((columns - mask.shape[1] // 2).abs()).argsort(descending=True)[: max(1, len(columns) // 5)]]
     corners = lines[:, : max(1, len(outer) // 4)][..., edge].abs().square().flatten(1)
     # |n|^2 is exponential: its median is 2 ln 2 sigma^2, and blind to single bright samples
@@ -75,3 +76,9 @@ def estimated_sigma(kspace: torch.Tensor, mask: torch.Tensor) -> float:
     acquired = kspace[:, mask > 0]
     rms = acquired.abs().square().mean().sqrt()
     return max(float(torch.minimum(beside, corner).sqrt()), FLOOR * float(rms))
+
+
+def _column_variance(lines: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+    """(n_coils, n_lines, cols) k-space to the variance of a real channel in each column of the image, (cols,)."""
+    hybrid = to_image(lines * window, axes=(-1,)) / window.square().mean().sqrt()
+    return torch.view_as_real(hybrid).square().mean((0, 1, 3))

@@ -89,7 +89,7 @@ def from_properties(xml: bytes | str, defaults: Values | None = None, *, service
     if text:
         try:
             root = ElementTree.fromstring(text)
-        except ElementTree.ParseError as error:
+        except (ElementTree.ParseError, LookupError, ValueError) as error:
             raise BadInputError(f"the configuration is no XML ({error}): <configuration> is needed") from error
         if root.tag != "configuration":
             raise BadInputError(f"the configuration is a <{printable(root.tag)}>: <configuration> is needed")

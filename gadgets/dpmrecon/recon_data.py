@@ -86,7 +86,7 @@ def _slice(bit: ReconBit, index: tuple[int, ...], header: Any, epi: bool) -> Sli
         ref_headers = _headers(bit.ref, index)
         calibration = _lines(bit.ref, index, ref_headers)
     lines = _readout(lines, header, cols)
-    acquired: np.ndarray = np.asarray(lines.any((0, 2)))
+    acquired: np.ndarray = np.asarray((lines != 0).any((0, 2)))
     if calibration is not None and not separate:
         filled = {row for row in _rows(ref_headers, header) if 0 <= row < rows}
         if missing := filled - set(np.flatnonzero(acquired).tolist()):
@@ -111,8 +111,9 @@ def _slice(bit: ReconBit, index: tuple[int, ...], header: Any, epi: bool) -> Sli
             f"and R = {acceleration} announce"
         )
         return LostSlice(key, reason, line_header)
-    if not np.isfinite(lines.view(np.float32)).all():
-        return LostSlice(key, "its lines hold NaN or infinite values", line_header)
+    for part, name in ((lines, "lines"), (calibration, "calibration lines")):
+        if part is not None and not np.isfinite(part.view(np.float32)).all():
+            return LostSlice(key, f"its {name} hold NaN or infinite values", line_header)
     columns = _columns(lines, oversampled=header.encoding[0].encodedSpace.matrixSize.x > cols)
     mask = torch.from_numpy(np.outer(acquired, columns).astype(np.float32))
     kspace = torch.from_numpy(lines) * mask

@@ -117,7 +117,7 @@ def _our_configuration(text: str) -> bytes:
     """What a chain in full holds for us: the `<configuration>` of its `<external>` node."""
     try:
         root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise BadInputError(f"the configuration is no XML ({error}): send a config name or a chain") from error
     found = [
         external.find("configuration")
@@ -184,7 +184,7 @@ class _GreetingError(WireError):
 def _is_properties(config: bytes) -> bool:
     try:
         root = ElementTree.fromstring(config.rstrip(b"\0 \r\n\t"))
-    except (ElementTree.ParseError, ValueError):
+    except (ElementTree.ParseError, LookupError, ValueError):
         return False
     return root.tag == "configuration" and root.find("stream") is None
 

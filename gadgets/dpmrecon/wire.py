@@ -28,6 +28,8 @@ LARGEST_TEXT = 64 << 20  # bytes: no header or configuration is longer
 LARGEST_ARRAY = 8 << 30  # bytes: of one array of k-space
 # Seconds of silence after which a peer is let go: before its scan has begun, within it (scanners pause), after an error
 GREETING, SCAN, FAREWELL = 30.0, 900.0, 60.0
+FIRST_PIECE = 16 << 20  # bytes: room for most messages at once
+STALL = 60  # seconds, whole, that a peer may leave our images unread
 SAMPLING_BYTES = 56  # 6 floats, 15 uint16, padding: the header says the same
 DRAIN_IDLE = 2.0  # seconds without a byte after which a peer that lost its framing has said all
 
@@ -65,6 +67,7 @@ class Wire:
         self.closed = False  # the peer said CLOSE, or is gone
         self.patience = GREETING
         connection.settimeout(None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", STALL, 0))
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
 
@@ -72,12 +75,14 @@ class Wire:
 
     def read(self, count: int) -> bytearray:
         """Exactly `count` bytes. Raises PeerGoneError at the end of the connection, where others would spin."""
-        buffer = bytearray(count)
-        view, got = memoryview(buffer), 0
+        buffer, got = bytearray(), 0
         while got < count:
             self._wait()
+            if got == len(buffer):  # memory grows with what has come, not with what was announced
+                buffer += bytes(min(count - got, max(got, FIRST_PIECE)))
             try:
-                received = self.socket.recv_into(view[got:])
+                with memoryview(buffer) as view:
+                    received = self.socket.recv_into(view[got:])
             except OSError as error:
                 self._lost()
                 raise PeerGoneError(

@@ -1,0 +1,33 @@
+"""What the README claims, on real scans with the default options: the bars are those of the project's issue.
+
+L1-wavelet at its best weight scores .056 on the T1 scan and .095 on the FLAIR scans, GRAPPA .139 and .271.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from dpmrecon.cli import main
+
+DATA = Path(__file__).parents[2] / "shared/data/ismrmrd"
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the shared ISMRMRD scans are not beside the project")
+
+
+@pytest.mark.parametrize(
+    ("scan", "truth", "bar"),
+    [
+        ("t1_brain_r4", "t1_brain", 0.050),
+        ("flair_3slices_r4", "flair_3slices", 0.080),
+        ("flair_3slices_r4_separate_acs", "flair_3slices", 0.080),
+    ],
+)
+def test_default_options_on_shared_scans(tmp_path, scan, truth, bar):
+    options = ["--truth", str(DATA / f"{truth}_truth.npy")]
+    mask = DATA / f"{truth}_mask.npy"
+    if mask.exists():
+        options += ["--mask", str(mask)]
+    assert main(["replay", str(DATA / f"{scan}.h5"), "--out", str(tmp_path), *options]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert all(entry["fallback"] is None for entry in report["slices"])
+    assert [entry["slice"] for entry in report["slices"]] == list(range(len(report["slices"])))
+    assert report["nrmse"]["DPM"]["mean"] <= bar
