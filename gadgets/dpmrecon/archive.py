@@ -21,7 +21,8 @@ def write_archive(
     """Write folder/dicom/ from folder/images.h5 and folder/report.json, and note it in the report.
 
     stated: the user's b-values, None for the header's. Returns lines for the screen. Maps or DICOM that cannot be
-    made are a line on the screen and an entry in the report: the images stay.
+    made are a line on the screen and an entry in the report: the images stay. Raises BadInputError where the report
+    cannot be written.
     """
     report_file = folder / "report.json"
     report = json.loads(report_file.read_text())
@@ -40,15 +41,17 @@ def write_archive(
         weighting = None
         lines.append(f"no trace and ADC: {error}")
     target = folder / "dicom"
-    # series of an earlier run would look like series of this one
-    shutil.rmtree(target, ignore_errors=True)
     files: list[Path] = []
     try:
         files = write_dicom(folder / "images.h5", target, digest, run, options, weighting)
     except BadInputError as error:
+        shutil.rmtree(target, ignore_errors=True)  # half a series looks like a whole one
         lines.append(f"no DICOM: {error}")
     report |= {"scan_sha256": digest, "dicom_files": len(files), "notes": lines}
-    report_file.write_text(json.dumps(report, indent=1) + "\n")
+    try:
+        report_file.write_text(json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise BadInputError(f"cannot write {report_file} ({error}): make room or choose another --out") from error
     return lines
 
 

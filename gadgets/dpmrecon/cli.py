@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _command(commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+def add_command(commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    """A command's parser, with an example under its help."""
     return commands.add_parser(
         name,
         help=summary,
@@ -44,7 +45,7 @@ def _add_replay(commands) -> None:
     from . import archive
     from .options import add_arguments
 
-    parser = _command(
+    parser = add_command(
         commands,
         "replay",
         "Reconstruct an ISMRMRD file into images.h5, dicom/, preview.png and report.json",
@@ -86,14 +87,15 @@ def _replay(args: argparse.Namespace) -> int:
     )
     for line in archive.write_archive(args.out, args.scan, dicom, stated, combine_averages=args.combine_averages):
         print(f"dpmrecon: {line}", file=sys.stderr)
-    print(f"{args.out}/images.h5, dicom/, preview.png, report.json")
+    written = [name for name in ("images.h5", "dicom/", "preview.png", "report.json") if (args.out / name).exists()]
+    print(f"{args.out}/{', '.join(written)}")
     return code
 
 
 def _add_simulate(commands) -> None:
     from .simulate import add_arguments, run
 
-    parser = _command(
+    parser = add_command(
         commands,
         "simulate",
         "Write an accelerated scan of a head phantom, and the truth beside it",
@@ -107,7 +109,7 @@ def _add_send(commands) -> None:
     from .send import add_arguments, run
 
     summary = "Send DICOM files to an archive (C-STORE)"
-    parser = _command(commands, "send", summary, "dpmrecon send results/dicom --to ORTHANC@localhost:4242")
+    parser = add_command(commands, "send", summary, "dpmrecon send results/dicom --to ORTHANC@localhost:4242")
     add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -116,7 +118,7 @@ def _add_selftest(commands) -> None:
     from .selftest import add_arguments, run
 
     summary = "Check that images lie where they belong in the patient, through every output"
-    parser = _command(commands, "selftest", summary, "dpmrecon selftest --out selftest")
+    parser = add_command(commands, "selftest", summary, "dpmrecon selftest --out selftest")
     add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -124,7 +126,7 @@ def _add_selftest(commands) -> None:
 def _add_serve(commands) -> None:
     from .options import add_arguments
 
-    parser = _command(
+    parser = add_command(
         commands,
         "serve",
         "Keep the model loaded and reconstruct what Gadgetrons and MRD clients send",

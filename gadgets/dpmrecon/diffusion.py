@@ -58,13 +58,20 @@ def weighting_from_text(text: str) -> Weighting:
 def weighting_of(header: Any, stated: Weighting | None = None) -> Weighting | None:
     """The weighting that the user states, else the header's; None where there are not several b-values.
 
-    Raises UnsupportedScanError where the header's weighting is on a counter that slices are not kept apart by.
+    Raises BadInputError where an entry of the header has no usable b-value, UnsupportedScanError where its weighting
+    is on a counter that slices are not kept apart by.
     """
     if stated is None:
         sequence = header.sequenceParameters
         entries = getattr(sequence, "diffusion", None) or []
         dimension = getattr(sequence, "diffusionDimension", None)
-        values = tuple(float(entry.bvalue) for entry in entries)
+        numbers = [entry.bvalue for entry in entries]
+        if not all(isinstance(number, int | float) and 0 <= number < np.inf for number in numbers):
+            raise BadInputError(
+                f"the header lists diffusion weightings with the b-values {', '.join(map(str, numbers))}, and each must "
+                "be a number of s/mm^2: state them, --b-values COUNTER:B0,B1,..."
+            )
+        values = tuple(float(number) for number in numbers)
         if len(set(values)) < 2:
             return None
         counter = str(getattr(dimension, "value", dimension) or "none")

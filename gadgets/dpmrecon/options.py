@@ -45,7 +45,7 @@ OPTIONS = (
     Option("samples", int, "posterior samples per slice; their mean is the image (default: the model's)", minimum=1),
     Option("seed", int, "of the samples: equal seeds give equal images (default: 0)", 0),
     Option("fallback", str, "CG-SENSE where the model fails (default: on)", "on", ("on", "off")),
-    Option("deadline", float, "slices after it come out as CG-SENSE", minimum=0, metavar="SECONDS"),
+    Option("deadline", float, "slices that begin after it come out as CG-SENSE; a batch under way is finished", minimum=0, metavar="SECONDS"),
     Option("device", str, "cpu, cuda, cuda:1 ... (default: cuda where there is one)", process=True),
     Option("batch", int, "images the network sees at once (default: 4 on a CPU, 32 on a GPU)", minimum=1, process=True),
     Option("combine-averages", bool, "one image of all averages", False),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,11 @@ class Outputs:
 
 class ResultFolder:
     """Context manager: images are on disk as soon as they are added; report and preview follow at the end, also
-    when the scan breaks off. truth, mask: .npy files (slices, rows, cols) to score against (see `nrmse`).
+    when the scan breaks off, and nothing of an earlier run stays. n_slices: how many are to come.
+
+    truth, mask: .npy files (slices, rows, cols) of the recon space to score against (see `nrmse`); one slice may be
+    (rows, cols), and a mask of one slice serves all. Raises BadInputError for files that do not fit the scan or
+    where something cannot be written.
     """
 
     def __init__(
@@ -51,15 +56,17 @@ class ResultFolder:
         contrast: str | None,
         sampling: Sampling,
         outputs: Outputs,
+        n_slices: int,
         truth: Path | None = None,
         mask: Path | None = None,
     ):
-        self.folder, self.header, self.outputs = folder, scan.header, outputs
+        self.folder, self.header, self.outputs, self.scan_file = folder, scan.header, outputs, scan.path
         self.xml = without_patient(scan.xml) if outputs.anonymize else scan.xml
-        self.truth = None if truth is None else _load(truth)
-        self.mask = None if mask is None else _load(mask) > 0
-        if self.mask is not None and (self.truth is None or self.mask.shape[-2:] != self.truth.shape[-2:]):
-            raise BadInputError(f"mask {mask} needs a truth of the same rows and columns: give --truth as well")
+        matrix = scan.header.encoding[0].reconSpace.matrixSize
+        self.truth = None if truth is None else _load(truth, (matrix.y, matrix.x))
+        self.mask = None if mask is None else _load(mask, (matrix.y, matrix.x)) > 0
+        if self.mask is not None and (self.truth is None or len(self.mask) not in (1, len(self.truth))):
+            raise BadInputError(f"mask {mask} needs a truth of as many slices: give --truth as well, or a mask of one")
         self.report: dict = {
             "scan": None if outputs.anonymize else scan.path.name,
             "package_version": __version__,
@@ -70,20 +77,27 @@ class ResultFolder:
             "samples": sampling.samples,
             "seed": sampling.seed,
             "notice": RESEARCH,
+            "error": None,
             "slices": [],
         }
         self.rows: list[dict[str, np.ndarray]] = []
         self.titles: list[str] = []
         self.scores: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in METHODS}
-        self.every = max(1, -(-scan.n_slices // PREVIEW_ROWS))
+        self.every = max(1, -(-n_slices // PREVIEW_ROWS))
         self.exit_code = 0
 
     def __enter__(self) -> "ResultFolder":
         self.started = time.perf_counter()
-        path = self.folder / "images.h5"
+        path, dicom = self.folder / "images.h5", self.folder / "dicom"
+        scan = self.scan_file.resolve()
+        if {path.resolve(), dicom.resolve()} & {scan, *scan.parents}:
+            raise BadInputError(f"the scan {self.scan_file} lies where the results go: choose another --out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
+            for name in ("images.h5", "preview.png", "report.json"):
+                (self.folder / name).unlink(missing_ok=True)
+            if dicom.exists():
+                shutil.rmtree(dicom)
             self.dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=True)
             self.dataset.write_xml_header(self.xml)
         except OSError as error:
@@ -101,7 +115,8 @@ class ResultFolder:
         try:
             for image in images:
                 self.dataset.append_image(f"image_{image.image_series_index}", image)
-        except OSError as error:
+                self.dataset._file.flush()  # else a full disk is noticed at the end
+        except (OSError, RuntimeError) as error:
             raise BadInputError(f"cannot write to {self.folder} ({error}): the slices before are kept") from error
         data = item.mapped.data
         assert data.calibration is not None  # else there were no maps
@@ -129,7 +144,8 @@ class ResultFolder:
 
     def _keep_pictures(self, item: Reconstruction) -> None:
         key = item.mapped.data.key
-        shown = len(self.report["slices"]) % self.every == 0 and len(self.rows) < PREVIEW_ROWS
+        done = sum("missing" not in entry for entry in self.report["slices"])
+        shown = (done - 1) % self.every == 0 and len(self.rows) < PREVIEW_ROWS
         truth = None if self.truth is None or key.slice >= len(self.truth) else self.truth[key.slice]
         if not shown and truth is None:
             return
@@ -151,13 +167,29 @@ class ResultFolder:
             self.rows.append(pictures)
             self.titles.append(f"slice {key.slice}{' FALLBACK' if item.fallback else ''}: ")
 
-    def __exit__(self, *failure: object) -> None:
-        self.dataset.close()
+    def __exit__(self, kind: object, failure: BaseException | None, trace: object) -> None:
+        if failure is not None:
+            reason = str(failure) or type(failure).__name__
+            # the path may name the patient
+            self.report["error"] = reason.replace(str(self.scan_file), "the scan") if self.outputs.anonymize else reason
+        try:
+            self._finish()
+        except (OSError, RuntimeError) as error:
+            if failure is None:
+                raise BadInputError(
+                    f"cannot write to {self.folder} ({error}): make room or choose another --out"
+                ) from error
+            # the first failure is the one to tell, and what it left is all there is
+
+    def _finish(self) -> None:
         self.report["seconds"] = time.perf_counter() - self.started
         if self.scores["DPM"]:
             self.report["nrmse"] = {name: self._nrmse(found) for name, found in self.scores.items()}
             print("NRMSE:", ", ".join(f"{name} {found['mean']:.4f}" for name, found in self.report["nrmse"].items()))
-        (self.folder / "report.json").write_text(json.dumps(self.report, indent=1) + "\n")
+        try:
+            self.dataset.close()
+        finally:
+            (self.folder / "report.json").write_text(json.dumps(self.report, indent=1) + "\n")
         if self.rows:
             columns = set.intersection(*(set(row) for row in self.rows))
             rows = [{name: image for name, image in row.items() if name in columns} for row in self.rows]
@@ -222,8 +254,17 @@ def _factor(image: np.ndarray, target: np.ndarray) -> float:
     return float((image * target).sum() / max((image * image).sum(), 1e-30))
 
 
-def _load(path: Path) -> np.ndarray:
+def _load(path: Path, matrix: tuple[int, int]) -> np.ndarray:
+    """A .npy file of real numbers as (slices, *matrix); one slice may be without the first axis."""
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
         raise BadInputError(f"{path} is not a readable .npy file ({error})") from error
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
+        raise BadInputError(f"{path} holds no single array of real numbers: a .npy file (slices, rows, cols) is needed")
+    array = found[None] if found.ndim == 2 else found
+    if array.ndim != 3 or array.shape[1:] != matrix:
+        raise BadInputError(
+            f"{path} is {found.shape} and the scan's images are {matrix}: give (slices, rows, cols) of that matrix"
+        )
+    return array

@@ -185,13 +185,9 @@ def _draw(
         noise = NoiseSource([sample_seed(sampling.seed, mapped.data, index) for mapped, index in chunk], device)
         label = denoiser.one_hot([contrast] * len(chunk))
 
-        support = problem.model.support
-
-        def denoise(
-            x: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor = label, support: torch.Tensor = support
-        ) -> torch.Tensor:
+        def denoise(x: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor = label) -> torch.Tensor:
             progress(len(x))
-            return support * denoiser(x, sigma, label)  # where no coil sees anything there is no head
+            return denoiser(x, sigma, label)
 
         sample = SAMPLERS[sampling.sampler]
         draws.append(sample(problem, denoise, noise, sampling.settings, denoiser.sigma_data))

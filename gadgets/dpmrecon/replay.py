@@ -34,16 +34,19 @@ def replay(
     Returns the exit code: 0 every slice by the model, 3 some by the conventional fallback, 4 some missing.
     Raises DpmreconError with one sentence when the scan cannot be used.
     """
-    with (
-        open_scan(scan_file) as scan,
-        ResultFolder(out, scan, checkpoint, contrast, sampling, outputs, truth, mask) as results,
-        tqdm(total=scan.n_slices * sampling.samples * sampling.settings.steps, unit="eval", smoothing=0.05) as bar,
-    ):
-        stream = scan.acquisitions()
-        stream = slices(stream, scan.header, combine_averages=combine_averages)
-        stream = with_coil_maps(stream, device)
-        stream = sampled(stream, checkpoint, contrast, sampling, bar.update)
-        stream = mrd_images(stream, scan.header, checkpoint, sampling)
-        for item, images in stream:
-            bar.write(results.add(item, images))
+    with open_scan(scan_file) as scan:
+        averages = int(scan.heads["idx"]["average"].max()) + 1 if combine_averages else 1
+        n_slices = -(-scan.n_slices // averages)
+        evaluations = n_slices * sampling.samples * sampling.settings.steps
+        with (
+            ResultFolder(out, scan, checkpoint, contrast, sampling, outputs, n_slices, truth, mask) as results,
+            tqdm(total=evaluations, unit="eval", smoothing=0.05) as bar,
+        ):
+            stream = scan.acquisitions()
+            stream = slices(stream, scan.header, combine_averages=combine_averages)
+            stream = with_coil_maps(stream, device)
+            stream = sampled(stream, checkpoint, contrast, sampling, bar.update)
+            stream = mrd_images(stream, scan.header, checkpoint, sampling)
+            for item, images in stream:
+                bar.write(results.add(item, images))
     return results.exit_code

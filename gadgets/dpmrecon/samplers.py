@@ -1,5 +1,6 @@
-"""Posterior samplers. Every sampler is a function (problem, denoise, noise, settings) -> (batch, rows, cols).
+"""Posterior samplers: functions (problem, denoise, noise, settings, sigma_data) -> (batch, rows, cols).
 
+Where no coil sees anything there is no head: outside the coil maps' support the denoised image is set to zero.
 sigma, sigma_n and sigma_data are standard deviations per real channel. Noise schedule: Karras et al., NeurIPS 2022.
 """
 
@@ -36,7 +37,9 @@ class SamplerSettings:
     steps: evaluations of the denoiser; sigma_max, sigma_min, rho: noise schedule; eta: share of fresh noise in
     every step of `prox`, 0 is deterministic; warm_start: begin at the conventional reconstruction plus noise of
     sigma_max instead of at noise alone; cg_steps: at most so many conjugate gradients a step of `prox`;
-    zeta: step size of the data term of `dps`.
+    noise_factor: `prox` takes sigma_n times this, below 1 to trust an imperfect prior less than the data; turns:
+    `prox` shows the network each step's image in another of the 8 orientations it was trained in, so that its
+    preferences for one average out; zeta: step size of the data term of `dps`.
     """
 
     steps: int = 20
@@ -46,6 +49,8 @@ class SamplerSettings:
     eta: float = 1.0
     warm_start: bool = True
     cg_steps: int = 10
+    noise_factor: float = 1.0
+    turns: bool = False
     zeta: float = 2.0
 
 
@@ -77,6 +82,18 @@ def initial_image(problem: Problem, noise: NoiseSource, settings: SamplerSetting
     return problem.start + x if settings.warm_start else x
 
 
+def turned(image: torch.Tensor, orientation: int) -> torch.Tensor:
+    """One of the 8 orientations of (..., rows, cols): bits 1 and 2 flip rows and columns, bit 4 then swaps them."""
+    image = image.flip([axis for axis, bit in ((-2, 1), (-1, 2)) if orientation & bit])
+    return image.mT if orientation & 4 else image
+
+
+def turned_back(image: torch.Tensor, orientation: int) -> torch.Tensor:
+    """The inverse of `turned`."""
+    image = image.mT if orientation & 4 else image
+    return image.flip([axis for axis, bit in ((-2, 1), (-1, 2)) if orientation & bit])
+
+
 @torch.no_grad()
 def sample_prox(
     problem: Problem, denoise: Denoise, noise: NoiseSource, settings: SamplerSettings, sigma_data: float
@@ -88,12 +105,15 @@ def sample_prox(
     """
     levels = noise_levels(settings)
     adjoint = problem.model.adjoint(problem.kspace)
+    sigma_n = settings.noise_factor * problem.sigma_n
     x = initial_image(problem, noise, settings)
     x0 = x
-    for sigma, sigma_next in zip(levels, levels[1:]):
-        denoised = denoise(x, torch.full((len(x),), sigma, device=x.device))
+    for step, (sigma, sigma_next) in enumerate(zip(levels, levels[1:])):
+        orientation = step % 8 if settings.turns else 0
+        level = torch.full((len(x),), sigma, device=x.device)
+        denoised = turned_back(denoise(turned(x, orientation), level), orientation) * problem.model.support
         variance = sigma**2 * sigma_data**2 / (sigma**2 + sigma_data**2)
-        x0 = problem.model.prox(adjoint, denoised, problem.sigma_n.square() / variance, settings.cg_steps)
+        x0 = problem.model.prox(adjoint, denoised, sigma_n.square() / variance, settings.cg_steps)
         if sigma_next > 0:
             x = x0 + (sigma_next / sigma) * (1 - settings.eta**2) ** 0.5 * (x - x0)
             if settings.eta > 0:
@@ -114,7 +134,7 @@ def sample_dps(
     for sigma, sigma_next in zip(levels, levels[1:]):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            denoised = denoise(x, torch.full((len(x),), sigma, device=x.device))
+            denoised = denoise(x, torch.full((len(x),), sigma, device=x.device)) * problem.model.support
             residual = torch.view_as_real(problem.model.forward(denoised) - problem.kspace)
             squared = residual.square().sum((1, 2, 3, 4))
             (gradient,) = torch.autograd.grad(squared.sum(), x)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BadInputError
+from .errors import BadInputError, DpmreconError
 from .geometry import Plane, plane_of_mrd
 from .phantom import Letters
 from .simulate import SimulationSettings, simulate, the_object
@@ -175,7 +175,12 @@ def selftest(out: Path, checkpoint: Any, device: Any, orientations: Iterable[str
         except OSError as error:
             raise BadInputError(f"cannot write to {out} ({error}): choose another --out") from error
         simulate(folder / "scan.h5", settings)
-        replay(folder / "scan.h5", folder, checkpoint, None, sampling, device, outputs=Outputs())
+        code = replay(folder / "scan.h5", folder, checkpoint, None, sampling, device, outputs=Outputs())
+        if code:
+            raise DpmreconError(
+                f"{orientation}: not every slice came out of the model (exit code {code} of replay): the reasons are in "
+                f"{folder}/report.json, name another --model or --device"
+            )
         write_dicom(folder / "images.h5", folder / "dicom", scan_digest(folder / "scan.h5"), {}, DicomOptions())
         findings += compare(orientation, "MRD", mrd_images(folder / "images.h5"), settings)
         findings += compare(orientation, "DICOM", dicom_images(folder / "dicom"), settings)
@@ -224,11 +229,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`dpmrecon selftest`: 0 where every marker is within the tolerance, else 1."""
-    import torch
+    from .options import load
 
-    from .checkpoint import load_checkpoint
-
-    findings = selftest(args.out, load_checkpoint(args.model, args.device), torch.device(args.device))
+    findings = selftest(args.out, *load({"model": args.model, "device": args.device}))
     print(f"{'orientation':22} {'output':6} marker   voxels off along rows, columns, slices")
     for finding in findings:
         off = "  ".join(f"{value:+.3f}" for value in finding.off)

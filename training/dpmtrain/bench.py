@@ -125,17 +125,13 @@ def bench(
     rows = []
     with tqdm(total=len(cases) * sum(method.evaluations for method in methods), unit="eval", smoothing=0.05) as bar:
 
-        def denoiser_of(case: MappedSlice) -> Denoise:
-            def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-                bar.update(len(x))
-                # as in `replay`: where no coil sees anything there is no head
-                return case.model.support * denoiser(x, sigma, label.expand(len(x), -1))
-
-            return denoise
+        def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            bar.update(len(x))
+            return denoiser(x, sigma, label.expand(len(x), -1))
 
         for method in methods:
             started = time.perf_counter()
-            images = [method.run(case, denoiser_of(case)) for case in cases]
+            images = [method.run(case, denoise) for case in cases]
             seconds = (time.perf_counter() - started) / len(cases)
             pictures = np.stack([to_recon_space(image, header).abs().numpy() for image in images])
             scores = [float(score) for score in nrmse(pictures, targets, masks)]
@@ -273,7 +269,9 @@ def deepinv_methods(checkpoint: Checkpoint, settings: BenchSettings) -> list[Met
 
         def default(case: MappedSlice, denoise: Denoise, weight: float = weight) -> torch.Tensor:
             seed = sample_seed(settings.seed, case.data, 0)
-            return deepinv_dps(problem(case), denoise, settings.dps_steps, weight, seed)[0] * case.scale
+            return (
+                deepinv_dps(problem(case), _supported(denoise, case), settings.dps_steps, weight, seed)[0] * case.scale
+            )
 
         found.append(Method(DEEPINV_DEFAULT, f"weight {weight:g}", settings.dps_steps, default))
     for zeta in settings.zetas:
@@ -281,10 +279,15 @@ def deepinv_methods(checkpoint: Checkpoint, settings: BenchSettings) -> list[Met
 
         def published(case: MappedSlice, denoise: Denoise, chosen: SamplerSettings = chosen) -> torch.Tensor:
             seed = sample_seed(settings.seed, case.data, 0)
-            return deepinv_published_dps(problem(case), denoise, chosen, seed)[0] * case.scale
+            return deepinv_published_dps(problem(case), _supported(denoise, case), chosen, seed)[0] * case.scale
 
         found.append(Method(DEEPINV_PUBLISHED, f"zeta {zeta:g}", settings.dps_steps, published))
     return found
+
+
+def _supported(denoise: Denoise, case: MappedSlice) -> Denoise:
+    """As in our samplers: where no coil sees anything there is no head."""
+    return lambda x, sigma: case.model.support * denoise(x, sigma)
 
 
 class RealDenoiser(torch.nn.Module):

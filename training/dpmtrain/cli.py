@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from dpmrecon.cli import add_command
 from dpmrecon.errors import BadInputError, DpmreconError
 
 from .validation import HELD_OUT
@@ -26,18 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def _command(commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
 def _add_prepare(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "prepare",
         "Images and label maps to prepared slices",
@@ -61,7 +52,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _add_pretrain(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "pretrain",
         "Train a denoiser from scratch, or go on where the run stopped",
@@ -101,7 +92,7 @@ def _pretrain(args: argparse.Namespace) -> int:
 
 
 def _add_sweep(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "sweep",
         "Compare sampler settings on the validation scans (patient09 and a held-out label map)",
@@ -132,7 +123,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _add_bench(commands) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "bench",
         "Every method on one scan with known truth: NRMSE and seconds, with BART and deepinv where they are installed",
