@@ -277,6 +277,37 @@ def test_averages_apart_and_combined(tmp_path):
     assert combined.sigma_n == pytest.approx(apart[0].sigma_n / 2)
 
 
+def average_limits(maximum):
+    return f"<average><minimum>0</minimum><maximum>{maximum}</maximum><center>0</center></average>"
+
+
+@pytest.mark.parametrize("announced", ["", average_limits(0), average_limits(7)])
+def test_a_file_knows_its_averages(tmp_path, announced):
+    lines = [
+        line(n, (1 + a) * samples(n, 2, 1), slice=s, average=a) for s in (0, 1) for a in (0, 1, 2) for n in range(33)
+    ]
+    path = write_scan(tmp_path / "scan.h5", lines, header_xml(extra_limits=announced))
+    with mrd.open_scan(path) as scan:
+        stream = scan.acquisitions()
+        items = slices(stream, scan.header, combine_averages=True)
+        first = next(items)
+        assert next(stream).idx.slice == 1  # the slice left with its last average, not at the end
+        assert first.key.slice == 0 and len(list(items)) == 1
+    expected = torch.from_numpy((2 * samples(16, 2, 1)).astype(np.complex64))
+    torch.testing.assert_close(first.kspace[:, 16], expected)
+
+
+def test_a_stream_with_more_averages_than_announced_says_so():
+    last = (ismrmrd.ACQ_LAST_IN_SLICE,)
+    lines = [line(n, samples(n, 2, 1), last if n == 32 else (), average=a) for a in (0, 1) for n in range(33)]
+    head = header(extra_limits=average_limits(0))
+    image, lost = slices(lines, head, combine_averages=True)
+    assert not isinstance(image, LostSlice) and image.key == lost.key
+    assert "more averages came than the header announces (1)" in lost.reason
+    head = header(extra_limits=average_limits(3))  # fewer than announced: they wait for the end
+    assert only(slices(lines, head, combine_averages=True)).n_lines_got == 33
+
+
 def test_lines_repeated_in_one_slice_are_averaged():
     lines = point_scan(1, 2)
     double = [line(n, 3 * samples(n, 1, 2)) for n in range(33)]
@@ -357,6 +388,45 @@ def test_separate_calibration_serves_later_repetitions(tmp_path):
         assert item.calibration.shape == (3, 9, 26)
         expected = torch.from_numpy((7 * samples(16, 2, 3)).astype(np.complex64))
         torch.testing.assert_close(item.calibration[:, 4], expected)
+
+
+@pytest.mark.parametrize("mode", ["embedded", "other", ""])
+@pytest.mark.parametrize("order", ["calibration first", "image first", "interleaved"])
+def test_separate_calibration_that_the_header_does_not_announce(tmp_path, mode, order):
+    # another gain and sign: a mean of the two would be no row of either
+    calibration = [line(n, -7 * samples(n, 2, 3), (CAL,)) for n in range(12, 21)]
+    image = [line(n, samples(n, 2, 3)) for n in range(0, 33, 4)]
+    lines = image + calibration if order == "image first" else calibration + image
+    if order == "interleaved":
+        lines.sort(key=lambda one: one.idx.kspace_encode_step_1)
+    xml = header_xml(acceleration=4, mode=mode)
+    xml = xml if mode else xml.replace("<calibrationMode></calibrationMode>", "")
+    with mrd.open_scan(write_scan(tmp_path / "scan.h5", lines, xml)) as scan:
+        results = [only(slices(scan.acquisitions(), scan.header)), only(slices(lines, mrd.read_header(xml)))]
+    for result in results:
+        assert result.mask[:, 0].nonzero().squeeze(1).tolist() == list(range(0, 33, 4))
+        expected = torch.from_numpy(samples(16, 2, 3).astype(np.complex64))
+        torch.testing.assert_close(result.kspace[:, 16], expected)
+        torch.testing.assert_close(result.calibration, -7 * point_calibration(2, 3))
+
+
+def point_calibration(y, x):
+    return torch.from_numpy(np.stack([samples(n, y, x) for n in range(12, 21)], 1).astype(np.complex64))
+
+
+def test_embedded_calibration_of_interleaved_contrasts_stays_with_its_own():
+    numbers = sorted({*range(0, 33, 4), *range(12, 21)})
+    lines = [line(n, (1 + c) * samples(n, 2, 3), flagged(n), contrast=c) for n in numbers for c in (0, 1)]
+    items = list(slices(lines, header(acceleration=4)))
+    assert [item.n_lines_got for item in items] == [15, 15]
+    for item, factor in zip(items, (1, 2)):
+        torch.testing.assert_close(item.calibration, factor * point_calibration(2, 3))
+
+
+def test_embedded_calibration_of_another_layout_loses_the_slice():
+    numbers = sorted({*range(0, 33, 4), *range(12, 21)})
+    lines = [line(n, samples(n, 2, 3)[: 2 if flagged(n) == (CAL,) else 3], flagged(n)) for n in numbers]
+    assert "calibration lines have 2 channels" in reason(slices(lines, header(acceleration=4)))
 
 
 def test_separate_calibration_of_another_encoding_space():
@@ -518,6 +588,32 @@ def test_announced_lines(numbers, bounds, acceleration, expected):
     assert announced_lines(np.array(sorted(numbers)), bounds, acceleration) == expected
 
 
+def without_parallel_imaging(**options):
+    xml = header_xml(**options)
+    end = "</parallelImaging>"
+    return mrd.read_header(xml[: xml.index("<parallelImaging>")] + xml[xml.index(end) + len(end) :])
+
+
+def test_acceleration_that_no_header_announces():
+    head = without_parallel_imaging()
+    assert mrd.acceleration(head) is None
+
+    def scan(numbers):
+        return slices(point_scan(1, 1, numbers=sorted(numbers)), head)
+
+    result = only(scan({*range(0, 33, 4), *range(12, 21)}))
+    assert (result.acceleration, result.n_lines_needed, result.n_lines_got) == (4, 9, 15)
+    assert only(scan(range(33))).acceleration == 1
+    for lost in (range(17), range(0, 33, 4), set(range(33)) - {26, 28, 30}, {*range(12, 21), 1, 5, 24, 29, 31}):
+        assert "the header announces no R" in reason(scan(lost))
+    # a line of the pattern is missing
+    text = "incomplete: 8 of the 9 lines came that the limits (0 to 32) give at R = 4, and the header announces no R"
+    assert reason(scan({*range(0, 33, 4), *range(12, 21)} - {4})) == text
+    # a header that says R = 1 is believed
+    numbers = sorted({*range(0, 33, 4), *range(12, 21)})
+    assert "R = 1 announce" in reason(slices(point_scan(1, 1, numbers=numbers), header()))
+
+
 def test_half_a_slice_is_lost_and_the_others_come_out():
     lines = [line(n, samples(n, 1, 1), slice=s) for s in range(3) for n in range(0, 33 if s != 1 else 17, 4)]
     items = list(slices(lines, header(acceleration=4)))
@@ -589,6 +685,18 @@ def test_samples_that_fit_no_grid():
         list(slices([line(n, np.ones((3, 60))) for n in range(33)], header()))
 
 
+@pytest.mark.parametrize("off", [-1, 1])
+@pytest.mark.parametrize(("options", "oversampling"), [({}, 1), (OVERSAMPLED, 2), (OVERSAMPLED, 1), ({}, 2)])
+def test_a_full_readout_whose_centre_is_one_sample_off(options, oversampling, off):
+    lines = point_scan(3, 4, oversampling=oversampling, center_sample=13 * oversampling + off)
+    result = only(slices(lines, header(**options)))
+    assert bool((result.mask == 1).all())
+    assert_point(result.kspace, 3, 4)
+    with pytest.raises(BadInputError, match="which fits neither"):
+        far = point_scan(3, 4, oversampling=2, center_sample=26 + 2 * off)
+        list(slices(far, header(**options)))
+
+
 def test_weak_channels_are_not_singular():
     rng = np.random.default_rng(0)
     noise = noisy(rng, 400, np.diag([1.0, 1e-5, 1.0]))
@@ -639,12 +747,16 @@ def test_headers_without_optional_parts_are_read():
     assert bare.measurementInformation.patientPosition is None and bare.encoding[0].trajectory is None
     assert mrd.contrast_label(bare) is None and mrd.contrast_label(header(measurement="")) is None
     assert_point(only(slices(point_scan(3, 4), bare)).kspace, 3, 4)
+    flat = mrd.read_header(header_xml().replace("<z>1</z>", "").replace("<z>3</z>", ""))
+    for space in (flat.encoding[0].encodedSpace, flat.encoding[0].reconSpace):
+        assert (space.matrixSize.z, space.fieldOfView_mm.z) == (1, 0.0)
+    assert_point(only(slices(point_scan(3, 4), flat)).kspace, 3, 4)
     unknown = mrd.read_header(header_xml().replace("<encoding>", "<vendor><a>1</a></vendor><encoding>"))
     assert mrd.encoded_grid(unknown) == (33, 26)
     xml = header_xml()
     start, end = xml.index("<parallelImaging>"), xml.index("</parallelImaging>")
     plain = mrd.read_header(xml[:start] + xml[end + len("</parallelImaging>") :])
-    assert mrd.acceleration(plain) == 1 and not mrd.calibration_is_separate(plain)
+    assert mrd.acceleration(plain) is None and not mrd.calibration_is_separate(plain)
     start, end = xml.index("<encodingLimits>"), xml.index("</encodingLimits>")
     assert mrd.line_limits(mrd.read_header(xml[:start] + xml[end + 17 :])) == mrd.Limits(0, 32, 16)
 
@@ -658,6 +770,9 @@ def test_headers_without_optional_parts_are_read():
         ("<other/>", "XML header cannot be read|encodedSpace.matrixSize.x as None"),
         (header_xml(x=0), "encodedSpace.matrixSize.x as 0"),
         (header_xml(recon_fov_x="wide"), "reconSpace.fieldOfView_mm.x as wide"),
+        (header_xml(z="one"), "encodedSpace.matrixSize.z as one"),
+        (header_xml().replace("<z>3<", "<z>thin<"), "encodedSpace.fieldOfView_mm.z as thin"),
+        (header_xml().replace("<z>3<", "<z>NaN<"), "encodedSpace.fieldOfView_mm.z as nan"),
         (header_xml(maximum="many"), "kspace_encoding_step_1"),
     ],
 )

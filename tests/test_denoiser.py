@@ -1,12 +1,15 @@
 """The network, its preconditioning and the checkpoint format."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from dpmrecon import options
 from dpmrecon.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.denoiser import LABELS, Denoiser, complex_noise
 from dpmrecon.errors import CheckpointError
+from dpmrecon.samplers import SamplerSettings
 
 CONFIG = {"widths": [8, 12, 16], "blocks": [1, 1, 1], "embedding": 16, "labels": list(LABELS), "sigma_data": 0.25}
 
@@ -102,6 +105,7 @@ def edit_card(folder, **changes):
         (lambda f: (f / "m.json").write_text("[]"), "not a dpmrecon card"),
         (lambda f: edit_card(f, scale_rule="maximum is 1"), "scale rule"),
         (lambda f: edit_card(f, model={**CONFIG, "widths": [8, 12, 20]}), "does not hold the network"),
+        (lambda f: edit_card(f, model={**CONFIG, "widths": []}), "does not hold the network"),
         (lambda f: edit_card(f, model={}), "does not hold the network"),
     ],
 )
@@ -111,6 +115,27 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path, harm, words):
     with pytest.raises(CheckpointError, match=words) as caught:
         load_checkpoint(tmp_path / "m.safetensors")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("card", [{}, {"sampling": {}}, {"sampling": {"prox": {"steps": 3}}}])
+def test_a_card_without_sampler_defaults_gets_those_of_the_samplers(tmp_path, card):
+    save_checkpoint(tmp_path / "m.safetensors", denoiser(), card)
+    checkpoint = load_checkpoint(tmp_path / "m.safetensors")
+    sampling = options.sampling_of(options.from_pairs({"sampler": "dps"}), checkpoint, torch.device("cpu"))
+    assert sampling.settings == SamplerSettings() and sampling.samples == 1
+
+
+def test_a_label_that_the_model_lacks_is_not_used(tmp_path):
+    save_checkpoint(tmp_path / "m.safetensors", denoiser({**CONFIG, "labels": ["t1", "t2"]}), {})
+    checkpoint = load_checkpoint(tmp_path / "m.safetensors")
+
+    def label(protocol):
+        measurement = SimpleNamespace(protocolName=protocol)
+        return options.contrast_of(
+            options.from_pairs({}), checkpoint, SimpleNamespace(measurementInformation=measurement)
+        )
+
+    assert label("T2_TSE") == "t2" and label("T2_FLAIR") is None and label("localizer") is None
 
 
 def test_the_shipped_checkpoint_names_its_data():

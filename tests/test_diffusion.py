@@ -1,6 +1,7 @@
 """Trace and ADC: the fit, where b-values come from, and a diffusion scan through the sampler."""
 
 import json
+import re
 import shutil
 
 import h5py
@@ -8,10 +9,11 @@ import ismrmrd
 import numpy as np
 import pydicom
 import pytest
+from dpmrecon import output
 from dpmrecon.checkpoint import DEFAULT, save_checkpoint
 from dpmrecon.cli import main
 from dpmrecon.denoiser import LABELS, Denoiser
-from dpmrecon.diffusion import Weighting, adc_map, weighting_from_text, weighting_of
+from dpmrecon.diffusion import TRACE, Weighting, adc_map, weighting_from_text, weighting_of
 from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd import open_scan
 from dpmrecon.phantom import TISSUES, Phantom
@@ -91,6 +93,11 @@ def test_b_values_come_from_the_header_or_the_user(simulated_scan):
         weighting_of(header(scan, diffusionDimension=ismrmrd.xsd.diffusionDimensionType.USER_3))
     with pytest.raises(UnsupportedScanError, match="--b-values"):
         weighting_of(header(scan, diffusionDimension=None))
+    lost = header(scan)
+    lost.sequenceParameters.diffusion[1].bvalue = None
+    with pytest.raises(BadInputError, match="0.0, None, 1000.0.*--b-values"):
+        weighting_of(lost)
+    assert weighting_of(lost, stated) == stated
     for text in ("0,1000", "slice:0,1000", "contrast:0,b", "contrast:-1,1000", "contrast:"):
         with pytest.raises(BadInputError, match="COUNTER:B0,B1"):
             weighting_from_text(text)
@@ -165,6 +172,32 @@ def test_missing_b_values_are_named(simulated_scan, model, tmp_path, capsys):
     assert len(images(tmp_path / "out", 5)) == 1
     assert replay(simulated_scan(**SMALL), tmp_path / "b", "--model", str(model), "--b-values", "contrast:0,1000") == 0
     assert "no trace and ADC: an image has contrast 2" in capsys.readouterr().err
+
+
+def test_a_header_without_one_b_value_gives_dicom_without_maps(simulated_scan, model, tmp_path, capsys):
+    scan = tmp_path / "scan.h5"
+    shutil.copy(simulated_scan(**SMALL), scan)
+    with h5py.File(scan, "r+") as file:
+        xml = re.sub(rb"<((?:\w+:)?bvalue)>.*?</\1>", b"", file["dataset/xml"][0], count=1)
+        assert xml != file["dataset/xml"][0]
+        file["dataset/xml"][0] = xml
+    assert replay(scan, tmp_path / "out", "--model", str(model)) == 0
+    assert "no trace and ADC: the header lists" in capsys.readouterr().err
+    assert len(list((tmp_path / "out" / "dicom").rglob("*.dcm"))) == 6
+
+
+def test_maps_that_find_no_room_are_a_line(simulated_scan, model, tmp_path, capsys, monkeypatch):
+    store = output.store
+
+    def limited(dataset, image):
+        if image.image_series_index == TRACE:
+            raise OSError(28, "No space left on device")
+        store(dataset, image)
+
+    monkeypatch.setattr(output, "store", limited)
+    assert replay(simulated_scan(**SMALL), tmp_path, "--model", str(model)) == 0
+    assert "no trace and ADC: cannot write" in capsys.readouterr().err
+    assert (tmp_path / "dicom").exists()
 
 
 def regions(settings: SimulationSettings) -> dict[str, np.ndarray]:

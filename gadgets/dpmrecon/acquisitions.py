@@ -21,6 +21,8 @@ from .noise import estimated_sigma, whitening
 FEWEST_CALIBRATION_LINES = 8
 # A regular pattern explains at least this share of the lines outside the calibration
 REGULAR_SHARE = 0.7
+# Fewer lines outside the centre show no regular pattern
+FEWEST_PATTERN_LINES = 4
 # Columns left out beside an echo's cut edge: removing the oversampling is a convolution along the readout, which
 # misses the samples beyond the edge. From the third column on the error is under a fifth of the noise (FLAIR, R = 1).
 EDGE_MARGIN = 2
@@ -46,8 +48,9 @@ class Slice:
     mask: (rows, cols) float32, 1 where acquired;
     calibration: (n_coils, rows_cal, cols) complex64, fully sampled lines with the k-space centre at rows_cal//2, or
     None; sigma_n: standard deviation of the noise in one real channel of `kspace`; noise_source: "noise scan" or
-    "k-space periphery"; header: of the image line nearest the k-space centre; acceleration: as announced;
-    n_lines_got: different lines acquired; n_lines_needed: lines that limits and acceleration announce.
+    "k-space periphery"; header: of the image line nearest the k-space centre; acceleration: as announced,
+    or as the lines show it where nothing is announced; n_lines_got: different lines acquired; n_lines_needed: lines
+    that limits and acceleration announce.
     """
 
     key: SliceKey
@@ -95,6 +98,8 @@ class _Layout:
         return cls(line.active_channels, n_samples, center, line.discard_pre, end)
 
     def fits(self, grid: int) -> bool:
+        if self.end - self.first == grid:  # a full readout: some writers round its centre to one sample beside it
+            return abs(self.center - self.first - grid // 2) <= 1
         return self.center - self.first <= grid // 2 and self.end - self.center <= grid - grid // 2
 
     def __str__(self) -> str:
@@ -128,6 +133,17 @@ class _Lines:
         else:
             self.sums[row], self.counts[row] = line.data, 1
 
+    def merge(self, other: "_Lines") -> None:
+        """Take in lines of other rows."""
+        if self.header is None or (other.header is not None and other.nearest < self.nearest):
+            self.header, self.nearest = other.header, other.nearest
+        self.layout = self.layout or other.layout
+        if other.layout not in (None, self.layout):
+            self.fault = self.fault or f"its calibration lines have {other.layout}, the others have {self.layout}"
+        self.fault = self.fault or other.fault
+        self.sums.update(other.sums)
+        self.counts.update(other.counts)
+
     def mean(self, grid: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The lines (n_lines, n_coils, cols) and the columns (cols,) that they hold, bool."""
         layout = self.layout
@@ -139,6 +155,8 @@ class _Lines:
             raise _LostError(f"its lines hold nothing between discard_pre and discard_post ({layout})")
         samples = samples[..., held[0] : held[-1] + 1]
         low = layout.first + int(held[0]) - layout.center  # the samples held, counted from the centre
+        # a centre that is one sample off costs a linear phase along the readout, which coil maps and image share
+        low = min(max(low, -(grid // 2)), grid - grid // 2 - samples.shape[-1])
         high = low + samples.shape[-1] - 1
         data = torch.from_numpy(samples)
         if max(self.counts.values()) > 1:
@@ -162,10 +180,15 @@ class _Lines:
 
 @dataclass
 class _Record:
-    """A slice that is being filled."""
+    """A slice that is being filled; calibration: the lines that are for calibration alone."""
 
     image: _Lines = field(default_factory=_Lines)
     calibration: _Lines = field(default_factory=_Lines)
+
+    def is_apart(self, announced: bool) -> bool:
+        """Whether its calibration is an acquisition of its own. Headers fail to say so, but a row that came once as
+        calibration and once as image tells it: averaging both would mix two acquisitions."""
+        return announced or bool(self.image.sums.keys() & self.calibration.sums.keys())
 
 
 def without_oversampling(lines: torch.Tensor, cols: int) -> torch.Tensor:
@@ -180,7 +203,8 @@ def slices(
 
     header: ismrmrd.xsd header. Averages are slices of their own unless `combine_averages`; then their mean is one
     slice that leaves with the last announced average. Memory holds the open slices, the noise lines and one separate
-    calibration a slice number, which later repetitions, averages and contrasts use if they bring none.
+    calibration a slice number, which later repetitions, averages and contrasts use if they bring none. Lines that are
+    for calibration alone are image lines too, unless the header or a row that came as both says otherwise.
     Raises UnsupportedScanError and BadInputError, in one sentence, for scans that cannot be used at all.
     """
     mrd.check_supported(header)
@@ -208,6 +232,7 @@ class _Collector:
         self.open: dict[SliceKey, _Record] = {}
         self.calibration: dict[int, tuple[SliceKey, _Lines]] = {}
         self.seen: set[int] = set()
+        self.combined: set[SliceKey] = set()
 
     def add(self, line: ismrmrd.Acquisition) -> SliceKey | None:
         """Keep a line; returns the slice's key when this was its last line."""
@@ -243,10 +268,10 @@ class _Collector:
 
     def _add_to(self, record: _Record, line: ismrmrd.Acquisition, flags: int) -> None:
         counters = line.idx
-        only_calibration = bool(flags & mrd.CALIBRATION) and self.separate
+        only_calibration = bool(flags & mrd.CALIBRATION)
         limits = self.limits
         if line.encoding_space_ref:
-            limits = self._other_space(line.encoding_space_ref, only_calibration)
+            limits = self._other_space(line.encoding_space_ref, only_calibration and self.separate)
         if line.trajectory_dimensions and self.header.encoding[0].trajectory is None:
             raise UnsupportedScanError(
                 "the lines carry a trajectory and the header names none; only Cartesian scans are reconstructed"
@@ -265,14 +290,14 @@ class _Collector:
         lines = record.calibration if only_calibration else record.image
         lines.add(line, row, abs(row - self.rows // 2))
 
-    def _other_space(self, number: int, only_calibration: bool) -> mrd.Limits:
+    def _other_space(self, number: int, separate: bool) -> mrd.Limits:
         """Limits of another encoding space: a calibration of the image's own geometry may use one."""
         encodings = self.header.encoding
         if number >= len(encodings):
             raise BadInputError(
                 f"a line refers to encoding space {number}, the header has {len(encodings)}; convert the scan again"
             )
-        if not only_calibration or encodings[number].encodedSpace != encodings[0].encodedSpace:
+        if not separate or encodings[number].encodedSpace != encodings[0].encodedSpace:
             raise UnsupportedScanError(
                 f"lines of encoding space {number} came; only space 0, and separate calibration lines of the same "
                 "matrix and field of view, are reconstructed"
@@ -283,10 +308,22 @@ class _Collector:
         """The slice of `key`; nothing where only its calibration came, which is kept for others."""
         record = self.open.pop(key)
         if record.calibration.header is not None:
-            self.calibration[key.slice] = (key, record.calibration)
+            if record.is_apart(self.separate):
+                self.calibration[key.slice] = (key, record.calibration)
+            else:
+                record.image.merge(record.calibration)
         if record.image.header is None:
             return
         self.seen.add(key.slice)
+        if key in self.combined:
+            # a stream tells its averages by its header alone: two images of one slice would look like two slices
+            reason = (
+                f"more averages came than the header announces ({(self.last_average or 0) + 1}), its image lacks them"
+            )
+            yield LostSlice(key, reason, record.image.header)
+            return
+        if self.combine_averages and self.last_average is not None:
+            self.combined.add(key)
         try:
             yield self._slice(key, record.image, self._calibration_of(key.slice))
         except _LostError as lost:
@@ -311,20 +348,17 @@ class _Collector:
             (
                 record.calibration
                 for key, record in self.open.items()
-                if key.slice == number and record.calibration.header is not None
+                if key.slice == number and record.calibration.header is not None and record.is_apart(self.separate)
             ),
             None,
         )
 
     def _slice(self, key: SliceKey, lines: _Lines, calibration: _Lines | None) -> Slice:
         numbers = np.array(sorted(lines.sums)) + self.limits.center - self.rows // 2
-        got, needed = announced_lines(numbers, self.limits, self.acceleration)
+        acceleration, needed, gap = completeness(numbers, self.limits, self.acceleration)
         _check(lines, self.limits.center - self.rows // 2, "")
-        if got < needed:
-            raise _LostError(
-                f"incomplete: {got} of the {needed} lines came that the limits ({self.limits.minimum} to "
-                f"{self.limits.maximum}) and R = {self.acceleration} announce"
-            )
+        if gap is not None:
+            raise _LostError(gap)
         assert lines.layout is not None and lines.header is not None
         grid = self._readout_grid(lines.layout)
         data, columns = lines.mean(grid, self.cols)
@@ -347,7 +381,7 @@ class _Collector:
             sigma_n=sigma_n,
             noise_source="k-space periphery" if whitener is None else "noise scan",
             header=lines.header,
-            acceleration=float(self.acceleration),
+            acceleration=float(acceleration),
             n_lines_got=len(lines.sums),
             n_lines_needed=needed,
         )
@@ -450,6 +484,45 @@ def central_block(rows: Iterable[int], center: int) -> range:
     return range(center - half, center + min(after, half + 1))
 
 
+def completeness(lines: np.ndarray, limits: mrd.Limits, announced: int | None) -> tuple[int, int, str | None]:
+    """(R, lines needed, why the slice is incomplete or None).
+
+    lines: different line numbers acquired, sorted; announced: the header's R, None where it names none.
+    """
+    acceleration = announced or _regular_acceleration(lines, limits)
+    got, needed = announced_lines(lines, limits, acceleration)
+    if got >= needed:
+        return acceleration, needed, None
+    says = f"incomplete: {got} of the {needed} lines came that the limits ({limits.minimum} to {limits.maximum})"
+    if announced is None:
+        return acceleration, needed, f"{says} give at R = {acceleration}, and the header announces no R"
+    return acceleration, needed, f"{says} and R = {acceleration} announce"
+
+
+def _regular_acceleration(lines: np.ndarray, limits: mrd.Limits) -> int:
+    """R where lines on either side of a fully sampled centre are every R-th one; 1 for all else, so that a full scan
+    that lost lines is not taken for an accelerated one."""
+    block = central_block(lines.tolist(), limits.center)
+    if len(block) < FEWEST_CALIBRATION_LINES:
+        return 1
+    first, end = _run_around(lines, limits.center)
+    outside = lines[(lines < first) | (lines >= end)]
+    if len(outside) < FEWEST_PATTERN_LINES or not outside[0] < limits.center < outside[-1]:
+        return 1
+    return int(np.gcd.reduce(np.diff(outside)))
+
+
+def _run_around(lines: np.ndarray, center: int) -> tuple[int, int]:
+    """First and end of the adjacent lines around `center`."""
+    around = set(lines.tolist())
+    first, end = center, center
+    while first - 1 in around:
+        first -= 1
+    while end in around:
+        end += 1
+    return first, end
+
+
 def announced_lines(lines: np.ndarray, limits: mrd.Limits, acceleration: int) -> tuple[int, int]:
     """(got, needed): of the lines that limits and acceleration announce, how many came.
 
@@ -457,13 +530,7 @@ def announced_lines(lines: np.ndarray, limits: mrd.Limits, acceleration: int) ->
     where no offset explains most lines outside the calibration (random patterns), any 1/R of all lines will do.
     """
     announced = np.arange(limits.minimum, limits.maximum + 1)
-    center = limits.center
-    around = set(lines.tolist())
-    first, end = center, center
-    while first - 1 in around:
-        first -= 1
-    while end in around:
-        end += 1
+    first, end = _run_around(lines, limits.center)
     outside = lines[(lines < first) | (lines >= end)]
     pattern = outside if len(outside) else lines
     hits = [np.count_nonzero((pattern - offset) % acceleration == 0) for offset in range(acceleration)]

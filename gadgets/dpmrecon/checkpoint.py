@@ -81,7 +81,7 @@ def load_checkpoint(path: Path | str | None = None, device: torch.device | str =
     try:
         denoiser = Denoiser(config)
         denoiser.load_state_dict({name: value.float() for name, value in load(data).items()})
-    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"model file {path} does not hold the network its card describes ({reason})") from error
     denoiser.requires_grad_(False).eval().to(device)

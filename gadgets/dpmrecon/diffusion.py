@@ -68,8 +68,8 @@ def weighting_of(header: Any, stated: Weighting | None = None) -> Weighting | No
         numbers = [entry.bvalue for entry in entries]
         if not all(isinstance(number, int | float) and 0 <= number < np.inf for number in numbers):
             raise BadInputError(
-                f"the header lists diffusion weightings with the b-values {', '.join(map(str, numbers))}, and each must "
-                "be a number of s/mm^2: state them, --b-values COUNTER:B0,B1,..."
+                f"the header lists diffusion weightings with the b-values {', '.join(map(str, numbers))}, and each "
+                "must be a number of s/mm^2: state them, --b-values COUNTER:B0,B1,..."
             )
         values = tuple(float(number) for number in numbers)
         if len(set(values)) < 2:
@@ -125,7 +125,7 @@ def add_maps(images: Path, weighting: Weighting) -> list[str]:
                 continue
             _add_slice(dataset, weighting, numbers, heads)
         return complaints
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise BadInputError(f"cannot write to {images} ({error}): make room or choose another --out") from error
     finally:
         dataset.close()
@@ -139,6 +139,8 @@ def _count(dataset: ismrmrd.Dataset, name: str) -> int:
 
 
 def _add_slice(dataset: ismrmrd.Dataset, weighting: Weighting, numbers: dict[int, list[int]], heads: list[Any]) -> None:
+    from .output import store  # heavy, and DICOM needs this module without it
+
     directions: dict[float, list[np.ndarray]] = {}
     example: dict[float, ismrmrd.Image] = {}
     fallbacks = []
@@ -154,10 +156,10 @@ def _add_slice(dataset: ismrmrd.Dataset, weighting: Weighting, numbers: dict[int
         if b > 0:
             text = f"trace b={b:g}"
             image = _derived(example[b], traces[b].astype(np.float32), TRACE, "Trace", text, fallback)
-            dataset.append_image(f"image_{TRACE}", image)
+            store(dataset, image)
     adc = adc_map(np.stack(list(traces.values())), np.array(list(traces)))
     image = _derived(example[min(traces)], adc, ADC, "ADC", "ADC mm2/s", fallback)
-    dataset.append_image(f"image_{ADC}", image)
+    store(dataset, image)
 
 
 def _derived(

@@ -150,6 +150,7 @@ def open_scan(path: str | Path) -> Iterator[Scan]:
             header = read_header(xml)
         except BadInputError as error:
             raise BadInputError(f"{path}: {error}") from error.__cause__
+        _correct_averages(header, heads)
         yield Scan(
             path,
             xml.encode() if isinstance(xml, str) else bytes(xml),
@@ -179,6 +180,14 @@ def _open_hdf5(path: Path) -> h5py.File:
                 f"{path} is a truncated or damaged HDF5 file ({_first_line(error)}); copy the scan again"
             ) from error
         raise BadInputError(f"{path} is not an HDF5 file; an ISMRMRD (.h5) scan is needed") from error
+
+
+def _correct_averages(header: Any, heads: np.ndarray) -> None:
+    """Headers are wrong about the number of averages; the image lines of a file know it."""
+    limits = header.encoding[0].encodingLimits
+    image = heads["flags"] & np.uint64(NOISE | IGNORED | CALIBRATION) == 0
+    if limits is not None and image.any():
+        limits.average = ismrmrd.xsd.limitType(minimum=0, maximum=int(heads["idx"]["average"][image].max()), center=0)
 
 
 def _grouped(heads: np.ndarray) -> list[np.ndarray]:
@@ -241,6 +250,12 @@ def _check_numbers(header: Any) -> None:
                     raise BadInputError(
                         f"the scan's header gives {space}.{part}.{axis} as {value}; a positive number is needed"
                     )
+            assert element is not None
+            # a 2D scan's z is of no use but as slice thickness, and some writers leave it out
+            if element.z is None:
+                element.z = 1 if part == "matrixSize" else 0.0
+            elif not isinstance(element.z, int | float) or not 0 <= element.z < 1e6:
+                raise BadInputError(f"the scan's header gives {space}.{part}.z as {element.z}; a number is needed")
     limits = getattr(encoding, "encodingLimits", None)
     for name, value in dataclasses.asdict(limits).items() if limits else ():
         if value is not None and not all(isinstance(number, int) for number in value.values()):
@@ -284,11 +299,11 @@ def check_supported(header: Any) -> None:
         )
 
 
-def acceleration(header: Any) -> int:
-    """The announced acceleration R along the phase encoding; 1 where none is announced."""
+def acceleration(header: Any) -> int | None:
+    """The announced acceleration R along the phase encoding; None where none is announced."""
     factor = getattr(header.encoding[0].parallelImaging, "accelerationFactor", None)
     value = getattr(factor, "kspace_encoding_step_1", None)
-    return max(1, value) if isinstance(value, int) else 1
+    return max(1, value) if isinstance(value, int) else None
 
 
 def calibration_is_separate(header: Any) -> bool:

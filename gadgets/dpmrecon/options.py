@@ -45,7 +45,13 @@ OPTIONS = (
     Option("samples", int, "posterior samples per slice; their mean is the image (default: the model's)", minimum=1),
     Option("seed", int, "of the samples: equal seeds give equal images (default: 0)", 0),
     Option("fallback", str, "CG-SENSE where the model fails (default: on)", "on", ("on", "off")),
-    Option("deadline", float, "slices that begin after it come out as CG-SENSE; a batch under way is finished", minimum=0, metavar="SECONDS"),
+    Option(
+        "deadline",
+        float,
+        "slices that begin after it come out as CG-SENSE; a batch under way is finished",
+        minimum=0,
+        metavar="SECONDS",
+    ),
     Option("device", str, "cpu, cuda, cuda:1 ... (default: cuda where there is one)", process=True),
     Option("batch", int, "images the network sees at once (default: 4 on a CPU, 32 on a GPU)", minimum=1, process=True),
     Option("combine-averages", bool, "one image of all averages", False),
@@ -169,18 +175,18 @@ def _device(name: str | None) -> "torch.device":
 
 
 def sampling_of(values: Values, checkpoint: "Checkpoint", device: "torch.device") -> "Sampling":
-    """How to sample; what no option says is the model's own default."""
+    """How to sample; what no option says is the model's own default, else that of SamplerSettings and one sample."""
     from .reconstruct import Sampling
     from .samplers import settings_from
 
-    defaults = checkpoint.card["sampling"]
-    settings = settings_from(defaults[values["sampler"]])
+    defaults = checkpoint.card.get("sampling", {})
+    settings = settings_from(defaults.get(values["sampler"], {}))
     if values["steps"] is not None:
         settings = dataclasses.replace(settings, steps=values["steps"])
     return Sampling(
         sampler=values["sampler"],
         settings=settings,
-        samples=values["samples"] or defaults["samples"],
+        samples=values["samples"] or defaults.get("samples", 1),
         seed=values["seed"],
         batch=values["batch"] or (4 if device.type == "cpu" else 32),
         fallback=values["fallback"] == "on",
@@ -189,7 +195,7 @@ def sampling_of(values: Values, checkpoint: "Checkpoint", device: "torch.device"
 
 
 def contrast_of(values: Values, checkpoint: "Checkpoint", header: Any) -> str | None:
-    """The label that the options give, else the one that the protocol's name tells, else None.
+    """The label that the options give, else the one that the protocol's name tells if the model knows it, else None.
 
     Raises BadInputError for a label that the model does not know.
     """
@@ -197,7 +203,8 @@ def contrast_of(values: Values, checkpoint: "Checkpoint", header: Any) -> str | 
 
     given = values["contrast"]
     if given is None:
-        return contrast_label(header)
+        label = contrast_label(header)
+        return label if label in checkpoint.denoiser.labels else None
     labels = [label for label in checkpoint.denoiser.labels if not label.startswith("spare")]
     if given not in labels:
         raise BadInputError(

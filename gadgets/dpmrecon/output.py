@@ -1,6 +1,7 @@
 """The result folder of a replay: images.h5, report.json and preview.png."""
 
 import json
+import os
 import re
 import shutil
 import time
@@ -21,6 +22,7 @@ from .preview import write_preview
 from .reconstruct import Reconstruction, Sampling, data_residual
 
 PREVIEW_ROWS = 6
+ROOM = 1 << 16  # bytes that HDF5 needs at most beside the pixels and texts of an image
 METHODS = ("zero-filled", "CG-SENSE", "DPM")
 CONVENTIONAL = 3  # series index: image_3 in the file
 # elements of an MRD header that tell who was scanned, where and when
@@ -98,8 +100,11 @@ class ResultFolder:
                 (self.folder / name).unlink(missing_ok=True)
             if dicom.exists():
                 shutil.rmtree(dicom)
+            _claim(path, ROOM + len(self.xml))
+            path.unlink()
             self.dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=True)
             self.dataset.write_xml_header(self.xml)
+            self.dataset._file.flush()
         except OSError as error:
             raise BadInputError(f"cannot write to {self.folder} ({error}): choose another --out") from error
         return self
@@ -114,8 +119,7 @@ class ResultFolder:
             images = [*images, _conventional(images[0], item, self.header)]
         try:
             for image in images:
-                self.dataset.append_image(f"image_{image.image_series_index}", image)
-                self.dataset._file.flush()  # else a full disk is noticed at the end
+                store(self.dataset, image)
         except (OSError, RuntimeError) as error:
             raise BadInputError(f"cannot write to {self.folder} ({error}): the slices before are kept") from error
         data = item.mapped.data
@@ -204,6 +208,23 @@ class ResultFolder:
             np.stack([mask[index if len(mask) > 1 else 0] for index, _ in found]),
         )
         return {"mean": float(np.mean(per_slice)), "slices": [float(value) for value in per_slice]}
+
+
+def store(dataset: ismrmrd.Dataset, image: ismrmrd.Image) -> None:
+    """Append an image to its series (image_N) and see it on disk. Raises OSError or RuntimeError.
+
+    A file that HDF5 cannot write to cannot be closed either and crashes the process, so the space is claimed first.
+    """
+    file = dataset._file
+    _claim(Path(file.filename), file.id.get_filesize() + image.data.nbytes + len(image.attribute_string) + ROOM)
+    dataset.append_image(f"image_{image.image_series_index}", image)
+    file.flush()
+
+
+def _claim(path: Path, size: int) -> None:
+    """Make a file this long, on disk as well; what it holds stays."""
+    with open(path, "ab") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _conventional(image: ismrmrd.Image, item: Reconstruction, header: Any) -> ismrmrd.Image:

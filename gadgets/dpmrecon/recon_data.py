@@ -20,8 +20,8 @@ from .acquisitions import (
     LostSlice,
     Slice,
     SliceKey,
-    announced_lines,
     central_block,
+    completeness,
     without_oversampling,
 )
 from .errors import BadInputError, UnsupportedScanError
@@ -101,16 +101,11 @@ def _slice(bit: ReconBit, index: tuple[int, ...], header: Any, epi: bool) -> Sli
         *(getattr(counters, name) for name in ("slice", "contrast", "phase", "set", "repetition", "average"))
     )
     numbers = np.flatnonzero(acquired) + limits.center - rows // 2
-    acceleration = mrd.acceleration(header)
-    got, needed = announced_lines(numbers, limits, acceleration)
+    acceleration, needed, gap = completeness(numbers, limits, mrd.acceleration(header))
     if not acquired.any():
         return LostSlice(key, "all samples of its lines are zero", line_header)
-    if got < needed:
-        reason = (
-            f"incomplete: {got} of the {needed} lines came that the limits ({limits.minimum} to {limits.maximum}) "
-            f"and R = {acceleration} announce"
-        )
-        return LostSlice(key, reason, line_header)
+    if gap is not None:
+        return LostSlice(key, gap, line_header)
     for part, name in ((lines, "lines"), (calibration, "calibration lines")):
         if part is not None and not np.isfinite(part.view(np.float32)).all():
             return LostSlice(key, f"its {name} hold NaN or infinite values", line_header)

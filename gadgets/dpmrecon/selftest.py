@@ -178,8 +178,8 @@ def selftest(out: Path, checkpoint: Any, device: Any, orientations: Iterable[str
         code = replay(folder / "scan.h5", folder, checkpoint, None, sampling, device, outputs=Outputs())
         if code:
             raise DpmreconError(
-                f"{orientation}: not every slice came out of the model (exit code {code} of replay): the reasons are in "
-                f"{folder}/report.json, name another --model or --device"
+                f"{orientation}: not every slice came out of the model (exit code {code} of replay): the reasons are "
+                f"in {folder}/report.json, name another --model or --device"
             )
         write_dicom(folder / "images.h5", folder / "dicom", scan_digest(folder / "scan.h5"), {}, DicomOptions())
         findings += compare(orientation, "MRD", mrd_images(folder / "images.h5"), settings)

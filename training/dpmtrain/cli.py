@@ -79,6 +79,7 @@ def _pretrain(args: argparse.Namespace) -> int:
     denoiser = train(recipe, args.data, args.folder, args.threads)
     card = {
         "recipe": recipe["train"],
+        "history": recipe.get("history", "as the recipe says"),
         "sampling": recipe["sampling"],
         "data": {
             "sources": sorted({volume["source"] for volume in manifest["volumes"]}),
