@@ -435,6 +435,28 @@ def test_recon_space_keeps_centre_and_intensity(simulated_scan):
     assert found[40, 32] == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize(("gain", "used"), [(1.0, True), (1.3, False)])
+def test_separate_calibration_is_data_where_it_agrees(simulated_scan, tmp_path, gain, used):
+    """Lines of the same contrast fill the centre of k-space, as embedded ones do; of another they make maps alone."""
+
+    def weigh(number, line):
+        if line.is_flag_set(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION):
+            line.data[:] *= gain
+        return line
+
+    options = {**SCAN, "acceleration": 4, "n_slices": 1}
+    scans = [edited(simulated_scan(**options, calibration="separate"), tmp_path, weigh), simulated_scan(**options)]
+    masks = []
+    for path in scans:
+        with open_scan(path) as scan:
+            (mapped,) = with_coil_maps(slices(scan.acquisitions(), scan.header), torch.device("cpu"))
+        assert torch.equal(mapped.data.kspace.abs().sum((0, 2)) > 0, mapped.data.mask[:, 0] > 0)
+        assert mapped.data.n_lines_got == int(mapped.data.mask[:, 0].sum())
+        masks.append(mapped.data.mask)
+    assert torch.equal(*masks) == used
+    assert (int(masks[0][:, 0].sum()) > 48 // 4) == used
+
+
 def test_the_scale_is_the_same_on_full_and_undersampled_data(simulated_scan):
     scales = []
     for acceleration in (1, 4):

@@ -5,7 +5,7 @@ The lines may come from a file (`mrd.open_scan`) or a stream. Rows are phase-enc
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ismrmrd
@@ -19,6 +19,8 @@ from .noise import estimated_sigma, whitening
 
 # Fewer adjacent lines around the centre of k-space give no coil maps
 FEWEST_CALIBRATION_LINES = 8
+# Two lines of one row differ by noise alone where the variance of their difference is at most this many times expected
+AGREEMENT = 1.5
 # A regular pattern explains at least this share of the lines outside the calibration
 REGULAR_SHARE = 0.7
 # Fewer lines outside the centre show no regular pattern
@@ -448,6 +450,29 @@ class _Collector:
                 return _whitened(data[[index[row] for row in block]], whitener)
         block = central_block(lines.sums, center)
         return kspace[:, block.start : block.stop] if len(block) >= FEWEST_CALIBRATION_LINES else None
+
+
+def with_calibration_as_data(data: Slice) -> Slice:
+    """The slice with its separate calibration lines as image lines too, where they are shown to be the same data.
+
+    A separate calibration may have another contrast. Rows that came both ways tell: their difference is that of
+    noise, to AGREEMENT in variance, or the calibration serves the maps alone.
+    """
+    if data.calibration is None:
+        return data
+    n_rows = data.calibration.shape[1]
+    first = data.kspace.shape[1] // 2 - n_rows // 2
+    block = slice(first, first + n_rows)
+    columns, acquired = data.mask.amax(0) > 0, data.mask[block].amax(1) > 0
+    if bool(acquired.all()) or not bool(acquired.any()):
+        return data
+    difference = (data.calibration - data.kspace[:, block])[:, acquired][..., columns]
+    if float(torch.view_as_real(difference).square().mean()) > AGREEMENT * 2 * data.sigma_n**2:
+        return data
+    kspace, mask = data.kspace.clone(), data.mask.clone()
+    kspace[:, block][:, ~acquired] = data.calibration[:, ~acquired] * columns
+    mask[block][~acquired] = columns.float()
+    return replace(data, kspace=kspace, mask=mask, n_lines_got=int(mask.amax(1).sum()))
 
 
 class _LostError(Exception):

@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, field
 
 import torch
 
-from .acquisitions import LostSlice, Slice
+from .acquisitions import LostSlice, Slice, with_calibration_as_data
 from .checkpoint import Checkpoint
 from .coil_maps import estimate_coil_maps
 from .conventional import slice_scale, zero_filled
@@ -73,6 +73,7 @@ def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) ->
                 "need at least 8 adjacent lines around the centre, embedded or separate"
             )
         started = time.perf_counter()
+        data = with_calibration_as_data(data)
         kspace = data.kspace.to(device)
         maps = estimate_coil_maps(data.calibration.to(device), (kspace.shape[-2], kspace.shape[-1]))
         model = ForwardModel(maps, data.mask.to(device))
