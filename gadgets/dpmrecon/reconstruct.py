@@ -73,9 +73,10 @@ def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) ->
                 "need at least 8 adjacent lines around the centre, embedded or separate"
             )
         started = time.perf_counter()
+        calibration = data.calibration.to(device)
         data = with_calibration_as_data(data)
         kspace = data.kspace.to(device)
-        maps = estimate_coil_maps(data.calibration.to(device), (kspace.shape[-2], kspace.shape[-1]))
+        maps = estimate_coil_maps(calibration, (kspace.shape[-2], kspace.shape[-1]))
         model = ForwardModel(maps, data.mask.to(device))
         mapped = time.perf_counter()
         scale, conventional = slice_scale(model, kspace, data.sigma_n)
