@@ -408,6 +408,14 @@ def test_bad_input_is_one_line_and_exit_code_2(simulated_scan, model, tmp_path, 
     assert words in lines[0]
 
 
+def test_somebody_elses_dicom_folder_is_left_alone(simulated_scan, model, tmp_path, capsys):
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom" / "original.dcm").write_text("from the scanner")
+    assert replay(simulated_scan(**SCAN), tmp_path, model) == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "dicom" / "original.dcm").exists()
+
+
 def test_an_unknown_protocol_is_said(simulated_scan, model, tmp_path, capsys):
     scan = tmp_path / "copy.h5"
     shutil.copy(simulated_scan(**SCAN), scan)

@@ -94,6 +94,8 @@ class ResultFolder:
         scan = self.scan_file.resolve()
         if {path.resolve(), dicom.resolve()} & {scan, *scan.parents}:
             raise BadInputError(f"the scan {self.scan_file} lies where the results go: choose another --out")
+        if dicom.exists() and not (self.folder / "report.json").exists():
+            raise BadInputError(f"{dicom} is there and not of an earlier replay: choose another --out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in ("images.h5", "preview.png", "report.json"):
