@@ -15,3 +15,9 @@ class UnsupportedScanError(BadInputError):
 
 class CheckpointError(BadInputError):
     """The model file is missing, corrupt or of another format."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its kind where it has none: what fits into one sentence."""
+    lines = str(error).splitlines()
+    return lines[0].strip() if lines else type(error).__name__

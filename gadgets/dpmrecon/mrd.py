@@ -13,7 +13,7 @@ import h5py
 import ismrmrd
 import numpy as np
 
-from .errors import BadInputError, UnsupportedScanError
+from .errors import BadInputError, UnsupportedScanError, first_line
 
 
 def flags(*names: int) -> int:
@@ -143,7 +143,7 @@ def open_scan(path: str | Path) -> Iterator[Scan]:
             heads = np.asarray(lines.fields("head")[:]).astype(ismrmrd.hdf5.acquisition_header_dtype)
         except (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError) as error:
             raise BadInputError(
-                f"{path}: the header or the lines' heads cannot be read as ISMRMRD ({_first_line(error)}); the file is "
+                f"{path}: the header or the lines' heads cannot be read as ISMRMRD ({first_line(error)}); the file is "
                 "damaged or of another format"
             ) from error
         try:
@@ -177,7 +177,7 @@ def _open_hdf5(path: Path) -> h5py.File:
             raise BadInputError(f"{path} is empty; copy the scan again") from error
         if h5py.is_hdf5(path):
             raise BadInputError(
-                f"{path} is a truncated or damaged HDF5 file ({_first_line(error)}); copy the scan again"
+                f"{path} is a truncated or damaged HDF5 file ({first_line(error)}); copy the scan again"
             ) from error
         raise BadInputError(f"{path} is not an HDF5 file; an ISMRMRD (.h5) scan is needed") from error
 
@@ -221,7 +221,7 @@ def read_header(xml: bytes | str) -> Any:
             header = XmlParser(config=config).from_string(text.rstrip("\0"), ismrmrd.xsd.ismrmrdHeader)
     except (ParserError, SyntaxError, ValueError, TypeError) as error:
         raise BadInputError(
-            f"the scan's XML header cannot be read ({_first_line(error)}); an ISMRMRD header is needed"
+            f"the scan's XML header cannot be read ({first_line(error)}); an ISMRMRD header is needed"
         ) from error
     _check_numbers(header)
     return header
@@ -260,11 +260,6 @@ def _check_numbers(header: Any) -> None:
     for name, value in dataclasses.asdict(limits).items() if limits else ():
         if value is not None and not all(isinstance(number, int) for number in value.values()):
             raise BadInputError(f"the scan's header gives encodingLimits.{name} as {value}; whole numbers are needed")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def contrast_label(header: Any) -> str | None:

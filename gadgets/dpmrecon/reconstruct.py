@@ -12,7 +12,7 @@ from .acquisitions import LostSlice, Slice, with_calibration_as_data
 from .checkpoint import Checkpoint
 from .coil_maps import estimate_coil_maps
 from .conventional import slice_scale, zero_filled
-from .errors import BadInputError, DpmreconError
+from .errors import BadInputError, DpmreconError, first_line
 from .forward import ForwardModel
 from .samplers import SAMPLERS, NoiseSource, Problem, SamplerSettings
 
@@ -142,7 +142,7 @@ def _sample_group(
             for mapped in group:
                 yield from _sample_group([mapped], checkpoint, contrast, sampling, progress)
             return
-        yield _fall_back(group[0], f"the sampler failed ({_first_line(error)})", sampling, error)
+        yield _fall_back(group[0], f"the sampler failed ({first_line(error)})", sampling, error)
         return
     seconds = (time.perf_counter() - started) / len(group)
     for mapped, samples in zip(group, draws):
@@ -172,13 +172,13 @@ def _draw(
         chunk = entries[first : first + sampling.batch]
         slices = [mapped for mapped, _ in chunk]
         # samples of one slice share its maps and data by broadcasting instead of copies
-        stack = _first if all(mapped is slices[0] for mapped in slices) else torch.stack
+        kept = slices[:1] if all(mapped is slices[0] for mapped in slices) else slices
         scales = torch.tensor([mapped.scale for mapped in slices], device=device)
-        kspace = stack([mapped.data.kspace.to(device) / mapped.scale for mapped in slices])
+        kspace = torch.stack([mapped.data.kspace.to(device) / mapped.scale for mapped in kept])
         problem = Problem(
             ForwardModel(
-                stack([mapped.model.coil_maps for mapped in slices]),
-                stack([mapped.model.mask for mapped in slices]).unsqueeze(-3),
+                torch.stack([mapped.model.coil_maps for mapped in kept]),
+                torch.stack([mapped.model.mask for mapped in kept]).unsqueeze(-3),
             ),
             kspace,
             torch.tensor([mapped.data.sigma_n for mapped in slices], device=device) / scales,
@@ -194,14 +194,6 @@ def _draw(
         sample = SAMPLERS[sampling.sampler]
         draws.append(sample(problem, denoise, noise, sampling.settings, denoiser.sigma_data))
     return list(torch.cat(draws).unflatten(0, (len(group), sampling.samples)))
-
-
-def _first(tensors: list[torch.Tensor]) -> torch.Tensor:
-    return tensors[0].unsqueeze(0)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _fall_back(
