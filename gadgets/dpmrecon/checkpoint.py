@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -86,3 +87,37 @@ def load_checkpoint(path: Path | str | None = None, device: torch.device | str =
         raise CheckpointError(f"model file {path} does not hold the network its card describes ({reason})") from error
     denoiser.requires_grad_(False).eval().to(device)
     return Checkpoint(denoiser, card, f"{card.get('name', path.stem)}-{found[:12]}")
+
+
+def sampler_defaults(card: dict, sampler: str, contrast: str | None, acceleration: float | None) -> tuple[dict, str]:
+    """A sampler's settings for a scan of this contrast and R (None: not known), and where they come from, in words.
+
+    card["sampling"][sampler] serves every scan. card["sampling"]["by_contrast_R"] is a list of what `dpmtrain sweep`
+    measured, {"sampler", "contrast", "R", "settings"}: its entry of the scan's contrast at the nearest R, the higher
+    of two equally near ones, comes on top.
+    """
+    sampling = card.get("sampling", {})
+    base = sampling.get(sampler, {})
+    fitting = [
+        entry
+        for entry in sampling.get("by_contrast_R", [])
+        if entry["sampler"] == sampler and entry["contrast"] == contrast
+    ]
+    if acceleration is None or not fitting:
+        return base, "model card, for every scan" if base else "built in"
+    nearest = min(fitting, key=lambda entry: (abs(entry["R"] - acceleration), -entry["R"]))
+    return {**base, **nearest["settings"]}, (
+        f"model card, for {contrast} at R = {nearest['R']:g} (the scan announces R = {acceleration:g})"
+    )
+
+
+def write_sampling(path: Path, sampling: dict) -> None:
+    """Put sampler defaults into the card of the checkpoint `path`; the weights and all else of the card stay.
+
+    Raises CheckpointError where the checkpoint cannot be loaded, and leaves its card as it is.
+    """
+    card = {**load_checkpoint(path).card, "sampling": sampling}
+    card_path = path.with_suffix(".json")
+    beside = card_path.with_suffix(".json.new")
+    beside.write_text(json.dumps(card, indent=1) + "\n")
+    os.replace(beside, card_path)

@@ -62,16 +62,16 @@ def _add_replay(commands) -> None:
 
 def _replay(args: argparse.Namespace) -> int:
     from . import archive, options
-    from .mrd import open_scan
+    from .mrd import acceleration, open_scan
     from .replay import replay
 
     values = options.from_arguments(args)
     checkpoint, device = options.load(values)
     with open_scan(args.scan) as scan:
         contrast = options.contrast_of(values, checkpoint, scan.header)
+        sampling = options.sampling_of(values, checkpoint, device, contrast, acceleration(scan.header))
     if contrast is None:
         print("dpmrecon: the protocol names no known contrast: the unlabelled prior is used", file=sys.stderr)
-    sampling = options.sampling_of(values, checkpoint, device)
     outputs, dicom, stated = archive.from_arguments(args)
     code = replay(
         args.scan,

@@ -174,15 +174,27 @@ def _device(name: str | None) -> "torch.device":
     return device
 
 
-def sampling_of(values: Values, checkpoint: "Checkpoint", device: "torch.device") -> "Sampling":
-    """How to sample; what no option says is the model's own default, else that of SamplerSettings and one sample."""
+def sampling_of(
+    values: Values,
+    checkpoint: "Checkpoint",
+    device: "torch.device",
+    contrast: str | None = None,
+    acceleration: float | None = None,
+) -> "Sampling":
+    """How to sample a scan of this contrast and announced R (None: not known).
+
+    What no option says is the model's own default, else that of SamplerSettings and one sample.
+    """
+    from .checkpoint import sampler_defaults
     from .reconstruct import Sampling
     from .samplers import settings_from
 
     defaults = checkpoint.card.get("sampling", {})
-    settings = settings_from(defaults.get(values["sampler"], {}))
+    chosen, source = sampler_defaults(checkpoint.card, values["sampler"], contrast, acceleration)
+    settings = settings_from(chosen)
     if values["steps"] is not None:
         settings = dataclasses.replace(settings, steps=values["steps"])
+        source += "; steps by option"
     return Sampling(
         sampler=values["sampler"],
         settings=settings,
@@ -191,6 +203,7 @@ def sampling_of(values: Values, checkpoint: "Checkpoint", device: "torch.device"
         batch=values["batch"] or (4 if device.type == "cpu" else 32),
         fallback=values["fallback"] == "on",
         deadline=values["deadline"],
+        source=source,
     )
 
 

@@ -76,6 +76,7 @@ class ResultFolder:
             "contrast": contrast,
             "sampler": sampling.sampler,
             "settings": vars(sampling.settings),
+            "settings_source": sampling.source,
             "samples": sampling.samples,
             "seed": sampling.seed,
             "notice": RESEARCH,

@@ -23,7 +23,8 @@ LARGEST_RESIDUAL = 3.0
 @dataclass(frozen=True)
 class Sampling:
     """How slices are sampled. batch: most images (slices times samples) the network sees at once;
-    deadline: seconds after which the slices left come out as CG-SENSE, None for no limit."""
+    deadline: seconds after which the slices left come out as CG-SENSE, None for no limit; source: where the settings
+    come from, in words."""
 
     sampler: str
     settings: SamplerSettings
@@ -32,6 +33,7 @@ class Sampling:
     batch: int
     fallback: bool
     deadline: float | None = None
+    source: str = "given"
 
 
 @dataclass

@@ -25,7 +25,7 @@ from .acquisitions import LostSlice, Slice, slices
 from .checkpoint import Checkpoint
 from .errors import BadInputError, DpmreconError
 from .images import mrd_images, to_uint16
-from .mrd import read_header
+from .mrd import acceleration, read_header
 from .options import Values
 from .recon_data import slices_of
 from .reconstruct import Reconstruction, Sampling, sampled, with_coil_maps
@@ -273,7 +273,7 @@ class Session:
         values = self.host.values(config, engine)
         header = read_header(header_xml)
         contrast = options.contrast_of(values, engine.checkpoint, header)
-        sampling = options.sampling_of(values, engine.checkpoint, engine.device)
+        sampling = options.sampling_of(values, engine.checkpoint, engine.device, contrast, acceleration(header))
         if contrast is None:
             log.warning("the protocol names no known contrast: the unlabelled prior is used")
         record["contrast"] = contrast

@@ -1,0 +1,84 @@
+"""What a reconstruction is worth: errors against a truth, calibration of the samples, and paired comparisons.
+
+Images are (rows, cols) magnitudes unless a function says otherwise; `mask` is where they are scored.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 5000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Inner products of one slice inside the mask, from which both forms of NRMSE follow without the image:
+    of the image with the truth, with itself, and of the truth with itself."""
+
+    cross: float
+    image: float
+    truth: float
+
+    @classmethod
+    def of(cls, image: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> "Moments":
+        found, wanted = (np.abs(array).astype(np.float64)[mask] for array in (image, truth))
+        return cls(float(found @ wanted), float(found @ found), float(wanted @ wanted))
+
+    def nrmse(self, factor: float = 1.0) -> float:
+        """|| factor |image| - |truth| || / ||truth||; with factor 1 the paper's form."""
+        squared = factor**2 * self.image - 2 * factor * self.cross + self.truth
+        return float(np.sqrt(max(squared, 0.0) / max(self.truth, 1e-30)))
+
+
+def scan_factor(slices: Sequence[Moments]) -> float:
+    """The one least-squares factor that takes a scan's images to its truth."""
+    return sum(m.cross for m in slices) / max(sum(m.image for m in slices), 1e-30)
+
+
+def psnr(image: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB inside the mask; the peak is the truth's range, max - min. No factor."""
+    from skimage.metrics import peak_signal_noise_ratio
+
+    return float(peak_signal_noise_ratio(truth[mask], image[mask], data_range=_range(truth)))
+
+
+def ssim(image: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
+    """Mean structural similarity inside the mask (Wang et al., IEEE TIP 2004; 7x7 windows); range max - min of the
+    truth, as in the paper. No factor."""
+    from skimage.metrics import structural_similarity
+
+    _, local = structural_similarity(truth, image, data_range=_range(truth), full=True)
+    return float(local[mask].mean())
+
+
+def _range(truth: np.ndarray) -> float:
+    return float(truth.max() - truth.min())
+
+
+def variance_and_error(
+    mean: np.ndarray, spread: np.ndarray, samples: int, truth: np.ndarray, head: np.ndarray
+) -> tuple[float, float]:
+    """(V, B) of K = `samples` posterior samples, summed over the head; V/B is 1 where the spread tells the error.
+
+    mean: complex, of the samples; spread: their standard deviation per real channel, with 1/(K-1); truth: complex;
+    head: bool. V is the posterior variance, B the squared error of the mean less V/K, which K samples leave in it.
+    """
+    variance = float((2 * spread[head].astype(np.float64) ** 2).sum())
+    squared = float((np.abs(mean - truth)[head].astype(np.float64) ** 2).sum())
+    return variance, squared - variance / samples
+
+
+def paired_difference(here: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of here - reference over slices, and its 95 % bootstrap interval (percentiles; resampled with one seed).
+
+    With fewer than two slices there is no interval: low and high are nan.
+    """
+    gaps = np.asarray(here, float) - np.asarray(reference, float)
+    if len(gaps) < 2:
+        return float(gaps.mean()), float("nan"), float("nan")
+    drawn = np.random.default_rng(0).integers(len(gaps), size=(RESAMPLES, len(gaps)))
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(gaps[drawn].mean(1), [tail, 100 - tail])
+    return float(gaps.mean()), float(low), float(high)
