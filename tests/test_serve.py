@@ -46,8 +46,8 @@ def start(model):
     """start(**options) -> a running Server; it is stopped at the end of the test, and must then end."""
     running = []
 
-    def begin(peers: int = 8, **given) -> Server:
-        server = Server("127.0.0.1", 0, peers)
+    def begin(peers: int = 8, audit=None, **given) -> Server:
+        server = Server("127.0.0.1", 0, peers, audit)
         server.load(options.from_pairs({"model": str(model), **FEW, **given}))
         thread = threading.Thread(target=server.serve)
         thread.start()

@@ -1,6 +1,7 @@
 """The command line. `dpmrecon COMMAND --help` shows an example of each command."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -124,6 +125,7 @@ def _add_selftest(commands) -> None:
 
 
 def _add_serve(commands) -> None:
+    from .audit import VARIABLE
     from .options import add_arguments
 
     parser = add_command(
@@ -135,6 +137,14 @@ def _add_serve(commands) -> None:
     parser.add_argument("--port", type=int, required=True, help="to listen on; 0 takes a free one and names it")
     parser.add_argument("--address", default="127.0.0.1", help="to listen on (default: this machine alone)")
     parser.add_argument("--peers", type=int, default=8, help="scans at a time; one more is refused (default: 8)")
+    audit = os.environ.get(VARIABLE)
+    parser.add_argument(
+        "--audit",
+        type=Path,
+        default=audit and Path(audit),
+        metavar="FILE",
+        help=f"a line of JSON for each scan, without patient data (default: ${VARIABLE}, else none)",
+    )
     add_arguments(parser)
     parser.set_defaults(run=_serve)
 

@@ -11,12 +11,14 @@ import contextlib
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 
 def reconstruct(connection: Any) -> None:
     """Serve one scan on `connection`, a gadgetron.external.Connection, which says CLOSE once we return."""
     from . import options
+    from .audit import VARIABLE, AuditLog
     from .session import Engine, Gadgetron, Session
     from .wire import Wire
 
@@ -27,7 +29,8 @@ def reconstruct(connection: Any) -> None:
         values = options.from_properties(config)
         return Engine(*options.load(values), defaults=values)
 
-    Session(peer, load, host).run(lambda peer: (host, config, header))
+    audit = AuditLog(Path(os.environ[VARIABLE])) if os.environ.get(VARIABLE) else None
+    Session(peer, load, host, audit).run(lambda peer: (host, config, header))
     if getattr(sys.modules["__main__"].__spec__, "name", None) == "gadgetron.__main__":
         _leave(peer)
 

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from . import options
+from . import __version__, options
+from .audit import AuditLog
 from .errors import BadInputError, DpmreconError
 from .options import Values
 from .wire import Wire
@@ -61,7 +62,7 @@ class DeviceQueue:
 class Server:
     """Listens from the start, so that early peers wait instead of failing; serves once `load` has the model."""
 
-    def __init__(self, address: str, port: int, peers: int = PEERS):
+    def __init__(self, address: str, port: int, peers: int = PEERS, audit: AuditLog | None = None):
         if peers < 1 or not 0 <= port < 2**16:
             raise BadInputError(f"--peers is {peers} and --port {port}: give 1 peer or more and a port up to 65535")
         try:
@@ -69,7 +70,7 @@ class Server:
         except OSError as error:
             raise BadInputError(f"cannot listen on {address} port {port} ({error.strerror}): choose others") from error
         self.port = self.listener.getsockname()[1]
-        self._peers = peers
+        self._peers, self._audit = peers, audit
         self._sessions: dict[threading.Thread, Any] = {}
         self._device = DeviceQueue(peers)
         self._stopping = threading.Event()
@@ -85,6 +86,12 @@ class Server:
             options.contrast_of(values, checkpoint, None)
         self._engine = Engine(checkpoint, device, values, self._device.run, service=True)
         return checkpoint.model_id
+
+    def status(self) -> dict[str, Any]:
+        """What a health check is told. audit: what is wrong with the audit log, None where nothing is."""
+        scans = sum(session.begun for session in list(self._sessions.values()))
+        found = {"model": self._engine.checkpoint.model_id, "device": str(self._engine.device), "scans": scans}
+        return {**found, "version": __version__, "audit": self._audit and self._audit.problem}
 
     def stop(self) -> None:
         """Take no new peers; `serve` returns when the scans in hand are done. Safe in a signal handler."""
@@ -131,7 +138,7 @@ class Server:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         full = len(self._sessions) >= self._peers
-        session = Session(Wire(connection), lambda: self._engine)
+        session = Session(Wire(connection), lambda: self._engine, audit=self._audit)
         thread = threading.Thread(target=self._serve_one, args=(session, full), daemon=True)
         if not full:
             self._sessions[thread] = session
@@ -141,7 +148,7 @@ class Server:
         from .session import greet
 
         def greeting(peer: Wire) -> Any:
-            found = greet(peer)
+            found = greet(peer, self.status)
             if full and found is not None:
                 raise Busy(found[0], self._peers)
             return found
@@ -168,7 +175,10 @@ def run(args: Any) -> int:
     """The command `dpmrecon serve`."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     values = options.from_arguments(args)
-    server = Server(args.address, args.port, args.peers)
+    audit = AuditLog(args.audit) if args.audit else None
+    if audit is not None:
+        audit.check()
+    server = Server(args.address, args.port, args.peers, audit)
     log.info("listening on %s port %d, loading the model", args.address, server.port)
 
     def stop(number: int, _: Any) -> None:

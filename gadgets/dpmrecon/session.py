@@ -8,6 +8,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import queue
 import re
 import threading
@@ -15,13 +16,14 @@ import time
 import traceback
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from . import options, wire
+from . import health, options, wire
 from .acquisitions import LostSlice, Slice, slices
+from .audit import AuditLog, header_digest, origin
 from .checkpoint import Checkpoint
 from .errors import BadInputError, DpmreconError
 from .images import mrd_images, to_uint16
@@ -142,11 +144,11 @@ def _parameters(text: str) -> dict[str, str]:
         raise BadInputError("the configuration is no JSON object of options: send a config name") from error
 
 
-def greet(peer: Wire) -> tuple[Host, bytes, bytes] | None:
+def greet(peer: Wire, status: Callable[[], dict] = dict) -> tuple[Host, bytes, bytes] | None:
     """Who is there, by its first messages, with its configuration and header; None for a peer that leaves at once.
 
     A Gadgetron's external node sends the text of a `<configuration>` of properties, everyone else a config name, a
-    chain in full or JSON.
+    chain in full or JSON. Who asks how we are (see health.py) gets `status()` and leaves.
     """
     try:
         number = peer.message_id()
@@ -157,6 +159,9 @@ def greet(peer: Wire) -> tuple[Host, bytes, bytes] | None:
     if number == wire.CONFIG_NAME:
         host: Host = MrdClient()
         config = peer.config_name().encode()
+        if config == health.NAME.encode():
+            peer.send_text(json.dumps(status()))
+            return None
     elif number == wire.CONFIG:
         config = peer.text()
         host = Gadgetron() if _is_properties(config) else MrdClient()
@@ -261,6 +266,7 @@ class Session:
     peer: Wire
     engine: Callable[[], Engine]
     host: Host = field(default_factory=Gadgetron)
+    audit: AuditLog | None = None
     record: dict[str, Any] = field(default_factory=dict)  # the audit line
     reader: Reader | None = None
     begun: bool = False  # a scan is in hand
@@ -270,13 +276,15 @@ class Session:
         record = self.record
         record.update(peer=self.host.name, slices=0, fallbacks=0, missing=0, images=0, contrast=None, seconds={})
         engine = self.engine()
+        record.update(origin(engine.checkpoint, engine.device))
         values = self.host.values(config, engine)
         header = read_header(header_xml)
+        record["header"] = header_digest(header)
         contrast = options.contrast_of(values, engine.checkpoint, header)
         sampling = options.sampling_of(values, engine.checkpoint, engine.device, contrast, acceleration(header))
         if contrast is None:
             log.warning("the protocol names no known contrast: the unlabelled prior is used")
-        record["contrast"] = contrast
+        record.update(contrast=contrast, parameters=asdict(sampling), residuals=[], decisions=[])
         self.peer.patience = wire.SCAN
         stream: Iterator[Any] = self.host.slices(self.peer.messages(), header, values)
         self.reader = Reader(stream, max(1, sampling.batch // sampling.samples))
@@ -287,6 +295,7 @@ class Session:
             if isinstance(item, LostSlice):
                 lost.append(f"slice {item.key.slice}: {item.reason}")
                 record["missing"] += 1
+                record["decisions"].append(f"missing: {lost[-1]}")
                 log.error("%s", lost[-1])
                 continue
             for image in images:
@@ -301,15 +310,18 @@ class Session:
         record["images"] += n_images
         for name, seconds in item.seconds.items():
             record["seconds"][name] = round(record["seconds"].get(name, 0.0) + seconds, 3)
+        record["residuals"].append(round(item.residual, 3) if math.isfinite(item.residual) else None)
         if item.fallback is None:
             log.info("slice %d: DPM, residual %.2f", number, item.residual)
         else:
             record["fallbacks"] += 1
+            record["decisions"].append(f"fallback: slice {number}: {item.fallback}")
             log.warning("slice %d: CG-SENSE FALLBACK: %s", number, item.fallback)
 
     def run(self, greeting: Callable[[Wire], tuple[Host, bytes, bytes] | None]) -> None:
         """Greet, scan, tell of errors, take what the peer still sends, say CLOSE, and log one line of JSON."""
         started = time.perf_counter()
+        self.record["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         message = None
         try:
             greeted = greeting(self.peer)
@@ -318,6 +330,7 @@ class Session:
             started = time.perf_counter()  # the wait for the peer's first message is not ours
             self.begun = True
             self.host, config, header = greeted
+            self._hash_from(header)
             self.scan(config, header)
         except DpmreconError as error:
             self.host = getattr(error, "host", self.host)
@@ -333,7 +346,16 @@ class Session:
                 **self.record.get("seconds", {}),
                 "total": round(time.perf_counter() - started, 3),
             }
-            log.info("scan %s", json.dumps({**self.record, "error": message}))
+            self.record.update(error=message, input=self.peer.hash and self.peer.hash.hexdigest())
+            log.info("scan %s", json.dumps(self.record))
+            if self.audit is not None:
+                self.audit.write(self.record)
+
+    def _hash_from(self, header: bytes) -> None:
+        """Hash header and data, not the configuration: a scan that is sent again, for other options, is the same."""
+        self.peer.hash = self.audit and self.audit.hash()
+        if self.peer.hash is not None:
+            self.peer.hash.update(header)
 
     def _farewell(self, message: str | None) -> None:
         self.peer.patience = wire.FAREWELL

@@ -66,6 +66,7 @@ class Wire:
         self.framed = True  # False once we no longer know where the next message begins
         self.closed = False  # the peer said CLOSE, or is gone
         self.patience = GREETING
+        self.hash: Any = None  # of hashlib's kind: takes all that is read
         connection.settimeout(None)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", STALL, 0))
         self._poll = select.poll()
@@ -94,6 +95,8 @@ class Wire:
                     f"the connection ended within a message, after {got} of {count} bytes: send the scan again"
                 )
             got += received
+        if self.hash is not None:
+            self.hash.update(buffer)
         return buffer
 
     def _wait(self) -> None:
