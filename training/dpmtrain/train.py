@@ -1,120 +1,206 @@
-"""The training loop: EDM loss, EMA, label dropout, resumable at any step with the same numbers."""
+"""The training loop: EDM loss, EMA, label dropout, resumable at any step with the same numbers.
 
-import csv
+The engine is Hugging Face accelerate: it finds the device, starts the process group, wraps the model for several
+processes and casts to bfloat16, and leaves the loop to us. Lightning owns the loop, the order of optimizers (Muon and
+Adam are two) and the checkpoint, all of which must be ours where a resumed run repeats an uninterrupted one bit for
+bit.
+"""
+
 import math
+import signal
+import threading
 import time
 from pathlib import Path
 
 import torch
-from dpmrecon.denoiser import Denoiser, complex_noise
-from dpmrecon.errors import BadInputError
+from dpmrecon.denoiser import Denoiser
+from dpmrecon.errors import BadInputError, DpmreconError
 from tqdm import tqdm
 
-from .dataset import PreparedSlices
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib  # type: ignore[no-redef]
-
-RECIPE_KEYS = {
-    "model": ("widths", "blocks", "embedding", "labels", "sigma_data"),
-    "train": (
-        "seed", "steps", "batch", "crops", "rate", "warmup", "decay_fraction", "clip", "ema_half_life",
-        "label_dropout", "p_mean", "p_std", "real_fraction", "save_every",
-    ),
-    "sampling": ("samples", "prox", "dps"),
-}  # fmt: skip
+from .batches import Batch, Batches, load
+from .keeper import Keeper, Start
+from .muon import optimizers
+from .recipe import PRECISIONS, ema_decay, learning_rate
 
 
-def read_recipe(path: Path) -> dict:
-    """A recipe: tables model, train and sampling, each with exactly the keys that are used."""
-    try:
-        recipe = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"recipe {path} cannot be read ({error})") from error
-    for table, valid in RECIPE_KEYS.items():
-        found = set(recipe.get(table, {}))
-        if found != set(valid):
-            wrong = ", ".join(sorted(found ^ set(valid)))
+class Stopped(DpmreconError):
+    """Training was interrupted; its state is saved."""
+
+
+class Trainer:
+    """Model, averaged model and optimizers on the device, and one step of training."""
+
+    def __init__(self, recipe: dict, start: Start | None = None, device: str | None = None):
+        """device: `cpu`, or None for a GPU where there is one."""
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        self.settings = recipe["train"]
+        AcceleratorState._reset_state()  # it remembers the precision of an earlier run in this process
+        precision = PRECISIONS[self.settings["precision"]]
+        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+        processes = self.accelerator.num_processes
+        if self.settings["batch"] % processes:
             raise BadInputError(
-                f"recipe {path}, table [{table}]: unknown or missing {wrong}; it has {', '.join(valid)}"
+                f"the recipe's batch of {self.settings['batch']} cannot be shared by {processes} processes: "
+                "change batch, or give --processes"
             )
-    return recipe
+        torch.manual_seed(self.settings["seed"])
+        self.model, self.ema = Denoiser(recipe["model"]), Denoiser(recipe["model"])
+        if start is not None:
+            self.model.load_state_dict(start.weights)
+        self.ema.load_state_dict(self.model.state_dict() if start is None else start.ema)
+        self.ema.requires_grad_(False)
+        self.random_start = start is None
+        self.model.to(self.accelerator.device)
+        self.ema.to(self.accelerator.device)
+        self.optimizers = optimizers(self.model, self.settings["optimizer"])
+        states = None if start is None else start.optimizers_for(self.settings["optimizer"])
+        for optimizer, state in zip(self.optimizers, states or []):
+            optimizer.load_state_dict(state)
+        self.parallel = self.accelerator.prepare(self.model)
 
-
-def train(recipe: dict, data: Path, run: Path, threads: int) -> Denoiser:
-    """Train by `recipe` on the prepared slices in `data`; state and log.csv live in `run`. Returns the EMA weights.
-
-    Every random number of step k comes from a generator seeded with (seed, k): a resumed run repeats exactly
-    what an uninterrupted one would have done.
-    """
-    torch.set_num_threads(threads)
-    torch.manual_seed(recipe["train"]["seed"])
-    slices = PreparedSlices(data, recipe["train"]["real_fraction"])
-    model, ema = Denoiser(recipe["model"]), Denoiser(recipe["model"])
-    ema.load_state_dict(model.state_dict())
-    ema.requires_grad_(False)
-    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
-    run.mkdir(parents=True, exist_ok=True)
-    state_file, first = run / "state.pt", 0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-    settings = recipe["train"]
-    losses, started = [], time.monotonic()
-    for step in tqdm(range(first, settings["steps"]), initial=first, total=settings["steps"], desc="training"):
-        generator = torch.Generator().manual_seed(settings["seed"] * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings)
-        crop = settings["crops"][step * len(settings["crops"]) // settings["steps"]]
-        loss = step_loss(model, slices, settings, crop, generator)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings["clip"])
-        optimizer.step()
-        # half-life in steps, shorter at the start
-        decay = min(0.5 ** (1 / settings["ema_half_life"]), (1 + step) / (10 + step))
+    def step(self, step: int, batch: Batch, stop: bool = False) -> tuple[float, bool]:
+        """One step on this process's share of the batch. Returns the loss over the whole batch, and whether any
+        process was asked to stop. Raises DpmreconError where the loss or its gradient is not finite."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, self.settings)
+        loss = denoising_loss(self.parallel, batch, self.model.sigma_data)
+        self.model.zero_grad()
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings["clip"])
+        told = torch.stack([loss.detach(), norm.detach(), norm.new_tensor(float(stop))])
+        mean, length, asked = self.accelerator.reduce(told, "mean").tolist()
+        if not (math.isfinite(mean) and math.isfinite(length)):
+            raise DpmreconError(
+                f"the loss is {mean} and its gradient's norm {length} at step {step}: the last state was saved before; "
+                "lower the rate in the recipe and begin anew"
+            )
+        for optimizer in self.optimizers:
+            optimizer.step()
+        decay = ema_decay(step, self.settings, self.random_start)
         with torch.no_grad():
-            for average, current in zip(ema.parameters(), model.parameters()):
+            for average, current in zip(self.ema.parameters(), self.model.parameters()):
                 average.lerp_(current, 1 - decay)
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise RuntimeError(f"the loss is {losses[-1]} at step {step}: lower the rate in the recipe")
-        if (step + 1) % settings["save_every"] == 0 or step + 1 == settings["steps"]:
-            with (run / "log.csv").open("a") as log:
-                csv.writer(log).writerow([step + 1, sum(losses) / len(losses), f"{time.monotonic() - started:.0f}"])
-            losses.clear()
-            state = {
-                "model": model.state_dict(),
-                "ema": ema.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-            }
-            torch.save(state, state_file.with_suffix(".tmp"))
-            state_file.with_suffix(".tmp").replace(state_file)
-    return ema
+        return mean, asked > 0
+
+    def state(self) -> dict:
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    def load_state(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
 
 
-def learning_rate(step: int, settings: dict) -> float:
-    """Linear warm-up, constant, then linear decay to zero over the last `decay_fraction` of the steps."""
-    remaining = (settings["steps"] - step) / (settings["steps"] * settings["decay_fraction"])
-    return settings["rate"] * min(1.0, (step + 1) / settings["warmup"], remaining)
+def train(
+    recipe: dict,
+    data: Path,
+    run: Path,
+    threads: int | None = None,
+    start: Start | None = None,
+    *,
+    device: str | None = None,
+    workers: int = 0,
+) -> Denoiser:
+    """Train by `recipe` on the prepared slices in `data`. Returns the averaged weights, in evaluation mode.
+
+    recipe: tables model and train, and target for one contrast; run: folder of state.pt, log.csv, sheets/ and
+    tensorboard/, gone on with where it has a state; start: weights to begin with, None for random ones; workers:
+    loader processes, 0 makes the examples in this one.
+
+    Raises BadInputError where the data do not fit the recipe, or the state is damaged or of another recipe; Stopped
+    after SIGINT or SIGTERM, with the state saved; DpmreconError where the loss is not finite or the disk is full.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    trainer = Trainer(recipe, start, device)
+    accelerator, settings = trainer.accelerator, recipe["train"]
+    batches = Batches(
+        data, settings, recipe["model"]["labels"], recipe.get("target", {}).get("label"),
+        accelerator.num_processes, accelerator.process_index,
+    )  # fmt: skip
+    _check_contrasts(batches)
+    identity = None if start is None else start.checksum
+    keeper = Keeper(run, recipe, identity, accelerator.is_main_process)
+    first, state = keeper.go_on()
+    if state is not None:
+        trainer.load_state(state)
+    steps = range(first, settings["steps"])
+    loader = iter(load(batches, steps, workers, accelerator.device))
+    bar = tqdm(steps, initial=first, total=settings["steps"], desc="training", disable=not accelerator.is_main_process)
+    with StopSignal() as signals:
+        for step in bar:
+            asked = time.perf_counter()
+            batch = next(loader)
+            waited = time.perf_counter() - asked
+            if isinstance(batch, DpmreconError):
+                raise batch
+            loss, stopping = trainer.step(step, batch.to(accelerator.device), signals.received)
+            keeper.note(loss, waited)
+            done = step + 1 == settings["steps"]
+            if done or stopping or (step + 1) % settings["save_every"] == 0:
+                keeper.save(trainer.state(), step)
+            if keeper.writes and (done or _due(step + 1, settings["sheet_every"])):
+                keeper.sheet(trainer.ema, batches, step)
+            if stopping and not done:
+                accelerator.wait_for_everyone()
+                raise Stopped(
+                    f"stopped after step {step + 1} of {settings['steps']}: the state is in {run}, and the same "
+                    "command goes on from there"
+                )
+    accelerator.wait_for_everyone()
+    return trainer.ema.eval()
 
 
-def step_loss(
-    model: Denoiser, slices: PreparedSlices, settings: dict, crop: int, generator: torch.Generator
-) -> torch.Tensor:
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _check_contrasts(batches: Batches) -> None:
+    found = {volume["contrast"] for volume in batches.slices.volumes}
+    if batches.target is not None:
+        if len(found) > 1:
+            raise BadInputError(
+                f"all examples are to be '{batches.target}', and the volumes are of {', '.join(sorted(found))}: "
+                "name those of one contrast in the recipe (volumes)"
+            )
+    elif found - set(batches.labels):
+        raise BadInputError(
+            f"the model has no label for {', '.join(sorted(found - set(batches.labels)))}: name other volumes in the "
+            f"recipe, or add to its labels ({', '.join(batches.labels)})"
+        )
+
+
+def denoising_loss(model: torch.nn.Module, batch: Batch, sigma_data: float) -> torch.Tensor:
     """Weighted denoising error (EDM, table 1): mean over real channels of lambda(sigma) (D - clean)^2."""
-    examples = [slices.example(crop, generator) for _ in range(settings["batch"])]
-    clean = torch.stack([image for image, _ in examples])
-    dropped = torch.rand(len(examples), generator=generator) < settings["label_dropout"]
-    label = model.one_hot([None if drop else name for (_, name), drop in zip(examples, dropped)])
-    sigma = torch.exp(settings["p_mean"] + settings["p_std"] * torch.randn(len(examples), generator=generator))
-    noisy = clean + sigma[:, None, None] * complex_noise(tuple(clean.shape), generator)
-    weight = (sigma.square() + model.sigma_data**2) / (sigma * model.sigma_data).square()
-    error = (model(noisy, sigma, label) - clean).abs().square().mean((1, 2)) / 2
+    weight = (batch.sigma.square() + sigma_data**2) / (batch.sigma * sigma_data).square()
+    error = (model(batch.noisy, batch.sigma, batch.label) - batch.clean).abs().square().mean((1, 2)) / 2
     return (weight * error).mean()
+
+
+class StopSignal:
+    """While it is entered, SIGINT and SIGTERM only set `received`; outside the main thread it does nothing."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: dict = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, *_) -> None:
+        self.received = True
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

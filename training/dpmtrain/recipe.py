@@ -1,0 +1,97 @@
+"""Recipes: what they may say, and what they say of one step of training."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from dpmrecon.errors import BadInputError
+
+from .muon import OPTIMIZERS
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib  # type: ignore[no-redef]
+
+# of table [train]: kind of value, and the smallest one
+TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
+    "seed": (int, 0),
+    "optimizer": (str, None),
+    "precision": (str, None),
+    "steps": (int, 1),
+    "batch": (int, 1),  # examples of a step, over all processes
+    "crops": (list, 1),
+    "rate": (float, 0),
+    "warmup": (int, 1),  # steps
+    "decay_fraction": (float, 0),
+    "clip": (float, 0),
+    "ema_half_life": (float, 1),  # images
+    "label_dropout": (float, 0),
+    "p_mean": (float, None),
+    "p_std": (float, 0),
+    "volumes": (list, 1),
+    "real_fraction": (float, 0),
+    "save_every": (int, 1),  # steps
+    "sheet_every": (int, 0),  # steps; 0: at the end only
+}
+RECIPE_TABLES = {
+    "pretrain": {
+        "model": ("widths", "blocks", "embedding", "labels", "sigma_data"),
+        "train": tuple(TRAIN_KEYS),
+        "sampling": ("samples", "prox", "dps"),
+    },
+    "finetune": {"target": ("label", "slot"), "train": tuple(TRAIN_KEYS)},
+}
+PRECISIONS = {"float32": "no", "bf16": "bf16"}  # and their names in accelerate
+
+
+def read_recipe(path: Path, kind: str = "pretrain") -> dict:
+    """A recipe of `kind` (pretrain or finetune): its tables, each with exactly the keys that are used, and `history`.
+
+    Raises BadInputError for a file that cannot be read, for unknown or missing keys, and for values out of range.
+    """
+    try:
+        recipe = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"recipe {path} cannot be read ({error})") from error
+    tables = RECIPE_TABLES[kind]
+    strange = set(recipe) - set(tables) - {"history"}
+    if strange:
+        raise BadInputError(f"recipe {path}: unknown {', '.join(sorted(strange))}; {kind} has {', '.join(tables)}")
+    for table, valid in tables.items():
+        found = set(recipe.get(table, {}))
+        if found != set(valid):
+            wrong = ", ".join(sorted(found ^ set(valid)))
+            raise BadInputError(
+                f"recipe {path}, table [{table}]: unknown or missing {wrong}; it has {', '.join(valid)}"
+            )
+    for key, (wanted, smallest) in TRAIN_KEYS.items():
+        _check(path, key, recipe["train"][key], wanted, smallest)
+    for key, valid in (("optimizer", OPTIMIZERS), ("precision", tuple(PRECISIONS))):
+        if recipe["train"][key] not in valid:
+            raise BadInputError(f"recipe {path}: {key} is '{recipe['train'][key]}', give {' or '.join(valid)}")
+    return recipe
+
+
+def _check(path: Path, key: str, value: Any, wanted: type, smallest: float | None) -> None:
+    kinds = (int, float) if wanted is float else (wanted,)
+    right = isinstance(value, kinds) and not isinstance(value, bool)
+    size = len(value) if right and wanted is list else value
+    if not right or (smallest is not None and not smallest <= size < math.inf):
+        needed = {int: "a whole number", float: "a number", str: "a text", list: "a list"}[wanted]
+        least = "" if smallest is None else f" of {smallest:g} or more" + (" entries" if wanted is list else "")
+        raise BadInputError(f"recipe {path}: {key} is {value!r}, give {needed}{least}")
+
+
+def learning_rate(step: int, settings: dict) -> float:
+    """Linear warm-up, constant, then linear decay to zero over the last `decay_fraction` of the steps."""
+    decay = settings["steps"] * settings["decay_fraction"]
+    remaining = (settings["steps"] - step) / decay if decay > 0 else 1.0
+    return settings["rate"] * min(1.0, (step + 1) / settings["warmup"], remaining)
+
+
+def ema_decay(step: int, settings: dict, random_start: bool) -> float:
+    """What one step keeps of the average: half of it over `ema_half_life` images. Random weights are forgotten
+    sooner; those that a run starts with are worth remembering."""
+    decay = 0.5 ** (settings["batch"] / settings["ema_half_life"])
+    return min(decay, (1 + step) / (10 + step)) if random_start else decay
