@@ -158,11 +158,11 @@ def load(values: Values) -> "tuple[Checkpoint, torch.device]":
     """The checkpoint on its device. Raises BadInputError and CheckpointError."""
     from .checkpoint import load_checkpoint
 
-    device = _device(values["device"])
+    device = device_of(values["device"])
     return load_checkpoint(values["model"], device), device
 
 
-def _device(name: str | None) -> "torch.device":
+def device_of(name: str | None) -> "torch.device":
     import torch
 
     try:

@@ -65,8 +65,8 @@ class ResultFolder:
         self.folder, self.header, self.outputs, self.scan_file = folder, scan.header, outputs, scan.path
         self.xml = without_patient(scan.xml) if outputs.anonymize else scan.xml
         matrix = scan.header.encoding[0].reconSpace.matrixSize
-        self.truth = None if truth is None else _load(truth, (matrix.y, matrix.x))
-        self.mask = None if mask is None else _load(mask, (matrix.y, matrix.x)) > 0
+        self.truth = None if truth is None else load_pictures(truth, (matrix.y, matrix.x))
+        self.mask = None if mask is None else load_pictures(mask, (matrix.y, matrix.x)) > 0
         if self.mask is not None and (self.truth is None or len(self.mask) not in (1, len(self.truth))):
             raise BadInputError(f"mask {mask} needs a truth of as many slices: give --truth as well, or a mask of one")
         self.report: dict = {
@@ -278,7 +278,7 @@ def _factor(image: np.ndarray, target: np.ndarray) -> float:
     return float((image * target).sum() / max((image * image).sum(), 1e-30))
 
 
-def _load(path: Path, matrix: tuple[int, int]) -> np.ndarray:
+def load_pictures(path: Path, matrix: tuple[int, int]) -> np.ndarray:
     """A .npy file of real numbers as (slices, *matrix); one slice may be without the first axis."""
     try:
         found = np.load(path, allow_pickle=False)
