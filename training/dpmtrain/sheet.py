@@ -1,7 +1,10 @@
 """The sample sheet of a run: what the averaged weights make of noise, as one PNG."""
 
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from dpmrecon.denoiser import Denoiser, complex_noise
 from dpmrecon.forward import ForwardModel
@@ -9,8 +12,12 @@ from dpmrecon.samplers import NoiseSource, Problem, SamplerSettings, sample_prox
 
 from .batches import Batches, crop_of, example_seed
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SIGMAS = (0.1, 0.4, 1.5)
 EXAMPLES = 4
+WHITE = 1.2  # magnitude drawn white
 # without data and without fresh noise `prox` is Euler's method on the probability-flow ODE
 FROM_NOISE = SamplerSettings(steps=20, sigma_max=10.0, sigma_min=0.01, eta=0.0, warm_start=False)
 
@@ -18,9 +25,7 @@ FROM_NOISE = SamplerSettings(steps=20, sigma_max=10.0, sigma_min=0.01, eta=0.0, 
 @torch.no_grad()
 def write_sheet(path: Path, ema: Denoiser, batches: Batches, step: int) -> None:
     """Rows of four training crops, the same at every step: clean, then noisy and denoised for each of SIGMAS (std
-    per real channel); under them images of each label drawn from noise alone. Magnitudes, black 0, white 1.2."""
-    from matplotlib.figure import Figure
-
+    per real channel); under them images of each label drawn from noise alone. Magnitudes."""
     seed = batches.settings["seed"]
     pairs = [
         batches.slices.example(
@@ -39,19 +44,33 @@ def write_sheet(path: Path, ema: Denoiser, batches: Batches, step: int) -> None:
     labels = [batches.target] if batches.target else [name for name in ema.labels if not name.startswith("spare")]
     drawn = from_noise(ema, labels[: len(columns)], clean.shape[-1], seed)
 
-    figure = Figure((1.5 * len(columns), 1.6 * (EXAMPLES + 1)), layout="constrained")
-    axes = figure.subplots(EXAMPLES + 1, len(columns))
-    for axis in axes.flat:
-        axis.axis("off")
-    for column, (title, images) in enumerate(columns):
-        for row in range(EXAMPLES):
-            axes[row, column].set_title(f"{title} {names[row]}" if column == 0 else title, fontsize=7)
-            axes[row, column].imshow(images[row].abs().cpu().numpy(), cmap="gray", vmin=0, vmax=1.2)
-    for axis, name, image in zip(axes[-1], labels, drawn):
-        axis.set_title(f"{name} from noise", fontsize=7)
-        axis.imshow(image.abs().cpu().numpy(), cmap="gray", vmin=0, vmax=1.2)
+    rows = [[images[row] for _, images in columns] for row in range(EXAMPLES)] + [list(drawn)]
+    titles = [
+        [f"{title} {names[row]}" if title == "clean" else title for title, _ in columns] for row in range(EXAMPLES)
+    ]
+    titles.append([f"{name} from noise" for name in labels[: len(columns)]])
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    mosaic(rows, titles).savefig(path, dpi=100)
+
+
+def mosaic(rows: list[list[torch.Tensor]], titles: list[list[str]]) -> "Figure":
+    """Square images of one size in rows, each under its title. One picture: a hundred axes would take seconds."""
+    from matplotlib.figure import Figure
+
+    side, width = rows[0][0].shape[-1], max(map(len, rows))
+    above, between = math.ceil(side / 8), math.ceil(side / 32)
+    high, wide = side + above, side + between
+    canvas = np.full((len(rows) * high, width * wide), WHITE, np.float32)
+    figure = Figure((1.5 * width, 1.5 * width * canvas.shape[0] / canvas.shape[1]))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.axis("off")
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            top, left = row * high + above, column * wide
+            canvas[top : top + side, left : left + side] = image.abs().cpu().numpy()
+            axis.text(left + side / 2, top - above / 2, titles[row][column], fontsize=7, ha="center", va="center")
+    axis.imshow(canvas, cmap="gray", vmin=0, vmax=WHITE)
+    return figure
 
 
 def from_noise(ema: Denoiser, labels: list[str], side: int, seed: int) -> torch.Tensor:
