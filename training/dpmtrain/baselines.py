@@ -12,8 +12,6 @@ from dpmrecon.conventional import CG_STEPS, PRIOR_STD
 from dpmrecon.errors import BadInputError
 from dpmrecon.reconstruct import MappedSlice
 
-from .metrics import Moments
-
 # where the search for a weight begins; it goes on by factors of 2 while the best one lies at an end
 WAVELET_WEIGHTS = (0.005, 0.01, 0.02)
 SENSE_WEIGHTS = (5.0, 10.0, 20.0)
@@ -75,27 +73,14 @@ def l1_wavelet_sigpy(case: MappedSlice, weight: float) -> torch.Tensor:
     return torch.from_numpy(np.asarray(found, np.complex64)) * case.scale
 
 
-def tuned_weight(
-    run: Callable[[MappedSlice, float], torch.Tensor],
-    cases: Sequence[tuple[MappedSlice, np.ndarray]],
-    start: Sequence[float],
-) -> tuple[float, dict[float, float]]:
-    """(best weight, NRMSE of every weight tried) over validation slices with their truth (rows, cols).
-
-    The mean of the slices' NRMSE, each with its own least-squares factor, is what is lowest.
-    """
-
-    def score(weight: float) -> float:
-        found = [
-            Moments.of(run(case, weight).cpu().numpy(), truth, np.ones_like(truth, dtype=bool)) for case, truth in cases
-        ]
-        return float(np.mean([m.nrmse(m.cross / max(m.image, 1e-30)) for m in found]))
-
-    tried = {weight: score(weight) for weight in start}
+def tuned_weight(error: Callable[[float], float], start: Sequence[float]) -> tuple[float, dict[float, float]]:
+    """(best weight, error of every weight tried): those of `start`, then on by factors of 2 while the best one lies
+    at an end, MOST_STEPS at most."""
+    tried = {weight: error(weight) for weight in start}
     for _ in range(MOST_STEPS):
         best = min(tried, key=lambda weight: tried[weight])
         if best not in (min(tried), max(tried)):
             break
         beyond = best / 2 if best == min(tried) else best * 2
-        tried[beyond] = score(beyond)
+        tried[beyond] = error(beyond)
     return min(tried, key=lambda weight: tried[weight]), tried

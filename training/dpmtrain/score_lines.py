@@ -1,0 +1,56 @@
+"""Scores in a file of JSON lines, so that a killed run goes on where it stopped."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dpmrecon.errors import DpmreconError
+
+
+class ScoreLines:
+    """A file with a line {"key": ..., "value": ...} for every score; a line cut short by a kill does not count."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.values: dict[str, dict] = {}
+        lines = path.read_text().splitlines() if path.exists() else []
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            self.values[_text(entry["key"])] = entry["value"]
+        with writing(path):
+            part = path.with_name(path.name + ".part")
+            part.write_text("".join(f'{{"key": {key}, "value": {json.dumps(v)}}}\n' for key, v in self.values.items()))
+            part.replace(path)
+
+    def get(self, key: dict, make: Callable[[], dict]) -> dict:
+        """The value of `key`; made by `make` and written down where it is not there."""
+        text = _text(key)
+        if text not in self.values:
+            value = make()
+            with writing(self.path), self.path.open("a") as file:
+                file.write(f'{{"key": {text}, "value": {json.dumps(value)}}}\n')
+            self.values[text] = value
+        return self.values[text]
+
+    def __contains__(self, key: dict) -> bool:
+        return _text(key) in self.values
+
+
+def _text(key: dict) -> str:
+    return json.dumps(key, sort_keys=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes the folder of `path`, and says what to do where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise DpmreconError(
+            f"{path} cannot be written ({error}): what is done stays; make room and run the same command again"
+        ) from error

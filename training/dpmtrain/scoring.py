@@ -1,0 +1,118 @@
+"""How a slice is undersampled, and its scores against the reference."""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from dpmrecon.coil_maps import estimate_coil_maps
+from dpmrecon.reconstruct import MappedSlice
+
+from .metrics import Moments, psnr, scan_factor, ssim, variance_and_error
+from .references import ReferenceSlice, standard_of_care
+from .undersampling import sampling_mask, undersampled, with_maps
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to undersample. mask: of undersampling.MASKS; R: the nominal one; calibration_lines: 0 takes the coil
+    maps from the full data; scan_R: of the data that are undersampled (further), 1 where they are fully sampled."""
+
+    mask: str
+    R: int
+    calibration_lines: int
+    scan_R: int = 1
+
+    def sampling(self) -> str:
+        """All but R, in words."""
+        text = {"regular": "1D regular", "random": "1D random", "poisson": "2D Poisson"}[self.mask]
+        text += f", ACS {self.calibration_lines}" if self.calibration_lines else ", no ACS (maps from the full data)"
+        return text + (f", of an R={self.scan_R} scan" if self.scan_R > 1 else "")
+
+
+class Undersampled:
+    """A slice in one condition; coil maps are made when a method first asks for them."""
+
+    def __init__(self, full: ReferenceSlice, condition: Condition, device: torch.device):
+        self.full, self.condition, self.device = full, condition, device
+
+    @cached_property
+    def reference(self) -> ReferenceSlice:
+        """The slice that is undersampled: the full one, or that of a scan with a low R."""
+        further = self.condition.scan_R > 1 and round(self.full.data.acceleration) == 1
+        return standard_of_care(self.full, self.condition.scan_R, 24) if further else self.full
+
+    @cached_property
+    def mapped(self) -> MappedSlice:
+        data, condition = self.reference.data, self.condition
+        chosen = (condition.R, condition.calibration_lines)
+        data_here = undersampled(data, sampling_mask(condition.mask, data.mask, *chosen, self.full.number), *chosen)
+        maps = None
+        if not condition.calibration_lines:
+            assert data.calibration is not None
+            rows, cols = data.mask.shape
+            maps = estimate_coil_maps(data.calibration.to(self.device), (rows, cols))
+        return with_maps(data_here, self.device, maps)
+
+    def score(self, image: torch.Tensor, spread: torch.Tensor | None = None, samples: int = 1) -> dict[str, Any]:
+        """Moments, PSNR and SSIM of an image, and V and B of its samples where a complex truth is known."""
+        full = self.reference
+        picture = full.picture(image)
+        found: dict[str, Any] = dataclasses.asdict(Moments.of(picture, full.truth, full.mask))
+        found |= {"psnr": psnr(picture, full.truth, full.mask), "ssim": ssim(picture, full.truth, full.mask)}
+        if spread is not None and full.coil_images is not None:
+            maps = self.mapped.model.coil_maps.cpu()
+            truth = (maps.conj() * full.coil_images).sum(0).numpy()
+            head = self.mapped.model.support.cpu().numpy() > 0
+            found["V"], found["B"] = variance_and_error(image.cpu().numpy(), spread.cpu().numpy(), samples, truth, head)
+        return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scores of one method in one condition: a value for each slice, in the order of `slices`.
+
+    nrmse: with one least-squares factor a scan; nrmse_paper: without any; variance_ratio: V/B over all slices, None
+    where no noise-free complex truth is known; fallbacks: slices that came out as CG-SENSE.
+    """
+
+    contrast: str
+    condition: Condition
+    method: str
+    slices: list[tuple[str, int]]
+    nrmse: list[float]
+    nrmse_paper: list[float]
+    psnr: list[float]
+    ssim: list[float]
+    variance_ratio: float | None
+    samples: int
+    fallbacks: int
+    seconds: float
+    setting: str
+
+    @classmethod
+    def of(
+        cls, contrast: str, condition: Condition, method: str, scores: list[tuple[ReferenceSlice, dict, str]]
+    ) -> "Row":
+        """The scores of a method's slices; each scan has a least-squares factor of its own."""
+        moments = [Moments(score["cross"], score["image"], score["truth"]) for _, score, _ in scores]
+        scans = [full.scan for full, _, _ in scores]
+        factors = {scan: scan_factor([m for m, s in zip(moments, scans) if s == scan]) for scan in scans}
+        calibrated = [score for _, score, _ in scores if "V" in score]
+        error = sum(score["B"] for score in calibrated)
+        return cls(
+            contrast,
+            condition,
+            method,
+            [(full.scan, full.number) for full, _, _ in scores],
+            [m.nrmse(factors[scan]) for m, scan in zip(moments, scans)],
+            [m.nrmse() for m in moments],
+            [score["psnr"] for _, score, _ in scores],
+            [score["ssim"] for _, score, _ in scores],
+            sum(score["V"] for score in calibrated) / error if error > 0 else None,
+            scores[0][1].get("samples", 1),
+            sum(score.get("fallback") is not None for _, score, _ in scores),
+            sum(score.get("seconds", 0.0) for _, score, _ in scores) / len(scores),
+            scores[0][2],
+        )

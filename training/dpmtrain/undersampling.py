@@ -1,0 +1,114 @@
+"""Sampling masks, and slices as a scan with such a mask would have brought them."""
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from dpmrecon.acquisitions import Slice
+from dpmrecon.conventional import slice_scale, zero_filled
+from dpmrecon.errors import BadInputError
+from dpmrecon.forward import ForwardModel
+from dpmrecon.fourier import crop_or_pad
+from dpmrecon.reconstruct import MappedSlice, with_coil_maps
+
+MASKS = ("regular", "random", "poisson")
+# 1D random rows are drawn with a probability that falls as (1 - |k| / k_max) to this power (Lustig et al., MRM 2007)
+DENSITY_POWER = 4
+
+
+def sampling_mask(
+    kind: str, acquired: torch.Tensor, acceleration: float, calibration_lines: int, seed: int
+) -> torch.Tensor:
+    """(rows, cols) float32, 1 where sampled: a part of `acquired`, which is 1 where there are data.
+
+    regular: every R-th row, beginning with the first R rows' one that has the most data, the centre where all have
+    them; random: rows / R rows, denser at the centre; in both the `calibration_lines` around the centre come on top,
+    so that R is the nominal one. poisson: variable-density Poisson disc in both axes by sigpy, with a square of
+    calibration lines; R is the net one, to 10 %. Equal arguments give equal masks.
+    Raises BadInputError where such a mask cannot be had.
+    """
+    rows, cols = acquired.shape
+    if kind == "poisson":
+        if not bool((acquired > 0).all()):
+            raise BadInputError("a Poisson-disc mask needs fully sampled data: leave it out for an accelerated scan")
+        return _poisson(rows, cols, acceleration, calibration_lines).clone()
+    there = (acquired.amax(1) > 0).numpy()
+    first, last = np.flatnonzero(there)[[0, -1]]
+    count, chosen = last + 1 - first, np.zeros(rows, bool)
+    if kind == "regular":
+        step = int(acceleration)
+        offsets = sorted(range(step), key=lambda offset: (-int(there[offset::step].sum()), offset != rows // 2 % step))
+        chosen[offsets[0] :: step] = True
+    elif kind == "random":
+        weights = (1 - np.abs(np.arange(rows) - rows // 2) / (rows // 2 + 1)) ** DENSITY_POWER * there
+        generator = np.random.default_rng([seed, rows, round(100 * acceleration)])
+        drawn = min(round(count / acceleration), int(there.sum()))
+        chosen[generator.choice(rows, drawn, replace=False, p=weights / weights.sum())] = True
+    else:
+        raise BadInputError(f"mask '{kind}' is unknown: valid ones are {', '.join(MASKS)}")
+    if (chosen & there).sum() < round(0.9 * count / acceleration):
+        raise BadInputError(f"R = {acceleration:g} cannot be had from the lines of this scan: give a multiple of its R")
+    chosen[_centre(rows, calibration_lines)] = True
+    return acquired * torch.from_numpy(chosen).float()[:, None]
+
+
+def _centre(size: int, count: int) -> slice:
+    return slice(size // 2 - count // 2, size // 2 - count // 2 + count)
+
+
+@lru_cache
+def _poisson(rows: int, cols: int, acceleration: float, calibration_lines: int) -> torch.Tensor:
+    from sigpy.mri import poisson  # heavy, and for this alone
+
+    try:
+        found = poisson((rows, cols), acceleration, calib=(calibration_lines,) * 2, seed=0, crop_corner=False)
+    except ValueError as error:
+        raise BadInputError(
+            f"no Poisson-disc mask of {rows} x {cols} has R = {acceleration:g} with {calibration_lines} calibration "
+            "lines: choose a smaller R or fewer lines"
+        ) from error
+    mask = torch.from_numpy(np.abs(found).astype(np.float32))
+    mask[_centre(rows, calibration_lines), _centre(cols, calibration_lines)] = 1
+    return mask
+
+
+def undersampled(data: Slice, mask: torch.Tensor, acceleration: float, calibration_lines: int) -> Slice:
+    """The slice with the samples of the mask alone, and its calibration: the centre, the data's own where that came
+    apart, None without calibration lines. The noise level stays that of the data."""
+    mask = mask * data.mask
+    kspace = mask * data.kspace
+    calibration = None
+    if calibration_lines:
+        centre = _centre(len(mask), calibration_lines)
+        calibration = kspace[:, centre]
+        if data.calibration is not None and not bool(data.mask[centre].amax(1).all()):  # it came apart
+            calibration = crop_or_pad(data.calibration, min(calibration_lines, data.calibration.shape[1]), 1)
+        elif not torch.equal(mask[centre], data.mask[centre]):  # undersampled along the columns too
+            calibration = crop_or_pad(calibration, calibration_lines, 2)
+    n_lines = int(mask.amax(1).sum())
+    return replace(
+        data,
+        kspace=kspace,
+        mask=mask,
+        calibration=calibration,
+        acceleration=acceleration,
+        n_lines_got=n_lines,
+        n_lines_needed=n_lines,
+    )
+
+
+def with_maps(data: Slice, device: torch.device, maps: torch.Tensor | None = None) -> MappedSlice:
+    """The slice with maps of its own calibration, as in a reconstruction, or with `maps` of elsewhere.
+
+    Raises BadInputError where it cannot be used.
+    """
+    if maps is None:
+        (found,) = with_coil_maps([data], device)
+        if not isinstance(found, MappedSlice):
+            raise BadInputError(f"slice {data.key.slice}: {found.reason}; leave it out")
+        return found
+    model = ForwardModel(maps.to(device), data.mask.to(device))
+    kspace = data.kspace.to(device)
+    scale, conventional = slice_scale(model, kspace, data.sigma_n)
+    return MappedSlice(data, model, scale, zero_filled(model, kspace), conventional, {})
