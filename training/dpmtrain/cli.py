@@ -8,15 +8,23 @@ from pathlib import Path
 from dpmrecon.cli import add_command
 from dpmrecon.errors import BadInputError, DpmreconError
 
-from .validation import HELD_OUT
+from .evaluate import add_evaluate
+from .paper import add_paper
+from .prepare import add_prepare
+from .pretrain import add_finetune, add_pretrain
+from .throughput import add_throughput
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit code 2 on bad input, with one line and no traceback."""
     parser = argparse.ArgumentParser("dpmtrain", description="Train the diffusion priors that dpmrecon samples from")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_prepare(commands)
-    _add_pretrain(commands)
+    add_prepare(commands)
+    add_pretrain(commands)
+    add_finetune(commands)
+    add_throughput(commands)
+    add_paper(commands)
+    add_evaluate(commands)
     _add_sweep(commands)
     _add_bench(commands)
     args = parser.parse_args(arguments)
@@ -25,71 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     except DpmreconError as error:
         print(f"dpmtrain: {error}", file=sys.stderr)
         return 2
-
-
-def _add_prepare(commands) -> None:
-    parser = add_command(
-        commands,
-        "prepare",
-        "Images and label maps to prepared slices",
-        "dpmtrain prepare images --out prepared",
-    )
-    parser.add_argument("images", type=Path, help="folder with open_ms/, flair_1mm/ and synthseg_labels/")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--exclude", nargs="*", default=list(HELD_OUT), help="patients and label maps to leave out")
-    parser.add_argument("--slices", type=int, default=14, help="slices per simulated volume")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.set_defaults(run=_prepare)
-
-
-def _prepare(args: argparse.Namespace) -> int:
-    from .prepare import prepare
-
-    if not (args.images / "open_ms").is_dir():
-        raise BadInputError(f"{args.images} has no folder open_ms: give the folder that holds the image sets")
-    prepare(args.images, args.out, args.exclude, args.slices, args.seed)
-    return 0
-
-
-def _add_pretrain(commands) -> None:
-    parser = add_command(
-        commands,
-        "pretrain",
-        "Train a denoiser from scratch, or go on where the run stopped",
-        "dpmtrain pretrain training/recipes/default.toml --data prepared --run runs/default --out model.safetensors",
-    )
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
-    parser.add_argument("--run", type=Path, required=True, dest="folder", help="state and log; resumed when it exists")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.set_defaults(run=_pretrain)
-
-
-def _pretrain(args: argparse.Namespace) -> int:
-    from dpmrecon.checkpoint import save_checkpoint
-
-    from .train import read_recipe, train
-
-    recipe = read_recipe(args.recipe)
-    manifest_file = args.data / "manifest.json"
-    if not manifest_file.is_file():
-        raise BadInputError(f"{args.data} has no manifest.json: run `dpmtrain prepare` first")
-    manifest = json.loads(manifest_file.read_text())
-    denoiser = train(recipe, args.data, args.folder, args.threads)
-    card = {
-        "recipe": recipe["train"],
-        "history": recipe.get("history", "as the recipe says"),
-        "sampling": recipe["sampling"],
-        "data": {
-            "sources": sorted({volume["source"] for volume in manifest["volumes"]}),
-            "subjects": sorted({volume["subject"] for volume in manifest["volumes"]}),
-            "excluded": manifest["exclude"],
-            "slices": sum(volume["shape"][0] for volume in manifest["volumes"]),
-        },
-    }
-    save_checkpoint(args.out, denoiser, card)
-    return 0
 
 
 def _add_sweep(commands) -> None:
