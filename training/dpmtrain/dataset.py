@@ -1,25 +1,34 @@
-"""Training examples from prepared slices: crops of complex slices at random pixel sizes, with random smooth phase."""
+"""Training examples from prepared slices: crops at random pixel sizes, their phase measured or drawn."""
 
 import json
 import math
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from dpmrecon.errors import BadInputError, first_line
 from dpmrecon.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.scale import image_scale
 
 
 class PreparedSlices:
-    """Memory-mapped prepared volumes; `real_fraction` of the examples are real images, the rest simulated."""
+    """Memory-mapped prepared volumes; `real_fraction` of the examples are real images, the rest simulated.
 
-    def __init__(self, folder: Path, real_fraction: float):
-        self.volumes = json.loads((folder / "manifest.json").read_text())["volumes"]
-        self.data = [np.load(folder / v["file"], mmap_mode="r") for v in self.volumes]
+    patterns: of the names of the volumes to take (`patient0[13]_*_FLAIR`). Raises BadInputError where none fits.
+    """
+
+    def __init__(self, folder: Path, real_fraction: float, patterns: Sequence[str] = ("*",)):
+        found = json.loads((folder / "manifest.json").read_text())["volumes"]
+        self.volumes = [v for v in found if any(fnmatch(v["file"].removesuffix(".npy"), p) for p in patterns)]
+        if not self.volumes:
+            names = ", ".join(v["file"].removesuffix(".npy") for v in found[:4])
+            raise BadInputError(f"none of the volumes in {folder} ({names} ...) is named like {', '.join(patterns)}")
+        self.data = [_open(folder, v) for v in self.volumes]
         # Real and simulated data have fixed shares; within each, contrasts are equally likely, then slices.
-        kinds = [("simulated" if v["source"].startswith("SynthSeg") else "real", v["contrast"]) for v in self.volumes]
+        kinds = [("simulated" if _is_simulated(v) else "real", v["contrast"]) for v in self.volumes]
         totals: dict = {}
         for kind, volume in zip(kinds, self.volumes):
             totals[kind] = totals.get(kind, 0) + volume["shape"][0]
@@ -39,38 +48,68 @@ class PreparedSlices:
         index = int(torch.multinomial(self.weights, 1, generator=generator))
         volume = self.volumes[index]
         chosen = int(uniform(0, volume["shape"][0]))
-        magnitude = torch.from_numpy(np.array(self.data[index][chosen], dtype=np.float32))
+        # a magnitude, real and positive, or complex where the phase was measured
+        image = torch.from_numpy(np.array(self.data[index][chosen], dtype=np.float32))
+        image = torch.view_as_complex(image) if image.ndim == 3 else image
         if uniform(0, 1) < 0.25:
-            magnitude = affine(magnitude, uniform(-0.3, 0.3), uniform(0.85, 1.2), uniform(0.85, 1.2))
+            image = affine(image, uniform(-0.3, 0.3), uniform(0.85, 1.2), uniform(0.85, 1.2))
         if uniform(0, 1) < 0.25:
-            magnitude = magnitude.clamp(min=0) ** uniform(0.8, 1.25)
+            power = uniform(0.8, 1.25)
+            image = torch.polar(image.abs() ** power, image.angle()) if image.is_complex() else image.clamp(0) ** power
         # a coarser pixel, as an MRI scanner would make it: keep the centre of k-space
-        coarsest = min(2.0 / volume["pixel_mm"], min(magnitude.shape) / crop)
+        coarsest = min(2.0 / volume["pixel_mm"], min(image.shape) / crop)
         if uniform(0, 1) < 0.6 and coarsest > 1:
             factor = math.exp(uniform(0, math.log(coarsest)))
-            kspace = to_kspace(magnitude)
-            for axis, size in enumerate(magnitude.shape):
+            kspace = to_kspace(image)
+            for axis, size in enumerate(image.shape):
                 kspace = crop_or_pad(kspace, min(max(crop, round(size / factor / uniform(0.9, 1.1))), size), axis)
-            magnitude = to_image(kspace).real
-        scale = image_scale(magnitude) * math.exp(uniform(-0.1, 0.1))
+            coarse = to_image(kspace)
+            image = coarse if image.is_complex() else coarse.real
+        image = image / (image_scale(image) * math.exp(uniform(-0.1, 0.1)))
+        for axis, size in enumerate(image.shape):  # a small matrix gets air around it; its scale is its own
+            image = crop_or_pad(image, max(crop, size), axis)
         for _ in range(8):  # a crop with some head in it
-            top, left = (int(uniform(0, size - crop + 1)) for size in magnitude.shape)
-            piece = magnitude[top : top + crop, left : left + crop] / scale
-            if (piece > 0.1).float().mean() > 0.15:
+            top, left = (int(uniform(0, size - crop + 1)) for size in image.shape)
+            piece = image[top : top + crop, left : left + crop]
+            if (piece.abs() > 0.1).float().mean() > 0.15:
                 break
         turns = int(uniform(0, 8))
         piece = torch.rot90(piece, turns % 4, (0, 1))
         piece = piece.flip(0) if turns > 3 else piece
-        return piece * random_phase(piece.shape, crop / max(magnitude.shape), generator), volume["contrast"]
+        if piece.is_complex():  # the phase of the whole is the receiver's: any is as good
+            angle = torch.tensor(uniform(-math.pi, math.pi))
+            return piece * torch.polar(torch.ones(()), angle), volume["contrast"]
+        return piece * random_phase(piece.shape, crop / max(image.shape), generator), volume["contrast"]
 
 
-def affine(magnitude: torch.Tensor, angle: float, scale_rows: float, scale_cols: float) -> torch.Tensor:
-    """Rotate by `angle` (rad) and stretch; bicubic, the head's centre stays."""
+def _open(folder: Path, volume: dict) -> np.ndarray:
+    """A volume's memory map. Raises BadInputError where the file is not what the manifest says."""
+    file = folder / volume["file"]
+    try:
+        data = np.load(file, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInputError(f"{file} cannot be read ({first_line(error)}): run `dpmtrain prepare` again") from error
+    if list(data.shape[:3]) != list(volume["shape"]):
+        raise BadInputError(
+            f"{file} has the shape {data.shape} where the manifest says {volume['shape']}: run `dpmtrain prepare` again"
+        )
+    return data
+
+
+def _is_simulated(volume: dict) -> bool:
+    """Manifests of earlier versions tell it by the source alone."""
+    return bool(volume.get("simulated", volume["source"].startswith("SynthSeg")))
+
+
+def affine(image: torch.Tensor, angle: float, scale_rows: float, scale_cols: float) -> torch.Tensor:
+    """Rotate by `angle` (rad) and stretch a magnitude or complex image; bicubic, the head's centre stays."""
     cos, sin = math.cos(angle), math.sin(angle)
-    rows, cols = magnitude.shape
+    rows, cols = image.shape
     theta = torch.tensor([[cos * scale_cols, -sin * rows / cols, 0.0], [sin * cols / rows, cos * scale_rows, 0.0]])
     grid = F.affine_grid(theta[None], [1, 1, rows, cols], align_corners=False)
-    return F.grid_sample(magnitude[None, None], grid, mode="bicubic", align_corners=False)[0, 0].clamp(min=0)
+    channels = torch.view_as_real(image).permute(2, 0, 1) if image.is_complex() else image[None]
+    moved = F.grid_sample(channels[None], grid, mode="bicubic", align_corners=False)[0]
+    return torch.complex(*moved) if image.is_complex() else moved[0].clamp(min=0)
 
 
 def random_phase(shape: Sequence[int], extent: float, generator: torch.Generator) -> torch.Tensor:

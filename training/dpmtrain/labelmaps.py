@@ -1,12 +1,22 @@
-"""Contrasts simulated from label maps: signal equations on literature tissue values, with lesions and texture."""
+"""Contrasts simulated from label maps: signal equations, literature tissue values, veins, lesions and texture."""
+
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from dpmrecon.errors import BadInputError
+from dpmrecon.fourier import to_image, to_kspace
 from scipy import ndimage
 
+from .readers import Fault, Item, Volume
+
 # tissue: T1 ms, T2 ms, T2* ms, proton density, ADC 1e-3 mm2/s; typical values at 3 T
-# (Stanisz et al., MRM 2005; Wansapura et al., JMRI 1999; Helenius et al., AJNR 2002)
+# (Stanisz et al., MRM 2005; Wansapura et al., JMRI 1999; Helenius et al., AJNR 2002). Lesions: acute infarcts have a
+# low ADC and a longer T2, chronic ones are nearly CSF, gliosis (their rim, small vessel disease, plaques) lies between
 TISSUES = {
     "csf": (4000, 1800, 1000, 1.00, 3.0),
     "grey": (1400, 95, 60, 0.84, 0.85),
@@ -20,7 +30,11 @@ TISSUES = {
     "marrow": (450, 60, 12, 0.60, 0.2),
     "fluid": (3500, 600, 300, 1.00, 2.6),
     "mucosa": (1300, 90, 40, 0.80, 1.5),
+    "acute": (1550, 135, 75, 0.88, 0.42),
+    "chronic": (3600, 1300, 700, 0.99, 2.7),
+    "gliosis": (1500, 145, 80, 0.86, 1.15),
 }
+FATTY = ("fat", "marrow")
 # FreeSurfer numbers; 5xx are the extra-cerebral ones, named by looking at them
 TISSUE_OF_LABEL = {
     **dict.fromkeys((4, 5, 14, 15, 24, 43, 44, 72, 502), "csf"),
@@ -36,73 +50,274 @@ TISSUE_OF_LABEL = {
 }
 
 
-def signal(contrast: str, tissue: tuple[float, ...], rng: np.random.Generator, timing: dict) -> float:
-    """Magnitude signal of one tissue; `timing` is drawn once per volume by `draw_timing`."""
-    t1, t2, t2s, density, adc = (v * rng.uniform(0.9, 1.1) for v in tissue)
-    tr, te, ti, b = timing["tr"], timing["te"], timing["ti"], timing["b"]
-    recovery = 1 - 2 * np.exp(-ti / t1) + np.exp(-tr / t1) if ti else 1 - np.exp(-tr / t1)
-    decay = np.exp(-te / (t2s if contrast == "swi" else t2)) * np.exp(-b * 1e-3 * adc)
-    return float(abs(density * recovery * decay))
+Lesion = tuple[str, np.ndarray, tuple[slice, ...]]  # tissue, its fraction of each voxel of the box, the box
 
 
-def draw_timing(contrast: str, rng: np.random.Generator) -> dict:
-    """TR, TE, TI in ms and b in s/mm2 for one volume."""
-    spread = rng.uniform(0.9, 1.1)
-    if contrast == "flair":
-        return {"tr": 9000.0, "te": 105 * spread, "ti": 2500.0, "b": 0.0}
-    if contrast == "t1":  # MPRAGE, or spin echo for one in three
-        spin_echo = rng.random() < 1 / 3
-        return {
-            "tr": 600 * spread if spin_echo else 2000.0,
-            "te": 8 * spread,
-            "ti": 0 if spin_echo else 900 * spread,
-            "b": 0.0,
-        }
-    if contrast == "t2":
-        return {"tr": 4500.0, "te": 95 * spread, "ti": 0, "b": 0.0}
-    if contrast == "dwi":
-        return {"tr": 5000.0, "te": 80 * spread, "ti": 0, "b": float(rng.choice([0.0, 1000.0]))}
-    return {"tr": 28.0 * 20, "te": 20 * spread, "ti": 0, "b": 0.0}  # swi
+@dataclass(frozen=True)
+class Sequence:
+    """One simulated contrast. TR, TE, TI in ms (ti 0: no inversion), b in s/mm^2; times are drawn within `spread`.
+
+    flip_deg: of a spoiled gradient echo, whose decay is T2*, None for spin echoes; turned: share of the slices that
+    are sagittal or coronal; spin_echo: another sequence of the same contrast, taken for this share of the volumes;
+    susceptibility: the field of veins, iron and air shapes phase and magnitude; fat_left: what fat suppression leaves
+    of the signal of fat and marrow.
+    """
+
+    contrast: str
+    tr: float
+    te: float
+    ti: float = 0.0
+    b: float = 0.0
+    flip_deg: float | None = None
+    turned: float = 0.0
+    spin_echo: tuple[float, float, float] = (0.0, 0.0, 0.0)  # share of the volumes, TR, TE
+    susceptibility: bool = False
+    fat_left: float = 1.0
 
 
-def smooth_field(shape: tuple[int, int, int], points: int, rng: np.random.Generator) -> np.ndarray:
+SEQUENCES = {
+    "flair": Sequence("flair", tr=9000, te=105, ti=2500),
+    "t1": Sequence("t1", tr=2000, te=8, ti=900, turned=1 / 3, spin_echo=(1 / 3, 600, 8)),  # MPRAGE
+    "t2": Sequence("t2", tr=4500, te=95),
+    "dwi_b0": Sequence("dwi", tr=5000, te=80, fat_left=0.1),
+    "dwi_b1000": Sequence("dwi", tr=5000, te=80, b=1000, fat_left=0.1),
+    "swi": Sequence("swi", tr=28, te=20, flip_deg=15, susceptibility=True),
+}
+SPREAD = (0.9, 1.1)
+WHITE_MATTER = (2, 41)
+CEREBELLUM = (7, 46)  # its white matter
+VENTRICLES = (4, 43)
+FLUID_LABELS = (4, 43, 24, 14, 15)
+# susceptibility relative to tissue in ppm (SI): veins at 40 % deoxygenation, iron in the deep grey matter, air
+# (Haacke et al., AJNR 2009; Schenck, Med Phys 1996)
+VEIN_PPM, DEEP_PPM, PALLIDUM_PPM, FAT_PPM, BONE_PPM, AIR_PPM = 0.45, 0.05, 0.13, 0.6, -2.0, 9.4
+LARMOR_HZ_PER_PPM = 127.7  # 3 T
+MASK_POWER = 4  # the phase mask's, as scanners apply it (Haacke et al., MRM 2004)
+
+
+def read_label_map(item: Item) -> tuple[list[Volume], list[Fault]]:
+    """One simulated volume of the label map: options sequence, count (slices) and seed."""
+    (path,) = item.files
+    options = item.options
+    slices = simulated_slices(path, options["sequence"], options["count"], options["seed"])
+    return [Volume(item.name, slices, 1.0, "simulated from a label map, random smooth phase in training")], []
+
+
+def simulated_slices(path: Path, sequence: str, count: int, seed: int) -> np.ndarray:
+    """`count` slices of a simulated volume, 1 to 3 mm thick, (count, size, size) float32: axial, rows to the back and
+    columns to the left, or sagittal and coronal for a share of those of some sequences."""
+    import nibabel
+
+    rng = np.random.default_rng([seed, zlib.crc32(f"{path.name}{sequence}".encode())])
+    image: Any = nibabel.as_closest_canonical(nibabel.load(path))
+    labels = np.asarray(image.dataobj).astype(np.int16)
+    inside = np.argwhere(labels > 0)
+    if labels.ndim != 3 or not np.isin(labels, WHITE_MATTER).any():
+        raise BadInputError("it is no head's label map in FreeSurfer's numbers (labels 2 and 41, white matter, lack)")
+    low, high = np.maximum(inside.min(0) - 6, 0), inside.max(0) + 7
+    labels = labels[tuple(slice(a, b) for a, b in zip(low, high))]
+    volume = simulate(labels, sequence, rng)[::-1, ::-1]
+    brain = np.flatnonzero(np.isin(labels, WHITE_MATTER + CEREBELLUM).any((0, 1)))  # not the neck
+    size = max(volume.shape)
+    slices = []
+    for _ in range(count):
+        axis = int(rng.integers(2)) if rng.random() < SEQUENCES[sequence].turned else 2
+        span = (brain[0] + 5, brain[-1] - 5) if axis == 2 else (0.25 * volume.shape[axis], 0.75 * volume.shape[axis])
+        first = int(rng.uniform(*span))
+        thick = volume.take(range(first, min(first + int(rng.integers(1, 4)), volume.shape[axis])), axis).mean(axis)
+        rows, cols = thick.shape[1], thick.shape[0]
+        square = np.zeros((size, size), np.float32)
+        top, left = (size - rows) // 2, (size - cols) // 2
+        square[top : top + rows, left : left + cols] = thick.T if axis == 2 else thick.T[::-1]
+        slices.append(square)
+    return np.stack(slices)
+
+
+def signal(tissue: str, sequence: Sequence, rng: np.random.Generator) -> float:
+    """Magnitude signal of one of TISSUES, whose values vary by 10 %."""
+    t1, t2, t2s, density, adc = (value * rng.uniform(*SPREAD) for value in TISSUES[tissue])
+    density *= sequence.fat_left if tissue in FATTY else 1.0
+    if sequence.flip_deg is not None:
+        flip, left = np.deg2rad(sequence.flip_deg), np.exp(-sequence.tr / t1)
+        steady = np.sin(flip) * (1 - left) / (1 - np.cos(flip) * left)
+        return float(density * steady * np.exp(-sequence.te / t2s))
+    recovery = 1 - np.exp(-sequence.tr / t1)
+    if sequence.ti:
+        recovery = 1 - 2 * np.exp(-sequence.ti / t1) + np.exp(-sequence.tr / t1)
+    return float(abs(density * recovery * np.exp(-sequence.te / t2 - sequence.b * 1e-3 * adc)))
+
+
+def drawn(sequence: Sequence, rng: np.random.Generator) -> Sequence:
+    """The sequence with the times of one volume."""
+    share, tr, te = sequence.spin_echo
+    if rng.random() < share:
+        sequence = replace(sequence, tr=tr * rng.uniform(*SPREAD), te=te, ti=0.0)
+    spread = rng.uniform(*SPREAD)
+    inversion = sequence.ti * (spread if sequence.ti < 1500 else 1.0)  # FLAIR's must null CSF
+    return replace(sequence, te=sequence.te * spread, ti=inversion)
+
+
+def smooth_field(shape: tuple[int, ...], points: int, rng: np.random.Generator) -> np.ndarray:
     """Smooth random field of about unit standard deviation: a coarse grid of normals, interpolated."""
     coarse = torch.from_numpy(rng.standard_normal([1, 1] + [points] * len(shape)).astype(np.float32))
     return F.interpolate(coarse, shape, mode="trilinear", align_corners=True)[0, 0].numpy()
 
 
-def simulate(labels: np.ndarray, contrast: str, rng: np.random.Generator) -> np.ndarray:
-    """Float32 magnitude volume of the shape of `labels` (integer label map at 1 mm, RAS)."""
-    timing = draw_timing(contrast, rng)
+def simulate(
+    labels: np.ndarray, sequence: str, rng: np.random.Generator, painted: list[Lesion] | None = None
+) -> np.ndarray:
+    """Float32 magnitude volume of the shape of `labels` (integer label map at 1 mm, RAS); sequence: of SEQUENCES.
+
+    painted: lesions, random ones unless given.
+    """
+    timing = drawn(SEQUENCES[sequence], rng)
     table = np.zeros(int(labels.max()) + 1, np.float32)
     for label in np.unique(labels[labels > 0]):
-        table[label] = signal(contrast, TISSUES[TISSUE_OF_LABEL.get(int(label), "grey")], rng, timing)
+        table[label] = signal(TISSUE_OF_LABEL.get(int(label), "grey"), timing, rng)
     volume = table[labels]
     # soft tissue (507) is one label for fat and muscle: split it by a smooth field
     soft = labels == 507
-    fat = smooth_field(labels.shape, 12, rng) > -0.2
-    volume[soft & fat] = signal(contrast, TISSUES["fat"], rng, timing)
-    volume[soft & ~fat] = signal(contrast, TISSUES["muscle"], rng, timing)
-    _paint_lesions(volume, labels, contrast, timing, rng)
+    fat = soft & (smooth_field(labels.shape, 12, rng) > -0.2)
+    volume[fat] = signal("fat", timing, rng)
+    volume[soft & ~fat] = signal("muscle", timing, rng)
+    for tissue, fraction, box in lesions(labels, rng) if painted is None else painted:
+        volume[box] += fraction * (signal(tissue, timing, rng) - volume[box])
     brain = (labels > 0) & (labels < 500)
     texture = 0.035 * smooth_field(labels.shape, 64, rng) + 0.03 * smooth_field(labels.shape, 16, rng)
     volume *= 1 + texture * np.where(brain, 1.0, 3.0).astype(np.float32)
+    if timing.susceptibility:
+        fraction = veins(labels, rng)
+        volume += fraction * (signal("vein", timing, rng) - volume)
+        volume *= susceptibility_weight(susceptibility(labels, fat, fraction), timing.te)
     volume = ndimage.gaussian_filter(volume, rng.uniform(0.3, 0.6))  # partial volume
     return np.abs(volume * np.exp(0.2 * smooth_field(labels.shape, 4, rng))).astype(np.float32)
 
 
-def _paint_lesions(
-    volume: np.ndarray, labels: np.ndarray, contrast: str, timing: dict, rng: np.random.Generator
+def lesions(labels: np.ndarray, rng: np.random.Generator) -> list[Lesion]:
+    """Blobs with soft, uneven edges in white and deep grey matter: acute infarcts, chronic ones with a gliotic rim, and
+    small spots of gliosis."""
+    centres = np.argwhere(np.isin(labels, (*WHITE_MATTER, 10, 49)))
+    kinds = ["acute"] * int(rng.integers(0, 3)) + ["chronic"] * int(rng.integers(0, 2))
+    kinds += ["gliosis"] * int(rng.integers(0, 10))
+    painted = []
+    for kind in kinds if len(centres) else ():
+        centre = centres[rng.integers(len(centres))]
+        radii = rng.uniform(1.5, 5, 3) if kind == "gliosis" else rng.uniform(4, 14, 3)
+        box = tuple(
+            slice(max(0, int(c - 2 * r)), min(size, int(c + 2 * r) + 2))
+            for c, r, size in zip(centre, radii, labels.shape)
+        )
+        grid = np.meshgrid(*[np.arange(b.start, b.stop, dtype=np.float32) for b in box], indexing="ij")
+        radius = np.sqrt(sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radii)))
+        radius = radius * np.exp(0.25 * smooth_field(radius.shape, 5, rng))
+        brain = (labels[box] > 0) & (labels[box] < 500) & ~np.isin(labels[box], FLUID_LABELS)
+        depth = (1 - radius) * radii.mean()  # mm from the edge inwards
+        strength = rng.uniform(0.6, 1.0)
+        edge = (np.clip(depth / 1.5 + 0.5, 0, 1) * brain).astype(np.float32)
+        if kind == "chronic":
+            painted.append(("gliosis", edge, box))
+            core = np.clip((depth - 2) / 1.5 + 0.5, 0, 1) * brain
+            painted.append(("chronic", core.astype(np.float32), box))
+        else:
+            painted.append((kind, strength * edge, box))
+    return painted
+
+
+def veins(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The share of each voxel that is vein, float32: tubes of .15 to .8 mm radius.
+
+    Medullary veins run through the white matter to the ventricles, and grow on their way; pial ones follow the
+    brain's surface. They are drawn as points, half a millimetre apart, each of the volume of its piece of tube.
+    """
+    coarse = labels[::2, ::2, ::2]
+    tissue = (coarse > 0) & (coarse < 500) & ~np.isin(coarse, FLUID_LABELS)
+    to_ventricle = ndimage.distance_transform_edt(~np.isin(coarse, VENTRICLES)) * 2
+    depth = (ndimage.distance_transform_edt(tissue) - ndimage.distance_transform_edt(~tissue)) * 2
+    fraction = np.zeros(labels.shape, np.float32)
+    white = np.argwhere(np.isin(coarse, WHITE_MATTER) & (to_ventricle > 5) & (to_ventricle < 28)) * 2.0
+    surface = np.argwhere((np.abs(depth) < 1.5) & (to_ventricle > 6)) * 2.0
+    if np.isin(coarse, VENTRICLES).any() and len(white):
+        start = white[rng.integers(len(white), size=int(rng.integers(180, 360)))]
+        radius = rng.uniform(0.15, 0.4, len(start))
+        _grow(fraction, start, radius, 80, to_ventricle, rng, towards=-1.0, level=None)
+    if len(surface):
+        start = surface[rng.integers(len(surface), size=int(rng.integers(120, 220)))]
+        radius = rng.uniform(0.3, 0.8, len(start))
+        _grow(fraction, start, radius, 90, depth, rng, towards=0.0, level=-0.3)
+    return fraction.clip(max=1)
+
+
+def _grow(
+    fraction: np.ndarray,
+    position: np.ndarray,
+    radius: np.ndarray,
+    steps: int,
+    distance: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    towards: float,
+    level: float | None,
 ) -> None:
-    """Ellipsoids in white and deep matter: acute (bright in DWI and FLAIR) or chronic (dark in T1, bright in T2)."""
-    white = np.argwhere(np.isin(labels, (2, 41, 10, 49)))
-    if not len(white):
-        return
-    gain = {"flair": 1.7, "t2": 1.6, "t1": 0.75, "swi": 0.8, "dwi": 2.0 if timing["b"] else 1.2}[contrast]
-    for _ in range(rng.integers(1, 12)):
-        centre, radii = white[rng.integers(len(white))], rng.uniform(1.5, 9, 3)
-        box = tuple(slice(max(0, int(c - r)), int(c + r) + 2) for c, r in zip(centre, radii))
-        grid = np.meshgrid(*[np.arange(b.start, min(b.stop, n)) for b, n in zip(box, volume.shape)], indexing="ij")
-        inside = sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radii)) < 1
-        brain = (labels[box] > 0) & (labels[box] < 500) & ~np.isin(labels[box], (4, 43, 24, 14, 15))
-        volume[box][inside & brain] *= 1 + (gain - 1) * rng.uniform(0.5, 1.0)
+    """Add tubes to `fraction` from `position` (n, 3): along the gradient of `distance` (grid of 2 mm) times
+    `towards`, or, with a level, on the surface where `distance` has that value."""
+    gradient = np.stack(np.gradient(ndimage.gaussian_filter(distance.astype(np.float32), 1)), -1)
+    position = position + rng.uniform(0, 2, position.shape)
+    direction = rng.standard_normal(position.shape)
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    alive = np.ones(len(position), bool)
+    for _ in range(steps):
+        index = tuple(np.clip(position / 2, 0, np.array(distance.shape) - 1).round().astype(int).T)
+        uphill = gradient[index]
+        uphill /= np.maximum(np.linalg.norm(uphill, axis=1, keepdims=True), 1e-3)
+        pull = towards * uphill if level is None else np.clip(level - distance[index], -2, 2)[:, None] * uphill * 0.4
+        keep = 0.75 if level is None else 0.95
+        direction = keep * direction + (1 - keep if level is None else 0.5) * pull
+        direction += 0.12 * rng.standard_normal(direction.shape)
+        if level is not None:  # stay in the surface
+            direction -= 0.6 * (direction * uphill).sum(1, keepdims=True) * uphill
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        position = position + 0.5 * direction
+        alive &= distance[index] > 0.5 if level is None else np.abs(distance[index]) < 5
+        _splat(fraction, position[alive], 0.5 * np.pi * radius[alive] ** 2)
+        if level is None:
+            radius = radius * 1.008
+
+
+def _splat(volume: np.ndarray, position: np.ndarray, amount: np.ndarray) -> None:
+    """Spread `amount` (n,) at `position` (n, 3) over the eight voxels around it."""
+    low = np.floor(position).astype(int)
+    rest = position - low
+    for corner in np.ndindex(2, 2, 2):
+        index = low + corner
+        share = np.prod(np.where(np.array(corner) == 1, rest, 1 - rest), axis=1) * amount
+        held = ((index >= 0) & (index < volume.shape)).all(1)
+        np.add.at(volume, tuple(index[held].T), share[held])
+
+
+def susceptibility(labels: np.ndarray, fat: np.ndarray, vein: np.ndarray) -> np.ndarray:
+    """Susceptibility relative to tissue in ppm, float32."""
+    ppm = np.where(labels == 0, AIR_PPM, 0).astype(np.float32)
+    ppm[np.isin(labels, (165, 515))] = BONE_PPM
+    ppm[np.isin(labels, (10, 11, 12, 49, 50, 51))] = DEEP_PPM
+    ppm[np.isin(labels, (13, 52))] = PALLIDUM_PPM
+    ppm[fat] = FAT_PPM
+    ppm[labels == 514] = VEIN_PPM
+    return ppm + vein * (VEIN_PPM - ppm)
+
+
+def susceptibility_weight(ppm: np.ndarray, te: float) -> np.ndarray:
+    """What the field of `ppm` does to a gradient echo at `te` ms, factors of the magnitude: dephasing within voxels,
+    and the phase mask of SWI (Haacke et al., MRM 2004). The main field runs along the last axis."""
+    axes = (0, 1, 2)
+    frequency = [torch.arange(size) / size - (size // 2) / size for size in ppm.shape]
+    squares = torch.meshgrid(*[f.square() for f in frequency], indexing="ij")
+    dipole = 1 / 3 - squares[2] / (squares[0] + squares[1] + squares[2]).clamp_min(1e-12)
+    field = to_image(to_kspace(torch.from_numpy(ppm).to(torch.complex64), axes) * dipole, axes).real.numpy()
+    phase = 2 * np.pi * LARMOR_HZ_PER_PPM * field * te * 1e-3
+    slope = np.sqrt(sum(g**2 for g in np.gradient(phase)))  # rad a voxel
+    dephasing = np.abs(np.sinc(slope.clip(max=2 * np.pi) / (2 * np.pi)))
+    signal_of = np.exp(1j * phase)
+    smooth = ndimage.gaussian_filter(signal_of.real, 4) + 1j * ndimage.gaussian_filter(signal_of.imag, 4)
+    rest = np.angle(signal_of * smooth.conj())  # high-pass filtered
+    mask = np.clip(1 - np.maximum(rest, 0) / np.pi, 0, 1) ** MASK_POWER
+    return (dephasing * mask).astype(np.float32)

@@ -1,117 +1,185 @@
-"""Open magnitude images and label maps to one prepared form: float16 slices, memory-mapped, with a manifest."""
+"""`dpmtrain prepare`: scans, images and label maps to one prepared form, which training memory-maps.
 
-import json
-import zlib
+The folder holds one file for each volume, NAME.npy: magnitudes (slices, rows, cols) float16, or, where the phase was
+measured, real and imaginary parts (slices, rows, cols, 2) float16. Each slice is divided by its scale (dpmrecon.scale).
+manifest.json lists the volumes; it is there when all of them are. done.jsonl has a line for each finished input, from
+which a run that was cut off goes on.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import nibabel
-import numpy as np
-import torch
-from dpmrecon.scale import RULE, image_scale
-from tqdm import tqdm
+from dpmrecon.cli import add_command
+from dpmrecon.errors import BadInputError
 
-from .labelmaps import simulate
+from .journal import Journal
+from .readers import Fault, Item, Settings, inspect, pseudonym
+from .workers import Workers, cores
 
-OPEN_MS = "open_ms, CC-BY, Lesjak et al., Neuroinformatics 2016"
-SYNTHSEG = "SynthSeg label maps, Apache-2.0, Billot et al., Medical Image Analysis 2023"
-FLAIR_1MM = {
-    "py_synthsr": "SynthSR example FLAIR, Apache-2.0",
-    "torchio_fernando": "TorchIO example FLAIR, MIT",
-}
-CONTRAST_OF_NAME = {"FLAIR": "flair", "T1W": "t1", "T2W": "t2"}
+HELD_OUT = ("patient09", "patient12", "training_seg_02")  # never trained on; patient12 is not tuned on either
+LABELS = ("flair", "t1", "t2", "dwi", "swi")
 
 
-def prepare(images: Path, out: Path, exclude: list[str], slices_per_simulation: int, seed: int) -> None:
-    """Write `out`/NAME.npy, (slices, rows, cols) float16 magnitudes scaled by the rule, and `out`/manifest.json.
+def add_prepare(commands) -> None:
+    parser = add_command(
+        commands,
+        "prepare",
+        "Scans, images and label maps to prepared slices: fastMRI, ISMRMRD, DICOM, NIfTI, label maps (NIfTI, named "
+        "*seg* or *label*). Exit code 3: some inputs were left out, each is named; 2: none could be used. Run again "
+        "after an interruption: what is done is kept.",
+        "dpmtrain prepare scans/ more/patient7.h5 --out prepared --exclude patient3 patient5",
+    )
+    parser.add_argument(
+        "inputs",
+        type=Path,
+        nargs="+",
+        help="files and folders. The subject is the patient ID in the header (as a pseudonym); without one the first "
+        "folder below the input, else the file's name without its contrast",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the prepared slices")
+    parser.add_argument(
+        "--exclude",
+        nargs="*",
+        metavar="SUBJECT",
+        help=f"subjects or patient IDs to leave out, all their scans (default: {' '.join(HELD_OUT)})",
+    )
+    parser.add_argument("--contrast", choices=LABELS, help="of all inputs (default: what each says of itself)")
+    parser.add_argument("--drop-last", type=int, default=5, help="slices at the end of a fastMRI volume to leave out")
+    parser.add_argument("--slices", type=int, default=24, help="slices to simulate for a label map and contrast")
+    parser.add_argument("--seed", type=int, default=0, help="of the simulation")
+    parser.add_argument("--source", default="own data", help="of inputs that are no known open set, for the card")
+    parser.add_argument("--licence", default="not stated", help="of inputs that are no known open set, for the card")
+    parser.add_argument("--jobs", type=int, default=cores(), help="processes (default: %(default)s, the cores here)")
+    parser.set_defaults(run=run)
 
-    images: folder with open_ms/, flair_1mm/ and synthseg_labels/; exclude: names (patients or label maps) to
-    leave out. Volumes already there are kept, so that a run goes on where it stopped.
+
+def run(args: argparse.Namespace) -> int:
+    """The command: 0 where all inputs are prepared, 3 where some had to be left out."""
+    for name, least in (("jobs", 1), ("slices", 1), ("drop_last", 0), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise BadInputError(f"--{name.replace('_', '-')} is {getattr(args, name)}: give {least} or more")
+    settings = Settings(args.contrast, args.drop_last, args.slices, args.seed, args.source, args.licence)
+    try:
+        return prepare(args.inputs, args.out, settings, args.exclude, args.jobs)
+    except KeyboardInterrupt:
+        print("dpmtrain: interrupted; the volumes that are done stay: run the same command again", file=sys.stderr)
+        return 130
+
+
+def prepare(
+    inputs: Sequence[Path], out: Path, settings: Settings, exclude: Sequence[str] | None = None, jobs: int = 1
+) -> int:
+    """Prepare all inputs into `out`. exclude: subjects or patient IDs; None: HELD_OUT.
+
+    Returns 0, or 3 where inputs, or parts of them, were left out; they are named on stderr. Raises BadInputError where
+    no input can be used, and DpmreconError where `out` cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    entries = []
+    from .volumes import RULE, key_of, prepare_item
 
-    def add(name: str, contrast: str, subject: str, source: str, pixel_mm: float, make) -> None:
-        path = out / f"{name}.npy"
-        if not path.exists():
-            np.save(path.with_suffix(".tmp.npy"), scaled(make()))
-            path.with_suffix(".tmp.npy").rename(path)
-        shape = np.load(path, mmap_mode="r").shape
-        entries.append(
-            {
-                "file": path.name,
-                "contrast": contrast,
-                "subject": subject,
-                "source": source,
-                "pixel_mm": pixel_mm,
-                "shape": shape,
-            }
+    root, paths = _files(inputs)
+    with Workers(jobs) as workers:
+        found = dict(workers.run(partial(_inspected, root=root, settings=settings), paths, "looking at files"))
+        seen = [entry for path in paths for entry in found[path]]
+        items = _grouped([entry for entry in seen if isinstance(entry, Item)])
+        faults = [entry for entry in seen if isinstance(entry, Fault)]
+        wanted, left_out = _split(items, exclude)
+        journal = Journal(out)
+        keys = {key_of(item): item for item in wanted}
+        todo = {key: item for key, item in keys.items() if key not in journal.records}
+        if todo:
+            journal.manifest.unlink(missing_ok=True)
+        kept = len(keys) - len(todo)
+        for (key, _), (entries, item_faults) in workers.run(
+            partial(prepare_item, out=out), list(todo.items()), "preparing", kept
+        ):
+            faults += item_faults
+            if entries:
+                journal.add(key, entries, item_faults)
+    records = [journal.records[key] for key in keys if key in journal.records]
+    faults += [Fault(**fault) for key in keys if key not in todo for fault in journal.records[key]["faults"]]
+    for fault in dict.fromkeys(faults):
+        print(f"dpmtrain: {fault.place}: {fault.reason}", file=sys.stderr)
+    broken = [fault for fault in dict.fromkeys(faults) if not fault.expected]
+    volumes = [entry for record in records for entry in record["volumes"]]
+    if not volumes:
+        raise BadInputError(
+            f"none of {len(paths)} files could be used"
+            + (f", {len(left_out)} being of excluded subjects" if left_out else "")
+            + (f"; {faults[0].place}: {faults[0].reason}" if faults else "")
         )
-
-    for path in tqdm(sorted(images.glob("open_ms/*/*.nii.gz")), desc="open_ms"):
-        subject = path.parent.name
-        if subject not in exclude:
-            name, contrast = (
-                f"{subject}_{path.name.split('.')[0]}",
-                CONTRAST_OF_NAME[path.name.split(".")[0].split("_")[1]],
-            )
-            add(name, contrast, subject, OPEN_MS, pixel_size(path), lambda p=path: axial(p))
-    for path in sorted(images.glob("flair_1mm/*.nii.gz")):
-        subject = path.name.rsplit("_", 1)[0]
-        if subject not in exclude:
-            add(subject, "flair", subject, FLAIR_1MM[subject], pixel_size(path), lambda p=path: axial(p))
-    for path in tqdm(sorted(images.glob("synthseg_labels/*.nii.gz")), desc="label maps"):
-        subject = path.name.split(".")[0]
-        if subject not in exclude:
-            for contrast in ("flair", "t1", "t2", "dwi", "swi"):
-                add(
-                    f"{subject}_{contrast}", contrast, subject, SYNTHSEG, 1.0,
-                    lambda p=path, c=contrast: simulated_slices(p, c, slices_per_simulation, seed),
-                )  # fmt: skip
-    manifest = {"scale_rule": RULE, "exclude": exclude, "volumes": entries}
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    held_out = sorted({*(HELD_OUT if exclude is None else ()), *(item.subject for item in left_out)})
+    journal.write_manifest({"scale_rule": RULE, "exclude": held_out, "volumes": volumes})
+    print(_summary(out, volumes, kept, left_out, broken))
+    return 3 if broken else 0
 
 
-def pixel_size(path: Path) -> float:
-    """In-plane pixel size in mm."""
-    return float(nibabel.load(path).header.get_zooms()[0])  # type: ignore[attr-defined]
+def _files(inputs: Sequence[Path]) -> tuple[Path, list[tuple[Path, bool]]]:
+    """The folder that all inputs are in, and their files, each once, with whether a folder was searched for it."""
+    searched: dict[Path, bool] = {}
+    for path in inputs:
+        if path.is_dir():
+            for file in sorted(path.rglob("*")):
+                if file.is_file() and not file.name.startswith("."):
+                    searched.setdefault(file.absolute(), True)
+        elif path.is_file():
+            searched[path.absolute()] = False
+        else:
+            raise BadInputError(f"{path} does not exist: give files and folders with scans, images or label maps")
+    root = os.path.commonpath([(path if path.is_dir() else path.parent).absolute() for path in inputs])
+    return Path(root), list(searched.items())
 
 
-def axial(path: Path) -> np.ndarray:
-    """Axial slices (slices, rows, cols): columns run to the patient's left, rows to the back."""
-    volume = np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj, dtype=np.float32)  # RAS
-    return np.ascontiguousarray(volume[::-1, ::-1].transpose(2, 1, 0))
+def _inspected(found: tuple[Path, bool], *, root: Path, settings: Settings) -> list[Item | Fault]:
+    return inspect(found[0], root, settings, in_folder=found[1])
 
 
-def simulated_slices(path: Path, contrast: str, count: int, seed: int) -> np.ndarray:
-    """`count` slices of a simulated volume, 2 to 4 mm thick; the T1 ones are sagittal or coronal one time in three."""
-    rng = np.random.default_rng([seed, zlib.crc32(f"{path.name}{contrast}".encode())])
-    image = nibabel.as_closest_canonical(nibabel.load(path))
-    labels = np.asarray(image.dataobj).astype(np.int16)
-    inside = np.argwhere(labels > 0)
-    low, high = np.maximum(inside.min(0) - 6, 0), inside.max(0) + 7
-    labels = labels[tuple(slice(a, b) for a, b in zip(low, high))]
-    volume = simulate(labels, contrast, rng)[::-1, ::-1]
-    brain = np.flatnonzero(((labels > 0) & (labels < 500)).any((0, 1)))
-    size = max(volume.shape)
-    slices = []
-    for _ in range(count):
-        axis = 2 if contrast != "t1" or rng.random() < 2 / 3 else int(rng.integers(2))
-        span = (brain[0] + 5, brain[-1] - 5) if axis == 2 else (0.25 * volume.shape[axis], 0.75 * volume.shape[axis])
-        first = int(rng.uniform(*span))
-        thick = volume.take(range(first, min(first + int(rng.integers(1, 4)), volume.shape[axis])), axis).mean(axis)
-        rows, cols = thick.shape[1], thick.shape[0]
-        square = np.zeros((size, size), np.float32)
-        top, left = (size - rows) // 2, (size - cols) // 2
-        square[top : top + rows, left : left + cols] = thick.T if axis == 2 else thick.T[::-1]
-        slices.append(square)
-    return np.stack(slices)
+def _grouped(items: list[Item]) -> list[Item]:
+    """The DICOM files of a series become one item. Names are made unique: they become file names."""
+    groups: dict[tuple, list[Item]] = {}
+    for item in items:
+        of_series = (item.kind, item.name, item.subject, item.contrast)
+        groups.setdefault(of_series if item.kind == "DICOM" else (item.name, item.files), []).append(item)
+    merged = [replace(group[0], files=tuple(f for item in group for f in item.files)) for group in groups.values()]
+    names = Counter(item.name for item in merged)
+    for number, item in enumerate(merged):
+        if names[item.name] > 1:
+            place = hashlib.sha256(str(item.files[0]).encode()).hexdigest()[:6]
+            merged[number] = replace(item, name=f"{item.name}_{place}")
+    return merged
 
 
-def scaled(slices: np.ndarray) -> np.ndarray:
-    """Each slice by the scale rule; slices with hardly any head in them (ends of a volume) are dropped."""
-    kept = []
-    for image in slices:
-        scale = image_scale(torch.from_numpy(np.ascontiguousarray(image)))
-        if scale > 0 and (image > 0.1 * scale).mean() > 0.08:
-            kept.append((image / scale).astype(np.float16))
-    return np.stack(kept)
+def _split(items: list[Item], exclude: Sequence[str] | None) -> tuple[list[Item], list[Item]]:
+    """Items to prepare, and those of excluded subjects. A name that fits no subject is refused: it may be misspelt."""
+    excluded = set()
+    subjects = {item.subject for item in items}
+    for name in HELD_OUT if exclude is None else exclude:
+        fitting = {name, pseudonym(name)} & subjects
+        if not fitting and name not in HELD_OUT:
+            some = ", ".join(sorted(subjects)[:5])
+            raise BadInputError(f"--exclude names {name}, who is not among the subjects ({some} ...)")
+        excluded |= fitting
+    return (
+        [item for item in items if item.subject not in excluded],
+        [item for item in items if item.subject in excluded],
+    )
+
+
+def _summary(out: Path, volumes: list[dict], kept: int, left_out: list[Item], broken: list[Fault]) -> str:
+    slices: Counter = Counter()
+    for volume in volumes:
+        slices[volume["contrast"]] += volume["shape"][0]
+    subjects = {volume["subject"] for volume in volumes}
+    told = ", ".join(f"{label} {count}" for label, count in sorted(slices.items()))
+    text = f"{out}: {sum(slices.values())} slices ({told}) in {len(volumes)} volumes of {len(subjects)} subjects"
+    if kept:
+        text += f"; {kept} inputs were done before"
+    if left_out:
+        text += f"; left out: {', '.join(sorted({item.subject for item in left_out}))}"
+    return text + (f"; {len(broken)} inputs or parts could not be used" if broken else "")
