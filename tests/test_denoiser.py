@@ -49,6 +49,20 @@ def test_untrained_network_is_the_gaussian_denoiser():
     assert torch.allclose(model(x, torch.tensor([0.5]), model.one_hot([None])), expected, atol=1e-6)
 
 
+def test_bfloat16_changes_little_and_no_gradient():
+    model = load_checkpoint().denoiser
+    x = complex_noise((2, 64, 47), torch.Generator().manual_seed(5))
+    sigma, label = torch.tensor([0.1, 1.0]), model.one_hot(["flair", "t1"])
+    found = []
+    for model.bf16 in (False, True):
+        with torch.no_grad():
+            found.append(model(x, sigma, label) - x)
+        found.append(model(x, sigma, label) - x)
+    exact, with_gradient, reduced, reduced_with_gradient = found
+    assert torch.equal(reduced_with_gradient, with_gradient)
+    assert 0 < (reduced - exact).norm() < 0.01 * exact.norm()
+
+
 def test_batching_and_labels():
     model = denoiser()
     x = complex_noise((2, 21, 14), torch.Generator().manual_seed(4))

@@ -6,13 +6,14 @@ import os
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from . import __version__
-from .denoiser import Denoiser
+from .denoiser import Denoiser, has_bfloat16
 from .errors import CheckpointError
 from .scale import RULE
 
@@ -51,12 +52,17 @@ def save_checkpoint(path: Path, denoiser: Denoiser, card: dict) -> None:
     path.with_suffix(".json").write_text(json.dumps(full, indent=1) + "\n")
 
 
+def default_path() -> Path:
+    """The checkpoint that ships with the package."""
+    return Path(str(files("dpmrecon.checkpoints") / f"{DEFAULT}.safetensors"))
+
+
 def load_checkpoint(path: Path | str | None = None, device: torch.device | str = "cpu") -> Checkpoint:
     """Load a .safetensors file and its card; None is the checkpoint that ships with the package.
 
     Raises CheckpointError, in one sentence, when either file is missing, damaged or of another format.
     """
-    path = Path(str(files("dpmrecon.checkpoints") / f"{DEFAULT}.safetensors")) if path is None else Path(path)
+    path = default_path() if path is None else Path(path)
     card_path = path.with_suffix(".json")
     for needed in (path, card_path):
         if not needed.is_file():
@@ -86,6 +92,7 @@ def load_checkpoint(path: Path | str | None = None, device: torch.device | str =
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"model file {path} does not hold the network its card describes ({reason})") from error
     denoiser.requires_grad_(False).eval().to(device)
+    denoiser.bf16 = has_bfloat16(torch.device(device))
     return Checkpoint(denoiser, card, f"{card.get('name', path.stem)}-{found[:12]}")
 
 
@@ -111,12 +118,12 @@ def sampler_defaults(card: dict, sampler: str, contrast: str | None, acceleratio
     )
 
 
-def write_sampling(path: Path, sampling: dict) -> None:
-    """Put sampler defaults into the card of the checkpoint `path`; the weights and all else of the card stay.
+def write_card(path: Path, **entries: Any) -> None:
+    """Put entries, such as `sampling`, into the card of the checkpoint `path`; the weights and all else of the card stay.
 
     Raises CheckpointError where the checkpoint cannot be loaded, and leaves its card as it is.
     """
-    card = {**load_checkpoint(path).card, "sampling": sampling}
+    card = {**load_checkpoint(path).card, **entries}
     card_path = path.with_suffix(".json")
     beside = card_path.with_suffix(".json.new")
     beside.write_text(json.dumps(card, indent=1) + "\n")

@@ -1,5 +1,6 @@
-"""Posterior samplers: functions (problem, denoise, noise, settings, sigma_data) -> (batch, rows, cols).
+"""Posterior samplers: functions (problem, denoise, noise, settings, sigma_data, stop) -> (batch, rows, cols).
 
+`stop` is asked after every step; when it says True, the clean image of that step is the result.
 Where no coil sees anything there is no head: outside the coil maps' support the denoised image is set to zero.
 sigma, sigma_n and sigma_data are standard deviations per real channel. Noise schedule: Karras et al., NeurIPS 2022.
 """
@@ -14,6 +15,7 @@ from .errors import BadInputError
 from .forward import ForwardModel
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x (batch, rows, cols), sigma (batch,)) -> x0
+Stop = Callable[[], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +96,19 @@ def turned_back(image: torch.Tensor, orientation: int) -> torch.Tensor:
     return image.flip([axis for axis, bit in ((-2, 1), (-1, 2)) if orientation & bit])
 
 
+def never() -> bool:
+    """Sample to the end."""
+    return False
+
+
 @torch.no_grad()
 def sample_prox(
-    problem: Problem, denoise: Denoise, noise: NoiseSource, settings: SamplerSettings, sigma_data: float
+    problem: Problem,
+    denoise: Denoise,
+    noise: NoiseSource,
+    settings: SamplerSettings,
+    sigma_data: float,
+    stop: Stop = never,
 ) -> torch.Tensor:
     """The default: each denoised image is moved to the data by a proximal step; no back-propagation.
 
@@ -114,15 +126,21 @@ def sample_prox(
         denoised = turned_back(denoise(turned(x, orientation), level), orientation) * problem.model.support
         variance = sigma**2 * sigma_data**2 / (sigma**2 + sigma_data**2)
         x0 = problem.model.prox(adjoint, denoised, sigma_n.square() / variance, settings.cg_steps)
-        if sigma_next > 0:
-            x = x0 + (sigma_next / sigma) * (1 - settings.eta**2) ** 0.5 * (x - x0)
-            if settings.eta > 0:
-                x = x + sigma_next * settings.eta * noise.draw(*x.shape[-2:])
+        if sigma_next == 0 or stop():
+            break
+        x = x0 + (sigma_next / sigma) * (1 - settings.eta**2) ** 0.5 * (x - x0)
+        if settings.eta > 0:
+            x = x + sigma_next * settings.eta * noise.draw(*x.shape[-2:])
     return x0
 
 
 def sample_dps(
-    problem: Problem, denoise: Denoise, noise: NoiseSource, settings: SamplerSettings, sigma_data: float
+    problem: Problem,
+    denoise: Denoise,
+    noise: NoiseSource,
+    settings: SamplerSettings,
+    sigma_data: float,
+    stop: Stop = never,
 ) -> torch.Tensor:
     """Algorithm 1 of the paper in its consistent form, the reference (DPS: Chung et al., ICLR 2023).
 
@@ -138,6 +156,8 @@ def sample_dps(
             residual = torch.view_as_real(problem.model.forward(denoised) - problem.kspace)
             squared = residual.square().sum((1, 2, 3, 4))
             (gradient,) = torch.autograd.grad(squared.sum(), x)
+        if stop():
+            return denoised.detach()
         with torch.no_grad():
             step = settings.zeta / squared.sqrt().clamp_min(1e-12)
             x = x + (sigma_next - sigma) / sigma * (x - denoised) - step[:, None, None] * gradient
