@@ -119,12 +119,17 @@ def sampler_defaults(card: dict, sampler: str, contrast: str | None, acceleratio
 
 
 def write_card(path: Path, **entries: Any) -> None:
-    """Put entries, such as `sampling`, into the card of the checkpoint `path`; the weights and all else of the card stay.
+    """Put entries, such as `sampling`, into the card of the checkpoint `path`; weights and all else of the card stay.
 
-    Raises CheckpointError where the checkpoint cannot be loaded, and leaves its card as it is.
+    Raises CheckpointError where the checkpoint cannot be loaded or its card written, and leaves the card as it is.
     """
     card = {**load_checkpoint(path).card, **entries}
     card_path = path.with_suffix(".json")
     beside = card_path.with_suffix(".json.new")
-    beside.write_text(json.dumps(card, indent=1) + "\n")
-    os.replace(beside, card_path)
+    try:
+        beside.write_text(json.dumps(card, indent=1) + "\n")
+        os.replace(beside, card_path)
+    except OSError as error:
+        raise CheckpointError(
+            f"model card {card_path} cannot be written ({error}): copy the model elsewhere"
+        ) from error

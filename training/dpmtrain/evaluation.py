@@ -4,12 +4,9 @@ Methods share coil maps, scale and noise level. Weights of the conventional ones
 model's settings are those of its card.
 """
 
-import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from dpmrecon.checkpoint import Checkpoint
@@ -18,7 +15,7 @@ from tqdm import tqdm
 
 from .evaluate import CONVENTIONAL
 from .evaluation_report import write_report
-from .methods import Method, Weights, own_methods
+from .methods import Weights, own_methods, score_of
 from .references import ReferenceSlice
 from .score_lines import ScoreLines
 from .scoring import Condition, Row, Undersampled
@@ -78,9 +75,7 @@ def evaluate(
             here = Undersampled(full, condition, device)
             for method in [*weights.methods(full.contrast, condition), *own_methods(checkpoints, plan, here)]:
                 bar.set_description(f"{full.contrast} {condition.mask} R={condition.R} {method.name}")
-                key = {"scan": full.scan, "slice": full.number, "contrast": full.contrast}
-                key |= {**dataclasses.asdict(condition), "method": method.name, "setting": method.setting}
-                score = lines.get(key, lambda method=method, here=here: timed(method, here))  # type: ignore[misc]
+                score = score_of(method, here, lines)
                 place = (full.contrast, condition, method.name)
                 found.setdefault(place, []).append((full, score, method.setting))
                 bar.update()
@@ -89,13 +84,6 @@ def evaluate(
         out,
         rows,
         [checkpoint.model_id for checkpoint in checkpoints],
-        [weights.tuned[key] for key in sorted(weights.tuned)],
+        weights.tuned,
     )
     return rows
-
-
-def timed(method: Method, here: Undersampled) -> dict[str, Any]:
-    _ = here.mapped  # maps are the same for all methods, and not counted
-    started = time.perf_counter()
-    score = method.run(here)
-    return {**score, "seconds": time.perf_counter() - started}

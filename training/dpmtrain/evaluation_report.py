@@ -22,7 +22,9 @@ of the truth, no factor. V/B: posterior variance over squared error of the mean,
 interval is rather too narrow. Without ACS the coil maps come from the full data."""
 
 
-def write_report(out: Path, rows: Sequence[Row], model_ids: Sequence[str], weights: Sequence[str]) -> None:
+def write_report(
+    out: Path, rows: Sequence[Row], model_ids: Sequence[str], weights: dict[tuple[str, str, int, str], float]
+) -> None:
     """Write it all to `out` and print the summary. The first model's first sampler is what others differ from."""
     conventional = {row.method for row in rows if row.setting == "" or row.setting.startswith("weight")}
     own = [row.method for row in rows if row.method not in conventional]
@@ -30,6 +32,7 @@ def write_report(out: Path, rows: Sequence[Row], model_ids: Sequence[str], weigh
     table = [cells(row, rows, reference) for row in rows]
     with writing(out / "table.csv"), (out / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([HEAD, *table])
+    tuned = [[contrast, how, str(R), name, f"{weight:g}"] for (contrast, how, R, name), weight in weights.items()]
     slices = sorted({place for row in rows for place in row.slices})
     text = [
         f"# {', '.join(model_ids)}",
@@ -39,7 +42,7 @@ def write_report(out: Path, rows: Sequence[Row], model_ids: Sequence[str], weigh
         "## All figures",
         "\n".join(markdown([HEAD[:-1], *(line[:-1] for line in table)])),
         "## Weights of the conventional methods, by validation data",
-        "\n".join(f"- {line}" for line in weights),
+        "\n".join(markdown([["contrast", "sampling", "R", "method", "weight"], *tuned])),
     ]
     with writing(out / "report.md"):
         (out / "report.md").write_text("\n\n".join(text) + "\n")
@@ -122,7 +125,7 @@ def figure(rows: Sequence[Row], contrast: str) -> Figure:
     methods = list(dict.fromkeys(row.method for row in rows))
     columns = min(3, len(panels))
     made = Figure((4.2 * columns, 3.6 * -(-len(panels) // columns)), layout="constrained")
-    axes = made.subplots(-(-len(panels) // columns), columns, sharey=True, squeeze=False).flat
+    axes = made.subplots(-(-len(panels) // columns), columns, squeeze=False).flat
     for axis, sampling in zip(axes, panels):
         for number, method in enumerate(methods):
             here = sorted(
@@ -136,7 +139,12 @@ def figure(rows: Sequence[Row], contrast: str) -> Figure:
             shift = 0.06 * (number - len(methods) / 2)  # so that bars do not hide each other
             where = [row.condition.R + shift for row in here]
             axis.errorbar(where, bars[:, 0], [low, high], marker="o", markersize=4, capsize=2, label=method)
-        axis.set(title=sampling, xlabel="R", ylabel="NRMSE", xticks=sorted({row.condition.R for row in rows}))
+        axis.set(
+            title=sampling.replace(" (", "\n("),
+            xlabel="R",
+            ylabel="NRMSE",
+            xticks=sorted({row.condition.R for row in rows}),
+        )
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     for axis in list(axes)[len(panels) :]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from dpmrecon.checkpoint import Checkpoint, sampler_defaults
 from dpmrecon.reconstruct import Reconstruction, Sampling, sampled
-from dpmrecon.samplers import settings_from
+from dpmrecon.samplers import SamplerSettings, settings_from
 
 from . import baselines
 from .references import ReferenceSlice
@@ -31,10 +32,8 @@ class Method:
 
 
 class Weights:
-    """CG-SENSE and L1-wavelet with the best weight on validation slices of the contrast, for each mask and R.
-
-    Tuned with as many calibration lines as the plan has at most, of fully sampled data.
-    """
+    """CG-SENSE and L1-wavelet with the best weight on fully sampled validation slices of the contrast, undersampled
+    in the same way."""
 
     def __init__(
         self,
@@ -50,7 +49,7 @@ class Weights:
             "CG-SENSE": ("CG-SENSE", baselines.tuned_cg_sense, baselines.SENSE_WEIGHTS),
             "L1-wavelet": (name, wavelet, baselines.WAVELET_WEIGHTS),
         }
-        self.tuned: dict[tuple, str] = {}
+        self.tuned: dict[tuple[str, str, int, str], float] = {}
 
     def methods(self, contrast: str, condition: Condition) -> list[Method]:
         found = []
@@ -69,7 +68,7 @@ class Weights:
 
     def _weight(self, name: str, contrast: str, condition: Condition) -> float:
         title, run, start = self.tools[name]
-        condition = dataclasses.replace(condition, scan_R=1, calibration_lines=max(self.plan.calibration))
+        condition = dataclasses.replace(condition, scan_R=1)
         key = {"tuned": title, "contrast": contrast, "slices": self.plan.tuning_slices}
         key |= dataclasses.asdict(condition)
 
@@ -85,9 +84,7 @@ class Weights:
             return {"weight": weight, "tried": tried, "on": [[c.full.scan, c.full.number] for c in cases]}
 
         weight = self.lines.get(key, make)["weight"]
-        self.tuned[(contrast, condition.mask, condition.R, title)] = (
-            f"{contrast}, {condition.sampling()}, R={condition.R}: {title} {weight:g}"
-        )
+        self.tuned[(contrast, condition.sampling(), condition.R, title)] = weight
         return weight
 
 
@@ -95,22 +92,46 @@ def own_methods(checkpoints: Sequence[Checkpoint], plan: "Plan", here: Undersamp
     """Every model with every sampler, at the settings of its card for the contrast and R."""
     found = []
     for checkpoint in checkpoints:
-        contrast = here.full.contrast if here.full.contrast in checkpoint.denoiser.labels else None
+        label = label_for(checkpoint, here.full.contrast)
         samples = plan.samples or checkpoint.card.get("sampling", {}).get("samples", 1)
         for sampler in plan.samplers:
-            settings = settings_from(sampler_defaults(checkpoint.card, sampler, contrast, here.condition.R)[0])
-            batch = 4 if here.device.type == "cpu" else 32
-            sampling = Sampling(sampler, settings, samples, plan.seed, batch, fallback=True)
-
-            def scored(
-                here: Undersampled, checkpoint: Any = checkpoint, label: str | None = contrast, how: Any = sampling
-            ) -> dict[str, Any]:
-                (result,) = sampled([here.mapped], checkpoint, label, how)
-                assert isinstance(result, Reconstruction)
-                score = here.score(result.image, result.spread, how.samples)
-                return {**score, "samples": how.samples, "fallback": result.fallback}
-
+            settings = settings_from(sampler_defaults(checkpoint.card, sampler, label, here.condition.R)[0])
             name = sampler if len(checkpoints) == 1 else f"{checkpoint.card.get('name', checkpoint.model_id)} {sampler}"
-            text = f"{checkpoint.model_id}, {samples} samples, seed {plan.seed}, {json.dumps(vars(settings))}"
-            found.append(Method(name, text, scored))
+            found.append(model_method(name, checkpoint, sampler, settings, samples, plan.seed))
     return found
+
+
+def label_for(checkpoint: Checkpoint, contrast: str) -> str | None:
+    """The contrast where the model has a label of it."""
+    return contrast if contrast in checkpoint.denoiser.labels else None
+
+
+def model_method(
+    name: str, checkpoint: Checkpoint, sampler: str, settings: SamplerSettings, samples: int, seed: int
+) -> Method:
+    """The mean of `samples` samples as the product makes it, fallback included."""
+
+    def scored(here: Undersampled) -> dict[str, Any]:
+        batch = 4 if here.device.type == "cpu" else 32
+        sampling = Sampling(sampler, settings, samples, seed, batch, fallback=True)
+        (result,) = sampled([here.mapped], checkpoint, label_for(checkpoint, here.full.contrast), sampling)
+        assert isinstance(result, Reconstruction)
+        score = here.score(result.image, result.spread, samples)
+        return {**score, "samples": samples, "fallback": result.fallback}
+
+    setting = f"{checkpoint.model_id}, {sampler}, {samples} samples, seed {seed}, {json.dumps(vars(settings))}"
+    return Method(name, setting, scored)
+
+
+def score_of(method: Method, here: Undersampled, lines: ScoreLines) -> dict[str, Any]:
+    """The method's score of the slice, with its seconds; from `lines` where it is there."""
+    key = {"scan": here.full.scan, "slice": here.full.number, "contrast": here.full.contrast}
+    key |= {**dataclasses.asdict(here.condition), "method": method.name, "setting": method.setting}
+
+    def make() -> dict[str, Any]:
+        _ = here.mapped  # maps are the same for all methods, and not counted
+        started = time.perf_counter()
+        score = method.run(here)
+        return {**score, "seconds": time.perf_counter() - started}
+
+    return lines.get(key, make)
