@@ -1,5 +1,6 @@
-"""`dpmtrain bench`: the adapters to BART and deepinv give back what the algebra says, and the table's claims."""
+"""`dpmtrain bench`: the adapters to BART and deepinv give back what the algebra says; tuning, resuming, claims."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -13,23 +14,24 @@ from dpmrecon.denoiser import LABELS, Denoiser
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd import open_scan
 from dpmrecon.reconstruct import with_coil_maps
-from dpmrecon.samplers import NoiseSource, noise_levels, sample_dps
-from dpmrecon.simulate import truth_path
-from dpmtrain.bench import (
+from dpmrecon.samplers import NoiseSource, initial_image, noise_levels, sample_dps
+from dpmtrain.baselines import l1_wavelet
+from dpmtrain.bench import BenchPlan
+from dpmtrain.bench_methods import problem
+from dpmtrain.bench_report import Entry, claims, rows_of
+from dpmtrain.cli import main
+from dpmtrain.hardware import network_work
+from dpmtrain.peers import (
     RealDenoiser,
-    Row,
     as_channels,
     as_complex,
-    claims,
+    deepinv_diffpir,
     deepinv_dps,
-    deepinv_published_dps,
+    dps_sampler,
+    gadgetron_images,
     import_deepinv,
-    l1_wavelet,
-    mark_best,
-    problem,
-    vp_times,
+    run_dps,
 )
-from dpmtrain.cli import main
 from test_samplers import SETTINGS, SIGMA_DATA, GaussianWorld
 
 _, DEEPINV_REASON = import_deepinv()
@@ -69,51 +71,85 @@ def test_the_wrapped_denoiser_keeps_range_and_sigma():
     assert torch.allclose(as_complex(found), 2j * as_complex(x))
 
 
-@needs_deepinv
-def test_deepinv_has_our_noise_levels():
-    deepinv, _ = import_deepinv()
-    levels = torch.tensor(noise_levels(SETTINGS), dtype=torch.float64)
-    theirs = deepinv.sampling.VariancePreservingDiffusion().sigma_t(vp_times(levels))
-    assert torch.allclose(theirs, levels, rtol=1e-6, atol=1e-12)
+def test_the_range_of_photographs_is_ours_moved_and_stretched():
+    """An image in [0, 1] that stands for parts from -2 to 2 has a quarter of their noise."""
+    seen = []
+
+    def denoise(x, sigma):
+        seen.append((x, sigma))
+        return 0.5 * x
+
+    x = torch.randn(3, 4, 5, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    found = RealDenoiser(denoise, span=2.0)((as_channels(x) / 2 + 1) / 2, 0.1)
+    assert torch.allclose(seen[0][0], x, atol=1e-6) and torch.allclose(seen[0][1], torch.full((3,), 0.4))
+    assert torch.allclose(2 * (2 * found - 1), as_channels(0.5 * x), atol=1e-6)
+
+
+def vp_times(levels):
+    """The times at which deepinv's VariancePreservingDiffusion (beta from 0.1 to 20) has the noise `levels`."""
+    slope = 20.0 - 0.1
+    return ((0.1**2 + 2 * slope * levels.square().log1p()).sqrt() - 0.1) / slope
 
 
 @needs_deepinv
 @pytest.mark.parametrize("zeta", [0.05, 1.0])
-def test_deepinv_without_fresh_noise_is_our_dps_number_by_number(world, zeta):
+def test_deepinv_on_our_noise_levels_is_our_dps_number_by_number(world, zeta):
+    """With the published step (Chung et al., ICLR 2023) and DDIM steps, which draw no fresh noise.
+
+    In variance-exploding coordinates the data term of deepinv 0.5 is weight (sigma_i^2 - sigma_i sigma_{i+1})
+    grad ||r||; the published algorithm and `sample_dps` take the same 2 zeta grad ||r|| in every step.
+    """
+    deepinv, _ = import_deepinv()
     settings = dataclasses.replace(SETTINGS, steps=30, zeta=zeta)
+    levels = torch.tensor(noise_levels(settings), dtype=torch.float64)
+    theirs = deepinv.sampling.VariancePreservingDiffusion().sigma_t(vp_times(levels))
+    assert torch.allclose(theirs, levels, rtol=1e-6, atol=1e-12)
+    weights = iter((2 * zeta / (levels[:-1] * (levels[:-1] - levels[1:]))).tolist())
+
+    class PublishedStep(deepinv.sampling.DPSDataFidelity):
+        def forward(self, *args, **kwargs):
+            self.weight = next(weights)  # called once a step
+            return super().forward(*args, **kwargs)
+
+    solver = deepinv.sampling.DDIMSolver(timesteps=vp_times(levels), rng=torch.Generator().manual_seed(5))
+    sampler = dps_sampler(world.denoise, 5, solver=solver)
+    sampler.data_fidelity = PublishedStep(sampler.data_fidelity.denoiser)
+    # a variance-preserving state is x / sqrt(1 + sigma^2)
+    start = as_channels(initial_image(world.problem(), NoiseSource([5]), settings)).double()
+    found = run_dps(sampler, world.problem(), start / (1 + levels[0].square()).sqrt())
     ours = sample_dps(world.problem(), world.denoise, NoiseSource([5]), settings, SIGMA_DATA)
-    theirs = deepinv_published_dps(world.problem(), world.denoise, settings, 5, ancestral=False)
-    assert theirs.shape == ours.shape
-    assert torch.allclose(theirs, ours, atol=1e-4 * float(ours.abs().max()))
-    # and with it, another draw of the same quality
-    fresh = deepinv_published_dps(world.problem(), world.denoise, settings, 5)
-    assert not torch.allclose(fresh, ours, atol=1e-2 * float(ours.abs().max()))
+    assert found.shape == ours.shape
+    assert torch.allclose(found, ours, atol=1e-4 * float(ours.abs().max()))
 
 
 @needs_deepinv
-def test_deepinv_as_it_comes_finds_the_posterior_mean(world):
+@pytest.mark.parametrize(("peer", "weight", "without_data"), [(deepinv_dps, 100.0, 1e-6), (deepinv_diffpir, 7.0, 1e6)])
+def test_deepinv_finds_the_posterior_mean(world, peer, weight, without_data):
     """With the exact denoiser its mean is near that of the posterior at a good weight; without data it is far."""
-    draws = [deepinv_dps(world.problem(), world.denoise, 100, 100.0, seed)[0] for seed in range(8)]
+    draws = [peer(world.problem(), world.denoise, 100, weight, seed)[0] for seed in range(8)]
     mean = torch.stack(draws).mean(0).to(torch.complex128)
     assert world.error(mean) < 1.5 * world.error(world.posterior_mean)
-    prior = deepinv_dps(world.problem(), world.denoise, 100, 1e-6, 0)[0].to(torch.complex128)
+    prior = peer(world.problem(), world.denoise, 100, without_data, 0)[0].to(torch.complex128)
     assert world.error(prior) > 3 * world.error(world.posterior_mean)
 
 
 @needs_deepinv
-def test_deepinv_evaluates_the_network_as_often_as_asked(world):
+@pytest.mark.parametrize("peer", [deepinv_dps, deepinv_diffpir])
+def test_deepinv_evaluates_the_network_as_often_as_asked(world, peer):
     calls = []
 
     def counting(x, sigma):
         calls.append(float(sigma[0]))
         return world.denoise(x, sigma)
 
-    deepinv_dps(world.problem(), counting, 7, 10.0, 0)
-    assert len(calls) == 7
-    calls.clear()
-    settings = dataclasses.replace(SETTINGS, steps=7)
-    deepinv_published_dps(world.problem(), counting, settings, 0)
-    assert calls == pytest.approx(noise_levels(settings)[:-1])
+    peer(world.problem(), counting, 7, 10.0, 0)
+    assert len(calls) == 7 and calls == sorted(calls, reverse=True)
+
+
+def test_deepinv_that_is_absent_is_named(monkeypatch, world):
+    monkeypatch.setattr("dpmtrain.peers.import_deepinv", lambda: (None, "deepinv cannot be imported (why)"))
+    with pytest.raises(BadInputError, match="cannot be imported"):
+        deepinv_dps(world.problem(), world.denoise, 3, 1.0, 0)
 
 
 def distance(found, wanted):
@@ -139,82 +175,6 @@ def test_odd_grids_are_not_for_bart(simulated_scan):
         l1_wavelet(mapped_slice(simulated_scan(matrix=(45, 66), acceleration=1)), 0.01)
 
 
-def row(group: str, nrmse: float, seconds: float = 1.0) -> Row:
-    return Row(group, "", 1, nrmse, [nrmse], seconds)
-
-
-def verdicts(rows: list[Row]) -> list[str]:
-    mark_best(rows)
-    return [line.split()[0] for line in claims(rows)]
-
-
-def test_claims_take_the_best_of_each_group():
-    good = [
-        row("L1-wavelet", 0.3),
-        row("L1-wavelet", 0.11),
-        row("prox", 0.09),
-        row("dps", 0.2, 99),
-        row("dps", 0.1, 15),
-        row("deepinv DPS", 0.3),
-        row("deepinv DPS, published step", 0.098),
-    ]
-    assert verdicts(good) == ["yes", "yes", "yes", "yes"]
-    bad = [row("L1-wavelet", 0.05), row("prox", 0.11), row("dps", 0.1, 14), row("deepinv DPS", 0.09)]
-    assert verdicts(bad) == ["NO", "NO", "NO", "NO"]
-    assert verdicts([row("prox", 0.1), row("dps", 0.1, 15)]) == ["yes", "yes"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    config = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
-    save_checkpoint(path, Denoiser(config), {"sampling": {"samples": 1, "prox": {}, "dps": {"warm_start": False}}})
-    return path
-
-
-def test_the_command_prints_and_writes_the_table(simulated_scan, model, tmp_path, capsys):
-    scan = simulated_scan(n_slices=2)
-    arguments = ["bench", str(scan), "--truth", str(truth_path(scan)), "--model", str(model), "--steps", "3"]
-    out = tmp_path / "bench.json"
-    assert main([*arguments, "--slices", "1", "--zeta", "1,2", "--deepinv-weight", "10", "--json", str(out)]) == 0
-    report = json.loads(out.read_text())
-    assert (report["slices"], report["contrast"]) == ([0], "flair")
-    rows = {(entry["group"], entry["setting"]): entry for entry in report["rows"]}
-    assert rows["prox", "1 sample"]["evaluations"] == 20
-    assert rows["prox, mean of 4", "4 samples"]["evaluations"] == 80
-    assert rows["dps", "zeta 2"]["evaluations"] == 3
-    assert rows["CG-SENSE", ""]["nrmse"] < rows["zero-filled", ""]["nrmse"]
-    assert sum(entry["best"] for entry in report["rows"] if entry["group"] == "dps") == 1
-    printed = capsys.readouterr().out
-    assert "best by the truth" in printed and "times faster" in printed
-    for needed, present in (("L1-wavelet", shutil.which("bart")), ("deepinv DPS", DEEPINV_REASON is None)):
-        assert any(group == needed for group, _ in rows) == bool(present)
-        assert present or f"{needed}" in printed.replace("deepinv's DPS", "deepinv DPS")  # its absence is said
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (("--zeta", "1,x"), "--zeta"),
-        (("--zeta", "-1"), "positive"),
-        (("--slices", "0"), "--slices"),
-        (("--contrast", "pd"), "contrast 'pd'"),
-        (("--truth", "/nowhere.npy"), "nowhere.npy"),
-    ],
-)
-def test_bad_options_are_one_line(simulated_scan, model, capsys, options, words):
-    scan = simulated_scan(n_slices=2)
-    assert main(["bench", str(scan), "--truth", str(truth_path(scan)), "--model", str(model), *options]) == 2
-    assert words in capsys.readouterr().err
-
-
-def test_a_truth_of_another_scan_is_refused(simulated_scan, model, tmp_path, capsys):
-    wrong = tmp_path / "wrong.npy"
-    np.save(wrong, np.ones((1, 64, 63), np.float32))
-    assert main(["bench", str(simulated_scan(n_slices=2)), "--truth", str(wrong), "--model", str(model)]) == 2
-    assert "the scan needs 2 slices of (64, 64)" in capsys.readouterr().err
-
-
 def test_problem_is_the_slice_at_scale_one(simulated_scan):
     mapped = mapped_slice(simulated_scan())
     found = problem(mapped, 3)
@@ -223,7 +183,134 @@ def test_problem_is_the_slice_at_scale_one(simulated_scan):
     assert torch.allclose(found.sigma_n * mapped.scale, torch.full((3,), float(mapped.data.sigma_n)))
 
 
-def test_deepinv_that_is_absent_is_named(monkeypatch, world):
-    monkeypatch.setattr("dpmtrain.bench.import_deepinv", lambda: (None, "deepinv cannot be imported (why)"))
-    with pytest.raises(BadInputError, match="cannot be imported"):
-        deepinv_dps(world.problem(), world.denoise, 3, 1.0, 0)
+def test_images_of_a_gadgetron_are_read_by_slice(tmp_path):
+    import ismrmrd
+
+    dataset = ismrmrd.Dataset(str(tmp_path / "images.h5"), "res")
+    for number in (2, 0):
+        image = ismrmrd.Image.from_array(np.full((1, 4, 6), 10 + number, np.uint16), transpose=False)
+        image.slice = number
+        dataset.append_image("image_1", image)
+    dataset.close()
+    found = gadgetron_images(tmp_path / "images.h5")
+    assert {number: (image.shape, float(image.mean())) for number, image in found.items()} == {
+        0: ((4, 6), 10.0),
+        2: ((4, 6), 12.0),
+    }
+    with pytest.raises(BadInputError, match="no image file"):
+        gadgetron_images(tmp_path / "absent.h5")
+
+
+def test_work_of_the_network_is_that_of_its_convolutions():
+    """Forward: 2 x taps x input channels for each output number; the input's gradient is as much again."""
+    config = {**TINY, "widths": [4, 6], "blocks": [1, 2]}
+    forward, moved = network_work(config, (45, 66))
+    model, counted = Denoiser(config), []
+
+    def count(layer, _, output):
+        counted.append(2 * output.numel() * layer.weight[0].numel())
+
+    for layer in model.modules():
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+            layer.register_forward_hook(count)
+        elif isinstance(layer, torch.nn.ConvTranspose2d):  # every input number meets all taps
+            layer.register_forward_hook(lambda m, x, _: counted.append(2 * x[0].numel() * m.weight[0].numel()))
+    model(torch.zeros(1, 45, 66, dtype=torch.complex64), torch.ones(1), torch.zeros(1, len(LABELS)))
+    assert forward == sum(counted)
+    assert network_work(config, (45, 66), gradient=True)[0] == pytest.approx(2 * forward, rel=0.01)
+    assert moved > 4 * sum(parameter.numel() for parameter in model.parameters())
+
+
+TINY = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    card = {"sampling": {"samples": 2, "prox": {"cg_steps": 2}, "dps": {"warm_start": False}}}
+    save_checkpoint(path, Denoiser(TINY), card)
+    return path
+
+
+OPTIONS = ["--matrix", "48", "--contrasts", "flair", "--slices", "2", "--dps-steps", "3", "--without", "deepinv"]
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    """A folder with the results of the command on phantoms."""
+    out = tmp_path_factory.mktemp("bench")
+    assert main(["bench", "--model", str(model), "--out", str(out), *OPTIONS]) == 0
+    return out
+
+
+def test_the_command_writes_table_and_plot(finished):
+    with (finished / "table.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert [rows[f"prox {steps}"]["evaluations"] for steps in (10, 20, 50)] == ["10", "20", "50"]
+    assert rows["prox default, mean of 2"]["evaluations"] == "40" and rows["dps 3"]["evaluations"] == "3"
+    assert {row["slices"] for row in rows.values()} == {"2"}
+    for row in rows.values():
+        assert float(row["nrmse_low"]) <= float(row["nrmse"]) <= float(row["nrmse_high"])
+        stages = sum(float(row[stage] or 0) for stage in ("maps", "start", "network", "rest"))
+        assert float(row["seconds"]) == pytest.approx(stages, rel=1e-3)
+        assert "thread" in row["device"]
+    # tuned alike on another head: better than untuned zero-filling, and close without a factor
+    assert float(rows["CG-SENSE"]["nrmse"]) < float(rows["zero-filled"]["nrmse"])
+    assert float(rows["CG-SENSE"]["nrmse_no_factor"]) < 1.5 * float(rows["CG-SENSE"]["nrmse"])
+    ratio = float(rows["dps 3"]["gflop"]) / float(rows["prox 10"]["gflop"])
+    assert ratio == pytest.approx(0.6, rel=0.02)  # 3 evaluations with a gradient against 10 without
+    table = (finished / "table.md").read_text()
+    assert "times less network compute" in table and "dps 3, flair, R = 4" in table
+    assert (finished / "bench.png").stat().st_size > 10_000
+
+
+def test_nothing_is_tuned_on_what_is_scored(finished):
+    lines = [json.loads(line) for line in (finished / "results.jsonl").read_text().splitlines()]
+    tuned = {scan for line in lines if "tuned" in line["key"] for scan, _ in line["key"]["on"]}
+    scored = {line["key"]["scan"] for line in lines if "scan" in line["key"]}
+    assert tuned == {"phantom1_flair"} and scored == {"phantom0_flair"}
+
+
+def test_a_second_run_goes_on(finished, model, tmp_path):
+    """Only what is missing, here the last score, cut short by a kill, is done again; the rest stays byte for byte."""
+    whole = (finished / "results.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "results.jsonl").write_text("".join(whole[:-1]) + whole[-1][:40])
+    assert main(["bench", "--model", str(model), "--out", str(tmp_path), *OPTIONS]) == 0
+    again = (tmp_path / "results.jsonl").read_text().splitlines(keepends=True)
+    assert again[:-1] == whole[:-1]
+    scores = [json.loads(lines[-1])["value"] for lines in (whole, again)]
+    assert scores[0]["cross"] == scores[1]["cross"] and scores[0]["seconds"] != scores[1]["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--R", "4,x"), "--R"),
+        (("--slices", "0"), "--slices"),
+        (("--contrasts", "pd"), "'pd'"),
+        (("--without", "bart"), "'bart'"),
+        (("--data", "/nowhere"), "ismrmrd"),
+    ],
+)
+def test_bad_options_are_one_line(model, tmp_path, capsys, options, words):
+    assert main(["bench", "--model", str(model), "--out", str(tmp_path), *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def entry(method, number, error, seconds, gflop):
+    """A slice whose NRMSE without a factor is `error`: image and truth at right angles otherwise."""
+    moments = {"cross": 1.0, "image": 1 + error**2, "truth": 1.0}
+    score = {**moments, "psnr": 1.0, "ssim": 1.0, "samples": 1, "device": "here", "gflop": gflop}
+    return Entry("scan", number, "flair", 4, method, {**score, "seconds": {"maps": 1.0, "network": seconds, "rest": 0}})
+
+
+def test_claims_are_paired_and_give_both_ratios():
+    entries = [entry("dps 300", n, 0.1 * n, 90.0, 600.0) for n in (1, 2, 3)]
+    entries += [entry("prox 10", n, 0.1 * n + 0.001, 2.0, 10.0) for n in (1, 2, 3)]
+    entries += [entry("prox 20", n, 0.12 * n, 4.0, 20.0) for n in (1, 2, 3)]
+    speed, ten, twenty = claims(rows_of(entries), BenchPlan())
+    assert "60 times less network compute" in speed and "45 times less wall time" in speed
+    assert "30 times with coil maps" in speed and "NO" not in speed and "here" in speed
+    assert ten.endswith("yes") and twenty.endswith("NO")
+    slow = [dataclasses.replace(e, score={**e.score, "device": "there"}) if e.method[0] == "d" else e for e in entries]
+    assert "DIFFERENT machines" in claims(rows_of(slow), BenchPlan())[0]

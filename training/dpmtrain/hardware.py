@@ -1,0 +1,99 @@
+"""The machine a figure was measured on: its name, what it can do at most, and the peak of a computation's memory."""
+
+import ctypes
+import platform
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from dpmrecon.denoiser import Denoiser
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def device_name(device: torch.device) -> str:
+    """Such as "AMD EPYC 9V74, 2 threads"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    found = None
+    if Path("/proc/cpuinfo").is_file():
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    name = found[1].strip() if found else platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return f"{name} (CPU), {threads} thread{'s' * (threads > 1)}"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class PeakMemory:
+    """The highest memory since its making, in bytes: of a GPU's tensors, or of this process (Linux alone)."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.known = device, True
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        try:
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier computations have left
+            Path("/proc/self/clear_refs").write_text("5")
+        except (AttributeError, OSError):  # another system, or a container that does not let it
+            self.known = False
+
+    def read(self) -> int | None:
+        """None where the system does not tell."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        found = self.known and re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else None
+
+
+def network_work(config: dict, shape: tuple[int, int], gradient: bool = False) -> tuple[int, int]:
+    """(floating-point operations, bytes) of one evaluation for an image of `shape`, without computing anything.
+
+    gradient: with that of the input, as DPS needs it. bytes: weights and each layer's input and output, moved once, in
+    float32: what a network whose layers run one after the other cannot do without.
+    """
+    moved = 0
+
+    def count(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal moved
+        moved += sum(t.numel() * t.element_size() for t in (*inputs, output, *layer.parameters()))
+
+    with torch.device("meta"):
+        model = Denoiser(config).requires_grad_(False)
+        for layer in model.modules():
+            if not list(layer.children()):
+                layer.register_forward_hook(count)
+        x = torch.empty(1, *shape, dtype=torch.complex64, requires_grad=gradient)
+        with FlopCounterMode(display=False) as counted:
+            image = model(x, torch.ones(1), torch.zeros(1, len(model.labels)))
+            if gradient:
+                torch.view_as_real(image).sum().backward()
+    return counted.get_total_flops(), moved
+
+
+def attainable(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """(FLOP/s of a large matrix product in `dtype`, bytes/s of a copy): the device's peaks as they can be measured."""
+    size, repeats = (8192, 10) if device.type == "cuda" else (1536, 3)
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    product = _best_seconds(lambda: matrix @ matrix, device, repeats)
+    source = torch.zeros(2**28 if device.type == "cuda" else 2**25, device=device)
+    target = torch.empty_like(source)
+    copy = _best_seconds(lambda: target.copy_(source), device, repeats)
+    return 2 * size**3 / product, 2 * source.numel() * source.element_size() / copy
+
+
+def _best_seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    found = []
+    for _ in range(repeats + 1):  # the first one is slower
+        synchronize(device)
+        started = time.perf_counter()
+        run()
+        synchronize(device)
+        found.append(time.perf_counter() - started)
+    return min(found)
