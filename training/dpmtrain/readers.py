@@ -41,7 +41,7 @@ FASTMRI = KnownSet(
 # A file that ends like this and cannot be recognised is damaged; others (LICENSE, notes) are no data
 DATA_SUFFIXES = (".h5", ".hdf5", ".mrd", ".nii", ".dcm", ".ima", ".gz")
 LABEL_MAP_NAME = re.compile(r"(^|[_.-])(seg|segmentation|labels?|aseg|synthseg)([_.-]|$)")
-CONTRAST_WORD = re.compile(r"(^|[_-])(flair|t1w?|t2w?|dwi|swi|mprage)$", re.IGNORECASE)
+CONTRAST_WORD = re.compile(r"((^|[_-])(flair|t1w?|t2w?|dwi|swi|mprage))+$", re.IGNORECASE)
 # image types that are no magnitude images of an anatomy: phase, real and imaginary parts, maps, localizers
 NO_MAGNITUDE = {"P", "R", "I", "PHASE", "REAL", "IMAGINARY", "ADC", "FA", "LOCALIZER", "PROJECTION IMAGE", "MIN_IP"}
 
