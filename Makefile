@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench
+.PHONY: demo test check bench bench-gpu image image-gadgetron image-test
 
 .venv/runtime: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -43,3 +43,21 @@ BENCH_SIZE := --contrasts flair,t1 --slices 1 --out demo/bench
 endif
 bench: .venv/dev
 	$(BIN)/dpmtrain bench $(if $(wildcard $(BENCH_DATA)/ismrmrd),--data $(BENCH_DATA)) $(BENCH_SIZE) $(BENCH_OPTIONS)
+
+# seconds a 320x320 slice of 16 coils, the default network and one of the paper's size, with the roofline: for a GPU.
+# On a CPU, small: make bench-gpu BENCH_OPTIONS="--matrix 64 --coils 4 --slices 2 --steps 4 --dps-steps 4"
+bench-gpu: .venv/dev
+	$(BIN)/dpmtrain bench-gpu --recipe training/recipes/paper.toml --out demo/bench_gpu $(BENCH_OPTIONS)
+
+# images to deploy (docs/deploy.md): the service, and Gadgetron with dpmrecon inside. TORCH=cu130 for NVIDIA GPUs
+TORCH ?= cpu
+LABELS = $(shell $(PYTHON) docker/labels.py)
+image:
+	docker build --file docker/Dockerfile --build-arg TORCH=$(TORCH) $(LABELS) --tag dpmrecon:$(TORCH) .
+
+image-gadgetron:
+	docker build --file docker/Dockerfile.gadgetron --build-arg TORCH=$(TORCH) $(LABELS) --tag dpmrecon-gadgetron:$(TORCH) .
+
+# both images built for real, run and treated badly: by Docker, else as root by buildah and podman, else skipped
+image-test: .venv/dev
+	$(BIN)/python -m pytest -q -s -rs tests/check_image.py

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -314,3 +315,26 @@ def test_claims_are_paired_and_give_both_ratios():
     assert ten.endswith("yes") and twenty.endswith("NO")
     slow = [dataclasses.replace(e, score={**e.score, "device": "there"}) if e.method[0] == "d" else e for e in entries]
     assert "DIFFERENT machines" in claims(rows_of(slow), BenchPlan())[0]
+
+
+def test_bench_gpu_times_every_stage_of_both_networks(model, tmp_path, capsys):
+    lines = (f"{key} = {json.dumps(value)}" for key, value in {**TINY, "widths": [8, 8]}.items())
+    default = Path(__file__).parents[1] / "training/recipes/default.toml"
+    recipe = tmp_path / "wide.toml"
+    train = default.read_text().split("[train]")[1]
+    recipe.write_text("[model]\n" + "\n".join(lines) + "\n[train]" + train)
+    small = ["--matrix", "48", "--coils", "4", "--slices", "2", "--steps", "2,4", "--dps-steps", "3", "--device", "cpu"]
+    assert main(["bench-gpu", "--model", str(model), "--recipe", str(recipe), "--out", str(tmp_path), *small]) == 0
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == 2 * ["prox 2", "prox 4", "dps 3"]
+    for row in rows:
+        stages = [float(row[stage]) for stage in ("maps", "start", "forward", "rest")]
+        assert min(stages) > 0 and sum(stages) == pytest.approx(float(row["seconds"]))
+        assert float(row["roofline"]) > 0 and "thread" in row["device"]
+    flops = [float(row["gflop"]) for row in rows]
+    assert flops[1] == pytest.approx(2 * flops[0]) and flops[2] == pytest.approx(3 * flops[0], rel=0.02)
+    assert flops[3] > 2 * flops[0]
+    assert "wide, random weights: prox 4" in capsys.readouterr().out
+    assert main(["bench-gpu", "--out", str(tmp_path), "--matrix", "8"]) == 2
+    assert "--matrix is 8" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import sys
 from dpmrecon.errors import DpmreconError
 
 from .bench import add_bench
+from .bench_gpu import add_bench_gpu
 from .evaluate import add_evaluate
 from .kit import add_kit
 from .paper import add_paper
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_sweep(commands)
     add_kit(commands)
     add_bench(commands)
+    add_bench_gpu(commands)
     args = parser.parse_args(arguments)
     try:
         return args.run(args)
