@@ -23,6 +23,7 @@ from dpmrecon.simulate import truth_path
 from dpmtrain import labelmaps, readers
 from dpmtrain.cli import main
 from dpmtrain.dataset import PreparedSlices, affine
+from dpmtrain.prepare import HELD_OUT
 from pydicom.dataset import Dataset, FileMetaDataset
 
 COMMAND = [sys.executable, "-m", "dpmtrain.cli", "prepare"]
@@ -336,6 +337,17 @@ def test_a_patient_stays_on_one_side_whatever_the_files_are_called(simulated_sca
         assert not any("SIMULATED4" in path.read_text() for path in out.glob("*.json*"))
     assert run(tmp_path / "in", "--out", tmp_path / "out", "--exclude", "SIMULATED44") == 2
     assert "SIMULATED44, who is not among the subjects" in capsys.readouterr().err
+
+
+def test_patients_for_validation_and_test_are_never_prepared(tmp_path):
+    for patient in ("patient01", "patient03", *HELD_OUT[:2]):
+        flair(tmp_path / "open_ms" / patient / "study1_FLAIR.nii.gz")
+    label_map(tmp_path / "synthseg_labels" / f"{HELD_OUT[2]}.nii.gz")
+    assert run(tmp_path, "--out", tmp_path / "out", "--exclude", "patient03") == 0
+    ((name, volume),) = volumes(tmp_path / "out").items()
+    assert (name, volume["subject"], volume["licence"]) == ("patient01_study1_FLAIR", "patient01", "CC-BY")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["exclude"] == sorted(["patient03", *HELD_OUT])
 
 
 def test_what_is_done_is_kept_until_its_file_or_the_settings_change(tmp_path):

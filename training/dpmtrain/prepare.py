@@ -20,10 +20,11 @@ from dpmrecon.cli import add_command
 from dpmrecon.errors import BadInputError
 
 from .journal import Journal
-from .readers import Fault, Item, Settings, inspect, pseudonym
+from .readers import KNOWN_SETS, Fault, Item, Settings, inspect, pseudonym
 from .workers import Workers, cores
 
-HELD_OUT = ("patient09", "patient12", "training_seg_02")  # never trained on; patient12 is not tuned on either
+# Of the open sets: never trained on, whatever --exclude says. Nothing is tuned on patient12 either
+HELD_OUT = ("patient09", "patient12", "training_seg_02")
 LABELS = ("flair", "t1", "t2", "dwi", "swi")
 
 
@@ -48,7 +49,9 @@ def add_prepare(commands) -> None:
         "--exclude",
         nargs="*",
         metavar="SUBJECT",
-        help=f"subjects or patient IDs to leave out, all their scans (default: {' '.join(HELD_OUT)})",
+        default=[],
+        help="subjects or patient IDs to leave out, all their scans. Of the open sets "
+        f"{', '.join(HELD_OUT)} are always left out: they are for validation and test",
     )
     parser.add_argument("--contrast", choices=LABELS, help="of all inputs (default: what each says of itself)")
     parser.add_argument("--drop-last", type=int, default=5, help="slices at the end of a fastMRI volume to leave out")
@@ -73,10 +76,8 @@ def run(args: argparse.Namespace) -> int:
         return 130
 
 
-def prepare(
-    inputs: Sequence[Path], out: Path, settings: Settings, exclude: Sequence[str] | None = None, jobs: int = 1
-) -> int:
-    """Prepare all inputs into `out`. exclude: subjects or patient IDs; None: HELD_OUT.
+def prepare(inputs: Sequence[Path], out: Path, settings: Settings, exclude: Sequence[str] = (), jobs: int = 1) -> int:
+    """Prepare all inputs into `out`. exclude: subjects or patient IDs to leave out, besides HELD_OUT.
 
     Returns 0, or 3 where inputs, or parts of them, were left out; they are named on stderr. Raises BadInputError where
     no input can be used, and DpmreconError where `out` cannot be written.
@@ -114,9 +115,9 @@ def prepare(
             + (f", {len(left_out)} being of excluded subjects" if left_out else "")
             + (f"; {faults[0].place}: {faults[0].reason}" if faults else "")
         )
-    held_out = sorted({*(HELD_OUT if exclude is None else ()), *(item.subject for item in left_out)})
-    journal.write_manifest({"scale_rule": RULE, "exclude": held_out, "volumes": volumes})
-    print(_summary(out, volumes, kept, left_out, broken))
+    without = sorted({item.subject for item in left_out})
+    journal.write_manifest({"scale_rule": RULE, "exclude": without, "volumes": volumes})
+    print(_summary(out, volumes, kept, without, broken))
     return 3 if broken else 0
 
 
@@ -155,23 +156,26 @@ def _grouped(items: list[Item]) -> list[Item]:
     return merged
 
 
-def _split(items: list[Item], exclude: Sequence[str] | None) -> tuple[list[Item], list[Item]]:
+def _split(items: list[Item], exclude: Sequence[str]) -> tuple[list[Item], list[Item]]:
     """Items to prepare, and those of excluded subjects. A name that fits no subject is refused: it may be misspelt."""
-    excluded = set()
     subjects = {item.subject for item in items}
-    for name in HELD_OUT if exclude is None else exclude:
+    excluded: set[str] = set()
+    for name in exclude:
         fitting = {name, pseudonym(name)} & subjects
         if not fitting and name not in HELD_OUT:
             some = ", ".join(sorted(subjects)[:5])
             raise BadInputError(f"--exclude names {name}, who is not among the subjects ({some} ...)")
         excluded |= fitting
-    return (
-        [item for item in items if item.subject not in excluded],
-        [item for item in items if item.subject in excluded],
-    )
+    open_sources = {known.source for known in KNOWN_SETS.values()}
+    wanted: list[Item] = []
+    left_out: list[Item] = []
+    for item in items:
+        held_out = item.subject in HELD_OUT and item.source in open_sources
+        (left_out if held_out or item.subject in excluded else wanted).append(item)
+    return wanted, left_out
 
 
-def _summary(out: Path, volumes: list[dict], kept: int, left_out: list[Item], broken: list[Fault]) -> str:
+def _summary(out: Path, volumes: list[dict], kept: int, without: list[str], broken: list[Fault]) -> str:
     slices: Counter = Counter()
     for volume in volumes:
         slices[volume["contrast"]] += volume["shape"][0]
@@ -180,6 +184,6 @@ def _summary(out: Path, volumes: list[dict], kept: int, left_out: list[Item], br
     text = f"{out}: {sum(slices.values())} slices ({told}) in {len(volumes)} volumes of {len(subjects)} subjects"
     if kept:
         text += f"; {kept} inputs were done before"
-    if left_out:
-        text += f"; left out: {', '.join(sorted({item.subject for item in left_out}))}"
+    if without:
+        text += f"; left out: {', '.join(without)}"
     return text + (f"; {len(broken)} inputs or parts could not be used" if broken else "")
