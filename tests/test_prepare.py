@@ -24,6 +24,7 @@ from dpmtrain import labelmaps, readers
 from dpmtrain.cli import main
 from dpmtrain.dataset import PreparedSlices, affine
 from dpmtrain.prepare import HELD_OUT
+from dpmtrain.veins import veins
 from pydicom.dataset import Dataset, FileMetaDataset
 
 COMMAND = [sys.executable, "-m", "dpmtrain.cli", "prepare"]
@@ -278,7 +279,7 @@ def test_veins_are_dark_and_fat_is_suppressed():
     rng = np.random.default_rng(0)
     swi = labelmaps.simulate(labels, "swi", rng, [])
     assert swi[labels == 514].mean() < 0.6 * swi[labels == 3].mean()
-    drawn = labelmaps.veins(labels, np.random.default_rng(1))
+    drawn = veins(labels, np.random.default_rng(1))
     assert 0.5 < drawn.max() <= 1
     assert drawn[labels == 0].max() == 0
     fat = [labelmaps.signal("fat", labelmaps.SEQUENCES[name], rng) for name in ("t2", "dwi_b0")]
