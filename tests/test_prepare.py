@@ -303,6 +303,7 @@ def test_a_broken_file_among_good_ones_is_named_and_the_rest_goes_through(tmp_pa
     (tmp_path / "in" / "scan.h5").write_bytes(b"no scan")
     (tmp_path / "in" / "notes.txt").write_text("not data")
     nifti(tmp_path / "in" / "patient5_flair.nii", np.zeros((20, 20, 3), np.float32))
+    nifti(tmp_path / "in" / "patient1_flair_mask.nii", np.eye(20, dtype=np.uint8)[..., None])
     assert run(tmp_path / "in", "--out", tmp_path / "out") == 3
     told = capsys.readouterr().err
     for line in (
@@ -310,6 +311,7 @@ def test_a_broken_file_among_good_ones_is_named_and_the_rest_goes_through(tmp_pa
         "patient4_unnamed.nii.gz: its contrast is not known",
         "scan.h5: is none of fastMRI, ISMRMRD, DICOM and NIfTI, or is damaged",
         "patient5_flair.nii: its 3 slices are empty",
+        "patient1_flair_mask.nii: its data have only two values",
     ):
         assert line in told
     assert "notes.txt" not in told

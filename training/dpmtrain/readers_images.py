@@ -25,6 +25,8 @@ def read_nifti(item: Item) -> tuple[list[Volume], list[Fault]]:
     data = np.asarray(image.dataobj, dtype=np.float32)
     if data.ndim not in (3, 4):
         raise BadInputError(f"its data have shape {data.shape}; three dimensions, or four, are needed")
+    if len(np.unique(data)) == 2:
+        raise BadInputError("its data have only two values: it is a mask, not an image")
     volumes = [data] if data.ndim == 3 else list(np.moveaxis(data, 3, 0))
     made = []
     for number, volume in enumerate(volumes, 1):
