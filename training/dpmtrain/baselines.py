@@ -69,7 +69,8 @@ def l1_wavelet_sigpy(case: MappedSlice, weight: float) -> torch.Tensor:
 
     kspace = (case.data.kspace / case.scale).cpu().numpy()
     maps, mask = case.model.coil_maps.cpu().numpy(), case.model.mask.cpu().numpy()
-    found = L1WaveletRecon(kspace, maps, weight, weights=mask, max_iter=60, show_pbar=False).run()
+    # the step size 1: the largest singular value of A is at most 1
+    found = L1WaveletRecon(kspace, maps, weight, weights=mask, max_iter=60, alpha=1, show_pbar=False).run()
     return torch.from_numpy(np.asarray(found, np.complex64)) * case.scale
 
 

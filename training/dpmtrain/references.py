@@ -1,6 +1,5 @@
 """Slices with a reference to score against: what `evaluate` and `sweep` undersample."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from dpmrecon.images import to_recon_space
 from dpmrecon.mrd import contrast_label, open_scan
 from dpmrecon.output import load_pictures
 
+from .metrics import Moments, scan_factor
 from .readers_kspace import LARGEST_ACCELERATION
 from .undersampling import sampling_mask, undersampled, with_maps
 
@@ -52,13 +52,14 @@ def standard_of_care(full: ReferenceSlice, acceleration: int, calibration_lines:
 
 def measured_slices(
     path: Path, truth_file: Path | None = None, mask_file: Path | None = None, contrast: str | None = None
-) -> Iterator[ReferenceSlice]:
+) -> list[ReferenceSlice]:
     """The slices of an ISMRMRD scan, fully sampled or accelerated up to LARGEST_ACCELERATION.
 
-    truth_file, mask_file: .npy (slices, rows, cols) on the recon space; without a truth, the coil combination of the
-    full data is it, or the CG-SENSE image of accelerated ones. contrast: None takes it from the protocol's name.
-    Raises BadInputError for a scan that cannot serve.
+    truth_file, mask_file: .npy (slices, rows, cols) on the recon space; the truth is taken to the scan's scale by one
+    factor. Without it, the coil combination of the full data is the truth, or the CG-SENSE image of accelerated ones.
+    contrast: None takes it from the protocol's name. Raises BadInputError for a scan that cannot serve.
     """
+    found: list[ReferenceSlice] = []
     with open_scan(path) as scan:
         matrix = scan.header.encoding[0].reconSpace.matrixSize
         shape = (matrix.y, matrix.x)
@@ -75,16 +76,17 @@ def measured_slices(
                     f"{path} is accelerated R = {data.acceleration:g}: a scan with R of at most "
                     f"{LARGEST_ACCELERATION:g} is needed, to be undersampled further"
                 )
-            everywhere = np.ones(shape, bool)
-            found = ReferenceSlice(path.stem, number, contrast, data, np.empty(0), everywhere, header=scan.header)
-            if truth is None:
-                mapped = with_maps(data, CPU)
-                full = bool(data.mask.amax(1).all())
-                found.truth = found.picture(mapped.zero_filled if full else mapped.conventional)
-            elif number < len(truth):
-                found.truth = truth[number].astype(np.float32)
-            else:
+            if truth is not None and number >= len(truth):
                 raise BadInputError(f"{truth_file} holds {len(truth)} slices and the scan has a slice {number}")
-            if mask is not None:
-                found.mask = mask[number if len(mask) > number else 0] > 0
-            yield found
+            where = np.ones(shape, bool) if mask is None else mask[number if len(mask) > number else 0] > 0
+            here = ReferenceSlice(path.stem, number, contrast, data, np.empty(0), where, header=scan.header)
+            mapped = with_maps(data, CPU)
+            full = bool(data.mask.amax(1).all())
+            here.truth = here.picture(mapped.zero_filled if full else mapped.conventional)
+            found.append(here)
+    if truth is not None:
+        given = [truth[here.number].astype(np.float32) for here in found]
+        factor = scan_factor([Moments.of(picture, here.truth, here.mask) for picture, here in zip(given, found)])
+        for picture, here in zip(given, found):
+            here.truth = np.float32(factor) * picture
+    return found

@@ -72,7 +72,7 @@ def sweep(
     """Score all candidates, choose per contrast and R, write table.csv and table.md to `out`; with `write`, what was
     chosen into the card: sampler settings of one checkpoint, or which of several checkpoints is the best.
 
-    With several checkpoints the mean over contrasts and R decides.
+    Of several checkpoints the one that is best on average over contrasts and R is chosen.
     """
     lines = ScoreLines(out / "scores.jsonl")
     contrasts = list(dict.fromkeys(full.contrast for full in slices))
@@ -141,20 +141,26 @@ def ranked(scored: list[tuple[Candidate, Row]], within: float) -> list[tuple[Can
 
 
 def best_model(choices: Sequence[Choice], paths: Sequence[Path]) -> Path:
-    """The checkpoint with the lowest NRMSE, relative to the best of each contrast and R, on average."""
+    """The checkpoint of fewest fallbacks, then of the lowest NRMSE relative to the best of each contrast and R."""
 
-    def relative(path: Path) -> float:
-        found = []
+    def cost(path: Path) -> tuple[int, float]:
+        fallbacks, relative = 0, []
         for choice in choices:
+            rows = [row for candidate, row in choice.ranked if candidate.path == path]
             best = min(np.mean(row.nrmse) for _, row in choice.ranked)
-            found.append(min(np.mean(row.nrmse) for c, row in choice.ranked if c.path == path) / best)
-        return float(np.mean(found))
+            relative.append(min(np.mean(row.nrmse) for row in rows) / best)
+            fallbacks += min(row.fallbacks for row in rows)
+        return fallbacks, float(np.mean(relative))
 
-    return min(paths, key=relative)
+    return min(paths, key=cost)
 
 
 def with_choices(sampling: dict[str, Any], choices: Sequence[Choice], plan: Plan) -> dict[str, Any]:
-    """The card's sampling with the chosen settings in place of what it had for the same sampler, contrast and R."""
+    """The card's sampling with the chosen settings in place of what it had for the same sampler, contrast and R.
+
+    An entry holds the keys of the grid and all else that differs from the card's settings for every scan.
+    """
+    everywhere = dataclasses.asdict(settings_from(sampling.get(plan.sampler, {})))
     entries = []
     for choice in choices:
         candidate, row = choice.chosen
@@ -164,7 +170,11 @@ def with_choices(sampling: dict[str, Any], choices: Sequence[Choice], plan: Plan
                 "sampler": plan.sampler,
                 "contrast": choice.contrast,
                 "R": choice.condition.R,
-                "settings": {key: getattr(candidate.settings, key) for key in plan.grid},
+                "settings": {
+                    key: value
+                    for key, value in dataclasses.asdict(candidate.settings).items()
+                    if key in plan.grid or value != everywhere[key]
+                },
                 "measured": f"NRMSE {np.mean(row.nrmse):.4f} on {n_slices} validation slices, {plan.samples} sample(s)",
             }
         )

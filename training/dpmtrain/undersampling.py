@@ -61,13 +61,17 @@ def _centre(size: int, count: int) -> slice:
 def _poisson(rows: int, cols: int, acceleration: float, calibration_lines: int) -> torch.Tensor:
     from sigpy.mri import poisson  # heavy, and for this alone
 
-    try:
-        found = poisson((rows, cols), acceleration, calib=(calibration_lines,) * 2, seed=0, crop_corner=False)
-    except ValueError as error:
+    for seed in range(5):  # with some it ends before it began
+        try:
+            found = poisson((rows, cols), acceleration, calib=(calibration_lines,) * 2, seed=seed, crop_corner=False)
+            break
+        except ValueError:
+            continue
+    else:
         raise BadInputError(
             f"no Poisson-disc mask of {rows} x {cols} has R = {acceleration:g} with {calibration_lines} calibration "
             "lines: choose a smaller R or fewer lines"
-        ) from error
+        )
     mask = torch.from_numpy(np.abs(found).astype(np.float32))
     mask[_centre(rows, calibration_lines), _centre(cols, calibration_lines)] = 1
     return mask

@@ -15,7 +15,6 @@ from dpmrecon.acquisitions import Slice, SliceKey
 from dpmrecon.denoiser import complex_noise
 from dpmrecon.errors import BadInputError
 from dpmrecon.fourier import crop_or_pad, to_image, to_kspace
-from dpmrecon.reconstruct import MappedSlice
 from dpmrecon.scale import image_scale
 from dpmrecon.simulate import coil_maps
 
@@ -24,27 +23,14 @@ from .labelmaps import SEQUENCES, simulated_slices
 from .prepare import HELD_OUT as HELD_OUT
 from .readers import label_of
 from .readers_images import axial, pixel_size
+from .references import CPU as CPU
 from .references import ReferenceSlice
-from .undersampling import sampling_mask, undersampled, with_maps
+from .undersampling import sampling_mask, undersampled
 
 N_COILS = 8
-CPU = torch.device("cpu")
 # noise as a fraction of the scale: what the shared FLAIR and T1 scans have
 SIGMA_N = {"flair": 0.021, "t1": 0.0075, "t2": 0.0075, "dwi": 0.021, "swi": 0.021}
 PIXEL_MM, MATRIX = 0.9, (256, 256)
-
-
-def validation_slices(
-    images: Path, acceleration: int, calibration_lines: int, contrasts: tuple[str, ...] = ("flair", "t1", "t2")
-) -> list[tuple[str, MappedSlice, np.ndarray]]:
-    """(contrast, slice with maps, truth (rows, cols)) of every validation slice, regularly undersampled."""
-    found = []
-    for contrast in contrasts:
-        for full in validation_scan(images, contrast):
-            mask = sampling_mask("regular", full.data.mask, acceleration, calibration_lines, full.number)
-            data = undersampled(full.data, mask, acceleration, calibration_lines)
-            found.append((contrast, with_maps(data, CPU), full.truth))
-    return found
 
 
 @lru_cache
