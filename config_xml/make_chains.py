@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dpmrecon.options import OPTIONS
 
+COMPOSE = Path(__file__).parent.parent / "docker/chains"  # of docker/compose.yaml, where the service has a name
 CONTRASTS = ("flair", "t1", "t2", "swi", "dwi")
 
 CARTESIAN = (
@@ -97,14 +98,22 @@ def chains(address: str, port: int) -> dict[str, str]:
     return found
 
 
+def compose_chains() -> dict[str, str]:
+    """Those that reach the service by its name in docker/compose.yaml."""
+    return {name: text for name, text in chains("dpmrecon", 9020).items() if name.endswith("_connect.xml")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--address", default="127.0.0.1", help="of `dpmrecon serve`")
     parser.add_argument("--port", type=int, default=9020)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--out", type=Path, help="default: here, and docker/chains for the compose file")
     args = parser.parse_args()
     for name, text in chains(args.address, args.port).items():
-        (args.out / name).write_text(text)
+        ((args.out or Path(__file__).parent) / name).write_text(text)
+    if args.out is None:
+        for name, text in compose_chains().items():
+            (COMPOSE / name).write_text(text)
 
 
 if __name__ == "__main__":

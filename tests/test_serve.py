@@ -93,6 +93,11 @@ def replayed(scan, out, model, *more: str) -> dict[tuple[int, int], ismrmrd.Imag
     """The images of `dpmrecon replay` by (series, slice)."""
     few = [text for name, value in FEW.items() for text in (f"--{name}", value)]
     assert main(["replay", str(scan), "--out", str(out), "--model", str(model), *few, *more]) == 0
+    return images_of(out)
+
+
+def images_of(out) -> dict[tuple[int, int], ismrmrd.Image]:
+    """The images in the result folder of a replay, by (series, slice)."""
     dataset = ismrmrd.Dataset(str(out / "images.h5"), "dataset", create_if_needed=False)
     found = [
         dataset.read_image(f"image_{series}", number)
@@ -182,7 +187,7 @@ def test_one_peer_too_many_is_told_and_the_others_are_served(start, scan):
         (
             lambda s: [fake_peer.text_message(2, b'{"parameters": {"model": "x"}}'), *s[1:]],
             "property 'model' belongs to the command line of `dpmrecon serve`: valid ones here are contrast, sampler, "
-            "steps, samples, seed, fallback, deadline, combine-averages",
+            "mode, steps, samples, seed, fallback, deadline, combine-averages",
         ),
         (
             lambda s: [fake_peer.text_message(2, b"<gadgetronStreamConfiguration/>"), *s[1:]],
