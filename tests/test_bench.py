@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from dpmrecon.acquisitions import slices
-from dpmrecon.checkpoint import save_checkpoint
+from dpmrecon.checkpoint import Checkpoint, save_checkpoint
 from dpmrecon.denoiser import LABELS, Denoiser
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd import open_scan
@@ -18,7 +18,7 @@ from dpmrecon.reconstruct import with_coil_maps
 from dpmrecon.samplers import NoiseSource, initial_image, noise_levels, sample_dps
 from dpmtrain.baselines import l1_wavelet
 from dpmtrain.bench import BenchPlan
-from dpmtrain.bench_methods import problem
+from dpmtrain.bench_methods import Tuner, dps_settings, problem
 from dpmtrain.bench_report import Entry, claims, rows_of
 from dpmtrain.cli import main
 from dpmtrain.hardware import network_work
@@ -33,6 +33,7 @@ from dpmtrain.peers import (
     import_deepinv,
     run_dps,
 )
+from dpmtrain.score_lines import ScoreLines
 from test_samplers import SETTINGS, SIGMA_DATA, GaussianWorld
 
 _, DEEPINV_REASON = import_deepinv()
@@ -281,6 +282,25 @@ def test_a_second_run_goes_on(finished, model, tmp_path):
     assert again[:-1] == whole[:-1]
     scores = [json.loads(lines[-1])["value"] for lines in (whole, again)]
     assert scores[0]["cross"] == scores[1]["cross"] and scores[0]["seconds"] != scores[1]["seconds"]
+
+
+def test_the_zeta_of_the_sweep_comes_before_tuning(tmp_path):
+    """That of the card, for the contrast, R and number of steps it was swept with; else the validation slices."""
+    swept = {"sampler": "dps", "contrast": "flair", "R": 4, "settings": {"zeta": 3.0}}
+    card = {"sampling": {"dps": {"steps": 300, "zeta": 1.0}, "by_contrast_R": [swept]}}
+
+    def no_slices(contrast):
+        raise LookupError(contrast)
+
+    tuner = Tuner(no_slices, Checkpoint(Denoiser(TINY), card, "tiny"), ScoreLines(tmp_path / "results.jsonl"))
+    assert dps_settings("flair", 4, BenchPlan(), tuner).zeta == 3.0
+    for contrast, acceleration, plan in (
+        ("t1", 4, BenchPlan()),
+        ("flair", 5, BenchPlan()),
+        ("flair", 4, BenchPlan(dps_steps=9)),
+    ):
+        with pytest.raises(LookupError):
+            dps_settings(contrast, acceleration, plan, tuner)
 
 
 @pytest.mark.parametrize(

@@ -90,12 +90,18 @@ def measure(method: Method, here: Undersampled, checkpoint: Checkpoint) -> dict[
         shape = (samples.shape[1], samples.shape[2])
         flops = network_work(checkpoint.denoiser.config, shape, method.gradient)[0]
         score["gflop"] = meter.evaluations * flops / 1e9
+        score["precision"] = "bfloat16" if checkpoint.denoiser.bf16 and not method.gradient else "float32"
     if method.timed:
         stages = {"maps": mapped.seconds["maps"], "start": mapped.seconds["conventional"]}
         score["seconds"] = {name: stages[name] for name in method.before}
         score["seconds"] |= {"network": meter.seconds, "rest": seconds - meter.seconds}
         score |= {"device": device_name(CPU), "memory_mb": None if peak is None else peak / 2**20}
     return score
+
+
+def model_of(checkpoint: Checkpoint) -> str:
+    """The model and how its network computes where no gradient is taken: both change the scores."""
+    return checkpoint.model_id + (", bfloat16" if checkpoint.denoiser.bf16 else "")
 
 
 class Tuner:
@@ -111,7 +117,7 @@ class Tuner:
         """network: whether the method depends on the model."""
         slices = self.slices(contrast)
         key = {"tuned": name, "contrast": contrast, "R": acceleration, "on": [[s.scan, s.number] for s in slices]}
-        key |= {"model": self.checkpoint.model_id} if network else {}
+        key |= {"model": model_of(self.checkpoint)} if network else {}
 
         def make() -> dict[str, Any]:
             cases = [undersampled_slice(full, acceleration) for full in slices]
@@ -138,7 +144,7 @@ def methods(
     """Every method for slices of one contrast at R, cheap ones first; weights are tuned when a method's turn comes."""
     yield from _conventional(contrast, acceleration, slices, tuner)
     yield from _recorded(acceleration, slices, plan.grappa)
-    checkpoint, model = tuner.checkpoint, tuner.checkpoint.model_id
+    checkpoint, model = tuner.checkpoint, model_of(tuner.checkpoint)
     settings = settings_from(sampler_defaults(checkpoint.card, "prox", contrast, acceleration)[0])
     for steps in plan.prox_steps:
         yield _sampling(f"prox {steps}", "prox", dataclasses.replace(settings, steps=steps), 1, plan.seed, model)
@@ -146,17 +152,29 @@ def methods(
         yield _sampling(f"prox default, mean of {samples}", "prox", settings, samples, plan.seed, model)
     if "deepinv" not in plan.without:
         yield from _deepinv(contrast, acceleration, plan, tuner)
-    dps = settings_from({**sampler_defaults(checkpoint.card, "dps", None, None)[0], "steps": plan.dps_steps})
-
-    def step_size(here: Undersampled, meter: Meter, zeta: float) -> torch.Tensor:
-        return _sample(here, meter, "dps", dataclasses.replace(dps, zeta=zeta), 1, plan.seed)
-
-    zeta = tuner.best(f"dps {plan.dps_steps}", contrast, acceleration, step_size, ZETAS, network=True)
-    dps = dataclasses.replace(dps, zeta=zeta)
+    dps = dps_settings(contrast, acceleration, plan, tuner)
     yield _sampling(f"dps {plan.dps_steps}", "dps", dps, 1, plan.seed, model)
     if plan.dps_samples > 1:
         name = f"dps {plan.dps_steps}, mean of {plan.dps_samples}"
         yield _sampling(name, "dps", dps, plan.dps_samples, plan.seed, model)
+
+
+def dps_settings(contrast: str, acceleration: int, plan: BenchPlan, tuner: Tuner) -> SamplerSettings:
+    """With the zeta that `dpmtrain sweep` found for this contrast, R and number of steps, else with the best one."""
+    sampling = tuner.checkpoint.card.get("sampling", {})
+    for entry in sampling.get("by_contrast_R", []):
+        if (entry["sampler"], entry["contrast"], entry["R"]) == ("dps", contrast, acceleration):
+            found = settings_from({**sampling.get("dps", {}), **entry["settings"]})
+            if "zeta" in entry["settings"] and found.steps == plan.dps_steps:
+                tuner.found[f"dps {plan.dps_steps}, {contrast}, R = {acceleration} (the card's sweep)"] = found.zeta
+                return found
+    dps = settings_from({**sampling.get("dps", {}), "steps": plan.dps_steps})
+
+    def run(here: Undersampled, meter: Meter, zeta: float) -> torch.Tensor:
+        return _sample(here, meter, "dps", dataclasses.replace(dps, zeta=zeta), 1, plan.seed)
+
+    zeta = tuner.best(f"dps {plan.dps_steps}", contrast, acceleration, run, ZETAS, network=True)
+    return dataclasses.replace(dps, zeta=zeta)
 
 
 def _conventional(contrast: str, acceleration: int, slices: Sequence[ReferenceSlice], tuner: Tuner) -> Iterator[Method]:
@@ -250,7 +268,7 @@ def _deepinv(contrast: str, acceleration: int, plan: BenchPlan, tuner: Tuner) ->
             return image(problem(mapped), _supported(meter.denoise, mapped), steps, weight, seed) * mapped.scale
 
         weight = tuner.best(f"{name} {steps}", contrast, acceleration, run, start, network=True)
-        text = f"{tuner.checkpoint.model_id}, weight {weight:g}, {steps} steps, seed {plan.seed}"
+        text = f"{model_of(tuner.checkpoint)}, weight {weight:g}, {steps} steps, seed {plan.seed}"
         yield Method(f"{name} {steps}", text, partial(run, weight=weight), gradient)
 
 

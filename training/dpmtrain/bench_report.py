@@ -105,9 +105,11 @@ def write_report(
 def _head(rows: list[Row], checkpoint: Checkpoint) -> list[str]:
     devices = sorted({device for row in rows for device in row.values("device")})
     slices = sorted({place for row in rows for place in row.nrmse})
+    lower = sorted({row.method.split()[0] for row in rows if "bfloat16" in row.values("precision")})
     names = {scan: [str(number) for other, number in slices if other == scan] for scan, _ in slices}
     return [
-        f"Model {checkpoint.model_id}, on {' and on '.join(devices)}.",
+        f"Model {checkpoint.model_id}, on {' and on '.join(devices)}."
+        + (f" The network computes in bfloat16 in {' and '.join(lower)}." if lower else ""),
         "",
         "Slices: " + "; ".join(f"{scan} {', '.join(numbers)}" for scan, numbers in names.items()) + ".",
         "",
@@ -223,7 +225,7 @@ def _tuned(tuned: dict[str, float]) -> list[str]:
 def _write_csv(path: Path, rows: list[Row], checkpoint: Checkpoint) -> None:
     """A line for each method and R, and one for each group of scans."""
     scores = ("nrmse", "nrmse_no_factor", "psnr", "ssim")
-    heads = ["model", "device", "R", "method", "scans", "slices"]
+    heads = ["model", "device", "precision", "R", "method", "scans", "slices"]
     heads += [name for score in scores for name in (score, f"{score}_low", f"{score}_high")]
     heads += ["V/B", "samples", "evaluations", "gflop", "seconds", *STAGES, "memory_mb"]
     with path.open("w", newline="") as file:
@@ -234,8 +236,8 @@ def _write_csv(path: Path, rows: list[Row], checkpoint: Checkpoint) -> None:
             for group in ["all", *(groups if len(groups) > 1 else [])]:
                 kept = [entry for entry in row.entries if group in ("all", entry.scan.split("/")[0])]
                 part = Row(row.acceleration, row.method, kept)
-                devices = " and ".join(sorted(set(part.values("device"))))
-                line: list = [checkpoint.model_id, devices, row.acceleration, row.method, group, len(part.entries)]
+                words = [" and ".join(sorted(set(part.values(name)))) for name in ("device", "precision")]
+                line: list = [checkpoint.model_id, *words, row.acceleration, row.method, group, len(part.entries)]
                 for values in (list(part.nrmse.values()), part.paper, part.values("psnr"), part.values("ssim")):
                     line += [_number(value, ".6g") for value in paired_difference(values, [0.0] * len(values))]
                 figures = [part.variance_ratio, part.mean("samples"), part.mean("evaluations"), part.mean("gflop")]
