@@ -53,7 +53,8 @@ def reconstruction(data, *, scale=2.0, fallback=None) -> Reconstruction:
     image = torch.full(data.kspace.shape[-2:], scale, dtype=torch.complex64)
     spread = image.real / 10
     mapped = MappedSlice(data, None, scale, image, image, {})
-    return Reconstruction(mapped, image, None if fallback else spread, fallback, 1.0)
+    drawn = (0, 0) if fallback else (2, 4)
+    return Reconstruction(mapped, image, None if fallback else spread, fallback, 1.0, {}, *drawn)
 
 
 def images_of(scan, checkpoint, **options):
@@ -100,6 +101,7 @@ def test_both_key_sets_and_provenance(simulated_scan, checkpoint):
         del provenance["version"]
         assert provenance == {
             "model": "tiny-c0ffee",
+            "mode": "fast",
             "checksum": "c0ffee",
             "sampler": "prox",
             "steps": "4",

@@ -330,12 +330,6 @@ def test_the_selftest_refuses_a_device_and_slices_that_are_not_the_models(model,
     assert "coronal: not every slice came out of the model" in capsys.readouterr().err
 
 
-def test_the_help_says_when_the_deadline_is_looked_at(capsys):
-    with pytest.raises(SystemExit):
-        main(["replay", "--help"])
-    assert "a batch under way is finished" in " ".join(capsys.readouterr().out.split())
-
-
 def test_both_commands_show_an_example(capsys):
     from dpmtrain import cli
 

@@ -150,8 +150,8 @@ def test_wrong_properties_reach_the_client_as_an_error(model, stream):
     child.peer.send(config(model=model, stpes=3), header, *messages, close())
     answer = child.peer.answer()
     expected = (
-        "property 'stpes' is unknown: valid ones are contrast, model, sampler, steps, samples, seed, fallback, "
-        "deadline, device, batch, combine-averages"
+        "property 'stpes' is unknown: valid ones are contrast, model, sampler, mode, steps, samples, seed, "
+        "fallback, deadline, device, batch, combine-averages"
     )
     assert answer.raw == fake_peer.error(expected) + close()
     child.output()

@@ -13,6 +13,7 @@ from .output import Outputs
 
 # what decides the images, besides the scan
 _DECIDING = ("package_version", "model_id", "contrast", "sampler", "settings", "samples", "seed")
+_CHOSEN = ("fallback", "samples", "evaluations")  # and a deadline's part in them, slice by slice
 
 
 def write_archive(
@@ -27,6 +28,8 @@ def write_archive(
     report_file = folder / "report.json"
     report = json.loads(report_file.read_text())
     run = {name: report.get(name) for name in _DECIDING} | {"combine_averages": combine_averages}
+    if report.get("deadline") is not None:
+        run["chosen"] = [[entry.get(name) for name in _CHOSEN] for entry in report["slices"]]
     digest = scan_digest(scan_file)
     with open_scan(scan_file) as scan:
         header = scan.header

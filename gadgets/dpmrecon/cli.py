@@ -62,6 +62,9 @@ def _add_replay(commands) -> None:
 
 
 def _replay(args: argparse.Namespace) -> int:
+    import time
+
+    started = time.monotonic()  # a deadline counts the start of torch and the loading of the model as well
     from . import archive, options
     from .mrd import acceleration, open_scan
     from .replay import replay
@@ -85,11 +88,16 @@ def _replay(args: argparse.Namespace) -> int:
         truth=args.truth,
         mask=args.mask,
         outputs=outputs,
+        started=started,
     )
     for line in archive.write_archive(args.out, args.scan, dicom, stated, combine_averages=args.combine_averages):
         print(f"dpmrecon: {line}", file=sys.stderr)
     written = [name for name in ("images.h5", "dicom/", "preview.png", "report.json") if (args.out / name).exists()]
     print(f"{args.out}/{', '.join(written)}")
+    if sampling.deadline is not None:
+        seconds = time.monotonic() - started
+        word = "kept" if seconds <= sampling.deadline else "MISSED"
+        print(f"deadline of {sampling.deadline:g} s {word}: {seconds:.1f} s", file=sys.stderr)
     return code
 
 

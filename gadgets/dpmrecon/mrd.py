@@ -1,6 +1,7 @@
 """Reading ISMRMRD (MRD) raw files, and the facts of their headers: grid, limits, contrast, what is supported."""
 
 import dataclasses
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -327,6 +328,13 @@ def line_limits(header: Any, space: int = 0) -> Limits:
     if limit is None or limit.maximum <= limit.minimum:
         return Limits(0, rows - 1, rows // 2)
     return Limits(limit.minimum, limit.maximum, limit.center)
+
+
+def announced_slices(header: Any, *, combine_averages: bool) -> int:
+    """Slices that the limits announce, each contrast, phase, set, repetition and average counted."""
+    names = ["slice", "contrast", "phase", "set", "repetition", *([] if combine_averages else ["average"])]
+    limits = [getattr(header.encoding[0].encodingLimits, name, None) for name in names]
+    return math.prod(max(1, limit.maximum - limit.minimum + 1) for limit in limits if limit is not None)
 
 
 def missing_slices(header: Any, seen: set[int]) -> list[int]:

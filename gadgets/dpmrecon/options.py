@@ -41,6 +41,13 @@ OPTIONS = (
     Option("contrast", str, "flair, t1, t2, dwi or swi (default: from the scan's protocol name)"),
     Option("model", Path, "checkpoint .safetensors (default: the one that ships)", process=True),
     Option("sampler", str, "how the posterior is sampled (default: prox)", "prox", ("prox", "dps")),
+    Option(
+        "mode",
+        str,
+        "fast: the best image soonest; uncertainty: many samples whose spread tells the error (default: fast)",
+        "fast",
+        ("fast", "uncertainty"),
+    ),
     Option("steps", int, "evaluations of the network per sample (default: the model's)", minimum=1),
     Option("samples", int, "posterior samples per slice; their mean is the image (default: the model's)", minimum=1),
     Option("seed", int, "of the samples: equal seeds give equal images (default: 0)", 0),
@@ -48,7 +55,7 @@ OPTIONS = (
     Option(
         "deadline",
         float,
-        "slices that begin after it come out as CG-SENSE; a batch under way is finished",
+        "for the whole scan: samples and steps are cut so that its last image is out in time",
         minimum=0,
         metavar="SECONDS",
     ),
@@ -190,7 +197,16 @@ def sampling_of(
     from .samplers import settings_from
 
     defaults = checkpoint.card.get("sampling", {})
-    chosen, source = sampler_defaults(checkpoint.card, values["sampler"], contrast, acceleration)
+    if values["mode"] == "uncertainty":
+        if values["sampler"] != "prox" or "uncertainty" not in defaults:
+            raise BadInputError(
+                "mode uncertainty is for the sampler prox and a model whose card has settings for it: choose mode fast"
+            )
+        chosen, source = dict(defaults["uncertainty"]), "model card, for the uncertainty mode"
+        samples = chosen.pop("samples")
+    else:
+        chosen, source = sampler_defaults(checkpoint.card, values["sampler"], contrast, acceleration)
+        samples = defaults.get("samples", 1)
     settings = settings_from(chosen)
     if values["steps"] is not None:
         settings = dataclasses.replace(settings, steps=values["steps"])
@@ -198,11 +214,12 @@ def sampling_of(
     return Sampling(
         sampler=values["sampler"],
         settings=settings,
-        samples=values["samples"] or defaults.get("samples", 1),
+        samples=values["samples"] or samples,
         seed=values["seed"],
         batch=values["batch"] or (4 if device.type == "cpu" else 32),
         fallback=values["fallback"] == "on",
         deadline=values["deadline"],
+        mode=values["mode"],
         source=source,
     )
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,12 @@ class ResultFolder:
             "model_id": checkpoint.model_id,
             "contrast": contrast,
             "sampler": sampling.sampler,
+            "mode": sampling.mode,
             "settings": vars(sampling.settings),
             "settings_source": sampling.source,
             "samples": sampling.samples,
             "seed": sampling.seed,
+            "deadline": sampling.deadline,
             "notice": RESEARCH,
             "error": None,
             "slices": [],
@@ -139,6 +142,9 @@ class ResultFolder:
                 "sigma_n": data.sigma_n,
                 "noise_source": data.noise_source,
                 "residual": item.residual,
+                "samples": item.samples,
+                "steps": item.steps,
+                "evaluations": item.evaluations,
                 "seconds": item.seconds,
             }
         )
@@ -146,7 +152,11 @@ class ResultFolder:
             self.exit_code = max(self.exit_code, 3)
         self._keep_pictures(item)
         seconds = sum(item.seconds.values())
-        source = "DPM" if item.fallback is None else f"CG-SENSE FALLBACK: {item.fallback}"
+        source = f"CG-SENSE FALLBACK: {item.fallback}"
+        if item.fallback is None:
+            source = f"DPM, {item.samples} x {item.steps} steps"
+            if item.evaluations < item.samples * item.steps:
+                source += f", stopped after {item.evaluations} evaluations"
         return f"slice {data.key.slice}: {source}, residual {item.residual:.2f}, {seconds:.1f} s"
 
     def _keep_pictures(self, item: Reconstruction) -> None:
@@ -211,6 +221,16 @@ class ResultFolder:
             np.stack([mask[index if len(mask) > 1 else 0] for index, _ in found]),
         )
         return {"mean": float(np.mean(per_slice)), "slices": [float(value) for value in per_slice]}
+
+
+def seconds_to_finish(n_slices: int, *, truth: bool) -> float:
+    """About what preview, report and DICOM files take after the last slice: measured on a picture of one row."""
+    row = {name: np.zeros((256, 256)) for name in (*METHODS, "std of samples x5")}
+    started = time.perf_counter()
+    write_preview(BytesIO(), [row], [""])
+    one = time.perf_counter() - started
+    # with a truth there are twice as many columns; the two DICOM files of a slice take an eighth of a row
+    return one * (min(n_slices, PREVIEW_ROWS) * (2 if truth else 1) + n_slices / 8 + 1)
 
 
 def store(dataset: ismrmrd.Dataset, image: ismrmrd.Image) -> None:

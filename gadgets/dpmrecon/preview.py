@@ -1,11 +1,12 @@
 """preview.png: what went in, the conventional image, the reconstruction, and errors where a truth is given."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 
-def write_preview(path: Path, rows: list[dict[str, np.ndarray]], titles: list[str]) -> None:
+def write_preview(path: Path | BytesIO, rows: list[dict[str, np.ndarray]], titles: list[str]) -> None:
     """rows: per slice, title of the column -> magnitude (rows, cols); columns named 'error ...' show the error
     five times brighter than the images. titles: one a row."""
     from matplotlib.figure import Figure  # heavy, and needed for the picture alone

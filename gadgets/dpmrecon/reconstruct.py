@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 
 import torch
 
@@ -12,9 +12,10 @@ from .acquisitions import LostSlice, Slice, with_calibration_as_data
 from .checkpoint import Checkpoint
 from .coil_maps import estimate_coil_maps
 from .conventional import slice_scale, zero_filled
+from .deadline import Deadline
 from .errors import BadInputError, DpmreconError, first_line
 from .forward import ForwardModel
-from .samplers import SAMPLERS, NoiseSource, Problem, SamplerSettings
+from .samplers import SAMPLERS, NoiseSource, Problem, SamplerSettings, Stop, never
 
 # A data residual (1 is what the noise alone leaves) above this, and above twice that of CG-SENSE, does not fit the data
 LARGEST_RESIDUAL = 3.0
@@ -22,9 +23,9 @@ LARGEST_RESIDUAL = 3.0
 
 @dataclass(frozen=True)
 class Sampling:
-    """How slices are sampled. batch: most images (slices times samples) the network sees at once;
-    deadline: seconds after which the slices left come out as CG-SENSE, None for no limit; source: where the settings
-    come from, in words."""
+    """How slices are sampled. batch: most images (slices times samples) the network sees at once; deadline: seconds
+    for the whole scan, to which `samples` and the steps are cut, None for no limit; mode: which of the model's
+    settings; source: where they come from, in words."""
 
     sampler: str
     settings: SamplerSettings
@@ -33,6 +34,7 @@ class Sampling:
     batch: int
     fallback: bool
     deadline: float | None = None
+    mode: str = "fast"
     source: str = "given"
 
 
@@ -52,7 +54,8 @@ class MappedSlice:
 class Reconstruction:
     """One image (rows, cols) complex64, the spread of its samples (float32, std of a real channel) or None.
 
-    fallback: None, or why the image is the conventional one; residual: ||A x - y|| over what the noise alone leaves.
+    fallback: None, or why the image is the conventional one; residual: ||A x - y|| over what the noise alone leaves;
+    samples: drawn; steps: of each, as planned; evaluations: of the network, in all; 0 for the conventional image.
     """
 
     mapped: MappedSlice
@@ -61,6 +64,9 @@ class Reconstruction:
     fallback: str | None
     residual: float
     seconds: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+    steps: int = 0
+    evaluations: int = 0
 
 
 def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) -> Iterator[MappedSlice | LostSlice]:
@@ -95,22 +101,64 @@ def sampled(
     contrast: str | None,
     sampling: Sampling,
     progress: Callable[[int], object] = lambda evaluations: None,
-    started: float | None = None,
+    deadline: Deadline | None = None,
 ) -> Iterator[Reconstruction | LostSlice]:
     """Sample every slice from the posterior, several slices at once where the batch has room for them.
 
-    started: time.monotonic() that the deadline counts from; None is the first slice asked for. Raises DpmreconError
-    when a slice cannot be sampled and the fallback is off.
+    deadline: where there is one, each slice gets the samples and steps that fit its share of the time left, and
+    CG-SENSE where no step does. Raises DpmreconError when a slice cannot be sampled and the fallback is off.
     """
-    started = time.monotonic() if started is None else started
     for group in _groups(stream, max(1, sampling.batch // sampling.samples)):
         if isinstance(group, LostSlice):
+            if deadline is not None:
+                deadline.note(1, 0, 0.0)
             yield group
-        elif sampling.deadline is not None and time.monotonic() - started > sampling.deadline:
-            for mapped in group:
-                yield _fall_back(mapped, f"the deadline of {sampling.deadline:g} s had passed", sampling)
-        else:
+        elif deadline is None:
             yield from _sample_group(group, checkpoint, contrast, sampling, progress)
+        else:
+            yield from _sample_in_time(group, checkpoint, contrast, sampling, progress, deadline)
+
+
+def _sample_in_time(
+    group: list[MappedSlice],
+    checkpoint: Checkpoint,
+    contrast: str | None,
+    sampling: Sampling,
+    progress: Callable[[int], object],
+    deadline: Deadline,
+) -> Iterator[Reconstruction]:
+    share = deadline.share(len(group), sum(group[0].seconds.values()))
+    if deadline.per_evaluation is None and share > 0:
+        share -= _try_out(group, checkpoint, contrast, sampling, deadline)
+    began = time.monotonic()
+    plan = deadline.plan(sampling, len(group), share) if share > 0 else None
+    if plan is None:
+        passed = "had passed" if deadline.left() <= 0 else "left no time for it"
+        for mapped in group:
+            yield _fall_back(mapped, f"the deadline of {deadline.seconds:g} s {passed}", sampling)
+        deadline.note(len(group), 0, 0.0)
+        return
+    found = list(_sample_group(group, checkpoint, contrast, plan, progress, deadline.until(share)))
+    deadline.note(len(group), sum(item.evaluations for item in found), time.monotonic() - began)
+    yield from found
+
+
+def _try_out(
+    group: list[MappedSlice], checkpoint: Checkpoint, contrast: str | None, sampling: Sampling, deadline: Deadline
+) -> float:
+    """Measure what an evaluation costs; the seconds that it took. What fails here is left to the sampling itself."""
+    # the first evaluations of a size pay for its start; on a CPU images follow each other, and one tells enough
+    samples = 1 if group[0].conventional.device.type == "cpu" else sampling.samples
+    began = time.monotonic()
+    for steps in (1, 2):
+        brief = replace(sampling, samples=samples, settings=replace(sampling.settings, steps=steps))
+        again = time.monotonic()
+        try:
+            _, evaluations = _draw(group, checkpoint, contrast, brief)
+        except Exception:
+            break
+        deadline.note(0, evaluations * len(group), time.monotonic() - again)
+    return time.monotonic() - began
 
 
 def _groups(stream: Iterable[MappedSlice | LostSlice], size: int) -> Iterator[list[MappedSlice] | LostSlice]:
@@ -132,17 +180,22 @@ def _groups(stream: Iterable[MappedSlice | LostSlice], size: int) -> Iterator[li
 
 
 def _sample_group(
-    group: list[MappedSlice], checkpoint: Checkpoint, contrast: str | None, sampling: Sampling, progress
+    group: list[MappedSlice],
+    checkpoint: Checkpoint,
+    contrast: str | None,
+    sampling: Sampling,
+    progress: Callable[[int], object],
+    stop: Stop = never,
 ) -> Iterator[Reconstruction]:
     started = time.perf_counter()
     try:
-        draws = _draw(group, checkpoint, contrast, sampling, progress)
+        draws, evaluations = _draw(group, checkpoint, contrast, sampling, progress, stop)
     except DpmreconError:
         raise
     except Exception as error:  # whatever it is, the slice is complete: it gets the conventional image
         if len(group) > 1:
             for mapped in group:
-                yield from _sample_group([mapped], checkpoint, contrast, sampling, progress)
+                yield from _sample_group([mapped], checkpoint, contrast, sampling, progress, stop)
             return
         yield _fall_back(group[0], f"the sampler failed ({first_line(error)})", sampling, error)
         return
@@ -150,7 +203,7 @@ def _sample_group(
     for mapped, samples in zip(group, draws):
         image = samples.mean(0) * mapped.scale
         spread = None
-        if sampling.samples > 1:
+        if len(samples) > 1:
             deviation = torch.view_as_real(samples).var(0).mean(-1).sqrt()
             spread = deviation * mapped.scale
         residual = data_residual(mapped, image)
@@ -160,17 +213,29 @@ def _sample_group(
         elif residual > limit:
             yield _fall_back(mapped, f"the model's image misses the data by {residual:.1f} times the noise", sampling)
         else:
-            yield Reconstruction(mapped, image, spread, None, residual, {**mapped.seconds, "sampling": seconds})
+            used = {**mapped.seconds, "sampling": seconds}
+            steps = sampling.settings.steps
+            yield Reconstruction(mapped, image, spread, None, residual, used, len(samples), steps, evaluations)
 
 
 def _draw(
-    group: list[MappedSlice], checkpoint: Checkpoint, contrast: str | None, sampling: Sampling, progress
-) -> list[torch.Tensor]:
-    """One (samples, rows, cols) tensor a slice, scale 1."""
+    group: list[MappedSlice],
+    checkpoint: Checkpoint,
+    contrast: str | None,
+    sampling: Sampling,
+    progress: Callable[[int], object] = lambda evaluations: None,
+    stop: Stop = never,
+) -> tuple[list[torch.Tensor], int]:
+    """One (samples, rows, cols) tensor a slice, scale 1, and the evaluations of the network for each slice.
+
+    When `stop` says so there are fewer of them, and fewer samples of a single slice.
+    """
     denoiser, device = checkpoint.denoiser, group[0].conventional.device
     entries = [(mapped, index) for mapped in group for index in range(sampling.samples)]
-    draws = []
+    draws, evaluations = [], 0
     for first in range(0, len(entries), sampling.batch):
+        if first and len(group) == 1 and stop():
+            break
         chunk = entries[first : first + sampling.batch]
         slices = [mapped for mapped, _ in chunk]
         # samples of one slice share its maps and data by broadcasting instead of copies
@@ -190,12 +255,14 @@ def _draw(
         label = denoiser.one_hot([contrast] * len(chunk))
 
         def denoise(x: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor = label) -> torch.Tensor:
+            nonlocal evaluations
+            evaluations += len(x)
             progress(len(x))
             return denoiser(x, sigma, label)
 
         sample = SAMPLERS[sampling.sampler]
-        draws.append(sample(problem, denoise, noise, sampling.settings, denoiser.sigma_data))
-    return list(torch.cat(draws).unflatten(0, (len(group), sampling.samples)))
+        draws.append(sample(problem, denoise, noise, sampling.settings, denoiser.sigma_data, stop))
+    return list(torch.cat(draws).unflatten(0, (len(group), -1))), evaluations // len(group)
 
 
 def _fall_back(

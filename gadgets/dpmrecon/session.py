@@ -25,9 +25,10 @@ from . import health, options, wire
 from .acquisitions import LostSlice, Slice, slices
 from .audit import AuditLog, header_digest, origin
 from .checkpoint import Checkpoint
+from .deadline import Deadline
 from .errors import BadInputError, DpmreconError
 from .images import mrd_images, to_uint16
-from .mrd import acceleration, read_header
+from .mrd import acceleration, announced_slices, read_header
 from .options import Values
 from .recon_data import slices_of
 from .reconstruct import Reconstruction, Sampling, sampled, with_coil_maps
@@ -245,13 +246,22 @@ class Reader:
 
 
 def on_device(
-    groups: Iterable[list[Slice | LostSlice]], engine: Engine, contrast: str | None, sampling: Sampling
+    groups: Iterable[list[Slice | LostSlice]],
+    engine: Engine,
+    contrast: str | None,
+    sampling: Sampling,
+    n_slices: int,
 ) -> Iterator[Reconstruction | LostSlice]:
-    """The device's part of the work, slice by slice: the turn goes to other peers between."""
-    started = None
+    """The device's part of the work, slice by slice: the turn goes to other peers between.
+
+    n_slices: that are announced; a deadline, counted from the first slice on, is shared among them.
+    """
+    deadline = None
     for group in groups:
-        started = started or time.monotonic()
-        results = sampled(with_coil_maps(group, engine.device), engine.checkpoint, contrast, sampling, started=started)
+        if deadline is None and sampling.deadline is not None:
+            deadline = Deadline(sampling.deadline, n_slices, time.monotonic())
+        mapped = with_coil_maps(group, engine.device)
+        results = sampled(mapped, engine.checkpoint, contrast, sampling, deadline=deadline)
         while (item := engine.run(functools.partial(next, results, None))) is not None:
             yield item
 
@@ -288,7 +298,8 @@ class Session:
         self.peer.patience = wire.SCAN
         stream: Iterator[Any] = self.host.slices(self.peer.messages(), header, values)
         self.reader = Reader(stream, max(1, sampling.batch // sampling.samples))
-        stream = on_device(self.reader.groups(), engine, contrast, sampling)
+        n_slices = announced_slices(header, combine_averages=values["combine-averages"])
+        stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
         stream = mrd_images(stream, header, engine.checkpoint, sampling)
         lost = []
         for item, images in stream:

@@ -1,0 +1,79 @@
+"""A time budget for a scan: how many samples and steps each slice gets, so that its last image is out in time."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .reconstruct import Sampling
+
+# Share of a slice's time that is planned for; the rest is room for a machine that slows down
+PLANNED = 0.9
+# Samples of fewer steps are worth less than fewer samples
+FEWEST_STEPS = 10
+
+
+@dataclass
+class Deadline:
+    """What is left of `seconds` from `started` (time.monotonic()) for `n_slices` slices in all.
+
+    reserve: seconds kept for what follows the last slice. Every slice gets an equal share of the time left; what a
+    slice and an evaluation of the network cost is measured as the scan goes on.
+    """
+
+    seconds: float
+    n_slices: int
+    started: float
+    reserve: float = 0.0
+    per_evaluation: float | None = None  # seconds of one evaluation for one image, its data consistency included
+    done: int = 0
+    sampling_seconds: float = 0.0
+    first: float | None = None  # when the first slice was ready
+
+    def left(self) -> float:
+        """Seconds until the last image must be there."""
+        return self.started + self.seconds - self.reserve - time.monotonic()
+
+    def share(self, n_slices: int, other: float) -> float:
+        """Seconds that the next `n_slices`, which are ready, may be sampled for; other: what the preparation of each
+        slice took, used until the scan itself tells what a slice costs beside the sampling."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now
+        elif self.done:
+            other = max(0.0, now - self.first - self.sampling_seconds) / self.done
+        following = max(0, self.n_slices - self.done - n_slices)
+        return (self.left() - other * following) * n_slices / (n_slices + following)
+
+    def plan(self, sampling: "Sampling", n_slices: int, seconds: float) -> "Sampling | None":
+        """The samples and steps for `n_slices` slices that fit into `seconds`; None where not one step does."""
+        if self.per_evaluation is None:
+            return sampling
+        evaluations = int(PLANNED * seconds / (self.per_evaluation * n_slices))
+        if evaluations < 1:
+            return None
+        samples, steps = most(evaluations, sampling.samples, sampling.settings.steps)
+        return replace(sampling, samples=samples, settings=replace(sampling.settings, steps=steps))
+
+    def note(self, n_slices: int, evaluations: int, seconds: float) -> None:
+        """`n_slices` are done; `evaluations` of the network for one image each took `seconds`."""
+        self.done += n_slices
+        self.sampling_seconds += seconds
+        if evaluations:
+            self.per_evaluation = seconds / evaluations
+
+    def until(self, seconds: float) -> Callable[[], bool]:
+        """A question that says True from `seconds` on after now."""
+        end = time.monotonic() + seconds
+        return lambda: time.monotonic() >= end
+
+
+def most(evaluations: int, samples: int, steps: int) -> tuple[int, int]:
+    """(samples, steps) of at most these that `evaluations` of the network pay for.
+
+    Steps go first, down to FEWEST_STEPS, then samples, then the steps of the one sample that is left.
+    """
+    fewest = min(FEWEST_STEPS, steps)
+    samples = max(1, min(samples, evaluations // fewest))
+    return samples, max(1, min(steps, evaluations // samples))
