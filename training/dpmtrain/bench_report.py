@@ -251,26 +251,33 @@ def plot(path: Path, rows: list[Row], plan: BenchPlan) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     accelerations = sorted({row.acceleration for row in rows})
     columns = min(3, len(accelerations))
     lines = -(-len(accelerations) // columns)
-    size = (7.2, 4.6) if columns == 1 else (4.4 * columns, 3.7 * lines)
-    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
-    names = list(dict.fromkeys(row.method for row in rows))
-    colors = {name: plt.get_cmap("tab20")(index % 20) for index, name in enumerate(names)}
+    size = (7.6, 4.4) if columns == 1 else (4.4 * columns, 3.7 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, sharex=True)
+    ladder = [f"prox {steps}" for steps in plan.prox_steps]
+    others = [name for name in dict.fromkeys(row.method for row in rows if row.seconds() > 0) if name not in ladder]
+    for axis, acceleration in zip(axes.flat, accelerations):
+        here = {row.method: row for row in rows if acceleration == row.acceleration and row.seconds() > 0}
+        points = {name: (row.seconds(), float(np.mean(list(row.nrmse.values())))) for name, row in here.items()}
+        steps = [name for name in ladder if name in points]
+        axis.plot(*zip(*(points[name] for name in steps)), "o-", color="black", label="prox", markersize=6)
+        for name in steps:
+            axis.annotate(name.split()[1], points[name], xytext=(0, 6), textcoords="offset points", ha="center")
+        for index, name in enumerate(others):
+            marker = "o" if name.startswith("prox") else "s" if name.startswith("dps") else "^"
+            if name in points:
+                axis.plot(*points[name], marker, color=f"C{index}", label=name, markersize=8)
+        axis.set(xscale="log", xlabel="seconds a slice", ylabel="NRMSE", title=f"R = {acceleration}")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        axis.grid(alpha=0.3)
     for axis in axes.flat[len(accelerations) :]:
         axis.set_axis_off()
-    for axis, acceleration in zip(axes.flat, accelerations):
-        here = [row for row in rows if row.acceleration == acceleration and not np.isnan(row.seconds())]
-        points = {row.method: (row.seconds(), float(np.mean(list(row.nrmse.values())))) for row in here}
-        steps = [points[name] for name in (f"prox {n}" for n in plan.prox_steps) if name in points]
-        axis.plot(*zip(*steps), color="grey", linewidth=0.8, zorder=1)
-        for name, (seconds, error) in points.items():
-            marker = "o" if name.startswith("prox") else "s" if name.startswith("dps") else "^"
-            axis.plot(seconds, error, marker, color=colors[name], label=name, markersize=8)
-        axis.set(xscale="log", xlabel="seconds a slice", ylabel="NRMSE", title=f"R = {acceleration}")
-        axis.grid(alpha=0.3)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
     devices = sorted({device for row in rows for device in row.values("device")})
