@@ -45,12 +45,13 @@ class Start:
         return self.optimizers if self.made_with == name else None
 
 
-def read_start(path: Path) -> Start:
-    """A model (.safetensors with its card), or the folder of a run, which has the optimizers' state as well.
+def read_start(path: Path | None) -> Start:
+    """A model (.safetensors with its card; None: the one that ships), or the folder of a run, which has the optimizers'
+    state as well.
 
     Raises CheckpointError and BadInputError where it is damaged or follows another scale rule.
     """
-    if not path.is_dir():
+    if path is None or not path.is_dir():
         checkpoint = load_checkpoint(path)
         weights, card = checkpoint.denoiser.state_dict(), checkpoint.card
         return Start(
@@ -62,9 +63,10 @@ def read_start(path: Path) -> Start:
         raise BadInputError(f"{path} has no state.pt: give a model (.safetensors) or the folder of a run")
     state, digest = read_state(file), hashlib.sha256(file.read_bytes()).hexdigest()
     recipe = state["recipe"]
+    history = {"images": state["step"] * recipe["train"]["batch"], "note": recipe.get("history")}
     return Start(
         f"run {path.resolve().name}, step {state['step']}", digest, recipe["model"], state["model"], state["ema"],
-        state["optimizers"], recipe["train"]["optimizer"], recipe.get("sampling", {}), recipe.get("history"),
+        state["optimizers"], recipe["train"]["optimizer"], recipe.get("sampling", {}), history,
     )  # fmt: skip
 
 

@@ -133,8 +133,16 @@ def card(recipe: dict, data: Path, folder: Path, start: "Start | None") -> dict[
     """What the card says of this training; `folder`: of the run, which has finished."""
     from .keeper import read_state
 
-    settings = recipe["train"]
+    settings, history = recipe["train"], history_of(recipe, start)
     plans = read_state(folder / "state.pt")["plans"]
+    if len(plans) > 1:
+        history["lengths"] = [f"from step {first} as of {steps} steps" for first, steps in plans]
+    return {"recipe": settings, "history": history, "sampling": recipe["sampling"], "data": data_card(data, settings)}
+
+
+def history_of(recipe: dict, start: "Start | None") -> dict[str, Any]:
+    """What the weights have gone through; of a start, what its card says of that."""
+    settings = recipe["train"]
     before = start.history.get("images", 0) if start is not None and isinstance(start.history, dict) else 0
     history: dict[str, Any] = {"images": settings["steps"] * settings["batch"] + before}
     if start is None:
@@ -150,13 +158,11 @@ def card(recipe: dict, data: Path, folder: Path, start: "Start | None") -> dict[
             else f"{settings['optimizer']}, begun afresh since the start has no state of it: the rate rises over the "
             f"first {settings['warmup']} steps instead"
         )
-    if len(plans) > 1:
-        history["lengths"] = [f"from step {first} as of {steps} steps" for first, steps in plans]
     if "history" in recipe:
         history["note"] = recipe["history"]
     if "target" in recipe:
         history["target"] = recipe["target"]
-    return {"recipe": settings, "history": history, "sampling": recipe["sampling"], "data": data_card(data, settings)}
+    return history
 
 
 def data_card(data: Path, settings: dict) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The recipes, so that an installed `dpmtrain kit` finds them."""
