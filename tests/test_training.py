@@ -474,7 +474,7 @@ def test_throughput_prints_size_and_speed(prepared, recipe, capsys):
     arguments = ["--data", str(prepared), "--steps", "3", "--workers", "0", "--device", "cpu", "--threads", "1"]
     assert main(["throughput", str(recipe), *arguments]) == 0
     out = capsys.readouterr().out
-    assert "CPU, 1 threads" in out
+    assert "(CPU), 1 thread" in out
     workers, rate, waiting = out.splitlines()[-1].split()[:3]
     assert workers == "0"
     assert float(rate) > 0

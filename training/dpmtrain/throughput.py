@@ -2,8 +2,6 @@
 
 import argparse
 import copy
-import resource
-import sys
 import time
 from pathlib import Path
 
@@ -31,7 +29,9 @@ def add_throughput(commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     import torch
+    from dpmrecon.denoiser import Denoiser
 
+    from .hardware import PeakMemory, device_name, network_work
     from .pretrain import read_manifest
     from .recipe import read_recipe
     from .train import Trainer
@@ -45,9 +45,11 @@ def _run(args: argparse.Namespace) -> int:
     settings = recipe["train"]
     settings["crops"] = settings["crops"][-1:]
     side = settings["crops"][0]
-    parameters, flops = network_size(recipe["model"], side)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Denoiser(recipe["model"]).parameters())
+    work, _ = network_work(recipe["model"], (side, side))
     print(
-        f"{args.recipe.name}: {parameters / 1e6:.1f} M parameters, {flops / 1e9:.1f} GFLOP forward for an image of "
+        f"{args.recipe.name}: {parameters / 1e6:.1f} M parameters, {work / 1e9:.1f} GFLOP forward for an image of "
         f"{side}x{side}",
         flush=True,
     )
@@ -58,15 +60,17 @@ def _run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     trainer = Trainer(recipe, device=args.device)
     device = trainer.accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"training: batch {settings['batch']}, {settings['optimizer']}, {settings['precision']}, on {name}")
+    how = f"batch {settings['batch']}, {settings['optimizer']}, {settings['precision']}"
+    print(f"training: {how}, on {device_name(device)}")
     print(f"{'workers':>8}{'images/s':>10}{'waiting':>9}{'s/step':>8}{'peak memory':>13}")
     for workers in sorted({0, args.workers}):
+        memory = PeakMemory(device)
         seconds, waited = measure(trainer, args.data, workers, args.steps)
+        peak = memory.read()
         rate = args.steps * settings["batch"] / seconds
         print(
             f"{workers:8d}{rate:10.2f}{waited / seconds:9.1%}{seconds / args.steps:8.3f}"
-            f"{peak_memory(device) / 2**20:10.0f} MB",
+            + ("" if peak is None else f"{peak / 2**20:10.0f} MB"),
             flush=True,
         )
     return 0
@@ -74,9 +78,8 @@ def _run(args: argparse.Namespace) -> int:
 
 def measure(trainer, data: Path, workers: int, steps: int) -> tuple[float, float]:
     """Seconds of `steps` steps of training, and those of them spent waiting for data."""
-    import torch
-
     from .batches import Batches, load
+    from .hardware import synchronize
 
     device = trainer.accelerator.device
     batches = Batches(data, trainer.settings, list(trainer.model.labels), None)
@@ -84,8 +87,7 @@ def measure(trainer, data: Path, workers: int, steps: int) -> tuple[float, float
     waited, started = 0.0, time.perf_counter()
     for step in range(WARM_UP + steps):
         if step == WARM_UP:
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronize(device)
             waited, started = 0.0, time.perf_counter()
         asked = time.perf_counter()
         batch = next(loader)
@@ -93,29 +95,5 @@ def measure(trainer, data: Path, workers: int, steps: int) -> tuple[float, float
         if isinstance(batch, DpmreconError):
             raise batch
         trainer.step(step, batch.to(device))
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(device)
     return time.perf_counter() - started, waited
-
-
-def network_size(config: dict, side: int) -> tuple[int, int]:
-    """Parameters, and floating-point operations of one image forward, without computing anything."""
-    import torch
-    from dpmrecon.denoiser import Denoiser
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"):
-        model = Denoiser(config)
-        with FlopCounterMode(display=False) as counted:
-            model(torch.empty(1, side, side, dtype=torch.complex64), torch.ones(1), torch.zeros(1, len(model.labels)))
-    return sum(parameter.numel() for parameter in model.parameters()), counted.get_total_flops()
-
-
-def peak_memory(device) -> int:
-    """Bytes: of the GPU's tensors, or of this process where there is none."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes if sys.platform == "darwin" else kilobytes * 1024
