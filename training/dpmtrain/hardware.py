@@ -78,10 +78,16 @@ def network_work(config: dict, shape: tuple[int, int], gradient: bool = False) -
 
 
 def attainable(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """(FLOP/s of a large matrix product in `dtype`, bytes/s of a copy): the device's peaks as they can be measured."""
+    """(FLOP/s of a large matrix product in `dtype`, bytes/s of a copy): the device's peaks as they can be measured.
+
+    float32 products may be rounded to TF32 on a GPU that has it, as its convolutions are by default.
+    """
     size, repeats = (8192, 10) if device.type == "cuda" else (1536, 3)
     matrix = torch.randn(size, size, device=device).to(dtype)
+    usual = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else usual)
     product = _best_seconds(lambda: matrix @ matrix, device, repeats)
+    torch.set_float32_matmul_precision(usual)
     source = torch.zeros(2**28 if device.type == "cuda" else 2**25, device=device)
     target = torch.empty_like(source)
     copy = _best_seconds(lambda: target.copy_(source), device, repeats)
