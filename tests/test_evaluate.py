@@ -14,6 +14,7 @@ from dpmrecon.simulate import truth_path
 from dpmtrain.baselines import tuned_weight
 from dpmtrain.cli import main
 from dpmtrain.evaluation import Plan, evaluate
+from dpmtrain.methods import own_methods
 from dpmtrain.metrics import Moments, paired_difference, psnr, scan_factor, ssim, variance_and_error
 from dpmtrain.references import measured_slices, standard_of_care
 from dpmtrain.score_lines import ScoreLines
@@ -193,6 +194,20 @@ def test_evaluation_goes_on_where_it_stopped(checkpoint, tmp_path, capsys):
     assert "maps from the full data" in report and "of an R=2 scan" in report and "tiny-" in report
     assert (tmp_path / "nrmse_flair.png").stat().st_size > 10000
     assert "1D regular, ACS 12" in capsys.readouterr().out
+
+
+def test_models_are_sampled_as_the_product_does(tmp_path):
+    path, here = tmp_path / "own.safetensors", Undersampled(head(45, 38), Condition("regular", 6, 12), CPU)
+    sampling = {"samples": 5, "prox": {"steps": 3}}
+    sampling["by_contrast_R"] = [{"sampler": "prox", "contrast": "flair", "R": 8, "settings": {"steps": 7}}]
+    save_checkpoint(path, Denoiser(TINY), {"sampling": sampling})
+    plan = Plan(samplers=("prox", "uncertainty"))
+    with pytest.raises(BadInputError, match="choose mode fast"):
+        own_methods([load_checkpoint(path)], plan, here)
+    save_checkpoint(path, Denoiser(TINY), {"sampling": {**sampling, "uncertainty": {"samples": 9, "steps": 11}}})
+    prox, uncertainty = own_methods([load_checkpoint(path)], plan, here)
+    assert "5 samples" in prox.setting and '"steps": 7' in prox.setting
+    assert "9 samples" in uncertainty.setting and '"steps": 11' in uncertainty.setting
 
 
 def test_a_measured_scan_and_its_truth(simulated_scan):

@@ -36,7 +36,7 @@ def add_evaluate(commands) -> None:
     parser.add_argument("--scan-R", default="1", dest="scan_R", help="2: undersample a simulated R=2 scan further")
     parser.add_argument("--conventional", default=",".join(CONVENTIONAL), help="methods to compare with")
     parser.add_argument("--model", type=Path, nargs="+", help="checkpoints (default: the one that ships)")
-    parser.add_argument("--sampler", default="prox", help="prox, dps or both")
+    parser.add_argument("--sampler", default="prox", help="some of prox, dps and uncertainty (prox in that mode)")
     parser.add_argument("--samples", type=int, help="samples of each image (default: the model's own)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tuning-slices", type=int, default=2, help="validation slices that weights are tuned on")
@@ -47,7 +47,6 @@ def add_evaluate(commands) -> None:
 def _run(args: argparse.Namespace) -> int:
     from dpmrecon.checkpoint import load_checkpoint
     from dpmrecon.options import device_of
-    from dpmrecon.samplers import SAMPLERS
 
     from .evaluation import Plan, evaluate
     from .references import ReferenceSlice, measured_slices
@@ -60,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
         numbers("--acs", args.acs, 0),
         numbers("--scan-R", args.scan_R, 1),
         words("--conventional", args.conventional, CONVENTIONAL),
-        words("--sampler", args.sampler, tuple(SAMPLERS)),
+        words("--sampler", args.sampler, ("prox", "dps", "uncertainty")),
         args.samples,
         args.seed,
         args.tuning_slices,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from dpmrecon.checkpoint import Checkpoint, sampler_defaults
+from dpmrecon import options
+from dpmrecon.checkpoint import Checkpoint
 from dpmrecon.reconstruct import Reconstruction, Sampling, sampled
-from dpmrecon.samplers import SamplerSettings, settings_from
 
 from . import baselines
 from .references import ReferenceSlice
@@ -89,15 +89,19 @@ class Weights:
 
 
 def own_methods(checkpoints: Sequence[Checkpoint], plan: "Plan", here: Undersampled) -> list[Method]:
-    """Every model with every sampler, at the settings of its card for the contrast and R."""
+    """Every model with every sampler, as the product samples: with the card's settings for the contrast and R.
+
+    Raises BadInputError for the uncertainty mode of a model whose card has no settings for it.
+    """
     found = []
     for checkpoint in checkpoints:
-        label = label_for(checkpoint, here.full.contrast)
-        samples = plan.samples or checkpoint.card.get("sampling", {}).get("samples", 1)
-        for sampler in plan.samplers:
-            settings = settings_from(sampler_defaults(checkpoint.card, sampler, label, here.condition.R)[0])
-            name = sampler if len(checkpoints) == 1 else f"{checkpoint.card.get('name', checkpoint.model_id)} {sampler}"
-            found.append(model_method(name, checkpoint, sampler, settings, samples, plan.seed))
+        for name in plan.samplers:
+            chosen = {"mode": name} if name == "uncertainty" else {"sampler": name}
+            values = {**options.from_pairs(chosen), "samples": plan.samples, "seed": plan.seed}
+            label = label_for(checkpoint, here.full.contrast)
+            sampling = options.sampling_of(values, checkpoint, here.device, label, here.condition.R)
+            title = name if len(checkpoints) == 1 else f"{checkpoint.card.get('name', checkpoint.model_id)} {name}"
+            found.append(model_method(title, checkpoint, sampling))
     return found
 
 
@@ -106,20 +110,17 @@ def label_for(checkpoint: Checkpoint, contrast: str) -> str | None:
     return contrast if contrast in checkpoint.denoiser.labels else None
 
 
-def model_method(
-    name: str, checkpoint: Checkpoint, sampler: str, settings: SamplerSettings, samples: int, seed: int
-) -> Method:
-    """The mean of `samples` samples as the product makes it, fallback included."""
+def model_method(name: str, checkpoint: Checkpoint, sampling: Sampling) -> Method:
+    """The mean of the samples as the product makes it, fallback included."""
 
     def scored(here: Undersampled) -> dict[str, Any]:
-        batch = 4 if here.device.type == "cpu" else 32
-        sampling = Sampling(sampler, settings, samples, seed, batch, fallback=True)
         (result,) = sampled([here.mapped], checkpoint, label_for(checkpoint, here.full.contrast), sampling)
         assert isinstance(result, Reconstruction)
-        score = here.score(result.image, result.spread, samples)
-        return {**score, "samples": samples, "fallback": result.fallback}
+        score = here.score(result.image, result.spread, sampling.samples)
+        return {**score, "samples": sampling.samples, "fallback": result.fallback}
 
-    setting = f"{checkpoint.model_id}, {sampler}, {samples} samples, seed {seed}, {json.dumps(vars(settings))}"
+    settings = json.dumps(vars(sampling.settings))
+    setting = f"{checkpoint.model_id}, {sampling.sampler}, {sampling.samples} samples, seed {sampling.seed}, {settings}"
     return Method(name, setting, scored)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from dpmrecon.checkpoint import Checkpoint, sampler_defaults, write_card
+from dpmrecon.reconstruct import Sampling
 from dpmrecon.samplers import SamplerSettings, settings_from
 from tqdm import tqdm
 
@@ -79,6 +80,7 @@ def sweep(
     places = [(contrast, R) for contrast in contrasts for R in plan.accelerations]
     candidates = {place: candidates_of(checkpoints, plan, *place) for place in places}
     total = sum(len(candidates[full.contrast, R]) for full in slices for R in plan.accelerations)
+    batch = 4 if device.type == "cpu" else 32  # as the product has it
     choices = []
     with tqdm(total=total, unit="image", smoothing=0.05) as bar:
         for contrast, R in places:
@@ -87,9 +89,8 @@ def sweep(
             scored = []
             for candidate in candidates[contrast, R]:
                 bar.set_description(f"{contrast} R={R} {candidate.title}")
-                method = model_method(
-                    "sweep", checkpoints[candidate.path], plan.sampler, candidate.settings, plan.samples, plan.seed
-                )
+                sampling = Sampling(plan.sampler, candidate.settings, plan.samples, plan.seed, batch, fallback=True)
+                method = model_method("sweep", checkpoints[candidate.path], sampling)
                 scores = []
                 for case in here:
                     scores.append((case.full, score_of(method, case, lines), method.setting))
