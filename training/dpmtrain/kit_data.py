@@ -168,14 +168,25 @@ def patterns(volumes: Sequence[dict]) -> list[str]:
 
 
 def references(items: Sequence[Item], contrast: str, count: int) -> list[ReferenceSlice]:
-    """`count` slices of each scan, from the middle half, where there is a head."""
-    found = []
+    """`count` slices of each scan, evenly from the middle half, where there is a head; from more where it has fewer.
+
+    A scan with incomplete slices is left out and named. Raises BadInputError where no scan is left.
+    """
+    found: list[ReferenceSlice] = []
     for item in tqdm(items, desc="references"):
-        numbered = {full.number: full for full in measured_slices(item.files[0], contrast=contrast)}
+        try:
+            numbered = {full.number: full for full in measured_slices(item.files[0], contrast=contrast)}
+        except BadInputError as error:
+            print(f"dpmtrain: {item.files[0]} cannot serve as a reference: {error}", file=sys.stderr)
+            continue
         numbers = sorted(numbered)
-        places = np.linspace(len(numbers) / 4, 3 * len(numbers) / 4, min(count, len(numbers)) + 2)[1:-1].astype(int)
+        wanted = min(count, len(numbers))
+        span = max(wanted, len(numbers) / 2)
+        places = ((len(numbers) - span) / 2 + span / wanted * (np.arange(wanted) + 0.5)).astype(int)
         # by the item's name: files in different folders may have the same
-        found += [replace(numbered[numbers[place]], scan=item.name) for place in dict.fromkeys(places.tolist())]
+        found += [replace(numbered[numbers[place]], scan=item.name) for place in places]
+    if not found:
+        raise BadInputError(f"none of {len(items)} scans of these patients is complete: scan more, or leave them out")
     return found
 
 

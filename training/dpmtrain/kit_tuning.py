@@ -22,7 +22,7 @@ from .scoring import Row, Undersampled
 from .train import train
 
 LENGTHS = (0.25, 0.5, 1, 2, 4)  # of the recipe's steps; 0, the start itself, is a candidate as well
-PATIENCE = 2  # lengths in a row that are no better than the best end the search
+PATIENCE = 2  # lengths in a row that are no better than the best end the search, from the recipe's own length on
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def tune(
         images = steps * recipe["train"]["batch"]
         print(f"after {steps} steps ({images} images): NRMSE {errors[steps]:.4f} on the validation patients")
         best = min(errors, key=lambda length: errors[length])
-        if list(errors).index(best) + PATIENCE < len(errors):
+        if steps >= recipe["train"]["steps"] and list(errors).index(best) + PATIENCE < len(errors):
             break
     told = "the model as it was: fine-tuning made it no better; more patients, or another --recipe, may"
     print(f"chosen: {best} steps" if best else f"chosen: {told}")
