@@ -141,6 +141,7 @@ class Podman(Engine):
         self._log.close()
         subprocess.run(["buildah", *self._storage, "rm", "--all"], capture_output=True)
         subprocess.run(["buildah", *self._storage, "rmi", "--all", "--force"], capture_output=True)
+        subprocess.run(["umount", "--lazy", self._storage[1] + "/overlay"], capture_output=True)
 
 
 @contextlib.contextmanager
