@@ -9,22 +9,28 @@ from dpmrecon.errors import DpmreconError
 
 
 class ScoreLines:
-    """A file with a line {"key": ..., "value": ...} for every score; a line cut short by a kill does not count."""
+    """A file with a line {"key": ..., "value": ...} for every score; a line cut short by a kill does not count.
+
+    Several runs may add to one file at the same time; each sees what was there when it began.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.values: dict[str, dict] = {}
-        lines = path.read_text().splitlines() if path.exists() else []
-        for line in lines:
+        text = path.read_text() if path.exists() else ""
+        whole = text.endswith("\n") or not text
+        for line in text.splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:
+                whole = False
                 continue
             self.values[_text(entry["key"])] = entry["value"]
-        with writing(path):
-            part = path.with_name(path.name + ".part")
-            part.write_text("".join(f'{{"key": {key}, "value": {json.dumps(v)}}}\n' for key, v in self.values.items()))
-            part.replace(path)
+        if not whole:
+            with writing(path):
+                part = path.with_name(path.name + ".part")
+                part.write_text("".join(_line(key, value) for key, value in self.values.items()))
+                part.replace(path)
 
     def get(self, key: dict, make: Callable[[], dict]) -> dict:
         """The value of `key`; made by `make` and written down where it is not there."""
@@ -32,7 +38,7 @@ class ScoreLines:
         if text not in self.values:
             value = make()
             with writing(self.path), self.path.open("a") as file:
-                file.write(f'{{"key": {text}, "value": {json.dumps(value)}}}\n')
+                file.write(_line(text, value))
             self.values[text] = value
         return self.values[text]
 
@@ -42,6 +48,10 @@ class ScoreLines:
 
 def _text(key: dict) -> str:
     return json.dumps(key, sort_keys=True)
+
+
+def _line(key: str, value: dict) -> str:
+    return f'{{"key": {key}, "value": {json.dumps(value)}}}\n'
 
 
 @contextmanager
