@@ -390,6 +390,7 @@ def test_fine_tuning_goes_on_from_a_run_with_its_optimizer(straight, prepared, t
     assert recipe["model"]["labels"] == ["flair", "t1", "t2", "dwi", "swi"]
     assert recipe["sampling"] == read_recipe(written(tmp_path / "p.toml", PRETRAIN))["sampling"]
     trainer = Trainer(recipe, start, "cpu")
+    assert start.history["images"] == 24
     assert_equal(trainer.model.state_dict(), state["model"])
     assert_equal(trainer.ema.state_dict(), state["ema"])
     for optimizer, saved in zip(trainer.optimizers, state["optimizers"], strict=True):
@@ -440,6 +441,13 @@ def test_a_target_of_several_contrasts_is_refused(straight, prepared, tmp_path):
     start = read_start(straight[0])
     with pytest.raises(BadInputError, match="the volumes are of flair, t2"):
         train(completed(read_recipe(recipe, "finetune"), start), prepared, tmp_path / "run", 1, start, device="cpu")
+
+
+def test_the_model_that_ships_is_a_start():
+    start = read_start(None)
+    assert start.model_id.startswith("default-")
+    assert start.optimizers_for("muon") is None
+    assert "t1" in start.config["labels"]
 
 
 def test_only_an_equal_network_can_be_gone_on_with(straight, recipe):

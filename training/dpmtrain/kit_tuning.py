@@ -22,7 +22,6 @@ from .scoring import Row, Undersampled
 from .train import train
 
 LENGTHS = (0.25, 0.5, 1, 2, 4)  # of the recipe's steps; 0, the start itself, is a candidate as well
-PATIENCE = 2  # lengths in a row that are no better than the best end the search, from the recipe's own length on
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,10 @@ def tune(
     plan: Plan,
     device: torch.device,
 ) -> Best:
-    """Train on, length by length, while the error of one sample on the validation slices falls."""
+    """Train on, length by length, to the recipe's own and beyond while the error on the validation slices falls.
+
+    The error is that of one sample a slice.
+    """
     folder, lines, errors = out / "candidates", ScoreLines(out / "validation.jsonl"), {}
     cases = [
         Undersampled(full, condition, device)
@@ -90,7 +92,8 @@ def tune(
         images = steps * recipe["train"]["batch"]
         print(f"after {steps} steps ({images} images): NRMSE {errors[steps]:.4f} on the validation patients")
         best = min(errors, key=lambda length: errors[length])
-        if steps >= recipe["train"]["steps"] and list(errors).index(best) + PATIENCE < len(errors):
+        last_two = list(errors.values())[-2:]
+        if steps >= recipe["train"]["steps"] and last_two[-1] > last_two[0]:
             break
     told = "the model as it was: fine-tuning made it no better; more patients, or another --recipe, may"
     print(f"chosen: {best} steps" if best else f"chosen: {told}")

@@ -1,6 +1,7 @@
 """Several processes from one command: one for each GPU, or some on a CPU.
 
-Under `accelerate launch` or `torchrun`, for several machines, the processes are already there and nothing is started.
+Where a launcher for several machines has started the processes already, nothing is started:
+`torchrun --nnodes 2 --nproc-per-node 8 ... -m -- dpmtrain.cli pretrain RECIPE ...`.
 """
 
 import argparse
