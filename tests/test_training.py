@@ -337,6 +337,14 @@ def test_a_full_disk_keeps_the_last_state(prepared, recipe, tmp_path):
     assert read_state(run / "state.pt")["plans"] == [[0, 2], [2, 4]]
 
 
+def test_a_model_that_cannot_be_written_is_said_and_the_state_is_kept(straight, prepared, recipe, tmp_path, capsys):
+    (tmp_path / "taken").write_text("a file")
+    arguments = command(recipe, prepared, straight[0], "--out", str(tmp_path / "taken" / "model.safetensors"))
+    assert main(arguments) == 2
+    assert "cannot be written" in capsys.readouterr().err.splitlines()[-1]
+    assert read_state(straight[0] / "state.pt")["step"] == 6
+
+
 @pytest.mark.parametrize("damage", ["truncated", "other", "text"])
 def test_a_damaged_state_is_named(straight, prepared, recipe, tmp_path, capsys, damage):
     run = tmp_path / "run"

@@ -15,6 +15,7 @@ from .kit_data import PARTS, Split, hardware
 from .kit_tuning import Best
 from .metrics import paired_difference
 from .pretrain import history_of
+from .score_lines import writing
 from .scoring import Row
 
 FEWEST_SLICES = 5  # with fewer, an interval over slices says nothing
@@ -67,7 +68,8 @@ def limits(contrast: str, counts: dict, references: list[str], accelerations: st
 
 def write(path: Path, denoiser: Denoiser, card: dict[str, Any], device: torch.device) -> Checkpoint:
     """The checkpoint and its card, read back as `dpmrecon replay` and `serve` do."""
-    save_checkpoint(path, denoiser, card)
+    with writing(path):
+        save_checkpoint(path, denoiser, card)
     return load_checkpoint(path, device)
 
 

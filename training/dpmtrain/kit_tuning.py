@@ -17,7 +17,7 @@ from .keeper import Start
 from .kit_data import Split, patterns
 from .methods import own_methods, score_of
 from .references import ReferenceSlice
-from .score_lines import ScoreLines
+from .score_lines import ScoreLines, writing
 from .scoring import Row, Undersampled
 from .train import train
 
@@ -84,10 +84,10 @@ def tune(
         path = folder / (f"{steps:06d}.safetensors" if steps else "start.safetensors")
         if not path.with_suffix(".json").exists():
             length = {**recipe, "train": {**recipe["train"], "steps": steps}}
-            folder.mkdir(parents=True, exist_ok=True)
             chosen = device.type if device.type == "cpu" else None
             denoiser = train(length, data, out / "run", start=start, device=chosen).cpu() if steps else started(start)
-            save_checkpoint(path, denoiser, {"sampling": start.sampling})
+            with writing(path):
+                save_checkpoint(path, denoiser, {"sampling": start.sampling})
         errors[steps] = error_of(load_checkpoint(path, device), cases, plan, lines)
         images = steps * recipe["train"]["batch"]
         print(f"after {steps} steps ({images} images): NRMSE {errors[steps]:.4f} on the validation patients")

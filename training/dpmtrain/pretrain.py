@@ -10,6 +10,7 @@ from dpmrecon.cli import add_command
 from dpmrecon.errors import BadInputError
 
 from . import launch
+from .score_lines import writing
 
 if TYPE_CHECKING:
     from .keeper import Start
@@ -86,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"dpmtrain: {stopped}", file=sys.stderr, flush=True)
         return 130
     if _is_first():
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(args.out, denoiser.cpu(), card(recipe, args.data, args.folder, start))
+        with writing(args.out):
+            save_checkpoint(args.out, denoiser.cpu(), card(recipe, args.data, args.folder, start))
     return 0
 
 
