@@ -5,6 +5,7 @@ import hmac
 import json
 import logging
 import os
+import re
 import threading
 
 import fake_peer
@@ -46,6 +47,20 @@ def test_a_line_tells_what_was_done_and_names_nobody(start, scan, tmp_path, mode
     assert broken["decisions"][0].startswith("missing: slice ")
     assert "slices are missing" in broken["error"]
     assert IDENTIFIER not in log.path.read_bytes()
+
+
+def test_decisions_of_a_deadline_and_of_an_unknown_contrast_are_kept(start, scan, tmp_path):  # noqa: F811
+    log = AuditLog(tmp_path / "audit.jsonl")
+    server = start(audit=log, deadline="1e-9")
+    name = re.compile(rb"(protocolName>)([^<]+)(</)")
+    unknown = raw_stream(
+        scan, "dpm", lambda xml: name.sub(lambda found: found[1] + b"?" * len(found[2]) + found[3], xml)
+    )
+    assert len(exchange(server, *unknown).images) == 2
+    (line,) = lines_of(log.path)
+    assert "the unlabelled prior is used" in line["decisions"][0]
+    assert [text.split(": ")[0] for text in line["decisions"][1:]] == ["fallback", "fallback"]
+    assert "the deadline of 1e-09 s" in line["decisions"][1]
 
 
 def test_full_files_are_put_aside_and_the_oldest_go(tmp_path):

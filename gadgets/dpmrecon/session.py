@@ -292,9 +292,10 @@ class Session:
         record["header"] = header_digest(header)
         contrast = options.contrast_of(values, engine.checkpoint, header)
         sampling = options.sampling_of(values, engine.checkpoint, engine.device, contrast, acceleration(header))
-        if contrast is None:
-            log.warning("the protocol names no known contrast: the unlabelled prior is used")
         record.update(contrast=contrast, parameters=asdict(sampling), residuals=[], decisions=[])
+        if contrast is None:
+            record["decisions"].append("the protocol names no known contrast: the unlabelled prior is used")
+            log.warning("%s", record["decisions"][-1])
         self.peer.patience = wire.SCAN
         stream: Iterator[Any] = self.host.slices(self.peer.messages(), header, values)
         self.reader = Reader(stream, max(1, sampling.batch // sampling.samples))
@@ -323,6 +324,9 @@ class Session:
             record["seconds"][name] = round(record["seconds"].get(name, 0.0) + seconds, 3)
         record["residuals"].append(round(item.residual, 3) if math.isfinite(item.residual) else None)
         if item.fallback is None:
+            drawn, asked = (item.samples, item.steps), record["parameters"]
+            if drawn != (asked["samples"], asked["settings"]["steps"]):
+                record["decisions"].append(f"deadline: slice {number}: {drawn[0]} samples of {drawn[1]} steps")
             log.info("slice %d: DPM, residual %.2f", number, item.residual)
         else:
             record["fallbacks"] += 1
