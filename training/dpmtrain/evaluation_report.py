@@ -15,6 +15,7 @@ HEAD = [
     "contrast", "sampling", "R", "method", "slices", "NRMSE", "NRMSE no factor", "PSNR dB", "SSIM", "V/B", "samples",
     "fallbacks", "seconds", "difference", "low", "high", "setting",
 ]  # fmt: skip
+FEWEST = 5  # slices that make an interval worth a mark: two or three agree by chance too often
 NOTES = """NRMSE: with one least-squares factor a scan; "no factor" is the paper's form. SSIM and PSNR: range max - min
 of the truth, no factor. V/B: posterior variance over squared error of the mean, 1 where the spread tells the error
 (from 16 samples on; only where a noise-free complex truth is known). Difference: mean over slices of NRMSE less that of
@@ -100,14 +101,14 @@ def summary(rows: Sequence[Row], reference: str) -> list[str]:
                 ]  # fmt: skip
                 line.append(_marked(here[0], rows, reference) if here else "")
             lines.append(line)
-        title = f"## {contrast}: NRMSE, * where it differs from {reference} (95 % interval over slices)"
+        title = f"## {contrast}: NRMSE, * where it differs from {reference} (95 %, {FEWEST} slices or more)"
         found += [title, "\n".join(markdown(lines))]
     return found
 
 
 def _marked(row: Row, rows: Sequence[Row], reference: str) -> str:
     gap = difference(row, rows, reference)
-    sure = gap is not None and (gap[1] > 0 or gap[2] < 0)
+    sure = gap is not None and len(row.slices) >= FEWEST and (gap[1] > 0 or gap[2] < 0)
     return f"{np.mean(row.nrmse):.4f}" + ("*" if sure else "")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from dpmrecon.checkpoint import Checkpoint, sampler_defaults, write_card
+from dpmrecon.checkpoint import Checkpoint, sampler_defaults, write_card, write_sampling
 from dpmrecon.reconstruct import Sampling
 from dpmrecon.samplers import SamplerSettings, settings_from
 from tqdm import tqdm
@@ -106,7 +106,7 @@ def sweep(
     if write:
         if winner is None:
             ((path, checkpoint),) = checkpoints.items()
-            write_card(path, sampling=with_choices(checkpoint.card.get("sampling", {}), choices, plan))
+            write_sampling(path, with_choices(checkpoint.card.get("sampling", {}), choices, plan))
         else:
             write_card(winner, selection=selection(choices, checkpoints))
     return choices
