@@ -52,7 +52,7 @@ def test_a_line_tells_what_was_done_and_names_nobody(start, scan, tmp_path, mode
 def test_decisions_of_a_deadline_and_of_an_unknown_contrast_are_kept(start, scan, tmp_path):  # noqa: F811
     log = AuditLog(tmp_path / "audit.jsonl")
     server = start(audit=log, deadline="1e-9")
-    name = re.compile(rb"(protocolName>)([^<]+)(</)")
+    name = re.compile(rb"((?:protocol|sequence)Name>)([^<]+)(</)")
     unknown = raw_stream(
         scan, "dpm", lambda xml: name.sub(lambda found: found[1] + b"?" * len(found[2]) + found[3], xml)
     )
