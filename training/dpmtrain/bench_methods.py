@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 CALIBRATION_LINES = 24
 # where the search for the best begins; it goes on by factors of 2 while the best one lies at an end
 ZETAS = (1.0, 1.5, 2.25)
-DPS_WEIGHTS = (500.0, 1000.0, 2000.0)
+DPS_WEIGHTS = (2000.0, 4000.0, 8000.0)
 LAMBDAS = (1.75, 3.5, 7.0)
 BATCH = 4  # samples of a slice that the network sees at once
 
