@@ -31,7 +31,9 @@ def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> di
     references = sorted({volume["reference"] for part in PARTS for volume in split.volumes[part]})
     settings = {key: value for key, value in recipe["train"].items() if key != "volumes"}
     length = {**recipe, "train": {**recipe["train"], "steps": best.steps}}
-    history = history_of(length, start) if best.steps else {"start": start.model_id, "note": "not fine-tuned"}
+    history = history_of(length, start)
+    if not best.steps:
+        history["optimizer"] = "none: not fine-tuned"
     seen = hardware([item for part in PARTS for item in split.scans[part]])
     accelerations = ", ".join(str(R) for R in plan.accelerations)
     where = f"scanner {'; '.join(seen['scanners'])}, protocol {'; '.join(seen['protocols'])}, matrix " + "; ".join(
@@ -45,15 +47,18 @@ def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> di
         "length_by_validation_nrmse": {str(steps): round(error, 5) for steps, error in best.errors.items()},
         "intended_use": f"Research. Reconstruction of {contrast} scans of the head, 2D Cartesian, about R = "
         f"{accelerations}, as the site acquires them: {where}.",
-        "limits": limits(contrast, counts, references, accelerations),
+        "limits": limits(contrast, counts, references, accelerations, tuned=best.steps > 0),
     }
 
 
-def limits(contrast: str, counts: dict, references: list[str], accelerations: str) -> list[str]:
+def limits(contrast: str, counts: dict, references: list[str], accelerations: str, *, tuned: bool) -> list[str]:
+    begun = f"Fine-tuned on {counts['train']['patients']} patients"
+    if not tuned:
+        begun = f"The model it began with, which fine-tuning on {counts['train']['patients']} patients made no better"
     found = [
         "Not a medical device, not for diagnosis; every image is to be read beside its conventional reconstruction.",
-        f"Fine-tuned on {counts['train']['patients']} patients and tested on {counts['test']['patients']}: what is "
-        "rare among patients was probably neither learnt nor tested.",
+        f"{begun}; tested on {counts['test']['patients']}: what is rare among patients was probably neither learnt nor "
+        "tested.",
         f"Tested on scans undersampled afterwards to R = {accelerations}, 1D regular: other R, patterns, sequences, "
         "scanners and body parts were not.",
         f"Other contrasts than {contrast} may be worse than with the model it began with.",

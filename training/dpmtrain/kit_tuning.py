@@ -21,7 +21,7 @@ from .score_lines import ScoreLines, writing
 from .scoring import Row, Undersampled
 from .train import train
 
-LENGTHS = (0.25, 0.5, 1, 2, 4)  # of the recipe's steps; 0, the start itself, is a candidate as well
+LENGTHS = (0.25, 0.5, 1, 2, 4, 8)  # of the recipe's steps; 0, the start itself, is a candidate as well
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ def tune(
             break
     told = "the model as it was: fine-tuning made it no better; more patients, or another --recipe, may"
     print(f"chosen: {best} steps" if best else f"chosen: {told}")
+    if best == max(errors):
+        print("the error still fell at the longest training: more steps in a --recipe of your own may do better")
     name = f"{best:06d}" if best else "start"
     return Best(
         best,
