@@ -1,8 +1,12 @@
 """The deadline and the cost model, with a small network."""
 
 import json
+import re
 import time
+from dataclasses import replace
 
+import ismrmrd
+import numpy as np
 import pytest
 import torch
 from dpmrecon.acquisitions import slices
@@ -10,11 +14,14 @@ from dpmrecon.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.cli import main
 from dpmrecon.deadline import Deadline, most
 from dpmrecon.denoiser import LABELS, Denoiser
+from dpmrecon.estimate import Load, cost_model
 from dpmrecon.mrd import open_scan
 from dpmrecon.reconstruct import Sampling, sampled, with_coil_maps
 from dpmrecon.samplers import SamplerSettings
+from dpmtrain.calibrate import prior_fit
 
 SCAN = {"matrix": (48, 64), "n_slices": 4}
+UNCERTAINTY = {"samples": 4, "steps": 6, "eta": 0.0, "warm_start": False, "prior_std": 0.1, "prior_power": 0.4}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +30,8 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     config = {"widths": [16, 16], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
     torch.manual_seed(0)
-    save_checkpoint(path, Denoiser(config), {"sampling": {"samples": 3, "prox": {"steps": 4000}}})
+    sampling = {"samples": 3, "prox": {"steps": 4000}, "uncertainty": UNCERTAINTY}
+    save_checkpoint(path, Denoiser(config), {"sampling": sampling})
     return path
 
 
@@ -77,3 +85,60 @@ def test_a_slower_machine_gets_fewer_steps_and_none_are_left_for_nothing():
     assert plan.samples * plan.settings.steps * 0.1 < share
     deadline.note(0, 1, 60.0)
     assert deadline.plan(sampling, 1, share) is None
+
+
+def test_the_estimate_grows_with_the_load_and_is_near_a_small_run(simulated_scan, model):
+    device, checkpoint = torch.device("cpu"), load_checkpoint(model)
+    sampling = Sampling("prox", SamplerSettings(steps=15), 3, 0, 4, fallback=False)
+    load = Load(64, 80, 6, 3, 3, 15, 4)
+    cost = cost_model(checkpoint, sampling, load, device)
+    assert cost.base < cost.peak(load)
+    for name in ("rows", "cols", "n_coils", "n_slices", "samples", "steps"):
+        more = replace(load, **{name: 2 * getattr(load, name)})
+        assert cost.seconds(more) >= cost.seconds(load)
+        assert cost.peak(more) >= cost.peak(load)
+    assert cost.seconds(replace(load, n_slices=6)) == pytest.approx(2 * cost.seconds(load))
+    scan = simulated_scan(matrix=(64, 80), n_slices=3)
+    with open_scan(scan) as opened:
+        began = time.monotonic()
+        found = list(
+            sampled(with_coil_maps(slices(opened.acquisitions(), opened.header), device), checkpoint, "flair", sampling)
+        )
+        seconds = time.monotonic() - began
+    assert len(found) == 3
+    assert 1 / 4 < cost.seconds(load) / seconds < 4  # machines that do other things as well
+
+
+def test_estimate_prints_seconds_memory_and_what_a_deadline_chooses(simulated_scan, model, capsys):
+    scan = str(simulated_scan(**SCAN))
+    assert main(["estimate", scan, "--model", str(model), "--device", "cpu", "--deadline", "30"]) == 0
+    printed = capsys.readouterr().out
+    assert "4 slices of 48 x 64, 6 coils; prox, mode fast: 3 samples of 4000 steps" in printed
+    assert re.search(r"the scan: \d+\.\d s, at most \d+ MB", printed)
+    assert re.search(r"deadline of 30 s: 3 samples of \d+ steps a slice", printed)
+
+
+def test_the_uncertainty_mode_has_its_settings_and_its_series(simulated_scan, model, tmp_path, capsys):
+    scan = simulated_scan(**SCAN)
+    code, report = replay(scan, tmp_path, model, "--mode", "uncertainty")
+    assert code == 0
+    assert (report["mode"], report["samples"], report["settings"]["steps"]) == ("uncertainty", 4, 6)
+    assert report["settings_source"] == "model card, for the uncertainty mode"
+    dataset = ismrmrd.Dataset(str(tmp_path / "images.h5"), "dataset", create_if_needed=False)
+    assert dataset.number_of_images("image_2") == 4
+    for index in range(4):
+        image, spread = (dataset.read_image(f"image_{series}", index) for series in (1, 2))
+        assert (spread.meta["DataRole"], spread.meta["dpmrecon_mode"]) == ("Uncertainty", "uncertainty")
+        assert (spread.meta["dpmrecon_samples"], spread.meta["RescaleSlope"]) == ("4", image.meta["RescaleSlope"])
+        assert (spread.image_series_index, spread.slice, spread.image_index) == (2, index, index + 1)
+        assert list(spread.position) == list(image.position)
+        assert 0 < spread.data.max() < image.data.max()
+    dataset.close()
+    assert main(["replay", str(scan), "--out", str(tmp_path), "--mode", "uncertainty", "--sampler", "dps"]) == 2
+    assert "mode uncertainty is for the sampler prox" in capsys.readouterr().err
+
+
+def test_the_fit_of_the_prior_finds_a_white_one():
+    sigma = np.geomspace(0.01, 1.2, 8)
+    error = sigma * 0.2 / np.sqrt(sigma**2 + 0.2**2)
+    assert prior_fit(np.stack([sigma, error, error], 1)) == {"prior_std": 0.2, "prior_power": 0.0}

@@ -80,16 +80,17 @@ def test_prox_mean_is_as_good_as_the_posterior_mean(world, eta, bound):
     assert world.error(mean) < bound * world.error(world.posterior_mean)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
-def test_prox_variance_follows_its_linear_recursion(world, eta):
+@pytest.mark.parametrize(("eta", "prior"), [(0.0, (0.1, 0.4)), (0.6, (None, 0.0)), (1.0, (None, 0.0))])
+def test_prox_variance_follows_its_linear_recursion(world, eta, prior):
     """With a linear denoiser every step is affine: the covariance of the samples follows from matrices alone."""
-    settings = dataclasses.replace(SETTINGS, steps=12, eta=eta)
+    settings = dataclasses.replace(SETTINGS, steps=12, eta=eta, prior_std=prior[0], prior_power=prior[1])
     levels = noise_levels(settings)
     identity = torch.eye(N, dtype=torch.complex128)
     covariance = levels[0] ** 2 * identity
     normal = world.matrix.mH @ world.matrix
     for sigma, following in zip(levels, levels[1:]):
-        weight = SIGMA_N**2 * (sigma**2 + SIGMA_DATA**2) / (sigma**2 * SIGMA_DATA**2)
+        std = SIGMA_DATA if prior[0] is None else prior[0] * sigma ** prior[1]
+        weight = SIGMA_N**2 * (sigma**2 + std**2) / (sigma**2 * std**2)
         to_x0 = torch.linalg.solve(normal + weight * identity, weight * world.shrink(sigma).to(torch.complex128))
         keep = following / sigma * (1 - eta**2) ** 0.5
         step = to_x0 + keep * (identity - to_x0)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 
 from . import __version__
@@ -12,6 +13,7 @@ from .errors import DpmreconError
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 2 bad input (one line, no traceback), 3 some slices by the conventional
     fallback, 4 some slices missing."""
+    started = time.monotonic()  # a deadline counts the start of torch and the loading of the model as well
     parser = argparse.ArgumentParser("dpmrecon", description="Accelerated brain MRI with a diffusion prior")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -20,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     _add_send(commands)
     _add_selftest(commands)
     _add_serve(commands)
+    _add_estimate(commands)
     args = parser.parse_args(arguments)
+    args.started = started
     try:
         return args.run(args)
     except DpmreconError as error:
@@ -62,9 +66,6 @@ def _add_replay(commands) -> None:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    import time
-
-    started = time.monotonic()  # a deadline counts the start of torch and the loading of the model as well
     from . import archive, options
     from .mrd import acceleration, open_scan
     from .replay import replay
@@ -88,14 +89,14 @@ def _replay(args: argparse.Namespace) -> int:
         truth=args.truth,
         mask=args.mask,
         outputs=outputs,
-        started=started,
+        started=args.started,
     )
     for line in archive.write_archive(args.out, args.scan, dicom, stated, combine_averages=args.combine_averages):
         print(f"dpmrecon: {line}", file=sys.stderr)
     written = [name for name in ("images.h5", "dicom/", "preview.png", "report.json") if (args.out / name).exists()]
     print(f"{args.out}/{', '.join(written)}")
     if sampling.deadline is not None:
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - args.started
         word = "kept" if seconds <= sampling.deadline else "MISSED"
         print(f"deadline of {sampling.deadline:g} s {word}: {seconds:.1f} s", file=sys.stderr)
     return code
@@ -130,6 +131,14 @@ def _add_selftest(commands) -> None:
     parser = add_command(commands, "selftest", summary, "dpmrecon selftest --out selftest")
     add_arguments(parser)
     parser.set_defaults(run=run)
+
+
+def _add_estimate(commands) -> None:
+    from .estimate import add_arguments
+
+    summary = "What a scan will cost in seconds and memory, from a short measurement on this machine"
+    parser = add_command(commands, "estimate", summary, "dpmrecon estimate scan.h5 --samples 8 --deadline 60")
+    add_arguments(parser)
 
 
 def _add_serve(commands) -> None:

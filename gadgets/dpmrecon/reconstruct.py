@@ -154,7 +154,7 @@ def _try_out(
         brief = replace(sampling, samples=samples, settings=replace(sampling.settings, steps=steps))
         again = time.monotonic()
         try:
-            _, evaluations = _draw(group, checkpoint, contrast, brief)
+            _, evaluations = draw(group, checkpoint, contrast, brief)
         except Exception:
             break
         deadline.note(0, evaluations * len(group), time.monotonic() - again)
@@ -189,7 +189,7 @@ def _sample_group(
 ) -> Iterator[Reconstruction]:
     started = time.perf_counter()
     try:
-        draws, evaluations = _draw(group, checkpoint, contrast, sampling, progress, stop)
+        draws, evaluations = draw(group, checkpoint, contrast, sampling, progress, stop)
     except DpmreconError:
         raise
     except Exception as error:  # whatever it is, the slice is complete: it gets the conventional image
@@ -218,7 +218,7 @@ def _sample_group(
             yield Reconstruction(mapped, image, spread, None, residual, used, len(samples), steps, evaluations)
 
 
-def _draw(
+def draw(
     group: list[MappedSlice],
     checkpoint: Checkpoint,
     contrast: str | None,

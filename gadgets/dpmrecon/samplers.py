@@ -37,8 +37,10 @@ class SamplerSettings:
     """Settings of all samplers; the defaults of a model travel in its card.
 
     steps: evaluations of the denoiser; sigma_max, sigma_min, rho: noise schedule; eta: share of fresh noise in
-    every step of `prox`, 0 is deterministic; warm_start: begin at the conventional reconstruction plus noise of
-    sigma_max instead of at noise alone; cg_steps: at most so many conjugate gradients a step of `prox`;
+    every step of `prox`, 0 is deterministic; prior_std, prior_power: `prox` takes the clean image, given the noisy
+    one, to be as uncertain as under a white prior of standard deviation prior_std * sigma^prior_power (None: the
+    network's sigma_data), which `dpmtrain calibrate` measures; warm_start: begin at the conventional reconstruction
+    plus noise of sigma_max instead of at noise alone; cg_steps: at most so many conjugate gradients a step of `prox`;
     noise_factor: `prox` takes sigma_n times this, below 1 to trust an imperfect prior less than the data; turns:
     `prox` shows the network each step's image in another of the 8 orientations it was trained in, so that its
     preferences for one average out; zeta: step size of the data term of `dps`.
@@ -49,6 +51,8 @@ class SamplerSettings:
     sigma_min: float = 0.01
     rho: float = 7.0
     eta: float = 1.0
+    prior_std: float | None = None
+    prior_power: float = 0.0
     warm_start: bool = True
     cg_steps: int = 10
     noise_factor: float = 1.0
@@ -113,7 +117,7 @@ def sample_prox(
     """The default: each denoised image is moved to the data by a proximal step; no back-propagation.
 
     x0 = argmin ||A x - y||^2 / sigma_n^2 + ||x - D(x)||^2 / r^2, with r^2 the variance of x0 given the noisy image
-    under a prior of variance sigma_data^2 (DDS: Chung et al., ICLR 2024; DiffPIR: Zhu et al., 2023).
+    under a white prior (DDS: Chung et al., ICLR 2024; DiffPIR: Zhu et al., 2023).
     """
     levels = noise_levels(settings)
     adjoint = problem.model.adjoint(problem.kspace)
@@ -124,7 +128,8 @@ def sample_prox(
         orientation = step % 8 if settings.turns else 0
         level = torch.full((len(x),), sigma, device=x.device)
         denoised = turned_back(denoise(turned(x, orientation), level), orientation) * problem.model.support
-        variance = sigma**2 * sigma_data**2 / (sigma**2 + sigma_data**2)
+        prior = (sigma_data if settings.prior_std is None else settings.prior_std) * sigma**settings.prior_power
+        variance = sigma**2 * prior**2 / (sigma**2 + prior**2)
         x0 = problem.model.prox(adjoint, denoised, sigma_n.square() / variance, settings.cg_steps)
         if sigma_next == 0 or stop():
             break

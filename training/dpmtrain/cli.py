@@ -7,6 +7,7 @@ from dpmrecon.errors import DpmreconError
 
 from .bench import add_bench
 from .bench_gpu import add_bench_gpu
+from .calibrate import add_calibrate
 from .evaluate import add_evaluate
 from .kit import add_kit
 from .paper import add_paper
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_paper(commands)
     add_evaluate(commands)
     add_sweep(commands)
+    add_calibrate(commands)
     add_kit(commands)
     add_bench(commands)
     add_bench_gpu(commands)
