@@ -245,4 +245,5 @@ def _line(choice: Choice) -> list[str]:
     other, other_row = (present or others)[0]
     gap, low, high = paired_difference(other_row.nrmse, row.nrmse)
     title = f"{other.title} ({'present' if present else 'next'})"
-    return [*cells, title, f"{np.mean(other_row.nrmse):.4f}", f"{gap:+.4f} ({low:+.4f} to {high:+.4f})"]
+    interval = "" if np.isnan(low) else f" ({low:+.4f} to {high:+.4f})"
+    return [*cells, title, f"{np.mean(other_row.nrmse):.4f}", f"{gap:+.4f}{interval}"]
