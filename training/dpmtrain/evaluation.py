@@ -63,6 +63,8 @@ def evaluate(
     """
     lines = ScoreLines(out / "scores.jsonl")
     weights = Weights(tuning, plan, lines, device, [full.data.kspace.shape[-2:] for full in slices])
+    if len({checkpoint.model_id for checkpoint in checkpoints}) < len(checkpoints):
+        raise BadInputError("two of the models are the same: name each once")
     asked = [(full, condition) for full in slices for condition in plan.conditions(round(full.data.acceleration))]
     if not asked:
         raise BadInputError(

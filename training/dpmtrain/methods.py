@@ -93,14 +93,17 @@ def own_methods(checkpoints: Sequence[Checkpoint], plan: "Plan", here: Undersamp
 
     Raises BadInputError for the uncertainty mode of a model whose card has no settings for it.
     """
+    names = [checkpoint.card.get("name", checkpoint.model_id) for checkpoint in checkpoints]
+    if len(set(names)) < len(names):
+        names = [checkpoint.model_id for checkpoint in checkpoints]
     found = []
-    for checkpoint in checkpoints:
+    for own_name, checkpoint in zip(names, checkpoints):
         for name in plan.samplers:
             chosen = {"mode": name} if name == "uncertainty" else {"sampler": name}
             values = {**options.from_pairs(chosen), "samples": plan.samples, "seed": plan.seed}
             label = label_for(checkpoint, here.full.contrast)
             sampling = options.sampling_of(values, checkpoint, here.device, label, here.condition.R)
-            title = name if len(checkpoints) == 1 else f"{checkpoint.card.get('name', checkpoint.model_id)} {name}"
+            title = name if len(checkpoints) == 1 else f"{own_name} {name}"
             found.append(model_method(title, checkpoint, sampling))
     return found
 

@@ -118,14 +118,12 @@ def candidates_of(checkpoints: Mapping[Path, Checkpoint], plan: Plan, contrast: 
     for path, checkpoint in checkpoints.items():
         base = sampler_defaults(checkpoint.card, plan.sampler, label_for(checkpoint, contrast), R)[0]
         present = settings_from(base)
-        for values in itertools.product(*plan.grid.values()):
-            settings = settings_from({**base, **dict(zip(plan.grid, values))})
-            title = " ".join(f"{key}={value:g}" for key, value in zip(plan.grid, values))
-            title = title if len(checkpoints) == 1 else f"{path.stem} {title}".strip()
+        combined = [dict(zip(plan.grid, values)) for values in itertools.product(*plan.grid.values())]
+        for changes in [*combined, {key: getattr(present, key) for key in plan.grid}]:
+            settings = settings_from({**base, **changes})
+            words = [f"{key}={value:g}" for key, value in changes.items()]
+            title = " ".join(words if len(checkpoints) == 1 else [str(path), *words])
             found[path, repr(settings)] = Candidate(path, settings, title, settings == present)
-        if (path, repr(present)) not in found:
-            title = " ".join(f"{key}={getattr(present, key):g}" for key in plan.grid)
-            found[path, repr(present)] = Candidate(path, present, title, True)
     return list(found.values())
 
 
@@ -227,7 +225,7 @@ def report(out: Path, choices: Sequence[Choice], plan: Plan, winner: Path | None
     lines += [_line(choice) for choice in choices]
     text = "\n".join(markdown(lines))
     if winner is not None:
-        text += f"\n\nThe best of the checkpoints, on average over contrasts and R: {winner.name}"
+        text += f"\n\nThe best of the checkpoints, on average over contrasts and R: {winner}"
     with writing(out / "table.md"):
         (out / "table.md").write_text(text + "\n")
         with (out / "table.csv").open("w", newline="") as file:
