@@ -115,7 +115,7 @@ class Service:
         while not found or found[-1][0] != 0:
             assert time.monotonic() < end, (found[-1:], self.log())
             found.append(self.health())
-            time.sleep(0.2)
+            time.sleep(0.4)
         self.refresh()
         return found
 
