@@ -12,8 +12,9 @@ import torch
 from dpmrecon.acquisitions import slices
 from dpmrecon.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.cli import main
+from dpmrecon.coil_compression import compressed
 from dpmrecon.deadline import Deadline, most
-from dpmrecon.denoiser import LABELS, Denoiser
+from dpmrecon.denoiser import LABELS, Denoiser, complex_noise
 from dpmrecon.estimate import Load, cost_model
 from dpmrecon.mrd import open_scan
 from dpmrecon.reconstruct import Sampling, sampled, with_coil_maps
@@ -142,3 +143,19 @@ def test_the_fit_of_the_prior_finds_a_white_one():
     sigma = np.geomspace(0.01, 1.2, 8)
     error = sigma * 0.2 / np.sqrt(sigma**2 + 0.2**2)
     assert prior_fit(np.stack([sigma, error, error], 1)) == {"prior_std": 0.2, "prior_power": 0.0}
+
+
+def test_compression_to_virtual_coils_keeps_the_forward_model(simulated_scan):
+    with open_scan(simulated_scan(matrix=(48, 64), n_coils=20)) as scan:
+        (data,) = slices(scan.acquisitions(), scan.header)
+    fewer = compressed(data)
+    assert 12 <= len(fewer.kspace) < 20
+    assert fewer.kspace.shape[1:] == data.kspace.shape[1:]
+    assert fewer.calibration.shape == (len(fewer.kspace), *data.calibration.shape[1:])
+    image = complex_noise((1, 48, 64), torch.Generator().manual_seed(0))
+    whole, small = (next(with_coil_maps([part], torch.device("cpu"))) for part in (replace(data, sigma_n=1e-9), fewer))
+    assert (len(whole.data.kspace), len(small.data.kspace)) == (20, len(fewer.kspace))
+    inside = image * whole.model.support * small.model.support
+    difference = whole.model.normal(inside) - small.model.normal(inside)
+    assert difference.norm() < 0.03 * whole.model.normal(inside).norm()
+    assert compressed(replace(data, kspace=data.kspace[:12], calibration=data.calibration[:12])).kspace.shape[0] == 12

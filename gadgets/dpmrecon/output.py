@@ -136,6 +136,7 @@ class ResultFolder:
                 "fallback": item.fallback,
                 "R": data.acceleration,
                 "lines": data.n_lines_got,
+                "coils": item.mapped.n_coils,
                 "matrix": list(data.kspace.shape),
                 "maps": {"calibration": list(data.calibration.shape)},
                 "scale": item.mapped.scale,

@@ -10,6 +10,7 @@ import torch
 
 from .acquisitions import LostSlice, Slice, with_calibration_as_data
 from .checkpoint import Checkpoint
+from .coil_compression import compressed
 from .coil_maps import estimate_coil_maps
 from .conventional import slice_scale, zero_filled
 from .deadline import Deadline
@@ -40,7 +41,8 @@ class Sampling:
 
 @dataclass
 class MappedSlice:
-    """A slice with its forward model, conventional images and scale; all in the units of `data.kspace`."""
+    """A slice with its forward model, conventional images and scale; all in the units of `data.kspace`, whose coils
+    may be virtual ones. n_coils: that measured; 0 where not known."""
 
     data: Slice
     model: ForwardModel
@@ -48,6 +50,7 @@ class MappedSlice:
     zero_filled: torch.Tensor
     conventional: torch.Tensor
     seconds: dict[str, float]
+    n_coils: int = 0
 
 
 @dataclass
@@ -81,6 +84,9 @@ def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) ->
                 "need at least 8 adjacent lines around the centre, embedded or separate"
             )
         started = time.perf_counter()
+        n_coils = len(data.kspace)
+        data = compressed(data)
+        assert data.calibration is not None
         calibration = data.calibration.to(device)
         data = with_calibration_as_data(data)
         kspace = data.kspace.to(device)
@@ -92,7 +98,7 @@ def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) ->
         if not (math.isfinite(scale) and scale > 0):
             yield LostSlice(data.key, "its k-space holds no signal inside the coil maps' support", data.header)
             continue
-        yield MappedSlice(data, model, scale, zero_filled(model, kspace), conventional, seconds)
+        yield MappedSlice(data, model, scale, zero_filled(model, kspace), conventional, seconds, n_coils)
 
 
 def sampled(
