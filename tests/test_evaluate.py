@@ -20,7 +20,7 @@ from dpmtrain.references import measured_slices, standard_of_care
 from dpmtrain.score_lines import ScoreLines
 from dpmtrain.scoring import Condition, Undersampled
 from dpmtrain.undersampling import sampling_mask, undersampled
-from dpmtrain.validation import full_slice
+from dpmtrain.validation import full_slice, validation_scan
 
 TINY = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
 CPU = torch.device("cpu")
@@ -208,6 +208,13 @@ def test_models_are_sampled_as_the_product_does(tmp_path):
     prox, uncertainty = own_methods([load_checkpoint(path)], plan, here)
     assert "5 samples" in prox.setting and '"steps": 7' in prox.setting
     assert "9 samples" in uncertainty.setting and '"steps": 11' in uncertainty.setting
+
+
+def test_a_contrast_without_validation_data_is_refused(tmp_path):
+    with pytest.raises(BadInputError, match="no validation scan of contrast 'pd'"):
+        validation_scan(tmp_path, "pd")
+    with pytest.raises(BadInputError, match="training_seg_02.nii.gz does not exist"):
+        validation_scan(tmp_path, "t1")
 
 
 def test_a_measured_scan_and_its_truth(simulated_scan):

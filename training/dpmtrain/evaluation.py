@@ -82,10 +82,5 @@ def evaluate(
                 found.setdefault(place, []).append((full, score, method.setting))
                 bar.update()
     rows = [Row.of(*place, scores) for place, scores in found.items()]
-    write_report(
-        out,
-        rows,
-        [checkpoint.model_id for checkpoint in checkpoints],
-        weights.tuned,
-    )
+    write_report(out, rows, [checkpoint.model_id for checkpoint in checkpoints], weights.tuned)
     return rows

@@ -37,8 +37,10 @@ PIXEL_MM, MATRIX = 0.9, (256, 256)
 def validation_scan(images: Path, contrast: str) -> list[ReferenceSlice]:
     """Three slices: FLAIR of patient09 at 256x256, other contrasts simulated from the held-out label map, 180 rows.
 
-    Raises BadInputError where the images lack them.
+    Raises BadInputError where the images lack them, or there are none of that contrast.
     """
+    if contrast not in SIGMA_N:
+        raise BadInputError(f"there is no validation scan of contrast '{contrast}': there are {', '.join(SIGMA_N)}")
     if contrast == "flair":
         path = images / "open_ms/patient09/study2_FLAIR.nii.gz"
         _check(path)
