@@ -42,11 +42,13 @@ RECIPE_TABLES = {
     },
     "finetune": {"target": ("label", "slot"), "train": tuple(TRAIN_KEYS)},
 }
+OPTIONAL = {"sampling": {"uncertainty"}}
 PRECISIONS = {"float32": "no", "bf16": "bf16"}  # and their names in accelerate
 
 
 def read_recipe(path: Path, kind: str = "pretrain") -> dict:
-    """A recipe of `kind` (pretrain or finetune): its tables, each with exactly the keys that are used, and `history`.
+    """A recipe of `kind` (pretrain or finetune): its tables, each with exactly the keys that are used, and `history`;
+    OPTIONAL ones may be missing.
 
     Raises BadInputError for a file that cannot be read, for unknown or missing keys, and for values out of range.
     """
@@ -59,7 +61,7 @@ def read_recipe(path: Path, kind: str = "pretrain") -> dict:
     if strange:
         raise BadInputError(f"recipe {path}: unknown {', '.join(sorted(strange))}; {kind} has {', '.join(tables)}")
     for table, valid in tables.items():
-        found = set(recipe.get(table, {}))
+        found = set(recipe.get(table, {})) - OPTIONAL.get(table, set())
         if found != set(valid):
             wrong = ", ".join(sorted(found ^ set(valid)))
             raise BadInputError(
