@@ -89,11 +89,11 @@ def calibrate(
 ) -> dict:
     """Print the network's own calibration and V/B for each combination; the settings with V/B nearest to 1.
 
-    choose: whether the fit to these slices sets the prior of the data consistency where nothing else does.
+    choose: whether the fit to these slices sets the prior of the data consistency, where the grid does not.
     """
     base = {**START, **checkpoint.card.get("sampling", {}).get("uncertainty", {})}
     base.pop("samples", None)
-    if choose and "prior_std" not in base and "prior_std" not in grid:
+    if choose and "prior_std" not in grid:
         base |= prior_fit(network_errors(checkpoint, slices))
     cases = [Undersampled(full, Condition("regular", acceleration, 24), CPU) for full in slices]
     rows = []
