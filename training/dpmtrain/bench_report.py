@@ -1,6 +1,7 @@
 """The bench's report: a table (Markdown and CSV), what it says about speed and quality in words, and a plot."""
 
 import csv
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -105,11 +106,11 @@ def write_report(
 def _head(rows: list[Row], checkpoint: Checkpoint) -> list[str]:
     devices = sorted({device for row in rows for device in row.values("device")})
     slices = sorted({place for row in rows for place in row.nrmse})
-    lower = sorted({row.method.split()[0] for row in rows if "bfloat16" in row.values("precision")})
+    lower = {re.sub(r" (\d|default).*", "", row.method) for row in rows if "bfloat16" in row.values("precision")}
     names = {scan: [str(number) for other, number in slices if other == scan] for scan, _ in slices}
     return [
         f"Model {checkpoint.model_id}, on {' and on '.join(devices)}."
-        + (f" The network computes in bfloat16 in {' and '.join(lower)}." if lower else ""),
+        + (f" The network computes in bfloat16 in {' and '.join(sorted(lower))}." if lower else ""),
         "",
         "Slices: " + "; ".join(f"{scan} {', '.join(numbers)}" for scan, numbers in names.items()) + ".",
         "",
