@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 # Share of a slice's time that is planned for; the rest is room for a machine that slows down
 PLANNED = 0.9
-# Samples of fewer steps are worth less than fewer samples
+# Below it a second sample is worth less than the steps that it takes
 FEWEST_STEPS = 10
 
 
@@ -72,8 +72,9 @@ class Deadline:
 def most(evaluations: int, samples: int, steps: int) -> tuple[int, int]:
     """(samples, steps) of at most these that `evaluations` of the network pay for.
 
-    Steps go first, down to FEWEST_STEPS, then samples, then the steps of the one sample that is left.
+    Both shrink alike: either alone cost 1 % in NRMSE more on the validation slices, where 3 x 20 beat 6 x 10 and 2 x 10
+    beat 1 x 20 (`dpmtrain sweep --samples K --grid steps=N`).
     """
-    fewest = min(FEWEST_STEPS, steps)
-    samples = max(1, min(samples, evaluations // fewest))
+    alike = round(samples * (evaluations / (samples * steps)) ** 0.5)
+    samples = max(1, min(samples, alike, evaluations // min(FEWEST_STEPS, steps)))
     return samples, max(1, min(steps, evaluations // samples))
