@@ -22,6 +22,8 @@ BASE = "localhost/dpmrecon-test-base"
 GADGETRON_BASE = "localhost/dpmrecon-test-gadgetron-base"
 TOOLS = ("buildah", "podman", "runc", "debootstrap", "iptables")
 PYTHON = "3.11"  # of Debian 12
+# no systemd is needed; what watched a command in a container leaves soon after it, not after 5 minutes
+CONFIGURATION = '[engine]\ncgroup_manager = "cgroupfs"\nruntime = "runc"\nexit_command_delay = 3\n'
 
 
 def run(*command: str, **options) -> str:
@@ -65,9 +67,12 @@ class Podman(Engine):
         self._storage += ["--storage-driver", driver]
         socket = folder / "podman.sock"
         self._log = open(folder / "podman.log", "w")  # noqa: SIM115
-        podman = ["podman", *self._storage, "--cgroup-manager", "cgroupfs", "--runtime", "runc"]
+        (folder / "containers.conf").write_text(CONFIGURATION)
         self._service = subprocess.Popen(
-            [*podman, "system", "service", "--time", "0", f"unix://{socket}"], stdout=self._log, stderr=self._log
+            ["podman", *self._storage, "system", "service", "--time", "0", f"unix://{socket}"],
+            stdout=self._log,
+            stderr=self._log,
+            env={**os.environ, "CONTAINERS_CONF": str(folder / "containers.conf")},
         )
         for _ in range(100):
             if socket.exists():
@@ -135,6 +140,7 @@ class Podman(Engine):
         )
 
     def close(self) -> None:
+        time.sleep(5)  # see CONFIGURATION
         self.client.close()
         self._service.terminate()
         self._service.wait(30)
