@@ -115,11 +115,11 @@ def _ratio(checkpoint: Checkpoint, cases: list[Undersampled], settings: dict, sa
         score = case.score(found.image, found.spread, samples)
         squared = score["V"], score["B"], score["truth"]
         sums.setdefault(case.full.contrast, []).append(np.array(squared) / case.mapped.scale**2)
-    for contrast, found in sums.items():
-        spread, error, truth = np.sum(found, 0)
+    for contrast, values in sums.items():
+        spread, error, truth = np.sum(values, 0)
         print(f"  {contrast}: V/B {spread / error:.2f}, V^.5 {(spread / truth) ** 0.5:.4f} and B^.5 "
-              f"{(error / truth) ** 0.5:.4f} of the truth, {len(found)} slices", flush=True)  # fmt: skip
-    spread, error, _ = np.sum([np.sum(found, 0) for found in sums.values()], 0)
+              f"{(error / truth) ** 0.5:.4f} of the truth, {len(values)} slices", flush=True)  # fmt: skip
+    spread, error, _ = np.sum([np.sum(values, 0) for values in sums.values()], 0)
     return float(spread / error)
 
 

@@ -13,6 +13,9 @@ from dpmrecon.errors import BadInputError, first_line
 from dpmrecon.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.scale import image_scale
 
+# share of the magnitude images whose drawn phase jumps between tissues too
+TISSUE_PHASE = 0.5
+
 
 class PreparedSlices:
     """Memory-mapped prepared volumes; `real_fraction` of the examples are real images, the rest simulated.
@@ -50,12 +53,15 @@ class PreparedSlices:
         chosen = int(uniform(0, volume["shape"][0]))
         # a magnitude, real and positive, or complex where the phase was measured
         image = torch.from_numpy(np.array(self.data[index][chosen], dtype=np.float32))
-        image = torch.view_as_complex(image) if image.ndim == 3 else image
+        measured = image.ndim == 3
+        image = torch.view_as_complex(image) if measured else image
         if uniform(0, 1) < 0.25:
             image = affine(image, uniform(-0.3, 0.3), uniform(0.85, 1.2), uniform(0.85, 1.2))
         if uniform(0, 1) < 0.25:
             power = uniform(0.8, 1.25)
             image = torch.polar(image.abs() ** power, image.angle()) if image.is_complex() else image.clamp(0) ** power
+        if not measured and uniform(0, 1) < TISSUE_PHASE:
+            image = image * tissue_phase(image / image_scale(image), generator)
         # a coarser pixel, as an MRI scanner would make it: keep the centre of k-space
         coarsest = min(2.0 / volume["pixel_mm"], min(image.shape) / crop)
         if uniform(0, 1) < 0.6 and coarsest > 1:
@@ -76,7 +82,7 @@ class PreparedSlices:
         turns = int(uniform(0, 8))
         piece = torch.rot90(piece, turns % 4, (0, 1))
         piece = piece.flip(0) if turns > 3 else piece
-        if piece.is_complex():  # the phase of the whole is the receiver's: any is as good
+        if measured:  # the phase of the whole is the receiver's: any is as good
             angle = torch.tensor(uniform(-math.pi, math.pi))
             return piece * torch.polar(torch.ones(()), angle), volume["contrast"]
         return piece * random_phase(piece.shape, crop / max(image.shape), generator), volume["contrast"]
@@ -110,6 +116,27 @@ def affine(image: torch.Tensor, angle: float, scale_rows: float, scale_cols: flo
     channels = torch.view_as_real(image).permute(2, 0, 1) if image.is_complex() else image[None]
     moved = F.grid_sample(channels[None], grid, mode="bicubic", align_corners=False)[0]
     return torch.complex(*moved) if image.is_complex() else moved[0].clamp(min=0)
+
+
+def tissue_phase(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """exp(i phi), phi that follows the tissues as in a gradient echo: fat's chemical shift, bone and air, vessels.
+
+    image: magnitude (rows, cols) at scale 1. For want of a measured phase the brightest and the darkest tissue differ
+    from the rest by random angles, and a few spots, two to six pixels wide, by others.
+    """
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    phase = torch.zeros_like(image)
+    for low, high in ((0.5, 1.1), (0.05, 0.35)):
+        angle = 1.2 * float(torch.randn((), generator=generator))
+        phase += angle * torch.sigmoid((image - uniform(low, high)) / uniform(0.02, 0.15))
+    width = uniform(2, 6)
+    spots = torch.randn(1, 1, *(math.ceil(size / width) for size in image.shape), generator=generator)
+    spots = uniform(0, 0.6) * spots * (spots.abs() > uniform(1.5, 3))
+    phase += F.interpolate(spots, tuple(image.shape), mode="bicubic", align_corners=True)[0, 0]
+    return torch.polar(torch.ones_like(phase), phase)
 
 
 def random_phase(shape: Sequence[int], extent: float, generator: torch.Generator) -> torch.Tensor:
