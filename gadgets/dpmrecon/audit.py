@@ -38,7 +38,7 @@ KEY_BYTES = 32
 
 
 class AuditLog:
-    """Appends to `path`. The key of the input's hashes lies beside it, made at the first use: path.key.
+    """Appends to `path`. The key of the input's hashes lies beside it, made at the first use: audit.key of audit.jsonl.
 
     problem: what is wrong with the log now, in words; None where nothing is.
     """
