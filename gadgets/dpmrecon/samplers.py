@@ -37,13 +37,14 @@ class SamplerSettings:
     """Settings of all samplers; the defaults of a model travel in its card.
 
     steps: evaluations of the denoiser; sigma_max, sigma_min, rho: noise schedule; eta: share of fresh noise in
-    every step of `prox`, 0 is deterministic; prior_std, prior_power: `prox` takes the clean image, given the noisy
-    one, to be as uncertain as under a white prior of standard deviation prior_std * sigma^prior_power (None: the
-    network's sigma_data), which `dpmtrain calibrate` measures; warm_start: begin at the conventional reconstruction
-    plus noise of sigma_max instead of at noise alone; cg_steps: at most so many conjugate gradients a step of `prox`;
-    noise_factor: `prox` takes sigma_n times this, below 1 to trust an imperfect prior less than the data; turns:
-    `prox` shows the network each step's image in another of the 8 orientations it was trained in, so that its
-    preferences for one average out; zeta: step size of the data term of `dps`.
+    every step of `prox`, 0 is deterministic; noise_scale: fresh noise and that of a warm start is this times sigma,
+    below 1 because the error of x0 itself is noise to the network too; prior_std, prior_power: `prox` takes the clean
+    image, given the noisy one, to be as uncertain as under a white prior of standard deviation prior_std *
+    sigma^prior_power (None: the network's sigma_data), which `dpmtrain calibrate` measures; warm_start: begin at the
+    conventional reconstruction plus noise of sigma_max instead of at noise alone; cg_steps: at most so many conjugate
+    gradients a step of `prox`; noise_factor: `prox` takes sigma_n times this, below 1 to trust an imperfect prior less
+    than the data; turns: `prox` shows the network each step's image in another of the 8 orientations it was trained
+    in, so that its preferences for one average out; zeta: step size of the data term of `dps`.
     """
 
     steps: int = 20
@@ -51,6 +52,7 @@ class SamplerSettings:
     sigma_min: float = 0.01
     rho: float = 7.0
     eta: float = 1.0
+    noise_scale: float = 1.0
     prior_std: float | None = None
     prior_power: float = 0.0
     warm_start: bool = True
@@ -85,7 +87,7 @@ def noise_levels(settings: SamplerSettings) -> list[float]:
 def initial_image(problem: Problem, noise: NoiseSource, settings: SamplerSettings) -> torch.Tensor:
     """Where the samplers begin: noise of sigma_max, around the conventional image for a warm start."""
     x = settings.sigma_max * noise.draw(*problem.kspace.shape[-2:])
-    return problem.start + x if settings.warm_start else x
+    return problem.start + settings.noise_scale * x if settings.warm_start else x
 
 
 def turned(image: torch.Tensor, orientation: int) -> torch.Tensor:
@@ -135,7 +137,7 @@ def sample_prox(
             break
         x = x0 + (sigma_next / sigma) * (1 - settings.eta**2) ** 0.5 * (x - x0)
         if settings.eta > 0:
-            x = x + sigma_next * settings.eta * noise.draw(*x.shape[-2:])
+            x = x + settings.noise_scale * sigma_next * settings.eta * noise.draw(*x.shape[-2:])
     return x0
 
 
