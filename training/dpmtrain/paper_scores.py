@@ -20,7 +20,8 @@ from .undersampling import sampling_mask, undersampled, with_maps
 from .validation import CPU, full_slice, subject_slices
 
 Cases = list[tuple[MappedSlice, np.ndarray]]
-PROX = SamplerSettings(steps=20, cg_steps=4, noise_factor=0.7, turns=True)  # the defaults of the shipped card
+# as in the shipped card
+PROX = SamplerSettings(steps=20, cg_steps=4, noise_scale=0.4, noise_factor=0.75, turns=True)
 DPS = SamplerSettings(steps=100, sigma_max=5.0, sigma_min=0.002, warm_start=False)
 ACCELERATIONS = (3, 4, 6, 8)
 CHOSEN_AT = 4  # the R at which an arm's best checkpoint is chosen
