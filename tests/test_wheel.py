@@ -1,4 +1,4 @@
-"""The wheel holds what the tree holds: modules, model, chains, licence; and it asks for what it imports."""
+"""The wheel holds what the tree holds: modules, model, recipes, chains, licence; and it asks for what it imports."""
 
 import ast
 import re
@@ -31,13 +31,16 @@ def wheel(tmp_path_factory):
         yield archive
 
 
-def test_modules_model_chains_and_licence_are_in_the_wheel(wheel):
+def test_modules_model_recipes_chains_and_licence_are_in_the_wheel(wheel):
     found = set(wheel.namelist())
     wanted = set()
     for name, folder in PACKAGES.items():
         files = [path for path in folder.rglob("*") if path.suffix in (".py", ".json", ".safetensors", ".typed")]
         wanted |= {f"{name}/{path.relative_to(folder).as_posix()}" for path in files}
     assert {"dpmrecon/checkpoints/default.safetensors", "dpmrecon/checkpoints/default.json"} <= wanted
+    recipes = {f"dpmtrain/recipes/{path.name}" for path in (ROOT / "training" / "recipes").glob("*.toml")}
+    assert "dpmtrain/recipes/default.toml" in recipes
+    wanted |= recipes
     info = next(name for name in found if name.endswith(".dist-info/METADATA")).split("/")[0]
     data = info.replace(".dist-info", ".data/data/share/gadgetron/config")
     chains = {f"{data}/{path.name}" for path in (ROOT / "config_xml").glob("*.xml")}
