@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import weakref
 
 import h5py
 import ismrmrd
@@ -173,16 +174,22 @@ def test_a_failing_model_gives_labelled_cg_sense(simulated_scan, model, tmp_path
     assert "fallback is off" in capsys.readouterr().err
 
 
-def test_one_bad_slice_of_a_batch_does_not_take_the_others_along(simulated_scan, model, tmp_path, monkeypatch):
+def test_a_batch_that_fails_is_tried_slice_by_slice_without_its_memory(
+    simulated_scan, model, tmp_path, monkeypatch, caplog
+):
     forward = Denoiser.forward
+    failed = []
 
     def picky(self, x, sigma, label):
         if len(x) > 2:
+            failed.append(weakref.ref(x))
             raise RuntimeError("out of memory")
+        assert failed[0]() is None
         return forward(self, x, sigma, label)
 
     monkeypatch.setattr(Denoiser, "forward", picky)
     assert replay(simulated_scan(**SCAN), tmp_path, model, "--batch", "6") == 0
+    assert "3 slices at once: the sampler failed (out of memory): they are tried one by one" in caplog.text
 
 
 @pytest.mark.parametrize(("value", "words"), [(float("nan"), "not finite"), (0.0, "misses the data")])

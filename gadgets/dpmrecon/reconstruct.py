@@ -1,6 +1,7 @@
 """From complete slices to images: coil maps, conventional reconstruction, posterior samples, and the fallback."""
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,8 @@ from .deadline import Deadline
 from .errors import BadInputError, DpmreconError, first_line
 from .forward import ForwardModel
 from .samplers import SAMPLERS, NoiseSource, Problem, SamplerSettings, Stop, never
+
+log = logging.getLogger("dpmrecon")
 
 # A data residual (1 is what the noise alone leaves) above this, and above twice that of CG-SENSE, does not fit the data
 LARGEST_RESIDUAL = 3.0
@@ -198,12 +201,16 @@ def _sample_group(
         draws, evaluations = draw(group, checkpoint, contrast, sampling, progress, stop)
     except DpmreconError:
         raise
-    except Exception as error:  # whatever it is, the slice is complete: it gets the conventional image
-        if len(group) > 1:
-            for mapped in group:
-                yield from _sample_group([mapped], checkpoint, contrast, sampling, progress, stop)
+    except Exception as error:  # whatever it is, the slices are complete: alone each may do, else it is CG-SENSE's
+        reason = f"the sampler failed ({first_line(error)})"
+        if len(group) == 1:
+            yield _fall_back(group[0], reason, sampling, error)
             return
-        yield _fall_back(group[0], f"the sampler failed ({first_line(error)})", sampling, error)
+        draws = None
+    if draws is None:  # outside of the except block, whose traceback keeps the tensors of the attempt
+        log.warning("%d slices at once: %s: they are tried one by one", len(group), reason)
+        for mapped in group:
+            yield from _sample_group([mapped], checkpoint, contrast, sampling, progress, stop)
         return
     seconds = (time.perf_counter() - started) / len(group)
     for mapped, samples in zip(group, draws):
