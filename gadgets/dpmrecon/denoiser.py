@@ -33,6 +33,12 @@ def has_bfloat16(device: torch.device) -> bool:
     return "avx512_bf16" in found or "amx_bf16" in found
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was asked for, so that a clock tells what it took."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 class Denoiser(nn.Module):
     """Estimate of the clean slice from x = clean + sigma * complex_noise, on slices scaled as in `scale.py`.
 

@@ -15,6 +15,7 @@ from .coil_compression import compressed
 from .coil_maps import estimate_coil_maps
 from .conventional import slice_scale, zero_filled
 from .deadline import Deadline
+from .denoiser import synchronize
 from .errors import BadInputError, DpmreconError, first_line
 from .forward import ForwardModel
 from .samplers import SAMPLERS, NoiseSource, Problem, SamplerSettings, Stop, never
@@ -95,8 +96,10 @@ def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) ->
         kspace = data.kspace.to(device)
         maps = estimate_coil_maps(calibration, (kspace.shape[-2], kspace.shape[-1]))
         model = ForwardModel(maps, data.mask.to(device))
+        synchronize(device)
         mapped = time.perf_counter()
         scale, conventional = slice_scale(model, kspace, data.sigma_n)
+        synchronize(device)
         seconds = {"maps": mapped - started, "conventional": time.perf_counter() - mapped}
         if not (math.isfinite(scale) and scale > 0):
             yield LostSlice(data.key, "its k-space holds no signal inside the coil maps' support", data.header)
@@ -147,7 +150,13 @@ def _sample_in_time(
             yield _fall_back(mapped, f"the deadline of {deadline.seconds:g} s {passed}", sampling)
         deadline.note(len(group), 0, 0.0)
         return
-    found = list(_sample_group(group, checkpoint, contrast, plan, progress, deadline.until(share)))
+    device, is_over = group[0].conventional.device, deadline.until(share)
+
+    def stop() -> bool:
+        synchronize(device)  # else a GPU's work would be asked for long before it is done
+        return is_over()
+
+    found = list(_sample_group(group, checkpoint, contrast, plan, progress, stop))
     deadline.note(len(group), sum(item.evaluations for item in found), time.monotonic() - began)
     yield from found
 
@@ -275,6 +284,7 @@ def draw(
 
         sample = SAMPLERS[sampling.sampler]
         draws.append(sample(problem, denoise, noise, sampling.settings, denoiser.sigma_data, stop))
+    synchronize(device)
     return list(torch.cat(draws).unflatten(0, (len(group), -1))), evaluations // len(group)
 
 

@@ -119,10 +119,10 @@ def mapped_slices(
     """Slices of a simulated R = 4 scan with coil maps, and the seconds that a slice's maps and start take."""
     from dpmrecon.acquisitions import LostSlice, slices
     from dpmrecon.coil_maps import estimate_coil_maps
+    from dpmrecon.denoiser import synchronize
     from dpmrecon.mrd import open_scan
     from dpmrecon.simulate import SimulationSettings, simulate
 
-    from .hardware import synchronize
     from .undersampling import with_maps
 
     found, before = [], {"maps": 0.0, "start": 0.0}
@@ -229,10 +229,11 @@ def _sampled(
     """(seconds of forward passes, of the whole sampling, peak memory) of one sample of every slice in one batch."""
     from dataclasses import replace
 
+    from dpmrecon.denoiser import synchronize
     from dpmrecon.reconstruct import Sampling, sampled
     from dpmrecon.samplers import settings_from
 
-    from .hardware import PeakMemory, synchronize
+    from .hardware import PeakMemory
 
     timed: Any = TimedDenoiser(network.denoiser)
     device = network.denoiser.device

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from dpmrecon.denoiser import Denoiser
+from dpmrecon.denoiser import Denoiser, synchronize
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -22,12 +22,6 @@ def device_name(device: torch.device) -> str:
     name = found[1].strip() if found else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"{name} (CPU), {threads} thread{'s' * (threads > 1)}"
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done all that it was asked for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class PeakMemory:

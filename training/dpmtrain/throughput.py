@@ -78,8 +78,9 @@ def _run(args: argparse.Namespace) -> int:
 
 def measure(trainer, data: Path, workers: int, steps: int) -> tuple[float, float]:
     """Seconds of `steps` steps of training, and those of them spent waiting for data."""
+    from dpmrecon.denoiser import synchronize
+
     from .batches import Batches, load
-    from .hardware import synchronize
 
     device = trainer.accelerator.device
     batches = Batches(data, trainer.settings, list(trainer.model.labels), None)
