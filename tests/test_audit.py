@@ -63,6 +63,18 @@ def test_decisions_of_a_deadline_and_of_an_unknown_contrast_are_kept(start, scan
     assert "the deadline of 1e-09 s" in line["decisions"][1]
 
 
+def test_a_sampling_that_the_deadline_stops_is_a_decision(start, scan, tmp_path, monkeypatch):  # noqa: F811
+    from dpmrecon.deadline import Deadline
+
+    # its plan finds time for all 4 steps of the 2 samples, but when the first step is done there is none left
+    monkeypatch.setattr(Deadline, "until", lambda self, seconds: lambda: True)
+    log = AuditLog(tmp_path / "audit.jsonl")
+    answer = exchange(start(audit=log, deadline="60"), *raw_stream(scan))
+    assert {image.meta["dpmrecon_evaluations"] for image in answer.images} == {"2"}
+    (line,) = lines_of(log.path)
+    assert sorted(line["decisions"]) == [f"deadline: slice {n}: 2 x 4 steps, stopped after 2 evaluations" for n in (0, 1)]
+
+
 def test_full_files_are_put_aside_and_the_oldest_go(tmp_path):
     logs = [AuditLog(tmp_path / "audit.jsonl", largest=400, kept=3) for _ in range(3)]
 
@@ -117,6 +129,18 @@ def test_a_full_disk_costs_no_scan_and_is_said(start, scan, tmp_path, full_disk,
     assert '"images": 4' in caplog.text
     assert "No space left on device" in server.status()["audit"]
     assert [path.name for path in tmp_path.iterdir()] == ["audit.jsonl"]  # no half a key
+
+
+def test_a_damaged_key_is_said_until_it_is_whole_again(tmp_path):
+    log = AuditLog(tmp_path / "audit.jsonl")
+    assert log.hash() is not None and log.problem is None
+    key = (tmp_path / "audit.key").read_bytes()
+    (tmp_path / "audit.key").write_bytes(key[:-1])
+    assert log.hash() is None
+    log.write({"after": 1})  # a good line mends no key
+    assert "audit.key holds no key of 32 bytes" in log.problem
+    (tmp_path / "audit.key").write_bytes(key)
+    assert log.hash() is not None and log.problem is None
 
 
 def test_a_started_gadget_writes_its_line_too(tmp_path, model, scan, monkeypatch):  # noqa: F811

@@ -53,7 +53,7 @@ def reconstruction(data, *, scale=2.0, fallback=None) -> Reconstruction:
     image = torch.full(data.kspace.shape[-2:], scale, dtype=torch.complex64)
     spread = image.real / 10
     mapped = MappedSlice(data, None, scale, image, image, {})
-    drawn = (0, 0) if fallback else (2, 4)
+    drawn = (0, 0, 0) if fallback else (2, 4, 7)  # a deadline kept the last evaluation
     return Reconstruction(mapped, image, None if fallback else spread, fallback, 1.0, {}, *drawn)
 
 
@@ -106,6 +106,7 @@ def test_both_key_sets_and_provenance(simulated_scan, checkpoint):
             "sampler": "prox",
             "steps": "4",
             "samples": "2",
+            "evaluations": "7",
             "seed": "11",
             "residual": "1",
             "fallback": "none",

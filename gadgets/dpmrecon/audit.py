@@ -38,16 +38,18 @@ KEY_BYTES = 32
 
 
 class AuditLog:
-    """Appends to `path`. The key of the input's hashes lies beside it, made at the first use: audit.key of audit.jsonl.
-
-    problem: what is wrong with the log now, in words; None where nothing is.
-    """
+    """Appends to `path`. The key of the hashes lies beside it, made at the first use: audit.key of audit.jsonl."""
 
     def __init__(self, path: Path, largest: int = LARGEST_BYTES, kept: int = KEPT):
         self.path = path
-        self.problem: str | None = None
+        self._problems: dict[str, str] = {}  # with the key, with the lines: as they were at the last use
         self._largest, self._kept = largest, kept
         self._key_path = path.with_suffix(".key")
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the log now, in words; None where nothing is."""
+        return "; ".join(self._problems.values()) or None
 
     def check(self) -> None:
         """Raises BadInputError where the folder is missing or may not be written. A full disk may be full no more when
@@ -64,9 +66,11 @@ class AuditLog:
         where there is no key and none can be stored."""
         try:
             with self._locked():
-                return hmac.new(self._key(), digestmod=hashlib.sha256)
+                key = self._key()
+            self._problems.pop("key", None)
+            return hmac.new(key, digestmod=hashlib.sha256)
         except OSError as error:
-            self._failed("the audit log's key could not be read or stored", error)
+            self._failed("key", "the audit log's key could not be read or stored in", error)
             return None
 
     def write(self, record: dict[str, Any]) -> None:
@@ -77,13 +81,13 @@ class AuditLog:
                 if self.path.exists() and self.path.stat().st_size + len(line) > self._largest:
                     self._rotate()
                 _append(self.path, line)
-            self.problem = None
+            self._problems.pop("line", None)
         except OSError as error:
-            self._failed("an audit line could not be written", error)
+            self._failed("line", "an audit line could not be written to", error)
 
-    def _failed(self, what: str, error: OSError) -> None:
-        self.problem = f"{what} to {self.path.parent} ({error.strerror})"
-        log.error("%s: make room; the scan goes on, and its line stands in this log", self.problem)
+    def _failed(self, part: str, what: str, error: OSError) -> None:
+        self._problems[part] = f"{what} {self.path.parent} ({error.strerror})"
+        log.error("%s: mend that; the scan goes on, and its line stands in this log", self._problems[part])
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

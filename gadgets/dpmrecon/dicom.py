@@ -324,7 +324,8 @@ def _derivation(meta: dict[str, Any]) -> str:
 
     how = (
         f"model {of('model')}, sha256 {of('checksum')}; "
-        f"sampler {of('sampler')}, steps {of('steps')}, samples {of('samples')}, seed {of('seed')}"
+        f"sampler {of('sampler')}, steps {of('steps')}, samples {of('samples')}, "
+        f"evaluations {of('evaluations')}, seed {of('seed')}"
     )
     if of("sampler") == "cg-sense":
         how = f"CG-SENSE, without the model {of('model')}, sha256 {of('checksum')}"

@@ -162,6 +162,7 @@ def _meta(
             "dpmrecon_mode": sampling.mode,
             "dpmrecon_steps": str(item.steps),
             "dpmrecon_samples": str(item.samples),
+            "dpmrecon_evaluations": str(item.evaluations),
             "dpmrecon_seed": str(sampling.seed),
             "dpmrecon_residual": f"{item.residual:.4g}",
             "dpmrecon_fallback": item.fallback or "none",

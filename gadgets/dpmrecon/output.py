@@ -153,11 +153,7 @@ class ResultFolder:
             self.exit_code = max(self.exit_code, 3)
         self._keep_pictures(item)
         seconds = sum(item.seconds.values())
-        source = f"CG-SENSE FALLBACK: {item.fallback}"
-        if item.fallback is None:
-            source = f"DPM, {item.samples} x {item.steps} steps"
-            if item.evaluations < item.samples * item.steps:
-                source += f", stopped after {item.evaluations} evaluations"
+        source = f"DPM, {item.drawn}" if item.fallback is None else f"CG-SENSE FALLBACK: {item.fallback}"
         return f"slice {data.key.slice}: {source}, residual {item.residual:.2f}, {seconds:.1f} s"
 
     def _keep_pictures(self, item: Reconstruction) -> None:

@@ -62,7 +62,8 @@ class Reconstruction:
     """One image (rows, cols) complex64, the spread of its samples (float32, std of a real channel) or None.
 
     fallback: None, or why the image is the conventional one; residual: ||A x - y|| over what the noise alone leaves;
-    samples: drawn; steps: of each, as planned; evaluations: of the network, in all; 0 for the conventional image.
+    samples: drawn; steps: of each, as planned; evaluations: of the network, in all, fewer than planned where the
+    deadline stopped it; 0 for the conventional image.
     """
 
     mapped: MappedSlice
@@ -74,6 +75,17 @@ class Reconstruction:
     samples: int = 0
     steps: int = 0
     evaluations: int = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the deadline cut its sampling short."""
+        return self.evaluations < self.samples * self.steps
+
+    @property
+    def drawn(self) -> str:
+        """Such as "3 x 20 steps, stopped after 31 evaluations"."""
+        end = f", stopped after {self.evaluations} evaluations" if self.stopped else ""
+        return f"{self.samples} x {self.steps} steps{end}"
 
 
 def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) -> Iterator[MappedSlice | LostSlice]:

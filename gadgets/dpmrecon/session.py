@@ -324,9 +324,9 @@ class Session:
             record["seconds"][name] = round(record["seconds"].get(name, 0.0) + seconds, 3)
         record["residuals"].append(round(item.residual, 3) if math.isfinite(item.residual) else None)
         if item.fallback is None:
-            drawn, asked = (item.samples, item.steps), record["parameters"]
-            if drawn != (asked["samples"], asked["settings"]["steps"]):
-                record["decisions"].append(f"deadline: slice {number}: {drawn[0]} samples of {drawn[1]} steps")
+            asked = record["parameters"]
+            if item.stopped or (item.samples, item.steps) != (asked["samples"], asked["settings"]["steps"]):
+                record["decisions"].append(f"deadline: slice {number}: {item.drawn}")
             log.info("slice %d: DPM, residual %.2f", number, item.residual)
         else:
             record["fallbacks"] += 1
