@@ -72,7 +72,8 @@ def test_a_sampling_that_the_deadline_stops_is_a_decision(start, scan, tmp_path,
     answer = exchange(start(audit=log, deadline="60"), *raw_stream(scan))
     assert {image.meta["dpmrecon_evaluations"] for image in answer.images} == {"2"}
     (line,) = lines_of(log.path)
-    assert sorted(line["decisions"]) == [f"deadline: slice {n}: 2 x 4 steps, stopped after 2 evaluations" for n in (0, 1)]
+    told = "2 x 4 steps, stopped after 2 evaluations"
+    assert sorted(line["decisions"]) == [f"deadline: slice {number}: {told}" for number in (0, 1)]
 
 
 def test_full_files_are_put_aside_and_the_oldest_go(tmp_path):

@@ -41,6 +41,19 @@ def test_a_busy_service_is_ready_and_a_check_takes_no_scans_place(start, scan): 
     until(lambda: health.ask("127.0.0.1", server.port)["scans"] == 0)
 
 
+def test_a_device_that_hangs_is_not_ready(start, capsys, monkeypatch):  # noqa: F811
+    server = start()
+    monkeypatch.setattr("dpmrecon.serve.STUCK", 0.1)
+    asked, hung = ["--port", str(server.port)], threading.Event()
+    worker = threading.Thread(target=server._device.run, args=(hung.wait,))
+    worker.start()
+    until(lambda: health.main(asked) == 1)
+    assert re.search(r"stuck: \d+ s with one job of the device: end the service", capsys.readouterr().out)
+    hung.set()
+    worker.join()
+    until(lambda: health.main(asked) == 0)
+
+
 def test_somebody_elses_port_is_not_ready(capsys):
     with socket.create_server(("127.0.0.1", 0)) as listener:
 

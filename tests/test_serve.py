@@ -1,5 +1,6 @@
 """`dpmrecon serve`: both kinds of peers on one port, several at a time, its start and its end."""
 
+import contextlib
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import fake_peer
 import ismrmrd
@@ -288,6 +290,31 @@ def test_the_device_queue_keeps_order_and_hands_errors_on():
     with pytest.raises(ArithmeticError, match="three"):
         run(lambda: job(3))
     assert run(lambda: job(4)) == 4
+
+
+def test_a_lost_device_is_told_and_ends_the_service_with_1(model, scan, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("dpmrecon.session.with_coil_maps", lambda group, device: map(fail, group))
+    monkeypatch.setattr("dpmrecon.denoiser.synchronize", fail)  # a device that is well lets itself be waited for
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    answers = []
+
+    def peer():
+        with contextlib.suppress(ConnectionRefusedError):
+            answers.append(exchange(SimpleNamespace(port=port), *raw_stream(scan)))
+
+    client = threading.Thread(target=lambda: until(lambda: peer() or answers))
+    client.start()
+    guard = threading.Timer(20, os.kill, (os.getpid(), signal.SIGTERM))  # a service that goes on ends with 0
+    guard.start()
+    assert main(["serve", "--port", str(port), "--model", str(model), "--device", "cpu"]) == 1
+    guard.cancel()
+    client.join()
+    assert b"internal error: RuntimeError in fail" in answers[0].texts[0]
+    assert "device cpu is lost (CUDA error: an illegal memory access was encountered): stopped" in caplog.text
 
 
 # The command itself, in a process of its own

@@ -1,7 +1,8 @@
 """Is the service ready? `python -m dpmrecon.health [--port 9020]` asks it and says so; exit code 0, else 1.
 
 Asked on its own port, with a config name of our own. The service listens from its start, but answers once the model is
-on its device: no answer means that it loads still, or hangs. Light: an image's HEALTHCHECK starts it every few seconds.
+on its device: no answer means that it loads still. Where its device hangs it says so. Light: an image's HEALTHCHECK
+starts it every few seconds.
 """
 
 import argparse
@@ -49,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"not ready: {args.address} port {args.port} is no dpmrecon service ({error})")
     else:
+        if answer.get("stuck"):
+            print(f"stuck: {answer['stuck']}: end the service, so that it is started again")
+            return 1
         print("ready: " + ", ".join(f"{name} {value}" for name, value in answer.items() if value is not None))
         return 0
     return 1

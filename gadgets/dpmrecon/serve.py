@@ -13,27 +13,35 @@ import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 from . import __version__, options
 from .audit import AuditLog
-from .errors import BadInputError, DpmreconError
+from .errors import BadInputError, DpmreconError, first_line
 from .options import Values
 from .wire import Wire
 
 log = logging.getLogger("dpmrecon")
 
+STUCK = 600.0  # seconds: no slice takes so long on a device that works
+FAREWELL = 10.0  # seconds for each scan to tell its peer that the device is lost
 PEERS = 8  # scans in hand at a time; who comes then is told so
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))  # seconds, seconds, times
 
 
 class DeviceQueue:
-    """Runs jobs one after the other in a thread of its own, in the order they came; whoever finds it full waits."""
+    """Runs jobs one after the other in a thread of its own, in the order they came; whoever finds it full waits.
 
-    def __init__(self, size: int):
+    failed: called after a job that raised.
+    """
+
+    def __init__(self, size: int, failed: Callable[[], object] = lambda: None):
         self._jobs: queue.Queue = queue.Queue(size)
+        self._failed = failed
+        self._began: float | None = None
         threading.Thread(target=self._work, daemon=True, name="device").start()
 
     def run(self, job: Callable[[], Any]) -> Any:
@@ -41,6 +49,11 @@ class DeviceQueue:
         future: Future = Future()
         self._jobs.put((job, future))
         return future.result()
+
+    def busy(self) -> float:
+        """Seconds since the job in hand began, 0 where there is none."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
 
     def close(self) -> None:
         """End the thread, once what waits is done."""
@@ -52,10 +65,13 @@ class DeviceQueue:
             if entry is None:
                 return
             job, future = entry
+            self._began = time.monotonic()
             try:
                 future.set_result(job())
             except BaseException as error:  # the thread that waits raises it
                 future.set_exception(error)
+                self._failed()
+            self._began = None
             del entry, job, future  # or the last peer's slices would stay until the next one's
 
 
@@ -72,7 +88,8 @@ class Server:
         self.port = self.listener.getsockname()[1]
         self._peers, self._audit = peers, audit
         self._sessions: dict[threading.Thread, Any] = {}
-        self._device = DeviceQueue(peers)
+        self._device = DeviceQueue(peers, self._check_device)
+        self.lost: str | None = None  # why the device can be used no more
         self._stopping = threading.Event()
         self._wake, self._woken = socket.socketpair()
 
@@ -88,10 +105,23 @@ class Server:
         return checkpoint.model_id
 
     def status(self) -> dict[str, Any]:
-        """What a health check is told. audit: what is wrong with the audit log, None where nothing is."""
+        """What a health check is told. audit, stuck: what is wrong with the audit log and the device, else None."""
+        busy = self._device.busy()
+        stuck = f"{busy:.0f} s with one job of the device" if busy > STUCK else self.lost
         scans = sum(session.begun for session in list(self._sessions.values()))
         found = {"model": self._engine.checkpoint.model_id, "device": str(self._engine.device), "scans": scans}
-        return {**found, "version": __version__, "audit": self._audit and self._audit.problem}
+        return {**found, "version": __version__, "audit": self._audit and self._audit.problem, "stuck": stuck}
+
+    def _check_device(self) -> None:
+        """A GPU that has failed, other than by a lack of memory, fails in all that follows: only a new process has it
+        again. Its scans end with an error, and so does `serve`."""
+        from .denoiser import synchronize
+
+        try:
+            synchronize(self._engine.device)
+        except Exception as error:
+            self.lost = f"device {self._engine.device} is lost ({first_line(error)})"
+            self.stop()
 
     def stop(self) -> None:
         """Take no new peers; `serve` returns when the scans in hand are done. Safe in a signal handler."""
@@ -122,7 +152,7 @@ class Server:
                 with contextlib.suppress(OSError):
                     session.peer.socket.shutdown(socket.SHUT_RDWR)
         for thread, _ in sessions:
-            thread.join()
+            thread.join(None if self.lost is None else FAREWELL)
 
     def close(self) -> None:
         """Give the port and the device back."""
@@ -193,5 +223,8 @@ def run(args: Any) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if server.lost is not None:
+        log.error("%s: stopped, start the service again", server.lost)
+        return 1
     log.info("stopped")
     return 0
