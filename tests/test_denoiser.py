@@ -1,12 +1,13 @@
 """The network, its preconditioning and the checkpoint format."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from dpmrecon import options
-from dpmrecon.checkpoint import load_checkpoint, save_checkpoint
+from dpmrecon.checkpoint import load_checkpoint, save_checkpoint, write_card
 from dpmrecon.denoiser import LABELS, Denoiser, complex_noise
 from dpmrecon.errors import CheckpointError
 from dpmrecon.samplers import SamplerSettings
@@ -158,3 +159,36 @@ def test_the_shipped_checkpoint_names_its_data():
     assert not {"patient09", "patient12"} & set(card["data"]["subjects"])
     assert any("CC-BY" in source for source in card["data"]["sources"])
     assert {"flair", "t1", "t2", "dwi", "swi"} <= set(checkpoint.denoiser.labels)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "mode", "words"),
+    [
+        ({"uncertainty": {"steps": 3}}, "uncertainty", "sampling.uncertainty lacks samples"),
+        ({"by_contrast_R": [{"sampler": "prox", "R": 4}]}, "fast", "sampling.by_contrast_R lacks contrast, settings"),
+    ],
+)
+def test_a_card_with_half_an_entry_is_refused_in_one_sentence(tmp_path, sampling, mode, words):
+    save_checkpoint(tmp_path / "m.safetensors", denoiser(), {"sampling": sampling})
+    checkpoint = load_checkpoint(tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match=words):
+        options.sampling_of(options.from_pairs({"mode": mode}), checkpoint, torch.device("cpu"))
+
+
+def test_a_full_disk_leaves_the_checkpoint_that_was(tmp_path, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, denoiser(), {})
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    write = Path.write_bytes
+
+    def full(file, data):
+        write(file, data[:10])
+        if ".json" in file.name:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(path, denoiser(), {"more": 1})
+    with pytest.raises(CheckpointError, match="No space"):
+        write_card(path, more=1)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

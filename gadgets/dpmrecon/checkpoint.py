@@ -39,7 +39,6 @@ def save_checkpoint(path: Path, denoiser: Denoiser, card: dict) -> None:
     # above 4 M parameters float32 would break the 16 MB that a shipped file may have
     dtype = torch.float16 if count > 4_000_000 else torch.float32
     data = save({name: value.to(dtype).contiguous() for name, value in denoiser.state_dict().items()})
-    path.write_bytes(data)
     full = {
         "name": path.stem,
         "package_version": __version__,
@@ -49,7 +48,24 @@ def save_checkpoint(path: Path, denoiser: Denoiser, card: dict) -> None:
         "model": denoiser.config,
         **card,
     }
-    path.with_suffix(".json").write_text(json.dumps(full, indent=1) + "\n")
+    _replace({path: data, path.with_suffix(".json"): _text(full)})
+
+
+def _text(card: dict) -> bytes:
+    return (json.dumps(card, indent=1) + "\n").encode()
+
+
+def _replace(contents: dict[Path, bytes]) -> None:
+    """Write all files beside their places, then put them there: a full disk leaves what was. Raises OSError."""
+    beside = {path: path.with_name(f"{path.name}.new") for path in contents}
+    try:
+        for path, data in contents.items():
+            beside[path].write_bytes(data)
+        for path in contents:
+            os.replace(beside[path], path)
+    finally:
+        for new in beside.values():
+            new.unlink(missing_ok=True)
 
 
 def default_path() -> Path:
@@ -101,15 +117,18 @@ def sampler_defaults(card: dict, sampler: str, contrast: str | None, acceleratio
 
     card["sampling"][sampler] serves every scan. card["sampling"]["by_contrast_R"] is a list of what `dpmtrain sweep`
     measured, {"sampler", "contrast", "R", "settings"}: its entry of the scan's contrast at the nearest R, the higher
-    of two equally near ones, comes on top.
+    of two equally near ones, comes on top. Raises CheckpointError for an entry that lacks one of these.
     """
     sampling = card.get("sampling", {})
     base = sampling.get(sampler, {})
-    fitting = [
-        entry
-        for entry in sampling.get("by_contrast_R", [])
-        if entry["sampler"] == sampler and entry["contrast"] == contrast
-    ]
+    entries = sampling.get("by_contrast_R", [])
+    for entry in entries:
+        if lacking := {"sampler", "contrast", "R", "settings"} - set(entry):
+            raise CheckpointError(
+                f"model card: an entry of sampling.by_contrast_R lacks {', '.join(sorted(lacking))}: "
+                "get the card again, or let `dpmtrain sweep` measure"
+            )
+    fitting = [entry for entry in entries if entry["sampler"] == sampler and entry["contrast"] == contrast]
     if acceleration is None or not fitting:
         return base, "model card, for every scan" if base else "built in"
     nearest = min(fitting, key=lambda entry: (abs(entry["R"] - acceleration), -entry["R"]))
@@ -125,10 +144,8 @@ def write_card(path: Path, **entries: Any) -> None:
     """
     card = {**load_checkpoint(path).card, **entries}
     card_path = path.with_suffix(".json")
-    beside = card_path.with_suffix(".json.new")
     try:
-        beside.write_text(json.dumps(card, indent=1) + "\n")
-        os.replace(beside, card_path)
+        _replace({card_path: _text(card)})
     except OSError as error:
         raise CheckpointError(
             f"model card {card_path} cannot be written ({error}): copy the model elsewhere"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadInputError
+from .errors import BadInputError, CheckpointError
 
 if TYPE_CHECKING:
     import torch
@@ -172,8 +172,9 @@ def load(values: Values) -> "tuple[Checkpoint, torch.device]":
 def device_of(name: str | None) -> "torch.device":
     import torch
 
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -203,6 +204,10 @@ def sampling_of(
                 "mode uncertainty is for the sampler prox and a model whose card has settings for it: choose mode fast"
             )
         chosen, source = dict(defaults["uncertainty"]), "model card, for the uncertainty mode"
+        if "samples" not in chosen:
+            raise CheckpointError(
+                "model card: sampling.uncertainty lacks samples: get the card again, or use `dpmtrain calibrate`"
+            )
         samples = chosen.pop("samples")
     else:
         chosen, source = sampler_defaults(checkpoint.card, values["sampler"], contrast, acceleration)
