@@ -163,6 +163,8 @@ def test_several_peers_at_a_time_get_what_one_at_a_time_gets(start, scan):
 
 def test_one_peer_too_many_is_told_and_the_others_are_served(start, scan):
     server = start(peers=1)
+    silent = connect(server)  # has no scan, and takes no place
+    until(lambda: server._sessions)
     stream = raw_stream(scan)
     first = connect(server)
     first.send(*stream[:3])
@@ -172,6 +174,24 @@ def test_one_peer_too_many_is_told_and_the_others_are_served(start, scan):
     assert refused.raw == fake_peer.error(expected) + close()
     first.send(*stream[3:])
     assert len(first.answer().images) == 4
+    silent.socket.close()
+
+
+def test_a_peer_without_a_thread_is_let_go_and_the_others_are_served(start, scan, monkeypatch, caplog):
+    server, begin = start(), threading.Thread.start
+
+    def refuse(thread):
+        if thread._target == server._serve_one:
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", refuse)
+        with connect(server).socket as refused:
+            assert refused.recv(1) == b""
+    assert "a peer could not be served (can't start new thread)" in caplog.text
+    assert not server._sessions
+    assert len(exchange(server, *edited_stream(scan)).images) == 4
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ class Server:
         self.port = self.listener.getsockname()[1]
         self._peers, self._audit = peers, audit
         self._sessions: dict[threading.Thread, Any] = {}
+        self._places = threading.Lock()
         self._device = DeviceQueue(peers, self._check_device)
         self.lost: str | None = None  # why the device can be used no more
         self._stopping = threading.Event()
@@ -167,20 +168,26 @@ class Server:
         for option, value in KEEPALIVE:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        full = len(self._sessions) >= self._peers
         session = Session(Wire(connection), lambda: self._engine, audit=self._audit)
-        thread = threading.Thread(target=self._serve_one, args=(session, full), daemon=True)
-        if not full:
-            self._sessions[thread] = session
-        thread.start()
+        thread = threading.Thread(target=self._serve_one, args=(session,), daemon=True)
+        self._sessions[thread] = session
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system gives no more threads
+            log.error("a peer could not be served (%s)", first_line(error))
+            del self._sessions[thread]
+            connection.close()
 
-    def _serve_one(self, session: Any, full: bool) -> None:
+    def _serve_one(self, session: Any) -> None:
         from .session import greet
 
         def greeting(peer: Wire) -> Any:
             found = greet(peer, self.status)
-            if full and found is not None:
-                raise Busy(found[0], self._peers)
+            if found is not None:
+                with self._places:  # who has only connected takes none
+                    if sum(other.begun for other in list(self._sessions.values())) >= self._peers:
+                        raise Busy(found[0], self._peers)
+                    session.begun = True
             return found
 
         try:
