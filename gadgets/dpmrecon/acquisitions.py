@@ -66,11 +66,6 @@ class Slice:
     n_lines_got: int
     n_lines_needed: int
 
-    @property
-    def net_acceleration(self) -> float:
-        """Rows of the grid over lines acquired, calibration included."""
-        return self.kspace.shape[-2] / self.n_lines_got
-
 
 @dataclass
 class LostSlice:

@@ -335,9 +335,3 @@ def announced_slices(header: Any, *, combine_averages: bool) -> int:
     names = ["slice", "contrast", "phase", "set", "repetition", *([] if combine_averages else ["average"])]
     limits = [getattr(header.encoding[0].encodingLimits, name, None) for name in names]
     return math.prod(max(1, limit.maximum - limit.minimum + 1) for limit in limits if limit is not None)
-
-
-def missing_slices(header: Any, seen: set[int]) -> list[int]:
-    """Slice numbers that the limits announce and that never came. Fewer slices than announced is common and legal."""
-    limit = getattr(header.encoding[0].encodingLimits, "slice", None)
-    return [] if limit is None else [n for n in range(limit.minimum, limit.maximum + 1) if n not in seen]
