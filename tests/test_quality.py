@@ -1,6 +1,6 @@
 """What the README claims, on the shared scans with the default options.
 
-The T1 bar is L1-wavelet's own score at its best weight on our coil maps (.0540); on FLAIR that is .0911.
+L1-wavelet at its best weight on our coil maps, found by looking at the truth, has .0540 and .0911.
 """
 
 import json
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the shared ISMRMRD sc
 @pytest.mark.parametrize(
     ("scan", "truth", "bar"),
     [
-        ("t1_brain_r4", "t1_brain", 0.054),
-        ("flair_3slices_r4", "flair_3slices", 0.080),
-        ("flair_3slices_r4_separate_acs", "flair_3slices", 0.080),
+        ("t1_brain_r4", "t1_brain", 0.050),
+        ("flair_3slices_r4", "flair_3slices", 0.072),
+        ("flair_3slices_r4_separate_acs", "flair_3slices", 0.072),
     ],
 )
 def test_default_options_on_shared_scans(tmp_path, scan, truth, bar):
