@@ -150,8 +150,3 @@ def write_card(path: Path, **entries: Any) -> None:
         raise CheckpointError(
             f"model card {card_path} cannot be written ({error}): copy the model elsewhere"
         ) from error
-
-
-def write_sampling(path: Path, sampling: dict) -> None:
-    """`write_card` of sampler defaults."""
-    write_card(path, sampling=sampling)

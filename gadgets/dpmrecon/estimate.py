@@ -211,8 +211,7 @@ def run(args: argparse.Namespace) -> int:
         contrast = options.contrast_of(values, checkpoint, scan.header)
         sampling = options.sampling_of(values, checkpoint, device, contrast, acceleration(scan.header))
         rows, cols = encoded_grid(scan.header)
-        averages = int(scan.heads["idx"]["average"].max()) + 1 if values["combine-averages"] else 1
-        n_coils, n_slices = int(scan.heads["active_channels"].max()), -(-scan.n_slices // averages)
+        n_coils, n_slices = int(scan.heads["active_channels"].max()), scan.n_images(values["combine-averages"])
     settings = sampling.settings
     load = Load(rows, cols, n_coils, n_slices, sampling.samples, settings.steps, sampling.batch)
     finish = seconds_to_finish(n_slices, truth=False)

@@ -80,6 +80,11 @@ class Scan:
         """Slices in the file, each contrast, phase, set, repetition and average counted."""
         return sum(bool(np.any(~self._calibration_only(group))) for group in self.groups)
 
+    def n_images(self, combine_averages: bool) -> int:
+        """Slices that are reconstructed: those of the file, or one for all of its averages."""
+        averages = int(self.heads["idx"]["average"].max()) + 1 if combine_averages else 1
+        return -(-self.n_slices // averages)
+
     def _calibration_only(self, index: np.ndarray) -> np.ndarray:
         separate = calibration_is_separate(self.header)
         return (self.heads["flags"][index] & np.uint64(CALIBRATION) != 0) & separate

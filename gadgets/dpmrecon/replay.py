@@ -39,8 +39,7 @@ def replay(
     Raises DpmreconError with one sentence when the scan cannot be used.
     """
     with open_scan(scan_file) as scan:
-        averages = int(scan.heads["idx"]["average"].max()) + 1 if combine_averages else 1
-        n_slices = -(-scan.n_slices // averages)
+        n_slices = scan.n_images(combine_averages)
         evaluations = n_slices * sampling.samples * sampling.settings.steps
         deadline = None
         if sampling.deadline is not None:

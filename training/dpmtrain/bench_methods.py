@@ -23,12 +23,11 @@ from .bench import BenchPlan
 from .hardware import PeakMemory, device_name, network_work
 from .metrics import Moments
 from .peers import deepinv_diffpir, deepinv_dps, gadgetron_images, import_deepinv
-from .references import ReferenceSlice
+from .references import CPU, ReferenceSlice
 from .score_lines import ScoreLines
 from .scoring import Condition, Undersampled
+from .undersampling import CALIBRATION_LINES
 
-CPU = torch.device("cpu")
-CALIBRATION_LINES = 24
 # where the search for the best begins; it goes on by factors of 2 while the best one lies at an end
 ZETAS = (1.0, 1.5, 2.25)
 DPS_WEIGHTS = (2000.0, 4000.0, 8000.0)

@@ -8,12 +8,11 @@ metrics.py defines it, for every combination of a grid.
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from dpmrecon.checkpoint import Checkpoint, load_checkpoint, write_sampling
+from dpmrecon.checkpoint import Checkpoint, load_checkpoint, write_card
 from dpmrecon.cli import add_command
 from dpmrecon.denoiser import complex_noise
 from dpmrecon.errors import BadInputError
@@ -22,6 +21,8 @@ from dpmrecon.samplers import settings_from
 
 from .references import CPU, ReferenceSlice
 from .scoring import Condition, Undersampled
+from .sweep import read_grid
+from .undersampling import CALIBRATION_LINES
 
 SIGMAS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2)
 # of the noise itself, for the derivative; bfloat16 would drown a smaller step
@@ -58,11 +59,7 @@ def _run(args: argparse.Namespace) -> int:
         raise BadInputError("--samples and --R need 2 or more, --slices 1 or more")
     if args.write and (args.model is None or args.subjects):
         raise BadInputError("--write needs --model, and settings chosen on the validation scans: leave --subjects out")
-    try:
-        pairs = [entry.split("=") for entry in args.grid]
-        grid = {key: [json.loads(value) for value in values.split(",")] for key, values in pairs}
-    except ValueError as error:
-        raise BadInputError(f"--grid {' '.join(args.grid)} cannot be read: write KEY=V1,V2 ...") from error
+    grid = read_grid(args.grid)
     if "noise_factor" in grid:
         raise BadInputError("noise_factor is no setting of the uncertainty mode: the noise is taken as measured")
     if args.subjects:
@@ -73,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.model)
     chosen = calibrate(checkpoint, slices, grid, args.samples, args.acceleration, choose=not args.subjects)
     if args.write:
-        write_sampling(args.model, {**checkpoint.card.get("sampling", {}), "uncertainty": chosen})
+        write_card(args.model, sampling={**checkpoint.card.get("sampling", {}), "uncertainty": chosen})
         print(f"written to the card of {args.model}")
     return 0
 
@@ -95,7 +92,7 @@ def calibrate(
     base.pop("samples", None)
     if choose and "prior_std" not in grid:
         base |= prior_fit(network_errors(checkpoint, slices))
-    cases = [Undersampled(full, Condition("regular", acceleration, 24), CPU) for full in slices]
+    cases = [Undersampled(full, Condition("regular", acceleration, CALIBRATION_LINES), CPU) for full in slices]
     rows = []
     for values in itertools.product(*grid.values()):
         chosen = base | dict(zip(grid, values))
@@ -137,7 +134,7 @@ def network_errors(checkpoint: Checkpoint, slices: list[ReferenceSlice]) -> np.n
 
 @torch.no_grad()
 def _squares(checkpoint: Checkpoint, full: ReferenceSlice, sigma: float) -> tuple[float, float]:
-    case = Undersampled(full, Condition("regular", 2, 24), CPU)  # for maps and scale alone
+    case = Undersampled(full, Condition("regular", 2, CALIBRATION_LINES), CPU)  # for maps and scale alone
     assert full.coil_images is not None
     maps, head = case.mapped.model.coil_maps, case.mapped.model.support > 0
     clean = ((maps.conj() * full.coil_images).sum(0) / case.mapped.scale)[None]

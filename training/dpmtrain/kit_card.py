@@ -10,6 +10,7 @@ from dpmrecon.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dpmrecon.denoiser import Denoiser
 
 from .evaluation import Plan
+from .evaluation_report import FEWEST
 from .keeper import Start
 from .kit_data import PARTS, Split, hardware
 from .kit_tuning import Best
@@ -17,8 +18,6 @@ from .metrics import paired_difference
 from .pretrain import history_of
 from .score_lines import writing
 from .scoring import Row
-
-FEWEST_SLICES = 5  # with fewer, an interval over slices says nothing
 
 
 def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> dict[str, Any]:
@@ -95,7 +94,7 @@ def findings(rows: Sequence[Row], checkpoint: Checkpoint) -> dict[str, Any]:
 def verdict(mine: Row, other: Row, gap: tuple[float, float, float]) -> str:
     difference, low, high = gap
     figures = f"{_mean(mine):.4f} against {_mean(other):.4f}, difference {difference:+.4f}"
-    if len(mine.slices) < FEWEST_SLICES:
+    if len(mine.slices) < FEWEST:
         return f"NRMSE {figures} to {other.method}: too few slices to tell which is better"
     figures += f", 95 % {low:+.4f} to {high:+.4f}"
     if high < 0:

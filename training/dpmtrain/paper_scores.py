@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .labelmaps import simulated_slices
 from .paper_arms import Arm, Candidate, candidates, label_of
-from .undersampling import sampling_mask, undersampled, with_maps
+from .undersampling import CALIBRATION_LINES, sampling_mask, undersampled, with_maps
 from .validation import CPU, full_slice, subject_slices
 
 Cases = list[tuple[MappedSlice, np.ndarray]]
@@ -26,7 +26,7 @@ DPS = SamplerSettings(steps=100, sigma_max=5.0, sigma_min=0.002, warm_start=Fals
 ACCELERATIONS = (3, 4, 6, 8)
 CHOSEN_AT = 4  # the R at which an arm's best checkpoint is chosen
 ZETAS = (0.25, 0.5, 1.0, 2.0, 4.0)
-CALIBRATION_LINES, N_SLICES = 24, 6  # slices of each volume
+N_SLICES = 6  # of each volume
 VALIDATION, TEST = "patient09", "patient12"
 
 

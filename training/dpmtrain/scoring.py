@@ -11,7 +11,7 @@ from dpmrecon.reconstruct import MappedSlice
 
 from .metrics import Moments, psnr, scan_factor, ssim, variance_and_error
 from .references import ReferenceSlice, standard_of_care
-from .undersampling import sampling_mask, undersampled, with_maps
+from .undersampling import CALIBRATION_LINES, sampling_mask, undersampled, with_maps
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Undersampled:
     def reference(self) -> ReferenceSlice:
         """The slice that is undersampled: the full one, or that of a scan with a low R."""
         further = self.condition.scan_R > 1 and round(self.full.data.acceleration) == 1
-        return standard_of_care(self.full, self.condition.scan_R, 24) if further else self.full
+        return standard_of_care(self.full, self.condition.scan_R, CALIBRATION_LINES) if further else self.full
 
     @cached_property
     def mapped(self) -> MappedSlice:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from dpmrecon.checkpoint import Checkpoint, sampler_defaults, write_card, write_sampling
+from dpmrecon.checkpoint import Checkpoint, sampler_defaults, write_card
 from dpmrecon.reconstruct import Sampling
 from dpmrecon.samplers import SamplerSettings, settings_from
 from tqdm import tqdm
@@ -22,8 +22,7 @@ from .metrics import paired_difference
 from .references import ReferenceSlice
 from .score_lines import ScoreLines, writing
 from .scoring import Condition, Row, Undersampled
-
-CALIBRATION_LINES = 24
+from .undersampling import CALIBRATION_LINES
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def sweep(
     if write:
         if winner is None:
             ((path, checkpoint),) = checkpoints.items()
-            write_sampling(path, with_choices(checkpoint.card.get("sampling", {}), choices, plan))
+            write_card(path, sampling=with_choices(checkpoint.card.get("sampling", {}), choices, plan))
         else:
             write_card(winner, selection=selection(choices, checkpoints))
     return choices

@@ -13,6 +13,7 @@ from dpmrecon.fourier import crop_or_pad
 from dpmrecon.reconstruct import MappedSlice, with_coil_maps
 
 MASKS = ("regular", "random", "poisson")
+CALIBRATION_LINES = 24  # as the shared scans have them, wherever none are asked for
 # 1D random rows are drawn with a probability that falls as (1 - |k| / k_max) to this power (Lustig et al., MRM 2007)
 DENSITY_POWER = 4
 
