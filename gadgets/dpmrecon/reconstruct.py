@@ -18,6 +18,7 @@ from .deadline import Deadline
 from .denoiser import synchronize
 from .errors import BadInputError, DpmreconError, first_line
 from .forward import ForwardModel
+from .phase import smooth_phase
 from .samplers import SAMPLERS, NoiseSource, Problem, SamplerSettings, Stop, never
 
 log = logging.getLogger("dpmrecon")
@@ -107,16 +108,27 @@ def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) ->
         data = with_calibration_as_data(data)
         kspace = data.kspace.to(device)
         maps = estimate_coil_maps(calibration, (kspace.shape[-2], kspace.shape[-1]))
-        model = ForwardModel(maps, data.mask.to(device))
         synchronize(device)
-        mapped = time.perf_counter()
-        scale, conventional = slice_scale(model, kspace, data.sigma_n)
-        synchronize(device)
-        seconds = {"maps": mapped - started, "conventional": time.perf_counter() - mapped}
-        if not (math.isfinite(scale) and scale > 0):
-            yield LostSlice(data.key, "its k-space holds no signal inside the coil maps' support", data.header)
-            continue
-        yield MappedSlice(data, model, scale, zero_filled(model, kspace), conventional, seconds, n_coils)
+        seconds = {"maps": time.perf_counter() - started}
+        yield mapped_slice(data, kspace, maps, seconds, n_coils)
+
+
+def mapped_slice(
+    data: Slice, kspace: torch.Tensor, maps: torch.Tensor, seconds: dict[str, float], n_coils: int = 0
+) -> MappedSlice | LostSlice:
+    """The slice with its conventional images; `maps` (n_coils, rows, cols), where its image's smooth phase goes, and
+    `kspace` on the device that computes."""
+    started = time.perf_counter()
+    mask = data.mask.to(kspace.device)
+    scale, conventional = slice_scale(ForwardModel(maps, mask), kspace, data.sigma_n)
+    if not (math.isfinite(scale) and scale > 0):
+        return LostSlice(data.key, "its k-space holds no signal inside the coil maps' support", data.header)
+    phase = smooth_phase(conventional)
+    model, conventional = ForwardModel(maps * phase, mask), conventional * phase.conj()
+    zeros = zero_filled(model, kspace)
+    synchronize(kspace.device)
+    seconds = {**seconds, "conventional": time.perf_counter() - started}
+    return MappedSlice(data, model, scale, zeros, conventional, seconds, n_coils)
 
 
 def sampled(

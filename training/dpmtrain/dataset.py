@@ -11,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from dpmrecon.errors import BadInputError, first_line
 from dpmrecon.fourier import crop_or_pad, to_image, to_kspace
+from dpmrecon.phase import smooth_phase
 from dpmrecon.scale import image_scale
 
 # share of the magnitude images whose drawn phase jumps between tissues too
 TISSUE_PHASE = 0.5
+# share of the examples whose smooth phase is taken off as in a reconstruction; the rest keep any, so that the network
+# stands an image whose phase could not be told. And the most that is left of it, in radians
+DEMODULATED, LEFT_PHASE = 0.8, 0.25
 
 
 class PreparedSlices:
@@ -71,6 +75,9 @@ class PreparedSlices:
                 kspace = crop_or_pad(kspace, min(max(crop, round(size / factor / uniform(0.9, 1.1))), size), axis)
             coarse = to_image(kspace)
             image = coarse if image.is_complex() else coarse.real
+        demodulated = uniform(0, 1) < DEMODULATED
+        if demodulated:
+            image = image * smooth_phase(image.to(torch.complex64)).conj()
         image = image / (image_scale(image) * math.exp(uniform(-0.1, 0.1)))
         for axis, size in enumerate(image.shape):  # a small matrix gets air around it; its scale is its own
             image = crop_or_pad(image, max(crop, size), axis)
@@ -82,10 +89,12 @@ class PreparedSlices:
         turns = int(uniform(0, 8))
         piece = torch.rot90(piece, turns % 4, (0, 1))
         piece = piece.flip(0) if turns > 3 else piece
-        if measured:  # the phase of the whole is the receiver's: any is as good
-            angle = torch.tensor(uniform(-math.pi, math.pi))
-            return piece * torch.polar(torch.ones(()), angle), volume["contrast"]
-        return piece * random_phase(piece.shape, crop / max(image.shape), generator), volume["contrast"]
+        if demodulated:
+            phase = smooth_field(piece.shape, uniform(0, LEFT_PHASE), generator)
+            piece = piece * torch.polar(torch.ones_like(phase), phase)
+        else:
+            piece = piece * random_phase(piece.shape, crop / max(image.shape), generator)
+        return piece, volume["contrast"]
 
 
 def _open(folder: Path, volume: dict) -> np.ndarray:
@@ -144,10 +153,7 @@ def random_phase(shape: Sequence[int], extent: float, generator: torch.Generator
 
     shape: of the crop; extent: its side as a fraction of the slice's, by which the phase's slopes shrink.
     """
-    points = int(torch.randint(3, 7, (1,), generator=generator))
-    amplitude = 1.5 * extent * float(torch.rand((), generator=generator))
-    bumps = torch.randn(1, 1, points, points, generator=generator) * amplitude
-    phase = F.interpolate(bumps, tuple(shape), mode="bicubic", align_corners=True)[0, 0]
+    phase = smooth_field(shape, 1.5 * extent * float(torch.rand((), generator=generator)), generator)
     start, rows, cols = torch.rand(3, generator=generator) * 6.0
     rows, cols = (rows - 3) * extent, (cols - 3) * extent
     phase = (
@@ -157,3 +163,10 @@ def random_phase(shape: Sequence[int], extent: float, generator: torch.Generator
         + cols * torch.linspace(0, 1, shape[1])
     )
     return torch.polar(torch.ones_like(phase), phase)
+
+
+def smooth_field(shape: Sequence[int], amplitude: float, generator: torch.Generator) -> torch.Tensor:
+    """A few bumps, normally distributed with the standard deviation `amplitude` at three to six points a side."""
+    points = int(torch.randint(3, 7, (1,), generator=generator))
+    bumps = torch.randn(1, 1, points, points, generator=generator) * amplitude
+    return F.interpolate(bumps, tuple(shape), mode="bicubic", align_corners=True)[0, 0]

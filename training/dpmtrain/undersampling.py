@@ -6,11 +6,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 from dpmrecon.acquisitions import Slice
-from dpmrecon.conventional import slice_scale, zero_filled
 from dpmrecon.errors import BadInputError
-from dpmrecon.forward import ForwardModel
 from dpmrecon.fourier import crop_or_pad
-from dpmrecon.reconstruct import MappedSlice, with_coil_maps
+from dpmrecon.reconstruct import MappedSlice, mapped_slice, with_coil_maps
 
 MASKS = ("regular", "random", "poisson")
 CALIBRATION_LINES = 24  # as the shared scans have them, wherever none are asked for
@@ -110,10 +108,8 @@ def with_maps(data: Slice, device: torch.device, maps: torch.Tensor | None = Non
     """
     if maps is None:
         (found,) = with_coil_maps([data], device)
-        if not isinstance(found, MappedSlice):
-            raise BadInputError(f"slice {data.key.slice}: {found.reason}; leave it out")
-        return found
-    model = ForwardModel(maps.to(device), data.mask.to(device))
-    kspace = data.kspace.to(device)
-    scale, conventional = slice_scale(model, kspace, data.sigma_n)
-    return MappedSlice(data, model, scale, zero_filled(model, kspace), conventional, {})
+    else:
+        found = mapped_slice(data, data.kspace.to(device), maps.to(device), {})
+    if not isinstance(found, MappedSlice):
+        raise BadInputError(f"slice {data.key.slice}: {found.reason}; leave it out")
+    return found

@@ -1,0 +1,23 @@
+"""The phase rule, one for training and reconstruction: a slice's low-resolution phase is taken off."""
+
+import torch
+
+from .fourier import crop_or_pad, to_image, to_kspace
+
+LINES = 24  # of the centre of k-space, each way
+
+
+def smooth_phase(image: torch.Tensor) -> torch.Tensor:
+    """exp(i phi), phi the phase of the Hann-windowed centre of k-space: (rows, cols) complex64 to the same.
+
+    What coils and the field leave of smooth phase is different in every scan and says nothing of anatomy. Taken into
+    the coil maps (as in homodyne detection, Noll et al., IEEE Transactions on Medical Imaging 10:154, 1991), it leaves
+    images that are nearly real, so that the network has little else to learn than magnitudes.
+    """
+    kspace = to_kspace(image)
+    for axis, size in enumerate(image.shape):
+        lines = min(LINES, size)
+        window = torch.hann_window(lines + 2, periodic=False, device=image.device)[1:-1]
+        kspace = crop_or_pad(crop_or_pad(kspace, lines, axis) * (window[:, None] if axis == 0 else window), size, axis)
+    # not sgn: where nothing is, the phase is any, but the factor stays 1 in modulus
+    return torch.polar(torch.ones_like(kspace.real), to_image(kspace).angle())
