@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dpmrecon import forward
 from dpmrecon.denoiser import complex_noise
 from dpmrecon.forward import ForwardModel
 from dpmrecon.fourier import crop_or_pad, to_image, to_kspace
@@ -61,6 +62,18 @@ def test_normal_operator_of_full_readouts(size):
     lines = (torch.rand(size[0], 1, generator=generator) < 0.5).float().expand(size)
     model = ForwardModel(model.coil_maps, lines)
     image = complex_noise((2, *size), generator)
+    assert torch.allclose(model.normal(image), model.adjoint(model.forward(image)), atol=1e-5)
+
+
+@pytest.mark.parametrize("cached", [1, 50, 10**6])  # one column at a time, a few, and everything at once
+@pytest.mark.parametrize("readouts", [True, False])
+def test_normal_operator_in_parts(monkeypatch, cached, readouts):
+    monkeypatch.setattr(forward, "CACHED", cached)
+    generator = torch.Generator().manual_seed(6)
+    one, other = (random_model(7, 11, 3, generator) for _ in range(2))
+    mask = (torch.rand(7, 1 if readouts else 11, generator=generator) < 0.5).float().expand(7, 11)
+    model = ForwardModel(torch.stack([one.coil_maps, other.coil_maps]), torch.stack([mask, mask])[:, None])
+    image = complex_noise((2, 7, 11), generator)
     assert torch.allclose(model.normal(image), model.adjoint(model.forward(image)), atol=1e-5)
 
 
