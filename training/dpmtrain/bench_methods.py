@@ -29,7 +29,7 @@ from .scoring import Condition, Undersampled
 from .undersampling import CALIBRATION_LINES
 
 # where the search for the best begins; it goes on by factors of 2 while the best one lies at an end
-ZETAS = (1.0, 1.5, 2.25)
+ZETAS = (0.5, 0.7, 1.0)
 DPS_WEIGHTS = (2000.0, 4000.0, 8000.0)
 LAMBDAS = (1.75, 3.5, 7.0)
 BATCH = 4  # samples of a slice that the network sees at once
