@@ -11,7 +11,8 @@ from torch import nn
 
 from .unet import UNet
 
-LABELS = ("flair", "t1", "t2", "dwi", "swi", "spare1", "spare2", "spare3")
+CONTRASTS = ("flair", "t1", "t2", "dwi", "swi")
+LABELS = (*CONTRASTS, "spare1", "spare2", "spare3")
 
 
 def complex_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

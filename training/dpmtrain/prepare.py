@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from dpmrecon.cli import add_command
+from dpmrecon.denoiser import CONTRASTS
 from dpmrecon.errors import BadInputError
 
 from .journal import Journal
@@ -25,7 +26,6 @@ from .workers import Workers, cores
 
 # Of the open sets: never trained on, whatever --exclude says. Nothing is tuned on patient12 either
 HELD_OUT = ("patient09", "patient12", "training_seg_02")
-LABELS = ("flair", "t1", "t2", "dwi", "swi")
 
 
 def add_prepare(commands) -> None:
@@ -53,7 +53,7 @@ def add_prepare(commands) -> None:
         help="subjects or patient IDs to leave out, all their scans. Of the open sets "
         f"{', '.join(HELD_OUT)} are always left out: they are for validation and test",
     )
-    parser.add_argument("--contrast", choices=LABELS, help="of all inputs (default: what each says of itself)")
+    parser.add_argument("--contrast", choices=CONTRASTS, help="of all inputs (default: what each says of itself)")
     parser.add_argument("--drop-last", type=int, default=5, help="slices at the end of a fastMRI volume to leave out")
     parser.add_argument("--slices", type=int, default=24, help="slices to simulate for a label map and contrast")
     parser.add_argument("--seed", type=int, default=0, help="of the simulation")
