@@ -12,7 +12,7 @@ from .evaluate import numbers, words
 # What each grid runs: the sampler, and the settings that it combines
 GRIDS: dict[str, tuple[str, dict[str, list]]] = {
     "steps": ("prox", {"steps": [10, 20, 50], "noise_factor": [0.5, 0.7, 1.0]}),
-    "zeta": ("dps", {"zeta": [0.5, 1.0, 1.5, 2.0, 3.0]}),
+    "zeta": ("dps", {"zeta": [0.35, 0.5, 0.7, 1.0, 1.4]}),
     "models": ("prox", {}),
 }
 
