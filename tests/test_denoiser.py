@@ -119,6 +119,7 @@ def edit_card(folder, **changes):
         (lambda f: (f / "m.json").write_text("{"), "not a dpmrecon card"),
         (lambda f: (f / "m.json").write_text("[]"), "not a dpmrecon card"),
         (lambda f: edit_card(f, scale_rule="maximum is 1"), "scale rule"),
+        (lambda f: edit_card(f, phase_rule="none"), "phase rule"),
         (lambda f: edit_card(f, model={**CONFIG, "widths": [8, 12, 20]}), "does not hold the network"),
         (lambda f: edit_card(f, model={**CONFIG, "widths": []}), "does not hold the network"),
         (lambda f: edit_card(f, model={}), "does not hold the network"),

@@ -72,9 +72,11 @@ def test_normal_operator_in_parts(monkeypatch, cached, readouts):
     generator = torch.Generator().manual_seed(6)
     one, other = (random_model(7, 11, 3, generator) for _ in range(2))
     mask = (torch.rand(7, 1 if readouts else 11, generator=generator) < 0.5).float().expand(7, 11)
-    model = ForwardModel(torch.stack([one.coil_maps, other.coil_maps]), torch.stack([mask, mask])[:, None])
     image = complex_noise((2, 7, 11), generator)
-    assert torch.allclose(model.normal(image), model.adjoint(model.forward(image)), atol=1e-5)
+    for maps in (torch.stack([one.coil_maps, other.coil_maps]), one.coil_maps):
+        for sampled in (torch.stack([mask, mask])[:, None], mask):
+            model = ForwardModel(maps, sampled)
+            assert torch.allclose(model.normal(image), model.adjoint(model.forward(image)), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -33,6 +33,12 @@ def test_the_phase_of_what_is_finer_than_the_window_stays():
     assert abs(float(kept[40, 81].angle())) < 0.02
 
 
+@pytest.mark.parametrize("shape", [(75, 62), (64, 81), (20, 23)])
+def test_a_real_image_has_none(shape):
+    image = head(*shape)[0]
+    assert smooth_phase(image.to(torch.complex64)).angle().abs()[image > 0].max() < 0.02
+
+
 def test_an_empty_slice_has_phase_factors_of_modulus_one():
     assert torch.allclose(smooth_phase(torch.zeros(30, 41, dtype=torch.complex64)).abs(), torch.ones(30, 41))
 

@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from . import __version__
 from .denoiser import Denoiser, has_bfloat16
 from .errors import CheckpointError
+from .phase import RULE as PHASE_RULE
 from .scale import RULE
 
 DEFAULT = "default"
@@ -32,8 +33,8 @@ class Checkpoint:
 def save_checkpoint(path: Path, denoiser: Denoiser, card: dict) -> None:
     """Write `path` (.safetensors) and the card beside it.
 
-    card: what only the caller knows (recipe, data and licences, sampler defaults). Model configuration, scale
-    rule, checksum, number of parameters and package version are filled in here.
+    card: what only the caller knows (recipe, data and licences, sampler defaults). Model configuration, rules of
+    scale and phase, checksum, number of parameters and package version are filled in here.
     """
     count = sum(p.numel() for p in denoiser.parameters())
     # above 4 M parameters float32 would break the 16 MB that a shipped file may have
@@ -45,6 +46,7 @@ def save_checkpoint(path: Path, denoiser: Denoiser, card: dict) -> None:
         "checksum_sha256": hashlib.sha256(data).hexdigest(),
         "parameters": count,
         "scale_rule": RULE,
+        "phase_rule": PHASE_RULE,
         "model": denoiser.config,
         **card,
     }
@@ -101,6 +103,11 @@ def load_checkpoint(path: Path | str | None = None, device: torch.device | str =
         )
     if rule != RULE:
         raise CheckpointError(f"model {path} was trained with scale rule '{rule}', this version uses '{RULE}'")
+    phase_rule = card.get("phase_rule", PHASE_RULE)  # earlier cards have none: those networks know any phase
+    if phase_rule != PHASE_RULE:
+        raise CheckpointError(
+            f"model {path} was trained with phase rule '{phase_rule}', this version uses '{PHASE_RULE}'"
+        )
     try:
         denoiser = Denoiser(config)
         denoiser.load_state_dict({name: value.float() for name, value in load(data).items()})

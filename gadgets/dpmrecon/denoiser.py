@@ -11,8 +11,8 @@ from torch import nn
 
 from .unet import UNet
 
-CONTRASTS = ("flair", "t1", "t2", "dwi", "swi")
-LABELS = (*CONTRASTS, "spare1", "spare2", "spare3")
+CONTRAST_LABELS = ("flair", "t1", "t2", "dwi", "swi")
+LABELS = (*CONTRAST_LABELS, "spare1", "spare2", "spare3")
 
 
 def complex_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

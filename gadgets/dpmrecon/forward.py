@@ -132,12 +132,14 @@ class _Inner:
 
     def _apply(self, inside: torch.Tensor, images: slice, columns: slice) -> torch.Tensor:
         """A^H A of some images of the batch and some of their columns, `inside`."""
-        own = self.coil_maps.ndim == 4 and len(self.coil_maps) > 1  # maps of every image, not one set for all
-        part = images if own else slice(None)
-        kspace = corner_to_kspace(self.coil_maps[part][..., columns, :] * inside.unsqueeze(-3), self.axes)
-        kspace *= self.mask[part]
+
+        def part(array: torch.Tensor) -> torch.Tensor:  # of each image's own, or what is one for all
+            return array[images] if array.ndim == 4 and len(array) > 1 else array
+
+        kspace = corner_to_kspace(part(self.coil_maps)[..., columns, :] * inside.unsqueeze(-3), self.axes)
+        kspace *= part(self.mask)
         kspace = corner_to_image(kspace, self.axes)
-        kspace *= self.conjugate[part][..., columns, :]
+        kspace *= part(self.conjugate)[..., columns, :]
         return kspace.sum(-3)
 
 

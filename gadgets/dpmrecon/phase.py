@@ -1,10 +1,13 @@
 """The phase rule, one for training and reconstruction: a slice's low-resolution phase is taken off."""
 
+import math
+
 import torch
 
 from .fourier import crop_or_pad, to_image, to_kspace
 
 LINES = 24  # of the centre of k-space, each way
+RULE = f"the phase of the Hann-windowed {LINES} x {LINES} centre of k-space is 0"
 
 
 def smooth_phase(image: torch.Tensor) -> torch.Tensor:
@@ -17,7 +20,10 @@ def smooth_phase(image: torch.Tensor) -> torch.Tensor:
     kspace = to_kspace(image)
     for axis, size in enumerate(image.shape):
         lines = min(LINES, size)
-        window = torch.hann_window(lines + 2, periodic=False, device=image.device)[1:-1]
+        place = (
+            torch.arange(lines, device=image.device) - lines // 2
+        )  # symmetric about the origin, or phase would arise
+        window = torch.cos(math.pi * place / (lines + 1)).square()
         kspace = crop_or_pad(crop_or_pad(kspace, lines, axis) * (window[:, None] if axis == 0 else window), size, axis)
     # not sgn: where nothing is, the phase is any, but the factor stays 1 in modulus
     return torch.polar(torch.ones_like(kspace.real), to_image(kspace).angle())

@@ -47,7 +47,8 @@ class Sampling:
 @dataclass
 class MappedSlice:
     """A slice with its forward model, conventional images and scale; all in the units of `data.kspace`, whose coils
-    may be virtual ones. n_coils: that measured; 0 where not known."""
+    may be virtual ones. The model's coil maps hold the slice's smooth phase, so that its images are nearly real.
+    n_coils: that measured; 0 where not known."""
 
     data: Slice
     model: ForwardModel

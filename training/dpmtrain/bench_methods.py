@@ -111,12 +111,12 @@ class Tuner:
         self.found: dict[str, float] = {}  # by method, contrast and R, in words
 
     def best(
-        self, name: str, contrast: str, acceleration: int, run: Tunable, start: Sequence[float], network: bool = False
+        self, name: str, contrast: str, acceleration: int, run: Tunable, start: Sequence[float], settings: str = ""
     ) -> float:
-        """network: whether the method depends on the model."""
+        """settings: all else that the method depends on, the model too; empty for conventional methods."""
         slices = self.slices(contrast)
         key = {"tuned": name, "contrast": contrast, "R": acceleration, "on": [[s.scan, s.number] for s in slices]}
-        key |= {"model": model_of(self.checkpoint)} if network else {}
+        key |= {"settings": settings} if settings else {}
 
         def make() -> dict[str, Any]:
             cases = [undersampled_slice(full, acceleration) for full in slices]
@@ -172,7 +172,8 @@ def dps_settings(contrast: str, acceleration: int, plan: BenchPlan, tuner: Tuner
     def run(here: Undersampled, meter: Meter, zeta: float) -> torch.Tensor:
         return _sample(here, meter, "dps", dataclasses.replace(dps, zeta=zeta), 1, plan.seed)
 
-    zeta = tuner.best(f"dps {plan.dps_steps}", contrast, acceleration, run, ZETAS, network=True)
+    text = f"{model_of(tuner.checkpoint)}, seed {plan.seed}, {json.dumps({**vars(dps), 'zeta': None})}"
+    zeta = tuner.best(f"dps {plan.dps_steps}", contrast, acceleration, run, ZETAS, text)
     return dataclasses.replace(dps, zeta=zeta)
 
 
@@ -266,8 +267,9 @@ def _deepinv(contrast: str, acceleration: int, plan: BenchPlan, tuner: Tuner) ->
             seed = sample_seed(plan.seed, mapped.data, 0)
             return image(problem(mapped), _supported(meter.denoise, mapped), steps, weight, seed) * mapped.scale
 
-        weight = tuner.best(f"{name} {steps}", contrast, acceleration, run, start, network=True)
-        text = f"{model_of(tuner.checkpoint)}, weight {weight:g}, {steps} steps, seed {plan.seed}"
+        text = f"{model_of(tuner.checkpoint)}, {steps} steps, seed {plan.seed}"
+        weight = tuner.best(f"{name} {steps}", contrast, acceleration, run, start, text)
+        text += f", weight {weight:g}"
         yield Method(f"{name} {steps}", text, partial(run, weight=weight), gradient)
 
 

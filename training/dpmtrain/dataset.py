@@ -1,4 +1,5 @@
-"""Training examples from prepared slices: crops at random pixel sizes, their phase measured or drawn."""
+"""Training examples from prepared slices: crops at random pixel sizes, their phase measured or drawn, and mostly
+without its smooth part."""
 
 import json
 import math
@@ -17,7 +18,7 @@ from dpmrecon.scale import image_scale
 # share of the magnitude images whose drawn phase jumps between tissues too
 TISSUE_PHASE = 0.5
 # share of the examples whose smooth phase is taken off as in a reconstruction; the rest keep any, so that the network
-# stands an image whose phase could not be told. And the most that is left of it, in radians
+# stands an image whose phase could not be told. And the largest standard deviation of what is left of it, in radians
 DEMODULATED, LEFT_PHASE = 0.8, 0.25
 
 
@@ -149,7 +150,7 @@ def tissue_phase(image: torch.Tensor, generator: torch.Generator) -> torch.Tenso
 
 
 def random_phase(shape: Sequence[int], extent: float, generator: torch.Generator) -> torch.Tensor:
-    """exp(i phi), phi smooth: a constant, a ramp and a few bumps (magnitude images have no phase of their own).
+    """exp(i phi), phi smooth: a constant, a ramp and a few bumps, as receivers and fields make it.
 
     shape: of the crop; extent: its side as a fraction of the slice's, by which the phase's slopes shrink.
     """

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from dpmrecon.cli import add_command
-from dpmrecon.denoiser import CONTRASTS
+from dpmrecon.denoiser import CONTRAST_LABELS
 from dpmrecon.errors import BadInputError
 
 from .journal import Journal
@@ -53,7 +53,7 @@ def add_prepare(commands) -> None:
         help="subjects or patient IDs to leave out, all their scans. Of the open sets "
         f"{', '.join(HELD_OUT)} are always left out: they are for validation and test",
     )
-    parser.add_argument("--contrast", choices=CONTRASTS, help="of all inputs (default: what each says of itself)")
+    parser.add_argument("--contrast", choices=CONTRAST_LABELS, help="of all inputs (default: what each says of itself)")
     parser.add_argument("--drop-last", type=int, default=5, help="slices at the end of a fastMRI volume to leave out")
     parser.add_argument("--slices", type=int, default=24, help="slices to simulate for a label map and contrast")
     parser.add_argument("--seed", type=int, default=0, help="of the simulation")

@@ -1,4 +1,5 @@
-"""Readers of measured multi-coil k-space: fastMRI files and a hospital's ISMRMRD scans. The phase is measured."""
+"""Readers of measured multi-coil k-space: fastMRI files and a hospital's ISMRMRD scans. The phase is measured; from a
+hospital's scan the smooth part is off, as in a reconstruction."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any

@@ -14,7 +14,7 @@ from dpmrecon.scale import RULE, image_scale
 from .journal import unwritable
 from .readers import Fault, Item, Volume, read
 
-FORMAT = 1  # of what the readers make: a new number has everything read anew
+FORMAT = 2  # of what the readers make: a new number has everything read anew
 # A slice is kept where this share of it is brighter than a tenth of its scale: the ends of a volume hold no head
 HEAD_SHARE = 0.08
 
