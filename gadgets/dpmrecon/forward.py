@@ -121,8 +121,9 @@ class _Inner:
         found = torch.empty_like(inside)
         images, columns, rows = inside.shape
         column = rows * self.coil_maps.shape[-3]
-        at_once = max(1, CACHED // (columns * column))
-        width = max(1, CACHED // column) if self.full_readouts else columns
+        cached = CACHED * torch.get_num_threads()
+        at_once = max(1, cached // (columns * column))
+        width = max(1, cached // column) if self.full_readouts else columns
         for first in range(0, images, at_once):
             part = slice(first, first + at_once)
             for left in range(0, columns, width):
