@@ -20,10 +20,10 @@ def smooth_phase(image: torch.Tensor) -> torch.Tensor:
     kspace = to_kspace(image)
     for axis, size in enumerate(image.shape):
         lines = min(LINES, size)
-        place = (
-            torch.arange(lines, device=image.device) - lines // 2
-        )  # symmetric about the origin, or phase would arise
+        # symmetric about the origin: else a real image would get a phase
+        place = torch.arange(lines, device=image.device) - lines // 2
         window = torch.cos(math.pi * place / (lines + 1)).square()
-        kspace = crop_or_pad(crop_or_pad(kspace, lines, axis) * (window[:, None] if axis == 0 else window), size, axis)
+        centre = crop_or_pad(kspace, lines, axis) * (window[:, None] if axis == 0 else window)
+        kspace = crop_or_pad(centre, size, axis)
     # not sgn: where nothing is, the phase is any, but the factor stays 1 in modulus
     return torch.polar(torch.ones_like(kspace.real), to_image(kspace).angle())

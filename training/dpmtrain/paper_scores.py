@@ -20,7 +20,7 @@ from .undersampling import CALIBRATION_LINES, sampling_mask, undersampled, with_
 from .validation import CPU, full_slice, subject_slices
 
 Cases = list[tuple[MappedSlice, np.ndarray]]
-# as in the shipped card
+# as in the card that shipped when the report was made
 PROX = SamplerSettings(steps=20, cg_steps=4, noise_scale=0.4, noise_factor=0.75, turns=True)
 DPS = SamplerSettings(steps=100, sigma_max=5.0, sigma_min=0.002, warm_start=False)
 ACCELERATIONS = (3, 4, 6, 8)
