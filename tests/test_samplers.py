@@ -193,3 +193,11 @@ def test_batching_changes_nothing(world, sampler):
 def test_unknown_setting_lists_the_valid_ones():
     with pytest.raises(Exception, match="valid ones are steps, sigma_max"):
         settings_from({"stepz": 3})
+
+
+def test_noise_for_a_gpu_is_the_same_as_for_a_cpu():
+    """Drawn by threads there; only the copy to the device is left out here."""
+    for_cpu, for_gpu = NoiseSource([3, 1, 2]), NoiseSource([3, 1, 2], "cuda")
+    for_gpu.device = torch.device("cpu")
+    for _ in range(2):
+        assert torch.equal(for_gpu.draw(7, 10), for_cpu.draw(7, 10))

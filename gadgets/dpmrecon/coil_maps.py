@@ -80,8 +80,10 @@ def _kernel_correlations(calibration: torch.Tensor, kernel: int, threshold: floa
     n_coils = len(calibration)
     patches = calibration.unfold(1, kernel, 1).unfold(2, kernel, 1)
     patches = patches.permute(1, 2, 0, 3, 4).reshape(-1, n_coils * kernel**2)
-    _, values, vectors = torch.linalg.svd(patches, full_matrices=False)
-    signal = vectors[values > threshold * values[0]].T  # no conjugate: a patch is a row of `patches`
+    # the right singular vectors, conjugated since a patch is a row here, as eigenvectors of a smaller matrix: LAPACK's,
+    # since the decompositions that a GPU's libraries choose are made for many matrices or large ones
+    energies, vectors = torch.linalg.eigh((patches.T @ patches.conj()).cpu())
+    signal = vectors[:, energies > threshold**2 * energies[-1]].to(patches.device)
     projection = (signal @ signal.mH).view(n_coils, kernel, kernel, n_coils, kernel, kernel)
     projection = projection.permute(1, 2, 4, 5, 0, 3).flip(2, 3) / kernel**2
     convolution = projection.new_zeros((2 * kernel - 1, 2 * kernel - 1, n_coils, n_coils))
@@ -94,7 +96,7 @@ def _kernel_correlations(calibration: torch.Tensor, kernel: int, threshold: floa
 def _principal_component(calibration: torch.Tensor) -> torch.Tensor:
     """(n_coils,): the dominant eigenvector of the covariance between coils, its largest element positive."""
     samples = calibration.flatten(1)
-    component = torch.linalg.eigh(samples @ samples.mH)[1][:, -1]
+    component = torch.linalg.eigh((samples @ samples.mH).cpu())[1][:, -1].to(samples.device)
     return component * torch.sgn(component[component.abs().argmax()]).conj()
 
 

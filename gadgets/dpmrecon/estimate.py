@@ -40,6 +40,14 @@ class Load:
     def megapixels(self) -> float:
         return self.rows * self.cols / MEGA
 
+    @property
+    def slices_at_once(self) -> int:
+        return max(1, min(self.n_slices, self.batch // max(1, self.samples)))
+
+    @property
+    def images_at_once(self) -> int:
+        return min(self.batch, self.samples * self.slices_at_once)
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -95,30 +103,30 @@ def _evaluation(load: Load) -> np.ndarray:
 
 
 def _memory(load: Load) -> np.ndarray:
-    return np.array([load.megapixels * min(load.batch, load.samples * load.n_slices), load.megapixels * load.n_coils])
+    images = load.megapixels * load.images_at_once
+    return np.array([images, images * load.n_coils, load.megapixels * load.n_coils])
 
 
 def measure(checkpoint: "Checkpoint", sampling: "Sampling", load: Load, device: "torch.device") -> Measurement:
-    """Run one slice of this size through maps, conventional image and STEPS steps of the sampler."""
+    """Run a slice of this size through maps and conventional image, and as many as the scan samples at once through
+    STEPS steps of the sampler."""
     import torch
 
     from .reconstruct import MappedSlice, draw, with_coil_maps
 
-    images = min(sampling.batch, load.samples)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     (mapped,) = with_coil_maps([_slice(load)], device)
     assert isinstance(mapped, MappedSlice), mapped.reason
+    group, samples = [replace(mapped) for _ in range(load.slices_at_once)], min(load.batch, load.samples)
     seconds = 0.0
     for steps in (1, STEPS):  # the first run of a size pays for its start
-        brief = replace(sampling, samples=images, settings=replace(sampling.settings, steps=steps))
+        brief = replace(sampling, samples=samples, settings=replace(sampling.settings, steps=steps))
         began = time.perf_counter()
-        samples, _ = draw([mapped], checkpoint, None, brief)
-        samples[0].cpu()
+        draw(group, checkpoint, None, brief)
         seconds = time.perf_counter() - began
-    return Measurement(
-        load, mapped.seconds["maps"], mapped.seconds["conventional"], seconds / (images * STEPS), memory_peak(device)
-    )
+    seconds /= len(group) * samples * STEPS
+    return Measurement(load, mapped.seconds["maps"], mapped.seconds["conventional"], seconds, memory_peak(device))
 
 
 def _slice(load: Load) -> "Slice":

@@ -4,6 +4,7 @@ Images are (..., rows, cols) complex64; k-space is (..., n_coils, rows, cols). R
 columns are readout samples, as the scan's header orders them.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -100,7 +101,8 @@ class _Inner:
         self.axes = (-1,) if full_readouts else (-2, -1)  # of the transposed image
         self.coil_maps = self.pack(model.coil_maps)
         self.conjugate = self.coil_maps.conj().resolve_conj()
-        mask = model.mask.square()
+        # with the factor 1/N of the transforms there and back
+        mask = model.mask.square() / math.prod(model.mask.shape[axis] for axis in self.shift)
         self.mask = origin_to_corner(mask, self.shift).mT[..., : 1 if full_readouts else None, :].contiguous()
 
     def pack(self, image: torch.Tensor) -> torch.Tensor:

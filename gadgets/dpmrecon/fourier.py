@@ -7,22 +7,23 @@ Axes = tuple[int, ...]
 
 def to_kspace(image: torch.Tensor, axes: Axes = (-2, -1)) -> torch.Tensor:
     """Centred orthonormal FFT over `axes`; index N//2 of each axis is the origin on both sides."""
-    return origin_to_centre(corner_to_kspace(origin_to_corner(image, axes), axes), axes)
+    return origin_to_centre(torch.fft.fftn(origin_to_corner(image, axes), dim=axes, norm="ortho"), axes)
 
 
 def to_image(kspace: torch.Tensor, axes: Axes = (-2, -1)) -> torch.Tensor:
     """Inverse, and adjoint, of `to_kspace`."""
-    return origin_to_centre(corner_to_image(origin_to_corner(kspace, axes), axes), axes)
+    return origin_to_centre(torch.fft.ifftn(origin_to_corner(kspace, axes), dim=axes, norm="ortho"), axes)
 
 
 def corner_to_kspace(image: torch.Tensor, axes: Axes = (-2, -1)) -> torch.Tensor:
-    """The same transform with the origin at index 0 on both sides: no shifts to pay for inside an iteration."""
-    return torch.fft.fftn(image, dim=axes, norm="ortho")
+    """sqrt(N) times the transform of N points, the origin at index 0 on both sides: an iteration has neither shifts nor
+    factors to pay for."""
+    return torch.fft.fftn(image, dim=axes, norm="backward")
 
 
 def corner_to_image(kspace: torch.Tensor, axes: Axes = (-2, -1)) -> torch.Tensor:
-    """Inverse, and adjoint, of `corner_to_kspace`."""
-    return torch.fft.ifftn(kspace, dim=axes, norm="ortho")
+    """Adjoint of `corner_to_kspace`, N times its inverse."""
+    return torch.fft.ifftn(kspace, dim=axes, norm="forward")
 
 
 def origin_to_corner(data: torch.Tensor, axes: Axes = (-2, -1)) -> torch.Tensor:

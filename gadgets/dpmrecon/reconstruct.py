@@ -120,12 +120,12 @@ def mapped_slice(
     """The slice with its conventional images; `maps` (n_coils, rows, cols), where its image's smooth phase goes, and
     `kspace` on the device that computes."""
     started = time.perf_counter()
-    mask = data.mask.to(kspace.device)
-    scale, conventional = slice_scale(ForwardModel(maps, mask), kspace, data.sigma_n)
+    data = replace(data, kspace=kspace, mask=data.mask.to(kspace.device))
+    scale, conventional = slice_scale(ForwardModel(maps, data.mask), kspace, data.sigma_n)
     if not (math.isfinite(scale) and scale > 0):
         return LostSlice(data.key, "its k-space holds no signal inside the coil maps' support", data.header)
     phase = smooth_phase(conventional)
-    model, conventional = ForwardModel(maps * phase, mask), conventional * phase.conj()
+    model, conventional = ForwardModel(maps * phase, data.mask), conventional * phase.conj()
     zeros = zero_filled(model, kspace)
     synchronize(kspace.device)
     seconds = {**seconds, "conventional": time.perf_counter() - started}
@@ -231,20 +231,24 @@ def _sample_group(
     stop: Stop = never,
 ) -> Iterator[Reconstruction]:
     started = time.perf_counter()
+    draws: list[torch.Tensor] = []
+    evaluations, failure = 0, None
     try:
         draws, evaluations = draw(group, checkpoint, contrast, sampling, progress, stop)
     except DpmreconError:
         raise
     except Exception as error:  # whatever it is, the slices are complete: alone each may do, else it is CG-SENSE's
-        reason = f"the sampler failed ({first_line(error)})"
-        if len(group) == 1:
-            yield _fall_back(group[0], reason, sampling, error)
+        failure = error.with_traceback(None)  # which keeps the tensors of the attempt
+    if failure is not None:
+        reason = f"the sampler failed ({first_line(failure)})"
+        images = min(sampling.batch, len(group) * sampling.samples)
+        if images == 1:
+            yield _fall_back(group[0], reason, sampling, failure)
             return
-        draws = None
-    if draws is None:  # outside of the except block, whose traceback keeps the tensors of the attempt
-        log.warning("%d slices at once: %s: they are tried one by one", len(group), reason)
-        for mapped in group:
-            yield from _sample_group([mapped], checkpoint, contrast, sampling, progress, stop)
+        log.warning("%d images at once: %s: they are tried one by one", images, reason)
+        for mapped in group:  # a slice by itself, then a sample by itself
+            fewer = sampling if len(group) > 1 else replace(sampling, batch=1)
+            yield from _sample_group([mapped], checkpoint, contrast, fewer, progress, stop)
         return
     seconds = (time.perf_counter() - started) / len(group)
     for mapped, samples in zip(group, draws):
@@ -288,7 +292,7 @@ def draw(
         # samples of one slice share its maps and data by broadcasting instead of copies
         kept = slices[:1] if all(mapped is slices[0] for mapped in slices) else slices
         scales = torch.tensor([mapped.scale for mapped in slices], device=device)
-        kspace = torch.stack([mapped.data.kspace.to(device) / mapped.scale for mapped in kept])
+        kspace = torch.stack([mapped.data.kspace / mapped.scale for mapped in kept])
         problem = Problem(
             ForwardModel(
                 torch.stack([mapped.model.coil_maps for mapped in kept]),
@@ -328,7 +332,7 @@ def _fall_back(
 
 def data_residual(mapped: MappedSlice, image: torch.Tensor) -> float:
     """||A x - y|| over sigma_n sqrt(2 n), what the noise of the n acquired samples alone would leave."""
-    kspace = mapped.data.kspace.to(image.device)
+    kspace = mapped.data.kspace
     difference = torch.view_as_real(mapped.model.forward(image) - kspace).norm()
     count = float(mapped.model.mask.sum()) * kspace.shape[0]
     return float(difference) / (mapped.data.sigma_n * math.sqrt(2 * count))

@@ -116,36 +116,24 @@ def random_network(recipe: Path, like: "Checkpoint", device: "torch.device") -> 
 def mapped_slices(
     matrix: int, n_coils: int, count: int, device: "torch.device"
 ) -> tuple[list["MappedSlice"], dict[str, float]]:
-    """Slices of a simulated R = 4 scan with coil maps, and the seconds that a slice's maps and start take."""
-    from dpmrecon.acquisitions import LostSlice, slices
-    from dpmrecon.coil_maps import estimate_coil_maps
-    from dpmrecon.denoiser import synchronize
+    """Slices of a simulated R = 4 scan as a reconstruction maps them, and the seconds of a slice's maps and start."""
+    from dpmrecon.acquisitions import slices
     from dpmrecon.mrd import open_scan
+    from dpmrecon.reconstruct import MappedSlice, with_coil_maps
     from dpmrecon.simulate import SimulationSettings, simulate
 
-    from .undersampling import with_maps
-
-    found, before = [], {"maps": 0.0, "start": 0.0}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "scan.h5")
         simulate(path, SimulationSettings("flair", (matrix, matrix), n_slices=count, n_coils=n_coils))
         with open_scan(path) as scan:
             scanned = list(slices(scan.acquisitions(), scan.header))
-    for data in [scanned[0], *scanned]:  # the first one twice: it pays for what is set up once
-        assert not isinstance(data, LostSlice) and data.calibration is not None
-        synchronize(device)
-        times = [time.perf_counter()]
-        rows, cols = data.mask.shape
-        maps = estimate_coil_maps(data.calibration.to(device), (rows, cols))
-        synchronize(device)
-        times.append(time.perf_counter())
-        found.append(with_maps(data, device, maps))
-        synchronize(device)
-        times.append(time.perf_counter())
-        if len(found) > 1:
-            before["maps"] += (times[1] - times[0]) / count
-            before["start"] += (times[2] - times[1]) / count
-    return found[1:], before
+    # the first one twice: it pays for what is set up once
+    found = [item for item in with_coil_maps([scanned[0], *scanned], device) if isinstance(item, MappedSlice)][1:]
+    before = {
+        name: sum(item.seconds[stage] for item in found) / count
+        for name, stage in (("maps", "maps"), ("start", "conventional"))
+    }
+    return found, before
 
 
 class TimedDenoiser:
@@ -170,7 +158,7 @@ class TimedDenoiser:
         if self.denoiser.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.denoiser.device))
         return event
 
     def seconds(self) -> float:
@@ -245,6 +233,11 @@ def _sampled(
     list(sampled(group, replace(network, denoiser=timed), None, sampling))
     synchronize(device)
     total = time.perf_counter() - started
+    if len(timed.spans) != steps:
+        raise DpmreconError(
+            f"{sampler} failed, or did not take {len(group)} slices at once, on {device}: give fewer --slices or a "
+            "smaller --matrix"
+        )
     return timed.seconds(), total, memory.read()
 
 

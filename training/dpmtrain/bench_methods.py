@@ -259,6 +259,8 @@ def _deepinv(contrast: str, acceleration: int, plan: BenchPlan, tuner: Tuner) ->
         ("deepinv DiffPIR", deepinv_diffpir, plan.diffpir_steps, LAMBDAS, False),
         ("deepinv DPS", deepinv_dps, plan.dps_steps, DPS_WEIGHTS, True),
     ):
+        if gradient and "deepinv-dps" in plan.without:
+            continue
 
         def run(
             here: Undersampled, meter: Meter, weight: float, image: Any = image, steps: int = steps

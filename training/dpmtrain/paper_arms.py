@@ -21,13 +21,13 @@ MODEL: dict[str, Any] = {
     "sigma_data": 0.25,
 }
 SCRATCH: dict[str, Any] = {
-    "seed": 11, "optimizer": "muon", "precision": "float32", "steps": 2000, "batch": 8, "crops": [96], "rate": 1e-3,
+    "seed": 11, "optimizer": "muon", "precision": "bf16", "steps": 2000, "batch": 16, "crops": [96], "rate": 1e-3,
     "warmup": 50, "decay_fraction": 0.45, "clip": 1.0, "ema_half_life": 480, "label_dropout": 0.1, "p_mean": -1.5,
     "p_std": 1.2, "real_fraction": 0.7, "save_every": 100, "sheet_every": 0,
 }  # fmt: skip
-# the start is good: less warm-up, and an average that forgets within 20 steps
+# the start is good: less warm-up, and an average that forgets within 10 steps
 FINE_TUNING: dict[str, Any] = {"seed": 12, "warmup": 20, "ema_half_life": 160}
-FINE_TUNING_GRID: tuple[tuple[float, ...], tuple[int, ...]] = ((3e-4, 1e-3), (50, 200, 800))
+FINE_TUNING_GRID: tuple[tuple[float, ...], tuple[int, ...]] = ((3e-4, 1e-3), (100, 400, 1600))
 
 EXTERNAL = ["*_T1W", "*_T2W", *(f"training_seg_*_{name}" for name in ("t1", "t2", "dwi_b*", "swi"))]
 ALL_FLAIR = ["*_FLAIR", "py_synthsr", "torchio_fernando", "training_seg_*_flair"]

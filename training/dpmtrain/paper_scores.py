@@ -20,9 +20,9 @@ from .undersampling import CALIBRATION_LINES, sampling_mask, undersampled, with_
 from .validation import CPU, full_slice, subject_slices
 
 Cases = list[tuple[MappedSlice, np.ndarray]]
-# as in the card that shipped when the report was made
-PROX = SamplerSettings(steps=20, cg_steps=4, noise_scale=0.4, noise_factor=0.75, turns=True)
-DPS = SamplerSettings(steps=100, sigma_max=5.0, sigma_min=0.002, warm_start=False)
+# as in the card that shipped when the report was made, with fewer steps of DPS
+PROX = SamplerSettings(steps=20, sigma_max=0.5, cg_steps=4, noise_scale=0.4, noise_factor=0.75, turns=True)
+DPS = SamplerSettings(steps=100, sigma_max=1.0, sigma_min=0.01, noise_scale=0.4)
 ACCELERATIONS = (3, 4, 6, 8)
 CHOSEN_AT = 4  # the R at which an arm's best checkpoint is chosen
 ZETAS = (0.25, 0.5, 1.0, 2.0, 4.0)
