@@ -1,9 +1,11 @@
 """Table and figures 2, 4 and 5 of the paper's experiments, drawn from their scores."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .metrics import paired_difference
@@ -60,13 +62,14 @@ def figure_lengths(path: Path, results: Results) -> None:
             axis.plot([n * SCRATCH["batch"] for n in arm.lengths], points, "o-", label=f"rate {rate:g}")
         axis.axhline(mean(results, "validation", pre, acceleration), color="grey", label="pre-trained")
         axis.set(xscale="log", xlabel="images of fine-tuning", ylabel="NRMSE", title=f"validation, R = {acceleration}")
+        label_ticks(axis, [n * SCRATCH["batch"] for n in arm.lengths])
     axes[0].legend()
     figure.savefig(path, dpi=110)
 
 
 def figure_methods(path: Path, results: Results, best: dict[str, Candidate]) -> None:
     """Figure 4: methods 1 to 6 on the test patient against R, as what they differ from method 4."""
-    figure = Figure((7, 4.2), layout="constrained")
+    figure = Figure((9, 4.2), layout="constrained")
     axis = figure.subplots()
     reference = best["ft_few"].name
     for arm in sorted(ARMS, key=lambda arm: arm.title):
@@ -76,7 +79,7 @@ def figure_methods(path: Path, results: Results, best: dict[str, Candidate]) -> 
         ]
         axis.plot(ACCELERATIONS, gaps, "o-", label=arm.title)
     axis.set(xlabel="R", ylabel="NRMSE, % above method 4", title="FLAIR of the test patient")
-    axis.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=110)
 
 
@@ -89,5 +92,12 @@ def figure_zeta(path: Path, results: Results) -> None:
         (line,) = axis.plot(ZETAS, points, "-", label=f"R = {acceleration}")
         axis.plot(ZETAS[int(np.argmin(points))], min(points), "o", color=line.get_color())
     axis.set(xscale="log", xlabel="zeta", ylabel="NRMSE", title=f"DPS, {DPS.steps} steps, validation")
+    label_ticks(axis, ZETAS)
     axis.legend()
     figure.savefig(path, dpi=110)
+
+
+def label_ticks(axis: Axes, values: Sequence[float]) -> None:
+    """The values tried, and no others, along a logarithmic axis."""
+    axis.set_xticks(values, [f"{value:g}" for value in values])
+    axis.minorticks_off()
