@@ -37,7 +37,7 @@ check: .venv/dev
 BENCH_DATA ?= ../shared/data
 BENCH_OPTIONS ?=
 ifdef FULL
-BENCH_SIZE := --R 3,4,5,6,7,8 --samples 16 --out training/reports/bench
+BENCH_SIZE := --R 3,4,5,6,7,8 --out training/reports/bench
 else
 BENCH_SIZE := --contrasts flair,t1 --slices 1 --out demo/bench
 endif
