@@ -233,11 +233,8 @@ def _sampled(
     list(sampled(group, replace(network, denoiser=timed), None, sampling))
     synchronize(device)
     total = time.perf_counter() - started
-    if len(timed.spans) != steps:
-        raise DpmreconError(
-            f"{sampler} failed, or did not take {len(group)} slices at once, on {device}: give fewer --slices or a "
-            "smaller --matrix"
-        )
+    if len(timed.spans) < steps:  # slices of unlike numbers of virtual coils take more
+        raise DpmreconError(f"{sampler} failed on {device}: give fewer --slices or a smaller --matrix")
     return timed.seconds(), total, memory.read()
 
 
