@@ -164,7 +164,7 @@ def _write_series(
     target.mkdir(parents=True, exist_ok=True)
     files = []
     for instance, image in enumerate(images, 1):
-        stored = np.rint(_pixels(dataset.read_image(name, image.index)) / slope).clip(0, LARGEST_STORED)
+        stored = np.rint(_pixels(dataset.read_image(name, image.index)).astype(float) / slope).clip(0, LARGEST_STORED)
         file = _file(common, image, header, kind)
         file.InstanceNumber = instance
         file.SOPInstanceUID = reproducible_uid("image", series_uid, image.order, file.ImageType[-1])
