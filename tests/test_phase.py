@@ -50,7 +50,7 @@ def test_the_phase_moves_from_the_image_to_the_coil_maps_and_the_data_stay_descr
     maps = torch.stack([torch.exp(1j * k * x) / coils**0.5 for k in range(coils)]) * (magnitude > 0)
     kspace = to_kspace((maps * image).to(torch.complex64))
     data = Slice(SliceKey(0, 0, 0, 0, 0, 0), kspace, torch.ones(shape), kspace, 1e-4, "known", None, 1, 45, 45)
-    mapped = mapped_slice(data, kspace, maps.to(torch.complex64), {})
+    mapped = mapped_slice(data, maps.to(torch.complex64), {})
     found = mapped.conventional
     assert (mapped.model.forward(found) - kspace).norm() < 0.01 * kspace.norm()
     assert (found - magnitude).norm() < 0.1 * magnitude.norm()  # real and positive, where it was not

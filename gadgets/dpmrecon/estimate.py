@@ -42,7 +42,9 @@ class Load:
 
     @property
     def slices_at_once(self) -> int:
-        return max(1, min(self.n_slices, self.batch // max(1, self.samples)))
+        from .reconstruct import slices_at_once
+
+        return min(self.n_slices, slices_at_once(self.batch, self.samples))
 
     @property
     def images_at_once(self) -> int:

@@ -107,27 +107,27 @@ def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) ->
         assert data.calibration is not None
         calibration = data.calibration.to(device)
         data = with_calibration_as_data(data)
-        kspace = data.kspace.to(device)
-        maps = estimate_coil_maps(calibration, (kspace.shape[-2], kspace.shape[-1]))
+        rows, cols = data.mask.shape
+        maps = estimate_coil_maps(calibration, (rows, cols))
         synchronize(device)
         seconds = {"maps": time.perf_counter() - started}
-        yield mapped_slice(data, kspace, maps, seconds, n_coils)
+        yield mapped_slice(data, maps, seconds, n_coils)
 
 
 def mapped_slice(
-    data: Slice, kspace: torch.Tensor, maps: torch.Tensor, seconds: dict[str, float], n_coils: int = 0
+    data: Slice, maps: torch.Tensor, seconds: dict[str, float], n_coils: int = 0
 ) -> MappedSlice | LostSlice:
-    """The slice with its conventional images; `maps` (n_coils, rows, cols), where its image's smooth phase goes, and
-    `kspace` on the device that computes."""
+    """The slice with its conventional images, on the device of `maps` (n_coils, rows, cols), where its image's smooth
+    phase goes."""
     started = time.perf_counter()
-    data = replace(data, kspace=kspace, mask=data.mask.to(kspace.device))
-    scale, conventional = slice_scale(ForwardModel(maps, data.mask), kspace, data.sigma_n)
+    data = replace(data, kspace=data.kspace.to(maps.device), mask=data.mask.to(maps.device))
+    scale, conventional = slice_scale(ForwardModel(maps, data.mask), data.kspace, data.sigma_n)
     if not (math.isfinite(scale) and scale > 0):
         return LostSlice(data.key, "its k-space holds no signal inside the coil maps' support", data.header)
     phase = smooth_phase(conventional)
     model, conventional = ForwardModel(maps * phase, data.mask), conventional * phase.conj()
-    zeros = zero_filled(model, kspace)
-    synchronize(kspace.device)
+    zeros = zero_filled(model, data.kspace)
+    synchronize(maps.device)
     seconds = {**seconds, "conventional": time.perf_counter() - started}
     return MappedSlice(data, model, scale, zeros, conventional, seconds, n_coils)
 
@@ -145,7 +145,7 @@ def sampled(
     deadline: where there is one, each slice gets the samples and steps that fit its share of the time left, and
     CG-SENSE where no step does. Raises DpmreconError when a slice cannot be sampled and the fallback is off.
     """
-    for group in _groups(stream, max(1, sampling.batch // sampling.samples)):
+    for group in _groups(stream, slices_at_once(sampling.batch, sampling.samples)):
         if isinstance(group, LostSlice):
             if deadline is not None:
                 deadline.note(1, 0, 0.0)
@@ -204,6 +204,11 @@ def _try_out(
     return time.monotonic() - began
 
 
+def slices_at_once(batch: int, samples: int) -> int:
+    """The most slices whose samples make a batch of the network."""
+    return max(1, batch // samples)
+
+
 def _groups(stream: Iterable[MappedSlice | LostSlice], size: int) -> Iterator[list[MappedSlice] | LostSlice]:
     """Lists of at most `size` neighbours of equal shape, in order."""
     group: list[MappedSlice] = []
@@ -238,7 +243,7 @@ def _sample_group(
     except DpmreconError:
         raise
     except Exception as error:  # whatever it is, the slices are complete: alone each may do, else it is CG-SENSE's
-        failure = error.with_traceback(None)  # which keeps the tensors of the attempt
+        failure = error.with_traceback(None)  # a traceback keeps the tensors of the attempt
     if failure is not None:
         reason = f"the sampler failed ({first_line(failure)})"
         images = min(sampling.batch, len(group) * sampling.samples)
@@ -246,8 +251,9 @@ def _sample_group(
             yield _fall_back(group[0], reason, sampling, failure)
             return
         log.warning("%d images at once: %s: they are tried one by one", images, reason)
-        for mapped in group:  # a slice by itself, then a sample by itself
-            fewer = sampling if len(group) > 1 else replace(sampling, batch=1)
+        # a slice by itself, then a sample by itself
+        fewer = sampling if len(group) > 1 else replace(sampling, batch=1)
+        for mapped in group:
             yield from _sample_group([mapped], checkpoint, contrast, fewer, progress, stop)
         return
     seconds = (time.perf_counter() - started) / len(group)

@@ -31,7 +31,7 @@ from .images import mrd_images, to_uint16
 from .mrd import acceleration, announced_slices, read_header
 from .options import Values
 from .recon_data import slices_of
-from .reconstruct import Reconstruction, Sampling, sampled, with_coil_maps
+from .reconstruct import Reconstruction, Sampling, sampled, slices_at_once, with_coil_maps
 from .wire import PeerGoneError, Wire, WireError
 
 log = logging.getLogger("dpmrecon")
@@ -298,7 +298,7 @@ class Session:
             log.warning("%s", record["decisions"][-1])
         self.peer.patience = wire.SCAN
         stream: Iterator[Any] = self.host.slices(self.peer.messages(), header, values)
-        self.reader = Reader(stream, max(1, sampling.batch // sampling.samples))
+        self.reader = Reader(stream, slices_at_once(sampling.batch, sampling.samples))
         n_slices = announced_slices(header, combine_averages=values["combine-averages"])
         stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
         stream = mrd_images(stream, header, engine.checkpoint, sampling)

@@ -23,7 +23,7 @@ def tuned_cg_sense(case: MappedSlice, weight: float) -> torch.Tensor:
 
     With weight 10 it is the product's own, `dpmrecon.conventional.cg_sense`.
     """
-    kspace = case.data.kspace.to(case.conventional.device)
+    kspace = case.data.kspace
     weights = torch.tensor([weight * (case.data.sigma_n / (PRIOR_STD * case.scale)) ** 2]).clamp_min(1e-4)
     start = torch.zeros_like(kspace[:1])
     image = case.model.prox(case.model.adjoint(kspace), start, weights, CG_STEPS)[0]

@@ -129,11 +129,8 @@ def mapped_slices(
             scanned = list(slices(scan.acquisitions(), scan.header))
     # the first one twice: it pays for what is set up once
     found = [item for item in with_coil_maps([scanned[0], *scanned], device) if isinstance(item, MappedSlice)][1:]
-    before = {
-        name: sum(item.seconds[stage] for item in found) / count
-        for name, stage in (("maps", "maps"), ("start", "conventional"))
-    }
-    return found, before
+    maps, start = (sum(item.seconds[stage] for item in found) / count for stage in ("maps", "conventional"))
+    return found, {"maps": maps, "start": start}
 
 
 class TimedDenoiser:

@@ -109,7 +109,7 @@ def with_maps(data: Slice, device: torch.device, maps: torch.Tensor | None = Non
     if maps is None:
         (found,) = with_coil_maps([data], device)
     else:
-        found = mapped_slice(data, data.kspace.to(device), maps.to(device), {})
+        found = mapped_slice(data, maps.to(device), {})
     if not isinstance(found, MappedSlice):
         raise BadInputError(f"slice {data.key.slice}: {found.reason}; leave it out")
     return found
