@@ -100,6 +100,21 @@ def test_prox_variance_follows_its_linear_recursion(world, eta, prior):
     assert torch.isclose(variance, covariance.diagonal().real.mean(), rtol=0.05)
 
 
+def test_steps_need_not_be_solved_to_the_last_digit(world, monkeypatch):
+    applied = []
+    normal = type(world.model._inner).normal
+    monkeypatch.setattr(type(world.model._inner), "normal", lambda inner, x: applied.append(1) or normal(inner, x))
+
+    def mean_and_cost(tolerance):
+        applied.clear()
+        settings = dataclasses.replace(SETTINGS, eta=1.0, cg_tolerance=tolerance)
+        return draw(world, sample_prox, settings, 100).mean(0), len(applied)
+
+    (exact, full), (near, fewer) = mean_and_cost(0.0), mean_and_cost(0.04)
+    assert fewer < 0.8 * full
+    assert 0 < (near - exact).norm() < 0.02 * world.error(exact)
+
+
 def test_units_trap(world):
     """sigma is per real channel: V/B of the deterministic form is near 1, and with noise a factor sqrt(2) short
     (torch.randn of a complex dtype) it would be near one half, although the error would not show it."""

@@ -13,6 +13,7 @@ import torch
 from .fourier import corner_to_image, corner_to_kspace, origin_to_centre, origin_to_corner, to_image, to_kspace
 
 CACHED = 2**17  # complex numbers (1 MB) that a core's cache holds
+TOLERANCE = 1e-4  # of a solution in float32
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ForwardModel:
         start: torch.Tensor,
         weight: torch.Tensor,
         steps: int,
-        tolerance: float = 1e-4,
+        tolerance: float = TOLERANCE,
     ) -> torch.Tensor:
         """argmin_x ||A x - y||^2 + weight ||x - start||^2: solves (A^H A + weight) x = A^H y + weight start.
 

@@ -14,7 +14,7 @@ import torch
 
 from .denoiser import complex_noise
 from .errors import BadInputError
-from .forward import ForwardModel
+from .forward import TOLERANCE, ForwardModel
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x (batch, rows, cols), sigma (batch,)) -> x0
 Stop = Callable[[], bool]
@@ -46,9 +46,11 @@ class SamplerSettings:
     image, given the noisy one, to be as uncertain as under a white prior of standard deviation prior_std *
     sigma^prior_power (None: the network's sigma_data), which `dpmtrain calibrate` measures; warm_start: begin at the
     conventional reconstruction plus noise of sigma_max instead of at noise alone; cg_steps: at most so many conjugate
-    gradients a step of `prox`; noise_factor: `prox` takes sigma_n times this, below 1 to trust an imperfect prior less
-    than the data; turns: `prox` shows the network each step's image in another of the 8 orientations it was trained
-    in, so that its preferences for one average out; zeta: step size of the data term of `dps`.
+    gradients a step of `prox`; cg_tolerance: fewer where the residual is below this times sigma times the right-hand
+    side, since noise in proportion to sigma comes on top of what is left; noise_factor: `prox` takes sigma_n times
+    this, below 1 to trust an imperfect prior less than the data; turns: `prox` shows the network each step's image in
+    another of the 8 orientations it was trained in, so that its preferences for one average out; zeta: step size of the
+    data term of `dps`.
     """
 
     steps: int = 20
@@ -61,6 +63,7 @@ class SamplerSettings:
     prior_power: float = 0.0
     warm_start: bool = True
     cg_steps: int = 10
+    cg_tolerance: float = 0.0
     noise_factor: float = 1.0
     turns: bool = False
     zeta: float = 2.0
@@ -138,7 +141,8 @@ def sample_prox(
         denoised = turned_back(denoise(turned(x, orientation), level), orientation) * problem.model.support
         prior = (sigma_data if settings.prior_std is None else settings.prior_std) * sigma**settings.prior_power
         variance = sigma**2 * prior**2 / (sigma**2 + prior**2)
-        x0 = problem.model.prox(adjoint, denoised, sigma_n.square() / variance, settings.cg_steps)
+        weight, tolerance = sigma_n.square() / variance, max(settings.cg_tolerance * sigma, TOLERANCE)
+        x0 = problem.model.prox(adjoint, denoised, weight, settings.cg_steps, tolerance)
         if sigma_next == 0 or stop():
             break
         x = x0 + (sigma_next / sigma) * (1 - settings.eta**2) ** 0.5 * (x - x0)
