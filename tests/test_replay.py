@@ -212,10 +212,10 @@ def test_samples_that_do_not_fit_are_drawn_one_by_one(simulated_scan, model, tmp
 @pytest.mark.parametrize(("value", "words"), [(float("nan"), "not finite"), (0.0, "misses the data")])
 def test_an_image_that_is_wrong_falls_back(simulated_scan, model, tmp_path, monkeypatch, value, words):
     monkeypatch.setattr(Denoiser, "forward", lambda self, x, sigma, label: x * value)
-    monkeypatch.setattr("dpmrecon.forward.ForwardModel.prox", lambda self, adjoint, start, weight, steps: start)
+    monkeypatch.setattr("dpmrecon.forward.ForwardModel.prox", lambda self, adjoint, start, *settings: start)
     from dpmrecon import conventional
 
-    monkeypatch.setattr(conventional, "cg_sense", lambda model, kspace, sigma_n, scale: model.adjoint(kspace))
+    monkeypatch.setattr(conventional, "cg_sense", lambda model, zero_filled, sigma_n, scale: zero_filled)
     assert replay(simulated_scan(**SCAN, noise=0.001), tmp_path, model) == 3
     assert words in report(tmp_path)["slices"][0]["fallback"]
 

@@ -53,7 +53,8 @@ class GaussianWorld:
 
     def problem(self) -> Problem:
         kspace = self.y.reshape(1, 3, ROWS, COLS).to(torch.complex64)
-        return Problem(self.model, kspace, torch.tensor([SIGMA_N]), torch.zeros(1, ROWS, COLS, dtype=torch.complex64))
+        zero_filled, start = self.model.adjoint(kspace), torch.zeros(1, ROWS, COLS, dtype=torch.complex64)
+        return Problem(self.model, kspace, zero_filled, torch.tensor([SIGMA_N]), start)
 
     def error(self, mean: torch.Tensor) -> float:
         return float((mean.flatten() - self.x).norm())
@@ -163,7 +164,8 @@ def test_turns_are_undone_and_leave_an_invariant_prior_alone(world):
 def test_there_is_no_head_where_no_coil_sees_anything(world):
     maps = world.model.coil_maps.clone()
     maps[:, 2] = 0
-    problem = dataclasses.replace(world.problem(), model=ForwardModel(maps, world.model.mask))
+    problem, model = world.problem(), ForwardModel(maps, world.model.mask)
+    problem = dataclasses.replace(problem, model=model, zero_filled=model.adjoint(problem.kspace))
     image = sample_prox(problem, world.denoise, NoiseSource([3]), dataclasses.replace(SETTINGS, steps=20), SIGMA_DATA)
     assert image[0, 2].abs().max() == 0
     assert image[0, 3].abs().max() > 1e-2

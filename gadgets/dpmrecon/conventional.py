@@ -12,36 +12,32 @@ PRIOR_STD = 0.25  # rms per real channel of a slice whose scale is 1
 CG_STEPS = 30
 
 
-def zero_filled(model: ForwardModel, kspace: torch.Tensor) -> torch.Tensor:
-    """A^H y: (n_coils, rows, cols) -> (rows, cols)."""
-    return model.adjoint(kspace)
+def cg_sense(model: ForwardModel, zero_filled: torch.Tensor, sigma_n: float, scale: float) -> torch.Tensor:
+    """CG-SENSE (Pruessmann et al., MRM 2001) whose weight follows the noise: (rows, cols) to the same.
 
-
-def cg_sense(model: ForwardModel, kspace: torch.Tensor, sigma_n: float, scale: float) -> torch.Tensor:
-    """CG-SENSE (Pruessmann et al., MRM 2001) whose weight follows the noise: (n_coils, rows, cols) -> (rows, cols).
-
-    sigma_n: std per real channel of the noise in `kspace`; scale: of the slice, in the same units.
+    zero_filled: A^H y; sigma_n: std per real channel of the noise in y; scale: of the slice, in the same units.
     """
     weight = torch.tensor([WEIGHT_FACTOR * (sigma_n / (PRIOR_STD * scale)) ** 2])
-    start = torch.zeros_like(kspace[:1])
-    return model.prox(model.adjoint(kspace), start, weight.clamp_min(1e-4), CG_STEPS)[0]
+    zeros = torch.zeros_like(zero_filled[None])
+    return model.prox(zero_filled, zeros, weight.clamp_min(1e-4), CG_STEPS)[0]
 
 
-def slice_scale(model: ForwardModel, kspace: torch.Tensor, sigma_n: float) -> tuple[float, torch.Tensor]:
+def slice_scale(model: ForwardModel, zero_filled: torch.Tensor, sigma_n: float) -> tuple[float, torch.Tensor]:
     """The scale of an undersampled slice by the rule of `scale.py`, and the CG-SENSE image it was taken from.
 
-    The weight shrinks the image; the factor that fits it to the data again takes that back (without it the scale
-    of a noisy scan comes out 15 % low). The weight needs the scale itself: start from the zero-filled image and
-    repeat once.
+    zero_filled: A^H y, (rows, cols). The weight shrinks the image; the factor that fits it to the data again takes that
+    back (without it the scale of a noisy scan comes out 15 % low). The weight needs the scale itself: start from the
+    zero-filled image and repeat once.
     """
-    scale = image_scale(zero_filled(model, kspace))
+    scale = image_scale(zero_filled)
     for _ in range(2):
         if scale == 0:  # nothing but zeros inside the support
             break
-        image = cg_sense(model, kspace, sigma_n, scale)
-        predicted = model.forward(image)
-        image = image * ((predicted.conj() * kspace).sum().real / predicted.abs().square().sum().clamp_min(1e-30))
+        image = cg_sense(model, zero_filled, sigma_n, scale)
+        # <A x, y> / ||A x||^2, in the image
+        energy = torch.vdot(image.flatten(), model.normal(image[None]).flatten()).real
+        image = image * (torch.vdot(image.flatten(), zero_filled.flatten()).real / energy.clamp_min(1e-30))
         scale = image_scale(image)
     else:
         return scale, image
-    return 0.0, zero_filled(model, kspace)
+    return 0.0, zero_filled

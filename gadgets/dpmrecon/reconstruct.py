@@ -13,7 +13,7 @@ from .acquisitions import LostSlice, Slice, with_calibration_as_data
 from .checkpoint import Checkpoint
 from .coil_compression import compressed
 from .coil_maps import estimate_coil_maps
-from .conventional import slice_scale, zero_filled
+from .conventional import slice_scale
 from .deadline import Deadline
 from .denoiser import synchronize
 from .errors import BadInputError, DpmreconError, first_line
@@ -121,15 +121,17 @@ def mapped_slice(
     phase goes."""
     started = time.perf_counter()
     data = replace(data, kspace=data.kspace.to(maps.device), mask=data.mask.to(maps.device))
-    scale, conventional = slice_scale(ForwardModel(maps, data.mask), data.kspace, data.sigma_n)
+    model = ForwardModel(maps, data.mask)
+    zero_filled = model.adjoint(data.kspace)
+    scale, conventional = slice_scale(model, zero_filled, data.sigma_n)
     if not (math.isfinite(scale) and scale > 0):
         return LostSlice(data.key, "its k-space holds no signal inside the coil maps' support", data.header)
     phase = smooth_phase(conventional)
-    model, conventional = ForwardModel(maps * phase, data.mask), conventional * phase.conj()
-    zeros = zero_filled(model, data.kspace)
+    model = ForwardModel(maps * phase, data.mask)
+    zero_filled, conventional = zero_filled * phase.conj(), conventional * phase.conj()
     synchronize(maps.device)
     seconds = {**seconds, "conventional": time.perf_counter() - started}
-    return MappedSlice(data, model, scale, zeros, conventional, seconds, n_coils)
+    return MappedSlice(data, model, scale, zero_filled, conventional, seconds, n_coils)
 
 
 def sampled(
@@ -264,10 +266,9 @@ def _sample_group(
             deviation = torch.view_as_real(samples).var(0).mean(-1).sqrt()
             spread = deviation * mapped.scale
         residual = data_residual(mapped, image)
-        limit = max(LARGEST_RESIDUAL, 2 * data_residual(mapped, mapped.conventional))
         if not math.isfinite(residual):
             yield _fall_back(mapped, "the model's image is not finite", sampling)
-        elif residual > limit:
+        elif residual > LARGEST_RESIDUAL and residual > 2 * data_residual(mapped, mapped.conventional):
             yield _fall_back(mapped, f"the model's image misses the data by {residual:.1f} times the noise", sampling)
         else:
             used = {**mapped.seconds, "sampling": seconds}
@@ -305,6 +306,7 @@ def draw(
                 torch.stack([mapped.model.mask for mapped in kept]).unsqueeze(-3),
             ),
             kspace,
+            torch.stack([mapped.zero_filled / mapped.scale for mapped in kept]),
             torch.tensor([mapped.data.sigma_n for mapped in slices], device=device) / scales,
             torch.stack([mapped.conventional / mapped.scale for mapped in slices]),
         )

@@ -26,12 +26,14 @@ THREADS = 8  # that draw noise for a GPU, a millisecond an image of 320x320
 class Problem:
     """A batch of reconstruction problems y = A x + n in units where the image's scale is 1.
 
-    kspace: (batch, n_coils, rows, cols) complex64; sigma_n: (batch,) float32, the noise of `kspace`;
-    start: (batch, rows, cols) complex64, a conventional reconstruction that a sampler may start from.
+    kspace: (batch, n_coils, rows, cols) complex64; zero_filled: A^H kspace, (batch, rows, cols) complex64; sigma_n:
+    (batch,) float32, the noise of `kspace`; start: (batch, rows, cols) complex64, a conventional reconstruction that a
+    sampler may start from. The model, kspace and zero_filled may be one for all.
     """
 
     model: ForwardModel
     kspace: torch.Tensor
+    zero_filled: torch.Tensor
     sigma_n: torch.Tensor
     start: torch.Tensor
 
@@ -131,7 +133,6 @@ def sample_prox(
     under a white prior (DDS: Chung et al., ICLR 2024; DiffPIR: Zhu et al., 2023).
     """
     levels = noise_levels(settings)
-    adjoint = problem.model.adjoint(problem.kspace)
     sigma_n = settings.noise_factor * problem.sigma_n
     x = initial_image(problem, noise, settings)
     x0 = x
@@ -142,7 +143,7 @@ def sample_prox(
         prior = (sigma_data if settings.prior_std is None else settings.prior_std) * sigma**settings.prior_power
         variance = sigma**2 * prior**2 / (sigma**2 + prior**2)
         weight, tolerance = sigma_n.square() / variance, max(settings.cg_tolerance * sigma, TOLERANCE)
-        x0 = problem.model.prox(adjoint, denoised, weight, settings.cg_steps, tolerance)
+        x0 = problem.model.prox(problem.zero_filled, denoised, weight, settings.cg_steps, tolerance)
         if sigma_next == 0 or stop():
             break
         x = x0 + (sigma_next / sigma) * (1 - settings.eta**2) ** 0.5 * (x - x0)

@@ -171,7 +171,7 @@ def timings(
     """`prox` at every number of evaluations, all slices in one batch, and `dps` of one slice at a time."""
     import torch
 
-    from .hardware import attainable, device_name, network_work
+    from .hardware import PeakMemory, attainable, device_name, network_work
 
     device, shape = network.denoiser.device, cases[0].conventional.shape
     work = {
@@ -184,8 +184,10 @@ def timings(
         flops, moved = work[gradient]
         lower = network.denoiser.bf16 and not gradient
         speed, bandwidth = peaks[torch.bfloat16 if lower else torch.float32]
-        _sampled(network, group, sampler, min(2, count))  # what is set up once
-        forward, total, memory = _sampled(network, group, sampler, count)
+        memory = PeakMemory(device)
+        _sampled(network, group, sampler, min(2, count))  # what is set up once, and memory's first touch
+        forward, total = _sampled(network, group, sampler, count)
+        peak = memory.read()
         rows.append(
             Timing(
                 network=network.model_id,
@@ -201,29 +203,24 @@ def timings(
                 gflop=count * flops / 1e9,
                 # half the bytes in bfloat16; a gradient moves them about twice
                 roofline=count * max(flops / speed, moved * (0.5 if lower else 1 + gradient) / bandwidth),
-                memory_mb=None if memory is None else memory / 2**20,
+                memory_mb=None if peak is None else peak / 2**20,
             )
         )
         print(f"{rows[-1].network} {rows[-1].method}: {rows[-1].seconds:.3f} s a slice", flush=True)
     return rows
 
 
-def _sampled(
-    network: "Checkpoint", group: list["MappedSlice"], sampler: str, steps: int
-) -> tuple[float, float, int | None]:
-    """(seconds of forward passes, of the whole sampling, peak memory) of one sample of every slice in one batch."""
+def _sampled(network: "Checkpoint", group: list["MappedSlice"], sampler: str, steps: int) -> tuple[float, float]:
+    """(seconds of forward passes, of the whole sampling) of one sample of every slice in one batch."""
     from dataclasses import replace
 
     from dpmrecon.denoiser import synchronize
     from dpmrecon.reconstruct import Sampling, sampled
     from dpmrecon.samplers import settings_from
 
-    from .hardware import PeakMemory
-
     timed: Any = TimedDenoiser(network.denoiser)
     device = network.denoiser.device
     settings = settings_from({**network.card.get("sampling", {}).get(sampler, {}), "steps": steps})
-    memory = PeakMemory(device)
     synchronize(device)
     started = time.perf_counter()
     sampling = Sampling(sampler, settings, samples=1, seed=0, batch=len(group), fallback=True)
@@ -232,7 +229,7 @@ def _sampled(
     total = time.perf_counter() - started
     if len(timed.spans) < steps:  # slices of unlike numbers of virtual coils take more
         raise DpmreconError(f"{sampler} failed on {device}: give fewer --slices or a smaller --matrix")
-    return timed.seconds(), total, memory.read()
+    return timed.seconds(), total
 
 
 def table(rows: list[Timing]) -> list[str]:

@@ -225,6 +225,7 @@ def problem(mapped: MappedSlice, samples: int = 1) -> Problem:
     return Problem(
         mapped.model,
         (mapped.data.kspace / mapped.scale).unsqueeze(0),
+        (mapped.zero_filled / mapped.scale).unsqueeze(0),
         torch.full((samples,), mapped.data.sigma_n / mapped.scale),
         (mapped.conventional / mapped.scale).expand(samples, -1, -1),
     )

@@ -79,7 +79,7 @@ def from_noise(ema: Denoiser, labels: list[str], side: int, seed: int) -> torch.
     maps = torch.ones(1, *shape, dtype=torch.complex64, device=device)
     nothing = ForwardModel(maps, torch.zeros(shape, device=device))
     zeros = torch.zeros(len(labels), *shape, dtype=torch.complex64, device=device)
-    problem = Problem(nothing, zeros[:, None], torch.ones(len(labels), device=device), zeros)
+    problem = Problem(nothing, zeros[:, None], zeros, torch.ones(len(labels), device=device), zeros)
     noise = NoiseSource([seed + number for number in range(len(labels))], device)
     one_hot = ema.one_hot(list(labels))
     return sample_prox(problem, lambda x, sigma: ema(x, sigma, one_hot), noise, FROM_NOISE, ema.sigma_data)
