@@ -39,7 +39,7 @@ BENCH_OPTIONS ?=
 ifdef FULL
 BENCH_SIZE := --R 3,4,5,6,7,8 --out training/reports/bench
 else
-BENCH_SIZE := --contrasts flair,t1 --slices 1 --out demo/bench
+BENCH_SIZE := --contrasts flair,t1 --slices 1 --patient-slices 0 --out demo/bench
 endif
 bench: .venv/dev
 	$(BIN)/dpmtrain bench $(if $(wildcard $(BENCH_DATA)/ismrmrd),--data $(BENCH_DATA)) $(BENCH_SIZE) $(BENCH_OPTIONS)

@@ -13,7 +13,7 @@ from dpmrecon.acquisitions import slices
 from dpmrecon.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.cli import main
 from dpmrecon.coil_compression import compressed
-from dpmrecon.deadline import Deadline, most
+from dpmrecon.deadline import Deadline, chosen, most
 from dpmrecon.denoiser import LABELS, Denoiser, complex_noise
 from dpmrecon.estimate import Load, cost_model
 from dpmrecon.mrd import open_scan
@@ -115,8 +115,33 @@ def test_estimate_prints_seconds_memory_and_what_a_deadline_chooses(simulated_sc
     assert main(["estimate", scan, "--model", str(model), "--device", "cpu", "--deadline", "30"]) == 0
     printed = capsys.readouterr().out
     assert "4 slices of 48 x 64, 6 coils; prox, mode fast: 3 samples of 4000 steps" in printed
-    assert re.search(r"the scan: \d+\.\d s, at most \d+ MB", printed)
-    assert re.search(r"deadline of 30 s: [123] samples of \d+ steps a slice", printed)
+    assert re.search(r"the scan: \d+\.\d s, about \d+ MB", printed)
+    assert re.search(r"deadline of 30 s: [123] x \d+ steps for every slice", printed)
+
+
+def test_estimate_counts_virtual_coils_and_survives_a_deadline_that_is_too_short(simulated_scan, model, capsys):
+    scan = str(simulated_scan(**SCAN, n_coils=24))
+    assert main(["estimate", scan, "--model", str(model), "--device", "cpu", "--deadline", "0"]) == 0
+    printed = capsys.readouterr().out
+    with open_scan(scan) as opened:
+        kept = len(compressed(next(slices(opened.acquisitions(), opened.header))).kspace)
+    assert kept < 24
+    assert f"24 coils ({kept} virtual ones)" in printed
+    assert "deadline of 0 s: no time for the model: CG-SENSE for every slice" in printed
+
+
+def test_the_uncertainty_mode_gives_up_samples_before_steps():
+    settings = SamplerSettings(steps=30)
+    sampling = Sampling("prox", settings, 16, 0, 4, True, mode="uncertainty")
+    assert chosen(sampling, 100.0, 0.01) == sampling
+    fewer = chosen(sampling, 2.0, 0.01)
+    assert (fewer.samples, fewer.settings) == (6, settings)
+    least = chosen(sampling, 0.5, 0.01)
+    assert least.samples * least.settings.steps <= 50
+    fast = chosen(replace(sampling, mode="fast"), 2.0, 0.01)
+    assert (fast.samples, fast.settings.steps) == (10, 18)
+    assert chosen(sampling, 0.02, 0.01) is None
+    assert chosen(replace(sampling, settings=SamplerSettings(steps=1)), 0.02, 0.01).settings.steps == 1
 
 
 def test_the_uncertainty_mode_has_its_settings_and_its_series(simulated_scan, model, tmp_path, capsys):

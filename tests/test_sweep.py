@@ -141,7 +141,7 @@ def test_replay_takes_the_card_at_its_word_and_says_so(model, simulated_scan, tm
 def test_bad_requests_are_one_sentence(tmp_path, capsys):
     with pytest.raises(BadInputError, match="write KEY=V1,V2"):
         read_grid(["steps=10,x"])
-    assert read_grid(["steps=10,20", "turns=true"]) == {"steps": [10, 20], "turns": [True]}
+    assert read_grid(["zeta=.35,1.5,-.5", "turns=true"]) == {"zeta": [0.35, 1.5, -0.5], "turns": [True]}
     common = ["--images", str(tmp_path), "--out", str(tmp_path / "out")]
     for options, message in (
         (["models"], "at least two"),

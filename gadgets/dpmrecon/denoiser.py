@@ -78,3 +78,11 @@ class Denoiser(nn.Module):
         out = channels * (self.sigma_data**2 / total).view(shape)
         out = out + residual * (sigma * self.sigma_data * total.rsqrt()).view(shape)
         return torch.view_as_complex(out.permute(0, 2, 3, 1).contiguous())
+
+
+@torch.no_grad()
+def warm_up(denoiser: Denoiser) -> None:
+    """One evaluation of nothing, so that the first scan need not wait for what a device sets up once."""
+    device = denoiser.device
+    nothing = torch.zeros(1, 64, 64, dtype=torch.complex64, device=device)
+    denoiser(nothing, torch.ones(1, device=device), denoiser.one_hot([None]))

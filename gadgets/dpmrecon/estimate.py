@@ -72,7 +72,7 @@ class CostModel:
     memory: np.ndarray
     start: float
     base: float
-    error: float  # largest relative miss of the measured seconds
+    error: float  # largest relative miss of the measured seconds of a slice
 
     def stages(self, load: Load) -> dict[str, float]:
         """Seconds of each stage of one slice."""
@@ -178,7 +178,9 @@ def cost_model(
         fits[stage] = _fit([features(m.load) for m in found], [getattr(m, stage) for m in found])
     memory = _fit([_memory(m.load) for m in found], [max(1.0, m.peak - base) for m in found])
     model = CostModel(**fits, memory=memory, start=start, base=base, error=0.0)
-    misses = [model.stages(replace(m.load, samples=1, steps=1))["sampling"] / m.evaluation - 1 for m in found]
+    evaluations = load.samples * load.steps
+    measured = [m.maps + m.conventional + evaluations * m.evaluation for m in found]
+    misses = [sum(model.stages(m.load).values()) / seconds - 1 for m, seconds in zip(found, measured)]
     return replace(model, error=max(map(abs, misses)))
 
 
@@ -209,7 +211,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`dpmrecon estimate`; the exit code. Raises BadInputError."""
     from . import options
-    from .deadline import PLANNED, most
+    from .acquisitions import Slice, slices
+    from .coil_compression import compressed
+    from .deadline import chosen
     from .mrd import acceleration, check_supported, encoded_grid, open_scan
     from .output import seconds_to_finish
 
@@ -222,26 +226,32 @@ def run(args: argparse.Namespace) -> int:
         sampling = options.sampling_of(values, checkpoint, device, contrast, acceleration(scan.header))
         rows, cols = encoded_grid(scan.header)
         n_coils, n_slices = int(scan.heads["active_channels"].max()), scan.n_images(values["combine-averages"])
+        stream = slices(scan.acquisitions(), scan.header, combine_averages=values["combine-averages"])
+        first = next((data for data in stream if isinstance(data, Slice)), None)
+    kept = n_coils if first is None else len(compressed(first).kspace)
     settings = sampling.settings
-    load = Load(rows, cols, n_coils, n_slices, sampling.samples, settings.steps, sampling.batch)
+    load = Load(rows, cols, kept, n_slices, sampling.samples, settings.steps, sampling.batch)
     finish = seconds_to_finish(n_slices, truth=False)
     began = time.monotonic()
     model = cost_model(checkpoint, sampling, load, device, start)
-    print(f"{n_slices} slices of {rows} x {cols}, {n_coils} coils; {sampling.sampler}, mode {sampling.mode}: "
+    virtual = f" ({kept} virtual ones)" if kept < n_coils else ""
+    print(f"{n_slices} slices of {rows} x {cols}, {n_coils} coils{virtual}; {sampling.sampler}, mode {sampling.mode}: "
           f"{load.samples} samples of {load.steps} steps, {load.batch} images at once on {device}")  # fmt: skip
     print(f"measured at three sizes in {time.monotonic() - began:.1f} s; the fit misses them by {model.error:.0%}")
     for stage, seconds in model.stages(load).items():
         print(f"  {stage:<13}{seconds:9.3f} s a slice")
     print(f"  start {start:.1f} s, preview and DICOM {finish:.1f} s")
-    print(f"the scan: {model.seconds(load) + finish:.1f} s, at most {model.peak(load):.0f} MB")
+    print(f"the scan: {model.seconds(load) + finish:.1f} s, about {model.peak(load):.0f} MB")
     for words, other in _others(load):
         print(f"  {words:<22}{model.seconds(other) + finish:9.1f} s {model.peak(other):7.0f} MB")
     if sampling.deadline is not None:
         rest = sampling.deadline - finish - model.seconds(replace(load, samples=0))
-        evaluations = int(PLANNED * rest / n_slices / model.stages(replace(load, samples=1, steps=1))["sampling"])
-        samples, steps = most(evaluations, load.samples, load.steps)
-        chosen = f"{samples} samples of {steps} steps" if evaluations > 0 else "not one step"
-        print(f"deadline of {sampling.deadline:g} s: {chosen} a slice")
+        evaluation = model.stages(replace(load, samples=1, steps=1))["sampling"]
+        plan = chosen(sampling, rest / n_slices, evaluation)
+        words = "no time for the model: CG-SENSE for"
+        if plan is not None:
+            words = f"{plan.samples} x {plan.settings.steps} steps for"
+        print(f"deadline of {sampling.deadline:g} s: {words} every slice")
     return 0
 
 
@@ -251,6 +261,6 @@ def _others(load: Load) -> list[tuple[str, Load]]:
         ("one sample", replace(load, samples=1)),
         (f"{load.samples} samples of 10 steps", replace(load, steps=10)),
         ("twice the slices", replace(load, n_slices=2 * load.n_slices)),
-        ("twice the coils", replace(load, n_coils=2 * load.n_coils)),
+        ("twice these coils", replace(load, n_coils=2 * load.n_coils)),
         ("twice the matrix", replace(load, rows=2 * load.rows, cols=2 * load.cols)),
     ]

@@ -131,6 +131,8 @@ def _meta(
     line = item.mapped.data.header
     protocol = header.measurementInformation.protocolName if header.measurementInformation else None
     comment = RESEARCH if item.fallback is None else f"{RESEARCH}; CG-SENSE FALLBACK: {item.fallback}"
+    if role == "Uncertainty" and sampling.mode != "uncertainty":
+        comment += "; spread of the fast mode, far below the error: mode uncertainty tells it"
     width = max(1, round(float(np.percentile(magnitude, 99.5))))
     description = f"{protocol or 'scan'} {tag} RESEARCH"
     history = f"dpmrecon {__version__} {tag}"

@@ -172,7 +172,7 @@ def _sample_in_time(
     began = time.monotonic()
     plan = deadline.plan(sampling, len(group), share) if share > 0 else None
     if plan is None:
-        passed = "had passed" if deadline.left() <= 0 else "left no time for it"
+        passed = "had passed" if deadline.left() <= -deadline.reserve else "left no time for it"
         for mapped in group:
             yield _fall_back(mapped, f"the deadline of {deadline.seconds:g} s {passed}", sampling)
         deadline.note(len(group), 0, 0.0)

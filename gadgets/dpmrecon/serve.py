@@ -96,12 +96,18 @@ class Server:
 
     def load(self, values: Values) -> str:
         """The model onto its device; returns its id. Raises DpmreconError: a service without a model is none."""
+        from .denoiser import warm_up
         from .session import Engine
 
         checkpoint, device = options.load(values)
         options.sampling_of(values, checkpoint, device)  # what cannot be sampled is said now, not at the first scan
         if values["contrast"] is not None:
             options.contrast_of(values, checkpoint, None)
+        try:
+            warm_up(checkpoint.denoiser)
+        except RuntimeError as error:
+            reason = first_line(error)
+            raise DpmreconError(f"the model cannot run on {device} ({reason}): name another with --device") from error
         self._engine = Engine(checkpoint, device, values, self._device.run, service=True)
         return checkpoint.model_id
 

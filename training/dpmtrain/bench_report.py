@@ -106,7 +106,9 @@ def write_report(
 def _head(rows: list[Row], checkpoint: Checkpoint) -> list[str]:
     devices = sorted({device for row in rows for device in row.values("device")})
     slices = sorted({place for row in rows for place in row.nrmse})
-    lower = {re.sub(r" (\d|default).*", "", row.method) for row in rows if "bfloat16" in row.values("precision")}
+    lower = {
+        re.sub(r",? (\d|default|mean of).*", "", row.method) for row in rows if "bfloat16" in row.values("precision")
+    }
     names = {scan: [str(number) for other, number in slices if other == scan] for scan, _ in slices}
     return [
         f"Model {checkpoint.model_id}, on {' and on '.join(devices)}."

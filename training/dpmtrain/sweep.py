@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 from dpmrecon.cli import add_command
@@ -75,9 +76,10 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def read_grid(texts: list[str]) -> dict[str, list]:
-    """KEY=V1,V2 ... as JSON values. Raises BadInputError where it cannot be read."""
+    """KEY=V1,V2 ... as JSON values, .5 as well. Raises BadInputError where it cannot be read."""
     try:
         pairs = [text.split("=") for text in texts]
-        return {key: [json.loads(value) for value in values.split(",")] for key, values in pairs}
+        zero = re.compile(r"(?<!\d)\.")
+        return {key: [json.loads(zero.sub("0.", value)) for value in values.split(",")] for key, values in pairs}
     except ValueError as error:
         raise BadInputError(f"--grid {' '.join(texts)} cannot be read: write KEY=V1,V2 ...") from error
