@@ -697,6 +697,21 @@ def test_a_full_readout_whose_centre_is_one_sample_off(options, oversampling, of
         list(slices(far, header(**options)))
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the process's memory is read from /proc")
+def test_opening_a_scan_keeps_none_of_its_samples(simulated_scan):
+    def resident() -> int:
+        (line,) = [text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith("VmRSS")]
+        return 1024 * int(line.split()[1])
+
+    path = simulated_scan(matrix=(128, 128), n_slices=4, n_coils=16)
+    sizes = []
+    for _ in range(12):
+        with mrd.open_scan(path):
+            pass
+        sizes.append(resident())
+    assert sizes[-1] - sizes[1] < 2 * path.stat().st_size  # of ten that were opened
+
+
 def test_weak_channels_are_not_singular():
     rng = np.random.default_rng(0)
     noise = noisy(rng, 400, np.diag([1.0, 1e-5, 1.0]))

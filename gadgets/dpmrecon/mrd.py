@@ -26,6 +26,7 @@ NOISE = flags(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
 CALIBRATION = flags(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
 LAST_IN_SLICE = flags(ismrmrd.ACQ_LAST_IN_SLICE)
 GHOST_CORRECTION = flags(ismrmrd.ACQ_IS_PHASECORR_DATA, ismrmrd.ACQ_IS_REVERSE)
+LINES = 64  # that are read at once for their heads
 # lines that are neither image, calibration nor noise
 IGNORED = flags(
     ismrmrd.ACQ_IS_NAVIGATION_DATA,
@@ -146,7 +147,7 @@ def open_scan(path: str | Path) -> Iterator[Scan]:
             )
         try:
             xml = np.ravel(group["xml"][()])[0]
-            heads = np.asarray(lines.fields("head")[:]).astype(ismrmrd.hdf5.acquisition_header_dtype)
+            heads = _heads(lines).astype(ismrmrd.hdf5.acquisition_header_dtype)
         except (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError) as error:
             raise BadInputError(
                 f"{path}: the header or the lines' heads cannot be read as ISMRMRD ({first_line(error)}); the file is "
@@ -165,6 +166,13 @@ def open_scan(path: str | Path) -> Iterator[Scan]:
             _grouped(heads),
             lines.fields("data"),
         )
+
+
+def _heads(lines: h5py.Dataset) -> np.ndarray:
+    """The heads of all lines. Asked for them alone, HDF5 reads the samples as well and never frees them (h5py issue
+    1721), so whole lines are read, some at a time."""
+    parts = [lines[first : first + LINES]["head"].copy() for first in range(0, len(lines), LINES)]
+    return np.concatenate(parts)
 
 
 def _open_hdf5(path: Path) -> h5py.File:
