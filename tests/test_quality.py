@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from dpmrecon.cli import main
+from dpmrecon.denoiser import has_bfloat16
 
 DATA = Path(__file__).parents[2] / "shared/data/ismrmrd"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the shared ISMRMRD scans are not beside the project")
@@ -31,3 +33,16 @@ def test_default_options_on_shared_scans(tmp_path, scan, truth, bar):
     assert all(entry["fallback"] is None for entry in report["slices"])
     assert [entry["slice"] for entry in report["slices"]] == list(range(len(report["slices"])))
     assert report["nrmse"]["DPM"]["mean"] <= bar
+
+
+@pytest.mark.skipif(not has_bfloat16(torch.device("cpu")), reason="this CPU does not compute in bfloat16")
+def test_bfloat16_does_no_harm(tmp_path, monkeypatch):
+    errors = []
+    for there in (True, False):
+        monkeypatch.setattr("dpmrecon.checkpoint.has_bfloat16", lambda device, there=there: there)
+        options = ["--truth", str(DATA / "t1_brain_truth.npy"), "--mask", str(DATA / "t1_brain_mask.npy")]
+        out = tmp_path / str(there)
+        assert main(["replay", str(DATA / "t1_brain_r4.h5"), "--out", str(out), "--samples", "1", *options]) == 0
+        errors.append(json.loads((out / "report.json").read_text())["nrmse"]["DPM"]["mean"])
+    assert errors[0] != errors[1]
+    assert errors[0] == pytest.approx(errors[1], rel=0.01)
