@@ -144,6 +144,19 @@ def sampler_defaults(card: dict, sampler: str, contrast: str | None, acceleratio
     )
 
 
+def uncertainty_defaults(card: dict) -> tuple[dict, int] | None:
+    """Settings and number of samples of the uncertainty mode; None where the card has none, CheckpointError where it
+    lacks the number."""
+    chosen = card.get("sampling", {}).get("uncertainty")
+    if chosen is None:
+        return None
+    if "samples" not in chosen:
+        raise CheckpointError(
+            "model card: sampling.uncertainty lacks samples: get the card again, or use `dpmtrain calibrate`"
+        )
+    return {name: value for name, value in chosen.items() if name != "samples"}, chosen["samples"]
+
+
 def write_card(path: Path, **entries: Any) -> None:
     """Put entries, such as `sampling`, into the card of the checkpoint `path`; weights and all else of the card stay.
 

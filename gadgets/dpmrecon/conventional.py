@@ -12,31 +12,33 @@ PRIOR_STD = 0.25  # rms per real channel of a slice whose scale is 1
 CG_STEPS = 30
 
 
-def cg_sense(model: ForwardModel, zero_filled: torch.Tensor, sigma_n: float, scale: float) -> torch.Tensor:
-    """CG-SENSE (Pruessmann et al., MRM 2001) whose weight follows the noise: (rows, cols) to the same.
+def cg_sense(
+    model: ForwardModel, zero_filled: torch.Tensor, sigma_n: float, scale: float, factor: float = WEIGHT_FACTOR
+) -> torch.Tensor:
+    """CG-SENSE (Pruessmann et al., MRM 2001) with the l2 weight `factor` (sigma_n / sigma of the image)^2.
 
-    zero_filled: A^H y; sigma_n: std per real channel of the noise in y; scale: of the slice, in the same units.
+    zero_filled: A^H y, (rows, cols), like the result; sigma_n: std per real channel of the noise in y; scale: of the
+    slice, in the same units. The weight shrinks the image; fitting it to the data again takes that back.
     """
-    weight = torch.tensor([WEIGHT_FACTOR * (sigma_n / (PRIOR_STD * scale)) ** 2])
+    weight = torch.tensor([factor * (sigma_n / (PRIOR_STD * scale)) ** 2])
     zeros = torch.zeros_like(zero_filled[None])
-    return model.prox(zero_filled, zeros, weight.clamp_min(1e-4), CG_STEPS)[0]
+    image = model.prox(zero_filled, zeros, weight.clamp_min(1e-4), CG_STEPS)[0]
+    # <A x, y> / ||A x||^2, in the image
+    energy = torch.vdot(image.flatten(), model.normal(image[None]).flatten()).real
+    return image * (torch.vdot(image.flatten(), zero_filled.flatten()).real / energy.clamp_min(1e-30))
 
 
 def slice_scale(model: ForwardModel, zero_filled: torch.Tensor, sigma_n: float) -> tuple[float, torch.Tensor]:
     """The scale of an undersampled slice by the rule of `scale.py`, and the CG-SENSE image it was taken from.
 
-    zero_filled: A^H y, (rows, cols). The weight shrinks the image; the factor that fits it to the data again takes that
-    back (without it the scale of a noisy scan comes out 15 % low). The weight needs the scale itself: start from the
-    zero-filled image and repeat once.
+    zero_filled: A^H y, (rows, cols). Without the fit to the data the scale of a noisy scan comes out 15 % low. The
+    weight needs the scale itself: start from the zero-filled image and repeat once.
     """
     scale = image_scale(zero_filled)
     for _ in range(2):
         if scale == 0:  # nothing but zeros inside the support
             break
         image = cg_sense(model, zero_filled, sigma_n, scale)
-        # <A x, y> / ||A x||^2, in the image
-        energy = torch.vdot(image.flatten(), model.normal(image[None]).flatten()).real
-        image = image * (torch.vdot(image.flatten(), zero_filled.flatten()).real / energy.clamp_min(1e-30))
         scale = image_scale(image)
     else:
         return scale, image

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 # Share of a slice's time that is planned for; the rest is room for a machine that slows down
 PLANNED = 0.9
 # Below it a second sample is worth less than the steps that it takes
-FEWEST_STEPS = 10
+STEPS_BEFORE_SAMPLES = 10
 # Three evaluations beat CG-SENSE on the validation slices of all contrasts at R = 4 and 8, two do not
-LEAST_STEPS = 3
+USEFUL_STEPS = 3
 
 
 @dataclass
@@ -68,13 +68,13 @@ class Deadline:
 
 
 def chosen(sampling: "Sampling", seconds: float, per_evaluation: float) -> "Sampling | None":
-    """`sampling` with the samples and steps that fit into `seconds`, at seconds an evaluation; None below LEAST_STEPS.
+    """`sampling` with the samples and steps that fit into `seconds`, at seconds an evaluation; None below USEFUL_STEPS.
 
     The uncertainty mode gives up samples first: its spread is that of the steps it was calibrated with.
     """
     most_steps = sampling.settings.steps
     evaluations = int(PLANNED * seconds / per_evaluation)
-    if evaluations < min(LEAST_STEPS, most_steps):
+    if evaluations < min(USEFUL_STEPS, most_steps):
         return None
     if sampling.mode == "uncertainty" and evaluations >= 2 * most_steps:
         return replace(sampling, samples=min(sampling.samples, evaluations // most_steps))
@@ -89,5 +89,5 @@ def most(evaluations: int, samples: int, steps: int) -> tuple[int, int]:
     beat 1 x 20 (`dpmtrain sweep --samples K --grid steps=N`).
     """
     alike = round(samples * (evaluations / (samples * steps)) ** 0.5)
-    samples = max(1, min(samples, alike, evaluations // min(FEWEST_STEPS, steps)))
+    samples = max(1, min(samples, alike, evaluations // min(STEPS_BEFORE_SAMPLES, steps)))
     return samples, max(1, min(steps, evaluations // samples))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadInputError, CheckpointError
+from .errors import BadInputError
 
 if TYPE_CHECKING:
     import torch
@@ -193,25 +193,20 @@ def sampling_of(
 
     What no option says is the model's own default, else that of SamplerSettings and one sample.
     """
-    from .checkpoint import sampler_defaults
+    from .checkpoint import sampler_defaults, uncertainty_defaults
     from .reconstruct import Sampling
     from .samplers import settings_from
 
-    defaults = checkpoint.card.get("sampling", {})
     if values["mode"] == "uncertainty":
-        if values["sampler"] != "prox" or "uncertainty" not in defaults:
+        found = uncertainty_defaults(checkpoint.card) if values["sampler"] == "prox" else None
+        if found is None:
             raise BadInputError(
                 "mode uncertainty is for the sampler prox and a model whose card has settings for it: choose mode fast"
             )
-        chosen, source = dict(defaults["uncertainty"]), "model card, for the uncertainty mode"
-        if "samples" not in chosen:
-            raise CheckpointError(
-                "model card: sampling.uncertainty lacks samples: get the card again, or use `dpmtrain calibrate`"
-            )
-        samples = chosen.pop("samples")
+        (chosen, samples), source = found, "model card, for the uncertainty mode"
     else:
         chosen, source = sampler_defaults(checkpoint.card, values["sampler"], contrast, acceleration)
-        samples = defaults.get("samples", 1)
+        samples = checkpoint.card.get("sampling", {}).get("samples", 1)
     settings = settings_from(chosen)
     if values["steps"] is not None:
         settings = dataclasses.replace(settings, steps=values["steps"])

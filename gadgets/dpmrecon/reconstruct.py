@@ -145,7 +145,7 @@ def sampled(
     """Sample every slice from the posterior, several slices at once where the batch has room for them.
 
     deadline: where there is one, each slice gets the samples and steps that fit its share of the time left, and
-    CG-SENSE where no step does. Raises DpmreconError when a slice cannot be sampled and the fallback is off.
+    CG-SENSE where too few do. Raises DpmreconError when a slice cannot be sampled and the fallback is off.
     """
     for group in _groups(stream, slices_at_once(sampling.batch, sampling.samples)):
         if isinstance(group, LostSlice):

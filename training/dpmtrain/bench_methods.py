@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from dpmrecon.checkpoint import Checkpoint, sampler_defaults
+from dpmrecon.checkpoint import Checkpoint, sampler_defaults, uncertainty_defaults
 from dpmrecon.reconstruct import MappedSlice, sample_seed
 from dpmrecon.samplers import SAMPLERS, Denoise, NoiseSource, Problem, SamplerSettings, settings_from
 
@@ -149,11 +149,10 @@ def methods(
         yield _sampling(f"prox {steps}", "prox", dataclasses.replace(settings, steps=steps), 1, plan.seed, model)
     for samples in sorted({checkpoint.card.get("sampling", {}).get("samples", 1), plan.samples} - {1}):
         yield _sampling(f"prox default, mean of {samples}", "prox", settings, samples, plan.seed, model)
-    uncertainty = dict(checkpoint.card.get("sampling", {}).get("uncertainty", {}))
-    if uncertainty:
-        samples = uncertainty.pop("samples")
-        name = f"uncertainty, mean of {samples}"
-        yield _sampling(name, "prox", settings_from(uncertainty), samples, plan.seed, model)
+    uncertainty = uncertainty_defaults(checkpoint.card)
+    if uncertainty is not None:
+        chosen, samples = uncertainty
+        yield _sampling(f"uncertainty, mean of {samples}", "prox", settings_from(chosen), samples, plan.seed, model)
     if "deepinv" not in plan.without:
         yield from _deepinv(contrast, acceleration, plan, tuner)
     dps = dps_settings(contrast, acceleration, plan, tuner)
