@@ -16,7 +16,7 @@ import fake_peer
 import numpy as np
 import pytest
 from dpmrecon import __version__
-from dpmrecon.simulate import SimulationSettings, simulate
+from dpmrecon.tools.simulate import SimulationSettings, simulate
 from fake_peer import Peer
 from image_engine import ROOT, Engine, engine, run
 from test_serve import by_place, images_of, raw_stream

@@ -1,5 +1,5 @@
 """A peer for the tests: what a Gadgetron, or an MRD client, does on its side of the socket. Bytes are its own, so
-that a mistake in dpmrecon.wire does not cancel out."""
+that a mistake in dpmrecon.hosts.wire does not cancel out."""
 
 import os
 import resource

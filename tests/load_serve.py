@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import fake_peer
-from dpmrecon.simulate import SimulationSettings, simulate
+from dpmrecon.tools.simulate import SimulationSettings, simulate
 from fake_peer import Child, config, parts_of
 
 

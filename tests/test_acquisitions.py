@@ -11,11 +11,11 @@ import ismrmrd
 import numpy as np
 import pytest
 import torch
-from dpmrecon import mrd
-from dpmrecon.acquisitions import LostSlice, SliceKey, announced_lines, central_block, slices
 from dpmrecon.errors import BadInputError, UnsupportedScanError
-from dpmrecon.fourier import to_image, to_kspace
-from dpmrecon.noise import estimated_sigma, whitening
+from dpmrecon.mrd import header as mrd
+from dpmrecon.mrd.collect import LostSlice, SliceKey, announced_lines, central_block, slices
+from dpmrecon.physics.fourier import to_image, to_kspace
+from dpmrecon.physics.noise import estimated_sigma, whitening
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "ismrmrd"
 COILS = np.array([1.0, 0.5 - 0.5j, -0.3j])

@@ -10,10 +10,10 @@ import threading
 
 import fake_peer
 import pytest
-from dpmrecon import audit
-from dpmrecon.audit import AuditLog
 from dpmrecon.cli import main
 from dpmrecon.errors import BadInputError
+from dpmrecon.hosts import audit
+from dpmrecon.hosts.audit import AuditLog
 from fake_peer import Child
 from test_serve import connect, exchange, model, raw_stream, scan, start  # noqa: F401
 from test_wire import IDENTIFIER, planted
@@ -64,7 +64,7 @@ def test_decisions_of_a_deadline_and_of_an_unknown_contrast_are_kept(start, scan
 
 
 def test_a_sampling_that_the_deadline_stops_is_a_decision(start, scan, tmp_path, monkeypatch):  # noqa: F811
-    from dpmrecon.deadline import Deadline
+    from dpmrecon.recon.deadline import Deadline
 
     # its plan finds time for all 4 steps of the 2 samples, but when the first step is done there is none left
     monkeypatch.setattr(Deadline, "until", lambda self, seconds: lambda: True)

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dpmrecon.acquisitions import slices
-from dpmrecon.checkpoint import Checkpoint, save_checkpoint
-from dpmrecon.denoiser import LABELS, Denoiser
 from dpmrecon.errors import BadInputError
-from dpmrecon.mrd import open_scan
-from dpmrecon.reconstruct import with_coil_maps
-from dpmrecon.samplers import NoiseSource, initial_image, noise_levels, sample_dps
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.header import open_scan
+from dpmrecon.prior.checkpoint import Checkpoint, save_checkpoint
+from dpmrecon.prior.denoiser import LABELS, Denoiser
+from dpmrecon.prior.samplers import NoiseSource, initial_image, noise_levels, sample_dps
+from dpmrecon.recon.sample import with_coil_maps
 from dpmtrain.baselines import l1_wavelet
 from dpmtrain.bench import BenchPlan
 from dpmtrain.bench_methods import Tuner, dps_settings, problem

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from dpmrecon import options
-from dpmrecon.denoiser import LABELS
 from dpmrecon.errors import BadInputError
+from dpmrecon.prior.denoiser import LABELS
 
 FOLDER = Path(__file__).parents[1] / "config_xml"
 FILES = sorted(FOLDER.glob("*.xml"))

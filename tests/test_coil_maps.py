@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dpmrecon import coil_maps
-from dpmrecon.coil_maps import estimate_coil_maps
 from dpmrecon.errors import BadInputError
-from dpmrecon.fourier import to_image, to_kspace
+from dpmrecon.physics import coil_maps
+from dpmrecon.physics.coil_maps import estimate_coil_maps
+from dpmrecon.physics.fourier import to_image, to_kspace
 
 SCANS = Path(__file__).parents[2] / "shared" / "data" / "ismrmrd"
 SHAPE = (75, 62)

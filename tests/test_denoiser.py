@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from dpmrecon import options
-from dpmrecon.checkpoint import load_checkpoint, save_checkpoint, write_card
-from dpmrecon.denoiser import LABELS, Denoiser, complex_noise
 from dpmrecon.errors import CheckpointError
-from dpmrecon.samplers import SamplerSettings
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint, write_card
+from dpmrecon.prior.denoiser import LABELS, Denoiser, complex_noise
+from dpmrecon.prior.samplers import SamplerSettings
 
 CONFIG = {"widths": [8, 12, 16], "blocks": [1, 1, 1], "embedding": 16, "labels": list(LABELS), "sigma_data": 0.25}
 

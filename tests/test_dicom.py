@@ -11,13 +11,13 @@ import ismrmrd
 import numpy as np
 import pydicom
 import pytest
-from dpmrecon.checkpoint import save_checkpoint
 from dpmrecon.cli import main
-from dpmrecon.denoiser import LABELS, Denoiser
-from dpmrecon.dicom import DicomOptions, scan_digest, stored_unit, write_dicom
-from dpmrecon.mrd import open_scan, read_header
-from dpmrecon.output import without_patient
-from dpmrecon.viewer import draw, read_series, values
+from dpmrecon.dicom.viewer import draw, read_series, values
+from dpmrecon.dicom.write import DicomOptions, scan_digest, stored_unit, write_dicom
+from dpmrecon.mrd.header import open_scan, read_header
+from dpmrecon.output.folder import without_patient
+from dpmrecon.prior.checkpoint import save_checkpoint
+from dpmrecon.prior.denoiser import LABELS, Denoiser
 
 SCAN = {"matrix": (48, 63), "n_slices": 3, "acceleration": 2}
 DWI = {"matrix": (32, 40), "n_slices": 2, "contrast": "dwi", "b_values": (0.0, 1000.0), "n_coils": 4, "averages": 2}

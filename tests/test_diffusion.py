@@ -9,15 +9,15 @@ import ismrmrd
 import numpy as np
 import pydicom
 import pytest
-from dpmrecon import output
-from dpmrecon.checkpoint import DEFAULT, save_checkpoint
 from dpmrecon.cli import main
-from dpmrecon.denoiser import LABELS, Denoiser
-from dpmrecon.diffusion import TRACE, Weighting, adc_map, weighting_from_text, weighting_of
 from dpmrecon.errors import BadInputError, UnsupportedScanError
-from dpmrecon.mrd import open_scan
-from dpmrecon.phantom import TISSUES, Phantom
-from dpmrecon.simulate import SimulationSettings, simulate, slice_points, truth_path
+from dpmrecon.mrd.header import open_scan
+from dpmrecon.output import folder as output
+from dpmrecon.output.maps import TRACE, Weighting, adc_map, weighting_from_text, weighting_of
+from dpmrecon.prior.checkpoint import DEFAULT, save_checkpoint
+from dpmrecon.prior.denoiser import LABELS, Denoiser
+from dpmrecon.tools.phantom import TISSUES, Phantom
+from dpmrecon.tools.simulate import SimulationSettings, simulate, slice_points, truth_path
 
 SMALL = {"matrix": (48, 56), "n_slices": 2, "contrast": "dwi", "b_values": (0.0, 400.0, 1000.0)}
 

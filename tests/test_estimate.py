@@ -9,16 +9,16 @@ import ismrmrd
 import numpy as np
 import pytest
 import torch
-from dpmrecon.acquisitions import slices
-from dpmrecon.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.cli import main
-from dpmrecon.coil_compression import compressed
-from dpmrecon.deadline import Deadline, chosen, most
-from dpmrecon.denoiser import LABELS, Denoiser, complex_noise
-from dpmrecon.estimate import Load, cost_model
-from dpmrecon.mrd import open_scan
-from dpmrecon.reconstruct import Sampling, sampled, with_coil_maps
-from dpmrecon.samplers import SamplerSettings
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.header import open_scan
+from dpmrecon.physics.coil_compression import compressed
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
+from dpmrecon.prior.denoiser import LABELS, Denoiser, complex_noise
+from dpmrecon.prior.samplers import SamplerSettings
+from dpmrecon.recon.deadline import Deadline, chosen, most
+from dpmrecon.recon.sample import Sampling, sampled, with_coil_maps
+from dpmrecon.tools.estimate import Load, cost_model
 from dpmtrain.calibrate import prior_fit
 
 SCAN = {"matrix": (48, 64), "n_slices": 4}

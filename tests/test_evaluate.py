@@ -7,10 +7,10 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from dpmrecon.checkpoint import load_checkpoint, save_checkpoint
-from dpmrecon.denoiser import LABELS, Denoiser
 from dpmrecon.errors import BadInputError
-from dpmrecon.simulate import truth_path
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
+from dpmrecon.prior.denoiser import LABELS, Denoiser
+from dpmrecon.tools.simulate import truth_path
 from dpmtrain.baselines import tuned_weight
 from dpmtrain.cli import main
 from dpmtrain.evaluation import Plan, evaluate

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from dpmrecon import forward
-from dpmrecon.denoiser import complex_noise
-from dpmrecon.forward import ForwardModel
-from dpmrecon.fourier import crop_or_pad, to_image, to_kspace
+from dpmrecon.physics import forward
+from dpmrecon.physics.forward import ForwardModel
+from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
+from dpmrecon.prior.denoiser import complex_noise
 
 SIZES = [(7, 6), (5, 9), (8, 8)]
 

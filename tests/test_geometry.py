@@ -7,13 +7,13 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from dpmrecon import selftest
-from dpmrecon.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.cli import main
-from dpmrecon.denoiser import LABELS, Denoiser
 from dpmrecon.errors import BadInputError
-from dpmrecon.fourier import to_image
-from dpmrecon.geometry import orientation_letters, plane_of_dicom, plane_of_mrd
+from dpmrecon.mrd.geometry import orientation_letters, plane_of_dicom, plane_of_mrd
+from dpmrecon.physics.fourier import to_image
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
+from dpmrecon.prior.denoiser import LABELS, Denoiser
+from dpmrecon.tools import selftest
 
 
 @pytest.fixture(scope="module")

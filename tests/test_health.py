@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 
-from dpmrecon import health, options
-from dpmrecon.serve import Server
+from dpmrecon import options
+from dpmrecon.hosts import health
+from dpmrecon.hosts.serve import Server
 from test_serve import FEW, connect, model, raw_stream, scan, start, until  # noqa: F401
 
 
@@ -43,7 +44,7 @@ def test_a_busy_service_is_ready_and_a_check_takes_no_scans_place(start, scan): 
 
 def test_a_device_that_hangs_is_not_ready(start, capsys, monkeypatch):  # noqa: F811
     server = start()
-    monkeypatch.setattr("dpmrecon.serve.STUCK", 0.1)
+    monkeypatch.setattr("dpmrecon.hosts.serve.STUCK", 0.1)
     asked, hung = ["--port", str(server.port)], threading.Event()
     worker = threading.Thread(target=server._device.run, args=(hung.wait,))
     worker.start()

@@ -7,13 +7,13 @@ import ismrmrd
 import numpy as np
 import pytest
 import torch
-from dpmrecon.acquisitions import LostSlice, SliceKey, slices
-from dpmrecon.checkpoint import Checkpoint
-from dpmrecon.denoiser import LABELS, Denoiser
-from dpmrecon.images import BRIGHT, LARGEST, mrd_images, to_uint16
-from dpmrecon.mrd import open_scan
-from dpmrecon.reconstruct import MappedSlice, Reconstruction, Sampling
-from dpmrecon.samplers import SamplerSettings
+from dpmrecon.mrd.collect import LostSlice, SliceKey, slices
+from dpmrecon.mrd.header import open_scan
+from dpmrecon.output.mrd_images import BRIGHT, LARGEST, mrd_images, to_uint16
+from dpmrecon.prior.checkpoint import Checkpoint
+from dpmrecon.prior.denoiser import LABELS, Denoiser
+from dpmrecon.prior.samplers import SamplerSettings
+from dpmrecon.recon.sample import MappedSlice, Reconstruction, Sampling
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 # What Gadgetron's chain says and ours does not, and why

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from dpmrecon.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.cli import main as dpmrecon
-from dpmrecon.denoiser import Denoiser
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
+from dpmrecon.prior.denoiser import Denoiser
 from dpmtrain.cli import main
 from dpmtrain.kit_card import findings
 from dpmtrain.kit_data import patterns

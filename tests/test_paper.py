@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 from dpmrecon.errors import BadInputError
-from dpmrecon.scale import RULE
+from dpmrecon.physics.scale import RULE
 from dpmtrain import paper, paper_arms, paper_report, paper_scores, validation
 from dpmtrain.cli import main
 from dpmtrain.prepare import HELD_OUT

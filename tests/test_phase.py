@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from dpmrecon.acquisitions import Slice, SliceKey
-from dpmrecon.fourier import to_kspace
-from dpmrecon.phase import smooth_phase
-from dpmrecon.reconstruct import mapped_slice
+from dpmrecon.mrd.collect import Slice, SliceKey
+from dpmrecon.physics.fourier import to_kspace
+from dpmrecon.physics.phase import smooth_phase
+from dpmrecon.recon.sample import mapped_slice
 
 
 def head(rows, cols):

@@ -17,9 +17,9 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from dpmrecon.fourier import crop_or_pad, to_kspace
-from dpmrecon.scale import image_scale
-from dpmrecon.simulate import truth_path
+from dpmrecon.physics.fourier import crop_or_pad, to_kspace
+from dpmrecon.physics.scale import image_scale
+from dpmrecon.tools.simulate import truth_path
 from dpmtrain import labelmaps, readers
 from dpmtrain.cli import main
 from dpmtrain.dataset import PreparedSlices, affine

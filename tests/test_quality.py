@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from dpmrecon.cli import main
-from dpmrecon.denoiser import has_bfloat16
+from dpmrecon.prior.denoiser import has_bfloat16
 
 DATA = Path(__file__).parents[2] / "shared/data/ismrmrd"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the shared ISMRMRD scans are not beside the project")
@@ -39,7 +39,7 @@ def test_default_options_on_shared_scans(tmp_path, scan, truth, bar):
 def test_bfloat16_does_no_harm(tmp_path, monkeypatch):
     errors = []
     for there in (True, False):
-        monkeypatch.setattr("dpmrecon.checkpoint.has_bfloat16", lambda device, there=there: there)
+        monkeypatch.setattr("dpmrecon.prior.checkpoint.has_bfloat16", lambda device, there=there: there)
         options = ["--truth", str(DATA / "t1_brain_truth.npy"), "--mask", str(DATA / "t1_brain_mask.npy")]
         out = tmp_path / str(there)
         assert main(["replay", str(DATA / "t1_brain_r4.h5"), "--out", str(out), "--samples", "1", *options]) == 0

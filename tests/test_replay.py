@@ -12,14 +12,14 @@ import ismrmrd
 import numpy as np
 import pytest
 import torch
-from dpmrecon.acquisitions import slices
-from dpmrecon.checkpoint import save_checkpoint
 from dpmrecon.cli import main
-from dpmrecon.denoiser import LABELS, Denoiser
-from dpmrecon.images import to_recon_space
-from dpmrecon.mrd import open_scan
-from dpmrecon.reconstruct import with_coil_maps
-from dpmrecon.simulate import truth_path
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.header import open_scan
+from dpmrecon.output.mrd_images import to_recon_space
+from dpmrecon.prior.checkpoint import save_checkpoint
+from dpmrecon.prior.denoiser import LABELS, Denoiser
+from dpmrecon.recon.sample import with_coil_maps
+from dpmrecon.tools.simulate import truth_path
 
 SAMPLING = {"samples": 2, "prox": {"steps": 4}, "dps": {"steps": 40, "zeta": 0.2}}
 SCAN = {"matrix": (48, 64), "n_slices": 3, "acceleration": 2}
@@ -212,8 +212,8 @@ def test_samples_that_do_not_fit_are_drawn_one_by_one(simulated_scan, model, tmp
 @pytest.mark.parametrize(("value", "words"), [(float("nan"), "not finite"), (0.0, "misses the data")])
 def test_an_image_that_is_wrong_falls_back(simulated_scan, model, tmp_path, monkeypatch, value, words):
     monkeypatch.setattr(Denoiser, "forward", lambda self, x, sigma, label: x * value)
-    monkeypatch.setattr("dpmrecon.forward.ForwardModel.prox", lambda self, adjoint, start, *settings: start)
-    from dpmrecon import conventional
+    monkeypatch.setattr("dpmrecon.physics.forward.ForwardModel.prox", lambda self, adjoint, start, *settings: start)
+    from dpmrecon.physics import cg_sense as conventional
 
     monkeypatch.setattr(conventional, "cg_sense", lambda model, zero_filled, sigma_n, scale: zero_filled)
     assert replay(simulated_scan(**SCAN, noise=0.001), tmp_path, model) == 3
@@ -342,7 +342,7 @@ def test_the_report_of_an_anonymous_run_does_not_name_the_file(simulated_scan, m
 
 
 def test_the_selftest_refuses_a_device_and_slices_that_are_not_the_models(model, tmp_path, capsys, monkeypatch):
-    from dpmrecon import selftest
+    from dpmrecon.tools import selftest
 
     arguments = ["selftest", "--out", str(tmp_path), "--model", str(model)]
     assert main([*arguments, "--device", "cuda:99"]) == 2

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-from dpmrecon.denoiser import complex_noise
-from dpmrecon.forward import ForwardModel
-from dpmrecon.samplers import (
+from dpmrecon.physics.forward import ForwardModel
+from dpmrecon.prior.denoiser import complex_noise
+from dpmrecon.prior.samplers import (
     NoiseSource,
     Problem,
     SamplerSettings,

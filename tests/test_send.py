@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from dpmrecon.checkpoint import save_checkpoint
 from dpmrecon.cli import main
-from dpmrecon.denoiser import LABELS, Denoiser
+from dpmrecon.dicom.send import Peer, dicom_files, peer_from_text, send
 from dpmrecon.errors import BadInputError
-from dpmrecon.send import Peer, dicom_files, peer_from_text, send
+from dpmrecon.prior.checkpoint import save_checkpoint
+from dpmrecon.prior.denoiser import LABELS, Denoiser
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage, Verification
 
@@ -164,7 +164,7 @@ def test_what_is_refused_is_named_with_the_reason(result, scripted, capsys):
 
 
 def test_out_of_resources_and_a_broken_connection_are_tried_again(result, scripted, monkeypatch):
-    monkeypatch.setattr("dpmrecon.send.TIMEOUT_SECONDS", 2.0)  # an abort is not always noticed at once
+    monkeypatch.setattr("dpmrecon.dicom.send.TIMEOUT_SECONDS", 2.0)  # an abort is not always noticed at once
     files = dicom_files(result)
     peer, received = scripted([0, 0xA700, None, 0, 0, 0, 0])
     report = send(files, peer, pause=0.05)

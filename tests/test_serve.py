@@ -17,11 +17,11 @@ import ismrmrd
 import numpy as np
 import pytest
 from dpmrecon import options
-from dpmrecon.checkpoint import save_checkpoint
 from dpmrecon.cli import main
-from dpmrecon.denoiser import LABELS, Denoiser
-from dpmrecon.serve import DeviceQueue, Server
-from dpmrecon.session import Reader
+from dpmrecon.hosts.serve import DeviceQueue, Server
+from dpmrecon.hosts.session import Reader
+from dpmrecon.prior.checkpoint import save_checkpoint
+from dpmrecon.prior.denoiser import LABELS, Denoiser
 from fake_peer import acquisition, close, config_name
 from test_wire import IDENTIFIER, edited_stream, planted
 
@@ -316,8 +316,8 @@ def test_a_lost_device_is_told_and_ends_the_service_with_1(model, scan, monkeypa
     def fail(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("dpmrecon.session.with_coil_maps", lambda group, device: map(fail, group))
-    monkeypatch.setattr("dpmrecon.denoiser.synchronize", fail)  # a device that is well lets itself be waited for
+    monkeypatch.setattr("dpmrecon.hosts.session.with_coil_maps", lambda group, device: map(fail, group))
+    monkeypatch.setattr("dpmrecon.prior.denoiser.synchronize", fail)  # a device that is well lets itself be waited for
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     answers = []

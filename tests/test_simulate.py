@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from dpmrecon.errors import BadInputError
-from dpmrecon.fourier import crop_or_pad, to_image
-from dpmrecon.phantom import TISSUES, Phantom
-from dpmrecon.simulate import (
+from dpmrecon.physics.fourier import crop_or_pad, to_image
+from dpmrecon.tools.phantom import TISSUES, Phantom
+from dpmrecon.tools.simulate import (
     SimulationSettings,
     add_arguments,
     coil_maps,
@@ -137,7 +137,7 @@ def test_the_head_is_asymmetric_and_the_lesion_on_its_side():
 
 
 def test_contrasts_order_the_tissues():
-    from dpmrecon.phantom import tissue_signal
+    from dpmrecon.tools.phantom import tissue_signal
 
     def order(contrast, b_value=0.0, names=("csf", "grey", "white", "lesion")):
         return sorted(names, key=lambda name: tissue_signal(name, contrast, b_value))

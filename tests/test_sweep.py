@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from dpmrecon.checkpoint import load_checkpoint, sampler_defaults, save_checkpoint, write_card
 from dpmrecon.cli import main as dpmrecon
-from dpmrecon.denoiser import LABELS, Denoiser
 from dpmrecon.errors import BadInputError, CheckpointError
-from dpmrecon.samplers import SamplerSettings, settings_from
+from dpmrecon.prior.checkpoint import load_checkpoint, sampler_defaults, save_checkpoint, write_card
+from dpmrecon.prior.denoiser import LABELS, Denoiser
+from dpmrecon.prior.samplers import SamplerSettings, settings_from
 from dpmtrain.cli import main
 from dpmtrain.scoring import Condition, Row
 from dpmtrain.sweep import read_grid

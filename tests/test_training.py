@@ -15,9 +15,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from dpmrecon.checkpoint import load_checkpoint, save_checkpoint
-from dpmrecon.denoiser import Denoiser
 from dpmrecon.errors import BadInputError, DpmreconError
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
+from dpmrecon.prior.denoiser import Denoiser
 from dpmtrain.batches import Batches
 from dpmtrain.cli import main
 from dpmtrain.keeper import Start, read_start, read_state

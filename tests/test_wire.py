@@ -13,16 +13,17 @@ import fake_peer
 import ismrmrd
 import numpy as np
 import pytest
-from dpmrecon import options, wire
-from dpmrecon.acquisitions import LostSlice, Slice, slices
-from dpmrecon.checkpoint import save_checkpoint
+from dpmrecon import options
 from dpmrecon.cli import main
-from dpmrecon.denoiser import LABELS, Denoiser
 from dpmrecon.errors import BadInputError, UnsupportedScanError
-from dpmrecon.mrd import open_scan, read_header
-from dpmrecon.recon_data import slices_of
-from dpmrecon.session import Engine, Session, greet
-from dpmrecon.wire import Wire
+from dpmrecon.hosts import wire
+from dpmrecon.hosts.recon_data import slices_of
+from dpmrecon.hosts.session import Engine, Session, greet
+from dpmrecon.hosts.wire import Wire
+from dpmrecon.mrd.collect import LostSlice, Slice, slices
+from dpmrecon.mrd.header import open_scan, read_header
+from dpmrecon.prior.checkpoint import save_checkpoint
+from dpmrecon.prior.denoiser import LABELS, Denoiser
 from fake_peer import Child, close, config, parts_of
 
 needs_host = pytest.mark.skipif(
@@ -161,7 +162,7 @@ def test_wrong_properties_reach_the_client_as_an_error(model, stream):
 def test_a_raising_model_gives_labelled_images(model, stream):
     header, messages = stream
     prelude = (
-        "from dpmrecon.denoiser import Denoiser\n"
+        "from dpmrecon.prior.denoiser import Denoiser\n"
         "def broken(self, x, sigma, label): raise ValueError('no such kernel')\n"
         "Denoiser.forward = broken\n"
     )
@@ -339,7 +340,7 @@ def test_no_patient_data_in_the_log_of_failures(scan, engine, monkeypatch, caplo
     stream = edited_stream(scan)
     stream[1] = planted(stream[1])
     answers = [Here(engine).exchange(*stream[:2], what) for what in (stream[2][:3000], struct.pack("<H", 777))]
-    monkeypatch.setattr("dpmrecon.session.mrd_images", lambda *args: {}[IDENTIFIER])  # an error that quotes the header
+    monkeypatch.setattr("dpmrecon.hosts.session.mrd_images", lambda *args: {}[IDENTIFIER])
     answers.append(Here(engine).exchange(*stream))
     assert all(len(answer.errors) == 1 for answer in answers)
     assert answers[-1].errors[0].startswith("internal error: KeyError in <lambda>")
@@ -348,7 +349,7 @@ def test_no_patient_data_in_the_log_of_failures(scan, engine, monkeypatch, caplo
 
 
 def test_a_silent_peer_is_let_go(engine, monkeypatch):
-    monkeypatch.setattr("dpmrecon.wire.GREETING", 0.5)
+    monkeypatch.setattr("dpmrecon.hosts.wire.GREETING", 0.5)
     here = Here(engine)
     here.peer.send(config()[:3])
     here.thread.join(10)

@@ -47,7 +47,7 @@ def add_command(commands, name: str, summary: str, example: str) -> argparse.Arg
 
 
 def _add_replay(commands) -> None:
-    from . import archive
+    from .dicom import folder as archive
     from .options import add_arguments
 
     parser = add_command(
@@ -66,8 +66,9 @@ def _add_replay(commands) -> None:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from . import archive, options
-    from .mrd import acceleration, open_scan
+    from . import options
+    from .dicom import folder as archive
+    from .mrd.header import acceleration, open_scan
     from .replay import replay
 
     values = options.from_arguments(args)
@@ -103,7 +104,7 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _add_simulate(commands) -> None:
-    from .simulate import add_arguments, run
+    from .tools.simulate import add_arguments, run
 
     parser = add_command(
         commands,
@@ -116,7 +117,7 @@ def _add_simulate(commands) -> None:
 
 
 def _add_send(commands) -> None:
-    from .send import add_arguments, run
+    from .dicom.send import add_arguments, run
 
     summary = "Send DICOM files to an archive (C-STORE)"
     parser = add_command(commands, "send", summary, "dpmrecon send results/dicom --to ORTHANC@localhost:4242")
@@ -125,7 +126,7 @@ def _add_send(commands) -> None:
 
 
 def _add_selftest(commands) -> None:
-    from .selftest import add_arguments, run
+    from .tools.selftest import add_arguments, run
 
     summary = "Check that images lie where they belong in the patient, through every output"
     parser = add_command(commands, "selftest", summary, "dpmrecon selftest --out selftest")
@@ -134,7 +135,7 @@ def _add_selftest(commands) -> None:
 
 
 def _add_estimate(commands) -> None:
-    from .estimate import add_arguments
+    from .tools.estimate import add_arguments
 
     summary = "What a scan will cost in seconds and memory, from a short measurement on this machine"
     parser = add_command(commands, "estimate", summary, "dpmrecon estimate scan.h5 --samples 8 --deadline 60")
@@ -142,7 +143,7 @@ def _add_estimate(commands) -> None:
 
 
 def _add_serve(commands) -> None:
-    from .audit import VARIABLE
+    from .hosts.audit import VARIABLE
     from .options import add_arguments
 
     parser = add_command(
@@ -167,7 +168,7 @@ def _add_serve(commands) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from .serve import run
+    from .hosts.serve import run
 
     return run(args)
 

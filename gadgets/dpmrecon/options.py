@@ -14,8 +14,8 @@ from .errors import BadInputError
 if TYPE_CHECKING:
     import torch
 
-    from .checkpoint import Checkpoint
-    from .reconstruct import Sampling
+    from .prior.checkpoint import Checkpoint
+    from .recon.sample import Sampling
 
 Values = dict[str, Any]
 
@@ -163,7 +163,7 @@ def printable(text: str) -> str:
 
 def load(values: Values) -> "tuple[Checkpoint, torch.device]":
     """The checkpoint on its device. Raises BadInputError and CheckpointError."""
-    from .checkpoint import load_checkpoint
+    from .prior.checkpoint import load_checkpoint
 
     device = device_of(values["device"])
     return load_checkpoint(values["model"], device), device
@@ -193,9 +193,9 @@ def sampling_of(
 
     What no option says is the model's own default, else that of SamplerSettings and one sample.
     """
-    from .checkpoint import sampler_defaults, uncertainty_defaults
-    from .reconstruct import Sampling
-    from .samplers import settings_from
+    from .prior.checkpoint import sampler_defaults, uncertainty_defaults
+    from .prior.samplers import settings_from
+    from .recon.sample import Sampling
 
     if values["mode"] == "uncertainty":
         found = uncertainty_defaults(checkpoint.card) if values["sampler"] == "prox" else None
@@ -229,7 +229,7 @@ def contrast_of(values: Values, checkpoint: "Checkpoint", header: Any) -> str | 
 
     Raises BadInputError for a label that the model does not know.
     """
-    from .mrd import contrast_label
+    from .mrd.header import contrast_label
 
     given = values["contrast"]
     if given is None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .acquisitions import slices
-from .checkpoint import Checkpoint
-from .deadline import Deadline
-from .images import mrd_images
-from .mrd import open_scan
-from .output import Outputs, ResultFolder, seconds_to_finish
-from .reconstruct import Sampling, sampled, with_coil_maps
+from .mrd.collect import slices
+from .mrd.header import open_scan
+from .output.folder import Outputs, ResultFolder, seconds_to_finish
+from .output.mrd_images import mrd_images
+from .prior.checkpoint import Checkpoint
+from .recon.deadline import Deadline
+from .recon.sample import Sampling, sampled, with_coil_maps
 
 
 def replay(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dpmrecon.conventional import cg_sense
 from dpmrecon.errors import BadInputError
-from dpmrecon.reconstruct import MappedSlice
+from dpmrecon.physics.cg_sense import cg_sense
+from dpmrecon.recon.sample import MappedSlice
 
 # where the search for a weight begins; it goes on by factors of 2 while the best one lies at an end
 WAVELET_WEIGHTS = (0.005, 0.01, 0.02)

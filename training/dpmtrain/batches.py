@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from dpmrecon.denoiser import complex_noise
 from dpmrecon.errors import DpmreconError
+from dpmrecon.prior.denoiser import complex_noise
 from torch.utils.data import DataLoader, Dataset
 
 from .dataset import PreparedSlices

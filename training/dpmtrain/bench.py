@@ -17,7 +17,7 @@ from dpmrecon.cli import add_command
 from dpmrecon.errors import BadInputError
 
 if TYPE_CHECKING:
-    from dpmrecon.checkpoint import Checkpoint
+    from dpmrecon.prior.checkpoint import Checkpoint
 
     from .references import ReferenceSlice
 
@@ -81,7 +81,7 @@ def add_bench(commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from dpmrecon.checkpoint import load_checkpoint
+    from dpmrecon.prior.checkpoint import load_checkpoint
 
     from .evaluate import numbers, words
 
@@ -140,7 +140,7 @@ def shared_data(data: Path, plan: BenchPlan) -> Sources:
 
 def phantoms(folder: Path, plan: BenchPlan) -> Sources:
     """Simulated scans of one head for the bench, and of another for tuning, written to `folder`."""
-    from dpmrecon.simulate import SimulationSettings, simulate, truth_path
+    from dpmrecon.tools.simulate import SimulationSettings, simulate, truth_path
 
     from .metrics import Moments
     from .references import CPU, measured_slices

@@ -17,8 +17,8 @@ from dpmrecon.errors import BadInputError, DpmreconError
 
 if TYPE_CHECKING:
     import torch
-    from dpmrecon.checkpoint import Checkpoint
-    from dpmrecon.reconstruct import MappedSlice
+    from dpmrecon.prior.checkpoint import Checkpoint
+    from dpmrecon.recon.sample import MappedSlice
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def add_bench_gpu(commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from dpmrecon.checkpoint import load_checkpoint
     from dpmrecon.options import device_of
+    from dpmrecon.prior.checkpoint import load_checkpoint
 
     from .evaluate import numbers
 
@@ -103,8 +103,8 @@ def _run(args: argparse.Namespace) -> int:
 
 def random_network(recipe: Path, like: "Checkpoint", device: "torch.device") -> "Checkpoint":
     """The recipe's network as it is before training, with the sampler settings of `like`."""
-    from dpmrecon.checkpoint import Checkpoint
-    from dpmrecon.denoiser import Denoiser, has_bfloat16
+    from dpmrecon.prior.checkpoint import Checkpoint
+    from dpmrecon.prior.denoiser import Denoiser, has_bfloat16
 
     from .recipe import read_recipe
 
@@ -117,10 +117,10 @@ def mapped_slices(
     matrix: int, n_coils: int, count: int, device: "torch.device"
 ) -> tuple[list["MappedSlice"], dict[str, float]]:
     """Slices of a simulated R = 4 scan as a reconstruction maps them, and the seconds of a slice's maps and start."""
-    from dpmrecon.acquisitions import slices
-    from dpmrecon.mrd import open_scan
-    from dpmrecon.reconstruct import MappedSlice, with_coil_maps
-    from dpmrecon.simulate import SimulationSettings, simulate
+    from dpmrecon.mrd.collect import slices
+    from dpmrecon.mrd.header import open_scan
+    from dpmrecon.recon.sample import MappedSlice, with_coil_maps
+    from dpmrecon.tools.simulate import SimulationSettings, simulate
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "scan.h5")
@@ -214,9 +214,9 @@ def _sampled(network: "Checkpoint", group: list["MappedSlice"], sampler: str, st
     """(seconds of forward passes, of the whole sampling) of one sample of every slice in one batch."""
     from dataclasses import replace
 
-    from dpmrecon.denoiser import synchronize
-    from dpmrecon.reconstruct import Sampling, sampled
-    from dpmrecon.samplers import settings_from
+    from dpmrecon.prior.denoiser import synchronize
+    from dpmrecon.prior.samplers import settings_from
+    from dpmrecon.recon.sample import Sampling, sampled
 
     timed: Any = TimedDenoiser(network.denoiser)
     device = network.denoiser.device

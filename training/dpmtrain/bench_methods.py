@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from dpmrecon.checkpoint import Checkpoint, sampler_defaults, uncertainty_defaults
-from dpmrecon.reconstruct import MappedSlice, sample_seed
-from dpmrecon.samplers import SAMPLERS, Denoise, NoiseSource, Problem, SamplerSettings, settings_from
+from dpmrecon.prior.checkpoint import Checkpoint, sampler_defaults, uncertainty_defaults
+from dpmrecon.prior.samplers import SAMPLERS, Denoise, NoiseSource, Problem, SamplerSettings, settings_from
+from dpmrecon.recon.sample import MappedSlice, sample_seed
 
 from .baselines import SENSE_WEIGHTS, WAVELET_WEIGHTS, tuned_cg_sense, tuned_weight, wavelet_tool
 from .bench import BenchPlan

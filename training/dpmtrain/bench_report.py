@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dpmrecon.checkpoint import Checkpoint
 from dpmrecon.errors import DpmreconError
+from dpmrecon.prior.checkpoint import Checkpoint
 
 from .bench import BenchPlan
 from .metrics import Moments, paired_difference, scan_factor

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dpmrecon.checkpoint import Checkpoint, load_checkpoint, write_card
 from dpmrecon.cli import add_command
-from dpmrecon.denoiser import complex_noise
 from dpmrecon.errors import BadInputError
-from dpmrecon.reconstruct import Reconstruction, Sampling, sampled
-from dpmrecon.samplers import settings_from
+from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, write_card
+from dpmrecon.prior.denoiser import complex_noise
+from dpmrecon.prior.samplers import settings_from
+from dpmrecon.recon.sample import Reconstruction, Sampling, sampled
 
 from .references import CPU, ReferenceSlice
 from .scoring import Condition, Undersampled

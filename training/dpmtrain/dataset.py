@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from dpmrecon.errors import BadInputError, first_line
-from dpmrecon.fourier import crop_or_pad, to_image, to_kspace
-from dpmrecon.phase import smooth_phase
-from dpmrecon.scale import image_scale
+from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
+from dpmrecon.physics.phase import smooth_phase
+from dpmrecon.physics.scale import image_scale
 
 # share of the magnitude images whose drawn phase jumps between tissues too
 TISSUE_PHASE = 0.5

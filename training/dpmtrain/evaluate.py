@@ -45,8 +45,8 @@ def add_evaluate(commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from dpmrecon.checkpoint import load_checkpoint
     from dpmrecon.options import device_of
+    from dpmrecon.prior.checkpoint import load_checkpoint
 
     from .evaluation import Plan, evaluate
     from .references import ReferenceSlice, measured_slices

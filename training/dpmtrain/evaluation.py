@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from dpmrecon.checkpoint import Checkpoint
 from dpmrecon.errors import BadInputError
+from dpmrecon.prior.checkpoint import Checkpoint
 from tqdm import tqdm
 
 from .evaluate import CONVENTIONAL

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from dpmrecon.denoiser import Denoiser, synchronize
+from dpmrecon.prior.denoiser import Denoiser, synchronize
 from torch.utils.flop_counter import FlopCounterMode
 
 

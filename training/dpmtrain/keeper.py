@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dpmrecon.checkpoint import load_checkpoint
-from dpmrecon.denoiser import Denoiser
 from dpmrecon.errors import BadInputError, DpmreconError, first_line
-from dpmrecon.scale import RULE
+from dpmrecon.physics.scale import RULE
+from dpmrecon.prior.checkpoint import load_checkpoint
+from dpmrecon.prior.denoiser import Denoiser
 
 from .batches import Batches
 from .recipe import learning_rate

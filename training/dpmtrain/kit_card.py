@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from dpmrecon.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from dpmrecon.denoiser import Denoiser
+from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from dpmrecon.prior.denoiser import Denoiser
 
 from .evaluation import Plan
 from .evaluation_report import FEWEST

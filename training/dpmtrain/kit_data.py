@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from dpmrecon.errors import BadInputError
-from dpmrecon.mrd import acceleration, check_supported, open_scan
+from dpmrecon.mrd.header import acceleration, check_supported, open_scan
 from tqdm import tqdm
 
 from .prepare import prepare

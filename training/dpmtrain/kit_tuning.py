@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dpmrecon.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from dpmrecon.denoiser import Denoiser
 from dpmrecon.errors import BadInputError
+from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from dpmrecon.prior.denoiser import Denoiser
 from tqdm import tqdm
 
 from .evaluation import Plan

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from dpmrecon import options
-from dpmrecon.checkpoint import Checkpoint
-from dpmrecon.reconstruct import Reconstruction, Sampling, sampled
+from dpmrecon.prior.checkpoint import Checkpoint
+from dpmrecon.recon.sample import Reconstruction, Sampling, sampled
 
 from . import baselines
 from .references import ReferenceSlice

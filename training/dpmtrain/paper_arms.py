@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpmrecon.checkpoint import save_checkpoint
-from dpmrecon.denoiser import LABELS
+from dpmrecon.prior.checkpoint import save_checkpoint
+from dpmrecon.prior.denoiser import LABELS
 
 from .keeper import read_start
 from .train import train

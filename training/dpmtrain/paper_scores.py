@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dpmrecon.checkpoint import load_checkpoint
-from dpmrecon.output import nrmse
-from dpmrecon.reconstruct import MappedSlice, Reconstruction, Sampling, sampled
-from dpmrecon.samplers import SamplerSettings
+from dpmrecon.output.folder import nrmse
+from dpmrecon.prior.checkpoint import load_checkpoint
+from dpmrecon.prior.samplers import SamplerSettings
+from dpmrecon.recon.sample import MappedSlice, Reconstruction, Sampling, sampled
 from tqdm import tqdm
 
 from .labelmaps import simulated_slices

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from dpmrecon.errors import BadInputError
-from dpmrecon.forward import ForwardModel
-from dpmrecon.samplers import Denoise, Problem
+from dpmrecon.physics.forward import ForwardModel
+from dpmrecon.prior.samplers import Denoise, Problem
 
 
 def import_deepinv() -> tuple[Any, str | None]:

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 
 from dpmrecon.cli import add_command
-from dpmrecon.denoiser import CONTRAST_LABELS
 from dpmrecon.errors import BadInputError
+from dpmrecon.prior.denoiser import CONTRAST_LABELS
 
 from .journal import Journal
 from .readers import KNOWN_SETS, Fault, Item, Settings, inspect, pseudonym

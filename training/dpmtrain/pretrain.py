@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """The command in one process."""
-    from dpmrecon.checkpoint import save_checkpoint
+    from dpmrecon.prior.checkpoint import save_checkpoint
 
     from .keeper import read_start
     from .recipe import read_recipe

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from dpmrecon.errors import BadInputError, first_line
-from dpmrecon.mrd import CONTRASTS
+from dpmrecon.mrd.header import CONTRASTS
 
 MAGNITUDE = "magnitude images, random smooth phase in training"
 
@@ -230,7 +230,7 @@ def _fastmri(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
 
 
 def _ismrmrd(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
-    from dpmrecon.mrd import open_scan
+    from dpmrecon.mrd.header import open_scan
 
     facts = _path_facts(path, root, settings)
     with open_scan(path) as scan:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from dpmrecon.errors import BadInputError, first_line
-from dpmrecon.geometry import plane_of_dicom
+from dpmrecon.mrd.geometry import plane_of_dicom
 
 from .readers import MAGNITUDE, Fault, Item, Volume
 

@@ -7,14 +7,14 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from dpmrecon.acquisitions import LostSlice, Slice, slices, without_oversampling
-from dpmrecon.coil_maps import estimate_coil_maps
 from dpmrecon.errors import BadInputError
-from dpmrecon.fourier import to_image
-from dpmrecon.images import to_recon_space
-from dpmrecon.mrd import encoded_grid, line_limits, open_scan, read_header
-from dpmrecon.noise import whitening
-from dpmrecon.reconstruct import with_coil_maps
+from dpmrecon.mrd.collect import LostSlice, Slice, slices, without_oversampling
+from dpmrecon.mrd.header import encoded_grid, line_limits, open_scan, read_header
+from dpmrecon.output.mrd_images import to_recon_space
+from dpmrecon.physics.coil_maps import estimate_coil_maps
+from dpmrecon.physics.fourier import to_image
+from dpmrecon.physics.noise import whitening
+from dpmrecon.recon.sample import with_coil_maps
 
 from .readers import Fault, Item, Volume
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from dpmrecon.acquisitions import LostSlice, Slice, slices
 from dpmrecon.errors import BadInputError
-from dpmrecon.images import to_recon_space
-from dpmrecon.mrd import contrast_label, open_scan
-from dpmrecon.output import load_pictures
+from dpmrecon.mrd.collect import LostSlice, Slice, slices
+from dpmrecon.mrd.header import contrast_label, open_scan
+from dpmrecon.output.folder import load_pictures
+from dpmrecon.output.mrd_images import to_recon_space
 
 from .metrics import Moments, scan_factor
 from .readers_kspace import LARGEST_ACCELERATION

@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from dpmrecon.coil_maps import estimate_coil_maps
-from dpmrecon.reconstruct import MappedSlice
+from dpmrecon.physics.coil_maps import estimate_coil_maps
+from dpmrecon.recon.sample import MappedSlice
 
 from .metrics import Moments, psnr, scan_factor, ssim, variance_and_error
 from .references import ReferenceSlice, standard_of_care

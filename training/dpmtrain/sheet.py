@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from dpmrecon.denoiser import Denoiser, complex_noise
-from dpmrecon.forward import ForwardModel
-from dpmrecon.samplers import NoiseSource, Problem, SamplerSettings, sample_prox
+from dpmrecon.physics.forward import ForwardModel
+from dpmrecon.prior.denoiser import Denoiser, complex_noise
+from dpmrecon.prior.samplers import NoiseSource, Problem, SamplerSettings, sample_prox
 
 from .batches import Batches, crop_of, example_seed
 

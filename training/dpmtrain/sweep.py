@@ -43,8 +43,8 @@ def add_sweep(commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from dpmrecon.checkpoint import default_path, load_checkpoint
     from dpmrecon.options import device_of
+    from dpmrecon.prior.checkpoint import default_path, load_checkpoint
 
     from .labelmaps import SEQUENCES
     from .sweeping import Plan, sweep

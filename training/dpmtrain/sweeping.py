@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from dpmrecon.checkpoint import Checkpoint, sampler_defaults, write_card
-from dpmrecon.reconstruct import Sampling
-from dpmrecon.samplers import SamplerSettings, settings_from
+from dpmrecon.prior.checkpoint import Checkpoint, sampler_defaults, write_card
+from dpmrecon.prior.samplers import SamplerSettings, settings_from
+from dpmrecon.recon.sample import Sampling
 from tqdm import tqdm
 
 from .evaluation_report import markdown

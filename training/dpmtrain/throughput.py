@@ -29,7 +29,7 @@ def add_throughput(commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     import torch
-    from dpmrecon.denoiser import Denoiser
+    from dpmrecon.prior.denoiser import Denoiser
 
     from .hardware import PeakMemory, device_name, network_work
     from .pretrain import read_manifest
@@ -78,7 +78,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def measure(trainer, data: Path, workers: int, steps: int) -> tuple[float, float]:
     """Seconds of `steps` steps of training, and those of them spent waiting for data."""
-    from dpmrecon.denoiser import synchronize
+    from dpmrecon.prior.denoiser import synchronize
 
     from .batches import Batches, load
 

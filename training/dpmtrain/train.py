@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import torch
-from dpmrecon.denoiser import Denoiser
 from dpmrecon.errors import BadInputError, DpmreconError
+from dpmrecon.prior.denoiser import Denoiser
 from tqdm import tqdm
 
 from .batches import Batch, Batches, load

@@ -5,10 +5,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from dpmrecon.acquisitions import Slice
 from dpmrecon.errors import BadInputError
-from dpmrecon.fourier import crop_or_pad
-from dpmrecon.reconstruct import MappedSlice, mapped_slice, with_coil_maps
+from dpmrecon.mrd.collect import Slice
+from dpmrecon.physics.fourier import crop_or_pad
+from dpmrecon.recon.sample import MappedSlice, mapped_slice, with_coil_maps
 
 MASKS = ("regular", "random", "poisson")
 CALIBRATION_LINES = 24  # as the shared scans have them, wherever none are asked for

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dpmrecon.acquisitions import Slice, SliceKey
-from dpmrecon.denoiser import complex_noise
 from dpmrecon.errors import BadInputError
-from dpmrecon.fourier import crop_or_pad, to_image, to_kspace
-from dpmrecon.scale import image_scale
-from dpmrecon.simulate import coil_maps
+from dpmrecon.mrd.collect import Slice, SliceKey
+from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
+from dpmrecon.physics.scale import image_scale
+from dpmrecon.prior.denoiser import complex_noise
+from dpmrecon.tools.simulate import coil_maps
 
 from .dataset import random_phase
 from .labelmaps import SEQUENCES, simulated_slices

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from dpmrecon.fourier import to_image, to_kspace
+from dpmrecon.physics.fourier import to_image, to_kspace
 from scipy import ndimage
 
 WHITE_MATTER = (2, 41)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from dpmrecon.errors import BadInputError, DpmreconError, first_line
-from dpmrecon.scale import RULE, image_scale
+from dpmrecon.physics.scale import RULE, image_scale
 
 from .journal import unwritable
 from .readers import Fault, Item, Volume, read

@@ -1,0 +1,1 @@
+"""DICOM: series, archives, and how a viewer shows them."""

@@ -1,0 +1,430 @@
+"""DICOM series (classic MR Image Storage) from a replay's images.h5.
+
+They are written when the scan is done: one rescale and one window for a whole series need its largest value, and
+half a series should not reach an archive. images.h5 is read twice, image by image, so memory holds one image.
+Nothing of the clock or of chance is in the files: the same scan and options give the same bytes, UIDs included.
+"""
+
+import datetime
+import hashlib
+import json
+import re
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import ismrmrd
+import numpy as np
+
+from ..errors import BadInputError
+from ..mrd.geometry import Plane, plane_of_mrd
+from ..mrd.header import read_header
+from ..output.maps import Weighting
+
+LARGEST_STORED = 65535
+FINENESS = 1000
+SMALL_WINDOW = 100
+ADC_SLOPE = 1e-6  # mm^2/s for one stored unit
+ADC_WINDOW = 2.5e-3  # mm^2/s: from 0 to that of half free water, half tissue
+# DataRole of the MRD image -> what is added to the tag in ImageType
+SUFFIXES = {"Image": "", "Uncertainty": "_STD", "Conventional": "_CONV", "Trace": "_TRACE", "ADC": "_ADC"}
+FALLBACK_TAG = "CGSENSE_FALLBACK"
+# counters of an MRD image that set images of one place apart
+COUNTERS = ("contrast", "set", "phase", "repetition", "average")
+# parts of MRD sequence_type -> DICOM's ScanningSequence; what is not known is RM, research mode
+_SEQUENCES = ((r"epi", "EP"), (r"flash|gre|gradient|spgr|mprage", "GR"), (r"tse|fse|rare|haste|spin", "SE"))
+
+
+@dataclass(frozen=True)
+class DicomOptions:
+    """anonymize: leave patient and study data out; tag: last value of ImageType, before what tells the series."""
+
+    anonymize: bool = False
+    tag: str = "DPM"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Z0-9][A-Z0-9_]{0,9}", self.tag):
+            raise BadInputError(
+                f"image type tag '{self.tag}' is not usable: give 1 to 10 capital letters, digits or underscores"
+            )
+
+
+@dataclass
+class _Image:
+    """One image of a series without its pixels."""
+
+    index: int
+    head: Any
+    meta: dict[str, Any]
+    plane: Plane
+    shape: tuple[int, int]
+
+    @property
+    def order(self) -> tuple:
+        """By counters, then by place along the slice direction."""
+        counters = tuple(int(getattr(self.head, name)) for name in COUNTERS)
+        return (*counters, round(float(self.plane.first @ self.plane.normal), 3), self.index)
+
+
+def scan_digest(path: Path) -> str:
+    """SHA-256 of a scan file, hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_dicom(
+    images: Path,
+    folder: Path,
+    digest: str,
+    run: dict[str, Any],
+    options: DicomOptions,
+    weighting: Weighting | None = None,
+) -> list[Path]:
+    """Write every image series of `images` (images.h5) to folder/NUMBER_KIND/IMnnnn.dcm; returns the files.
+
+    digest: of the scan, see `scan_digest`; run: what else decides the images (JSON values: model, sampler, seed ...).
+    Both make the UIDs. weighting: of a diffusion scan, for the b-value of each image. Raises BadInputError, in one
+    sentence, where the headers hold no geometry or nothing can be written.
+    """
+    with h5py.File(images, "r") as file:
+        names = sorted((name for name in file["dataset"] if name.startswith("image_")), key=lambda n: int(n[6:]))
+        header = read_header(np.ravel(file["dataset/xml"][()])[0])
+    dataset = ismrmrd.Dataset(str(images), "dataset", create_if_needed=False)
+    try:
+        written: list[Path] = []
+        for name in names:
+            written += _write_series(dataset, name, header, folder, digest, run, options, weighting)
+        return written
+    except OSError as error:
+        raise BadInputError(f"cannot write to {folder} ({error}): make room or choose another --out") from error
+    finally:
+        dataset.close()
+
+
+def stored_unit(bright: float, largest: float) -> float:
+    """What one stored unit of a series is worth: a power of ten, so that integers stay readable.
+
+    bright: 99.5th percentile of the brightest image, which gets at least FINENESS units; largest: of the series,
+    which must fit. An image of the usual scale (bright parts about 1000) gets 1, so that viewers that ignore the
+    rescale of MR images, which the standard leaves out of this image type, show the right window all the same.
+    """
+    exponent = np.floor(np.log10((bright or largest or FINENESS) / FINENESS) + 1e-9)
+    if largest > 0:
+        exponent = max(exponent, np.ceil(np.log10(largest / LARGEST_STORED)))
+    return float(10.0**exponent)
+
+
+def reproducible_uid(*parts: Any) -> str:
+    """A UID under 2.25 (a UUID as a number) that follows from the parts alone."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return f"2.25.{uuid.uuid5(uuid.UUID(int=0), text).int}"
+
+
+def _pixels(image: ismrmrd.Image) -> np.ndarray:
+    return np.asarray(image.data[0, 0], np.float32)
+
+
+def _write_series(
+    dataset: ismrmrd.Dataset,
+    name: str,
+    header: Any,
+    folder: Path,
+    digest: str,
+    run: dict[str, Any],
+    options: DicomOptions,
+    weighting: Weighting | None,
+) -> list[Path]:
+    number = int(name.removeprefix("image_"))
+    images, bright, largest = [], 0.0, 0.0
+    for index in range(dataset.number_of_images(name)):
+        image = dataset.read_image(name, index)
+        pixels = _pixels(image)
+        head = image.getHead()
+        images.append(_Image(index, head, dict(image.meta), plane_of_mrd(head, pixels.shape), pixels.shape))
+        bright = max(bright, float(np.percentile(pixels, 99.5)))
+        largest = max(largest, float(pixels.max()))
+    images.sort(key=lambda image: image.order)
+    role = str(images[0].meta.get("DataRole", "Image"))
+    kind = options.tag + SUFFIXES.get(role, f"_{number}")
+    series_uid = reproducible_uid("series", digest, run, vars(options), name)
+    common = _common(header, digest, options)
+    common.SeriesInstanceUID = series_uid
+    common.SeriesNumber = 100 * (_number(header.measurementInformation, "initialSeriesNumber") or 0) + number
+    common.SeriesDescription = _text(images[0].meta.get("SeriesDescription") or f"{kind} RESEARCH", 64)
+    slope, window, units = stored_unit(bright, largest), bright or 1.0, "US"
+    if role == "ADC":
+        slope, window, units = ADC_SLOPE, ADC_WINDOW, "mm2/s"
+    spacing = _slice_spacing([image.plane for image in images])
+    target = folder / f"{number:02d}_{kind.replace(' ', '_')}"
+    target.mkdir(parents=True, exist_ok=True)
+    files = []
+    for instance, image in enumerate(images, 1):
+        stored = np.rint(_pixels(dataset.read_image(name, image.index)).astype(float) / slope).clip(0, LARGEST_STORED)
+        file = _file(common, image, header, kind)
+        file.InstanceNumber = instance
+        file.SOPInstanceUID = reproducible_uid("image", series_uid, image.order, file.ImageType[-1])
+        file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID
+        if spacing is not None:
+            file.SpacingBetweenSlices = _decimal(spacing)
+        file.RescaleIntercept, file.RescaleSlope, file.RescaleType = "0", _decimal(slope), units
+        file.WindowCenter, file.WindowWidth = _decimal(window / 2), _decimal(window)
+        if window < SMALL_WINDOW:
+            file.VOILUTFunction = "LINEAR_EXACT"  # the plain one takes 1 off the width
+        if role == "ADC":
+            file.RealWorldValueMappingSequence = [_mapping(slope)]
+        elif weighting is not None:
+            file.DiffusionBValue = weighting.of(image.head)
+        file.PixelData = stored.astype("<u2").tobytes()
+        path = target / f"IM{instance:04d}.dcm"
+        file.save_as(path, enforce_file_format=True)
+        files.append(path)
+    return files
+
+
+def _common(header: Any, digest: str, options: DicomOptions) -> Any:
+    """What all images of all series of a scan share: patient, study, frame of reference, equipment, sequence."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+
+    subject, study, measurement = header.subjectInformation, header.studyInformation, header.measurementInformation
+    if options.anonymize:
+        subject = study = None
+    file = Dataset()
+    file.file_meta = FileMetaDataset()
+    file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = MRImageStorage
+    file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file.SpecificCharacterSet = "ISO_IR 192"
+
+    file.PatientName = _name(getattr(subject, "patientName", None))
+    # archives file by these two: where there are none, the scan's checksum keeps scans apart
+    file.PatientID = _text(getattr(subject, "patientID", None), 64) or f"SCAN-{digest[:12]}"
+    file.PatientBirthDate = _date(getattr(subject, "patientBirthdate", None))
+    sex = str(getattr(subject, "patientGender", None) or "").upper()
+    file.PatientSex = sex if sex in ("M", "F", "O") else ""
+    weight, height = _number(subject, "patientWeight_kg"), _number(subject, "patientHeight_m")
+    if weight:
+        file.PatientWeight = _decimal(weight)
+    if height:
+        file.PatientSize = _decimal(height)
+    if options.anonymize:
+        file.PatientIdentityRemoved = "YES"
+        file.DeidentificationMethod = "patient and study data of the scan's header left out"
+
+    file.StudyInstanceUID = _uid(getattr(study, "studyInstanceUID", None)) or reproducible_uid(
+        "study", digest, options.anonymize
+    )
+    file.StudyDate = _date(getattr(study, "studyDate", None))
+    file.StudyTime = _time(getattr(study, "studyTime", None))
+    file.StudyID = _text(getattr(study, "studyID", None), 16) or digest[:12]
+    file.AccessionNumber = _text(getattr(study, "accessionNumber", None), 16)
+    file.ReferringPhysicianName = _name(getattr(study, "referringPhysicianName", None))
+    if getattr(study, "studyDescription", None):
+        file.StudyDescription = _text(study.studyDescription, 64)
+
+    file.Modality = "MR"
+    part = re.sub(r"[^A-Z0-9_ ]", "", str(getattr(header.studyInformation, "bodyPartExamined", None) or "").upper())
+    file.BodyPartExamined = part[:16].strip() or "HEAD"
+    if not options.anonymize and _date(getattr(measurement, "seriesDate", None)):
+        file.SeriesDate = _date(measurement.seriesDate)
+        file.SeriesTime = _time(measurement.seriesTime)
+    position = getattr(measurement, "patientPosition", None)
+    file.PatientPosition = str(getattr(position, "value", position) or "")
+    frame = None if options.anonymize else _uid(getattr(measurement, "frameOfReferenceUID", None))
+    file.FrameOfReferenceUID = frame or reproducible_uid("frame of reference", digest, options.anonymize)
+    file.PositionReferenceIndicator = ""
+    if getattr(measurement, "protocolName", None):
+        file.ProtocolName = _text(measurement.protocolName, 64)
+
+    system = header.acquisitionSystemInformation
+    file.Manufacturer = _text(getattr(system, "systemVendor", None), 64)
+    if getattr(system, "systemModel", None):
+        file.ManufacturerModelName = _text(system.systemModel, 64)
+    if not options.anonymize:
+        for keyword, field, length in (
+            ("InstitutionName", "institutionName", 64),
+            ("StationName", "stationName", 16),
+            ("DeviceSerialNumber", "deviceSerialNumber", 64),
+        ):
+            if getattr(system, field, None):
+                setattr(file, keyword, _text(getattr(system, field), length))
+    if _number(system, "systemFieldStrength_T"):
+        file.MagneticFieldStrength = _decimal(system.systemFieldStrength_T)
+    frequency = _number(header.experimentalConditions, "H1resonanceFrequency_Hz")
+    if frequency:
+        file.ImagingFrequency = _decimal(frequency / 1e6)
+    _add_sequence(file, header)
+
+    file.SamplesPerPixel = 1
+    file.PhotometricInterpretation = "MONOCHROME2"
+    file.BitsAllocated = file.BitsStored = 16
+    file.HighBit = 15
+    file.PixelRepresentation = 0
+    return file
+
+
+def _add_sequence(file: Any, header: Any) -> None:
+    sequence, encoding = header.sequenceParameters, header.encoding[0]
+    kind = str(getattr(sequence, "sequence_type", None) or "").lower()
+    scanning = next((code for pattern, code in _SEQUENCES if re.search(pattern, kind)), "RM")
+    inversion = _first(sequence, "TI")
+    file.ScanningSequence = scanning if inversion is None else [scanning, "IR"]
+    length = encoding.echoTrainLength if isinstance(encoding.echoTrainLength, int) else None
+    file.SequenceVariant = "SK" if (length or 1) > 1 else "NONE"
+    file.ScanOptions = ""
+    file.MRAcquisitionType = "2D"
+    repetition = _first(sequence, "TR")
+    file.RepetitionTime = "" if repetition is None else _decimal(repetition)
+    file.EchoTrainLength = "" if length is None else str(length)
+    if inversion is not None:
+        file.InversionTime = _decimal(inversion)
+    angle = _first(sequence, "flipAngle_deg")
+    if angle is not None:
+        file.FlipAngle = _decimal(angle)
+    if getattr(header.measurementInformation, "sequenceName", None):
+        file.SequenceName = _text(header.measurementInformation.sequenceName, 16)
+
+
+def _file(common: Any, image: _Image, header: Any, kind: str) -> Any:
+    """The DICOM data set of one image, without pixels, numbers and UIDs of its own."""
+    from copy import deepcopy
+
+    from pydicom.dataset import FileDataset
+
+    file = FileDataset("", deepcopy(common), file_meta=deepcopy(common.file_meta), preamble=b"\0" * 128)
+    meta, plane = image.meta, image.plane
+    fallback = str(meta.get("dpmrecon_fallback", "none"))
+    file.ImageType = ["DERIVED", "PRIMARY", "OTHER", kind if fallback == "none" else FALLBACK_TAG]
+    file.ImagePositionPatient = [_decimal(value) for value in plane.first]
+    file.ImageOrientationPatient = [_decimal(value) for value in (*plane.along_columns, *plane.along_rows)]
+    file.PixelSpacing = [_decimal(value) for value in plane.spacing_mm]
+    thickness = float(image.head.field_of_view[2])
+    file.SliceThickness = _decimal(thickness) if thickness > 0 else ""
+    file.SliceLocation = _decimal(float(plane.first @ plane.normal))
+    file.Rows, file.Columns = image.shape
+    echo = getattr(header.sequenceParameters, "TE", None) or []
+    number = int(image.head.contrast)
+    file.EchoTime = _decimal(echo[number if number < len(echo) else 0]) if echo else ""
+    file.AcquisitionNumber = 1 + int(image.head.repetition)
+    file.BurnedInAnnotation = "NO"
+    file.ContentQualification = "RESEARCH"
+    file.ImageComments = _text(meta.get("ImageComments"), 1024)
+    file.DerivationDescription = _text(_derivation(meta), 1024)
+    file.ContributingEquipmentSequence = [_equipment(meta)]
+    return file
+
+
+def _derivation(meta: dict[str, Any]) -> str:
+    def of(name: str) -> str:
+        return str(meta.get(f"dpmrecon_{name}", "unknown"))
+
+    how = (
+        f"model {of('model')}, sha256 {of('checksum')}; "
+        f"sampler {of('sampler')}, steps {of('steps')}, samples {of('samples')}, "
+        f"evaluations {of('evaluations')}, seed {of('seed')}"
+    )
+    if of("sampler") == "cg-sense":
+        how = f"CG-SENSE, without the model {of('model')}, sha256 {of('checksum')}"
+    text = (
+        f"Reconstructed from k-space by dpmrecon {of('version')}: {how}; "
+        f"data residual {of('residual')} times the noise."
+    )
+    if of("fallback") != "none":
+        text += f" CG-SENSE FALLBACK: {of('fallback')}."
+    if "dpmrecon_map" in meta:
+        text += f" Computed from these images: {of('map')}."
+    return f"{text} RESEARCH, not for diagnostic use"
+
+
+def _equipment(meta: dict[str, Any]) -> Any:
+    from pydicom.dataset import Dataset
+
+    purpose = Dataset()
+    purpose.CodeValue, purpose.CodingSchemeDesignator = "109102", "DCM"
+    purpose.CodeMeaning = "Processing Equipment"
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [purpose]
+    item.Manufacturer = "dpmrecon"
+    item.ManufacturerModelName = _text(meta.get("dpmrecon_model"), 64)
+    item.SoftwareVersions = _text(meta.get("dpmrecon_version"), 64)
+    item.ContributionDescription = _text(_derivation(meta), 1024)
+    return item
+
+
+def _mapping(slope: float) -> Any:
+    """ADC in mm^2/s for viewers that read RealWorldValueMapping rather than the rescale."""
+    from pydicom.dataset import Dataset
+
+    unit, item = Dataset(), Dataset()
+    unit.CodeValue, unit.CodingSchemeDesignator, unit.CodeMeaning = "mm2/s", "UCUM", "mm2/s"
+    item.MeasurementUnitsCodeSequence = [unit]
+    item.LUTLabel, item.LUTExplanation = "ADC", "Apparent diffusion coefficient"
+    # US or SS by PixelRepresentation, which an item does not hold
+    item.add_new("RealWorldValueFirstValueMapped", "US", 0)
+    item.add_new("RealWorldValueLastValueMapped", "US", LARGEST_STORED)
+    item.RealWorldValueIntercept, item.RealWorldValueSlope = 0.0, slope
+    return item
+
+
+def _slice_spacing(planes: list[Plane]) -> float | None:
+    """The distance between neighbouring slices in mm, None unless all lie evenly in one stack."""
+    normal = planes[0].normal
+    if any(np.abs(plane.normal - normal).max() > 1e-4 for plane in planes):
+        return None
+    places = np.unique(np.round([plane.first @ normal for plane in planes], 3))
+    steps = np.diff(places)
+    return float(steps.mean()) if len(steps) and np.ptp(steps) < 0.01 else None
+
+
+def _decimal(value: float) -> Any:
+    from pydicom.valuerep import DSfloat
+
+    value = float(value)
+    return DSfloat(value + 0.0 if abs(value) > 1e-12 else 0.0, auto_format=True)
+
+
+def _text(value: Any, length: int) -> str:
+    """Text without what means something in DICOM (backslashes, control characters), cut to `length` bytes.
+
+    The standard counts characters, but not every reader does.
+    """
+    text = re.sub(r"[\x00-\x1f\x7f\\]+", " ", str(value if value is not None else "")).strip()
+    return text.encode()[:length].decode(errors="ignore").strip()
+
+
+def _name(value: Any) -> str:
+    """A person's name: five components at most in one representation, so no = and no more than four ^."""
+    parts = _text(value, 64).replace("=", " ").split("^")
+    return "^".join(parts[:5])
+
+
+def _date(value: Any) -> str:
+    match = re.match(r"(\d{4})-?(\d\d)-?(\d\d)", str(value or ""))
+    try:
+        return datetime.date(*map(int, match.groups())).strftime("%Y%m%d") if match else ""
+    except ValueError:
+        return ""
+
+
+def _time(value: Any) -> str:
+    match = re.match(r"([01]\d|2[0-3]):?([0-5]\d):?([0-5]\d)", str(value or ""))
+    return "".join(match.groups()) if match else ""
+
+
+def _uid(value: Any) -> str | None:
+    text = str(value or "").strip()
+    return text if len(text) <= 64 and re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", text) else None
+
+
+def _number(element: Any, name: str) -> Any:
+    value = getattr(element, name, None)
+    return value if isinstance(value, int | float) and np.isfinite(value) else None
+
+
+def _first(element: Any, name: str) -> float | None:
+    values = getattr(element, name, None) or []
+    return values[0] if values and isinstance(values[0], int | float) else None

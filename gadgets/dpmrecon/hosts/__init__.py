@@ -1,0 +1,1 @@
+"""Who talks to us: the wire, a scan of one peer, the service."""

@@ -1,0 +1,243 @@
+"""`dpmrecon serve`: one loaded model for many scans, from Gadgetrons and from MRD clients on the same port.
+
+A peer has a thread that talks to it and one that reads ahead; the device has one thread, which takes work slice by
+slice from a bounded queue in the order it came. Memory is bounded by `peers` times the slices that a peer may have in
+hand: those read ahead, those of the group that is worked on, and the one that is filling; 4 peers with slices of
+256 x 256 and 8 channels stay under 1 GB on a CPU (`python tests/load_serve.py` prints it).
+"""
+
+import contextlib
+import logging
+import queue
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from .. import __version__, options
+from ..errors import BadInputError, DpmreconError, first_line
+from ..options import Values
+from .audit import AuditLog
+from .wire import Wire
+
+log = logging.getLogger("dpmrecon")
+
+STUCK = 600.0  # seconds: no slice takes so long on a device that works
+FAREWELL = 10.0  # seconds for each scan to tell its peer that the device is lost
+PEERS = 8  # scans in hand at a time; who comes then is told so
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))  # seconds, seconds, times
+
+
+class DeviceQueue:
+    """Runs jobs one after the other in a thread of its own, in the order they came; whoever finds it full waits.
+
+    failed: called after a job that raised.
+    """
+
+    def __init__(self, size: int, failed: Callable[[], object] = lambda: None):
+        self._jobs: queue.Queue = queue.Queue(size)
+        self._failed = failed
+        self._began: float | None = None
+        threading.Thread(target=self._work, daemon=True, name="device").start()
+
+    def run(self, job: Callable[[], Any]) -> Any:
+        """job(), when its turn has come."""
+        future: Future = Future()
+        self._jobs.put((job, future))
+        return future.result()
+
+    def busy(self) -> float:
+        """Seconds since the job in hand began, 0 where there is none."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def close(self) -> None:
+        """End the thread, once what waits is done."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while True:
+            entry = self._jobs.get()
+            if entry is None:
+                return
+            job, future = entry
+            self._began = time.monotonic()
+            try:
+                future.set_result(job())
+            except BaseException as error:  # the thread that waits raises it
+                future.set_exception(error)
+                self._failed()
+            self._began = None
+            del entry, job, future  # or the last peer's slices would stay until the next one's
+
+
+class Server:
+    """Listens from the start, so that early peers wait instead of failing; serves once `load` has the model."""
+
+    def __init__(self, address: str, port: int, peers: int = PEERS, audit: AuditLog | None = None):
+        if peers < 1 or not 0 <= port < 2**16:
+            raise BadInputError(f"--peers is {peers} and --port {port}: give 1 peer or more and a port up to 65535")
+        try:
+            self.listener = socket.create_server((address, port), backlog=peers)
+        except OSError as error:
+            raise BadInputError(f"cannot listen on {address} port {port} ({error.strerror}): choose others") from error
+        self.port = self.listener.getsockname()[1]
+        self._peers, self._audit = peers, audit
+        self._sessions: dict[threading.Thread, Any] = {}
+        self._places = threading.Lock()
+        self._device = DeviceQueue(peers, self._check_device)
+        self.lost: str | None = None  # why the device can be used no more
+        self._stopping = threading.Event()
+        self._wake, self._woken = socket.socketpair()
+
+    def load(self, values: Values) -> str:
+        """The model onto its device; returns its id. Raises DpmreconError: a service without a model is none."""
+        from ..prior.denoiser import warm_up
+        from .session import Engine
+
+        checkpoint, device = options.load(values)
+        options.sampling_of(values, checkpoint, device)  # what cannot be sampled is said now, not at the first scan
+        if values["contrast"] is not None:
+            options.contrast_of(values, checkpoint, None)
+        try:
+            warm_up(checkpoint.denoiser)
+        except RuntimeError as error:
+            reason = first_line(error)
+            raise DpmreconError(f"the model cannot run on {device} ({reason}): name another with --device") from error
+        self._engine = Engine(checkpoint, device, values, self._device.run, service=True)
+        return checkpoint.model_id
+
+    def status(self) -> dict[str, Any]:
+        """What a health check is told. audit, stuck: what is wrong with the audit log and the device, else None."""
+        busy = self._device.busy()
+        stuck = f"{busy:.0f} s with one job of the device" if busy > STUCK else self.lost
+        scans = sum(session.begun for session in list(self._sessions.values()))
+        found = {"model": self._engine.checkpoint.model_id, "device": str(self._engine.device), "scans": scans}
+        return {**found, "version": __version__, "audit": self._audit and self._audit.problem, "stuck": stuck}
+
+    def _check_device(self) -> None:
+        """A GPU that has failed, other than by a lack of memory, fails in all that follows: only a new process has it
+        again. Its scans end with an error, and so does `serve`."""
+        from ..prior.denoiser import synchronize
+
+        try:
+            synchronize(self._engine.device)
+        except Exception as error:
+            self.lost = f"device {self._engine.device} is lost ({first_line(error)})"
+            self.stop()
+
+    def stop(self) -> None:
+        """Take no new peers; `serve` returns when the scans in hand are done. Safe in a signal handler."""
+        self._stopping.set()
+        with contextlib.suppress(OSError):
+            self._wake.send(b"\0")
+
+    def serve(self) -> None:
+        """Accept peers until `stop`."""
+        poll = select.poll()
+        for waiting in (self.listener, self._woken):
+            poll.register(waiting, select.POLLIN)
+        while not self._stopping.is_set():
+            poll.poll()
+            if self._stopping.is_set():
+                break
+            try:
+                connection, _ = self.listener.accept()
+            except OSError as error:  # a peer that left at once, or no file descriptors left
+                log.error("a peer could not be accepted (%s)", error.strerror)
+                self._stopping.wait(0.1)
+                continue
+            self._start(connection)
+        self.listener.close()
+        sessions = list(self._sessions.items())
+        for _, session in sessions:
+            if not session.begun:  # connected, but no scan in hand
+                with contextlib.suppress(OSError):
+                    session.peer.socket.shutdown(socket.SHUT_RDWR)
+        for thread, _ in sessions:
+            thread.join(None if self.lost is None else FAREWELL)
+
+    def close(self) -> None:
+        """Give the port and the device back."""
+        self._device.close()
+        for end in (self.listener, self._wake, self._woken):
+            end.close()
+
+    def _start(self, connection: socket.socket) -> None:
+        from .session import Session
+
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        session = Session(Wire(connection), lambda: self._engine, audit=self._audit)
+        thread = threading.Thread(target=self._serve_one, args=(session,), daemon=True)
+        self._sessions[thread] = session
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system gives no more threads
+            log.error("a peer could not be served (%s)", first_line(error))
+            del self._sessions[thread]
+            connection.close()
+
+    def _serve_one(self, session: Any) -> None:
+        from .session import greet
+
+        def greeting(peer: Wire) -> Any:
+            found = greet(peer, self.status)
+            if found is not None:
+                with self._places:  # who has only connected takes none
+                    if sum(other.begun for other in list(self._sessions.values())) >= self._peers:
+                        raise Busy(found[0], self._peers)
+                    session.begun = True
+            return found
+
+        try:
+            session.run(greeting)
+            with contextlib.suppress(DpmreconError):
+                session.peer.send_close()
+        finally:
+            with contextlib.suppress(OSError):
+                session.peer.socket.close()
+            self._sessions.pop(threading.current_thread(), None)
+
+
+class Busy(DpmreconError):
+    """One peer too many; host: how to tell it."""
+
+    def __init__(self, host: Any, peers: int):
+        super().__init__(f"{peers} scans are in hand and no more are taken at a time: send this one again later")
+        self.host = host
+
+
+def run(args: Any) -> int:
+    """The command `dpmrecon serve`."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    values = options.from_arguments(args)
+    audit = AuditLog(args.audit) if args.audit else None
+    if audit is not None:
+        audit.check()
+    server = Server(args.address, args.port, args.peers, audit)
+    log.info("listening on %s port %d, loading the model", args.address, server.port)
+
+    def stop(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+        server.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with contextlib.closing(server):
+            log.info("model %s: ready", server.load(values))
+            server.serve()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if server.lost is not None:
+        log.error("%s: stopped, start the service again", server.lost)
+        return 1
+    log.info("stopped")
+    return 0

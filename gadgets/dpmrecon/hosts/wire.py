@@ -1,0 +1,265 @@
+"""The messages between a host and us: framing, and nothing about what they mean.
+
+Every message is an id (uint16) and a body, little-endian. A peer that vanishes is noticed (an empty read ends the
+scan), a body that cannot be right is refused before memory is asked for.
+"""
+
+import contextlib
+import ctypes
+import math
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ismrmrd
+import numpy as np
+
+from ..errors import DpmreconError
+
+CONFIG_NAME, CONFIG, HEADER, CLOSE, TEXT, ERROR = 1, 2, 3, 4, 5, 8
+ACQUISITION, IMAGE, RECON_DATA, IMAGE_ARRAY, WAVEFORM, BUCKET = 1008, 1022, 1023, 1024, 1026, 1050
+
+CONFIG_NAME_BYTES = 1024
+LARGEST_TEXT = 64 << 20  # bytes: no header or configuration is longer
+LARGEST_ARRAY = 8 << 30  # bytes: of one array of k-space
+# Seconds of silence after which a peer is let go: before its scan has begun, within it (scanners pause), after an error
+GREETING, SCAN, FAREWELL = 30.0, 900.0, 60.0
+FIRST_PIECE = 16 << 20  # bytes: room for most messages at once
+STALL = 60  # seconds, whole, that a peer may leave our images unread
+SAMPLING_BYTES = 56  # 6 floats, 15 uint16, padding: the header says the same
+DRAIN_IDLE = 2.0  # seconds without a byte after which a peer that lost its framing has said all
+
+
+class WireError(DpmreconError):
+    """The peer sent what is no message."""
+
+
+class PeerGoneError(WireError):
+    """The connection ended before the peer said CLOSE."""
+
+
+@dataclass
+class ReconBuffer:
+    """data: [E0,E1,E2,CHA,N,S,LOC] complex64, Fortran order; headers: [E1,E2,N,S,LOC] of AcquisitionHeader."""
+
+    data: np.ndarray
+    headers: np.ndarray
+
+
+@dataclass
+class ReconBit:
+    """The image lines of one encoding space, and its calibration lines where there are any."""
+
+    data: ReconBuffer
+    ref: ReconBuffer | None
+
+
+class Wire:
+    """A connected socket that carries messages."""
+
+    def __init__(self, connection: socket.socket):
+        self.socket = connection
+        self.framed = True  # False once we no longer know where the next message begins
+        self.closed = False  # the peer said CLOSE, or is gone
+        self.patience = GREETING
+        self.hash: Any = None  # of hashlib's kind: takes all that is read
+        connection.settimeout(None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", STALL, 0))
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+
+    # reading
+
+    def read(self, count: int) -> bytearray:
+        """Exactly `count` bytes. Raises PeerGoneError at the end of the connection, where others would spin."""
+        buffer, got = bytearray(), 0
+        while got < count:
+            self._wait()
+            if got == len(buffer):  # memory grows with what has come, not with what was announced
+                buffer += bytes(min(count - got, max(got, FIRST_PIECE)))
+            try:
+                with memoryview(buffer) as view:
+                    received = self.socket.recv_into(view[got:])
+            except OSError as error:
+                self._lost()
+                raise PeerGoneError(
+                    f"the connection broke ({error.strerror or 'reset'}): send the scan again"
+                ) from error
+            if received == 0:
+                self._lost()
+                raise PeerGoneError(
+                    f"the connection ended within a message, after {got} of {count} bytes: send the scan again"
+                )
+            got += received
+        if self.hash is not None:
+            self.hash.update(buffer)
+        return buffer
+
+    def _wait(self) -> None:
+        """Until there is something to read. The patience may change while we wait, so look at it every second."""
+        began = time.monotonic()
+        while not self._poll.poll(1000):
+            if time.monotonic() - began > self.patience:
+                self._lost()
+                raise PeerGoneError(f"the peer said nothing for {self.patience:g} s: it is let go, send the scan again")
+
+    def _lost(self) -> None:
+        self.closed, self.framed = True, False
+
+    def message_id(self) -> int:
+        """The id of the next message. Raises PeerGoneError when the peer left without CLOSE."""
+        try:
+            (number,) = struct.unpack("<H", self.read(2))
+        except PeerGoneError as error:
+            raise PeerGoneError(
+                "the connection ended without a CLOSE message: the scan is not complete, send it again"
+            ) from error
+        if number == CLOSE:
+            self.closed = True
+        return number
+
+    def text(self) -> bytes:
+        """The body of CONFIG, HEADER and TEXT: a uint32 length and as many bytes."""
+        (length,) = struct.unpack("<I", self.read(4))
+        if length > LARGEST_TEXT:
+            raise WireError(f"a text of {length} bytes was announced: at most {LARGEST_TEXT} are taken")
+        return bytes(self.read(length))
+
+    def config_name(self) -> str:
+        """The body of CONFIG_NAME: a file name in 1024 bytes, filled up with zeros."""
+        return self.read(CONFIG_NAME_BYTES).split(b"\0")[0].decode("utf-8", "replace")
+
+    def messages(self) -> Iterator[tuple[int, Any]]:
+        """(id, item) until CLOSE: acquisitions, lists of ReconBit; waveforms and texts are skipped.
+
+        Raises WireError for every other id, because the length of its body is unknown.
+        """
+        readers = {ACQUISITION: self._acquisition, RECON_DATA: self._recon_bits}
+        skipped = {WAVEFORM: self._waveform, TEXT: self.text}
+        while (number := self.message_id()) != CLOSE:
+            self.framed = False  # until the whole body is read
+            if number not in readers and number not in skipped:
+                raise WireError(refusal(number))
+            item = (readers.get(number) or skipped[number])()
+            self.framed = True
+            if number in readers:
+                yield number, item
+
+    def _acquisition(self) -> ismrmrd.Acquisition:
+        head = ismrmrd.AcquisitionHeader.from_buffer_copy(self.read(ctypes.sizeof(ismrmrd.AcquisitionHeader)))
+        n_coils, n_samples, dimensions = head.active_channels, head.number_of_samples, head.trajectory_dimensions
+        if head.version != 1 or 8 * n_coils * n_samples > LARGEST_ARRAY:
+            raise WireError(
+                f"an acquisition of version {head.version} with {n_coils} channels of {n_samples} samples came: "
+                "version 1 and a size that fits the memory are needed"
+            )
+        trajectory = np.frombuffer(self.read(4 * n_samples * dimensions), np.float32)
+        data = np.frombuffer(self.read(8 * n_coils * n_samples), np.complex64)
+        return ismrmrd.Acquisition(
+            head, data.reshape(n_coils, n_samples), trajectory.reshape(n_samples, dimensions) if dimensions else None
+        )
+
+    def _waveform(self) -> None:
+        head = ismrmrd.WaveformHeader.from_buffer_copy(self.read(ctypes.sizeof(ismrmrd.WaveformHeader)))
+        self.read(4 * head.channels * head.number_of_samples)
+
+    def _recon_bits(self) -> list[ReconBit]:
+        (count,) = struct.unpack("<Q", self.read(8))
+        if count > 64:
+            raise WireError(f"ReconData with {count} encoding spaces was announced: at most 64 are taken")
+        bits = []
+        for _ in range(count):
+            data = self._recon_buffer()
+            bits.append(ReconBit(data, self._recon_buffer() if self._present() else None))
+        return bits
+
+    def _recon_buffer(self) -> ReconBuffer:
+        data = self._array(np.dtype(np.complex64))
+        for _ in ("trajectory", "density"):
+            if self._present():
+                self._array(np.dtype(np.float32))
+        shape = self._shape(ctypes.sizeof(ismrmrd.AcquisitionHeader))
+        headers = np.empty(math.prod(shape), dtype=object)
+        for index in range(len(headers)):
+            headers[index] = ismrmrd.AcquisitionHeader.from_buffer_copy(
+                self.read(ctypes.sizeof(ismrmrd.AcquisitionHeader))
+            )
+        self.read(SAMPLING_BYTES)
+        return ReconBuffer(data, headers.reshape(shape, order="F"))
+
+    def _present(self) -> bool:
+        return self.read(1) != b"\0"
+
+    def _shape(self, item_bytes: int) -> tuple[int, ...]:
+        (dimensions,) = struct.unpack("<Q", self.read(8))
+        if dimensions > 16:
+            raise WireError(f"an array of {dimensions} dimensions was announced: at most 16 are taken")
+        shape = struct.unpack(f"<{dimensions}Q", self.read(8 * dimensions))
+        shape = shape or (0,)  # an empty array has no dimensions
+        if math.prod(shape) * item_bytes > LARGEST_ARRAY:
+            raise WireError(f"an array of shape {shape} was announced: at most {LARGEST_ARRAY >> 30} GB are taken")
+        return shape
+
+    def _array(self, dtype: np.dtype) -> np.ndarray:
+        shape = self._shape(dtype.itemsize)
+        data = np.frombuffer(self.read(math.prod(shape) * dtype.itemsize), dtype)
+        return data.reshape(shape, order="F")
+
+    # writing
+
+    def send(self, data: bytes) -> None:
+        try:
+            self.socket.sendall(data)
+        except OSError as error:
+            self._lost()
+            raise PeerGoneError("the peer took no more data: it is gone, its scan is given up") from error
+
+    def send_image(self, image: ismrmrd.Image) -> None:
+        parts = [struct.pack("<H", IMAGE)]
+        image.serialize_into(lambda part: parts.append(bytes(part)))
+        self.send(b"".join(parts))
+
+    def send_error(self, message: str) -> None:
+        """ERROR, which a Gadgetron passes on to its client: a uint64 length and UTF-8."""
+        data = message.encode()
+        self.send(struct.pack("<HQ", ERROR, len(data)) + data)
+
+    def send_text(self, message: str) -> None:
+        """TEXT, the log channel of MRD clients (it ends the stream of a Gadgetron): a uint32 length, UTF-8 and a 0."""
+        data = message.encode() + b"\0"
+        self.send(struct.pack("<HI", TEXT, len(data)) + data)
+
+    def send_close(self) -> None:
+        self.send(struct.pack("<H", CLOSE))
+
+    def drain(self) -> None:
+        """Take what the peer still sends, until it says CLOSE or leaves: leaving before can cost it our last words.
+
+        Where messages cannot be told apart any more, until nothing has come for DRAIN_IDLE seconds.
+        """
+        if self.closed:
+            return
+        with contextlib.suppress(DpmreconError, OSError):
+            while self.framed and not self.closed:
+                for _ in self.messages():
+                    pass
+        if not self.closed:
+            self.socket.settimeout(DRAIN_IDLE)
+            with contextlib.suppress(OSError):
+                while self.socket.recv(1 << 16):
+                    pass
+
+
+def refusal(number: int) -> str:
+    """Why a message that is neither ReconData nor an acquisition cannot be used."""
+    names = {
+        IMAGE: "an image",
+        IMAGE_ARRAY: "an image array",
+        BUCKET: "a bucket of acquisitions (the chain lacks BucketToBufferGadget)",
+    }
+    what = names.get(number, "unknown")
+    return f"a message with id {number} came ({what}): ReconData (id 1023) or raw acquisitions (id 1008) are needed"

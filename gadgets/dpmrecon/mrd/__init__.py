@@ -1,0 +1,1 @@
+"""ISMRMRD (MRD): files and headers, lines to complete slices, geometry."""

@@ -1,0 +1,116 @@
+"""Where the voxels of an image lie in the patient: the one place that turns MRD geometry into DICOM's.
+
+Coordinates are the patient's, LPS in mm (x to the left, y to the back, z to the head), in MRD and DICOM alike, so
+that head first and feet first make no difference here.
+
+MRD gives `position`, the centre of the slice, and unit vectors along increasing columns (read_dir) and rows
+(phase_dir). DICOM's ImagePositionPatient is the centre of the first voxel, row 0 and column 0. The link between them
+is the transform: k-space sample k of a centred FFT of N samples has the phase exp(-2 pi i k (n - N//2) / N), which is 1
+for every k at voxel n = N//2. That voxel's centre is therefore the point the gradients encode as zero, which is
+where the scanner put the slice: `position`. Voxel (row, column) lies at
+
+    position + (column - columns//2) * column_spacing * read_dir + (row - rows//2) * row_spacing * phase_dir
+
+with spacing = field of view / matrix, and ImagePositionPatient is this at (0, 0). Zero-filling and cropping in
+`images.to_recon_space` keep voxel N//2 where it is.
+
+Hosts that subtract half of the field of view, position - FOV/2 read_dir - FOV/2 phase_dir, arrive at the same point
+where N is even (N//2 * FOV/N = FOV/2) and half a voxel too far out where N is odd. Hosts that take that point for the
+outer edge of the image, and step half a voxel inwards from it, are half a voxel off where N is even and right where
+it is odd.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import BadInputError
+
+# Directions in a header are float32 and may be rounded to four digits or so
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The voxel grid of one image in LPS mm.
+
+    first: centre of voxel (0, 0); along_columns, along_rows: unit vectors (3,) float64 in which the column and the
+    row index increase; spacing_mm: (between rows, between columns), as DICOM's PixelSpacing.
+    """
+
+    first: np.ndarray
+    along_columns: np.ndarray
+    along_rows: np.ndarray
+    spacing_mm: tuple[float, float]
+
+    @property
+    def normal(self) -> np.ndarray:
+        """Unit vector (3,) of DICOM's slice direction: along_columns x along_rows."""
+        return np.cross(self.along_columns, self.along_rows)
+
+    def point(self, row: float, column: float) -> np.ndarray:
+        """Patient coordinates (3,) of a voxel."""
+        down, across = self.spacing_mm
+        return self.first + row * down * self.along_rows + column * across * self.along_columns
+
+    def voxel(self, point: np.ndarray) -> tuple[float, float, float]:
+        """(row, column, mm off the plane along `normal`) of patient coordinates (3,)."""
+        offset = np.asarray(point, float) - self.first
+        down, across = self.spacing_mm
+        return offset @ self.along_rows / down, offset @ self.along_columns / across, offset @ self.normal
+
+
+def plane_of_mrd(head: Any, shape: tuple[int, int]) -> Plane:
+    """The plane of an MRD image header (position, read_dir, phase_dir, field_of_view) and its (rows, columns).
+
+    Raises BadInputError where the header's directions or field of view say nothing.
+    """
+    rows, columns = shape
+    position = np.array(head.position[:], float)
+    across, down = _unit("read_dir", head.read_dir), _unit("phase_dir", head.phase_dir)
+    if abs(across @ down) > _TOLERANCE:
+        raise BadInputError(
+            f"read_dir and phase_dir of the scan's lines are {np.degrees(np.arccos(across @ down)):.1f} degrees apart; "
+            "an image needs them at right angles, correct the scan's headers"
+        )
+    down = down - (down @ across) * across  # DICOM viewers tolerate less than float32 rounding leaves
+    down /= np.linalg.norm(down)
+    width, height = float(head.field_of_view[0]), float(head.field_of_view[1])
+    if not (0 < width < np.inf and 0 < height < np.inf and np.isfinite(position).all()):
+        raise BadInputError(
+            f"the image has field of view {width:g} x {height:g} mm at {position}; positive lengths and a finite "
+            "position are needed, correct the scan's header"
+        )
+    spacing = (height / rows, width / columns)
+    first = position - (columns // 2) * spacing[1] * across - (rows // 2) * spacing[0] * down
+    return Plane(first, across, down, spacing)
+
+
+def plane_of_dicom(dataset: Any) -> Plane:
+    """The plane of a DICOM image as viewers find it: ImagePositionPatient, ImageOrientationPatient, PixelSpacing."""
+    orientation = np.array([float(value) for value in dataset.ImageOrientationPatient])
+    return Plane(
+        np.array([float(value) for value in dataset.ImagePositionPatient]),
+        orientation[:3],
+        orientation[3:],
+        (float(dataset.PixelSpacing[0]), float(dataset.PixelSpacing[1])),
+    )
+
+
+def orientation_letters(direction: np.ndarray) -> str:
+    """The letters viewers put at the image's edge in this direction (3,): L/R, P/A, H/F, the largest part first."""
+    order = sorted(range(3), key=lambda axis: -abs(direction[axis]))
+    letters = ("LR", "PA", "HF")
+    return "".join(letters[axis][int(direction[axis] < 0)] for axis in order if abs(direction[axis]) > 0.1)
+
+
+def _unit(name: str, values: Any) -> np.ndarray:
+    vector = np.array(values[:], float)
+    length = np.linalg.norm(vector)
+    if not abs(length - 1) < 0.01:
+        raise BadInputError(
+            f"{name} of the scan's lines is {np.array2string(vector, precision=3)}; a unit vector in patient "
+            "coordinates is needed, correct the scan's headers"
+        )
+    return vector / length

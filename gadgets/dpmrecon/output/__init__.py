@@ -1,0 +1,1 @@
+"""From reconstructions to MRD images, the result folder, pictures and maps."""

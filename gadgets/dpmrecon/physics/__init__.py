@@ -1,0 +1,1 @@
+"""What happens in the scanner and how it is undone: transforms, coils, noise, CG-SENSE, scale, phase."""

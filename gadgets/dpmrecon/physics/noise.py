@@ -1,0 +1,84 @@
+"""Receiver noise: the whitening matrix from a noise measurement, or a noise level estimated from k-space.
+
+sigma is the standard deviation of one real channel (real or imaginary part) of one k-space sample.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from ..errors import BadInputError
+from .fourier import to_image
+
+# Columns whose variance is averaged for the noise level: this share of them, the quietest
+QUIET_SHARE = 0.1
+# Smallest noise level, as a share of the samples' root mean square: scanners are noisier by far
+FLOOR = 1e-4
+
+
+def whitening(lines: list[np.ndarray], dwell_ratio: float) -> torch.Tensor:
+    """(n_coils, n_coils) complex64 matrix W that makes the image lines' noise white across coils: W C W^H = 1.
+
+    lines: (n_coils, n_samples) complex64 noise measurements. dwell_ratio: the noise lines' dwell time over the image
+    lines', which scales the variance, because the bandwidth is 1/dwell. Raises BadInputError for noise that is not
+    finite or whose covariance is singular.
+    """
+    samples = np.concatenate(lines, 1).astype(np.complex128)
+    n_coils, count = samples.shape
+    if not np.isfinite(samples.view(np.float64)).all():
+        raise BadInputError("the noise measurement holds NaN or infinite values; send the scan without it or anew")
+    if count < 2 * n_coils:
+        raise BadInputError(
+            f"the noise measurement has {count} samples for {n_coils} channels; at least {2 * n_coils} are needed"
+        )
+    covariance = samples @ samples.conj().T / count
+    power = covariance.diagonal().real
+    if power.min() <= 0:
+        raise BadInputError(
+            f"the noise covariance is singular: channel {int(power.argmin())} of {n_coils} carries no noise; "
+            "leave that channel out or send the scan without its noise measurement"
+        )
+    # powers are divided out first, so that a weak channel is not taken for a dependent one
+    correlation = covariance / np.sqrt(np.outer(power, power))
+    if np.linalg.eigvalsh(correlation)[0] < 1e-9:
+        raise BadInputError(
+            f"the noise covariance of {n_coils} channels is singular: a channel is a combination of others; "
+            "leave it out or send the scan without its noise measurement"
+        )
+    inverse = np.linalg.inv(np.linalg.cholesky(covariance * dwell_ratio))
+    return torch.from_numpy(inverse.astype(np.complex64))
+
+
+def estimated_sigma(kspace: torch.Tensor, mask: torch.Tensor) -> float:
+    """The noise level of a slice without noise measurement: the smaller of two estimates, as signal only adds to both.
+
+    One is the outer lines, transformed along the readout, in the columns beside the head: those where the inner lines
+    hold least. (Columns chosen by the outer lines themselves are quiet by chance, which makes them 4 % too low.) The
+    other is the corners of k-space. kspace: (n_coils, rows, cols); mask: (rows, cols), 1 where acquired. Never below
+    FLOOR times the root mean square of the samples, so that data without noise keep a usable weight.
+    """
+    rows = mask.amax(1).nonzero().squeeze(1)
+    columns = mask.amax(0).nonzero().squeeze(1)
+    distance = (rows - mask.shape[0] // 2).abs()
+    outward = rows[distance.argsort(descending=True)]
+    outer = outward[: max(1, len(rows) // 2)]
+    lines, inner = kspace[:, outer], kspace[:, outward[-len(outer) :]]
+    # the window keeps the head's edges, and those of a cut echo, from leaking into the quiet columns
+    window = torch.zeros(mask.shape[1])
+    window[columns] = torch.hann_window(len(columns) + 2, periodic=False)[1:-1]
+    quiet = _column_variance(inner, window).argsort()[: max(1, round(QUIET_SHARE * mask.shape[1]))]
+    beside = _column_variance(lines, window)[quiet].mean()
+    edge = columns[((columns - mask.shape[1] // 2).abs()).argsort(descending=True)[: max(1, len(columns) // 5)]]
+    corners = lines[:, : max(1, len(outer) // 4)][..., edge].abs().square().flatten(1)
+    # |n|^2 is exponential: its median is 2 ln 2 sigma^2, and blind to single bright samples
+    corner = corners.median(1).values.mean() / (2 * math.log(2))
+    acquired = kspace[:, mask > 0]
+    rms = acquired.abs().square().mean().sqrt()
+    return max(float(torch.minimum(beside, corner).sqrt()), FLOOR * float(rms))
+
+
+def _column_variance(lines: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+    """(n_coils, n_lines, cols) k-space to the variance of a real channel in each column of the image, (cols,)."""
+    hybrid = to_image(lines * window, axes=(-1,)) / window.square().mean().sqrt()
+    return torch.view_as_real(hybrid).square().mean((0, 1, 3))

@@ -1,0 +1,172 @@
+"""Checkpoints: NAME.safetensors (float16 or float32 weights) and NAME.json, the card."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from .. import __version__
+from ..errors import CheckpointError
+from ..physics.phase import RULE as PHASE_RULE
+from ..physics.scale import RULE
+from .denoiser import Denoiser, has_bfloat16
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model: the denoiser in evaluation mode, its card, and its id (name and start of the checksum)."""
+
+    denoiser: Denoiser
+    card: dict
+    model_id: str
+
+
+def save_checkpoint(path: Path, denoiser: Denoiser, card: dict) -> None:
+    """Write `path` (.safetensors) and the card beside it.
+
+    card: what only the caller knows (recipe, data and licences, sampler defaults). Model configuration, rules of
+    scale and phase, checksum, number of parameters and package version are filled in here.
+    """
+    count = sum(p.numel() for p in denoiser.parameters())
+    # above 4 M parameters float32 would break the 16 MB that a shipped file may have
+    dtype = torch.float16 if count > 4_000_000 else torch.float32
+    data = save({name: value.to(dtype).contiguous() for name, value in denoiser.state_dict().items()})
+    full = {
+        "name": path.stem,
+        "package_version": __version__,
+        "checksum_sha256": hashlib.sha256(data).hexdigest(),
+        "parameters": count,
+        "scale_rule": RULE,
+        "phase_rule": PHASE_RULE,
+        "model": denoiser.config,
+        **card,
+    }
+    _replace({path: data, path.with_suffix(".json"): _text(full)})
+
+
+def _text(card: dict) -> bytes:
+    return (json.dumps(card, indent=1) + "\n").encode()
+
+
+def _replace(contents: dict[Path, bytes]) -> None:
+    """Write all files beside their places, then put them there: a full disk leaves what was. Raises OSError."""
+    beside = {path: path.with_name(f"{path.name}.new") for path in contents}
+    try:
+        for path, data in contents.items():
+            beside[path].write_bytes(data)
+        for path in contents:
+            os.replace(beside[path], path)
+    finally:
+        for new in beside.values():
+            new.unlink(missing_ok=True)
+
+
+def default_path() -> Path:
+    """The checkpoint that ships with the package."""
+    return Path(str(files("dpmrecon.checkpoints") / f"{DEFAULT}.safetensors"))
+
+
+def load_checkpoint(path: Path | str | None = None, device: torch.device | str = "cpu") -> Checkpoint:
+    """Load a .safetensors file and its card; None is the checkpoint that ships with the package.
+
+    Raises CheckpointError, in one sentence, when either file is missing, damaged or of another format.
+    """
+    path = default_path() if path is None else Path(path)
+    card_path = path.with_suffix(".json")
+    for needed in (path, card_path):
+        if not needed.is_file():
+            raise CheckpointError(
+                f"model file {needed} does not exist: a model is NAME.safetensors with NAME.json beside it"
+            )
+    try:
+        card = json.loads(card_path.read_text())
+        config, checksum, rule = card["model"], card["checksum_sha256"], card["scale_rule"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"model card {card_path} is not a dpmrecon card ({error!r}): get the file again"
+        ) from error
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != checksum:
+        raise CheckpointError(
+            f"model file {path} has checksum {found[:12]}, its card says {str(checksum)[:12]}: "
+            "the file is damaged or belongs to another card, get both again"
+        )
+    if rule != RULE:
+        raise CheckpointError(f"model {path} was trained with scale rule '{rule}', this version uses '{RULE}'")
+    phase_rule = card.get("phase_rule", PHASE_RULE)  # earlier cards have none: those networks know any phase
+    if phase_rule != PHASE_RULE:
+        raise CheckpointError(
+            f"model {path} was trained with phase rule '{phase_rule}', this version uses '{PHASE_RULE}'"
+        )
+    try:
+        denoiser = Denoiser(config)
+        denoiser.load_state_dict({name: value.float() for name, value in load(data).items()})
+    except (SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"model file {path} does not hold the network its card describes ({reason})") from error
+    denoiser.requires_grad_(False).eval().to(device)
+    denoiser.bf16 = has_bfloat16(torch.device(device))
+    return Checkpoint(denoiser, card, f"{card.get('name', path.stem)}-{found[:12]}")
+
+
+def sampler_defaults(card: dict, sampler: str, contrast: str | None, acceleration: float | None) -> tuple[dict, str]:
+    """A sampler's settings for a scan of this contrast and R (None: not known), and where they come from, in words.
+
+    card["sampling"][sampler] serves every scan. card["sampling"]["by_contrast_R"] is a list of what `dpmtrain sweep`
+    measured, {"sampler", "contrast", "R", "settings"}: its entry of the scan's contrast at the nearest R, the higher
+    of two equally near ones, comes on top. Raises CheckpointError for an entry that lacks one of these.
+    """
+    sampling = card.get("sampling", {})
+    base = sampling.get(sampler, {})
+    entries = sampling.get("by_contrast_R", [])
+    for entry in entries:
+        if lacking := {"sampler", "contrast", "R", "settings"} - set(entry):
+            raise CheckpointError(
+                f"model card: an entry of sampling.by_contrast_R lacks {', '.join(sorted(lacking))}: "
+                "get the card again, or let `dpmtrain sweep` measure"
+            )
+    fitting = [entry for entry in entries if entry["sampler"] == sampler and entry["contrast"] == contrast]
+    if acceleration is None or not fitting:
+        return base, "model card, for every scan" if base else "built in"
+    nearest = min(fitting, key=lambda entry: (abs(entry["R"] - acceleration), -entry["R"]))
+    return {**base, **nearest["settings"]}, (
+        f"model card, for {contrast} at R = {nearest['R']:g} (the scan announces R = {acceleration:g})"
+    )
+
+
+def uncertainty_defaults(card: dict) -> tuple[dict, int] | None:
+    """Settings and number of samples of the uncertainty mode; None where the card has none, CheckpointError where it
+    lacks the number."""
+    chosen = card.get("sampling", {}).get("uncertainty")
+    if chosen is None:
+        return None
+    if "samples" not in chosen:
+        raise CheckpointError(
+            "model card: sampling.uncertainty lacks samples: get the card again, or use `dpmtrain calibrate`"
+        )
+    return {name: value for name, value in chosen.items() if name != "samples"}, chosen["samples"]
+
+
+def write_card(path: Path, **entries: Any) -> None:
+    """Put entries, such as `sampling`, into the card of the checkpoint `path`; weights and all else of the card stay.
+
+    Raises CheckpointError where the checkpoint cannot be loaded or its card written, and leaves the card as it is.
+    """
+    card = {**load_checkpoint(path).card, **entries}
+    card_path = path.with_suffix(".json")
+    try:
+        _replace({card_path: _text(card)})
+    except OSError as error:
+        raise CheckpointError(
+            f"model card {card_path} cannot be written ({error}): copy the model elsewhere"
+        ) from error

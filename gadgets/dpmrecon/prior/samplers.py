@@ -1,0 +1,194 @@
+"""Posterior samplers: functions (problem, denoise, noise, settings, sigma_data, stop) -> (batch, rows, cols).
+
+`stop` is asked after every step; when it says True, the clean image of that step is the result.
+Where no coil sees anything there is no head: outside the coil maps' support the denoised image is set to zero.
+sigma, sigma_n and sigma_data are standard deviations per real channel. Noise schedule: Karras et al., NeurIPS 2022.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import torch
+
+from ..errors import BadInputError
+from ..physics.forward import TOLERANCE, ForwardModel
+from .denoiser import complex_noise
+
+Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x (batch, rows, cols), sigma (batch,)) -> x0
+Stop = Callable[[], bool]
+
+THREADS = 8  # that draw noise for a GPU, a millisecond an image of 320x320
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A batch of reconstruction problems y = A x + n in units where the image's scale is 1.
+
+    kspace: (batch, n_coils, rows, cols) complex64; zero_filled: A^H kspace, (batch, rows, cols) complex64; sigma_n:
+    (batch,) float32, the noise of `kspace`; start: (batch, rows, cols) complex64, a conventional reconstruction that a
+    sampler may start from. The model, kspace and zero_filled may be one for all.
+    """
+
+    model: ForwardModel
+    kspace: torch.Tensor
+    zero_filled: torch.Tensor
+    sigma_n: torch.Tensor
+    start: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSettings:
+    """Settings of all samplers; the defaults of a model travel in its card.
+
+    steps: evaluations of the denoiser; sigma_max, sigma_min, rho: noise schedule; eta: share of fresh noise in
+    every step of `prox`, 0 is deterministic; noise_scale: fresh noise and that of a warm start is this times sigma,
+    below 1 because the error of x0 itself is noise to the network too; prior_std, prior_power: `prox` takes the clean
+    image, given the noisy one, to be as uncertain as under a white prior of standard deviation prior_std *
+    sigma^prior_power (None: the network's sigma_data), which `dpmtrain calibrate` measures; warm_start: begin at the
+    conventional reconstruction plus noise of sigma_max instead of at noise alone; cg_steps: at most so many conjugate
+    gradients a step of `prox`; cg_tolerance: fewer where the residual is below this times sigma times the right-hand
+    side, since noise in proportion to sigma comes on top of what is left; noise_factor: `prox` takes sigma_n times
+    this, below 1 to trust an imperfect prior less than the data; turns: `prox` shows the network each step's image in
+    another of the 8 orientations it was trained in, so that its preferences for one average out; zeta: step size of the
+    data term of `dps`.
+    """
+
+    steps: int = 20
+    sigma_max: float = 1.0
+    sigma_min: float = 0.01
+    rho: float = 7.0
+    eta: float = 1.0
+    noise_scale: float = 1.0
+    prior_std: float | None = None
+    prior_power: float = 0.0
+    warm_start: bool = True
+    cg_steps: int = 10
+    cg_tolerance: float = 0.0
+    noise_factor: float = 1.0
+    turns: bool = False
+    zeta: float = 2.0
+
+
+class NoiseSource:
+    """Noise for a batch, from one generator for each entry, so that batching changes nothing.
+
+    seeds: one integer an entry. Numbers are drawn on the CPU, so that every device sees the same ones: for a GPU, which
+    would wait for them, by several threads.
+    """
+
+    def __init__(self, seeds: list[int], device: torch.device | str = "cpu"):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.device = torch.device(device)
+        self.map = map if self.device.type == "cpu" else ThreadPoolExecutor(THREADS).map
+
+    def draw(self, rows: int, cols: int) -> torch.Tensor:
+        """(batch, rows, cols) complex64, unit standard deviation per real channel."""
+        return torch.stack(list(self.map(partial(complex_noise, (rows, cols)), self.generators))).to(self.device)
+
+
+def noise_levels(settings: SamplerSettings) -> list[float]:
+    """sigma_0 = sigma_max ... sigma_{N-1} = sigma_min, and sigma_N = 0."""
+    n, rho = settings.steps, settings.rho
+    high, low = settings.sigma_max ** (1 / rho), settings.sigma_min ** (1 / rho)
+    return [(high + i / max(n - 1, 1) * (low - high)) ** rho for i in range(n)] + [0.0]
+
+
+def initial_image(problem: Problem, noise: NoiseSource, settings: SamplerSettings) -> torch.Tensor:
+    """Where the samplers begin: noise of sigma_max, around the conventional image for a warm start."""
+    x = settings.sigma_max * noise.draw(*problem.kspace.shape[-2:])
+    return problem.start + settings.noise_scale * x if settings.warm_start else x
+
+
+def turned(image: torch.Tensor, orientation: int) -> torch.Tensor:
+    """One of the 8 orientations of (..., rows, cols): bits 1 and 2 flip rows and columns, bit 4 then swaps them."""
+    image = image.flip([axis for axis, bit in ((-2, 1), (-1, 2)) if orientation & bit])
+    return image.mT if orientation & 4 else image
+
+
+def turned_back(image: torch.Tensor, orientation: int) -> torch.Tensor:
+    """The inverse of `turned`."""
+    image = image.mT if orientation & 4 else image
+    return image.flip([axis for axis, bit in ((-2, 1), (-1, 2)) if orientation & bit])
+
+
+def never() -> bool:
+    """Sample to the end."""
+    return False
+
+
+@torch.no_grad()
+def sample_prox(
+    problem: Problem,
+    denoise: Denoise,
+    noise: NoiseSource,
+    settings: SamplerSettings,
+    sigma_data: float,
+    stop: Stop = never,
+) -> torch.Tensor:
+    """The default: each denoised image is moved to the data by a proximal step; no back-propagation.
+
+    x0 = argmin ||A x - y||^2 / sigma_n^2 + ||x - D(x)||^2 / r^2, with r^2 the variance of x0 given the noisy image
+    under a white prior (DDS: Chung et al., ICLR 2024; DiffPIR: Zhu et al., 2023).
+    """
+    levels = noise_levels(settings)
+    sigma_n = settings.noise_factor * problem.sigma_n
+    x = initial_image(problem, noise, settings)
+    x0 = x
+    for step, (sigma, sigma_next) in enumerate(zip(levels, levels[1:])):
+        orientation = step % 8 if settings.turns else 0
+        level = torch.full((len(x),), sigma, device=x.device)
+        denoised = turned_back(denoise(turned(x, orientation), level), orientation) * problem.model.support
+        prior = (sigma_data if settings.prior_std is None else settings.prior_std) * sigma**settings.prior_power
+        variance = sigma**2 * prior**2 / (sigma**2 + prior**2)
+        weight, tolerance = sigma_n.square() / variance, max(settings.cg_tolerance * sigma, TOLERANCE)
+        x0 = problem.model.prox(problem.zero_filled, denoised, weight, settings.cg_steps, tolerance)
+        if sigma_next == 0 or stop():
+            break
+        x = x0 + (sigma_next / sigma) * (1 - settings.eta**2) ** 0.5 * (x - x0)
+        if settings.eta > 0:
+            x = x + settings.noise_scale * sigma_next * settings.eta * noise.draw(*x.shape[-2:])
+    return x0
+
+
+def sample_dps(
+    problem: Problem,
+    denoise: Denoise,
+    noise: NoiseSource,
+    settings: SamplerSettings,
+    sigma_data: float,
+    stop: Stop = never,
+) -> torch.Tensor:
+    """Algorithm 1 of the paper in its consistent form, the reference (DPS: Chung et al., ICLR 2023).
+
+    Euler steps of the probability-flow ODE, each with a step of size zeta down the gradient of ||A D(x) - y||,
+    taken through the network. zeta = 1 equals scale 2 in the authors' code. `sigma_data` is not used.
+    """
+    levels = noise_levels(settings)
+    x = initial_image(problem, noise, settings)
+    for sigma, sigma_next in zip(levels, levels[1:]):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            denoised = denoise(x, torch.full((len(x),), sigma, device=x.device)) * problem.model.support
+            residual = torch.view_as_real(problem.model.forward(denoised) - problem.kspace)
+            squared = residual.square().sum((1, 2, 3, 4))
+            (gradient,) = torch.autograd.grad(squared.sum(), x)
+        if stop():
+            return denoised.detach()
+        with torch.no_grad():
+            step = settings.zeta / squared.sqrt().clamp_min(1e-12)
+            x = x + (sigma_next - sigma) / sigma * (x - denoised) - step[:, None, None] * gradient
+    return x.detach()
+
+
+SAMPLERS = {"prox": sample_prox, "dps": sample_dps}
+
+
+def settings_from(values: dict) -> SamplerSettings:
+    """SamplerSettings from a card or options; an unknown key is an error that lists the valid ones."""
+    valid = [field.name for field in dataclasses.fields(SamplerSettings)]
+    unknown = sorted(set(values) - set(valid))
+    if unknown:
+        raise BadInputError(f"sampler settings {unknown} are unknown: valid ones are {', '.join(valid)}")
+    return SamplerSettings(**values)

@@ -1,0 +1,1 @@
+"""Beside the reconstruction: simulated scans, the geometry self-test, the estimate of costs."""

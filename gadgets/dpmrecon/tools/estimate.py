@@ -1,0 +1,266 @@
+"""`dpmrecon estimate`: what a scan will cost in seconds and memory, from a short measurement on this machine.
+
+Slices of three sizes go through the steps of a reconstruction; a line through the measurements, with no negative
+coefficient, gives each stage's cost for any matrix, number of coils, slices, samples and steps. Nothing is kept.
+"""
+
+import argparse
+import resource
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..mrd.collect import Slice
+    from ..prior.checkpoint import Checkpoint
+    from ..recon.sample import Sampling
+
+STEPS = 3  # of a measurement
+MEGA = 1e6
+
+
+@dataclass(frozen=True)
+class Load:
+    """What there is to do: a matrix (rows, cols), coils, slices, samples of so many steps, images at once."""
+
+    rows: int
+    cols: int
+    n_coils: int
+    n_slices: int
+    samples: int
+    steps: int
+    batch: int
+
+    @property
+    def megapixels(self) -> float:
+        return self.rows * self.cols / MEGA
+
+    @property
+    def slices_at_once(self) -> int:
+        from ..recon.sample import slices_at_once
+
+        return min(self.n_slices, slices_at_once(self.batch, self.samples))
+
+    @property
+    def images_at_once(self) -> int:
+        return min(self.batch, self.samples * self.slices_at_once)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Seconds of the stages of one slice (`evaluation`: of one image and step), and the peak of the memory in MB."""
+
+    load: Load
+    maps: float
+    conventional: float
+    evaluation: float
+    peak: float
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Coefficients of the features below; start: seconds before the first slice; base: MB without any slice."""
+
+    maps: np.ndarray
+    conventional: np.ndarray
+    evaluation: np.ndarray
+    memory: np.ndarray
+    start: float
+    base: float
+    error: float  # largest relative miss of the measured seconds of a slice
+
+    def stages(self, load: Load) -> dict[str, float]:
+        """Seconds of each stage of one slice."""
+        evaluations = load.samples * load.steps
+        return {
+            "maps": float(_maps(load) @ self.maps),
+            "conventional": float(_conventional(load) @ self.conventional),
+            "sampling": evaluations * float(_evaluation(load) @ self.evaluation),
+        }
+
+    def seconds(self, load: Load) -> float:
+        """Of the whole scan, from the start of the command to the last image."""
+        return self.start + load.n_slices * sum(self.stages(load).values())
+
+    def peak(self, load: Load) -> float:
+        """The largest memory in MB: the process on a CPU, what torch holds on a GPU. Slices follow each other."""
+        return self.base + float(_memory(load) @ self.memory)
+
+
+def _maps(load: Load) -> np.ndarray:
+    return np.array([1.0, load.megapixels * load.n_coils**2])
+
+
+def _conventional(load: Load) -> np.ndarray:
+    return np.array([1.0, load.megapixels * load.n_coils])
+
+
+def _evaluation(load: Load) -> np.ndarray:
+    return np.array([load.megapixels, load.megapixels * load.n_coils])
+
+
+def _memory(load: Load) -> np.ndarray:
+    images = load.megapixels * load.images_at_once
+    return np.array([images, images * load.n_coils, load.megapixels * load.n_coils])
+
+
+def measure(checkpoint: "Checkpoint", sampling: "Sampling", load: Load, device: "torch.device") -> Measurement:
+    """Run a slice of this size through maps and conventional image, and as many as the scan samples at once through
+    STEPS steps of the sampler."""
+    import torch
+
+    from ..recon.sample import MappedSlice, draw, with_coil_maps
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    (mapped,) = with_coil_maps([_slice(load)], device)
+    assert isinstance(mapped, MappedSlice), mapped.reason
+    group, samples = [replace(mapped) for _ in range(load.slices_at_once)], min(load.batch, load.samples)
+    seconds = 0.0
+    for steps in (1, STEPS):  # the first run of a size pays for its start
+        brief = replace(sampling, samples=samples, settings=replace(sampling.settings, steps=steps))
+        began = time.perf_counter()
+        draw(group, checkpoint, None, brief)
+        seconds = time.perf_counter() - began
+    seconds /= len(group) * samples * STEPS
+    return Measurement(load, mapped.seconds["maps"], mapped.seconds["conventional"], seconds, memory_peak(device))
+
+
+def _slice(load: Load) -> "Slice":
+    """An ellipse seen by smooth coils, every fourth line and 24 in the centre acquired."""
+    import torch
+
+    from ..mrd.collect import Slice, SliceKey
+    from ..physics.fourier import to_kspace
+    from ..prior.denoiser import complex_noise
+    from .simulate import coil_maps
+
+    down, along = np.meshgrid(np.linspace(-115, 115, load.rows), np.linspace(-115, 115, load.cols), indexing="ij")
+    maps = torch.from_numpy(coil_maps(np.stack([along, down, 0 * down], -1).astype(np.float32), load.n_coils))
+    head = torch.from_numpy(((along / 85) ** 2 + (down / 100) ** 2 < 1).astype(np.float32))
+    mask = torch.zeros(load.rows, load.cols)
+    mask[load.rows // 2 % 4 :: 4] = 1
+    first = max(0, load.rows // 2 - 12)
+    mask[first : first + 24] = 1
+    noise = 0.01 * complex_noise((load.n_coils, load.rows, load.cols), torch.Generator().manual_seed(0))
+    kspace = mask * (to_kspace(maps * head) + noise)
+    n_lines = int(mask[:, 0].sum())
+    key = SliceKey(0, 0, 0, 0, 0, 0)
+    calibration = kspace[:, first : first + 24]
+    return Slice(key, kspace, mask, calibration, 0.01, "known", None, 4, n_lines, n_lines)  # type: ignore[arg-type]
+
+
+def memory_peak(device: "torch.device") -> float:
+    """MB at most so far: torch's on a GPU, else the process's."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / MEGA
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGA
+
+
+def cost_model(
+    checkpoint: "Checkpoint", sampling: "Sampling", load: Load, device: "torch.device", start: float = 0.0
+) -> CostModel:
+    """Measure at half the matrix, at half the coils and at the scan's own size, and fit."""
+    base = memory_peak(device)
+    half = replace(load, rows=max(32, load.rows // 2), cols=max(32, load.cols // 2), n_coils=max(2, load.n_coils // 2))
+    sizes = [half, replace(load, n_coils=half.n_coils), load]  # ascending: the process's peak never falls
+    measure(checkpoint, sampling, half, device)  # pays for the first start of everything
+    found = [measure(checkpoint, sampling, size, device) for size in sizes]
+    fits = {}
+    for stage, features in (("maps", _maps), ("conventional", _conventional), ("evaluation", _evaluation)):
+        fits[stage] = _fit([features(m.load) for m in found], [getattr(m, stage) for m in found])
+    memory = _fit([_memory(m.load) for m in found], [max(1.0, m.peak - base) for m in found])
+    model = CostModel(**fits, memory=memory, start=start, base=base, error=0.0)
+    evaluations = load.samples * load.steps
+    measured = [m.maps + m.conventional + evaluations * m.evaluation for m in found]
+    misses = [sum(model.stages(m.load).values()) / seconds - 1 for m, seconds in zip(found, measured)]
+    return replace(model, error=max(map(abs, misses)))
+
+
+def _fit(features: list[np.ndarray], values: list[float]) -> np.ndarray:
+    """Coefficients >= 0 that miss the values least, relative to each: the best over all choices of what is zero."""
+    scale = 1 / np.maximum(values, 1e-9)
+    matrix, target = np.stack(features) * scale[:, None], np.asarray(values) * scale
+    best, least = np.zeros(matrix.shape[1]), np.inf
+    for kept in range(1, 2 ** matrix.shape[1]):
+        columns = [column for column in range(matrix.shape[1]) if kept >> column & 1]
+        found = np.linalg.lstsq(matrix[:, columns], target, rcond=None)[0]
+        miss = float(np.square(matrix[:, columns] @ found - target).sum())
+        if (found >= 0).all() and miss < least:
+            best, least = np.zeros(matrix.shape[1]), miss
+            best[columns] = found
+    return best
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `dpmrecon estimate`: those of `replay` that cost something or save it."""
+    from .. import options
+
+    parser.add_argument("scan", type=Path, help="ISMRMRD file with raw acquisitions")
+    options.add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`dpmrecon estimate`; the exit code. Raises BadInputError."""
+    from .. import options
+    from ..mrd.collect import Slice, slices
+    from ..mrd.header import acceleration, check_supported, encoded_grid, open_scan
+    from ..output.folder import seconds_to_finish
+    from ..physics.coil_compression import compressed
+    from ..recon.deadline import chosen
+
+    values = options.from_arguments(args)
+    checkpoint, device = options.load(values)
+    start = time.monotonic() - args.started
+    with open_scan(args.scan) as scan:
+        check_supported(scan.header)
+        contrast = options.contrast_of(values, checkpoint, scan.header)
+        sampling = options.sampling_of(values, checkpoint, device, contrast, acceleration(scan.header))
+        rows, cols = encoded_grid(scan.header)
+        n_coils, n_slices = int(scan.heads["active_channels"].max()), scan.n_images(values["combine-averages"])
+        stream = slices(scan.acquisitions(), scan.header, combine_averages=values["combine-averages"])
+        first = next((data for data in stream if isinstance(data, Slice)), None)
+    kept = n_coils if first is None else len(compressed(first).kspace)
+    settings = sampling.settings
+    load = Load(rows, cols, kept, n_slices, sampling.samples, settings.steps, sampling.batch)
+    finish = seconds_to_finish(n_slices, truth=False)
+    began = time.monotonic()
+    model = cost_model(checkpoint, sampling, load, device, start)
+    virtual = f" ({kept} virtual ones)" if kept < n_coils else ""
+    print(f"{n_slices} slices of {rows} x {cols}, {n_coils} coils{virtual}; {sampling.sampler}, mode {sampling.mode}: "
+          f"{load.samples} samples of {load.steps} steps, {load.batch} images at once on {device}")  # fmt: skip
+    print(f"measured at three sizes in {time.monotonic() - began:.1f} s; the fit misses them by {model.error:.0%}")
+    for stage, seconds in model.stages(load).items():
+        print(f"  {stage:<13}{seconds:9.3f} s a slice")
+    print(f"  start {start:.1f} s, preview and DICOM {finish:.1f} s")
+    print(f"the scan: {model.seconds(load) + finish:.1f} s, about {model.peak(load):.0f} MB")
+    for words, other in _others(load):
+        print(f"  {words:<22}{model.seconds(other) + finish:9.1f} s {model.peak(other):7.0f} MB")
+    if sampling.deadline is not None:
+        rest = sampling.deadline - finish - model.seconds(replace(load, samples=0))
+        evaluation = model.stages(replace(load, samples=1, steps=1))["sampling"]
+        plan = chosen(sampling, rest / n_slices, evaluation)
+        words = "no time for the model: CG-SENSE for"
+        if plan is not None:
+            words = f"{plan.samples} x {plan.settings.steps} steps for"
+        print(f"deadline of {sampling.deadline:g} s: {words} every slice")
+    return 0
+
+
+def _others(load: Load) -> list[tuple[str, Load]]:
+    """What the same scan would cost otherwise, with what is different in words."""
+    return [
+        ("one sample", replace(load, samples=1)),
+        (f"{load.samples} samples of 10 steps", replace(load, steps=10)),
+        ("twice the slices", replace(load, n_slices=2 * load.n_slices)),
+        ("twice these coils", replace(load, n_coils=2 * load.n_coils)),
+        ("twice the matrix", replace(load, rows=2 * load.rows, cols=2 * load.cols)),
+    ]

@@ -1,0 +1,247 @@
+"""`dpmrecon selftest`: is an image's place in the patient right, at this site, through every output?
+
+An object with the letters L, A and H and a marker beside each, at known patient coordinates, is scanned in several
+orientations and goes the whole way: acquisitions, coil maps, sampler, MRD image, DICOM. The markers are found in the
+files alone, as a viewer finds them, and must lie within a tenth of a voxel of their true place.
+"""
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BadInputError, DpmreconError
+from ..mrd.geometry import Plane, plane_of_mrd
+from .phantom import Letters
+from .simulate import SimulationSettings, simulate, the_object
+
+TOLERANCE = 0.1  # of a voxel, along rows, columns and slices
+
+_SHARED: dict[str, Any] = {
+    "phantom": "letters",
+    "matrix": (75, 90),
+    "fov_mm": (240.0, 252.0),
+    "slice_thickness_mm": 4.0,
+    "slice_gap_mm": 0.0,
+    "n_slices": 7,
+    "acceleration": 2,
+    "n_coils": 4,
+    "noise": 0.003,
+}
+# rotations are of the slices, about x, then y, then z; no matrix, pixel or position is symmetric
+ORIENTATIONS: dict[str, dict[str, Any]] = {
+    "axial oblique": {"rotation_deg": (18.0, -9.0, 12.0), "position_mm": (7.0, -5.0, 9.0)},
+    "axial swapped phase": {
+        "rotation_deg": (-14.0, 6.0, -8.0),
+        "position_mm": (-6.0, 4.0, -7.0),
+        "swap_phase": True,
+        "matrix": (84, 73),
+        "fov_mm": (252.0, 233.6),
+    },
+    "axial feet first": {
+        "rotation_deg": (11.0, 172.0, 5.0),
+        "position_mm": (5.0, 6.0, -11.0),
+        "patient_position": "FFS",
+        "interleaved": False,
+    },
+    "coronal": {"rotation_deg": (-78.0, 7.0, 5.0), "position_mm": (-5.0, 8.0, 4.0), "matrix": (80, 77)},
+    "sagittal feet first": {
+        "rotation_deg": (-83.0, 9.0, 101.0),
+        "position_mm": (8.0, -4.0, 6.0),
+        "patient_position": "FFP",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One marker in one output. off: voxels it lies off its true place along (rows, columns, slices)."""
+
+    orientation: str
+    output: str
+    letter: str
+    off: tuple[float, float, float]
+
+    @property
+    def passed(self) -> bool:
+        return max(abs(value) for value in self.off) <= TOLERANCE
+
+
+def settings_of(orientation: str, **changes: Any) -> SimulationSettings:
+    """What the scan of an orientation is simulated with."""
+    return SimulationSettings(**{**_SHARED, **ORIENTATIONS[orientation], **changes})
+
+
+def mrd_images(path: Path) -> list[tuple[Plane, np.ndarray]]:
+    """Planes and magnitudes (rows, columns) of `image_1` in images.h5."""
+    import ismrmrd
+
+    dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=False)
+    try:
+        images = [dataset.read_image("image_1", index) for index in range(dataset.number_of_images("image_1"))]
+    finally:
+        dataset.close()
+    return [(plane_of_mrd(image.getHead(), image.data.shape[-2:]), np.asarray(image.data[0, 0])) for image in images]
+
+
+def dicom_images(folder: Path) -> list[tuple[Plane, np.ndarray]]:
+    """The same of the first DICOM series under a folder."""
+    from ..dicom.viewer import read_series, values
+    from ..mrd.geometry import plane_of_dicom
+
+    return [(plane_of_dicom(file), values(file)) for file in read_series(folder)[0]]
+
+
+def find_markers(images: list[tuple[Plane, np.ndarray]], count: int = 3) -> np.ndarray:
+    """Patient coordinates (count, 3) of the brightest spots, from a stack of images; LPS mm.
+
+    Around each, a Gaussian of the marker's width moves until the signal under it is balanced, relative to the body's,
+    which takes the coils' shading out: a linear fit around the marker.
+    """
+    points = np.concatenate([_voxels(plane, pixels.shape) for plane, pixels in images])
+    signal = np.concatenate([pixels.ravel() for _, pixels in images]).astype(float)
+    sigma = Letters.MARKER_SIGMA_MM
+    found: list[np.ndarray] = []
+    left = signal.copy()
+    for _ in range(count):
+        place = points[np.argmax(left)]
+        near = np.linalg.norm(points - place, axis=1)
+        left[near < 6 * sigma] = 0
+        ring = (near > 3.5 * sigma) & (near < 5 * sigma)
+        inside = near < 4 * sigma
+        spot = points[inside]
+        fit = np.linalg.lstsq(_affine(points[ring] - place), signal[ring], rcond=None)[0]
+        contrast = signal[inside] / (_affine(spot - place) @ fit) - 1
+        for _ in range(50):
+            offset = spot - place
+            weight = np.exp(-(offset**2).sum(1) / (2 * sigma**2)) * contrast
+            step = 2 * (weight @ offset) / weight.sum()
+            place = place + step
+            if np.linalg.norm(step) < 1e-4:
+                break
+        found.append(place)
+    return np.array(found)
+
+
+def _affine(points: np.ndarray) -> np.ndarray:
+    return np.column_stack([points, np.ones(len(points))])
+
+
+def compare(
+    orientation: str, output: str, images: list[tuple[Plane, np.ndarray]], settings: SimulationSettings
+) -> list[Finding]:
+    """Every marker's distance from its true place, in voxels; a marker that is missed is infinitely far off."""
+    letters = the_object(settings)
+    assert isinstance(letters, Letters)
+    found = find_markers(images)
+    plane = images[0][0]
+    step = settings.slice_thickness_mm + settings.slice_gap_mm
+    findings = []
+    for letter, true in letters.markers.items():
+        error = found[np.argmin(np.linalg.norm(found - true, axis=1))] - true
+        if np.linalg.norm(error) > 3 * Letters.MARKER_SIGMA_MM:
+            error = np.full(3, np.inf)
+            off = (np.inf, np.inf, np.inf)
+        else:
+            down, across = plane.spacing_mm
+            off = (error @ plane.along_rows / down, error @ plane.along_columns / across, error @ plane.normal / step)
+        findings.append(Finding(orientation, output, letter, off))
+    return findings
+
+
+def selftest(out: Path, checkpoint: Any, device: Any, orientations: Iterable[str] | None = None) -> list[Finding]:
+    """Scan, reconstruct and measure orientations (all by default) under the folder `out`; draws out/selftest.png.
+
+    checkpoint, device: as `replay` takes them. Raises DpmreconError where a step fails.
+    """
+    from ..dicom.write import DicomOptions, scan_digest, write_dicom
+    from ..output.folder import Outputs
+    from ..prior.samplers import settings_from
+    from ..recon.sample import Sampling
+    from ..replay import replay
+
+    values = dict(checkpoint.card["sampling"]["prox"])
+    sampling = Sampling("prox", settings_from({**values, "steps": 4}), 1, 0, 4, True)
+    findings: list[Finding] = []
+    folders: dict[str, Path] = {}
+    for orientation in ORIENTATIONS if orientations is None else orientations:
+        settings = settings_of(orientation)
+        folder = folders[orientation] = out / orientation.replace(" ", "_")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInputError(f"cannot write to {out} ({error}): choose another --out") from error
+        simulate(folder / "scan.h5", settings)
+        code = replay(folder / "scan.h5", folder, checkpoint, None, sampling, device, outputs=Outputs())
+        if code:
+            raise DpmreconError(
+                f"{orientation}: not every slice came out of the model (exit code {code} of replay): the reasons are "
+                f"in {folder}/report.json, name another --model or --device"
+            )
+        write_dicom(folder / "images.h5", folder / "dicom", scan_digest(folder / "scan.h5"), {}, DicomOptions())
+        findings += compare(orientation, "MRD", mrd_images(folder / "images.h5"), settings)
+        findings += compare(orientation, "DICOM", dicom_images(folder / "dicom"), settings)
+    _draw(out / "selftest.png", folders)
+    return findings
+
+
+def _voxels(plane: Plane, shape: tuple[int, ...]) -> np.ndarray:
+    """Patient coordinates (rows * columns, 3) of all voxels of an image."""
+    down, across = plane.spacing_mm
+    rows = np.arange(shape[0])[:, None, None] * down * plane.along_rows
+    columns = np.arange(shape[1])[None, :, None] * across * plane.along_columns
+    return (plane.first + rows + columns).reshape(-1, 3)
+
+
+def _draw(path: Path, folders: dict[str, Path]) -> None:
+    """For each orientation the slices of the DICOM series where the markers lie, with a circle at the true place."""
+    from matplotlib.figure import Figure
+
+    from ..dicom.viewer import read_series, show
+    from ..mrd.geometry import plane_of_dicom
+
+    figure = Figure(figsize=(3.0 * 3, 3.1 * len(folders)), facecolor="black")
+    grid = figure.subplots(len(folders), 3, squeeze=False)
+    for axes, (orientation, folder) in zip(grid, folders.items()):
+        letters = the_object(settings_of(orientation))
+        assert isinstance(letters, Letters)
+        files = read_series(folder / "dicom")[0]
+        for axis, (letter, place) in zip(axes, letters.markers.items()):
+            planes = [plane_of_dicom(file) for file in files]
+            off = [abs(plane.voxel(place)[2]) for plane in planes]
+            nearest = int(np.argmin(off))
+            row, column, _ = planes[nearest].voxel(place)
+            show(axis, files[nearest], f"{orientation}: marker {letter}, image {nearest + 1}")
+            axis.plot(column, row, "o", markersize=16, markerfacecolor="none", markeredgecolor="cyan")
+    figure.tight_layout(pad=0.4)
+    figure.savefig(path, dpi=100, facecolor="black")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `dpmrecon selftest`."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for scans, images and selftest.png")
+    parser.add_argument("--model", type=Path, help="checkpoint .safetensors (default: the one that ships)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda ... (default: cpu)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """`dpmrecon selftest`: 0 where every marker is within the tolerance, else 1."""
+    from ..options import load
+
+    findings = selftest(args.out, *load({"model": args.model, "device": args.device}))
+    print(f"{'orientation':22} {'output':6} marker   voxels off along rows, columns, slices")
+    for finding in findings:
+        off = "  ".join(f"{value:+.3f}" for value in finding.off)
+        verdict = "" if finding.passed else "   FAIL"
+        print(f"{finding.orientation:22} {finding.output:6} {finding.letter:6}   {off}{verdict}")
+    failed = [finding for finding in findings if not finding.passed]
+    worst = max(abs(value) for finding in findings for value in finding.off)
+    print(f"{args.out}/selftest.png")
+    print(
+        f"{'FAILED' if failed else 'passed'}: {len(findings) - len(failed)} of {len(findings)} markers within "
+        f"{TOLERANCE} voxel of their place, the worst {worst:.3f} off"
+    )
+    return 1 if failed else 0
