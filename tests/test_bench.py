@@ -16,13 +16,9 @@ from dpmrecon.prior.checkpoint import Checkpoint, save_checkpoint
 from dpmrecon.prior.denoiser import LABELS, Denoiser
 from dpmrecon.prior.samplers import NoiseSource, initial_image, noise_levels, sample_dps
 from dpmrecon.recon.sample import with_coil_maps
-from dpmtrain.baselines import l1_wavelet
-from dpmtrain.bench import BenchPlan
-from dpmtrain.bench_methods import Tuner, dps_settings, problem
-from dpmtrain.bench_report import Entry, claims, rows_of
-from dpmtrain.cli import main
-from dpmtrain.hardware import network_work
-from dpmtrain.peers import (
+from dpmtrain.bench.bench import BenchPlan
+from dpmtrain.bench.methods import Tuner, dps_settings, problem
+from dpmtrain.bench.peers import (
     RealDenoiser,
     as_channels,
     as_complex,
@@ -33,7 +29,11 @@ from dpmtrain.peers import (
     import_deepinv,
     run_dps,
 )
-from dpmtrain.score_lines import ScoreLines
+from dpmtrain.bench.report import Entry, claims, rows_of
+from dpmtrain.cli import main
+from dpmtrain.evaluate.baselines import l1_wavelet
+from dpmtrain.evaluate.score_lines import ScoreLines
+from dpmtrain.hardware import network_work
 from test_samplers import SETTINGS, SIGMA_DATA, GaussianWorld
 
 _, DEEPINV_REASON = import_deepinv()
@@ -149,7 +149,7 @@ def test_deepinv_evaluates_the_network_as_often_as_asked(world, peer):
 
 
 def test_deepinv_that_is_absent_is_named(monkeypatch, world):
-    monkeypatch.setattr("dpmtrain.peers.import_deepinv", lambda: (None, "deepinv cannot be imported (why)"))
+    monkeypatch.setattr("dpmtrain.bench.peers.import_deepinv", lambda: (None, "deepinv cannot be imported (why)"))
     with pytest.raises(BadInputError, match="cannot be imported"):
         deepinv_dps(world.problem(), world.denoise, 3, 1.0, 0)
 

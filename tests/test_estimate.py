@@ -19,7 +19,7 @@ from dpmrecon.prior.samplers import SamplerSettings
 from dpmrecon.recon.deadline import Deadline, chosen, most
 from dpmrecon.recon.sample import Sampling, sampled, with_coil_maps
 from dpmrecon.tools.estimate import Load, cost_model
-from dpmtrain.calibrate import prior_fit
+from dpmtrain.evaluate.calibrate import prior_fit
 
 SCAN = {"matrix": (48, 64), "n_slices": 4}
 UNCERTAINTY = {"samples": 4, "steps": 6, "eta": 0.0, "warm_start": False, "prior_std": 0.1, "prior_power": 0.4}

@@ -11,16 +11,16 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.prior.denoiser import LABELS, Denoiser
 from dpmrecon.tools.simulate import truth_path
-from dpmtrain.baselines import tuned_weight
 from dpmtrain.cli import main
-from dpmtrain.evaluation import Plan, evaluate
-from dpmtrain.methods import own_methods
-from dpmtrain.metrics import Moments, paired_difference, psnr, scan_factor, ssim, variance_and_error
-from dpmtrain.references import measured_slices, standard_of_care
-from dpmtrain.score_lines import ScoreLines
-from dpmtrain.scoring import Condition, Undersampled
-from dpmtrain.undersampling import sampling_mask, undersampled
-from dpmtrain.validation import full_slice, validation_scan
+from dpmtrain.evaluate.baselines import tuned_weight
+from dpmtrain.evaluate.evaluation import Plan, evaluate
+from dpmtrain.evaluate.methods import own_methods
+from dpmtrain.evaluate.metrics import Moments, paired_difference, psnr, scan_factor, ssim, variance_and_error
+from dpmtrain.evaluate.references import measured_slices, standard_of_care
+from dpmtrain.evaluate.score_lines import ScoreLines
+from dpmtrain.evaluate.scoring import Condition, Undersampled
+from dpmtrain.evaluate.undersampling import sampling_mask, undersampled
+from dpmtrain.evaluate.validation import full_slice, validation_scan
 
 TINY = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ from dpmrecon.cli import main as dpmrecon
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.prior.denoiser import Denoiser
 from dpmtrain.cli import main
-from dpmtrain.kit_card import findings
-from dpmtrain.kit_data import patterns
-from dpmtrain.scoring import Condition, Row
+from dpmtrain.evaluate.scoring import Condition, Row
+from dpmtrain.kit.card import findings
+from dpmtrain.kit.data import patterns
 
 SCAN = {"matrix": (48, 40), "n_slices": 2, "n_coils": 4, "acceleration": 1, "calibration_lines": 16}
 MODEL = {"widths": [4, 6], "blocks": [1, 1], "embedding": 8, "labels": ["t1", "spare1"], "sigma_data": 0.25}

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 from dpmrecon.errors import BadInputError
 from dpmrecon.physics.scale import RULE
-from dpmtrain import paper, paper_arms, paper_report, paper_scores, validation
 from dpmtrain.cli import main
-from dpmtrain.prepare import HELD_OUT
+from dpmtrain.data.prepare import HELD_OUT
+from dpmtrain.evaluate import validation
+from dpmtrain.study import arms as paper_arms
+from dpmtrain.study import paper
+from dpmtrain.study import report as paper_report
+from dpmtrain.study import scores as paper_scores
 
 VOLUMES = {"patient01_study1_FLAIR": "flair", "patient03_study1_FLAIR": "flair", "patient01_study1_T1W": "t1"}
 

@@ -20,11 +20,11 @@ import torch
 from dpmrecon.physics.fourier import crop_or_pad, to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.tools.simulate import truth_path
-from dpmtrain import labelmaps, readers
 from dpmtrain.cli import main
-from dpmtrain.dataset import PreparedSlices, affine
-from dpmtrain.prepare import HELD_OUT
-from dpmtrain.veins import veins
+from dpmtrain.data import kinds, labelmaps
+from dpmtrain.data.dataset import PreparedSlices, affine
+from dpmtrain.data.prepare import HELD_OUT
+from dpmtrain.data.veins import veins
 from pydicom.dataset import Dataset, FileMetaDataset
 
 COMMAND = [sys.executable, "-m", "dpmtrain.cli", "prepare"]
@@ -238,7 +238,7 @@ def test_dicom_series_in_order_of_position_whatever_the_files_are_called(tmp_pat
     assert "ADC, which are left out" in capsys.readouterr().err
     ((name, entry),) = volumes(tmp_path / "out").items()
     assert (entry["contrast"], entry["pixel_mm"]) == ("dwi", 2)
-    assert entry["subject"] == readers.pseudonym("4711")
+    assert entry["subject"] == kinds.pseudonym("4711")
     images = magnitude(tmp_path / "out", name)
     assert [np.unravel_index(image.argmax(), image.shape) for image in images] == [(20, 9), (21, 9), (22, 9)]
 
@@ -467,8 +467,8 @@ def test_a_prepared_file_that_is_not_the_manifests_is_named(tmp_path):
     assert run(tmp_path / "in", "--out", tmp_path / "out") == 0
     for damage in (b"", np.lib.format.MAGIC_PREFIX):
         (tmp_path / "out" / "a_flair.npy").write_bytes(damage)
-        with pytest.raises(readers.BadInputError, match="a_flair.npy cannot be read .* run `dpmtrain prepare` again"):
+        with pytest.raises(kinds.BadInputError, match="a_flair.npy cannot be read .* run `dpmtrain prepare` again"):
             PreparedSlices(tmp_path / "out", 0.5)
     np.save(tmp_path / "out" / "a_flair.npy", np.zeros((2, 5, 5), np.float16))
-    with pytest.raises(readers.BadInputError, match="where the manifest says"):
+    with pytest.raises(kinds.BadInputError, match="where the manifest says"):
         PreparedSlices(tmp_path / "out", 0.5)

@@ -10,10 +10,10 @@ from dpmrecon.prior.checkpoint import load_checkpoint, sampler_defaults, save_ch
 from dpmrecon.prior.denoiser import LABELS, Denoiser
 from dpmrecon.prior.samplers import SamplerSettings, settings_from
 from dpmtrain.cli import main
-from dpmtrain.scoring import Condition, Row
-from dpmtrain.sweep import read_grid
-from dpmtrain.sweeping import Candidate, Plan, ranked, sweep
-from dpmtrain.validation import full_slice
+from dpmtrain.evaluate.scoring import Condition, Row
+from dpmtrain.evaluate.sweep import Candidate, Plan, ranked, sweep
+from dpmtrain.evaluate.sweep_command import read_grid
+from dpmtrain.evaluate.validation import full_slice
 
 TINY = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
 CPU = torch.device("cpu")

@@ -18,13 +18,13 @@ import torch
 from dpmrecon.errors import BadInputError, DpmreconError
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.prior.denoiser import Denoiser
-from dpmtrain.batches import Batches
 from dpmtrain.cli import main
-from dpmtrain.keeper import Start, read_start, read_state
-from dpmtrain.muon import Muon, orthogonal
-from dpmtrain.pretrain import completed, target_labels
-from dpmtrain.recipe import ema_decay, learning_rate, read_recipe
-from dpmtrain.train import Stopped, Trainer, train
+from dpmtrain.train.batches import Batches
+from dpmtrain.train.keeper import Start, read_start, read_state
+from dpmtrain.train.muon import Muon, orthogonal
+from dpmtrain.train.pretrain import completed, target_labels
+from dpmtrain.train.recipe import ema_decay, learning_rate, read_recipe
+from dpmtrain.train.train import Stopped, Trainer, train
 
 RECIPES = Path(__file__).parent.parent / "training" / "recipes"
 TRAIN = """

@@ -5,16 +5,16 @@ import sys
 
 from dpmrecon.errors import DpmreconError
 
-from .bench import add_bench
-from .bench_gpu import add_bench_gpu
-from .calibrate import add_calibrate
-from .evaluate import add_evaluate
-from .kit import add_kit
-from .paper import add_paper
-from .prepare import add_prepare
-from .pretrain import add_finetune, add_pretrain
-from .sweep import add_sweep
-from .throughput import add_throughput
+from .bench.bench import add_bench
+from .bench.gpu import add_bench_gpu
+from .data.prepare import add_prepare
+from .evaluate.calibrate import add_calibrate
+from .evaluate.commands import add_evaluate
+from .evaluate.sweep_command import add_sweep
+from .kit.kit import add_kit
+from .study.paper import add_paper
+from .train.pretrain import add_finetune, add_pretrain
+from .train.throughput import add_throughput
 
 
 def main(arguments: list[str] | None = None) -> int:

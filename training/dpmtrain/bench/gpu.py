@@ -1,0 +1,267 @@
+"""`dpmtrain bench-gpu`: seconds a slice of the product's own way, beside `dps` and what the device can do at most.
+
+For a GPU, and for a small run on a CPU. Two networks: that of a checkpoint, and that of a recipe with random weights,
+since time does not depend on them.
+"""
+
+import argparse
+import csv
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpmrecon.cli import add_command
+from dpmrecon.errors import BadInputError, DpmreconError
+
+if TYPE_CHECKING:
+    import torch
+    from dpmrecon.prior.checkpoint import Checkpoint
+    from dpmrecon.recon.sample import MappedSlice
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One sampler with one network. Seconds are of one slice: coil maps, start (scale and CG-SENSE), forward passes of
+    the network, and the rest of the sampling (data consistency; the gradients of `dps`).
+
+    gflop: of the network for one slice, gradients included; roofline: seconds that they would take at the FLOP/s of a
+    large matrix product, or to move the layers' inputs, outputs and weights at the speed of a copy, whichever is more;
+    memory_mb: peak, of the GPU's tensors or of the process.
+    """
+
+    network: str
+    device: str
+    precision: str
+    method: str
+    evaluations: int
+    batch: int
+    maps: float
+    start: float
+    forward: float
+    rest: float
+    gflop: float
+    roofline: float
+    memory_mb: float | None
+
+    @property
+    def seconds(self) -> float:
+        return self.maps + self.start + self.forward + self.rest
+
+
+def add_bench_gpu(commands) -> None:
+    parser = add_command(
+        commands,
+        "bench-gpu",
+        "Seconds a slice by stage against dps in the same run, and the roofline: for a GPU, or small on a CPU",
+        "dpmtrain bench-gpu --recipe training/recipes/paper.toml --out bench_gpu",
+    )
+    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
+    parser.add_argument("--recipe", type=Path, help="also its network, with random weights")
+    parser.add_argument("--out", type=Path, required=True, help="table.md and table.csv")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    parser.add_argument("--matrix", type=int, default=320)
+    parser.add_argument("--coils", type=int, default=16)
+    parser.add_argument("--slices", type=int, default=8, help="sampled in one batch by prox (default: 8)")
+    parser.add_argument("--steps", default="10,20,50", help="evaluations of prox (default: 10,20,50)")
+    parser.add_argument("--dps-steps", type=int, default=300)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from dpmrecon.options import device_of
+    from dpmrecon.prior.checkpoint import load_checkpoint
+
+    from ..evaluate.commands import numbers
+
+    for name, least in (("matrix", 32), ("coils", 1), ("slices", 1), ("dps_steps", 1)):
+        if getattr(args, name) < least:
+            raise BadInputError(f"--{name.replace('_', '-')} is {getattr(args, name)}: give {least} or more")
+    steps = numbers("--steps", args.steps, 1)
+    device = device_of(args.device)
+    networks = [load_checkpoint(args.model, device)]
+    if args.recipe is not None:
+        networks.append(random_network(args.recipe, networks[0], device))
+    cases, before = mapped_slices(args.matrix, args.coils, args.slices, device)
+    rows = [row for network in networks for row in timings(network, cases, before, steps, args.dps_steps)]
+    text = "\n".join(
+        [f"{args.matrix}x{args.matrix}, {args.coils} coils, R = 4, wall time of one slice", "", *table(rows)]
+    )
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "table.md").write_text(text + "\n")
+        with (args.out / "table.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*asdict(rows[0]), "seconds"])
+            writer.writeheader()
+            writer.writerows({**asdict(row), "seconds": row.seconds} for row in rows)
+    except OSError as error:
+        raise DpmreconError(f"the table cannot be written to {args.out} ({error}): make room and run again") from error
+    print(text)
+    return 0
+
+
+def random_network(recipe: Path, like: "Checkpoint", device: "torch.device") -> "Checkpoint":
+    """The recipe's network as it is before training, with the sampler settings of `like`."""
+    from dpmrecon.prior.checkpoint import Checkpoint
+    from dpmrecon.prior.denoiser import Denoiser, has_bfloat16
+
+    from ..train.recipe import read_recipe
+
+    denoiser = Denoiser(read_recipe(recipe)["model"]).requires_grad_(False).eval().to(device)
+    denoiser.bf16 = has_bfloat16(device)
+    return Checkpoint(denoiser, like.card, f"{recipe.stem}, random weights")
+
+
+def mapped_slices(
+    matrix: int, n_coils: int, count: int, device: "torch.device"
+) -> tuple[list["MappedSlice"], dict[str, float]]:
+    """Slices of a simulated R = 4 scan as a reconstruction maps them, and the seconds of a slice's maps and start."""
+    from dpmrecon.mrd.collect import slices
+    from dpmrecon.mrd.header import open_scan
+    from dpmrecon.recon.sample import MappedSlice, with_coil_maps
+    from dpmrecon.tools.simulate import SimulationSettings, simulate
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "scan.h5")
+        simulate(path, SimulationSettings("flair", (matrix, matrix), n_slices=count, n_coils=n_coils))
+        with open_scan(path) as scan:
+            scanned = list(slices(scan.acquisitions(), scan.header))
+    # the first one twice: it pays for what is set up once
+    found = [item for item in with_coil_maps([scanned[0], *scanned], device) if isinstance(item, MappedSlice)][1:]
+    maps, start = (sum(item.seconds[stage] for item in found) / count for stage in ("maps", "conventional"))
+    return found, {"maps": maps, "start": start}
+
+
+class TimedDenoiser:
+    """A denoiser that adds up the seconds of its forward passes, by events on a GPU so that nothing has to wait."""
+
+    def __init__(self, denoiser: Any):
+        self.denoiser = denoiser
+        self.spans: list[tuple[Any, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.denoiser, name)
+
+    def __call__(self, *arguments: "torch.Tensor") -> "torch.Tensor":
+        started = self._now()
+        image = self.denoiser(*arguments)
+        self.spans.append((started, self._now()))
+        return image
+
+    def _now(self) -> Any:
+        import torch
+
+        if self.denoiser.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.denoiser.device))
+        return event
+
+    def seconds(self) -> float:
+        """Of all passes so far; the device must have finished them."""
+        if self.denoiser.device.type != "cuda":
+            return sum(end - start for start, end in self.spans)
+        return sum(start.elapsed_time(end) for start, end in self.spans) / 1000
+
+
+def timings(
+    network: "Checkpoint", cases: list["MappedSlice"], before: dict[str, float], steps: tuple[int, ...], dps_steps: int
+) -> list[Timing]:
+    """`prox` at every number of evaluations, all slices in one batch, and `dps` of one slice at a time."""
+    import torch
+
+    from ..hardware import PeakMemory, attainable, device_name, network_work
+
+    device, shape = network.denoiser.device, cases[0].conventional.shape
+    work = {
+        gradient: network_work(network.denoiser.config, (shape[0], shape[1]), gradient) for gradient in (False, True)
+    }
+    peaks = {dtype: attainable(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    rows = []
+    for sampler, count, group in [*(("prox", count, cases) for count in steps), ("dps", dps_steps, cases[:1])]:
+        gradient = sampler == "dps"
+        flops, moved = work[gradient]
+        lower = network.denoiser.bf16 and not gradient
+        speed, bandwidth = peaks[torch.bfloat16 if lower else torch.float32]
+        memory = PeakMemory(device)
+        _sampled(network, group, sampler, min(2, count))  # what is set up once, and memory's first touch
+        forward, total = _sampled(network, group, sampler, count)
+        peak = memory.read()
+        rows.append(
+            Timing(
+                network=network.model_id,
+                device=device_name(device),
+                precision="bfloat16" if lower else "float32",
+                method=f"{sampler} {count}",
+                evaluations=count,
+                batch=len(group),
+                maps=before["maps"],
+                start=before["start"],
+                forward=forward / len(group),
+                rest=(total - forward) / len(group),
+                gflop=count * flops / 1e9,
+                # half the bytes in bfloat16; a gradient moves them about twice
+                roofline=count * max(flops / speed, moved * (0.5 if lower else 1 + gradient) / bandwidth),
+                memory_mb=None if peak is None else peak / 2**20,
+            )
+        )
+        print(f"{rows[-1].network} {rows[-1].method}: {rows[-1].seconds:.3f} s a slice", flush=True)
+    return rows
+
+
+def _sampled(network: "Checkpoint", group: list["MappedSlice"], sampler: str, steps: int) -> tuple[float, float]:
+    """(seconds of forward passes, of the whole sampling) of one sample of every slice in one batch."""
+    from dataclasses import replace
+
+    from dpmrecon.prior.denoiser import synchronize
+    from dpmrecon.prior.samplers import settings_from
+    from dpmrecon.recon.sample import Sampling, sampled
+
+    timed: Any = TimedDenoiser(network.denoiser)
+    device = network.denoiser.device
+    settings = settings_from({**network.card.get("sampling", {}).get(sampler, {}), "steps": steps})
+    synchronize(device)
+    started = time.perf_counter()
+    sampling = Sampling(sampler, settings, samples=1, seed=0, batch=len(group), fallback=True)
+    list(sampled(group, replace(network, denoiser=timed), None, sampling))
+    synchronize(device)
+    total = time.perf_counter() - started
+    if len(timed.spans) < steps:  # slices of unlike numbers of virtual coils take more
+        raise DpmreconError(f"{sampler} failed on {device}: give fewer --slices or a smaller --matrix")
+    return timed.seconds(), total
+
+
+def table(rows: list[Timing]) -> list[str]:
+    """Markdown lines: the rows, and what each network gains over `dps` in the same run."""
+    heads = [
+        "network",
+        "method",
+        "precision",
+        "batch",
+        "s/slice",
+        "maps",
+        "start",
+        "network s",
+        "rest",
+        "network share",
+    ]
+    heads += ["GFLOP", "roofline s", "network / roofline", "peak MB"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in rows:
+        cells = [row.network, row.method, row.precision, str(row.batch), f"{row.seconds:.3f}"]
+        cells += [f"{value:.3f}" for value in (row.maps, row.start, row.forward, row.rest)]
+        cells += [f"{row.forward / row.seconds:.0%}", f"{row.gflop:.0f}", f"{row.roofline:.4f}"]
+        # the time of dps's gradients is among the rest
+        spent = row.forward + (row.rest if row.method.startswith("dps") else 0)
+        cells += [f"{spent / row.roofline:.1f}", "" if row.memory_mb is None else f"{row.memory_mb:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", f"On {rows[0].device}."]
+    for network in dict.fromkeys(row.network for row in rows):
+        *fast, dps = [row for row in rows if row.network == network]
+        lines += [
+            f"- {network}: {row.method} {row.seconds:.3f} s a slice, {dps.seconds / row.seconds:.0f} times faster than "
+            f"{dps.method} ({dps.seconds:.2f} s), {dps.gflop / row.gflop:.0f} times less network compute"
+            for row in fast
+        ]
+    return lines

@@ -1,0 +1,1 @@
+"""What comes in: every kind of scan and image, read and simulated, to prepared slices."""

@@ -1,0 +1,155 @@
+"""Readers of magnitude images: DICOM series and NIfTI volumes. They have no phase: training draws a smooth one."""
+
+import gzip
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dpmrecon.errors import BadInputError, first_line
+from dpmrecon.mrd.geometry import plane_of_dicom
+
+from .kinds import MAGNITUDE, Fault, Item, Volume
+
+# A volume whose slices are this many times thicker than its pixels was acquired in that plane
+THICK = 1.5
+B_VALUE_TAGS = ((0x0018, 0x9087), (0x2001, 0x1003), (0x0019, 0x100C))  # DICOM's own, Philips, Siemens
+
+
+def read_nifti(item: Item) -> tuple[list[Volume], list[Fault]]:
+    """One volume, or as many as a fourth dimension holds; slices in the plane of the thinnest pixels, else axial."""
+    import nibabel
+
+    (path,) = item.files
+    image: Any = nibabel.load(path)
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    if data.ndim not in (3, 4):
+        raise BadInputError(f"its data have shape {data.shape}; three dimensions, or four, are needed")
+    if len(np.unique(data)) == 2:
+        raise BadInputError("its data have only two values: it is a mask, not an image")
+    volumes = [data] if data.ndim == 3 else list(np.moveaxis(data, 3, 0))
+    made = []
+    for number, volume in enumerate(volumes, 1):
+        slices, pixel = oriented(volume, image.affine)
+        made.append(Volume(_numbered(item.name, number, len(volumes)), slices, pixel, MAGNITUDE))
+    return made, []
+
+
+def read_dicom(item: Item) -> tuple[list[Volume], list[Fault]]:
+    """The volumes of a series (of one b-value), slices in the plane of acquisition, in order of position.
+
+    Files at the same position (directions, repetitions, echoes) make volumes of their own, in order of
+    InstanceNumber. A file that cannot be read is left out and named.
+    """
+    positions = defaultdict(list)
+    faults = []
+    normal = None
+    for path in item.files:
+        try:
+            dataset = open_dicom(path, pixels=True)
+            plane = plane_of_dicom(dataset)
+            normal = plane.normal if normal is None else normal
+            slope, offset = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
+            image = dataset.pixel_array.astype(np.float32) * slope + offset
+        except Exception as error:  # the file's bytes decide what is raised
+            faults.append(Fault(str(path), f"cannot be read ({type(error).__name__}: {first_line(error)})"))
+            continue
+        if abs(plane.normal @ normal) < 0.999:
+            faults.append(Fault(str(path), "has another orientation than the series' first image"))
+            continue
+        positions[round(float(plane.first @ normal), 2)].append((int(dataset.get("InstanceNumber", 0)), image, plane))
+    if not positions:
+        raise BadInputError(f"none of its {len(item.files)} files can be read; the first: {faults[0].reason}")
+    for found in positions.values():
+        found.sort(key=lambda entry: entry[0])
+    count = max(map(len, positions.values()))
+    made = []
+    for number in range(count):
+        stack = [found[number] for _, found in sorted(positions.items()) if len(found) > number]
+        images, planes = [image for _, image, _ in stack], [plane for _, _, plane in stack]
+        if len({image.shape for image in images}) > 1:
+            raise BadInputError(f"its images have different sizes: {sorted({image.shape for image in images})}")
+        step = planes[0].normal
+        if len(planes) > 1:
+            step = (planes[-1].first - planes[0].first) / (len(planes) - 1)
+        affine = np.eye(4)
+        affine[:3, 0], affine[:3, 3] = step, planes[0].first
+        affine[:3, 1] = planes[0].along_rows * planes[0].spacing_mm[0]
+        affine[:3, 2] = planes[0].along_columns * planes[0].spacing_mm[1]
+        affine[:2] *= -1  # LPS to RAS
+        slices, pixel = oriented(np.stack(images), affine, slice_axis=0)
+        made.append(Volume(_numbered(item.name, number + 1, count), slices, pixel, MAGNITUDE))
+    return made, faults
+
+
+def open_dicom(path: Path, *, pixels: bool) -> Any:
+    """A DICOM file, packed with gzip or not, with or without its pixel data."""
+    import pydicom
+
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if packed else path.open("rb") as stream:
+        return pydicom.dcmread(stream, stop_before_pixels=not pixels)  # type: ignore[arg-type]
+
+
+def b_value(dataset: Any) -> int | None:
+    """b in s/mm^2, rounded; None where the image does not say."""
+    for tag in B_VALUE_TAGS:
+        if tag in dataset:
+            try:
+                return round(float(dataset[tag].value))
+            except (TypeError, ValueError):
+                continue
+    return None
+
+
+def oriented(volume: np.ndarray, affine: np.ndarray, slice_axis: int | None = None) -> tuple[np.ndarray, float]:
+    """(slices, rows, cols) float32 of a volume (i, j, k) with its RAS affine, and the larger in-plane pixel in mm.
+
+    Axial: slices upwards, rows to the back, columns to the patient's left; coronal and sagittal ones: rows downwards,
+    columns to the left or to the back. slice_axis: of `volume`; None is the thick one, else axial.
+    """
+    import nibabel
+
+    if not np.isfinite(volume).all():
+        raise BadInputError("its data hold NaN or infinite values")
+    orientation = nibabel.orientations.io_orientation(affine)
+    if np.isnan(orientation).any():
+        raise BadInputError("its affine does not say how the volume lies in the patient")
+    target = orientation[:, 0].astype(int)  # of each axis of the volume
+    spacing = np.empty(3)
+    spacing[target] = np.linalg.norm(affine[:3, :3], axis=0)
+    if slice_axis is None:
+        thickest = int(spacing.argmax())
+        axis = thickest if spacing[thickest] > THICK * np.delete(spacing, thickest).max() else 2
+    else:
+        axis = int(target[slice_axis])
+    canonical = nibabel.orientations.apply_orientation(volume, orientation)
+    if axis == 2:
+        slices = canonical[::-1, ::-1].transpose(2, 1, 0)
+    elif axis == 1:
+        slices = canonical[::-1, :, ::-1].transpose(1, 2, 0)
+    else:
+        slices = canonical[:, ::-1, ::-1].transpose(0, 2, 1)
+    return np.ascontiguousarray(slices, np.float32).clip(min=0), float(np.delete(spacing, axis).max())
+
+
+def axial(path: Path) -> np.ndarray:
+    """Axial slices (slices, rows, cols) of a NIfTI volume: columns run to the patient's left, rows to the back."""
+    import nibabel
+
+    image: Any = nibabel.load(path)
+    axis = int(np.flatnonzero(nibabel.orientations.io_orientation(image.affine)[:, 0] == 2)[0])
+    return oriented(np.asarray(image.dataobj, dtype=np.float32), image.affine, axis)[0]
+
+
+def pixel_size(path: Path) -> float:
+    """In-plane pixel size of a NIfTI volume in mm."""
+    import nibabel
+
+    image: Any = nibabel.load(path)
+    return float(image.header.get_zooms()[0])
+
+
+def _numbered(name: str, number: int, count: int) -> str:
+    return name if count == 1 else f"{name}_{number:0{max(2, len(str(count)))}d}"

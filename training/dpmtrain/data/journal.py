@@ -1,0 +1,68 @@
+"""The folder of prepared slices as a run finds and leaves it: its manifest, and a line for each finished input."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from dpmrecon.errors import DpmreconError
+
+from .kinds import Fault
+
+
+class Journal:
+    """The prepared folder's list of finished items: records[key] has volumes (entries of the manifest), faults and
+    the files' sizes and times. A record whose files have changed, or are gone, does not count."""
+
+    def __init__(self, out: Path):
+        self.path, self.manifest = out / "done.jsonl", out / "manifest.json"
+        self.records: dict[str, dict] = {}
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for part in out.glob(".*.part"):  # of a run that was killed
+                part.unlink()
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            for line in lines:
+                try:
+                    record = json.loads(line)
+                except ValueError:  # the run was killed, or the disk was full, in the middle of it
+                    continue
+                if all(self._stat(name) == stat for name, stat in record["files"].items()):
+                    self.records[record["key"]] = record
+            self._replace(self.path, "".join(json.dumps(record) + "\n" for record in self.records.values()))
+        except OSError as error:
+            raise unwritable(out, error) from error
+
+    def add(self, key: str, entries: list[dict], faults: list[Fault]) -> None:
+        files = {entry["file"]: self._stat(entry["file"]) for entry in entries}
+        record = {"key": key, "volumes": entries, "faults": [asdict(fault) for fault in faults], "files": files}
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        self.records[key] = record
+
+    def write_manifest(self, manifest: dict) -> None:
+        try:
+            self._replace(self.manifest, json.dumps(manifest, indent=1) + "\n")
+        except OSError as error:
+            raise unwritable(self.manifest, error) from error
+
+    def _stat(self, name: str) -> list[int] | None:
+        path = self.path.with_name(name)
+        return [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None
+
+    @staticmethod
+    def _replace(path: Path, text: str) -> None:
+        part = path.with_name(f".{path.name}.part")
+        try:
+            part.write_text(text)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> DpmreconError:
+    return DpmreconError(
+        f"{path} cannot be written ({error}): the volumes that are done stay; make room and run the same command again"
+    )

@@ -1,0 +1,308 @@
+"""What an input file is: every kind of file becomes items, and one function per kind reads an item's volumes."""
+
+import gzip
+import hashlib
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dpmrecon.errors import BadInputError, first_line
+from dpmrecon.mrd.header import CONTRASTS
+
+MAGNITUDE = "magnitude images, random smooth phase in training"
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """An open data set, recognised by its folder's name; subject: of all its files, None where their paths tell it."""
+
+    source: str
+    licence: str
+    subject: str | None = None
+    named_by_subject: bool = False
+
+
+# The sources name the licence too: the cards of checkpoints quote them
+KNOWN_SETS = {
+    "open_ms": KnownSet("open_ms, CC-BY, Lesjak et al., Neuroinformatics 2016", "CC-BY"),
+    "synthseg_labels": KnownSet(
+        "SynthSeg label maps, Apache-2.0, Billot et al., Medical Image Analysis 2023", "Apache-2.0"
+    ),
+    "philips_dwi": KnownSet("philips_dwi, BSD-2-Clause, Chris Rorden 2021", "BSD-2-Clause", subject="philips_dwi"),
+    "flair_1mm/py_synthsr": KnownSet("SynthSR example FLAIR, Apache-2.0", "Apache-2.0", named_by_subject=True),
+    "flair_1mm/torchio_fernando": KnownSet("TorchIO example FLAIR, MIT", "MIT", named_by_subject=True),
+}
+FASTMRI = KnownSet(
+    "fastMRI brain, Zbontar et al., arXiv 1811.08839; Knoll et al., Radiology: AI 2020", "fastMRI data use agreement"
+)
+# A file that ends like this and cannot be recognised is damaged; others (LICENSE, notes) are no data
+DATA_SUFFIXES = (".h5", ".hdf5", ".mrd", ".nii", ".dcm", ".ima", ".gz")
+LABEL_MAP_NAME = re.compile(r"(^|[_.-])(seg|segmentation|labels?|aseg|synthseg)([_.-]|$)")
+CONTRAST_WORD = re.compile(r"((^|[_-])(flair|t1w?|t2w?|dwi|swi|mprage))+$", re.IGNORECASE)
+# image types that are no magnitude images of an anatomy: phase, real and imaginary parts, maps, localizers
+NO_MAGNITUDE = {"P", "R", "I", "PHASE", "REAL", "IMAGINARY", "ADC", "FA", "LOCALIZER", "PROJECTION IMAGE", "MIN_IP"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `prepare` is asked for, as far as it changes what the readers make.
+
+    contrast: label of all inputs, None to find it in each; drop_last: slices at the end of a fastMRI volume that are
+    left out; slices: per simulated volume; seed: of the simulation; source, licence: of data that are no known set.
+    """
+
+    contrast: str | None = None
+    drop_last: int = 5
+    slices: int = 14
+    seed: int = 0
+    source: str = "own data"
+    licence: str = "not stated"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One piece of work: files that are read together. options: what else its reader needs."""
+
+    kind: str
+    name: str
+    subject: str
+    contrast: str
+    source: str
+    licence: str
+    files: tuple[Path, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Volume:
+    """Slices (slices, rows, cols) as read: complex64 with the measured phase, or float32 magnitudes without any.
+
+    name: of the volume; pixel_mm: the larger of the two in-plane pixel sizes; reference: how the image came about.
+    """
+
+    name: str
+    slices: np.ndarray
+    pixel_mm: float
+    reference: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why an input, or a part of it, is left out: a sentence about `place`. expected: it never was an image to train
+    on, such as the maps and localizers in every hospital's export."""
+
+    place: str
+    reason: str
+    expected: bool = False
+
+
+def inspect(path: Path, root: Path, settings: Settings, *, in_folder: bool) -> list[Item | Fault]:
+    """The items of one file below the folder `root`, nothing where it is no data, or what is wrong with it.
+
+    in_folder: whether the file was found in a folder, where files that are no images are expected.
+    """
+    try:
+        kind = _kind(path)
+        if kind is None:
+            if in_folder and not path.name.lower().endswith(DATA_SUFFIXES):
+                return []
+            return [
+                Fault(
+                    str(path),
+                    "is none of fastMRI, ISMRMRD, DICOM and NIfTI, or is damaged; give files of these kinds, or copy "
+                    "it again",
+                )
+            ]
+        return _INSPECT[kind](path, root, settings)
+    except BadInputError as error:
+        return [Fault(str(path), _without(path, str(error)))]
+    except Exception as error:  # readers of foreign formats raise all kinds
+        return [Fault(str(path), f"cannot be read ({type(error).__name__}: {first_line(error)})")]
+
+
+def read(item: Item) -> tuple[list[Volume], list[Fault]]:
+    """The volumes of an item, and what of it had to be left out. Raises what its reader raises."""
+    from . import images, kspace, labelmaps
+
+    readers = {
+        "fastMRI": kspace.read_fastmri,
+        "ISMRMRD": kspace.read_ismrmrd,
+        "DICOM": images.read_dicom,
+        "NIfTI": images.read_nifti,
+        "label map": labelmaps.read_label_map,
+    }
+    return readers[item.kind](item)
+
+
+def label_of(*names: object) -> str | None:
+    """The contrast label that the first telling name tells, by dpmrecon's table of protocol names."""
+    for name in names:
+        for pattern, label in CONTRASTS:
+            if re.search(pattern, str(name or "").lower()):
+                return label
+    return None
+
+
+@cache
+def pseudonym(patient_id: str) -> str:
+    """A name for a patient that groups a patient's scans and does not give the ID away.
+
+    Many rounds: patient numbers are few enough to try them all with a plain hash. It is no protection against
+    someone with days of computing time: a folder of prepared images stays inside the hospital all the same.
+    """
+    return "id-" + hashlib.pbkdf2_hmac("sha256", patient_id.strip().encode(), b"dpmtrain", 200_000).hex()[:10]
+
+
+def _kind(path: Path) -> str | None:
+    with path.open("rb") as file:
+        head = file.read(132)
+    if head.startswith(b"\x89HDF"):
+        import h5py
+
+        with h5py.File(path, "r") as scan:
+            return "fastMRI" if "kspace" in scan and "ismrmrd_header" in scan else "ISMRMRD"
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        return "label map" if LABEL_MAP_NAME.search(_stem(path).lower()) else "NIfTI"
+    if head.startswith(b"\x1f\x8b"):
+        with gzip.open(path) as unpacked:
+            head = unpacked.read(132)
+    return "DICOM" if head[128:132] == b"DICM" else None
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    for suffix in (".gz", *DATA_SUFFIXES):
+        name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
+    return name
+
+
+def _without(path: Path, message: str) -> str:
+    return message.removeprefix(f"{path}: ").removeprefix(f"{path} ")
+
+
+def _known(path: Path) -> tuple[KnownSet | None, Path | None]:
+    """The known set that a file is in, and that set's folder."""
+    for parent in path.absolute().parents:
+        for name in (parent.name, f"{parent.name}/{CONTRAST_WORD.sub('', _stem(path))}"):
+            if name in KNOWN_SETS:
+                return KNOWN_SETS[name], parent
+    return None, None
+
+
+def _path_facts(path: Path, root: Path, settings: Settings) -> dict[str, Any]:
+    """Name, subject, source and licence as the path tells them. The subject is the first folder below `root`, else
+    BIDS's sub-NAME, else the file's name without its contrast."""
+    known, folder = _known(path)
+    parts = path.absolute().relative_to(folder or root.absolute()).parts
+    name = "_".join([*parts[:-1], _stem(path)])
+    bids = re.search(r"(?:^|_)(sub-[A-Za-z0-9]+)", name)
+    alone = CONTRAST_WORD.sub("", _stem(path)) or path.absolute().parent.name
+    subject = bids[1] if bids else parts[0] if len(parts) > 1 else alone
+    if known is None:
+        return {"name": name, "subject": subject, "source": settings.source, "licence": settings.licence}
+    subject = known.subject or subject
+    name = subject if known.named_by_subject else name
+    return {"name": name, "subject": subject, "source": known.source, "licence": known.licence}
+
+
+def _contrast(settings: Settings, where: str, *names: object) -> str:
+    label = settings.contrast or label_of(*names)
+    if label is None:
+        told = ", ".join(repr(str(name)) for name in names if name) or "nothing"
+        raise BadInputError(f"its contrast is not known ({where}: {told}); give --contrast")
+    return label
+
+
+def _fastmri(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
+    import h5py
+
+    facts = _path_facts(path, root, settings)
+    with h5py.File(path, "r") as file:
+        attributes = {name: file.attrs.get(name) for name in ("acquisition", "patient_id")}
+    facts.update(source=FASTMRI.source, licence=FASTMRI.licence)
+    if attributes["patient_id"]:
+        facts["subject"] = pseudonym(str(attributes["patient_id"]))
+    contrast = _contrast(settings, "attribute acquisition", attributes["acquisition"])
+    return [Item("fastMRI", contrast=contrast, files=(path,), options={"drop_last": settings.drop_last}, **facts)]
+
+
+def _ismrmrd(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
+    from dpmrecon.mrd.header import open_scan
+
+    facts = _path_facts(path, root, settings)
+    with open_scan(path) as scan:
+        header = scan.header
+    patient = getattr(header.subjectInformation, "patientID", None)
+    if patient:
+        facts["subject"] = pseudonym(str(patient))
+    measurement = header.measurementInformation
+    names = [getattr(measurement, name, None) for name in ("protocolName", "sequenceName")]
+    contrast = _contrast(settings, "protocol and sequence name", *names)
+    return [Item("ISMRMRD", contrast=contrast, files=(path,), **facts)]
+
+
+def _nifti(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
+    facts = _path_facts(path, root, settings)
+    folders = [parent.name for parent in path.relative_to(root).parents]  # flair/patient7.nii.gz
+    contrast = _contrast(settings, "file name", _stem(path), *folders)
+    return [Item("NIfTI", contrast=contrast, files=(path,), **facts)]
+
+
+def _label_map(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
+    from .labelmaps import SEQUENCES
+
+    facts = _path_facts(path, root, settings)
+    options = {"count": settings.slices, "seed": settings.seed}
+    return [
+        Item(
+            "label map",
+            contrast=sequence.contrast,
+            files=(path,),
+            options={**options, "sequence": name},
+            **{**facts, "name": f"{facts['name']}_{name}"},
+        )
+        for name, sequence in SEQUENCES.items()
+        if settings.contrast in (None, sequence.contrast)
+    ]
+
+
+def _dicom(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
+    from .images import b_value, open_dicom
+
+    facts = _path_facts(path, root, settings)
+    dataset = open_dicom(path, pixels=False)
+    kinds = {str(kind).upper() for kind in dataset.get("ImageType", ())}
+    where = str(path.parent)  # one sentence for a folder of them
+    if "PixelSpacing" not in dataset or "ImagePositionPatient" not in dataset:
+        if int(dataset.get("NumberOfFrames", 1)) > 1:
+            return [Fault(where, "holds multi-frame DICOM files; export them as single-frame MR images")]
+        return [Fault(where, "holds DICOM files that are no images with a position in the patient", expected=True)]
+    if kinds & NO_MAGNITUDE:
+        named = ", ".join(sorted(kinds & NO_MAGNITUDE))
+        return [Fault(where, f"holds DICOM images of the type {named}, which are left out", expected=True)]
+    known, _ = _known(path)
+    if known is None and dataset.get("PatientID"):
+        facts["subject"] = pseudonym(str(dataset.PatientID))
+    names = [dataset.get(name) for name in ("SeriesDescription", "ProtocolName")]
+    try:
+        contrast = _contrast(settings, "SeriesDescription and ProtocolName", *names)
+    except BadInputError as error:
+        return [Fault(where, str(error))]
+    series = hashlib.sha256(str(dataset.SeriesInstanceUID).encode()).hexdigest()[:6]
+    name = facts["subject"] if known else f"{facts['subject']}_{contrast}_{series}"
+    b = b_value(dataset)
+    if contrast == "dwi" and b is not None:
+        name = f"{name}_b{b}"
+    return [Item("DICOM", contrast=contrast, files=(path,), **{**facts, "name": name})]
+
+
+_INSPECT = {
+    "fastMRI": _fastmri,
+    "ISMRMRD": _ismrmrd,
+    "DICOM": _dicom,
+    "NIfTI": _nifti,
+    "label map": _label_map,
+}

@@ -1,0 +1,189 @@
+"""`dpmtrain prepare`: scans, images and label maps to one prepared form, which training memory-maps.
+
+The folder holds one file for each volume, NAME.npy: magnitudes (slices, rows, cols) float16, or, where the phase was
+measured, real and imaginary parts (slices, rows, cols, 2) float16. Each slice is divided by its scale (dpmrecon.scale).
+manifest.json lists the volumes; it is there when all of them are. done.jsonl has a line for each finished input, from
+which a run that was cut off goes on.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from dpmrecon.cli import add_command
+from dpmrecon.errors import BadInputError
+from dpmrecon.prior.denoiser import CONTRAST_LABELS
+
+from .journal import Journal
+from .kinds import KNOWN_SETS, Fault, Item, Settings, inspect, pseudonym
+from .workers import Workers, cores
+
+# Of the open sets: never trained on, whatever --exclude says. Nothing is tuned on patient12 either
+HELD_OUT = ("patient09", "patient12", "training_seg_02")
+
+
+def add_prepare(commands) -> None:
+    parser = add_command(
+        commands,
+        "prepare",
+        "Scans, images and label maps to prepared slices: fastMRI, ISMRMRD, DICOM, NIfTI, label maps (NIfTI, named "
+        "*seg* or *label*). Exit code 3: some inputs were left out, each is named; 2: none could be used. Run again "
+        "after an interruption: what is done is kept.",
+        "dpmtrain prepare scans/ more/patient7.h5 --out prepared --exclude patient3 patient5",
+    )
+    parser.add_argument(
+        "inputs",
+        type=Path,
+        nargs="+",
+        help="files and folders. The subject is the patient ID in the header (as a pseudonym); without one the first "
+        "folder below the input, else the file's name without its contrast",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the prepared slices")
+    parser.add_argument(
+        "--exclude",
+        nargs="*",
+        metavar="SUBJECT",
+        default=[],
+        help="subjects or patient IDs to leave out, all their scans. Of the open sets "
+        f"{', '.join(HELD_OUT)} are always left out: they are for validation and test",
+    )
+    parser.add_argument("--contrast", choices=CONTRAST_LABELS, help="of all inputs (default: what each says of itself)")
+    parser.add_argument("--drop-last", type=int, default=5, help="slices at the end of a fastMRI volume to leave out")
+    parser.add_argument("--slices", type=int, default=24, help="slices to simulate for a label map and contrast")
+    parser.add_argument("--seed", type=int, default=0, help="of the simulation")
+    parser.add_argument("--source", default="own data", help="of inputs that are no known open set, for the card")
+    parser.add_argument("--licence", default="not stated", help="of inputs that are no known open set, for the card")
+    parser.add_argument("--jobs", type=int, default=cores(), help="processes (default: %(default)s, the cores here)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command: 0 where all inputs are prepared, 3 where some had to be left out."""
+    for name, least in (("jobs", 1), ("slices", 1), ("drop_last", 0), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise BadInputError(f"--{name.replace('_', '-')} is {getattr(args, name)}: give {least} or more")
+    settings = Settings(args.contrast, args.drop_last, args.slices, args.seed, args.source, args.licence)
+    try:
+        return prepare(args.inputs, args.out, settings, args.exclude, args.jobs)
+    except KeyboardInterrupt:
+        print("dpmtrain: interrupted; the volumes that are done stay: run the same command again", file=sys.stderr)
+        return 130
+
+
+def prepare(inputs: Sequence[Path], out: Path, settings: Settings, exclude: Sequence[str] = (), jobs: int = 1) -> int:
+    """Prepare all inputs into `out`. exclude: subjects or patient IDs to leave out, besides HELD_OUT.
+
+    Returns 0, or 3 where inputs, or parts of them, were left out; they are named on stderr. Raises BadInputError where
+    no input can be used, and DpmreconError where `out` cannot be written.
+    """
+    from .volumes import RULE, key_of, prepare_item
+
+    root, paths = _files(inputs)
+    with Workers(jobs) as workers:
+        found = dict(workers.run(partial(_inspected, root=root, settings=settings), paths, "looking at files"))
+        seen = [entry for path in paths for entry in found[path]]
+        items = _grouped([entry for entry in seen if isinstance(entry, Item)])
+        faults = [entry for entry in seen if isinstance(entry, Fault)]
+        wanted, left_out = _split(items, exclude)
+        journal = Journal(out)
+        keys = {key_of(item): item for item in wanted}
+        todo = {key: item for key, item in keys.items() if key not in journal.records}
+        if todo:
+            journal.manifest.unlink(missing_ok=True)
+        kept = len(keys) - len(todo)
+        for (key, _), (entries, item_faults) in workers.run(
+            partial(prepare_item, out=out), list(todo.items()), "preparing", kept
+        ):
+            faults += item_faults
+            if entries:
+                journal.add(key, entries, item_faults)
+    records = [journal.records[key] for key in keys if key in journal.records]
+    faults += [Fault(**fault) for key in keys if key not in todo for fault in journal.records[key]["faults"]]
+    for fault in dict.fromkeys(faults):
+        print(f"dpmtrain: {fault.place}: {fault.reason}", file=sys.stderr)
+    broken = [fault for fault in dict.fromkeys(faults) if not fault.expected]
+    volumes = [entry for record in records for entry in record["volumes"]]
+    if not volumes:
+        raise BadInputError(
+            f"none of {len(paths)} files could be used"
+            + (f", {len(left_out)} being of excluded subjects" if left_out else "")
+            + (f"; {faults[0].place}: {faults[0].reason}" if faults else "")
+        )
+    without = sorted({item.subject for item in left_out})
+    journal.write_manifest({"scale_rule": RULE, "exclude": without, "volumes": volumes})
+    print(_summary(out, volumes, kept, without, broken))
+    return 3 if broken else 0
+
+
+def _files(inputs: Sequence[Path]) -> tuple[Path, list[tuple[Path, bool]]]:
+    """The folder that all inputs are in, and their files, each once, with whether a folder was searched for it."""
+    searched: dict[Path, bool] = {}
+    for path in inputs:
+        if path.is_dir():
+            for file in sorted(path.rglob("*")):
+                if file.is_file() and not file.name.startswith("."):
+                    searched.setdefault(file.absolute(), True)
+        elif path.is_file():
+            searched[path.absolute()] = False
+        else:
+            raise BadInputError(f"{path} does not exist: give files and folders with scans, images or label maps")
+    root = os.path.commonpath([(path if path.is_dir() else path.parent).absolute() for path in inputs])
+    return Path(root), list(searched.items())
+
+
+def _inspected(found: tuple[Path, bool], *, root: Path, settings: Settings) -> list[Item | Fault]:
+    return inspect(found[0], root, settings, in_folder=found[1])
+
+
+def _grouped(items: list[Item]) -> list[Item]:
+    """The DICOM files of a series become one item. Names are made unique: they become file names."""
+    groups: dict[tuple, list[Item]] = {}
+    for item in items:
+        of_series = (item.kind, item.name, item.subject, item.contrast)
+        groups.setdefault(of_series if item.kind == "DICOM" else (item.name, item.files), []).append(item)
+    merged = [replace(group[0], files=tuple(f for item in group for f in item.files)) for group in groups.values()]
+    names = Counter(item.name for item in merged)
+    for number, item in enumerate(merged):
+        if names[item.name] > 1:
+            place = hashlib.sha256(str(item.files[0]).encode()).hexdigest()[:6]
+            merged[number] = replace(item, name=f"{item.name}_{place}")
+    return merged
+
+
+def _split(items: list[Item], exclude: Sequence[str]) -> tuple[list[Item], list[Item]]:
+    """Items to prepare, and those of excluded subjects. A name that fits no subject is refused: it may be misspelt."""
+    subjects = {item.subject for item in items}
+    excluded: set[str] = set()
+    for name in exclude:
+        fitting = {name, pseudonym(name)} & subjects
+        if not fitting and name not in HELD_OUT:
+            some = ", ".join(sorted(subjects)[:5])
+            raise BadInputError(f"--exclude names {name}, who is not among the subjects ({some} ...)")
+        excluded |= fitting
+    open_sources = {known.source for known in KNOWN_SETS.values()}
+    wanted: list[Item] = []
+    left_out: list[Item] = []
+    for item in items:
+        held_out = item.subject in HELD_OUT and item.source in open_sources
+        (left_out if held_out or item.subject in excluded else wanted).append(item)
+    return wanted, left_out
+
+
+def _summary(out: Path, volumes: list[dict], kept: int, without: list[str], broken: list[Fault]) -> str:
+    slices: Counter = Counter()
+    for volume in volumes:
+        slices[volume["contrast"]] += volume["shape"][0]
+    subjects = {volume["subject"] for volume in volumes}
+    told = ", ".join(f"{label} {count}" for label, count in sorted(slices.items()))
+    text = f"{out}: {sum(slices.values())} slices ({told}) in {len(volumes)} volumes of {len(subjects)} subjects"
+    if kept:
+        text += f"; {kept} inputs were done before"
+    if without:
+        text += f"; left out: {', '.join(without)}"
+    return text + (f"; {len(broken)} inputs or parts could not be used" if broken else "")

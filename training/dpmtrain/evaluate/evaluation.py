@@ -1,0 +1,86 @@
+"""Every method on every slice in every way of undersampling it, resumable; `dpmtrain evaluate` and `kit` call it.
+
+Methods share coil maps, scale and noise level. Weights of the conventional ones are the best on validation data; a
+model's settings are those of its card.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from dpmrecon.errors import BadInputError
+from dpmrecon.prior.checkpoint import Checkpoint
+from tqdm import tqdm
+
+from .commands import CONVENTIONAL
+from .methods import Weights, own_methods, score_of
+from .references import ReferenceSlice
+from .report import write_report
+from .score_lines import ScoreLines
+from .scoring import Condition, Row, Undersampled
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to evaluate. calibration, scan_Rs: see Condition; samplers: of the models; samples: None is the card's
+    number; tuning_slices: validation slices of each contrast that weights are tuned on."""
+
+    accelerations: tuple[int, ...] = (4, 8)
+    masks: tuple[str, ...] = ("regular", "poisson")
+    calibration: tuple[int, ...] = (24,)
+    scan_Rs: tuple[int, ...] = (1,)
+    conventional: tuple[str, ...] = CONVENTIONAL
+    samplers: tuple[str, ...] = ("prox",)
+    samples: int | None = None
+    seed: int = 0
+    tuning_slices: int = 2
+
+    def conditions(self, own_R: int) -> list[Condition]:
+        """Those that data with R = own_R can be undersampled to, in whole multiples and along the rows alone where
+        they are not fully sampled."""
+        return [
+            Condition(mask, acceleration, lines, scan_R)
+            for scan_R in (self.scan_Rs if own_R == 1 else (own_R,))
+            for mask in self.masks
+            for lines in self.calibration
+            for acceleration in self.accelerations
+            if scan_R == 1 or (mask != "poisson" and acceleration > scan_R and acceleration % scan_R == 0)
+        ]
+
+
+def evaluate(
+    slices: Sequence[ReferenceSlice],
+    tuning: Callable[[str], list[ReferenceSlice]],
+    checkpoints: Sequence[Checkpoint],
+    plan: Plan,
+    out: Path,
+    device: torch.device,
+) -> list[Row]:
+    """Score the slices, those that `out`/scores.jsonl holds already excepted, and write the report to `out`.
+
+    tuning: a contrast's validation slices, none of those that are scored.
+    """
+    lines = ScoreLines(out / "scores.jsonl")
+    weights = Weights(tuning, plan, lines, device, [full.data.kspace.shape[-2:] for full in slices])
+    if len({checkpoint.model_id for checkpoint in checkpoints}) < len(checkpoints):
+        raise BadInputError("two of the models are the same: name each once")
+    asked = [(full, condition) for full in slices for condition in plan.conditions(round(full.data.acceleration))]
+    if not asked:
+        raise BadInputError(
+            "nothing is left to evaluate: accelerated scans need R in multiples of theirs, and 1D masks"
+        )
+    found: dict[tuple[str, Condition, str], list[tuple[ReferenceSlice, dict, str]]] = {}
+    count = len(plan.conventional) + len(checkpoints) * len(plan.samplers)
+    with tqdm(total=len(asked) * count, unit="image", smoothing=0.05) as bar:
+        for full, condition in asked:
+            here = Undersampled(full, condition, device)
+            for method in [*weights.methods(full.contrast, condition), *own_methods(checkpoints, plan, here)]:
+                bar.set_description(f"{full.contrast} {condition.mask} R={condition.R} {method.name}")
+                score = score_of(method, here, lines)
+                place = (full.contrast, condition, method.name)
+                found.setdefault(place, []).append((full, score, method.setting))
+                bar.update()
+    rows = [Row.of(*place, scores) for place, scores in found.items()]
+    write_report(out, rows, [checkpoint.model_id for checkpoint in checkpoints], weights.tuned)
+    return rows

@@ -1,0 +1,92 @@
+"""Slices with a reference to score against: what `evaluate` and `sweep` undersample."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from dpmrecon.errors import BadInputError
+from dpmrecon.mrd.collect import LostSlice, Slice, slices
+from dpmrecon.mrd.header import contrast_label, open_scan
+from dpmrecon.output.folder import load_pictures
+from dpmrecon.output.mrd_images import to_recon_space
+
+from ..data.kspace import LARGEST_ACCELERATION
+from .metrics import Moments, scan_factor
+from .undersampling import sampling_mask, undersampled, with_maps
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class ReferenceSlice:
+    """A slice to undersample, and what its reconstructions are scored against.
+
+    data: its k-space, fully sampled or of R about 2; truth: magnitude (rows, cols) float32; mask: bool, where to
+    score; coil_images: without noise, (n_coils, rows, cols) complex64, None where not known; header: of a measured
+    scan, whose truth lies on the recon space, None for a simulated one.
+    """
+
+    scan: str
+    number: int
+    contrast: str
+    data: Slice
+    truth: np.ndarray
+    mask: np.ndarray
+    coil_images: torch.Tensor | None = None
+    header: Any = None
+
+    def picture(self, image: torch.Tensor) -> np.ndarray:
+        """Magnitude of a reconstruction (rows, cols) on the truth's grid."""
+        return (image if self.header is None else to_recon_space(image, self.header)).abs().cpu().numpy()
+
+
+def standard_of_care(full: ReferenceSlice, acceleration: int, calibration_lines: int) -> ReferenceSlice:
+    """The slice as a scan with a low R has it: its CG-SENSE image is the reference, and the noise-free one is lost."""
+    mask = sampling_mask("regular", full.data.mask, acceleration, calibration_lines, 0)
+    data = undersampled(full.data, mask, acceleration, calibration_lines)
+    truth = full.picture(with_maps(data, CPU).conventional)
+    return replace(full, data=data, truth=truth, coil_images=None)
+
+
+def measured_slices(
+    path: Path, truth_file: Path | None = None, mask_file: Path | None = None, contrast: str | None = None
+) -> list[ReferenceSlice]:
+    """The slices of an ISMRMRD scan, fully sampled or accelerated up to LARGEST_ACCELERATION.
+
+    truth_file, mask_file: .npy (slices, rows, cols) on the recon space; the truth is taken to the scan's scale by one
+    factor. Without it, the coil combination of the full data is the truth, or the CG-SENSE image of accelerated ones.
+    contrast: None takes it from the protocol's name. Raises BadInputError for a scan that cannot serve.
+    """
+    found: list[ReferenceSlice] = []
+    with open_scan(path) as scan:
+        matrix = scan.header.encoding[0].reconSpace.matrixSize
+        shape = (matrix.y, matrix.x)
+        truth, mask = (None if file is None else load_pictures(file, shape) for file in (truth_file, mask_file))
+        contrast = contrast or contrast_label(scan.header)
+        if contrast is None:
+            raise BadInputError(f"{path}: the protocol names no known contrast: give it as --contrast")
+        for data in slices(scan.acquisitions(), scan.header, combine_averages=True):
+            number = data.key.slice
+            if isinstance(data, LostSlice):
+                raise BadInputError(f"{path}: slice {number}: {data.reason}; give a complete scan")
+            if data.acceleration > LARGEST_ACCELERATION:
+                raise BadInputError(
+                    f"{path} is accelerated R = {data.acceleration:g}: a scan with R of at most "
+                    f"{LARGEST_ACCELERATION:g} is needed, to be undersampled further"
+                )
+            if truth is not None and number >= len(truth):
+                raise BadInputError(f"{truth_file} holds {len(truth)} slices and the scan has a slice {number}")
+            where = np.ones(shape, bool) if mask is None else mask[number if len(mask) > number else 0] > 0
+            here = ReferenceSlice(path.stem, number, contrast, data, np.empty(0), where, header=scan.header)
+            mapped = with_maps(data, CPU)
+            full = bool(data.mask.amax(1).all())
+            here.truth = here.picture(mapped.zero_filled if full else mapped.conventional)
+            found.append(here)
+    if truth is not None:
+        given = [truth[here.number].astype(np.float32) for here in found]
+        factor = scan_factor([Moments.of(picture, here.truth, here.mask) for picture, here in zip(given, found)])
+        for picture, here in zip(given, found):
+            here.truth = np.float32(factor) * picture
+    return found

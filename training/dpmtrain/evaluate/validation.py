@@ -1,0 +1,138 @@
+"""Simulated slices with a known truth, for `evaluate`, `sweep` and `bench`.
+
+They go through the same maps, scale and samplers as a scan does in dpmrecon. Never trained on: patient09 and a label
+map, on which settings are chosen, and patient12, on which nothing is chosen.
+"""
+
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from dpmrecon.errors import BadInputError
+from dpmrecon.mrd.collect import Slice, SliceKey
+from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
+from dpmrecon.physics.scale import image_scale
+from dpmrecon.prior.denoiser import complex_noise
+from dpmrecon.tools.simulate import coil_maps
+
+from ..data.dataset import random_phase
+from ..data.images import axial, pixel_size
+from ..data.kinds import label_of
+from ..data.labelmaps import SEQUENCES, simulated_slices
+from ..data.prepare import HELD_OUT as HELD_OUT
+from .references import CPU as CPU
+from .references import ReferenceSlice
+from .undersampling import sampling_mask, undersampled
+
+N_COILS = 8
+# noise as a fraction of the scale: what the shared FLAIR and T1 scans have
+SIGMA_N = {"flair": 0.021, "t1": 0.0075, "t2": 0.0075, "dwi": 0.021, "swi": 0.021}
+PIXEL_MM, MATRIX = 0.9, (256, 256)
+
+
+@lru_cache
+def validation_scan(images: Path, contrast: str) -> list[ReferenceSlice]:
+    """Three slices: FLAIR of patient09 at 256x256, other contrasts simulated from the held-out label map, 180 rows.
+
+    Raises BadInputError where the images lack them, or there are none of that contrast.
+    """
+    if contrast not in SIGMA_N:
+        raise BadInputError(f"there is no validation scan of contrast '{contrast}': there are {', '.join(SIGMA_N)}")
+    if contrast == "flair":
+        path = images / "open_ms/patient09/study2_FLAIR.nii.gz"
+        _check(path)
+        slices = [at_pixel_size(image, pixel_size(path), PIXEL_MM, MATRIX) for image in axial(path)[[16, 22, 28]]]
+    else:
+        path = images / "synthseg_labels/training_seg_02.nii.gz"
+        _check(path)
+        slices = _simulated(path, "dwi_b1000" if contrast == "dwi" else contrast, 3)
+    return [full_slice(f"validation {contrast}", number, contrast, s) for number, s in enumerate(slices)]
+
+
+def _check(path: Path) -> None:
+    if not path.is_file():
+        raise BadInputError(f"{path} does not exist: give the folder with open_ms/ and synthseg_labels/ as --images")
+
+
+def subject_slices(images: Path, subject: str, n_slices: int) -> Iterator[ReferenceSlice]:
+    """`n_slices` from the middle of every volume of a patient (open_ms), or of every contrast of a label map.
+
+    Raises BadInputError where the subject has no volume.
+    """
+    volumes = sorted((images / "open_ms" / subject).glob("*.nii.gz"))
+    labels = images / f"synthseg_labels/{subject}.nii.gz"
+    if not volumes and not labels.is_file():
+        raise BadInputError(f"{images} has neither open_ms/{subject}/ nor {labels.name}: name a subject that is there")
+    for path in volumes:
+        name = path.name.split(".")[0]
+        volume = axial(path)
+        middle = np.linspace(0.4 * len(volume), 0.75 * len(volume), n_slices + 1)[:-1].astype(int)
+        for number in dict.fromkeys(middle.tolist()):
+            magnitude = at_pixel_size(volume[number], pixel_size(path), PIXEL_MM, MATRIX)
+            yield full_slice(f"{subject}/{name}", number, str(label_of(name)), magnitude)
+    if not volumes:
+        for name, sequence in SEQUENCES.items():
+            for number, magnitude in enumerate(_simulated(labels, name, n_slices)):
+                yield full_slice(f"{subject}/{name}", number, sequence.contrast, magnitude)
+
+
+def _simulated(labels: Path, sequence: str, count: int) -> list[torch.Tensor]:
+    slices = simulated_slices(labels, sequence, count, seed=5)
+    top = max(0, (slices.shape[1] - 180) // 2)
+    cols = slices.shape[2] // 2 * 2  # BART's pics needs even sizes
+    return [torch.from_numpy(image[top : top + 180, :cols].copy()) for image in slices]
+
+
+def at_pixel_size(image: np.ndarray, old_mm: float, new_mm: float, shape: tuple[int, int]) -> torch.Tensor:
+    """Magnitude at a coarser pixel size by cropping k-space, then cropped or padded to `shape`."""
+    kspace = to_kspace(torch.from_numpy(image.copy()))
+    for axis, size in enumerate(image.shape):
+        kspace = crop_or_pad(kspace, round(size * old_mm / new_mm), axis)
+    magnitude = to_image(kspace).abs()
+    for axis, size in enumerate(shape):
+        magnitude = crop_or_pad(magnitude, size, axis)
+    return magnitude
+
+
+def full_slice(scan: str, number: int, contrast: str, magnitude: torch.Tensor) -> ReferenceSlice:
+    """A simulated acquisition of `magnitude`; phase and noise depend on scan and number alone."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{scan} {number}".encode()))
+    data, coil_images, truth = _acquired(magnitude, SIGMA_N[contrast], number, generator)
+    return ReferenceSlice(scan, number, contrast, data, truth, np.ones_like(truth, dtype=bool), coil_images)
+
+
+def acquire(
+    magnitude: torch.Tensor, sigma: float, acceleration: int, calibration_lines: int, generator: torch.Generator
+) -> tuple[Slice, np.ndarray]:
+    """A regularly undersampled multi-coil slice with random smooth phase; sigma is relative to the scale."""
+    data, _, truth = _acquired(magnitude, sigma, int(generator.initial_seed()), generator)
+    mask = sampling_mask("regular", data.mask, acceleration, calibration_lines, 0)
+    return undersampled(data, mask, acceleration, calibration_lines), truth
+
+
+def _acquired(
+    magnitude: torch.Tensor, sigma: float, number: int, generator: torch.Generator
+) -> tuple[Slice, torch.Tensor, np.ndarray]:
+    """(fully sampled slice, coil images without noise, truth)."""
+    rows, cols = magnitude.shape
+    image = magnitude / image_scale(magnitude) * random_phase(magnitude.shape, 1.0, generator)
+    down, along = np.meshgrid(np.linspace(-115, 115, rows), np.linspace(-115, 115, cols), indexing="ij")
+    maps = torch.from_numpy(coil_maps(np.stack([along, down, 0 * down], -1).astype(np.float32), N_COILS))
+    coil_images = maps / maps.abs().square().sum(0).sqrt() * image
+    kspace = to_kspace(coil_images) + sigma * complex_noise((N_COILS, rows, cols), generator)
+    data = Slice(
+        key=SliceKey(0, 0, 0, 0, 0, number),
+        kspace=kspace,
+        mask=torch.ones(rows, cols),
+        calibration=kspace,
+        sigma_n=sigma,
+        noise_source="known",
+        header=None,
+        acceleration=1,
+        n_lines_got=rows,
+        n_lines_needed=rows,
+    )
+    return data, coil_images, image.abs().numpy()

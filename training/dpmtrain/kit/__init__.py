@@ -1,0 +1,1 @@
+"""From a folder of a hospital's scans to a model fine-tuned on them."""

@@ -1,0 +1,107 @@
+"""The card of a model that `dpmtrain kit` made: intended use, limits and what was found. No patient is named in it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from dpmrecon.prior.denoiser import Denoiser
+
+from ..evaluate.evaluation import Plan
+from ..evaluate.metrics import paired_difference
+from ..evaluate.report import FEWEST
+from ..evaluate.score_lines import writing
+from ..evaluate.scoring import Row
+from ..train.keeper import Start
+from ..train.pretrain import history_of
+from .data import PARTS, Split, hardware
+from .tuning import Best
+
+
+def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> dict[str, Any]:
+    """All that is known before the test patients are looked at. File names and pseudonyms stay in the kit's folder."""
+    contrast = recipe["target"]["label"]
+    counts = {
+        part: {"patients": len(split.patients[part]), "slices": sum(v["shape"][0] for v in split.volumes[part])}
+        for part in PARTS
+    }
+    references = sorted({volume["reference"] for part in PARTS for volume in split.volumes[part]})
+    settings = {key: value for key, value in recipe["train"].items() if key != "volumes"}
+    length = {**recipe, "train": {**recipe["train"], "steps": best.steps}}
+    history = history_of(length, start)
+    if not best.steps:
+        history["optimizer"] = "none: not fine-tuned"
+    seen = hardware([item for part in PARTS for item in split.scans[part]])
+    accelerations = ", ".join(str(R) for R in plan.accelerations)
+    where = f"scanner {'; '.join(seen['scanners'])}, protocol {'; '.join(seen['protocols'])}, matrix " + "; ".join(
+        seen["matrices"]
+    )
+    return {
+        "recipe": {**settings, "steps": best.steps},
+        "history": history,
+        "sampling": start.sampling,
+        "data": {"source": "own scans of the site", "references": references, **counts},
+        "length_by_validation_nrmse": {str(steps): round(error, 5) for steps, error in best.errors.items()},
+        "intended_use": f"Research. Reconstruction of {contrast} scans of the head, 2D Cartesian, about R = "
+        f"{accelerations}, as the site acquires them: {where}.",
+        "limits": limits(contrast, counts, references, accelerations, tuned=best.steps > 0),
+    }
+
+
+def limits(contrast: str, counts: dict, references: list[str], accelerations: str, *, tuned: bool) -> list[str]:
+    begun = f"Fine-tuned on {counts['train']['patients']} patients"
+    if not tuned:
+        begun = f"The model it began with, which fine-tuning on {counts['train']['patients']} patients made no better"
+    found = [
+        "Not a medical device, not for diagnosis; every image is to be read beside its conventional reconstruction.",
+        f"{begun}; tested on {counts['test']['patients']}: what is rare among patients was probably neither learnt nor "
+        "tested.",
+        f"Tested on scans undersampled afterwards to R = {accelerations}, 1D regular: other R, patterns, sequences, "
+        "scanners and body parts were not.",
+        f"Other contrasts than {contrast} may be worse than with the model it began with.",
+        "Made from patients' images: pass it on only as the rules for such data allow.",
+    ]
+    if any("SENSE" in reference for reference in references):
+        found.append(
+            "References were SENSE images of accelerated scans: their noise and residual aliasing count as truth."
+        )
+    return found
+
+
+def write(path: Path, denoiser: Denoiser, card: dict[str, Any], device: torch.device) -> Checkpoint:
+    """The checkpoint and its card, read back as `dpmrecon replay` and `serve` do."""
+    with writing(path):
+        save_checkpoint(path, denoiser, card)
+    return load_checkpoint(path, device)
+
+
+def findings(rows: Sequence[Row], checkpoint: Checkpoint) -> dict[str, Any]:
+    """NRMSE on the test patients against each rival, and in words whether the model is better."""
+    table, told = [], []
+    for mine in [row for row in rows if row.setting.startswith(checkpoint.model_id)]:
+        line: dict[str, Any] = {"R": mine.condition.R, "slices": len(mine.slices), "nrmse": round(_mean(mine), 5)}
+        for row in rows:
+            if row is not mine and row.condition == mine.condition:
+                gap = paired_difference(mine.nrmse, row.nrmse)
+                line[row.method] = {"nrmse": round(_mean(row), 5), "difference": [round(float(v), 5) for v in gap]}
+                told.append(f"R = {mine.condition.R}, {len(mine.slices)} slices: {verdict(mine, row, gap)}")
+        table.append({**line, "fallbacks": mine.fallbacks})
+    return {"evaluation": table, "findings": told}
+
+
+def verdict(mine: Row, other: Row, gap: tuple[float, float, float]) -> str:
+    difference, low, high = gap
+    figures = f"{_mean(mine):.4f} against {_mean(other):.4f}, difference {difference:+.4f}"
+    if len(mine.slices) < FEWEST:
+        return f"NRMSE {figures} to {other.method}: too few slices to tell which is better"
+    figures += f", 95 % {low:+.4f} to {high:+.4f}"
+    if high < 0:
+        return f"better than {other.method} (NRMSE {figures})"
+    advice = "use that instead" if low > 0 else "no reason to prefer either"
+    return f"{'worse' if low > 0 else 'not clearly better'} than {other.method} (NRMSE {figures}): {advice}"
+
+
+def _mean(row: Row) -> float:
+    return float(np.mean(row.nrmse))

@@ -1,0 +1,224 @@
+"""The scans of `dpmtrain kit`: which can be used, whose they are, and who is trained, validated and tested on."""
+
+import glob
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dpmrecon.errors import BadInputError
+from dpmrecon.mrd.header import acceleration, check_supported, open_scan
+from tqdm import tqdm
+
+from ..data.kinds import Fault, Item, Settings, inspect
+from ..data.kspace import LARGEST_ACCELERATION
+from ..data.prepare import prepare
+from ..evaluate.references import ReferenceSlice, measured_slices
+from ..evaluate.score_lines import writing
+from ..train.pretrain import read_manifest
+
+PARTS = ("train", "validation", "test")
+FEWEST_PATIENTS = 3
+ENOUGH_PATIENTS = 10  # with fewer, one unusual patient decides what is chosen and what is found
+
+
+@dataclass
+class Scans:
+    """Files that can be used, all of one contrast. broken: whether others should have been, and could not."""
+
+    contrast: str
+    items: list[Item]
+    broken: bool
+
+
+@dataclass
+class Split:
+    """patients, scans, volumes (entries of the manifest) of each of PARTS."""
+
+    patients: dict[str, list[str]]
+    scans: dict[str, list[Item]]
+    volumes: dict[str, list[dict]]
+
+
+def check(inputs: Sequence[Path], contrast: str | None) -> Scans:
+    """Look at the headers of all files; print what is wrong with which one, and whose the others are.
+
+    contrast: None where all scans have the same. Raises BadInputError where no scan, or too few patients, are left.
+    """
+    paths = _files(inputs)
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    found = [(path, entry) for path in tqdm(paths, desc="files") for entry in _look_at(path, root, contrast)]
+    faults = [entry for _, entry in found if isinstance(entry, Fault)]
+    items = [entry for _, entry in found if isinstance(entry, Item)]
+    others = [item for item in items if contrast not in (None, item.contrast)]
+    items = [item for item in items if contrast in (None, item.contrast)]
+    faults += [Fault(str(i.files[0]), f"is a scan of {i.contrast}: not used", expected=True) for i in others]
+    for fault in faults:
+        print(f"dpmtrain: {fault.place}: {fault.reason}", file=sys.stderr)
+    counts = Counter(item.contrast for item in items)
+    if not items:
+        raise BadInputError(f"none of {len(paths)} files is an ISMRMRD scan that can be used")
+    if len(counts) > 1:
+        told = ", ".join(f"{label} ({count})" for label, count in counts.most_common())
+        raise BadInputError(f"the scans are of {told}: say with --contrast which of them to fine-tune for")
+    patients: dict[str, list[str]] = {}
+    for item in items:
+        patients.setdefault(item.subject, []).append(str(item.files[0].relative_to(root)))
+    for subject, names in sorted(patients.items()):
+        print(f"patient {subject}: {', '.join(names)}")
+    by_name = [item for item in items if not item.subject.startswith("id-")]
+    if by_name:
+        print(
+            f"dpmtrain: {len(by_name)} scans have no patient ID in their header: folders or file names above stand for "
+            "patients. Make sure that no patient has two of them, or the comparison means nothing",
+            file=sys.stderr,
+        )
+    _enough(patients, items[0].contrast)
+    return Scans(items[0].contrast, items, any(not fault.expected for fault in faults))
+
+
+def _files(inputs: Sequence[Path]) -> list[Path]:
+    found: dict[Path, None] = {}
+    for path in inputs:
+        if not path.exists():
+            raise BadInputError(f"{path} does not exist: give the folder that holds the scans")
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found |= dict.fromkeys(p.absolute() for p in inside if p.is_file() and not p.name.startswith("."))
+    if not found:
+        raise BadInputError(f"{inputs[0]} is empty: give the folder that holds the scans")
+    return list(found)
+
+
+def _look_at(path: Path, root: Path, contrast: str | None) -> list[Item | Fault]:
+    """By its headers alone."""
+    entries = inspect(path, root, Settings(), in_folder=True)
+    if contrast is not None and any(isinstance(entry, Fault) for entry in entries):
+        # a protocol whose name tells nothing is what the option says
+        entries = inspect(path, root, Settings(contrast=contrast), in_folder=True)
+    return [_checked(entry) if isinstance(entry, Item) else entry for entry in entries]
+
+
+def _checked(item: Item) -> Item | Fault:
+    path = str(item.files[0])
+    if item.kind != "ISMRMRD":
+        return Fault(path, f"is {item.kind}, not an ISMRMRD scan: not used", expected=True)
+    with open_scan(path) as scan:
+        try:
+            check_supported(scan.header)
+        except BadInputError as error:
+            return Fault(path, str(error))
+        announced = acceleration(scan.header) or 1
+    if announced > LARGEST_ACCELERATION:
+        return Fault(
+            path, f"is accelerated R = {announced}: references need full sampling, or R up to {LARGEST_ACCELERATION:g}"
+        )
+    return item
+
+
+def _enough(patients: Sequence[str] | dict, contrast: str) -> None:
+    if len(patients) < FEWEST_PATIENTS:
+        raise BadInputError(
+            f"{contrast} scans of {len(patients)} patient{'s' * (len(patients) != 1)} can be used: {FEWEST_PATIENTS} "
+            "are needed at least, for training, validation and test, and about 20 are advised"
+        )
+
+
+def prepared(scans: Scans, data: Path, jobs: int) -> bool:
+    """Read every scan into `data`; what is wrong with which file is printed. Returns whether something was."""
+    paths = [item.files[0] for item in scans.items]
+    return prepare(paths, data, Settings(contrast=scans.contrast, source="own scans"), (), jobs) != 0
+
+
+def split(scans: Scans, data: Path) -> Split:
+    """Patients by the hash of their names: a fifth each for validation and test, at least one. Never by slice.
+
+    Raises BadInputError where too few are left.
+    """
+    volumes = read_manifest(data)["volumes"]
+    subjects = sorted({v["subject"] for v in volumes}, key=lambda name: hashlib.sha256(name.encode()).digest())
+    _enough(subjects, scans.contrast)
+    share = max(1, round(len(subjects) / 5))
+    patients = {"test": subjects[:share], "validation": subjects[share : 2 * share], "train": subjects[2 * share :]}
+    files = [v["file"] for v in volumes]
+    read = [
+        item for item in scans.items if any(f == f"{item.name}.npy" or f.startswith(f"{item.name}_") for f in files)
+    ]
+    found = Split(
+        patients,
+        {part: [item for item in read if item.subject in patients[part]] for part in PARTS},
+        {part: [volume for volume in volumes if volume["subject"] in patients[part]] for part in PARTS},
+    )
+    for part in PARTS:
+        slices = sum(volume["shape"][0] for volume in found.volumes[part])
+        print(f"{part}: {len(patients[part])} patients, {slices} slices ({', '.join(patients[part])})")
+    if len(subjects) < ENOUGH_PATIENTS:
+        print(f"dpmtrain: {len(subjects)} patients are few: the comparison can only be rough", file=sys.stderr)
+    return found
+
+
+def patterns(volumes: Sequence[dict]) -> list[str]:
+    """Of a recipe, for exactly these volumes."""
+    return [glob.escape(volume["file"].removesuffix(".npy")) for volume in volumes]
+
+
+def references(items: Sequence[Item], contrast: str, count: int) -> list[ReferenceSlice]:
+    """`count` slices of each scan, evenly from the middle half, where there is a head; from more where it has fewer.
+
+    A scan with incomplete slices is left out and named. Raises BadInputError where no scan is left.
+    """
+    found: list[ReferenceSlice] = []
+    for item in tqdm(items, desc="references"):
+        try:
+            numbered = {full.number: full for full in measured_slices(item.files[0], contrast=contrast)}
+        except BadInputError as error:
+            print(f"dpmtrain: {item.files[0]} cannot serve as a reference: {error}", file=sys.stderr)
+            continue
+        numbers = sorted(numbered)
+        wanted = min(count, len(numbers))
+        span = max(wanted, len(numbers) / 2)
+        places = ((len(numbers) - span) / 2 + span / wanted * (np.arange(wanted) + 0.5)).astype(int)
+        # by the item's name: files in different folders may have the same
+        found += [replace(numbered[numbers[place]], scan=item.name) for place in places]
+    if not found:
+        raise BadInputError(f"none of {len(items)} scans of these patients is complete: scan more, or leave them out")
+    return found
+
+
+def remember(path: Path, plan: dict[str, Any]) -> None:
+    """Write down what this folder is made of. Raises BadInputError where it is made of something else already."""
+    text = json.dumps(plan, indent=1)
+    if path.exists():
+        try:
+            before = json.loads(path.read_text())
+        except ValueError:
+            before = {}
+        changed = [name for name, value in json.loads(text).items() if before.get(name) != value]
+        if changed:
+            raise BadInputError(
+                f"{path.parent} was begun with other {', '.join(changed)}: give another --out, or what it was begun "
+                "with"
+            )
+    with writing(path):
+        path.write_text(text + "\n")
+
+
+def hardware(items: Sequence[Item]) -> dict[str, list[str]]:
+    """What the headers say of scanner and protocol: for the card."""
+    found: dict[str, set[str]] = {"scanners": set(), "protocols": set(), "matrices": set()}
+    for item in items:
+        with open_scan(item.files[0]) as scan:
+            system, measurement = scan.header.acquisitionSystemInformation, scan.header.measurementInformation
+            recon = scan.header.encoding[0].reconSpace.matrixSize
+        field = getattr(system, "systemFieldStrength_T", None)
+        names = [getattr(system, name, None) for name in ("systemVendor", "systemModel")]
+        names.append(f"{field:g} T" if field else None)
+        found["scanners"].add(" ".join(str(name) for name in names if name) or "not said")
+        found["protocols"].add(str(getattr(measurement, "protocolName", None) or "not said"))
+        found["matrices"].add(f"{recon.y}x{recon.x}")
+    return {name: sorted(values) for name, values in found.items()}

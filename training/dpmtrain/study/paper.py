@@ -1,0 +1,64 @@
+"""The experiments of Arefeen et al. (arXiv 2603.13007) in kind: FLAIR as the target, on open data, at CPU scale.
+
+Does a prior that was pre-trained on other contrasts and fine-tuned on a few subjects of the target equal one that was
+trained on more? Methods 1 to 6 of the paper's figure 4, error against length of fine-tuning (figure 2) and the best
+zeta of DPS against R (figure 5). Every arm is a small recipe; `paper` trains what is missing, chooses each arm's best
+checkpoint on patient09 and a held-out label map, and scores the chosen ones on patient12.
+"""
+
+import argparse
+from pathlib import Path
+
+from dpmrecon.cli import add_command
+from dpmrecon.errors import BadInputError
+
+
+def add_paper(commands) -> None:
+    parser = add_command(
+        commands,
+        "paper",
+        "The source paper's experiments in kind: train every arm, choose, test; hours, resumable",
+        "dpmtrain paper --data prepared --images images --run runs/paper --out training/reports/paper",
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
+    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
+    parser.add_argument("--run", type=Path, required=True, dest="folder", help="arms and scores; gone on with if there")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the table and the figures")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: all)")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..train.pretrain import read_manifest
+
+    read_manifest(args.data)
+    for subject in ("patient09", "patient12"):
+        if not list(args.images.glob(f"open_ms/{subject}/*_FLAIR.nii.gz")):
+            raise BadInputError(
+                f"{args.images} has no open_ms/{subject}/ with a FLAIR volume: give the folder with open_ms/"
+            )
+    paper(args.data, args.images, args.folder, args.out, args.threads)
+    return 0
+
+
+def paper(prepared: Path, images: Path, run: Path, out: Path, threads: int | None) -> None:
+    """Train, choose, test; write table.csv, table.md and the figures to `out`. Resumable at every step."""
+    import torch
+
+    from .arms import ARMS, candidates, trained
+    from .report import write_report
+    from .scores import CHOSEN_AT, Results, best_candidate, score_test, score_validation, score_zeta
+
+    if threads:
+        torch.set_num_threads(threads)
+    run.mkdir(parents=True, exist_ok=True)
+    paths = {candidate.name: path for candidate, path in trained(prepared, run, threads)}
+    results = Results(run / "scores.json")
+    every = [candidate for arm in ARMS for candidate in candidates(arm)]
+    score_validation(results, images, paths, every, CHOSEN_AT)
+    score_validation(results, images, paths, [c for c in every if c.arm.name in ("pre", "ft_few")], 8)
+    best = {arm.name: best_candidate(arm, results) for arm in ARMS}
+    score_test(results, images, paths, list(best.values()))
+    score_zeta(results, images, paths[best["ft_few"].name])
+    out.mkdir(parents=True, exist_ok=True)
+    write_report(out, results, best)

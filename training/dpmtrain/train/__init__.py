@@ -1,0 +1,1 @@
+"""From a recipe and prepared slices to a network."""

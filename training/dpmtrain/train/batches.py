@@ -1,0 +1,103 @@
+"""The examples of each training step: a function of (seed, step, number in the batch) and of nothing else.
+
+So a resumed run sees what an uninterrupted one would have seen, two processes see the batch of one, and loader
+processes change no number.
+"""
+
+import hashlib
+import signal
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from dpmrecon.errors import DpmreconError
+from dpmrecon.prior.denoiser import complex_noise
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.dataset import PreparedSlices
+
+
+class Batch(NamedTuple):
+    """clean, noisy: (batch, rows, cols) complex64 at scale 1; sigma (batch,) float32, of the noise per real channel;
+    label: (batch, n_labels) float32, one-hot, zeros where it was dropped."""
+
+    clean: torch.Tensor
+    noisy: torch.Tensor
+    sigma: torch.Tensor
+    label: torch.Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class Batches(Dataset):
+    """`batches[k]` is what process `rank` of `processes` trains on in step k.
+
+    data: prepared slices; settings: table [train] of a recipe; labels: the model's, in order; target: the label that
+    every example gets, None for its own. A slice that cannot be read comes back as its DpmreconError: raised in a
+    loader process it would reach the user with a traceback.
+    """
+
+    def __init__(
+        self, data: Path, settings: dict, labels: list[str], target: str | None, processes: int = 1, rank: int = 0
+    ):
+        self.data, self.settings, self.labels, self.target = data, settings, labels, target
+        share = settings["batch"] // processes
+        self.numbers = range(rank * share, (rank + 1) * share)
+
+    def __getstate__(self) -> dict:
+        # a memory map would be copied into every loader process: each opens its own
+        return {name: value for name, value in self.__dict__.items() if name != "slices"}
+
+    @cached_property
+    def slices(self) -> PreparedSlices:
+        return PreparedSlices(self.data, self.settings["real_fraction"], self.settings["volumes"])
+
+    def __getitem__(self, step: int) -> Batch | DpmreconError:
+        crop = crop_of(step, self.settings)
+        try:
+            examples = [self._example(step, number, crop) for number in self.numbers]
+        except DpmreconError as error:
+            return error
+        return Batch(*(torch.stack(column) for column in zip(*examples)))
+
+    def _example(self, step: int, number: int, crop: int) -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator().manual_seed(example_seed(self.settings["seed"], step, number))
+        clean, contrast = self.slices.example(crop, generator)
+        dropped = float(torch.rand((), generator=generator)) < self.settings["label_dropout"]
+        name = None if dropped else (self.target or contrast)
+        label = torch.tensor([float(name == known) for known in self.labels])
+        sigma = torch.exp(self.settings["p_mean"] + self.settings["p_std"] * torch.randn((), generator=generator))
+        return clean, clean + sigma * complex_noise(tuple(clean.shape), generator), sigma, label
+
+
+def crop_of(step: int, settings: dict) -> int:
+    """Side of the crops in this step; each of the recipe's has an equal share of the steps."""
+    crops = settings["crops"]
+    return crops[min(step * len(crops) // settings["steps"], len(crops) - 1)]
+
+
+def example_seed(seed: int, step: int, number: int) -> int:
+    """63 bits that neighbouring steps and examples do not share."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {number}".encode()).digest()[:8], "big") >> 1
+
+
+def load(batches: Batches, steps: range, workers: int, device: torch.device) -> Iterable[Batch | DpmreconError]:
+    """The batches of `steps` in order: made in this process, or ahead of time by `workers` others."""
+    if workers == 0:
+        return (batches[step] for step in steps)
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        multiprocessing_context="spawn",  # forking a process that has threads or CUDA may hang
+        worker_init_fn=_leave_interrupts_to_the_parent,
+    )
+
+
+def _leave_interrupts_to_the_parent(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
