@@ -10,7 +10,7 @@ import pytest
 from dpmrecon.errors import BadInputError
 from dpmrecon.physics.scale import RULE
 from dpmtrain.cli import main
-from dpmtrain.data.prepare import HELD_OUT
+from dpmtrain.data.open_sets import HELD_OUT
 from dpmtrain.evaluate import validation
 from dpmtrain.study import arms as paper_arms
 from dpmtrain.study import paper

@@ -21,9 +21,9 @@ from dpmrecon.physics.fourier import crop_or_pad, to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.tools.simulate import truth_path
 from dpmtrain.cli import main
-from dpmtrain.data import kinds, labelmaps
+from dpmtrain.data import items, kinds, labelmaps
 from dpmtrain.data.dataset import PreparedSlices, affine
-from dpmtrain.data.prepare import HELD_OUT
+from dpmtrain.data.open_sets import HELD_OUT
 from dpmtrain.data.veins import veins
 from pydicom.dataset import Dataset, FileMetaDataset
 
@@ -238,7 +238,7 @@ def test_dicom_series_in_order_of_position_whatever_the_files_are_called(tmp_pat
     assert "ADC, which are left out" in capsys.readouterr().err
     ((name, entry),) = volumes(tmp_path / "out").items()
     assert (entry["contrast"], entry["pixel_mm"]) == ("dwi", 2)
-    assert entry["subject"] == kinds.pseudonym("4711")
+    assert entry["subject"] == items.pseudonym("4711")
     images = magnitude(tmp_path / "out", name)
     assert [np.unravel_index(image.argmax(), image.shape) for image in images] == [(20, 9), (21, 9), (22, 9)]
 

@@ -29,7 +29,7 @@ class PreparedSlices:
     """
 
     def __init__(self, folder: Path, real_fraction: float, patterns: Sequence[str] = ("*",)):
-        found = json.loads((folder / "manifest.json").read_text())["volumes"]
+        found = read_manifest(folder)["volumes"]
         self.volumes = [v for v in found if any(fnmatch(v["file"].removesuffix(".npy"), p) for p in patterns)]
         if not self.volumes:
             names = ", ".join(v["file"].removesuffix(".npy") for v in found[:4])
@@ -171,3 +171,11 @@ def smooth_field(shape: Sequence[int], amplitude: float, generator: torch.Genera
     points = int(torch.randint(3, 7, (1,), generator=generator))
     bumps = torch.randn(1, 1, points, points, generator=generator) * amplitude
     return F.interpolate(bumps, tuple(shape), mode="bicubic", align_corners=True)[0, 0]
+
+
+def read_manifest(data: Path) -> dict:
+    """Raises BadInputError where `data` was not written by `prepare`."""
+    file = data / "manifest.json"
+    if not file.is_file():
+        raise BadInputError(f"{data} has no manifest.json: run `dpmtrain prepare` first")
+    return json.loads(file.read_text())

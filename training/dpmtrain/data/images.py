@@ -9,8 +9,9 @@ import numpy as np
 from dpmrecon.errors import BadInputError, first_line
 from dpmrecon.mrd.geometry import plane_of_dicom
 
-from .kinds import MAGNITUDE, Fault, Item, Volume
+from .items import Fault, Item, Volume
 
+MAGNITUDE = "magnitude images, random smooth phase in training"
 # A volume whose slices are this many times thicker than its pixels was acquired in that plane
 THICK = 1.5
 B_VALUE_TAGS = ((0x0018, 0x9087), (0x2001, 0x1003), (0x0019, 0x100C))  # DICOM's own, Philips, Siemens

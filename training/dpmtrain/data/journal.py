@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpmrecon.errors import DpmreconError
 
-from .kinds import Fault
+from .items import Fault
 
 
 class Journal:

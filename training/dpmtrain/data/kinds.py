@@ -1,102 +1,25 @@
-"""What an input file is: every kind of file becomes items, and one function per kind reads an item's volumes."""
+"""The kinds of input files: each becomes items, and one function per kind reads an item's volumes."""
 
 import gzip
 import hashlib
 import re
-from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import h5py
 from dpmrecon.errors import BadInputError, first_line
-from dpmrecon.mrd.header import CONTRASTS
+from dpmrecon.mrd.header import open_scan
 
-MAGNITUDE = "magnitude images, random smooth phase in training"
+from . import images, kspace, labelmaps
+from .items import Fault, Item, Settings, Volume, label_of, pseudonym
+from .open_sets import FASTMRI, KNOWN_SETS, KnownSet
 
-
-@dataclass(frozen=True)
-class KnownSet:
-    """An open data set, recognised by its folder's name; subject: of all its files, None where their paths tell it."""
-
-    source: str
-    licence: str
-    subject: str | None = None
-    named_by_subject: bool = False
-
-
-# The sources name the licence too: the cards of checkpoints quote them
-KNOWN_SETS = {
-    "open_ms": KnownSet("open_ms, CC-BY, Lesjak et al., Neuroinformatics 2016", "CC-BY"),
-    "synthseg_labels": KnownSet(
-        "SynthSeg label maps, Apache-2.0, Billot et al., Medical Image Analysis 2023", "Apache-2.0"
-    ),
-    "philips_dwi": KnownSet("philips_dwi, BSD-2-Clause, Chris Rorden 2021", "BSD-2-Clause", subject="philips_dwi"),
-    "flair_1mm/py_synthsr": KnownSet("SynthSR example FLAIR, Apache-2.0", "Apache-2.0", named_by_subject=True),
-    "flair_1mm/torchio_fernando": KnownSet("TorchIO example FLAIR, MIT", "MIT", named_by_subject=True),
-}
-FASTMRI = KnownSet(
-    "fastMRI brain, Zbontar et al., arXiv 1811.08839; Knoll et al., Radiology: AI 2020", "fastMRI data use agreement"
-)
 # A file that ends like this and cannot be recognised is damaged; others (LICENSE, notes) are no data
 DATA_SUFFIXES = (".h5", ".hdf5", ".mrd", ".nii", ".dcm", ".ima", ".gz")
 LABEL_MAP_NAME = re.compile(r"(^|[_.-])(seg|segmentation|labels?|aseg|synthseg)([_.-]|$)")
 CONTRAST_WORD = re.compile(r"((^|[_-])(flair|t1w?|t2w?|dwi|swi|mprage))+$", re.IGNORECASE)
 # image types that are no magnitude images of an anatomy: phase, real and imaginary parts, maps, localizers
 NO_MAGNITUDE = {"P", "R", "I", "PHASE", "REAL", "IMAGINARY", "ADC", "FA", "LOCALIZER", "PROJECTION IMAGE", "MIN_IP"}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What `prepare` is asked for, as far as it changes what the readers make.
-
-    contrast: label of all inputs, None to find it in each; drop_last: slices at the end of a fastMRI volume that are
-    left out; slices: per simulated volume; seed: of the simulation; source, licence: of data that are no known set.
-    """
-
-    contrast: str | None = None
-    drop_last: int = 5
-    slices: int = 14
-    seed: int = 0
-    source: str = "own data"
-    licence: str = "not stated"
-
-
-@dataclass(frozen=True)
-class Item:
-    """One piece of work: files that are read together. options: what else its reader needs."""
-
-    kind: str
-    name: str
-    subject: str
-    contrast: str
-    source: str
-    licence: str
-    files: tuple[Path, ...]
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Volume:
-    """Slices (slices, rows, cols) as read: complex64 with the measured phase, or float32 magnitudes without any.
-
-    name: of the volume; pixel_mm: the larger of the two in-plane pixel sizes; reference: how the image came about.
-    """
-
-    name: str
-    slices: np.ndarray
-    pixel_mm: float
-    reference: str
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Why an input, or a part of it, is left out: a sentence about `place`. expected: it never was an image to train
-    on, such as the maps and localizers in every hospital's export."""
-
-    place: str
-    reason: str
-    expected: bool = False
 
 
 def inspect(path: Path, root: Path, settings: Settings, *, in_folder: bool) -> list[Item | Fault]:
@@ -125,8 +48,6 @@ def inspect(path: Path, root: Path, settings: Settings, *, in_folder: bool) -> l
 
 def read(item: Item) -> tuple[list[Volume], list[Fault]]:
     """The volumes of an item, and what of it had to be left out. Raises what its reader raises."""
-    from . import images, kspace, labelmaps
-
     readers = {
         "fastMRI": kspace.read_fastmri,
         "ISMRMRD": kspace.read_ismrmrd,
@@ -137,31 +58,10 @@ def read(item: Item) -> tuple[list[Volume], list[Fault]]:
     return readers[item.kind](item)
 
 
-def label_of(*names: object) -> str | None:
-    """The contrast label that the first telling name tells, by dpmrecon's table of protocol names."""
-    for name in names:
-        for pattern, label in CONTRASTS:
-            if re.search(pattern, str(name or "").lower()):
-                return label
-    return None
-
-
-@cache
-def pseudonym(patient_id: str) -> str:
-    """A name for a patient that groups a patient's scans and does not give the ID away.
-
-    Many rounds: patient numbers are few enough to try them all with a plain hash. It is no protection against
-    someone with days of computing time: a folder of prepared images stays inside the hospital all the same.
-    """
-    return "id-" + hashlib.pbkdf2_hmac("sha256", patient_id.strip().encode(), b"dpmtrain", 200_000).hex()[:10]
-
-
 def _kind(path: Path) -> str | None:
     with path.open("rb") as file:
         head = file.read(132)
     if head.startswith(b"\x89HDF"):
-        import h5py
-
         with h5py.File(path, "r") as scan:
             return "fastMRI" if "kspace" in scan and "ismrmrd_header" in scan else "ISMRMRD"
     if path.name.lower().endswith((".nii", ".nii.gz")):
@@ -217,8 +117,6 @@ def _contrast(settings: Settings, where: str, *names: object) -> str:
 
 
 def _fastmri(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
-    import h5py
-
     facts = _path_facts(path, root, settings)
     with h5py.File(path, "r") as file:
         attributes = {name: file.attrs.get(name) for name in ("acquisition", "patient_id")}
@@ -230,8 +128,6 @@ def _fastmri(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
 
 
 def _ismrmrd(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
-    from dpmrecon.mrd.header import open_scan
-
     facts = _path_facts(path, root, settings)
     with open_scan(path) as scan:
         header = scan.header
@@ -252,8 +148,6 @@ def _nifti(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
 
 
 def _label_map(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
-    from .labelmaps import SEQUENCES
-
     facts = _path_facts(path, root, settings)
     options = {"count": settings.slices, "seed": settings.seed}
     return [
@@ -264,16 +158,14 @@ def _label_map(path: Path, root: Path, settings: Settings) -> list[Item | Fault]
             options={**options, "sequence": name},
             **{**facts, "name": f"{facts['name']}_{name}"},
         )
-        for name, sequence in SEQUENCES.items()
+        for name, sequence in labelmaps.SEQUENCES.items()
         if settings.contrast in (None, sequence.contrast)
     ]
 
 
 def _dicom(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
-    from .images import b_value, open_dicom
-
     facts = _path_facts(path, root, settings)
-    dataset = open_dicom(path, pixels=False)
+    dataset = images.open_dicom(path, pixels=False)
     kinds = {str(kind).upper() for kind in dataset.get("ImageType", ())}
     where = str(path.parent)  # one sentence for a folder of them
     if "PixelSpacing" not in dataset or "ImagePositionPatient" not in dataset:
@@ -293,7 +185,7 @@ def _dicom(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
         return [Fault(where, str(error))]
     series = hashlib.sha256(str(dataset.SeriesInstanceUID).encode()).hexdigest()[:6]
     name = facts["subject"] if known else f"{facts['subject']}_{contrast}_{series}"
-    b = b_value(dataset)
+    b = images.b_value(dataset)
     if contrast == "dwi" and b is not None:
         name = f"{name}_b{b}"
     return [Item("DICOM", contrast=contrast, files=(path,), **{**facts, "name": name})]

@@ -16,7 +16,7 @@ from dpmrecon.physics.fourier import to_image
 from dpmrecon.physics.noise import whitening
 from dpmrecon.recon.sample import with_coil_maps
 
-from .kinds import Fault, Item, Volume
+from .items import Fault, Item, Volume
 
 # A conventional image of a scan beyond this acceleration carries too much noise and aliasing to be a reference
 LARGEST_ACCELERATION = 2.5

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from dpmrecon.errors import BadInputError
 from scipy import ndimage
 
-from .kinds import Fault, Item, Volume
+from .items import Fault, Item, Volume
 from .veins import FLUID_LABELS, WHITE_MATTER, susceptibility, susceptibility_weight, veins
 
 # tissue: T1 ms, T2 ms, T2* ms, proton density, ADC 1e-3 mm2/s; typical values at 3 T

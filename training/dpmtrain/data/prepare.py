@@ -20,12 +20,11 @@ from dpmrecon.cli import add_command
 from dpmrecon.errors import BadInputError
 from dpmrecon.prior.denoiser import CONTRAST_LABELS
 
+from .items import Fault, Item, Settings, pseudonym
 from .journal import Journal
-from .kinds import KNOWN_SETS, Fault, Item, Settings, inspect, pseudonym
+from .kinds import inspect
+from .open_sets import HELD_OUT, KNOWN_SETS
 from .workers import Workers, cores
-
-# Of the open sets: never trained on, whatever --exclude says. Nothing is tuned on patient12 either
-HELD_OUT = ("patient09", "patient12", "training_seg_02")
 
 
 def add_prepare(commands) -> None:

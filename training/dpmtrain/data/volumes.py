@@ -11,8 +11,9 @@ import torch
 from dpmrecon.errors import BadInputError, DpmreconError, first_line
 from dpmrecon.physics.scale import RULE, image_scale
 
+from .items import Fault, Item, Volume
 from .journal import unwritable
-from .kinds import Fault, Item, Volume, read
+from .kinds import read
 
 FORMAT = 2  # of what the readers make: a new number has everything read anew
 # A slice is kept where this share of it is brighter than a tenth of its scale: the ends of a volume hold no head

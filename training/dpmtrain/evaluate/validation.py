@@ -20,10 +20,8 @@ from dpmrecon.tools.simulate import coil_maps
 
 from ..data.dataset import random_phase
 from ..data.images import axial, pixel_size
-from ..data.kinds import label_of
+from ..data.items import label_of
 from ..data.labelmaps import SEQUENCES, simulated_slices
-from ..data.prepare import HELD_OUT as HELD_OUT
-from .references import CPU as CPU
 from .references import ReferenceSlice
 from .undersampling import sampling_mask, undersampled
 

@@ -16,12 +16,13 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.header import acceleration, check_supported, open_scan
 from tqdm import tqdm
 
-from ..data.kinds import Fault, Item, Settings, inspect
+from ..data.dataset import read_manifest
+from ..data.items import Fault, Item, Settings
+from ..data.kinds import inspect
 from ..data.kspace import LARGEST_ACCELERATION
 from ..data.prepare import prepare
 from ..evaluate.references import ReferenceSlice, measured_slices
 from ..evaluate.score_lines import writing
-from ..train.pretrain import read_manifest
 
 PARTS = ("train", "validation", "test")
 FEWEST_PATIENTS = 3

@@ -8,7 +8,7 @@ from typing import Any
 from dpmrecon.prior.checkpoint import save_checkpoint
 from dpmrecon.prior.denoiser import LABELS
 
-from ..evaluate.validation import HELD_OUT
+from ..data.open_sets import HELD_OUT
 from ..train.keeper import read_start
 from ..train.train import train
 

@@ -29,7 +29,7 @@ def add_paper(commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from ..train.pretrain import read_manifest
+    from ..data.dataset import read_manifest
 
     read_manifest(args.data)
     for subject in ("patient09", "patient12"):

@@ -15,8 +15,9 @@ from dpmrecon.recon.sample import MappedSlice, Reconstruction, Sampling, sampled
 from tqdm import tqdm
 
 from ..data.labelmaps import simulated_slices
+from ..evaluate.references import CPU
 from ..evaluate.undersampling import CALIBRATION_LINES, sampling_mask, undersampled, with_maps
-from ..evaluate.validation import CPU, full_slice, subject_slices
+from ..evaluate.validation import full_slice, subject_slices
 from .arms import Arm, Candidate, candidates, label_of
 
 Cases = list[tuple[MappedSlice, np.ndarray]]

@@ -1,7 +1,6 @@
 """`dpmtrain pretrain` and `dpmtrain finetune`: from a recipe and prepared slices to a checkpoint with its card."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +55,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     """All that can be found wrong before several processes begin is found here."""
+    from ..data.dataset import read_manifest
     from .keeper import read_start
     from .recipe import read_recipe
 
@@ -168,7 +168,7 @@ def history_of(recipe: dict, start: "Start | None") -> dict[str, Any]:
 
 def data_card(data: Path, settings: dict) -> dict[str, Any]:
     """Sources, licences and subjects of the volumes that the recipe takes, and who was left out."""
-    from ..data.dataset import PreparedSlices
+    from ..data.dataset import PreparedSlices, read_manifest
 
     volumes = PreparedSlices(data, settings["real_fraction"], settings["volumes"]).volumes
 
@@ -184,11 +184,3 @@ def data_card(data: Path, settings: dict) -> dict[str, Any]:
         "slices": sum(volume["shape"][0] for volume in volumes),
     }
     return {key: value for key, value in found.items() if value or key == "excluded"}
-
-
-def read_manifest(data: Path) -> dict:
-    """Raises BadInputError where `data` was not written by `prepare`."""
-    file = data / "manifest.json"
-    if not file.is_file():
-        raise BadInputError(f"{data} has no manifest.json: run `dpmtrain prepare` first")
-    return json.loads(file.read_text())

@@ -31,8 +31,8 @@ def _run(args: argparse.Namespace) -> int:
     import torch
     from dpmrecon.prior.denoiser import Denoiser
 
+    from ..data.dataset import read_manifest
     from ..hardware import PeakMemory, device_name, network_work
-    from .pretrain import read_manifest
     from .recipe import read_recipe
     from .train import Trainer
 

@@ -1,0 +1,83 @@
+"""A piece of work, the volumes that are read from it, and what had to be left out; names of contrasts and patients."""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dpmrecon.mrd.header import CONTRASTS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `prepare` is asked for, as far as it changes what the readers make.
+
+    contrast: label of all inputs, None to find it in each; drop_last: slices at the end of a fastMRI volume that are
+    left out; slices: per simulated volume; seed: of the simulation; source, licence: of data that are no known set.
+    """
+
+    contrast: str | None = None
+    drop_last: int = 5
+    slices: int = 14
+    seed: int = 0
+    source: str = "own data"
+    licence: str = "not stated"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One piece of work: files that are read together. options: what else its reader needs."""
+
+    kind: str
+    name: str
+    subject: str
+    contrast: str
+    source: str
+    licence: str
+    files: tuple[Path, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Volume:
+    """Slices (slices, rows, cols) as read: complex64 with the measured phase, or float32 magnitudes without any.
+
+    name: of the volume; pixel_mm: the larger of the two in-plane pixel sizes; reference: how the image came about.
+    """
+
+    name: str
+    slices: np.ndarray
+    pixel_mm: float
+    reference: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why an input, or a part of it, is left out: a sentence about `place`. expected: it never was an image to train
+    on, such as the maps and localizers in every hospital's export."""
+
+    place: str
+    reason: str
+    expected: bool = False
+
+
+def label_of(*names: object) -> str | None:
+    """The contrast label that the first telling name tells, by dpmrecon's table of protocol names."""
+    for name in names:
+        for pattern, label in CONTRASTS:
+            if re.search(pattern, str(name or "").lower()):
+                return label
+    return None
+
+
+@cache
+def pseudonym(patient_id: str) -> str:
+    """A name for a patient that groups a patient's scans and does not give the ID away.
+
+    Many rounds: patient numbers are few enough to try them all with a plain hash. It is no protection against
+    someone with days of computing time: a folder of prepared images stays inside the hospital all the same.
+    """
+    return "id-" + hashlib.pbkdf2_hmac("sha256", patient_id.strip().encode(), b"dpmtrain", 200_000).hex()[:10]
