@@ -16,7 +16,6 @@ from dpmrecon.prior.checkpoint import Checkpoint, save_checkpoint
 from dpmrecon.prior.denoiser import LABELS, Denoiser
 from dpmrecon.prior.samplers import NoiseSource, initial_image, noise_levels, sample_dps
 from dpmrecon.recon.sample import with_coil_maps
-from dpmtrain.bench.bench import BenchPlan
 from dpmtrain.bench.methods import Tuner, dps_settings, problem
 from dpmtrain.bench.peers import (
     RealDenoiser,
@@ -29,6 +28,7 @@ from dpmtrain.bench.peers import (
     import_deepinv,
     run_dps,
 )
+from dpmtrain.bench.plan import BenchPlan
 from dpmtrain.bench.report import Entry, claims, rows_of
 from dpmtrain.cli import main
 from dpmtrain.evaluate.baselines import l1_wavelet

@@ -13,12 +13,13 @@ from dpmrecon.prior.denoiser import LABELS, Denoiser
 from dpmrecon.tools.simulate import truth_path
 from dpmtrain.cli import main
 from dpmtrain.evaluate.baselines import tuned_weight
-from dpmtrain.evaluate.evaluation import Plan, evaluate
+from dpmtrain.evaluate.evaluation import evaluate
 from dpmtrain.evaluate.methods import own_methods
 from dpmtrain.evaluate.metrics import Moments, paired_difference, psnr, scan_factor, ssim, variance_and_error
+from dpmtrain.evaluate.plan import Condition, Plan
 from dpmtrain.evaluate.references import measured_slices, standard_of_care
 from dpmtrain.evaluate.score_lines import ScoreLines
-from dpmtrain.evaluate.scoring import Condition, Undersampled
+from dpmtrain.evaluate.scoring import Undersampled
 from dpmtrain.evaluate.undersampling import sampling_mask, undersampled
 from dpmtrain.evaluate.validation import full_slice, validation_scan
 

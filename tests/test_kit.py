@@ -10,7 +10,8 @@ from dpmrecon.cli import main as dpmrecon
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.prior.denoiser import Denoiser
 from dpmtrain.cli import main
-from dpmtrain.evaluate.scoring import Condition, Row
+from dpmtrain.evaluate.plan import Condition
+from dpmtrain.evaluate.scoring import Row
 from dpmtrain.kit.card import findings
 from dpmtrain.kit.data import patterns
 

@@ -57,7 +57,7 @@ def folders(tmp_path_factory):
 def small(monkeypatch):
     """Every arm as it is, but with tiny networks, lengths and samplers."""
     arms = [dataclasses.replace(arm, lengths=tuple(range(1, len(arm.lengths) + 1))) for arm in paper_arms.ARMS]
-    for module in (paper_arms, paper_report):
+    for module in (paper, paper_arms, paper_report):
         monkeypatch.setattr(module, "ARMS", tuple(arms))
     monkeypatch.setitem(paper_arms.MODEL, "widths", [4, 6])
     monkeypatch.setitem(paper_arms.MODEL, "blocks", [1, 1])
@@ -116,5 +116,4 @@ def test_arms_keep_to_what_they_may_see():
 
 def test_images_without_the_test_patient_are_refused(folders, tmp_path):
     with pytest.raises(BadInputError, match="no open_ms/patient09/"):
-        args = paper.argparse.Namespace(data=folders[0], images=tmp_path, folder=tmp_path, out=tmp_path, threads=None)
-        paper._run(args)
+        paper.paper(folders[0], tmp_path, tmp_path, tmp_path, None)

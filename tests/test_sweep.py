@@ -9,10 +9,11 @@ from dpmrecon.errors import BadInputError, CheckpointError
 from dpmrecon.prior.checkpoint import load_checkpoint, sampler_defaults, save_checkpoint, write_card
 from dpmrecon.prior.denoiser import LABELS, Denoiser
 from dpmrecon.prior.samplers import SamplerSettings, settings_from
+from dpmtrain.arguments import read_grid
 from dpmtrain.cli import main
-from dpmtrain.evaluate.scoring import Condition, Row
+from dpmtrain.evaluate.plan import Condition
+from dpmtrain.evaluate.scoring import Row
 from dpmtrain.evaluate.sweep import Candidate, Plan, ranked, sweep
-from dpmtrain.evaluate.sweep_command import read_grid
 from dpmtrain.evaluate.validation import full_slice
 
 TINY = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}

@@ -1,20 +1,16 @@
-"""The command line of the training package: one module for each command."""
+"""The command line of the training package. The rooms' commands.py are light: work is imported when it is asked for."""
 
 import argparse
 import sys
 
 from dpmrecon.errors import DpmreconError
 
-from .bench.bench import add_bench
-from .bench.gpu import add_bench_gpu
-from .data.prepare import add_prepare
-from .evaluate.calibrate import add_calibrate
-from .evaluate.commands import add_evaluate
-from .evaluate.sweep_command import add_sweep
-from .kit.kit import add_kit
-from .study.paper import add_paper
-from .train.pretrain import add_finetune, add_pretrain
-from .train.throughput import add_throughput
+from .bench.commands import add_bench, add_bench_gpu
+from .data.commands import add_prepare
+from .evaluate.commands import add_calibrate, add_evaluate, add_sweep
+from .kit.commands import add_kit
+from .study.commands import add_paper
+from .train.commands import add_finetune, add_pretrain, add_throughput
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,125 +4,33 @@ A line of OUT/results.jsonl for every score: a run that was stopped goes on wher
 the file. Nothing is tuned on what is scored.
 """
 
-import argparse
-import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dpmrecon.cli import add_command
+import torch
 from dpmrecon.errors import BadInputError
+from dpmrecon.prior.checkpoint import Checkpoint
+from dpmrecon.tools.simulate import SimulationSettings, simulate, truth_path
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from dpmrecon.prior.checkpoint import Checkpoint
-
-    from ..evaluate.references import ReferenceSlice
+from ..evaluate.metrics import Moments
+from ..evaluate.references import CPU, ReferenceSlice, measured_slices
+from ..evaluate.score_lines import ScoreLines
+from ..evaluate.undersampling import with_maps
+from ..evaluate.validation import subject_slices, validation_scan
+from .methods import Tuner, measure, methods, undersampled_slice
+from .peers import import_deepinv
+from .plan import BenchPlan
+from .report import Entry, write_report
 
 TEST_PATIENT = "patient12"
-# deepinv whole, or its DPS alone: as slow as ours, and far off with a network that was not trained at its sigma of 152
-LEFT_OUT = ("deepinv", "deepinv-dps")
 
-
-@dataclass(frozen=True)
-class BenchPlan:
-    """What to run. slices: of each scan at most; patient_slices: of each volume of the test patient;
-    tuning_slices: validation slices of each contrast; prox_steps, dps_steps, diffpir_steps: evaluations of the network;
-    samples: of a mean beside the card's own; dps_samples: the same of `dps`; grappa: folder of a Gadgetron's images;
-    matrix: of the phantoms where there are no scans; without: some of LEFT_OUT."""
-
-    accelerations: tuple[int, ...] = (4,)
-    contrasts: tuple[str, ...] = ("flair", "t1", "t2")
-    slices: int = 3
-    patient_slices: int = 1
-    tuning_slices: int = 1
-    prox_steps: tuple[int, ...] = (10, 20, 50)
-    dps_steps: int = 300
-    diffpir_steps: int = 100
-    samples: int = 1
-    dps_samples: int = 1
-    seed: int = 0
-    grappa: Path | None = None
-    matrix: int = 256
-    without: tuple[str, ...] = ()
-
-
-def add_bench(commands) -> None:
-    plan = BenchPlan()
-    parser = add_command(
-        commands,
-        "bench",
-        "dps, prox, CG-SENSE, L1-wavelet, GRAPPA and deepinv side by side: quality, seconds by stage, memory",
-        "dpmtrain bench --data DATA --R 4 --out bench",
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        help="folder with ismrmrd/ (scans and truth), images/ (test patient and validation) and gadgetron_grappa/; "
-        "without it simulated head phantoms are the scans, and others are tuned on",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="results.jsonl, table.md, table.csv, bench.png")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
-    parser.add_argument("--R", default="4", help="such as 3,4,6 (default: 4)")
-    parser.add_argument("--contrasts", default=",".join(plan.contrasts), help="default: flair,t1,t2")
-    parser.add_argument("--slices", type=int, default=plan.slices, help="of each scan at most (default: 3)")
-    parser.add_argument("--patient-slices", type=int, default=plan.patient_slices, help="of each test volume (1)")
-    parser.add_argument("--tuning-slices", type=int, default=plan.tuning_slices, help="of each contrast (1)")
-    parser.add_argument("--dps-steps", type=int, default=plan.dps_steps, help="our DPS and deepinv's (300)")
-    parser.add_argument("--diffpir-steps", type=int, default=plan.diffpir_steps, help="deepinv's DiffPIR (100)")
-    parser.add_argument("--samples", type=int, default=plan.samples, help="a mean of so many beside the model's own")
-    parser.add_argument("--dps-samples", type=int, default=plan.dps_samples, help="also a mean of so many of dps")
-    parser.add_argument("--matrix", type=int, default=plan.matrix, help="of the phantoms (256)")
-    parser.add_argument("--without", default="", help=f"some of {', '.join(LEFT_OUT)}: leave it out although installed")
-    parser.add_argument("--seed", type=int, default=plan.seed)
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    from dpmrecon.prior.checkpoint import load_checkpoint
-
-    from ..evaluate.commands import numbers, words
-
-    checkpoint = load_checkpoint(args.model)
-    least = {"slices": 1, "patient_slices": 0, "tuning_slices": 1, "dps_steps": 1, "diffpir_steps": 2, "samples": 1}
-    for name, smallest in {**least, "dps_samples": 1}.items():
-        if getattr(args, name) < smallest:
-            raise BadInputError(f"--{name.replace('_', '-')} is {getattr(args, name)}: give {smallest} or more")
-    plan = BenchPlan(
-        accelerations=numbers("--R", args.R, 2),
-        contrasts=words("--contrasts", args.contrasts, checkpoint.denoiser.labels),
-        slices=args.slices,
-        patient_slices=args.patient_slices,
-        tuning_slices=args.tuning_slices,
-        dps_steps=args.dps_steps,
-        diffpir_steps=args.diffpir_steps,
-        samples=args.samples,
-        dps_samples=args.dps_samples,
-        seed=args.seed,
-        grappa=None if args.data is None else args.data / "gadgetron_grappa",
-        matrix=args.matrix,
-        without=words("--without", args.without, LEFT_OUT),
-    )
-    with ExitStack() as stack:
-        if args.data is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            slices, validation = phantoms(folder, plan)
-        else:
-            slices, validation = shared_data(args.data, plan)
-        bench(slices, validation, checkpoint, plan, args.out)
-    return 0
-
-
-Sources = tuple[list["ReferenceSlice"], Callable[[str], list["ReferenceSlice"]]]
+Sources = tuple[list[ReferenceSlice], Callable[[str], list[ReferenceSlice]]]
 
 
 def shared_data(data: Path, plan: BenchPlan) -> Sources:
     """The acceptance scans and the test patient's slices, and each contrast's validation slices."""
-    from ..evaluate.references import measured_slices
-    from ..evaluate.validation import subject_slices, validation_scan
-
     if not (data / "ismrmrd").is_dir():
         raise BadInputError(f"{data} has no folder ismrmrd: give the folder that holds it, or leave --data out")
     found: list[ReferenceSlice] = []
@@ -140,13 +48,8 @@ def shared_data(data: Path, plan: BenchPlan) -> Sources:
 
 def phantoms(folder: Path, plan: BenchPlan) -> Sources:
     """Simulated scans of one head for the bench, and of another for tuning, written to `folder`."""
-    from dpmrecon.tools.simulate import SimulationSettings, simulate, truth_path
 
-    from ..evaluate.metrics import Moments
-    from ..evaluate.references import CPU, measured_slices
-    from ..evaluate.undersampling import with_maps
-
-    def scan(contrast: str, subject: int, n_slices: int) -> list["ReferenceSlice"]:
+    def scan(contrast: str, subject: int, n_slices: int) -> list[ReferenceSlice]:
         path = folder / f"phantom{subject}_{contrast}.h5"
         if not path.exists():
             size = (plan.matrix, plan.matrix)
@@ -165,21 +68,13 @@ def phantoms(folder: Path, plan: BenchPlan) -> Sources:
 
 
 def bench(
-    slices: "list[ReferenceSlice]",
-    validation: "Callable[[str], list[ReferenceSlice]]",
-    checkpoint: "Checkpoint",
+    slices: list[ReferenceSlice],
+    validation: Callable[[str], list[ReferenceSlice]],
+    checkpoint: Checkpoint,
     plan: BenchPlan,
     out: Path,
 ) -> None:
     """Score what `out`/results.jsonl does not hold yet, then write and print the report."""
-    import torch
-    from tqdm import tqdm
-
-    from ..evaluate.score_lines import ScoreLines
-    from .methods import Tuner, measure, methods, undersampled_slice
-    from .peers import import_deepinv
-    from .report import Entry, write_report
-
     if not slices:
         raise BadInputError(f"no slice has one of the contrasts {', '.join(plan.contrasts)}: name others")
     missing = import_deepinv()[1] if "deepinv" not in plan.without else "left out by --without"

@@ -4,21 +4,25 @@ For a GPU, and for a small run on a CPU. Two networks: that of a checkpoint, and
 since time does not depend on them.
 """
 
-import argparse
 import csv
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dpmrecon.cli import add_command
-from dpmrecon.errors import BadInputError, DpmreconError
+import torch
+from dpmrecon.errors import DpmreconError
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.header import open_scan
+from dpmrecon.prior.checkpoint import Checkpoint
+from dpmrecon.prior.denoiser import Denoiser, has_bfloat16, synchronize
+from dpmrecon.prior.samplers import settings_from
+from dpmrecon.recon.sample import MappedSlice, Sampling, sampled, with_coil_maps
+from dpmrecon.tools.simulate import SimulationSettings, simulate
 
-if TYPE_CHECKING:
-    import torch
-    from dpmrecon.prior.checkpoint import Checkpoint
-    from dpmrecon.recon.sample import MappedSlice
+from ..hardware import PeakMemory, attainable, device_name, network_work
+from ..train.recipe import read_recipe
 
 
 @dataclass(frozen=True)
@@ -50,78 +54,17 @@ class Timing:
         return self.maps + self.start + self.forward + self.rest
 
 
-def add_bench_gpu(commands) -> None:
-    parser = add_command(
-        commands,
-        "bench-gpu",
-        "Seconds a slice by stage against dps in the same run, and the roofline: for a GPU, or small on a CPU",
-        "dpmtrain bench-gpu --recipe training/recipes/paper.toml --out bench_gpu",
-    )
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
-    parser.add_argument("--recipe", type=Path, help="also its network, with random weights")
-    parser.add_argument("--out", type=Path, required=True, help="table.md and table.csv")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    parser.add_argument("--matrix", type=int, default=320)
-    parser.add_argument("--coils", type=int, default=16)
-    parser.add_argument("--slices", type=int, default=8, help="sampled in one batch by prox (default: 8)")
-    parser.add_argument("--steps", default="10,20,50", help="evaluations of prox (default: 10,20,50)")
-    parser.add_argument("--dps-steps", type=int, default=300)
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    from dpmrecon.options import device_of
-    from dpmrecon.prior.checkpoint import load_checkpoint
-
-    from ..evaluate.commands import numbers
-
-    for name, least in (("matrix", 32), ("coils", 1), ("slices", 1), ("dps_steps", 1)):
-        if getattr(args, name) < least:
-            raise BadInputError(f"--{name.replace('_', '-')} is {getattr(args, name)}: give {least} or more")
-    steps = numbers("--steps", args.steps, 1)
-    device = device_of(args.device)
-    networks = [load_checkpoint(args.model, device)]
-    if args.recipe is not None:
-        networks.append(random_network(args.recipe, networks[0], device))
-    cases, before = mapped_slices(args.matrix, args.coils, args.slices, device)
-    rows = [row for network in networks for row in timings(network, cases, before, steps, args.dps_steps)]
-    text = "\n".join(
-        [f"{args.matrix}x{args.matrix}, {args.coils} coils, R = 4, wall time of one slice", "", *table(rows)]
-    )
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "table.md").write_text(text + "\n")
-        with (args.out / "table.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*asdict(rows[0]), "seconds"])
-            writer.writeheader()
-            writer.writerows({**asdict(row), "seconds": row.seconds} for row in rows)
-    except OSError as error:
-        raise DpmreconError(f"the table cannot be written to {args.out} ({error}): make room and run again") from error
-    print(text)
-    return 0
-
-
-def random_network(recipe: Path, like: "Checkpoint", device: "torch.device") -> "Checkpoint":
+def random_network(recipe: Path, like: Checkpoint, device: torch.device) -> Checkpoint:
     """The recipe's network as it is before training, with the sampler settings of `like`."""
-    from dpmrecon.prior.checkpoint import Checkpoint
-    from dpmrecon.prior.denoiser import Denoiser, has_bfloat16
-
-    from ..train.recipe import read_recipe
-
     denoiser = Denoiser(read_recipe(recipe)["model"]).requires_grad_(False).eval().to(device)
     denoiser.bf16 = has_bfloat16(device)
     return Checkpoint(denoiser, like.card, f"{recipe.stem}, random weights")
 
 
 def mapped_slices(
-    matrix: int, n_coils: int, count: int, device: "torch.device"
-) -> tuple[list["MappedSlice"], dict[str, float]]:
+    matrix: int, n_coils: int, count: int, device: torch.device
+) -> tuple[list[MappedSlice], dict[str, float]]:
     """Slices of a simulated R = 4 scan as a reconstruction maps them, and the seconds of a slice's maps and start."""
-    from dpmrecon.mrd.collect import slices
-    from dpmrecon.mrd.header import open_scan
-    from dpmrecon.recon.sample import MappedSlice, with_coil_maps
-    from dpmrecon.tools.simulate import SimulationSettings, simulate
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "scan.h5")
         simulate(path, SimulationSettings("flair", (matrix, matrix), n_slices=count, n_coils=n_coils))
@@ -143,15 +86,13 @@ class TimedDenoiser:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.denoiser, name)
 
-    def __call__(self, *arguments: "torch.Tensor") -> "torch.Tensor":
+    def __call__(self, *arguments: torch.Tensor) -> torch.Tensor:
         started = self._now()
         image = self.denoiser(*arguments)
         self.spans.append((started, self._now()))
         return image
 
     def _now(self) -> Any:
-        import torch
-
         if self.denoiser.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -166,13 +107,9 @@ class TimedDenoiser:
 
 
 def timings(
-    network: "Checkpoint", cases: list["MappedSlice"], before: dict[str, float], steps: tuple[int, ...], dps_steps: int
+    network: Checkpoint, cases: list[MappedSlice], before: dict[str, float], steps: tuple[int, ...], dps_steps: int
 ) -> list[Timing]:
     """`prox` at every number of evaluations, all slices in one batch, and `dps` of one slice at a time."""
-    import torch
-
-    from ..hardware import PeakMemory, attainable, device_name, network_work
-
     device, shape = network.denoiser.device, cases[0].conventional.shape
     work = {
         gradient: network_work(network.denoiser.config, (shape[0], shape[1]), gradient) for gradient in (False, True)
@@ -210,14 +147,8 @@ def timings(
     return rows
 
 
-def _sampled(network: "Checkpoint", group: list["MappedSlice"], sampler: str, steps: int) -> tuple[float, float]:
+def _sampled(network: Checkpoint, group: list[MappedSlice], sampler: str, steps: int) -> tuple[float, float]:
     """(seconds of forward passes, of the whole sampling) of one sample of every slice in one batch."""
-    from dataclasses import replace
-
-    from dpmrecon.prior.denoiser import synchronize
-    from dpmrecon.prior.samplers import settings_from
-    from dpmrecon.recon.sample import Sampling, sampled
-
     timed: Any = TimedDenoiser(network.denoiser)
     device = network.denoiser.device
     settings = settings_from({**network.card.get("sampling", {}).get(sampler, {}), "steps": steps})
@@ -230,6 +161,21 @@ def _sampled(network: "Checkpoint", group: list["MappedSlice"], sampler: str, st
     if len(timed.spans) < steps:  # slices of unlike numbers of virtual coils take more
         raise DpmreconError(f"{sampler} failed on {device}: give fewer --slices or a smaller --matrix")
     return timed.seconds(), total
+
+
+def write_table(out: Path, title: str, rows: list[Timing]) -> None:
+    """table.md and table.csv in `out`; the table is printed as well."""
+    text = "\n".join([title, "", *table(rows)])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "table.md").write_text(text + "\n")
+        with (out / "table.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*asdict(rows[0]), "seconds"])
+            writer.writeheader()
+            writer.writerows({**asdict(row), "seconds": row.seconds} for row in rows)
+    except OSError as error:
+        raise DpmreconError(f"the table cannot be written to {out} ({error}): make room and run again") from error
+    print(text)
 
 
 def table(rows: list[Timing]) -> list[str]:

@@ -20,13 +20,14 @@ from dpmrecon.recon.sample import MappedSlice, sample_seed
 
 from ..evaluate.baselines import SENSE_WEIGHTS, WAVELET_WEIGHTS, tuned_cg_sense, tuned_weight, wavelet_tool
 from ..evaluate.metrics import Moments
+from ..evaluate.plan import Condition
 from ..evaluate.references import CPU, ReferenceSlice
 from ..evaluate.score_lines import ScoreLines
-from ..evaluate.scoring import Condition, Undersampled
+from ..evaluate.scoring import Undersampled
 from ..evaluate.undersampling import CALIBRATION_LINES
 from ..hardware import PeakMemory, device_name, network_work
-from .bench import BenchPlan
 from .peers import deepinv_diffpir, deepinv_dps, gadgetron_images, import_deepinv
+from .plan import BenchPlan
 
 # where the search for the best begins; it goes on by factors of 2 while the best one lies at an end
 ZETAS = (0.5, 0.7, 1.0)

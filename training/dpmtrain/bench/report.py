@@ -12,7 +12,7 @@ from dpmrecon.errors import DpmreconError
 from dpmrecon.prior.checkpoint import Checkpoint
 
 from ..evaluate.metrics import Moments, paired_difference, scan_factor
-from .bench import BenchPlan
+from .plan import BenchPlan
 
 COMPUTE_RATIO, TIME_RATIO, PARITY = 40.0, 30.0, 1.01
 STAGES = ("maps", "start", "network", "rest")

@@ -1,12 +1,11 @@
 """`dpmtrain prepare`: scans, images and label maps to one prepared form, which training memory-maps.
 
 The folder holds one file for each volume, NAME.npy: magnitudes (slices, rows, cols) float16, or, where the phase was
-measured, real and imaginary parts (slices, rows, cols, 2) float16. Each slice is divided by its scale (dpmrecon.scale).
-manifest.json lists the volumes; it is there when all of them are. done.jsonl has a line for each finished input, from
-which a run that was cut off goes on.
+measured, real and imaginary parts (slices, rows, cols, 2) float16. Each slice is divided by its scale
+(dpmrecon.physics.scale). manifest.json lists the volumes; it is there when all of them are. done.jsonl has a line for
+each finished input, from which a run that was cut off goes on.
 """
 
-import argparse
 import hashlib
 import os
 import sys
@@ -16,63 +15,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from dpmrecon.cli import add_command
 from dpmrecon.errors import BadInputError
-from dpmrecon.prior.denoiser import CONTRAST_LABELS
 
 from .items import Fault, Item, Settings, pseudonym
 from .journal import Journal
 from .kinds import inspect
 from .open_sets import HELD_OUT, KNOWN_SETS
-from .workers import Workers, cores
-
-
-def add_prepare(commands) -> None:
-    parser = add_command(
-        commands,
-        "prepare",
-        "Scans, images and label maps to prepared slices: fastMRI, ISMRMRD, DICOM, NIfTI, label maps (NIfTI, named "
-        "*seg* or *label*). Exit code 3: some inputs were left out, each is named; 2: none could be used. Run again "
-        "after an interruption: what is done is kept.",
-        "dpmtrain prepare scans/ more/patient7.h5 --out prepared --exclude patient3 patient5",
-    )
-    parser.add_argument(
-        "inputs",
-        type=Path,
-        nargs="+",
-        help="files and folders. The subject is the patient ID in the header (as a pseudonym); without one the first "
-        "folder below the input, else the file's name without its contrast",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the prepared slices")
-    parser.add_argument(
-        "--exclude",
-        nargs="*",
-        metavar="SUBJECT",
-        default=[],
-        help="subjects or patient IDs to leave out, all their scans. Of the open sets "
-        f"{', '.join(HELD_OUT)} are always left out: they are for validation and test",
-    )
-    parser.add_argument("--contrast", choices=CONTRAST_LABELS, help="of all inputs (default: what each says of itself)")
-    parser.add_argument("--drop-last", type=int, default=5, help="slices at the end of a fastMRI volume to leave out")
-    parser.add_argument("--slices", type=int, default=24, help="slices to simulate for a label map and contrast")
-    parser.add_argument("--seed", type=int, default=0, help="of the simulation")
-    parser.add_argument("--source", default="own data", help="of inputs that are no known open set, for the card")
-    parser.add_argument("--licence", default="not stated", help="of inputs that are no known open set, for the card")
-    parser.add_argument("--jobs", type=int, default=cores(), help="processes (default: %(default)s, the cores here)")
-    parser.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> int:
-    """The command: 0 where all inputs are prepared, 3 where some had to be left out."""
-    for name, least in (("jobs", 1), ("slices", 1), ("drop_last", 0), ("seed", 0)):
-        if getattr(args, name) < least:
-            raise BadInputError(f"--{name.replace('_', '-')} is {getattr(args, name)}: give {least} or more")
-    settings = Settings(args.contrast, args.drop_last, args.slices, args.seed, args.source, args.licence)
-    try:
-        return prepare(args.inputs, args.out, settings, args.exclude, args.jobs)
-    except KeyboardInterrupt:
-        print("dpmtrain: interrupted; the volumes that are done stay: run the same command again", file=sys.stderr)
-        return 130
+from .volumes import RULE, key_of, prepare_item
+from .workers import Workers
 
 
 def prepare(inputs: Sequence[Path], out: Path, settings: Settings, exclude: Sequence[str] = (), jobs: int = 1) -> int:
@@ -81,8 +31,6 @@ def prepare(inputs: Sequence[Path], out: Path, settings: Settings, exclude: Sequ
     Returns 0, or 3 where inputs, or parts of them, were left out; they are named on stderr. Raises BadInputError where
     no input can be used, and DpmreconError where `out` cannot be written.
     """
-    from .volumes import RULE, key_of, prepare_item
-
     root, paths = _files(inputs)
     with Workers(jobs) as workers:
         found = dict(workers.run(partial(_inspected, root=root, settings=settings), paths, "looking at files"))

@@ -70,7 +70,3 @@ def _leave_with_the_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

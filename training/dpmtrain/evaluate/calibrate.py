@@ -6,22 +6,18 @@ first to weigh data against prior, and no sampler can be better calibrated than 
 metrics.py defines it, for every combination of a grid.
 """
 
-import argparse
 import itertools
-from pathlib import Path
 
 import numpy as np
 import torch
-from dpmrecon.cli import add_command
-from dpmrecon.errors import BadInputError
-from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, write_card
+from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.prior.samplers import settings_from
 from dpmrecon.recon.sample import Reconstruction, Sampling, sampled
 
+from .plan import Condition
 from .references import CPU, ReferenceSlice
-from .scoring import Condition, Undersampled
-from .sweep_command import read_grid
+from .scoring import Undersampled
 from .undersampling import CALIBRATION_LINES
 
 SIGMAS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2)
@@ -31,48 +27,6 @@ DIFFERENCE = 0.02
 # noise alone, data consistency solved, noise as measured
 START = {"steps": 50, "sigma_max": 5.0, "sigma_min": 0.01, "eta": 0.0, "warm_start": False, "cg_steps": 10,
          "noise_factor": 1.0, "turns": True}  # fmt: skip
-
-
-def add_calibrate(commands) -> None:
-    parser = add_command(
-        commands,
-        "calibrate",
-        "Settings with which the spread of the samples tells their error (V/B near 1), on the validation scans",
-        "dpmtrain calibrate --images images --grid prior_std=0.07,0.1 steps=50,100",
-    )
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
-    parser.add_argument("--grid", nargs="*", default=[], metavar="KEY=V1,V2", help="settings to combine")
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--R", type=int, default=4, dest="acceleration")
-    parser.add_argument("--contrasts", default="flair,t1,t2", help="of the validation scans, with commas")
-    parser.add_argument("--slices", type=int, default=3, help="of each scan")
-    parser.add_argument("--subjects", nargs="*", default=[], metavar="NAME", help="report on these, choose nothing")
-    parser.add_argument("--write", action="store_true", help="put the best settings into the card of --model")
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    from .validation import subject_slices, validation_scan
-
-    if args.samples < 2 or args.slices < 1 or args.acceleration < 2:
-        raise BadInputError("--samples and --R need 2 or more, --slices 1 or more")
-    if args.write and (args.model is None or args.subjects):
-        raise BadInputError("--write needs --model, and settings chosen on the validation scans: leave --subjects out")
-    grid = read_grid(args.grid)
-    if "noise_factor" in grid:
-        raise BadInputError("noise_factor is no setting of the uncertainty mode: the noise is taken as measured")
-    if args.subjects:
-        slices = [found for name in args.subjects for found in subject_slices(args.images, name, args.slices)]
-    else:
-        names = args.contrasts.split(",")
-        slices = [found for name in names for found in validation_scan(args.images, name)[: args.slices]]
-    checkpoint = load_checkpoint(args.model)
-    chosen = calibrate(checkpoint, slices, grid, args.samples, args.acceleration, choose=not args.subjects)
-    if args.write:
-        write_card(args.model, sampling={**checkpoint.card.get("sampling", {}), "uncertainty": chosen})
-        print(f"written to the card of {args.model}")
-    return 0
 
 
 def calibrate(

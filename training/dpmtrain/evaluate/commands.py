@@ -1,13 +1,20 @@
-"""`dpmtrain evaluate`: what a model is worth on slices with a reference, against conventional methods."""
+"""`dpmtrain evaluate`, `sweep` and `calibrate`: what a model is worth, and which settings serve it best."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from dpmrecon.cli import add_command
 from dpmrecon.errors import BadInputError
 
-CONVENTIONAL = ("zero-filled", "CG-SENSE", "L1-wavelet")
+from ..arguments import at_least, numbers, read_grid, words
+from .plan import CONVENTIONAL
+
+# What each grid runs: the sampler, and the settings that it combines
+GRIDS: dict[str, tuple[str, dict[str, list]]] = {
+    "steps": ("prox", {"steps": [10, 20, 50], "noise_factor": [0.5, 0.7, 1.0]}),
+    "zeta": ("dps", {"zeta": [0.35, 0.5, 0.7, 1.0, 1.4]}),
+    "models": ("prox", {}),
+}
 
 
 def add_evaluate(commands) -> None:
@@ -41,14 +48,15 @@ def add_evaluate(commands) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tuning-slices", type=int, default=2, help="validation slices that weights are tuned on")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_evaluate)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _evaluate(args: argparse.Namespace) -> int:
     from dpmrecon.options import device_of
     from dpmrecon.prior.checkpoint import load_checkpoint
 
-    from .evaluation import Plan, evaluate
+    from .evaluation import evaluate
+    from .plan import Plan
     from .references import ReferenceSlice, measured_slices
     from .undersampling import MASKS
     from .validation import subject_slices, validation_scan
@@ -86,21 +94,101 @@ def _of_each(args: argparse.Namespace, name: str) -> list[Path | None]:
     return [None if text == "-" else Path(text) for text in given]
 
 
-def numbers(option: str, text: str, least: int) -> tuple[int, ...]:
-    """Whole numbers with commas between them."""
-    try:
-        found = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or min(found) < least:
-        raise BadInputError(f"{option} {text} cannot be read: give whole numbers of {least} or more, with commas")
-    return found
+def add_sweep(commands) -> None:
+    parser = add_command(
+        commands,
+        "sweep",
+        "Choose settings, or a checkpoint of a fine-tuning, on validation data (patient09 and a held-out label map): "
+        "steps (of prox x R), zeta (of dps x R) or models (length x rate of fine-tuning)",
+        "dpmtrain sweep steps --images images --R 4,8 --grid steps=10,20 noise_factor=0.5,0.7,1 --out sweep --write",
+    )
+    parser.add_argument("name", choices=tuple(GRIDS), metavar="steps|zeta|models")
+    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for table and scores; gone on with if there")
+    parser.add_argument("--model", type=Path, nargs="+", help="checkpoint, or those of `models` (default: the shipped)")
+    parser.add_argument("--R", default="4,8", help="accelerations, with commas between them")
+    parser.add_argument("--contrasts", default="flair,t1,t2,dwi,swi", help="labels, with commas between them")
+    parser.add_argument("--slices", type=int, default=2, help="validation slices of each contrast, 3 at most")
+    parser.add_argument("--grid", nargs="+", metavar="KEY=V1,V2", help="settings to combine instead of the usual ones")
+    parser.add_argument("--samples", type=int, default=1, help="samples of each image")
+    parser.add_argument("--within", type=float, default=1.0, help="percent of NRMSE given for fewer evaluations")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    parser.add_argument("--write", action="store_true", help="write what was chosen into the checkpoint's card")
+    parser.set_defaults(run=_sweep)
 
 
-def words(option: str, text: str, valid: Sequence[str]) -> tuple[str, ...]:
-    """Some of the valid words with commas between them; nothing at all is an empty text."""
-    found = tuple(part for part in text.split(",") if part)
-    unknown = [word for word in found if word not in valid]
-    if unknown:
-        raise BadInputError(f"{option} {text} cannot be read: '{unknown[0]}' is none of {', '.join(valid)}")
-    return found
+def _sweep(args: argparse.Namespace) -> int:
+    from dpmrecon.options import device_of
+    from dpmrecon.prior.checkpoint import default_path, load_checkpoint
+
+    from ..data.labelmaps import SEQUENCES
+    from .sweep import Plan, sweep
+    from .validation import validation_scan
+
+    at_least(args, slices=1, samples=1)
+    paths = args.model or [default_path()]
+    if args.name == "models" and len(paths) < 2:
+        raise BadInputError("the grid `models` compares checkpoints: name at least two as --model")
+    if args.name != "models" and len(paths) > 1:
+        raise BadInputError(f"the grid `{args.name}` is for one checkpoint: name one as --model")
+    sampler, grid = GRIDS[args.name]
+    plan = Plan(
+        sampler=sampler,
+        grid=read_grid(args.grid) if args.grid else grid,
+        accelerations=numbers("--R", args.R, 2),
+        samples=args.samples,
+        seed=args.seed,
+        within=args.within / 100,
+    )
+    device = device_of(args.device)
+    contrasts = words("--contrasts", args.contrasts, sorted({s.contrast for s in SEQUENCES.values()}))
+    slices = [full for name in contrasts for full in validation_scan(args.images, name)[: args.slices]]
+    checkpoints = {path: load_checkpoint(path, device) for path in paths}
+    sweep(slices, checkpoints, plan, args.out, device, write=args.write)
+    return 0
+
+
+def add_calibrate(commands) -> None:
+    parser = add_command(
+        commands,
+        "calibrate",
+        "Settings with which the spread of the samples tells their error (V/B near 1), on the validation scans",
+        "dpmtrain calibrate --images images --grid prior_std=0.07,0.1 steps=50,100",
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
+    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
+    parser.add_argument("--grid", nargs="*", default=[], metavar="KEY=V1,V2", help="settings to combine")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--R", type=int, default=4, dest="acceleration")
+    parser.add_argument("--contrasts", default="flair,t1,t2", help="of the validation scans, with commas")
+    parser.add_argument("--slices", type=int, default=3, help="of each scan")
+    parser.add_argument("--subjects", nargs="*", default=[], metavar="NAME", help="report on these, choose nothing")
+    parser.add_argument("--write", action="store_true", help="put the best settings into the card of --model")
+    parser.set_defaults(run=_calibrate)
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from dpmrecon.prior.checkpoint import load_checkpoint, write_card
+
+    from .calibrate import calibrate
+    from .validation import subject_slices, validation_scan
+
+    if args.samples < 2 or args.slices < 1 or args.acceleration < 2:
+        raise BadInputError("--samples and --R need 2 or more, --slices 1 or more")
+    if args.write and (args.model is None or args.subjects):
+        raise BadInputError("--write needs --model, and settings chosen on the validation scans: leave --subjects out")
+    grid = read_grid(args.grid)
+    if "noise_factor" in grid:
+        raise BadInputError("noise_factor is no setting of the uncertainty mode: the noise is taken as measured")
+    if args.subjects:
+        slices = [found for name in args.subjects for found in subject_slices(args.images, name, args.slices)]
+    else:
+        names = args.contrasts.split(",")
+        slices = [found for name in names for found in validation_scan(args.images, name)[: args.slices]]
+    checkpoint = load_checkpoint(args.model)
+    chosen = calibrate(checkpoint, slices, grid, args.samples, args.acceleration, choose=not args.subjects)
+    if args.write:
+        write_card(args.model, sampling={**checkpoint.card.get("sampling", {}), "uncertainty": chosen})
+        print(f"written to the card of {args.model}")
+    return 0

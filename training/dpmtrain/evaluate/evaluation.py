@@ -5,7 +5,6 @@ model's settings are those of its card.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,40 +12,12 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import Checkpoint
 from tqdm import tqdm
 
-from .commands import CONVENTIONAL
 from .methods import Weights, own_methods, score_of
+from .plan import Condition, Plan
 from .references import ReferenceSlice
 from .report import write_report
 from .score_lines import ScoreLines
-from .scoring import Condition, Row, Undersampled
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to evaluate. calibration, scan_Rs: see Condition; samplers: of the models; samples: None is the card's
-    number; tuning_slices: validation slices of each contrast that weights are tuned on."""
-
-    accelerations: tuple[int, ...] = (4, 8)
-    masks: tuple[str, ...] = ("regular", "poisson")
-    calibration: tuple[int, ...] = (24,)
-    scan_Rs: tuple[int, ...] = (1,)
-    conventional: tuple[str, ...] = CONVENTIONAL
-    samplers: tuple[str, ...] = ("prox",)
-    samples: int | None = None
-    seed: int = 0
-    tuning_slices: int = 2
-
-    def conditions(self, own_R: int) -> list[Condition]:
-        """Those that data with R = own_R can be undersampled to, in whole multiples and along the rows alone where
-        they are not fully sampled."""
-        return [
-            Condition(mask, acceleration, lines, scan_R)
-            for scan_R in (self.scan_Rs if own_R == 1 else (own_R,))
-            for mask in self.masks
-            for lines in self.calibration
-            for acceleration in self.accelerations
-            if scan_R == 1 or (mask != "poisson" and acceleration > scan_R and acceleration % scan_R == 0)
-        ]
+from .scoring import Row, Undersampled
 
 
 def evaluate(

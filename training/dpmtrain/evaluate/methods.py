@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +14,10 @@ from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.sample import Reconstruction, Sampling, sampled
 
 from . import baselines
+from .plan import Condition, Plan
 from .references import ReferenceSlice
 from .score_lines import ScoreLines
-from .scoring import Condition, Row, Undersampled
-
-if TYPE_CHECKING:
-    from .evaluation import Plan
+from .scoring import Row, Undersampled
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Weights:
     def __init__(
         self,
         tuning: Callable[[str], list[ReferenceSlice]],
-        plan: "Plan",
+        plan: Plan,
         lines: ScoreLines,
         device: torch.device,
         shapes: list[tuple[int, ...]],
@@ -88,7 +86,7 @@ class Weights:
         return weight
 
 
-def own_methods(checkpoints: Sequence[Checkpoint], plan: "Plan", here: Undersampled) -> list[Method]:
+def own_methods(checkpoints: Sequence[Checkpoint], plan: Plan, here: Undersampled) -> list[Method]:
     """Every model with every sampler, as the product samples: with the card's settings for the contrast and R.
 
     Raises BadInputError for the uncertainty mode of a model whose card has no settings for it.

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..files import writing
 from .metrics import paired_difference
-from .score_lines import writing
 from .scoring import Row
 
 HEAD = [

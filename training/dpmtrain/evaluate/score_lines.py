@@ -1,11 +1,10 @@
 """Scores in a file of JSON lines, so that a killed run goes on where it stopped."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from dpmrecon.errors import DpmreconError
+from ..files import writing
 
 
 class ScoreLines:
@@ -52,15 +51,3 @@ def _text(key: dict) -> str:
 
 def _line(key: str, value: dict) -> str:
     return f'{{"key": {key}, "value": {json.dumps(value)}}}\n'
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Makes the folder of `path`, and says what to do where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise DpmreconError(
-            f"{path} cannot be written ({error}): what is done stays; make room and run the same command again"
-        ) from error

@@ -10,25 +10,9 @@ from dpmrecon.physics.coil_maps import estimate_coil_maps
 from dpmrecon.recon.sample import MappedSlice
 
 from .metrics import Moments, psnr, scan_factor, ssim, variance_and_error
+from .plan import Condition
 from .references import ReferenceSlice, standard_of_care
 from .undersampling import CALIBRATION_LINES, sampling_mask, undersampled, with_maps
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One way to undersample. mask: of undersampling.MASKS; R: the nominal one; calibration_lines: 0 takes the coil
-    maps from the full data; scan_R: of the data that are undersampled (further), 1 where they are fully sampled."""
-
-    mask: str
-    R: int
-    calibration_lines: int
-    scan_R: int = 1
-
-    def sampling(self) -> str:
-        """All but R, in words."""
-        text = {"regular": "1D regular", "random": "1D random", "poisson": "2D Poisson"}[self.mask]
-        text += f", ACS {self.calibration_lines}" if self.calibration_lines else ", no ACS (maps from the full data)"
-        return text + (f", of an R={self.scan_R} scan" if self.scan_R > 1 else "")
 
 
 class Undersampled:

@@ -16,12 +16,14 @@ from dpmrecon.prior.samplers import SamplerSettings, settings_from
 from dpmrecon.recon.sample import Sampling
 from tqdm import tqdm
 
+from ..files import writing
 from .methods import label_for, model_method, score_of
 from .metrics import paired_difference
+from .plan import Condition
 from .references import ReferenceSlice
 from .report import markdown
-from .score_lines import ScoreLines, writing
-from .scoring import Condition, Row, Undersampled
+from .score_lines import ScoreLines
+from .scoring import Row, Undersampled
 from .undersampling import CALIBRATION_LINES
 
 

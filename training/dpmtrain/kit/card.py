@@ -9,11 +9,11 @@ import torch
 from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dpmrecon.prior.denoiser import Denoiser
 
-from ..evaluate.evaluation import Plan
 from ..evaluate.metrics import paired_difference
+from ..evaluate.plan import Plan
 from ..evaluate.report import FEWEST
-from ..evaluate.score_lines import writing
 from ..evaluate.scoring import Row
+from ..files import writing
 from ..train.keeper import Start
 from ..train.pretrain import history_of
 from .data import PARTS, Split, hardware

@@ -22,7 +22,7 @@ from ..data.kinds import inspect
 from ..data.kspace import LARGEST_ACCELERATION
 from ..data.prepare import prepare
 from ..evaluate.references import ReferenceSlice, measured_slices
-from ..evaluate.score_lines import writing
+from ..files import writing
 
 PARTS = ("train", "validation", "test")
 FEWEST_PATIENTS = 3

@@ -12,11 +12,12 @@ from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from dpmrecon.prior.denoiser import Denoiser
 from tqdm import tqdm
 
-from ..evaluate.evaluation import Plan
 from ..evaluate.methods import own_methods, score_of
+from ..evaluate.plan import Plan
 from ..evaluate.references import ReferenceSlice
-from ..evaluate.score_lines import ScoreLines, writing
+from ..evaluate.score_lines import ScoreLines
 from ..evaluate.scoring import Row, Undersampled
+from ..files import writing
 from ..train.keeper import Start
 from ..train.train import train
 from .data import Split, patterns

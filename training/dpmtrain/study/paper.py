@@ -6,49 +6,28 @@ zeta of DPS against R (figure 5). Every arm is a small recipe; `paper` trains wh
 checkpoint on patient09 and a held-out label map, and scores the chosen ones on patient12.
 """
 
-import argparse
 from pathlib import Path
 
-from dpmrecon.cli import add_command
+import torch
 from dpmrecon.errors import BadInputError
 
-
-def add_paper(commands) -> None:
-    parser = add_command(
-        commands,
-        "paper",
-        "The source paper's experiments in kind: train every arm, choose, test; hours, resumable",
-        "dpmtrain paper --data prepared --images images --run runs/paper --out training/reports/paper",
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--run", type=Path, required=True, dest="folder", help="arms and scores; gone on with if there")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the table and the figures")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: all)")
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    from ..data.dataset import read_manifest
-
-    read_manifest(args.data)
-    for subject in ("patient09", "patient12"):
-        if not list(args.images.glob(f"open_ms/{subject}/*_FLAIR.nii.gz")):
-            raise BadInputError(
-                f"{args.images} has no open_ms/{subject}/ with a FLAIR volume: give the folder with open_ms/"
-            )
-    paper(args.data, args.images, args.folder, args.out, args.threads)
-    return 0
+from ..data.dataset import read_manifest
+from .arms import ARMS, candidates, trained
+from .report import write_report
+from .scores import CHOSEN_AT, Results, best_candidate, score_test, score_validation, score_zeta
 
 
 def paper(prepared: Path, images: Path, run: Path, out: Path, threads: int | None) -> None:
-    """Train, choose, test; write table.csv, table.md and the figures to `out`. Resumable at every step."""
-    import torch
+    """Train, choose, test; write table.csv, table.md and the figures to `out`. Resumable at every step.
 
-    from .arms import ARMS, candidates, trained
-    from .report import write_report
-    from .scores import CHOSEN_AT, Results, best_candidate, score_test, score_validation, score_zeta
-
+    Raises BadInputError where the prepared slices, or images to choose and to test on, are missing.
+    """
+    read_manifest(prepared)
+    for subject in ("patient09", "patient12"):
+        if not list(images.glob(f"open_ms/{subject}/*_FLAIR.nii.gz")):
+            raise BadInputError(
+                f"{images} has no open_ms/{subject}/ with a FLAIR volume: give the folder with open_ms/"
+            )
     if threads:
         torch.set_num_threads(threads)
     run.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 from dpmrecon.errors import BadInputError, DpmreconError
 
+from ..arguments import at_least
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of every command that trains."""
@@ -31,10 +33,7 @@ def launch(command: Callable[[argparse.Namespace], int], args: argparse.Namespac
     if args.device == "cuda" and not gpus:
         raise BadInputError("--device is cuda, and this machine has no GPU that torch can use: leave it out")
     processes = args.processes or max(gpus, 1)
-    for name, smallest in (("processes", 1), ("workers", 0), ("threads", 1)):
-        value = getattr(args, name)
-        if value is not None and value < smallest:
-            raise BadInputError(f"--{name} is {value}: give {smallest} or more")
+    at_least(args, processes=1, workers=0, threads=1)
     if gpus and processes > gpus:
         raise BadInputError(f"--processes is {processes}, and this machine has {gpus} GPUs: give at most as many")
     if processes == 1 or "WORLD_SIZE" in os.environ:

@@ -3,79 +3,20 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dpmrecon.cli import add_command
 from dpmrecon.errors import BadInputError
+from dpmrecon.prior.checkpoint import save_checkpoint
 
-from ..evaluate.score_lines import writing
-from . import launch
-
-if TYPE_CHECKING:
-    from .keeper import Start
-
-
-def add_pretrain(commands) -> None:
-    parser = add_command(
-        commands,
-        "pretrain",
-        "Train a denoiser, or go on where the run stopped",
-        "dpmtrain pretrain training/recipes/default.toml --data prepared --run runs/default --out model.safetensors",
-    )
-    _add_arguments(parser)
-    parser.add_argument("--start", type=Path, help="model, or folder of a run, to go on from (default: random weights)")
-    parser.set_defaults(run=_run, kind="pretrain")
-
-
-def add_finetune(commands) -> None:
-    parser = add_command(
-        commands,
-        "finetune",
-        "Fine-tune all weights of a model for one contrast",
-        "dpmtrain finetune training/recipes/finetune.toml --start model.safetensors --data prepared --run runs/flair "
-        "--out flair.safetensors",
-    )
-    _add_arguments(parser)
-    parser.add_argument(
-        "--start",
-        type=Path,
-        required=True,
-        help="model (.safetensors), or the folder of its run, whose optimizer goes on as well",
-    )
-    parser.set_defaults(run=_run, kind="finetune")
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
-    parser.add_argument("--run", type=Path, required=True, dest="folder", help="state and log; gone on with if there")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
-    launch.add_arguments(parser)
-
-
-def _run(args: argparse.Namespace) -> int:
-    """All that can be found wrong before several processes begin is found here."""
-    from ..data.dataset import read_manifest
-    from .keeper import read_start
-    from .recipe import read_recipe
-
-    recipe = read_recipe(args.recipe, args.kind)
-    read_manifest(args.data)
-    if args.out.suffix != ".safetensors":
-        raise BadInputError(f"--out is {args.out}: give a name that ends in .safetensors")
-    if args.start is not None:
-        completed(recipe, read_start(args.start))
-    return launch.launch(run, args)
+from ..data.dataset import PreparedSlices, read_manifest
+from ..files import writing
+from .keeper import Start, read_start, read_state
+from .recipe import read_recipe
+from .train import Stopped, train
 
 
 def run(args: argparse.Namespace) -> int:
     """The command in one process."""
-    from dpmrecon.prior.checkpoint import save_checkpoint
-
-    from .keeper import read_start
-    from .recipe import read_recipe
-    from .train import Stopped, train
-
     start = None if args.start is None else read_start(args.start)
     recipe = completed(read_recipe(args.recipe, args.kind), start)
     try:
@@ -98,7 +39,7 @@ def _is_first() -> bool:
     return PartialState().is_main_process
 
 
-def completed(recipe: dict, start: "Start | None") -> dict:
+def completed(recipe: dict, start: Start | None) -> dict:
     """The recipe with the start's model and sampling where it has none of its own.
 
     Fine-tuning: the target's slot takes the target's label. Raises BadInputError where recipe and start do not fit.
@@ -130,10 +71,8 @@ def target_labels(labels: list[str], label: str, slot: str) -> list[str]:
     return [label if name == slot else name for name in labels]
 
 
-def card(recipe: dict, data: Path, folder: Path, start: "Start | None") -> dict[str, Any]:
+def card(recipe: dict, data: Path, folder: Path, start: Start | None) -> dict[str, Any]:
     """What the card says of this training; `folder`: of the run, which has finished."""
-    from .keeper import read_state
-
     settings, history = recipe["train"], history_of(recipe, start)
     plans = read_state(folder / "state.pt")["plans"]
     if len(plans) > 1:
@@ -141,7 +80,7 @@ def card(recipe: dict, data: Path, folder: Path, start: "Start | None") -> dict[
     return {"recipe": settings, "history": history, "sampling": recipe["sampling"], "data": data_card(data, settings)}
 
 
-def history_of(recipe: dict, start: "Start | None") -> dict[str, Any]:
+def history_of(recipe: dict, start: Start | None) -> dict[str, Any]:
     """What the weights have gone through; of a start, what its card says of that."""
     settings = recipe["train"]
     before = start.history.get("images", 0) if start is not None and isinstance(start.history, dict) else 0
@@ -168,8 +107,6 @@ def history_of(recipe: dict, start: "Start | None") -> dict[str, Any]:
 
 def data_card(data: Path, settings: dict) -> dict[str, Any]:
     """Sources, licences and subjects of the volumes that the recipe takes, and who was left out."""
-    from ..data.dataset import PreparedSlices, read_manifest
-
     volumes = PreparedSlices(data, settings["real_fraction"], settings["volumes"]).volumes
 
     def distinct(key: str) -> list[str]:

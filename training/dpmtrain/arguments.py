@@ -1,0 +1,52 @@
+"""What the options of commands say, and what is wrong with them."""
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Sequence
+
+from dpmrecon.errors import BadInputError
+
+
+def at_least(args: argparse.Namespace, **least: int) -> None:
+    """Raises BadInputError for the first of the named options that is below its smallest value."""
+    for name, smallest in least.items():
+        value = getattr(args, name)
+        if value is not None and value < smallest:
+            raise BadInputError(f"--{name.replace('_', '-')} is {value}: give {smallest} or more")
+
+
+def numbers(option: str, text: str, least: int) -> tuple[int, ...]:
+    """Whole numbers with commas between them."""
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < least:
+        raise BadInputError(f"{option} {text} cannot be read: give whole numbers of {least} or more, with commas")
+    return found
+
+
+def words(option: str, text: str, valid: Sequence[str]) -> tuple[str, ...]:
+    """Some of the valid words with commas between them; nothing at all is an empty text."""
+    found = tuple(part for part in text.split(",") if part)
+    unknown = [word for word in found if word not in valid]
+    if unknown:
+        raise BadInputError(f"{option} {text} cannot be read: '{unknown[0]}' is none of {', '.join(valid)}")
+    return found
+
+
+def read_grid(texts: list[str]) -> dict[str, list]:
+    """KEY=V1,V2 ... as JSON values, .5 as well. Raises BadInputError where it cannot be read."""
+    try:
+        pairs = [text.split("=") for text in texts]
+        zero = re.compile(r"(?<!\d)\.")
+        return {key: [json.loads(zero.sub("0.", value)) for value in values.split(",")] for key, values in pairs}
+    except ValueError as error:
+        raise BadInputError(f"--grid {' '.join(texts)} cannot be read: write KEY=V1,V2 ...") from error
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,65 @@
+"""`dpmtrain prepare`: scans, images and label maps to one prepared form."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from dpmrecon.cli import add_command
+from dpmrecon.errors import BadInputError
+
+from ..arguments import at_least, cores
+from .open_sets import HELD_OUT
+
+
+def add_prepare(commands) -> None:
+    parser = add_command(
+        commands,
+        "prepare",
+        "Scans, images and label maps to prepared slices: fastMRI, ISMRMRD, DICOM, NIfTI, label maps (NIfTI, named "
+        "*seg* or *label*). Exit code 3: some inputs were left out, each is named; 2: none could be used. Run again "
+        "after an interruption: what is done is kept.",
+        "dpmtrain prepare scans/ more/patient7.h5 --out prepared --exclude patient3 patient5",
+    )
+    parser.add_argument(
+        "inputs",
+        type=Path,
+        nargs="+",
+        help="files and folders. The subject is the patient ID in the header (as a pseudonym); without one the first "
+        "folder below the input, else the file's name without its contrast",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the prepared slices")
+    parser.add_argument(
+        "--exclude",
+        nargs="*",
+        metavar="SUBJECT",
+        default=[],
+        help="subjects or patient IDs to leave out, all their scans. Of the open sets "
+        f"{', '.join(HELD_OUT)} are always left out: they are for validation and test",
+    )
+    parser.add_argument(
+        "--contrast", metavar="LABEL", help="of all inputs, such as flair (default: what each says of itself)"
+    )
+    parser.add_argument("--drop-last", type=int, default=5, help="slices at the end of a fastMRI volume to leave out")
+    parser.add_argument("--slices", type=int, default=24, help="slices to simulate for a label map and contrast")
+    parser.add_argument("--seed", type=int, default=0, help="of the simulation")
+    parser.add_argument("--source", default="own data", help="of inputs that are no known open set, for the card")
+    parser.add_argument("--licence", default="not stated", help="of inputs that are no known open set, for the card")
+    parser.add_argument("--jobs", type=int, default=cores(), help="processes (default: %(default)s, the cores here)")
+    parser.set_defaults(run=_prepare)
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from dpmrecon.prior.denoiser import CONTRAST_LABELS
+
+    from .items import Settings
+    from .prepare import prepare
+
+    at_least(args, jobs=1, slices=1, drop_last=0, seed=0)
+    if args.contrast not in (None, *CONTRAST_LABELS):
+        raise BadInputError(f"--contrast is {args.contrast}: give one of {', '.join(CONTRAST_LABELS)}")
+    settings = Settings(args.contrast, args.drop_last, args.slices, args.seed, args.source, args.licence)
+    try:
+        return prepare(args.inputs, args.out, settings, args.exclude, args.jobs)
+    except KeyboardInterrupt:
+        print("dpmtrain: interrupted; the volumes that are done stay: run the same command again", file=sys.stderr)
+        return 130

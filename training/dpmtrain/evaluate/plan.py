@@ -1,0 +1,50 @@
+"""What is evaluated: ways to undersample a slice, and what to compare in each of them."""
+
+from dataclasses import dataclass
+
+CONVENTIONAL = ("zero-filled", "CG-SENSE", "L1-wavelet")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to undersample. mask: of undersampling.MASKS; R: the nominal one; calibration_lines: 0 takes the coil
+    maps from the full data; scan_R: of the data that are undersampled (further), 1 where they are fully sampled."""
+
+    mask: str
+    R: int
+    calibration_lines: int
+    scan_R: int = 1
+
+    def sampling(self) -> str:
+        """All but R, in words."""
+        text = {"regular": "1D regular", "random": "1D random", "poisson": "2D Poisson"}[self.mask]
+        text += f", ACS {self.calibration_lines}" if self.calibration_lines else ", no ACS (maps from the full data)"
+        return text + (f", of an R={self.scan_R} scan" if self.scan_R > 1 else "")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to evaluate. calibration, scan_Rs: see Condition; samplers: of the models; samples: None is the card's
+    number; tuning_slices: validation slices of each contrast that weights are tuned on."""
+
+    accelerations: tuple[int, ...] = (4, 8)
+    masks: tuple[str, ...] = ("regular", "poisson")
+    calibration: tuple[int, ...] = (24,)
+    scan_Rs: tuple[int, ...] = (1,)
+    conventional: tuple[str, ...] = CONVENTIONAL
+    samplers: tuple[str, ...] = ("prox",)
+    samples: int | None = None
+    seed: int = 0
+    tuning_slices: int = 2
+
+    def conditions(self, own_R: int) -> list[Condition]:
+        """Those that data with R = own_R can be undersampled to, in whole multiples and along the rows alone where
+        they are not fully sampled."""
+        return [
+            Condition(mask, acceleration, lines, scan_R)
+            for scan_R in (self.scan_Rs if own_R == 1 else (own_R,))
+            for mask in self.masks
+            for lines in self.calibration
+            for acceleration in self.accelerations
+            if scan_R == 1 or (mask != "poisson" and acceleration > scan_R and acceleration % scan_R == 0)
+        ]

@@ -1,0 +1,88 @@
+"""`dpmtrain pretrain`, `finetune` and `throughput`: a recipe is trained, or timed."""
+
+import argparse
+from pathlib import Path
+
+from dpmrecon.cli import add_command
+from dpmrecon.errors import BadInputError
+
+from ..arguments import at_least
+from . import launch
+
+
+def add_pretrain(commands) -> None:
+    parser = add_command(
+        commands,
+        "pretrain",
+        "Train a denoiser, or go on where the run stopped",
+        "dpmtrain pretrain training/recipes/default.toml --data prepared --run runs/default --out model.safetensors",
+    )
+    _add_arguments(parser)
+    parser.add_argument("--start", type=Path, help="model, or folder of a run, to go on from (default: random weights)")
+    parser.set_defaults(run=_train, kind="pretrain")
+
+
+def add_finetune(commands) -> None:
+    parser = add_command(
+        commands,
+        "finetune",
+        "Fine-tune all weights of a model for one contrast",
+        "dpmtrain finetune training/recipes/finetune.toml --start model.safetensors --data prepared --run runs/flair "
+        "--out flair.safetensors",
+    )
+    _add_arguments(parser)
+    parser.add_argument(
+        "--start",
+        type=Path,
+        required=True,
+        help="model (.safetensors), or the folder of its run, whose optimizer goes on as well",
+    )
+    parser.set_defaults(run=_train, kind="finetune")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
+    parser.add_argument("--run", type=Path, required=True, dest="folder", help="state and log; gone on with if there")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
+    launch.add_arguments(parser)
+
+
+def _train(args: argparse.Namespace) -> int:
+    """All that can be found wrong before several processes begin is found here."""
+    from ..data.dataset import read_manifest
+    from .keeper import read_start
+    from .pretrain import completed, run
+    from .recipe import read_recipe
+
+    recipe = read_recipe(args.recipe, args.kind)
+    read_manifest(args.data)
+    if args.out.suffix != ".safetensors":
+        raise BadInputError(f"--out is {args.out}: give a name that ends in .safetensors")
+    if args.start is not None:
+        completed(recipe, read_start(args.start))
+    return launch.launch(run, args)
+
+
+def add_throughput(commands) -> None:
+    parser = add_command(
+        commands,
+        "throughput",
+        "Images a second and share of the time waiting for data, without and with loader processes",
+        "dpmtrain throughput training/recipes/default.toml --data prepared --steps 20 --workers 2",
+    )
+    parser.add_argument("recipe", type=Path, help="of `pretrain`")
+    parser.add_argument("--data", type=Path, help="folder that `prepare` wrote; without it only the size is printed")
+    parser.add_argument("--steps", type=int, default=20, help="counted ones, on the recipe's last crop (default: 20)")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes of the second row (default: 2)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: all)")
+    parser.set_defaults(run=_throughput)
+
+
+def _throughput(args: argparse.Namespace) -> int:
+    from .throughput import throughput
+
+    at_least(args, steps=1, workers=0)
+    throughput(args.recipe, args.data, args.steps, args.workers, args.device, args.threads)
+    return 0
