@@ -24,10 +24,11 @@ demo: .venv/runtime
 test: .venv/dev
 	$(BIN)/python -m pytest -q
 
-# format, lint, types and tests: what CI runs
+# format, lint, arrows between modules, types and tests: what CI runs
 check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy gadgets/dpmrecon training/dpmtrain
 	$(BIN)/python -m pytest -q
 
