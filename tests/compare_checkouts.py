@@ -38,6 +38,7 @@ def replayed(checkout: Path, scan: Path, out: Path, options: list[str]) -> Resul
         for name in sorted(file["dataset"]):
             if name.startswith("image_"):
                 found[name] = file[f"dataset/{name}/data"][:]
+                found[f"{name} heads"] = file[f"dataset/{name}/header"][:].view(np.uint8)
     for path in sorted((out / "dicom").rglob("*.dcm")):
         image = dcmread(path)
         found[f"{path.relative_to(out)} pixels"] = image.pixel_array

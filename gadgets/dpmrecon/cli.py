@@ -47,7 +47,6 @@ def add_command(commands, name: str, summary: str, example: str) -> argparse.Arg
 
 
 def _add_replay(commands) -> None:
-    from .dicom import folder as archive
     from .options import add_arguments
 
     parser = add_command(
@@ -59,48 +58,70 @@ def _add_replay(commands) -> None:
     parser.add_argument("scan", type=Path, help="ISMRMRD file with raw acquisitions")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     add_arguments(parser)
-    archive.add_arguments(parser)
+    parser.add_argument("--anonymize", action="store_true", help="no patient and study data in what is written")
+    parser.add_argument("--conventional", action="store_true", help="the CG-SENSE image of every slice as well")
+    parser.add_argument("--image-type", metavar="TAG", default="DPM", help="last value of ImageType (default: DPM)")
+    parser.add_argument(
+        "--b-values",
+        metavar="COUNTER:B0,B1,...",
+        help="s/mm^2 for each value of the counter that carries them (default: from the scan's header)",
+    )
     parser.add_argument("--truth", type=Path, help=".npy (slices, rows, cols) to score and show errors against")
     parser.add_argument("--mask", type=Path, help=".npy, where to score")
     parser.set_defaults(run=_replay)
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from . import options
-    from .dicom import folder as archive
-    from .mrd.header import acceleration, open_scan
-    from .replay import replay
+    from tqdm import tqdm
 
-    values = options.from_arguments(args)
-    checkpoint, device = options.load(values)
+    from .dicom.write import DicomOptions
+    from .mrd.file import open_scan
+    from .mrd.header import acceleration
+    from .options import from_arguments
+    from .output.images_file import Outputs
+    from .output.maps import weighting_from_text
+    from .output.report import described
+    from .recon.plan import contrast_of, load, sampling_of
+    from .replay import Progress, replay
+
+    options = from_arguments(args)
+    dicom = DicomOptions(args.anonymize, args.image_type)
+    weighting = None if args.b_values is None else weighting_from_text(args.b_values)
     with open_scan(args.scan) as scan:
-        contrast = options.contrast_of(values, checkpoint, scan.header)
-        sampling = options.sampling_of(values, checkpoint, device, contrast, acceleration(scan.header))
-    if contrast is None:
-        print("dpmrecon: the protocol names no known contrast: the unlabelled prior is used", file=sys.stderr)
-    outputs, dicom, stated = archive.from_arguments(args)
-    code = replay(
-        args.scan,
-        args.out,
-        checkpoint,
-        contrast,
-        sampling,
-        device,
-        combine_averages=args.combine_averages,
-        truth=args.truth,
-        mask=args.mask,
-        outputs=outputs,
-        started=args.started,
-    )
-    for line in archive.write_archive(args.out, args.scan, dicom, stated, combine_averages=args.combine_averages):
-        print(f"dpmrecon: {line}", file=sys.stderr)
+        checkpoint, device = load(options)
+        contrast = contrast_of(options, checkpoint, scan.header)
+        sampling = sampling_of(options, checkpoint, device, contrast, acceleration(scan.header))
+        if contrast is None:
+            print("dpmrecon: the protocol names no known contrast: the unlabelled prior is used", file=sys.stderr)
+        evaluations = scan.n_images(options.combine_averages) * sampling.samples * sampling.settings.steps
+        with tqdm(total=None if sampling.deadline else evaluations, unit="eval", smoothing=0.05) as bar:
+            report = replay(
+                scan,
+                args.out,
+                checkpoint,
+                contrast,
+                sampling,
+                device,
+                outputs=Outputs(args.conventional, args.anonymize),
+                dicom=dicom,
+                weighting=weighting,
+                combine_averages=options.combine_averages,
+                truth=args.truth,
+                mask=args.mask,
+                progress=Progress(bar.update, lambda item: bar.write(described(item))),
+                started=args.started,
+            )
+    if report.nrmse is not None:
+        print("NRMSE:", ", ".join(f"{name} {found['mean']:.4f}" for name, found in report.nrmse.items()))
+    for note in report.notes:
+        print(f"dpmrecon: {note}", file=sys.stderr)
     written = [name for name in ("images.h5", "dicom/", "preview.png", "report.json") if (args.out / name).exists()]
     print(f"{args.out}/{', '.join(written)}")
     if sampling.deadline is not None:
         seconds = time.monotonic() - args.started
         word = "kept" if seconds <= sampling.deadline else "MISSED"
         print(f"deadline of {sampling.deadline:g} s {word}: {seconds:.1f} s", file=sys.stderr)
-    return code
+    return report.exit_code
 
 
 def _add_simulate(commands) -> None:

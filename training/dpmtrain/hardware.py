@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from dpmrecon.prior.denoiser import Denoiser, synchronize
+from dpmrecon.device import synchronize
+from dpmrecon.prior.denoiser import Denoiser
 from torch.utils.flop_counter import FlopCounterMode
 
 

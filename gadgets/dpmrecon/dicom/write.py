@@ -6,7 +6,6 @@ Nothing of the clock or of chance is in the files: the same scan and options giv
 """
 
 import datetime
-import hashlib
 import json
 import re
 import uuid
@@ -20,7 +19,7 @@ import numpy as np
 
 from ..errors import BadInputError
 from ..mrd.geometry import Plane, plane_of_mrd
-from ..mrd.header import read_header
+from ..mrd.header import Header, read_header
 from ..output.maps import Weighting
 
 LARGEST_STORED = 65535
@@ -56,7 +55,7 @@ class _Image:
     """One image of a series without its pixels."""
 
     index: int
-    head: Any
+    head: ismrmrd.ImageHeader
     meta: dict[str, Any]
     plane: Plane
     shape: tuple[int, int]
@@ -66,15 +65,6 @@ class _Image:
         """By counters, then by place along the slice direction."""
         counters = tuple(int(getattr(self.head, name)) for name in COUNTERS)
         return (*counters, round(float(self.plane.first @ self.plane.normal), 3), self.index)
-
-
-def scan_digest(path: Path) -> str:
-    """SHA-256 of a scan file, hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_dicom(
@@ -87,7 +77,7 @@ def write_dicom(
 ) -> list[Path]:
     """Write every image series of `images` (images.h5) to folder/NUMBER_KIND/IMnnnn.dcm; returns the files.
 
-    digest: of the scan, see `scan_digest`; run: what else decides the images (JSON values: model, sampler, seed ...).
+    digest: of the scan, see `Scan.digest`; run: what else decides the images (JSON values: model, sampler, seed ...).
     Both make the UIDs. weighting: of a diffusion scan, for the b-value of each image. Raises BadInputError, in one
     sentence, where the headers hold no geometry or nothing can be written.
     """
@@ -132,7 +122,7 @@ def _pixels(image: ismrmrd.Image) -> np.ndarray:
 def _write_series(
     dataset: ismrmrd.Dataset,
     name: str,
-    header: Any,
+    header: Header,
     folder: Path,
     digest: str,
     run: dict[str, Any],
@@ -186,7 +176,7 @@ def _write_series(
     return files
 
 
-def _common(header: Any, digest: str, options: DicomOptions) -> Any:
+def _common(header: Header, digest: str, options: DicomOptions) -> Any:
     """What all images of all series of a scan share: patient, study, frame of reference, equipment, sequence."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
@@ -267,7 +257,7 @@ def _common(header: Any, digest: str, options: DicomOptions) -> Any:
     return file
 
 
-def _add_sequence(file: Any, header: Any) -> None:
+def _add_sequence(file: Any, header: Header) -> None:
     sequence, encoding = header.sequenceParameters, header.encoding[0]
     kind = str(getattr(sequence, "sequence_type", None) or "").lower()
     scanning = next((code for pattern, code in _SEQUENCES if re.search(pattern, kind)), "RM")
@@ -289,7 +279,7 @@ def _add_sequence(file: Any, header: Any) -> None:
         file.SequenceName = _text(header.measurementInformation.sequenceName, 16)
 
 
-def _file(common: Any, image: _Image, header: Any, kind: str) -> Any:
+def _file(common: Any, image: _Image, header: Header, kind: str) -> Any:
     """The DICOM data set of one image, without pixels, numbers and UIDs of its own."""
     from copy import deepcopy
 
@@ -297,8 +287,8 @@ def _file(common: Any, image: _Image, header: Any, kind: str) -> Any:
 
     file = FileDataset("", deepcopy(common), file_meta=deepcopy(common.file_meta), preamble=b"\0" * 128)
     meta, plane = image.meta, image.plane
-    fallback = str(meta.get("dpmrecon_fallback", "none"))
-    file.ImageType = ["DERIVED", "PRIMARY", "OTHER", kind if fallback == "none" else FALLBACK_TAG]
+    fallback = meta.get("dpmrecon_fallback")
+    file.ImageType = ["DERIVED", "PRIMARY", "OTHER", kind if fallback is None else FALLBACK_TAG]
     file.ImagePositionPatient = [_decimal(value) for value in plane.first]
     file.ImageOrientationPatient = [_decimal(value) for value in (*plane.along_columns, *plane.along_rows)]
     file.PixelSpacing = [_decimal(value) for value in plane.spacing_mm]
@@ -333,7 +323,7 @@ def _derivation(meta: dict[str, Any]) -> str:
         f"Reconstructed from k-space by dpmrecon {of('version')}: {how}; "
         f"data residual {of('residual')} times the noise."
     )
-    if of("fallback") != "none":
+    if "dpmrecon_fallback" in meta:
         text += f" CG-SENSE FALLBACK: {of('fallback')}."
     if "dpmrecon_map" in meta:
         text += f" Computed from these images: {of('map')}."

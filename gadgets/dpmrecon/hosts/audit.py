@@ -27,6 +27,7 @@ from ..errors import BadInputError
 if TYPE_CHECKING:
     import torch
 
+    from ..mrd.header import Header
     from ..prior.checkpoint import Checkpoint
 
 log = logging.getLogger("dpmrecon")
@@ -135,11 +136,8 @@ def origin(checkpoint: "Checkpoint", device: "torch.device") -> dict[str, Any]:
     }
 
 
-def header_digest(header: Any) -> dict[str, Any]:
-    """How a scan was acquired, in numbers, and a hash of those parts of its header that name nobody.
-
-    header: an ismrmrd.xsd object.
-    """
+def header_digest(header: "Header") -> dict[str, Any]:
+    """How a scan was acquired, in numbers, and a hash of those parts of its header that name nobody."""
     from ..mrd.header import acceleration
 
     encodings = [dataclasses.asdict(encoding) for encoding in header.encoding]

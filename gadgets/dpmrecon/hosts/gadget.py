@@ -17,17 +17,19 @@ from typing import Any
 
 def reconstruct(connection: Any) -> None:
     """Serve one scan on `connection`, a gadgetron.external.Connection, which says CLOSE once we return."""
-    from .. import options
+    from ..options import from_properties
+    from .adapters import Gadgetron
     from .audit import VARIABLE, AuditLog
-    from .session import Engine, Gadgetron, Session
+    from .byte_stream import SocketStream
+    from .engine import Engine
+    from .session import Session
     from .wire import Wire
 
-    host, peer = Gadgetron(), Wire(connection.socket.socket)
+    host, peer = Gadgetron(), Wire(SocketStream(connection.socket.socket))
     config, header = bytes(connection.raw_bytes.config), bytes(connection.raw_bytes.header)
 
     def load() -> Engine:
-        values = options.from_properties(config)
-        return Engine(*options.load(values), defaults=values)
+        return Engine.of(from_properties(config))
 
     audit = AuditLog(Path(os.environ[VARIABLE])) if os.environ.get(VARIABLE) else None
     Session(peer, load, host, audit).run(lambda peer: (host, config, header))
@@ -41,7 +43,7 @@ def _leave(peer: Any) -> None:
 
     with contextlib.suppress(DpmreconError, OSError):
         peer.send_close()
-        peer.socket.close()
+        peer.close()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -13,18 +13,19 @@ import ismrmrd
 import numpy as np
 import torch
 
+from ..data import LostSlice, Slice, SliceKey
 from ..errors import BadInputError, UnsupportedScanError
-from ..mrd import header as mrd
-from ..mrd.collect import (
-    EDGE_MARGIN,
-    FEWEST_CALIBRATION_LINES,
-    LostSlice,
-    Slice,
-    SliceKey,
-    central_block,
-    completeness,
-    without_oversampling,
+from ..mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, completeness
+from ..mrd.header import (
+    Header,
+    acceleration,
+    calibration_is_separate,
+    check_supported,
+    encoded_grid,
+    line_limits,
 )
+from ..mrd.lines import EDGE_MARGIN, GHOST_CORRECTION, NOISE, LineHeader, LineHeaders
+from ..physics.fourier import without_oversampling
 from ..physics.noise import estimated_sigma
 from .wire import ReconBit, ReconBuffer
 
@@ -32,13 +33,16 @@ from .wire import ReconBit, ReconBuffer
 KSPACE_SHARE = 0.75
 
 
-def slices_of(bits: Iterable[ReconBit], header: Any) -> Iterator[Slice | LostSlice]:
+def slices_of(
+    bits: Iterable[ReconBit], header: Header, line_headers: LineHeaders | None = None
+) -> Iterator[Slice | LostSlice]:
     """Every slice of a stream of ReconBit, complete ones as Slice, others as LostSlice with the lines got and needed.
 
-    header: ismrmrd.xsd header. Raises BadInputError and UnsupportedScanError, in one sentence, for data that cannot
-    be used, and when no slice came at all.
+    line_headers: gets that of the line nearest the k-space centre of each slice, before the slice leaves. Raises
+    BadInputError and UnsupportedScanError, in one sentence, for data that cannot be used, and when no slice came.
     """
     epi = _check_supported(header)
+    line_headers = {} if line_headers is None else line_headers
     came = False
     for bit in bits:
         if bit.data.data.size == 0:  # calibration alone
@@ -49,7 +53,7 @@ def slices_of(bits: Iterable[ReconBit], header: Any) -> Iterator[Slice | LostSli
                 "([E0,E1,E2,CHA,N,S,LOC]) are needed, as BucketToBufferGadget makes them"
             )
         for index in np.ndindex(bit.data.data.shape[4:]):
-            item = _slice(bit, index, header, epi)
+            item = _slice(bit, index, header, line_headers, epi)
             if item is not None:
                 came = True
                 yield item
@@ -57,7 +61,7 @@ def slices_of(bits: Iterable[ReconBit], header: Any) -> Iterator[Slice | LostSli
         raise BadInputError("no image lines came: the chain in front of this gadget lost them, or the scan holds none")
 
 
-def _check_supported(header: Any) -> bool:
+def _check_supported(header: Header) -> bool:
     """Refuse what we cannot reconstruct; whether the scan is EPI, which is fine after Gadgetron's EPI gadgets."""
     trajectory = header.encoding[0].trajectory
     epi = str(getattr(trajectory, "value", trajectory)) == "epi"
@@ -65,14 +69,16 @@ def _check_supported(header: Any) -> bool:
         header = dataclasses.replace(
             header, encoding=[dataclasses.replace(header.encoding[0], trajectory=None), *header.encoding[1:]]
         )
-    mrd.check_supported(header)
+    check_supported(header)
     return epi
 
 
-def _slice(bit: ReconBit, index: tuple[int, ...], header: Any, epi: bool) -> Slice | LostSlice | None:
+def _slice(
+    bit: ReconBit, index: tuple[int, ...], header: Header, line_headers: LineHeaders, epi: bool
+) -> Slice | LostSlice | None:
     """The slice at (n, s, loc) = index; None where nothing was acquired."""
-    rows, cols = mrd.encoded_grid(header)
-    limits = mrd.line_limits(header)
+    rows, cols = encoded_grid(header)
+    limits = line_limits(header)
     headers = _headers(bit.data, index)
     if not headers:
         return None
@@ -80,7 +86,7 @@ def _slice(bit: ReconBit, index: tuple[int, ...], header: Any, epi: bool) -> Sli
     lines = _lines(bit.data, index, headers)
     if lines.shape[1] < rows:  # without parallel imaging only the announced lines have a place
         lines = np.pad(lines, ((0, 0), (0, rows - lines.shape[1]), (0, 0)))
-    separate = mrd.calibration_is_separate(header)
+    separate = calibration_is_separate(header)
     calibration, ref_headers = None, {}
     if bit.ref is not None and bit.ref.data.size:
         ref_headers = _headers(bit.ref, index)
@@ -100,15 +106,16 @@ def _slice(bit: ReconBit, index: tuple[int, ...], header: Any, epi: bool) -> Sli
     key = SliceKey(
         *(getattr(counters, name) for name in ("slice", "contrast", "phase", "set", "repetition", "average"))
     )
+    line_headers[key] = LineHeader.of(line_header)
     numbers = np.flatnonzero(acquired) + limits.center - rows // 2
-    acceleration, needed, gap = completeness(numbers, limits, mrd.acceleration(header))
+    factor, needed, gap = completeness(numbers, limits, acceleration(header))
     if not acquired.any():
-        return LostSlice(key, "all samples of its lines are zero", line_header)
+        return LostSlice(key, "all samples of its lines are zero")
     if gap is not None:
-        return LostSlice(key, gap, line_header)
+        return LostSlice(key, gap)
     for part, name in ((lines, "lines"), (calibration, "calibration lines")):
         if part is not None and not np.isfinite(part.view(np.float32)).all():
-            return LostSlice(key, f"its {name} hold NaN or infinite values", line_header)
+            return LostSlice(key, f"its {name} hold NaN or infinite values")
     columns = _columns(lines, oversampled=header.encoding[0].encodedSpace.matrixSize.x > cols)
     mask = torch.from_numpy(np.outer(acquired, columns).astype(np.float32))
     kspace = torch.from_numpy(lines) * mask
@@ -120,10 +127,10 @@ def _slice(bit: ReconBit, index: tuple[int, ...], header: Any, epi: bool) -> Sli
         # noise adjustment leaves a level that depends on the receiver's bandwidth: it is measured, not assumed
         sigma_n=estimated_sigma(kspace, mask),
         noise_source="k-space periphery",
-        header=line_header,
-        acceleration=float(acceleration),
+        acceleration=float(factor),
         n_lines_got=int(acquired.sum()),
         n_lines_needed=needed,
+        seed_key=key.seed_key,
     )
 
 
@@ -138,9 +145,9 @@ def _headers(buffer: ReconBuffer, index: tuple[int, ...]) -> dict[int, ismrmrd.A
     return {position: head for position, head in enumerate(buffer.headers[place]) if head.number_of_samples > 0}
 
 
-def _rows(headers: dict[int, ismrmrd.AcquisitionHeader], header: Any) -> list[int]:
+def _rows(headers: dict[int, ismrmrd.AcquisitionHeader], header: Header) -> list[int]:
     """Rows of the encoded matrix that the lines' own counters tell."""
-    offset = mrd.encoded_grid(header)[0] // 2 - mrd.line_limits(header).center
+    offset = encoded_grid(header)[0] // 2 - line_limits(header).center
     return sorted(head.idx.kspace_encode_step_1 + offset for head in headers.values())
 
 
@@ -160,8 +167,8 @@ def _cut(n_samples: int, headers: dict[int, ismrmrd.AcquisitionHeader]) -> tuple
     return 0, 0
 
 
-def _check_chain(bit: ReconBit, headers: dict[int, ismrmrd.AcquisitionHeader], header: Any, epi: bool) -> None:
-    rows, cols = mrd.encoded_grid(header)
+def _check_chain(bit: ReconBit, headers: dict[int, ismrmrd.AcquisitionHeader], header: Header, epi: bool) -> None:
+    rows, cols = encoded_grid(header)
     n_samples, n_lines, partitions = bit.data.data.shape[:3]
     n_samples += sum(_cut(n_samples, headers))
     if partitions > 1:
@@ -178,7 +185,7 @@ def _check_chain(bit: ReconBit, headers: dict[int, ismrmrd.AcquisitionHeader], h
         raise BadInputError(
             f"the lines have {n_samples} samples where {cols} are needed: the chain lacks {gadget} before this gadget"
         )
-    offset = rows // 2 - mrd.line_limits(header).center
+    offset = rows // 2 - line_limits(header).center
     misplaced = [place for place, head in headers.items() if head.idx.kspace_encode_step_1 + offset != place]
     if misplaced or n_lines > rows:
         raise BadInputError(
@@ -186,12 +193,12 @@ def _check_chain(bit: ReconBit, headers: dict[int, ismrmrd.AcquisitionHeader], h
             "order are needed: use BucketToBufferGadget right before GenericReconCartesianReferencePrepGadget"
         )
     # the ghost correction takes phase-correction lines out and clears the flag of the reversed lines it has turned
-    if any(int(head.flags) & mrd.GHOST_CORRECTION for head in headers.values()):
+    if any(int(head.flags) & GHOST_CORRECTION for head in headers.values()):
         raise BadInputError(
             "phase-correction or reversed lines came, whose ghosts nobody has corrected: the chain lacks "
             "EPIReconXGadget and EPICorrGadget (dpm_dwi has them)"
         )
-    if any(int(head.flags) & mrd.NOISE for head in headers.values()):
+    if any(int(head.flags) & NOISE for head in headers.values()):
         raise BadInputError("noise measurements came among the image lines: the chain lacks NoiseAdjustGadget")
     if epi:
         energy = np.square(np.abs(bit.data.data)).sum((1, 2, 3, 4, 5, 6))
@@ -200,7 +207,7 @@ def _check_chain(bit: ReconBit, headers: dict[int, ismrmrd.AcquisitionHeader], h
             raise BadInputError("the lines are images along the readout, not k-space: the chain lacks FFTXGadget")
 
 
-def _readout(lines: np.ndarray, header: Any, cols: int) -> np.ndarray:
+def _readout(lines: np.ndarray, header: Header, cols: int) -> np.ndarray:
     if lines.shape[2] == cols:
         return lines
     return without_oversampling(torch.from_numpy(lines), cols).numpy()
@@ -222,7 +229,7 @@ def _calibration(
     acquired: np.ndarray,
     ref: np.ndarray | None,
     separate: bool,
-    header: Any,
+    header: Header,
     bit: ReconBit,
     index: tuple[int, ...],
 ) -> torch.Tensor | None:

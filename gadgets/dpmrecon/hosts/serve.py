@@ -18,11 +18,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from .. import __version__, options
+from .. import __version__
 from ..errors import BadInputError, DpmreconError, first_line
-from ..options import Values
+from ..options import Options, from_arguments
 from .audit import AuditLog
-from .wire import Wire
 
 log = logging.getLogger("dpmrecon")
 
@@ -35,12 +34,14 @@ KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_
 class DeviceQueue:
     """Runs jobs one after the other in a thread of its own, in the order they came; whoever finds it full waits.
 
-    failed: called after a job that raised.
+    failed: called after a job that raised; clock: seconds that only grow.
     """
 
-    def __init__(self, size: int, failed: Callable[[], object] = lambda: None):
+    def __init__(
+        self, size: int, failed: Callable[[], object] = lambda: None, clock: Callable[[], float] = time.monotonic
+    ):
         self._jobs: queue.Queue = queue.Queue(size)
-        self._failed = failed
+        self._failed, self._clock = failed, clock
         self._began: float | None = None
         threading.Thread(target=self._work, daemon=True, name="device").start()
 
@@ -53,7 +54,7 @@ class DeviceQueue:
     def busy(self) -> float:
         """Seconds since the job in hand began, 0 where there is none."""
         began = self._began
-        return 0.0 if began is None else time.monotonic() - began
+        return 0.0 if began is None else self._clock() - began
 
     def close(self) -> None:
         """End the thread, once what waits is done."""
@@ -65,7 +66,7 @@ class DeviceQueue:
             if entry is None:
                 return
             job, future = entry
-            self._began = time.monotonic()
+            self._began = self._clock()
             try:
                 future.set_result(job())
             except BaseException as error:  # the thread that waits raises it
@@ -94,21 +95,22 @@ class Server:
         self._stopping = threading.Event()
         self._wake, self._woken = socket.socketpair()
 
-    def load(self, values: Values) -> str:
+    def load(self, options: Options) -> str:
         """The model onto its device; returns its id. Raises DpmreconError: a service without a model is none."""
-        from ..prior.denoiser import warm_up
-        from .session import Engine
+        from ..recon.plan import contrast_of, sampling_of
+        from .engine import Engine
 
-        checkpoint, device = options.load(values)
-        options.sampling_of(values, checkpoint, device)  # what cannot be sampled is said now, not at the first scan
-        if values["contrast"] is not None:
-            options.contrast_of(values, checkpoint, None)
+        engine = Engine.of(options, self._device.run)
+        checkpoint, device = engine.checkpoint, engine.device
+        sampling_of(options, checkpoint, device)  # what cannot be sampled is said now, not at the first scan
+        if options.contrast is not None:
+            contrast_of(options, checkpoint, None)
         try:
-            warm_up(checkpoint.denoiser)
+            checkpoint.model.warm_up()
         except RuntimeError as error:
             reason = first_line(error)
             raise DpmreconError(f"the model cannot run on {device} ({reason}): name another with --device") from error
-        self._engine = Engine(checkpoint, device, values, self._device.run, service=True)
+        self._engine = engine
         return checkpoint.model_id
 
     def status(self) -> dict[str, Any]:
@@ -122,11 +124,11 @@ class Server:
     def _check_device(self) -> None:
         """A GPU that has failed, other than by a lack of memory, fails in all that follows: only a new process has it
         again. Its scans end with an error, and so does `serve`."""
-        from ..prior.denoiser import synchronize
+        from ..device import synchronize
 
         try:
             synchronize(self._engine.device)
-        except Exception as error:
+        except RuntimeError as error:
             self.lost = f"device {self._engine.device} is lost ({first_line(error)})"
             self.stop()
 
@@ -156,8 +158,7 @@ class Server:
         sessions = list(self._sessions.items())
         for _, session in sessions:
             if not session.begun:  # connected, but no scan in hand
-                with contextlib.suppress(OSError):
-                    session.peer.socket.shutdown(socket.SHUT_RDWR)
+                session.peer.shut()
         for thread, _ in sessions:
             thread.join(None if self.lost is None else FAREWELL)
 
@@ -168,13 +169,15 @@ class Server:
             end.close()
 
     def _start(self, connection: socket.socket) -> None:
+        from .byte_stream import SocketStream
         from .session import Session
+        from .wire import Wire
 
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        session = Session(Wire(connection), lambda: self._engine, audit=self._audit)
+        session = Session(Wire(SocketStream(connection)), lambda: self._engine, audit=self._audit)
         thread = threading.Thread(target=self._serve_one, args=(session,), daemon=True)
         self._sessions[thread] = session
         try:
@@ -185,9 +188,9 @@ class Server:
             connection.close()
 
     def _serve_one(self, session: Any) -> None:
-        from .session import greet
+        from .adapters import greet
 
-        def greeting(peer: Wire) -> Any:
+        def greeting(peer: Any) -> Any:
             found = greet(peer, self.status)
             if found is not None:
                 with self._places:  # who has only connected takes none
@@ -201,8 +204,7 @@ class Server:
             with contextlib.suppress(DpmreconError):
                 session.peer.send_close()
         finally:
-            with contextlib.suppress(OSError):
-                session.peer.socket.close()
+            session.peer.close()
             self._sessions.pop(threading.current_thread(), None)
 
 
@@ -217,7 +219,7 @@ class Busy(DpmreconError):
 def run(args: Any) -> int:
     """The command `dpmrecon serve`."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    values = options.from_arguments(args)
+    options = from_arguments(args)
     audit = AuditLog(args.audit) if args.audit else None
     if audit is not None:
         audit.check()
@@ -231,7 +233,7 @@ def run(args: Any) -> int:
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with contextlib.closing(server):
-            log.info("model %s: ready", server.load(values))
+            log.info("model %s: ready", server.load(options))
             server.serve()
     finally:
         for number, handler in before.items():

@@ -10,190 +10,34 @@ import json
 import logging
 import math
 import queue
-import re
 import threading
 import time
 import traceback
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
+import ismrmrd
 
-from .. import options
+from ..data import LostSlice, Slice
 from ..errors import BadInputError, DpmreconError
-from ..mrd.collect import LostSlice, Slice, slices
 from ..mrd.header import acceleration, announced_slices, read_header
-from ..options import Values
-from ..output.mrd_images import mrd_images, to_uint16
-from ..prior.checkpoint import Checkpoint
+from ..mrd.lines import LineHeaders
+from ..output.mrd_images import mrd_images
+from ..output.writers import writing
 from ..recon.deadline import Deadline
-from ..recon.sample import Reconstruction, Sampling, sampled, slices_at_once, with_coil_maps
-from . import health, wire
+from ..recon.plan import contrast_of, sampling_of
+from ..recon.prepare import with_coil_maps
+from ..recon.provenance import Provenance
+from ..recon.stream import sampled, slices_at_once
+from ..recon.types import Reconstruction, Sampling
+from . import wire
+from .adapters import Gadgetron, Host
 from .audit import AuditLog, header_digest, origin
-from .recon_data import slices_of
-from .wire import PeerGoneError, Wire, WireError
+from .engine import Engine
+from .wire import PeerGoneError, Wire
 
 log = logging.getLogger("dpmrecon")
-
-
-@dataclass(frozen=True)
-class Engine:
-    """The loaded model, and what runs work on its device: `run(job)` returns job() when its turn has come."""
-
-    checkpoint: Checkpoint
-    device: torch.device
-    defaults: Values
-    run: Callable[[Callable[[], Any]], Any] = lambda job: job()
-    service: bool = False
-
-
-class Gadgetron:
-    """The external node of a Gadgetron: ReconData comes, float32 images go back, errors are ERROR frames."""
-
-    name = "Gadgetron"
-
-    def values(self, config: bytes, engine: Engine) -> Values:
-        return options.from_properties(config, engine.defaults, service=engine.service)
-
-    def slices(self, messages: Iterable[tuple[int, Any]], header: Any, values: Values) -> Iterator[Slice | LostSlice]:
-        if values["combine-averages"]:
-            raise BadInputError(
-                "combine-averages needs raw acquisitions: in a chain the averages are slices of their own"
-            )
-        return slices_of(self._bits(messages), header)
-
-    def _bits(self, messages: Iterable[tuple[int, Any]]) -> Iterator[wire.ReconBit]:
-        for number, item in messages:
-            if number != wire.RECON_DATA:
-                raise BadInputError(
-                    "raw acquisitions came where ReconData is needed: the chain lacks "
-                    "AcquisitionAccumulateTriggerGadget and BucketToBufferGadget before this gadget"
-                )
-            yield from item
-
-    def send(self, peer: Wire, image: Any) -> None:
-        peer.send_image(image)
-
-    def fail(self, peer: Wire, message: str) -> None:
-        peer.send_error(message)
-
-
-class MrdClient:
-    """A client that sends a config name, the header and raw acquisitions; uint16 images go back, errors are TEXT."""
-
-    name = "MRD client"
-
-    def values(self, config: bytes, engine: Engine) -> Values:
-        text = config.decode("utf-8", "replace").strip("\0 \r\n\t")
-        if text.startswith("<"):
-            return options.from_properties(_our_configuration(text), engine.defaults, service=engine.service)
-        if text.startswith("{"):
-            return options.from_pairs(_parameters(text), engine.defaults, service=engine.service)
-        labels = [label for label in engine.checkpoint.denoiser.labels if not label.startswith("spare")]
-        match = re.fullmatch(rf"(?:dpm_?|default)?({'|'.join(labels)})?(?:_connect)?(?:\.xml)?", text)
-        if match is None:
-            valid = ", ".join(["dpm", *(f"dpm_{label}" for label in labels)])
-            raise BadInputError(f"config '{options.printable(text)}' is unknown: valid ones are {valid}")
-        return {**engine.defaults, **({"contrast": match[1]} if match[1] else {})}
-
-    def slices(self, messages: Iterable[tuple[int, Any]], header: Any, values: Values) -> Iterator[Slice | LostSlice]:
-        return slices(self._acquisitions(messages), header, combine_averages=values["combine-averages"])
-
-    def _acquisitions(self, messages: Iterable[tuple[int, Any]]) -> Iterator[Any]:
-        for number, item in messages:
-            if number != wire.ACQUISITION:
-                raise BadInputError("ReconData came from an MRD client: raw acquisitions (id 1008) are needed")
-            yield item
-
-    def send(self, peer: Wire, image: Any) -> None:
-        peer.send_image(to_uint16(image))
-
-    def fail(self, peer: Wire, message: str) -> None:
-        peer.send_text(f"ERROR: {message}")
-
-
-Host = Gadgetron | MrdClient
-
-
-def _our_configuration(text: str) -> bytes:
-    """What a chain in full holds for us: the `<configuration>` of its `<external>` node."""
-    try:
-        root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, LookupError, ValueError) as error:
-        raise BadInputError(f"the configuration is no XML ({error}): send a config name or a chain") from error
-    found = [
-        external.find("configuration")
-        for external in root.iter("external")
-        if any("dpmrecon" in (execute.get("name") or "") for execute in external.iter("execute"))
-        or external.find("connect") is not None
-    ]
-    if len(found) != 1 or found[0] is None:
-        raise BadInputError(
-            f"the configuration is a chain with {len(found)} external nodes for dpmrecon: one is needed"
-        )
-    return ElementTree.tostring(found[0])
-
-
-def _parameters(text: str) -> dict[str, str]:
-    """Options in JSON, at the top or under "parameters"."""
-    try:
-        found = json.loads(text)
-        found = found.get("parameters", found)
-        return {name: str(value) for name, value in found.items()}
-    except (ValueError, AttributeError) as error:
-        raise BadInputError("the configuration is no JSON object of options: send a config name") from error
-
-
-def greet(peer: Wire, status: Callable[[], dict] = dict) -> tuple[Host, bytes, bytes] | None:
-    """Who is there, by its first messages, with its configuration and header; None for a peer that leaves at once.
-
-    A Gadgetron's external node sends the text of a `<configuration>` of properties, everyone else a config name, a
-    chain in full or JSON. Who asks how we are (see health.py) gets `status()` and leaves.
-    """
-    try:
-        number = peer.message_id()
-    except PeerGoneError:
-        return None
-    if number == wire.CLOSE:
-        return None
-    if number == wire.CONFIG_NAME:
-        host: Host = MrdClient()
-        config = peer.config_name().encode()
-        if config == health.NAME.encode():
-            peer.send_text(json.dumps(status()))
-            return None
-    elif number == wire.CONFIG:
-        config = peer.text()
-        host = Gadgetron() if _is_properties(config) else MrdClient()
-    else:
-        peer.framed = False
-        raise WireError(f"a message with id {number} came first: a configuration (id 1 or 2) is needed")
-    number = peer.message_id()
-    while number == wire.TEXT:
-        peer.text()
-        number = peer.message_id()
-    if number != wire.HEADER:
-        peer.framed = peer.closed
-        raise _GreetingError(
-            host, f"a message with id {number} came after the configuration: the header (id 3) is needed"
-        )
-    return host, config, peer.text()
-
-
-class _GreetingError(WireError):
-    def __init__(self, host: Host, message: str):
-        super().__init__(message)
-        self.host = host
-
-
-def _is_properties(config: bytes) -> bool:
-    try:
-        root = ElementTree.fromstring(config.rstrip(b"\0 \r\n\t"))
-    except (ElementTree.ParseError, LookupError, ValueError):
-        return False
-    return root.tag == "configuration" and root.find("stream") is None
 
 
 class Reader:
@@ -267,6 +111,56 @@ def on_device(
             yield item
 
 
+class Sender:
+    """A writer to the peer: images leave as soon as their slice is done."""
+
+    def __init__(self, host: Host, peer: Wire):
+        self.host, self.peer = host, peer
+
+    def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
+        for image in images:
+            self.host.send(self.peer, image)
+
+    def close(self, failure: BaseException | None) -> None:
+        """The end is told by the session, with its reason."""
+
+
+class Books:
+    """A writer of the audit line and of the log: what became of every slice."""
+
+    def __init__(self, record: dict[str, Any], asked: Sampling):
+        self.record, self.asked = record, asked
+        self.lost: list[str] = []
+
+    def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
+        record, number = self.record, item.key.slice
+        if isinstance(item, LostSlice):
+            self.lost.append(f"slice {number}: {item.reason}")
+            record["missing"] += 1
+            record["decisions"].append(f"missing: {self.lost[-1]}")
+            log.error("%s", self.lost[-1])
+            return
+        record["slices"] += 1
+        record["images"] += len(images)
+        for name, seconds in item.seconds.items():
+            record["seconds"][name] = round(record["seconds"].get(name, 0.0) + seconds, 3)
+        record["residuals"].append(round(item.residual, 3) if math.isfinite(item.residual) else None)
+        if item.fallback is None:
+            if item.stopped or (item.samples, item.steps) != (self.asked.samples, self.asked.settings.steps):
+                record["decisions"].append(f"deadline: slice {number}: {item.drawn}")
+            log.info("slice %d: DPM, residual %.2f", number, item.residual)
+        else:
+            record["fallbacks"] += 1
+            record["decisions"].append(f"fallback: slice {number}: {item.fallback}")
+            log.warning("slice %d: CG-SENSE FALLBACK: %s", number, item.fallback)
+
+    def close(self, failure: BaseException | None) -> None:
+        """Raises BadInputError where slices are missing and nothing else broke the scan off."""
+        if self.lost and failure is None:
+            count = len(self.lost) + self.record["slices"]
+            raise BadInputError(f"{len(self.lost)} of {count} slices are missing: {'; '.join(self.lost)}")
+
+
 @dataclass
 class Session:
     """One scan. `run` never raises: what went wrong is in the log and in what the peer got.
@@ -287,52 +181,28 @@ class Session:
         record = self.record
         record.update(peer=self.host.name, slices=0, fallbacks=0, missing=0, images=0, contrast=None, seconds={})
         engine = self.engine()
-        record.update(origin(engine.checkpoint, engine.device))
-        values = self.host.values(config, engine)
+        checkpoint = engine.checkpoint
+        record.update(origin(checkpoint, engine.device))
+        options = self.host.options(config, engine)
         header = read_header(header_xml)
         record["header"] = header_digest(header)
-        contrast = options.contrast_of(values, engine.checkpoint, header)
-        sampling = options.sampling_of(values, engine.checkpoint, engine.device, contrast, acceleration(header))
+        contrast = contrast_of(options, checkpoint, header)
+        sampling = sampling_of(options, checkpoint, engine.device, contrast, acceleration(header))
         record.update(contrast=contrast, parameters=asdict(sampling), residuals=[], decisions=[])
         if contrast is None:
             record["decisions"].append("the protocol names no known contrast: the unlabelled prior is used")
             log.warning("%s", record["decisions"][-1])
         self.peer.patience = wire.SCAN
-        stream: Iterator[Any] = self.host.slices(self.peer.messages(), header, values)
+        provenance = Provenance.of(checkpoint, contrast, sampling, combine_averages=options.combine_averages)
+        n_slices = announced_slices(header, combine_averages=options.combine_averages)
+        line_headers: LineHeaders = {}
+        stream: Iterator[Any] = self.host.slices(self.peer.messages(), header, line_headers, options)
         self.reader = Reader(stream, slices_at_once(sampling.batch, sampling.samples))
-        n_slices = announced_slices(header, combine_averages=values["combine-averages"])
-        stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
-        stream = mrd_images(stream, header, engine.checkpoint, sampling)
-        lost = []
-        for item, images in stream:
-            if isinstance(item, LostSlice):
-                lost.append(f"slice {item.key.slice}: {item.reason}")
-                record["missing"] += 1
-                record["decisions"].append(f"missing: {lost[-1]}")
-                log.error("%s", lost[-1])
-                continue
-            for image in images:
-                self.host.send(self.peer, image)
-            self._note(item, len(images))
-        if lost:
-            raise BadInputError(f"{len(lost)} of {len(lost) + record['slices']} slices are missing: {'; '.join(lost)}")
-
-    def _note(self, item: Reconstruction, n_images: int) -> None:
-        record, number = self.record, item.mapped.data.key.slice
-        record["slices"] += 1
-        record["images"] += n_images
-        for name, seconds in item.seconds.items():
-            record["seconds"][name] = round(record["seconds"].get(name, 0.0) + seconds, 3)
-        record["residuals"].append(round(item.residual, 3) if math.isfinite(item.residual) else None)
-        if item.fallback is None:
-            asked = record["parameters"]
-            if item.stopped or (item.samples, item.steps) != (asked["samples"], asked["settings"]["steps"]):
-                record["decisions"].append(f"deadline: slice {number}: {item.drawn}")
-            log.info("slice %d: DPM, residual %.2f", number, item.residual)
-        else:
-            record["fallbacks"] += 1
-            record["decisions"].append(f"fallback: slice {number}: {item.fallback}")
-            log.warning("slice %d: CG-SENSE FALLBACK: %s", number, item.fallback)
+        with writing([Sender(self.host, self.peer), Books(record, sampling)]) as add:
+            stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
+            stream = mrd_images(stream, header, line_headers, provenance)
+            for item, images in stream:
+                add(item, images)
 
     def run(self, greeting: Callable[[Wire], tuple[Host, bytes, bytes] | None]) -> None:
         """Greet, scan, tell of errors, take what the peer still sends, say CLOSE, and log one line of JSON."""

@@ -1,4 +1,4 @@
-"""The messages between a host and us: framing, and nothing about what they mean.
+"""The messages between a host and us, over any stream of bytes: framing, and nothing about what they mean.
 
 Every message is an id (uint16) and a body, little-endian. A peer that vanishes is noticed (an empty read ends the
 scan), a body that cannot be right is refused before memory is asked for.
@@ -7,11 +7,9 @@ scan), a body that cannot be right is refused before memory is asked for.
 import contextlib
 import ctypes
 import math
-import select
-import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +17,7 @@ import ismrmrd
 import numpy as np
 
 from ..errors import DpmreconError
+from .byte_stream import ByteStream
 
 CONFIG_NAME, CONFIG, HEADER, CLOSE, TEXT, ERROR = 1, 2, 3, 4, 5, 8
 ACQUISITION, IMAGE, RECON_DATA, IMAGE_ARRAY, WAVEFORM, BUCKET = 1008, 1022, 1023, 1024, 1026, 1050
@@ -28,8 +27,8 @@ LARGEST_TEXT = 64 << 20  # bytes: no header or configuration is longer
 LARGEST_ARRAY = 8 << 30  # bytes: of one array of k-space
 # Seconds of silence after which a peer is let go: before its scan has begun, within it (scanners pause), after an error
 GREETING, SCAN, FAREWELL = 30.0, 900.0, 60.0
+LOOK_AGAIN = 1.0  # seconds between two looks at the patience, which may change while we wait
 FIRST_PIECE = 16 << 20  # bytes: room for most messages at once
-STALL = 60  # seconds, whole, that a peer may leave our images unread
 SAMPLING_BYTES = 56  # 6 floats, 15 uint16, padding: the header says the same
 DRAIN_IDLE = 2.0  # seconds without a byte after which a peer that lost its framing has said all
 
@@ -59,18 +58,14 @@ class ReconBit:
 
 
 class Wire:
-    """A connected socket that carries messages."""
+    """A byte stream that carries messages. clock: seconds that only grow, for the patience with a silent peer."""
 
-    def __init__(self, connection: socket.socket):
-        self.socket = connection
+    def __init__(self, stream: ByteStream, clock: Callable[[], float] = time.monotonic):
+        self.stream, self.clock = stream, clock
         self.framed = True  # False once we no longer know where the next message begins
         self.closed = False  # the peer said CLOSE, or is gone
         self.patience = GREETING
         self.hash: Any = None  # of hashlib's kind: takes all that is read
-        connection.settimeout(None)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", STALL, 0))
-        self._poll = select.poll()
-        self._poll.register(connection, select.POLLIN)
 
     # reading
 
@@ -83,7 +78,7 @@ class Wire:
                 buffer += bytes(min(count - got, max(got, FIRST_PIECE)))
             try:
                 with memoryview(buffer) as view:
-                    received = self.socket.recv_into(view[got:])
+                    received = self.stream.readinto(view[got:])
             except OSError as error:
                 self._lost()
                 raise PeerGoneError(
@@ -100,10 +95,10 @@ class Wire:
         return buffer
 
     def _wait(self) -> None:
-        """Until there is something to read. The patience may change while we wait, so look at it every second."""
-        began = time.monotonic()
-        while not self._poll.poll(1000):
-            if time.monotonic() - began > self.patience:
+        """Until there is something to read."""
+        began = self.clock()
+        while not self.stream.wait(LOOK_AGAIN):
+            if self.clock() - began > self.patience:
                 self._lost()
                 raise PeerGoneError(f"the peer said nothing for {self.patience:g} s: it is let go, send the scan again")
 
@@ -213,7 +208,7 @@ class Wire:
 
     def send(self, data: bytes) -> None:
         try:
-            self.socket.sendall(data)
+            self.stream.write(data)
         except OSError as error:
             self._lost()
             raise PeerGoneError("the peer took no more data: it is gone, its scan is given up") from error
@@ -248,10 +243,19 @@ class Wire:
                 for _ in self.messages():
                     pass
         if not self.closed:
-            self.socket.settimeout(DRAIN_IDLE)
+            scratch = memoryview(bytearray(1 << 16))
             with contextlib.suppress(OSError):
-                while self.socket.recv(1 << 16):
+                while self.stream.wait(DRAIN_IDLE) and self.stream.readinto(scratch):
                     pass
+
+    def shut(self) -> None:
+        """Nothing more comes or goes: whoever reads now sees the end."""
+        self.stream.shut()
+
+    def close(self) -> None:
+        """Give the stream back."""
+        with contextlib.suppress(OSError):
+            self.stream.close()
 
 
 def refusal(number: int) -> str:

@@ -8,12 +8,14 @@ ln S = ln S0 - b ADC, by least squares with the weights S^2 that make the noise 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ismrmrd
 import numpy as np
 
 from ..errors import BadInputError, UnsupportedScanError
+from ..mrd.header import Header
+from .images_file import store
+from .mrd_images import image_of
 
 TRACE, ADC = 4, 5  # series index: image_4 and image_5 in images.h5
 # counters that slices are kept apart by, and MRD's names for what may carry the weighting
@@ -29,7 +31,7 @@ class Weighting:
     counter: str
     b_values: tuple[float, ...]
 
-    def of(self, head: Any) -> float:
+    def of(self, head: ismrmrd.ImageHeader) -> float:
         """The b-value of an MRD image. Raises BadInputError where the counter runs past the list."""
         number = int(getattr(head, self.counter))
         if number >= len(self.b_values):
@@ -55,7 +57,7 @@ def weighting_from_text(text: str) -> Weighting:
     return Weighting(match[1], values)
 
 
-def weighting_of(header: Any, stated: Weighting | None = None) -> Weighting | None:
+def weighting_of(header: Header, stated: Weighting | None = None) -> Weighting | None:
     """The weighting that the user states, else the header's; None where there are not several b-values.
 
     Raises BadInputError where an entry of the header has no usable b-value, UnsupportedScanError where its weighting
@@ -74,11 +76,11 @@ def weighting_of(header: Any, stated: Weighting | None = None) -> Weighting | No
         values = tuple(float(number) for number in numbers)
         if len(set(values)) < 2:
             return None
-        counter = str(getattr(dimension, "value", dimension) or "none")
+        counter = getattr(dimension, "value", dimension)
         if counter not in COUNTERS:
             raise UnsupportedScanError(
-                f"the header lists {len(values)} diffusion weightings on the counter '{counter}', and images are kept "
-                f"apart by {', '.join(COUNTERS)}: say which of them it is, --b-values COUNTER:B0,B1,..."
+                f"the header lists {len(values)} diffusion weightings on the counter '{counter or 'none'}', and images "
+                f"are kept apart by {', '.join(COUNTERS)}: say which of them it is, --b-values COUNTER:B0,B1,..."
             )
         stated = Weighting(counter, values)
     return stated if len(set(stated.b_values)) > 1 else None
@@ -138,19 +140,19 @@ def _count(dataset: ismrmrd.Dataset, name: str) -> int:
         return 0
 
 
-def _add_slice(dataset: ismrmrd.Dataset, weighting: Weighting, numbers: dict[int, list[int]], heads: list[Any]) -> None:
-    from .folder import store  # heavy, and DICOM needs this module without it
-
+def _add_slice(
+    dataset: ismrmrd.Dataset, weighting: Weighting, numbers: dict[int, list[int]], heads: list[ismrmrd.ImageHeader]
+) -> None:
     directions: dict[float, list[np.ndarray]] = {}
     example: dict[float, ismrmrd.Image] = {}
     fallbacks = []
     for number, indices in sorted(numbers.items()):
         images = [dataset.read_image("image_1", index) for index in indices]
-        fallbacks += [image.meta.get("dpmrecon_fallback", "none") for image in images]
+        fallbacks += [image.meta["dpmrecon_fallback"] for image in images if "dpmrecon_fallback" in image.meta]
         b = weighting.b_values[number]
         directions.setdefault(b, []).append(np.mean([image.data[0, 0] for image in images], 0, dtype=float))
         example.setdefault(b, images[0])
-    fallback = next((str(reason) for reason in fallbacks if reason != "none"), "none")
+    fallback = str(fallbacks[0]) if fallbacks else None
     traces = {b: np.exp(np.mean([np.log(image.clip(1e-30)) for image in found], 0)) for b, found in directions.items()}
     for b in sorted(traces):
         if b > 0:
@@ -163,15 +165,12 @@ def _add_slice(dataset: ismrmrd.Dataset, weighting: Weighting, numbers: dict[int
 
 
 def _derived(
-    source: ismrmrd.Image, pixels: np.ndarray, series: int, role: str, text: str, fallback: str
+    source: ismrmrd.Image, pixels: np.ndarray, series: int, role: str, text: str, fallback: str | None
 ) -> ismrmrd.Image:
     """An image at the place of `source` with its provenance."""
     head = ismrmrd.ImageHeader.from_buffer_copy(source.getHead())
     head.image_series_index = series
     head.average = head.repetition = 0
-    head.data_type = ismrmrd.DATATYPE_FLOAT
-    image = ismrmrd.Image.from_array(pixels[None, None], transpose=False)
-    image.setHead(head)
     meta = dict(source.meta)
     protocol = str(meta.get("SeriesDescription", "")).split(" ")[0]
     largest = float(np.percentile(pixels, 99.5))
@@ -186,7 +185,7 @@ def _derived(
         "WindowCenter": f"{largest / 2:.6g}",
         "WindowWidth": f"{largest:.6g}",
         "dpmrecon_map": text,
-        "dpmrecon_fallback": fallback,
     }
-    image.attribute_string = ismrmrd.Meta(meta).serialize()
-    return image
+    if fallback is not None:
+        meta["dpmrecon_fallback"] = fallback
+    return image_of(pixels, head, meta)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from ..mrd.collect import Slice
+from ..data import Slice
 
 FEWEST = 12  # coils; as many or fewer stay as they are
 SIGNAL = 3.0  # a component is kept where it holds this many times the energy of noise alone

@@ -47,3 +47,8 @@ def crop_or_pad(data: torch.Tensor, size: int, axis: int) -> torch.Tensor:
     padded = data.new_zeros(shape)
     padded.narrow(axis, -start, old).copy_(data)
     return padded
+
+
+def without_oversampling(lines: torch.Tensor, cols: int) -> torch.Tensor:
+    """Keep the central `cols` pixels of the readout: (..., n_samples) k-space to (..., cols) k-space."""
+    return to_kspace(crop_or_pad(to_image(lines, axes=(-1,)), cols, -1), axes=(-1,))

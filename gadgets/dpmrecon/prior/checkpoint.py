@@ -13,41 +13,53 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from .. import __version__
+from ..device import has_bfloat16
 from ..errors import CheckpointError
 from ..physics.phase import RULE as PHASE_RULE
 from ..physics.scale import RULE
-from .denoiser import Denoiser, has_bfloat16
+from .denoiser import Denoiser
+from .kinds import DENOISER, KINDS, Kind, Model
 
 DEFAULT = "default"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model: the denoiser in evaluation mode, its card, and its id (name and start of the checksum)."""
+    """A loaded model in evaluation mode, its card, its id (name and start of the checksum), and its kind."""
 
-    denoiser: Denoiser
+    model: Model
     card: dict
     model_id: str
+    kind: Kind = KINDS[DENOISER]
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The model where it is one; CheckpointError for a model of another kind."""
+        if not isinstance(self.model, Denoiser):
+            raise CheckpointError(f"model {self.model_id} is no denoiser D(x; sigma): name another model")
+        return self.model
 
 
-def save_checkpoint(path: Path, denoiser: Denoiser, card: dict) -> None:
+def save_checkpoint(path: Path, model: torch.nn.Module, card: dict) -> None:
     """Write `path` (.safetensors) and the card beside it.
 
-    card: what only the caller knows (recipe, data and licences, sampler defaults). Model configuration, rules of
-    scale and phase, checksum, number of parameters and package version are filled in here.
+    model: with its configuration as `config`. card: what only the caller knows (recipe, data and licences, sampler
+    defaults, a kind other than "denoiser"). Configuration, rules of scale and phase, checksum, number of parameters
+    and package version are filled in here.
     """
-    count = sum(p.numel() for p in denoiser.parameters())
+    count = sum(p.numel() for p in model.parameters())
     # above 4 M parameters float32 would break the 16 MB that a shipped file may have
     dtype = torch.float16 if count > 4_000_000 else torch.float32
-    data = save({name: value.to(dtype).contiguous() for name, value in denoiser.state_dict().items()})
+    data = save({name: value.to(dtype).contiguous() for name, value in model.state_dict().items()})
     full = {
         "name": path.stem,
+        "kind": DENOISER,
         "package_version": __version__,
         "checksum_sha256": hashlib.sha256(data).hexdigest(),
         "parameters": count,
         "scale_rule": RULE,
         "phase_rule": PHASE_RULE,
-        "model": denoiser.config,
+        "model": model.config,
         **card,
     }
     _replace({path: data, path.with_suffix(".json"): _text(full)})
@@ -108,15 +120,20 @@ def load_checkpoint(path: Path | str | None = None, device: torch.device | str =
         raise CheckpointError(
             f"model {path} was trained with phase rule '{phase_rule}', this version uses '{PHASE_RULE}'"
         )
+    kind = KINDS.get(card.get("kind", DENOISER))  # the first cards name none
+    if kind is None:
+        raise CheckpointError(
+            f"model {path} is of kind '{card['kind']}', this version knows {', '.join(KINDS)}: update dpmrecon"
+        )
     try:
-        denoiser = Denoiser(config)
-        denoiser.load_state_dict({name: value.float() for name, value in load(data).items()})
+        model = kind.build(config)
+        model.load_state_dict({name: value.float() for name, value in load(data).items()})
     except (SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"model file {path} does not hold the network its card describes ({reason})") from error
-    denoiser.requires_grad_(False).eval().to(device)
-    denoiser.bf16 = has_bfloat16(torch.device(device))
-    return Checkpoint(denoiser, card, f"{card.get('name', path.stem)}-{found[:12]}")
+    model.requires_grad_(False).eval().to(device)
+    model.bf16 = has_bfloat16(torch.device(device))
+    return Checkpoint(model, card, f"{card.get('name', path.stem)}-{found[:12]}", kind)
 
 
 def sampler_defaults(card: dict, sampler: str, contrast: str | None, acceleration: float | None) -> tuple[dict, str]:

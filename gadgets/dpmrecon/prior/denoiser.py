@@ -4,15 +4,13 @@ sigma is the standard deviation of the noise **per real channel** everywhere in 
 """
 
 import contextlib
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from .unet import UNet
-
-CONTRAST_LABELS = ("flair", "t1", "t2", "dwi", "swi")
-LABELS = (*CONTRAST_LABELS, "spare1", "spare2", "spare3")
 
 
 def complex_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -21,23 +19,8 @@ def complex_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.T
     return torch.view_as_complex(torch.randn(*shape, 2, generator=generator, device=generator.device))
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware; without it they are slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    try:
-        found = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux
-        return False
-    return "avx512_bf16" in found or "amx_bf16" in found
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done all that it was asked for, so that a clock tells what it took."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def uncounted(images: int) -> None:
+    """Nobody counts the evaluations."""
 
 
 class Denoiser(nn.Module):
@@ -65,6 +48,16 @@ class Denoiser(nn.Module):
         rows = [[float(label == known) for known in self.labels] for label in labels]
         return torch.tensor(rows, device=self.device)
 
+    def of_contrast(self, label: str | None, count: Callable[[int], object] = uncounted) -> "ContrastDenoiser":
+        """D(x; sigma) of one contrast, None for the unlabelled prior. count: called with the images of each call."""
+        return ContrastDenoiser(self, self.one_hot([label]), count)
+
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """One evaluation of nothing, so that the first scan need not wait for what a device sets up once."""
+        nothing = torch.zeros(1, 64, 64, dtype=torch.complex64, device=self.device)
+        self(nothing, torch.ones(1, device=self.device), self.one_hot([None]))
+
     def forward(self, x: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """x (batch, rows, cols) complex64, sigma (batch,) float32, label (batch, n_labels) -> like x."""
         total = sigma.square() + self.sigma_data**2
@@ -80,9 +73,21 @@ class Denoiser(nn.Module):
         return torch.view_as_complex(out.permute(0, 2, 3, 1).contiguous())
 
 
-@torch.no_grad()
-def warm_up(denoiser: Denoiser) -> None:
-    """One evaluation of nothing, so that the first scan need not wait for what a device sets up once."""
-    device = denoiser.device
-    nothing = torch.zeros(1, 64, 64, dtype=torch.complex64, device=device)
-    denoiser(nothing, torch.ones(1, device=device), denoiser.one_hot([None]))
+@dataclass(frozen=True)
+class ContrastDenoiser:
+    """D(x; sigma), the contrast given: what the samplers of `samplers/diffusion.py` evaluate.
+
+    label: (1, n_labels), or a row for each image.
+    """
+
+    denoiser: Denoiser
+    label: torch.Tensor
+    count: Callable[[int], object]
+
+    @property
+    def sigma_data(self) -> float:
+        return self.denoiser.sigma_data
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        self.count(len(x))
+        return self.denoiser(x, sigma, self.label.expand(len(x), -1).contiguous())

@@ -3,10 +3,8 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .sample import Sampling
+from .types import Sampling
 
 # Share of a slice's time that is planned for; the rest is room for a machine that slows down
 PLANNED = 0.9
@@ -18,16 +16,18 @@ USEFUL_STEPS = 3
 
 @dataclass
 class Deadline:
-    """What is left of `seconds` from `started` (time.monotonic()) for `n_slices` slices in all.
+    """What is left of `seconds` from `started` for `n_slices` slices in all.
 
-    reserve: seconds kept for what follows the last slice. Every slice gets an equal share of the time left; what a
-    slice and an evaluation of the network cost is measured as the scan goes on.
+    clock: seconds that only grow; `started` is a reading of it. reserve: seconds kept for what follows the last slice.
+    Every slice gets an equal share of the time left; what a slice and an evaluation of the network cost is measured as
+    the scan goes on.
     """
 
     seconds: float
     n_slices: int
     started: float
     reserve: float = 0.0
+    clock: Callable[[], float] = time.monotonic
     per_evaluation: float | None = None  # seconds of one evaluation for one image, its data consistency included
     done: int = 0
     sampling_seconds: float = 0.0
@@ -35,12 +35,12 @@ class Deadline:
 
     def left(self) -> float:
         """Seconds until the last image must be there."""
-        return self.started + self.seconds - self.reserve - time.monotonic()
+        return self.started + self.seconds - self.reserve - self.clock()
 
     def share(self, n_slices: int, other: float) -> float:
         """Seconds that the next `n_slices`, which are ready, may be sampled for; other: what the preparation of each
         slice took, used until the scan itself tells what a slice costs beside the sampling."""
-        now = time.monotonic()
+        now = self.clock()
         if self.first is None:
             self.first = now
         elif self.done:
@@ -48,7 +48,7 @@ class Deadline:
         following = max(0, self.n_slices - self.done - n_slices)
         return (self.left() - other * following) * n_slices / (n_slices + following)
 
-    def plan(self, sampling: "Sampling", n_slices: int, seconds: float) -> "Sampling | None":
+    def plan(self, sampling: Sampling, n_slices: int, seconds: float) -> Sampling | None:
         """The samples and steps for `n_slices` slices that fit into `seconds`; None where too few steps do."""
         if self.per_evaluation is None:
             return sampling
@@ -63,11 +63,11 @@ class Deadline:
 
     def until(self, seconds: float) -> Callable[[], bool]:
         """A question that says True from `seconds` on after now."""
-        end = time.monotonic() + seconds
-        return lambda: time.monotonic() >= end
+        end = self.clock() + seconds
+        return lambda: self.clock() >= end
 
 
-def chosen(sampling: "Sampling", seconds: float, per_evaluation: float) -> "Sampling | None":
+def chosen(sampling: Sampling, seconds: float, per_evaluation: float) -> Sampling | None:
     """`sampling` with the samples and steps that fit into `seconds`, at seconds an evaluation; None below USEFUL_STEPS.
 
     The uncertainty mode gives up samples first: its spread is that of the steps it was calibrated with.

@@ -16,9 +16,9 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from ..mrd.collect import Slice
+    from ..data import Slice
     from ..prior.checkpoint import Checkpoint
-    from ..recon.sample import Sampling
+    from ..recon.types import Sampling
 
 STEPS = 3  # of a measurement
 MEGA = 1e6
@@ -42,7 +42,7 @@ class Load:
 
     @property
     def slices_at_once(self) -> int:
-        from ..recon.sample import slices_at_once
+        from ..recon.stream import slices_at_once
 
         return min(self.n_slices, slices_at_once(self.batch, self.samples))
 
@@ -114,7 +114,9 @@ def measure(checkpoint: "Checkpoint", sampling: "Sampling", load: Load, device: 
     STEPS steps of the sampler."""
     import torch
 
-    from ..recon.sample import MappedSlice, draw, with_coil_maps
+    from ..recon.prepare import with_coil_maps
+    from ..recon.sample import draw
+    from ..recon.types import MappedSlice
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -135,7 +137,7 @@ def _slice(load: Load) -> "Slice":
     """An ellipse seen by smooth coils, every fourth line and 24 in the centre acquired."""
     import torch
 
-    from ..mrd.collect import Slice, SliceKey
+    from ..data import Slice, SliceKey
     from ..physics.fourier import to_kspace
     from ..prior.denoiser import complex_noise
     from .simulate import coil_maps
@@ -150,9 +152,9 @@ def _slice(load: Load) -> "Slice":
     noise = 0.01 * complex_noise((load.n_coils, load.rows, load.cols), torch.Generator().manual_seed(0))
     kspace = mask * (to_kspace(maps * head) + noise)
     n_lines = int(mask[:, 0].sum())
-    key = SliceKey(0, 0, 0, 0, 0, 0)
+    key = SliceKey(0)
     calibration = kspace[:, first : first + 24]
-    return Slice(key, kspace, mask, calibration, 0.01, "known", None, 4, n_lines, n_lines)  # type: ignore[arg-type]
+    return Slice(key, kspace, mask, calibration, 0.01, "known", 4, n_lines, n_lines, key.seed_key)
 
 
 def memory_peak(device: "torch.device") -> float:
@@ -210,23 +212,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`dpmrecon estimate`; the exit code. Raises BadInputError."""
-    from .. import options
-    from ..mrd.collect import Slice, slices
-    from ..mrd.header import acceleration, check_supported, encoded_grid, open_scan
+    from ..data import Slice
+    from ..mrd.collect import slices
+    from ..mrd.file import open_scan
+    from ..mrd.header import acceleration, check_supported, encoded_grid
+    from ..options import from_arguments
     from ..output.folder import seconds_to_finish
     from ..physics.coil_compression import compressed
+    from ..recon import plan
     from ..recon.deadline import chosen
 
-    values = options.from_arguments(args)
-    checkpoint, device = options.load(values)
+    options = from_arguments(args)
+    checkpoint, device = plan.load(options)
     start = time.monotonic() - args.started
     with open_scan(args.scan) as scan:
         check_supported(scan.header)
-        contrast = options.contrast_of(values, checkpoint, scan.header)
-        sampling = options.sampling_of(values, checkpoint, device, contrast, acceleration(scan.header))
+        contrast = plan.contrast_of(options, checkpoint, scan.header)
+        sampling = plan.sampling_of(options, checkpoint, device, contrast, acceleration(scan.header))
         rows, cols = encoded_grid(scan.header)
-        n_coils, n_slices = int(scan.heads["active_channels"].max()), scan.n_images(values["combine-averages"])
-        stream = slices(scan.acquisitions(), scan.header, combine_averages=values["combine-averages"])
+        n_coils, n_slices = scan.n_coils, scan.n_images(options.combine_averages)
+        stream = slices(scan.acquisitions(), scan.header, combine_averages=options.combine_averages)
         first = next((data for data in stream if isinstance(data, Slice)), None)
     kept = n_coils if first is None else len(compressed(first).kspace)
     settings = sampling.settings
@@ -247,10 +252,10 @@ def run(args: argparse.Namespace) -> int:
     if sampling.deadline is not None:
         rest = sampling.deadline - finish - model.seconds(replace(load, samples=0))
         evaluation = model.stages(replace(load, samples=1, steps=1))["sampling"]
-        plan = chosen(sampling, rest / n_slices, evaluation)
+        cut = chosen(sampling, rest / n_slices, evaluation)
         words = "no time for the model: CG-SENSE for"
-        if plan is not None:
-            words = f"{plan.samples} x {plan.settings.steps} steps for"
+        if cut is not None:
+            words = f"{cut.samples} x {cut.settings.steps} steps for"
         print(f"deadline of {sampling.deadline:g} s: {words} every slice")
     return 0
 

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,11 @@ from ..errors import BadInputError, DpmreconError
 from ..mrd.geometry import Plane, plane_of_mrd
 from .phantom import Letters
 from .simulate import SimulationSettings, simulate, the_object
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..prior.checkpoint import Checkpoint
 
 TOLERANCE = 0.1  # of a voxel, along rows, columns and slices
 
@@ -152,19 +157,21 @@ def compare(
     return findings
 
 
-def selftest(out: Path, checkpoint: Any, device: Any, orientations: Iterable[str] | None = None) -> list[Finding]:
+def selftest(
+    out: Path, checkpoint: "Checkpoint", device: "torch.device", orientations: Iterable[str] | None = None
+) -> list[Finding]:
     """Scan, reconstruct and measure orientations (all by default) under the folder `out`; draws out/selftest.png.
 
     checkpoint, device: as `replay` takes them. Raises DpmreconError where a step fails.
     """
-    from ..dicom.write import DicomOptions, scan_digest, write_dicom
-    from ..output.folder import Outputs
-    from ..prior.samplers import settings_from
-    from ..recon.sample import Sampling
+    from ..dicom.write import DicomOptions
+    from ..mrd.file import open_scan
+    from ..recon.types import Sampling
     from ..replay import replay
 
-    values = dict(checkpoint.card["sampling"]["prox"])
-    sampling = Sampling("prox", settings_from({**values, "steps": 4}), 1, 0, 4, True)
+    name, sampler = checkpoint.kind.sampler(None)
+    values = dict(checkpoint.card["sampling"][name])
+    sampling = Sampling(name, sampler.settings_from({**values, "steps": 4}), 1, 0, 4, True)
     findings: list[Finding] = []
     folders: dict[str, Path] = {}
     for orientation in ORIENTATIONS if orientations is None else orientations:
@@ -175,13 +182,13 @@ def selftest(out: Path, checkpoint: Any, device: Any, orientations: Iterable[str
         except OSError as error:
             raise BadInputError(f"cannot write to {out} ({error}): choose another --out") from error
         simulate(folder / "scan.h5", settings)
-        code = replay(folder / "scan.h5", folder, checkpoint, None, sampling, device, outputs=Outputs())
-        if code:
+        with open_scan(folder / "scan.h5") as scan:
+            report = replay(scan, folder, checkpoint, None, sampling, device, dicom=DicomOptions())
+        if report.exit_code:
             raise DpmreconError(
-                f"{orientation}: not every slice came out of the model (exit code {code} of replay): the reasons are "
-                f"in {folder}/report.json, name another --model or --device"
+                f"{orientation}: not every slice came out of the model (exit code {report.exit_code} of replay): the "
+                f"reasons are in {folder}/report.json, name another --model or --device"
             )
-        write_dicom(folder / "images.h5", folder / "dicom", scan_digest(folder / "scan.h5"), {}, DicomOptions())
         findings += compare(orientation, "MRD", mrd_images(folder / "images.h5"), settings)
         findings += compare(orientation, "DICOM", dicom_images(folder / "dicom"), settings)
     _draw(out / "selftest.png", folders)
@@ -229,9 +236,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`dpmrecon selftest`: 0 where every marker is within the tolerance, else 1."""
-    from ..options import load
+    from ..options import Options
+    from ..recon.plan import load
 
-    findings = selftest(args.out, *load({"model": args.model, "device": args.device}))
+    findings = selftest(args.out, *load(Options(model=args.model, device=args.device)))
     print(f"{'orientation':22} {'output':6} marker   voxels off along rows, columns, slices")
     for finding in findings:
         off = "  ".join(f"{value:+.3f}" for value in finding.off)

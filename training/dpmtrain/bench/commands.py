@@ -94,7 +94,7 @@ def add_bench_gpu(commands) -> None:
 
 
 def _bench_gpu(args: argparse.Namespace) -> int:
-    from dpmrecon.options import device_of
+    from dpmrecon.device import device_of
     from dpmrecon.prior.checkpoint import load_checkpoint
 
     from .gpu import mapped_slices, random_network, timings, write_table

@@ -7,18 +7,22 @@ since time does not depend on them.
 import csv
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from dpmrecon.device import has_bfloat16, synchronize
 from dpmrecon.errors import DpmreconError
 from dpmrecon.mrd.collect import slices
-from dpmrecon.mrd.header import open_scan
+from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.prior.denoiser import Denoiser, has_bfloat16, synchronize
-from dpmrecon.prior.samplers import settings_from
-from dpmrecon.recon.sample import MappedSlice, Sampling, sampled, with_coil_maps
+from dpmrecon.prior.denoiser import ContrastDenoiser, Denoiser
+from dpmrecon.prior.kinds import settings_from
+from dpmrecon.recon.prepare import with_coil_maps
+from dpmrecon.recon.stream import sampled
+from dpmrecon.recon.types import MappedSlice, Sampling
 from dpmrecon.tools.simulate import SimulationSettings, simulate
 
 from ..hardware import PeakMemory, attainable, device_name, network_work
@@ -85,6 +89,9 @@ class TimedDenoiser:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.denoiser, name)
+
+    def of_contrast(self, label: str | None, count: Callable[[int], object]) -> ContrastDenoiser:
+        return ContrastDenoiser(self, self.denoiser.one_hot([label]), count)  # type: ignore[arg-type]
 
     def __call__(self, *arguments: torch.Tensor) -> torch.Tensor:
         started = self._now()
@@ -155,7 +162,7 @@ def _sampled(network: Checkpoint, group: list[MappedSlice], sampler: str, steps:
     synchronize(device)
     started = time.perf_counter()
     sampling = Sampling(sampler, settings, samples=1, seed=0, batch=len(group), fallback=True)
-    list(sampled(group, replace(network, denoiser=timed), None, sampling))
+    list(sampled(group, replace(network, model=timed), None, sampling))
     synchronize(device)
     total = time.perf_counter() - started
     if len(timed.spans) < steps:  # slices of unlike numbers of virtual coils take more

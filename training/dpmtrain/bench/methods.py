@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from dpmrecon.prior.checkpoint import Checkpoint, sampler_defaults, uncertainty_defaults
-from dpmrecon.prior.samplers import SAMPLERS, Denoise, NoiseSource, Problem, SamplerSettings, settings_from
-from dpmrecon.recon.sample import MappedSlice, sample_seed
+from dpmrecon.prior.kinds import DENOISER, KINDS, settings_from
+from dpmrecon.prior.problem import NoiseSource, never
+from dpmrecon.prior.samplers.diffusion import SamplerSettings
+from dpmrecon.recon.sample import problem_of, sample_seed
+from dpmrecon.recon.types import MappedSlice
 
 from ..evaluate.baselines import SENSE_WEIGHTS, WAVELET_WEIGHTS, tuned_cg_sense, tuned_weight, wavelet_tool
 from ..evaluate.metrics import Moments
@@ -26,7 +29,7 @@ from ..evaluate.score_lines import ScoreLines
 from ..evaluate.scoring import Undersampled
 from ..evaluate.undersampling import CALIBRATION_LINES
 from ..hardware import PeakMemory, device_name, network_work
-from .peers import deepinv_diffpir, deepinv_dps, gadgetron_images, import_deepinv
+from .peers import Denoise, deepinv_diffpir, deepinv_dps, gadgetron_images, import_deepinv
 from .plan import BenchPlan
 
 # where the search for the best begins; it goes on by factors of 2 while the best one lies at an end
@@ -46,12 +49,16 @@ class Meter:
 
     def __init__(self, checkpoint: Checkpoint, contrast: str):
         self.denoiser = checkpoint.denoiser
-        self.label = self.denoiser.one_hot([contrast])
+        self.contrast = self.denoiser.of_contrast(contrast)
         self.evaluations, self.seconds = 0, 0.0
 
-    def denoise(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    @property
+    def sigma_data(self) -> float:
+        return self.contrast.sigma_data
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         started = time.perf_counter()
-        image = self.denoiser(x, sigma, self.label.expand(len(x), -1))
+        image = self.contrast(x, sigma)
         self.seconds += time.perf_counter() - started
         self.evaluations += len(x)
         return image
@@ -225,17 +232,6 @@ def _recorded(acceleration: int, slices: Sequence[ReferenceSlice], folder: Path 
         yield Method("GRAPPA (Gadgetron)", "recorded", run, before=(), only=frozenset(pictures), timed=False)
 
 
-def problem(mapped: MappedSlice, samples: int = 1) -> Problem:
-    """The slice at scale 1, as `replay` gives it to a sampler."""
-    return Problem(
-        mapped.model,
-        (mapped.data.kspace / mapped.scale).unsqueeze(0),
-        (mapped.zero_filled / mapped.scale).unsqueeze(0),
-        torch.full((samples,), mapped.data.sigma_n / mapped.scale),
-        (mapped.conventional / mapped.scale).expand(samples, -1, -1),
-    )
-
-
 def _sampling(name: str, sampler: str, settings: SamplerSettings, samples: int, seed: int, model: str) -> Method:
     text = f"{model}, {samples} samples, seed {seed}, {json.dumps(vars(settings))}"
 
@@ -249,11 +245,11 @@ def _sample(
     here: Undersampled, meter: Meter, sampler: str, settings: SamplerSettings, samples: int, seed: int
 ) -> torch.Tensor:
     mapped, drawn = here.mapped, []
-    seeds = [sample_seed(seed, mapped.data, index) for index in range(samples)]
+    seeds = [sample_seed(seed, mapped.data.seed_key, index) for index in range(samples)]
     for first in range(0, samples, BATCH):
         noise = NoiseSource(seeds[first : first + BATCH])
-        here_problem = problem(mapped, len(noise.generators))
-        drawn.append(SAMPLERS[sampler](here_problem, meter.denoise, noise, settings, meter.denoiser.sigma_data))
+        problem = problem_of([mapped] * len(noise.generators))
+        drawn.append(KINDS[DENOISER].samplers[sampler].sample(problem, meter, settings, noise, never))
     return torch.cat(drawn) * mapped.scale
 
 
@@ -272,8 +268,8 @@ def _deepinv(contrast: str, acceleration: int, plan: BenchPlan, tuner: Tuner) ->
             here: Undersampled, meter: Meter, weight: float, image: Any = image, steps: int = steps
         ) -> torch.Tensor:
             mapped = here.mapped
-            seed = sample_seed(plan.seed, mapped.data, 0)
-            return image(problem(mapped), _supported(meter.denoise, mapped), steps, weight, seed) * mapped.scale
+            seed = sample_seed(plan.seed, mapped.data.seed_key, 0)
+            return image(problem_of([mapped]), _supported(meter, mapped), steps, weight, seed) * mapped.scale
 
         text = f"{model_of(tuner.checkpoint)}, {steps} steps, seed {plan.seed}"
         weight = tuner.best(f"{name} {steps}", contrast, acceleration, run, start, text)
@@ -281,6 +277,6 @@ def _deepinv(contrast: str, acceleration: int, plan: BenchPlan, tuner: Tuner) ->
         yield Method(f"{name} {steps}", text, partial(run, weight=weight), gradient)
 
 
-def _supported(denoise: Denoise, mapped: MappedSlice) -> Denoise:
+def _supported(denoise: Meter, mapped: MappedSlice) -> Denoise:
     """As in our samplers: where no coil sees anything there is no head."""
     return lambda x, sigma: mapped.model.support * denoise(x, sigma)

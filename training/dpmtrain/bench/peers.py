@@ -4,6 +4,7 @@ deepinv (Tachella et al., 2025) is optional: `pip install dpmrecon[bench]`.
 """
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.physics.forward import ForwardModel
-from dpmrecon.prior.samplers import Denoise, Problem
+from dpmrecon.prior.problem import Problem
 
 
 def import_deepinv() -> tuple[Any, str | None]:
@@ -23,6 +24,9 @@ def import_deepinv() -> tuple[Any, str | None]:
     except (ImportError, RuntimeError, OSError) as error:
         return None, f"deepinv cannot be imported ({str(error).splitlines()[0]}): pip install dpmrecon[bench]"
     return deepinv, None
+
+
+Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x (batch, rows, cols), sigma (batch,)) -> x0
 
 
 def as_complex(channels: torch.Tensor) -> torch.Tensor:

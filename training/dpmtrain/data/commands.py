@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from dpmrecon.cli import add_command
-from dpmrecon.errors import BadInputError
+from dpmrecon.contrasts import CONTRAST_LABELS
 
 from ..arguments import at_least, cores
 from .open_sets import HELD_OUT
@@ -36,9 +36,7 @@ def add_prepare(commands) -> None:
         help="subjects or patient IDs to leave out, all their scans. Of the open sets "
         f"{', '.join(HELD_OUT)} are always left out: they are for validation and test",
     )
-    parser.add_argument(
-        "--contrast", metavar="LABEL", help="of all inputs, such as flair (default: what each says of itself)"
-    )
+    parser.add_argument("--contrast", choices=CONTRAST_LABELS, help="of all inputs (default: what each says of itself)")
     parser.add_argument("--drop-last", type=int, default=5, help="slices at the end of a fastMRI volume to leave out")
     parser.add_argument("--slices", type=int, default=24, help="slices to simulate for a label map and contrast")
     parser.add_argument("--seed", type=int, default=0, help="of the simulation")
@@ -49,14 +47,10 @@ def add_prepare(commands) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from dpmrecon.prior.denoiser import CONTRAST_LABELS
-
     from .items import Settings
     from .prepare import prepare
 
     at_least(args, jobs=1, slices=1, drop_last=0, seed=0)
-    if args.contrast not in (None, *CONTRAST_LABELS):
-        raise BadInputError(f"--contrast is {args.contrast}: give one of {', '.join(CONTRAST_LABELS)}")
     settings = Settings(args.contrast, args.drop_last, args.slices, args.seed, args.source, args.licence)
     try:
         return prepare(args.inputs, args.out, settings, args.exclude, args.jobs)

@@ -1,14 +1,12 @@
 """A piece of work, the volumes that are read from it, and what had to be left out; names of contrasts and patients."""
 
 import hashlib
-import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dpmrecon.mrd.header import CONTRASTS
 
 
 @dataclass(frozen=True)
@@ -62,15 +60,6 @@ class Fault:
     place: str
     reason: str
     expected: bool = False
-
-
-def label_of(*names: object) -> str | None:
-    """The contrast label that the first telling name tells, by dpmrecon's table of protocol names."""
-    for name in names:
-        for pattern, label in CONTRASTS:
-            if re.search(pattern, str(name or "").lower()):
-                return label
-    return None
 
 
 @cache

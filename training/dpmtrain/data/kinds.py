@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+from dpmrecon.contrasts import label_of
 from dpmrecon.errors import BadInputError, first_line
-from dpmrecon.mrd.header import open_scan
+from dpmrecon.mrd.file import open_scan
 
 from . import images, kspace, labelmaps
-from .items import Fault, Item, Settings, Volume, label_of, pseudonym
+from .items import Fault, Item, Settings, Volume, pseudonym
 from .open_sets import FASTMRI, KNOWN_SETS, KnownSet
 
 # A file that ends like this and cannot be recognised is damaged; others (LICENSE, notes) are no data

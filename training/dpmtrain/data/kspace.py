@@ -7,14 +7,16 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from dpmrecon.data import LostSlice, Slice
 from dpmrecon.errors import BadInputError
-from dpmrecon.mrd.collect import LostSlice, Slice, slices, without_oversampling
-from dpmrecon.mrd.header import encoded_grid, line_limits, open_scan, read_header
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.header import encoded_grid, line_limits, read_header
 from dpmrecon.output.mrd_images import to_recon_space
 from dpmrecon.physics.coil_maps import estimate_coil_maps
-from dpmrecon.physics.fourier import to_image
+from dpmrecon.physics.fourier import to_image, without_oversampling
 from dpmrecon.physics.noise import whitening
-from dpmrecon.recon.sample import with_coil_maps
+from dpmrecon.recon.prepare import with_coil_maps
 
 from .items import Fault, Item, Volume
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.physics.cg_sense import cg_sense
-from dpmrecon.recon.sample import MappedSlice
+from dpmrecon.recon.types import MappedSlice
 
 # where the search for a weight begins; it goes on by factors of 2 while the best one lies at an end
 WAVELET_WEIGHTS = (0.005, 0.01, 0.02)

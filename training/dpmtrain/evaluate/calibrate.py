@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import complex_noise
-from dpmrecon.prior.samplers import settings_from
-from dpmrecon.recon.sample import Reconstruction, Sampling, sampled
+from dpmrecon.prior.kinds import settings_from
+from dpmrecon.recon.stream import sampled
+from dpmrecon.recon.types import Reconstruction, Sampling
 
 from .plan import Condition
 from .references import CPU, ReferenceSlice

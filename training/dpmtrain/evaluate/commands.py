@@ -52,7 +52,7 @@ def add_evaluate(commands) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from dpmrecon.options import device_of
+    from dpmrecon.device import device_of
     from dpmrecon.prior.checkpoint import load_checkpoint
 
     from .evaluation import evaluate
@@ -119,7 +119,7 @@ def add_sweep(commands) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from dpmrecon.options import device_of
+    from dpmrecon.device import device_of
     from dpmrecon.prior.checkpoint import default_path, load_checkpoint
 
     from ..data.labelmaps import SEQUENCES

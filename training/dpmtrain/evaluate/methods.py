@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from dpmrecon import options
+from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.recon.sample import Reconstruction, Sampling, sampled
+from dpmrecon.recon.plan import sampling_of
+from dpmrecon.recon.stream import sampled
+from dpmrecon.recon.types import Reconstruction, Sampling
 
 from . import baselines
 from .plan import Condition, Plan
@@ -97,10 +99,13 @@ def own_methods(checkpoints: Sequence[Checkpoint], plan: Plan, here: Undersample
     found = []
     for own_name, checkpoint in zip(names, checkpoints):
         for name in plan.samplers:
-            chosen = {"mode": name} if name == "uncertainty" else {"sampler": name}
-            values = {**options.from_pairs(chosen), "samples": plan.samples, "seed": plan.seed}
+            options = Options(samples=plan.samples, seed=plan.seed)
+            uncertain = name == "uncertainty"
+            options = (
+                dataclasses.replace(options, mode=name) if uncertain else dataclasses.replace(options, sampler=name)
+            )
             label = label_for(checkpoint, here.full.contrast)
-            sampling = options.sampling_of(values, checkpoint, here.device, label, here.condition.R)
+            sampling = sampling_of(options, checkpoint, here.device, label, here.condition.R)
             title = name if len(checkpoints) == 1 else f"{own_name} {name}"
             found.append(model_method(title, checkpoint, sampling))
     return found
@@ -108,7 +113,7 @@ def own_methods(checkpoints: Sequence[Checkpoint], plan: Plan, here: Undersample
 
 def label_for(checkpoint: Checkpoint, contrast: str) -> str | None:
     """The contrast where the model has a label of it."""
-    return contrast if contrast in checkpoint.denoiser.labels else None
+    return contrast if contrast in checkpoint.model.labels else None
 
 
 def model_method(name: str, checkpoint: Checkpoint, sampling: Sampling) -> Method:

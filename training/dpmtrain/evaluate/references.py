@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from dpmrecon.data import LostSlice, Slice
 from dpmrecon.errors import BadInputError
-from dpmrecon.mrd.collect import LostSlice, Slice, slices
-from dpmrecon.mrd.header import contrast_label, open_scan
-from dpmrecon.output.folder import load_pictures
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.header import contrast_label
 from dpmrecon.output.mrd_images import to_recon_space
+from dpmrecon.output.scores import load_pictures
 
 from ..data.kspace import LARGEST_ACCELERATION
 from .metrics import Moments, scan_factor

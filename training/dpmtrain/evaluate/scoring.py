@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from dpmrecon.physics.coil_maps import estimate_coil_maps
-from dpmrecon.recon.sample import MappedSlice
+from dpmrecon.recon.types import MappedSlice
 
 from .metrics import Moments, psnr, scan_factor, ssim, variance_and_error
 from .plan import Condition

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from dpmrecon.prior.checkpoint import Checkpoint, sampler_defaults, write_card
-from dpmrecon.prior.samplers import SamplerSettings, settings_from
-from dpmrecon.recon.sample import Sampling
+from dpmrecon.prior.kinds import settings_from
+from dpmrecon.prior.samplers.diffusion import SamplerSettings
+from dpmrecon.recon.types import Sampling
 from tqdm import tqdm
 
 from ..files import writing

@@ -5,10 +5,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from dpmrecon.data import Slice
 from dpmrecon.errors import BadInputError
-from dpmrecon.mrd.collect import Slice
 from dpmrecon.physics.fourier import crop_or_pad
-from dpmrecon.recon.sample import MappedSlice, mapped_slice, with_coil_maps
+from dpmrecon.recon.prepare import mapped_slice, with_coil_maps
+from dpmrecon.recon.types import MappedSlice
 
 MASKS = ("regular", "random", "poisson")
 CALIBRATION_LINES = 24  # as the shared scans have them, wherever none are asked for

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dpmrecon.contrasts import label_of
+from dpmrecon.data import Slice, SliceKey
 from dpmrecon.errors import BadInputError
-from dpmrecon.mrd.collect import Slice, SliceKey
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.denoiser import complex_noise
@@ -20,7 +21,6 @@ from dpmrecon.tools.simulate import coil_maps
 
 from ..data.dataset import random_phase
 from ..data.images import axial, pixel_size
-from ..data.items import label_of
 from ..data.labelmaps import SEQUENCES, simulated_slices
 from .references import ReferenceSlice
 from .undersampling import sampling_mask, undersampled
@@ -122,15 +122,15 @@ def _acquired(
     coil_images = maps / maps.abs().square().sum(0).sqrt() * image
     kspace = to_kspace(coil_images) + sigma * complex_noise((N_COILS, rows, cols), generator)
     data = Slice(
-        key=SliceKey(0, 0, 0, 0, 0, number),
+        key=SliceKey(number),
         kspace=kspace,
         mask=torch.ones(rows, cols),
         calibration=kspace,
         sigma_n=sigma,
         noise_source="known",
-        header=None,
         acceleration=1,
         n_lines_got=rows,
         n_lines_needed=rows,
+        seed_key=(0, 0, 0, 0, 0, number),
     )
     return data, coil_images, image.abs().numpy()

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 from dpmrecon.errors import BadInputError
-from dpmrecon.mrd.header import acceleration, check_supported, open_scan
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.header import acceleration, check_supported
 from tqdm import tqdm
 
 from ..data.dataset import read_manifest

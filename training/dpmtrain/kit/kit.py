@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 import torch
-from dpmrecon.options import device_of
+from dpmrecon.device import device_of
 
 from ..arguments import numbers
 from ..evaluate.evaluation import evaluate

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpmrecon.contrasts import LABELS
 from dpmrecon.prior.checkpoint import save_checkpoint
-from dpmrecon.prior.denoiser import LABELS
 
 from ..data.open_sets import HELD_OUT
 from ..train.keeper import read_start

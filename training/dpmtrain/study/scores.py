@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dpmrecon.output.folder import nrmse
+from dpmrecon.output.scores import nrmse
 from dpmrecon.prior.checkpoint import load_checkpoint
-from dpmrecon.prior.samplers import SamplerSettings
-from dpmrecon.recon.sample import MappedSlice, Reconstruction, Sampling, sampled
+from dpmrecon.prior.samplers.diffusion import SamplerSettings
+from dpmrecon.recon.stream import sampled
+from dpmrecon.recon.types import MappedSlice, Reconstruction, Sampling
 from tqdm import tqdm
 
 from ..data.labelmaps import simulated_slices

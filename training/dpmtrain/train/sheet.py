@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from dpmrecon.physics.forward import ForwardModel
-from dpmrecon.prior.denoiser import Denoiser, complex_noise
-from dpmrecon.prior.samplers import NoiseSource, Problem, SamplerSettings, sample_prox
+from dpmrecon.prior.denoiser import ContrastDenoiser, Denoiser, complex_noise, uncounted
+from dpmrecon.prior.problem import NoiseSource, Problem
+from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox
 
 from .batches import Batches, crop_of, example_seed
 
@@ -75,11 +75,7 @@ def mosaic(rows: list[list[torch.Tensor]], titles: list[list[str]]) -> "Figure":
 
 def from_noise(ema: Denoiser, labels: list[str], side: int, seed: int) -> torch.Tensor:
     """One unconditional sample a label: (n_labels, side, side) complex64."""
-    shape, device = (side, side), ema.device
-    maps = torch.ones(1, *shape, dtype=torch.complex64, device=device)
-    nothing = ForwardModel(maps, torch.zeros(shape, device=device))
-    zeros = torch.zeros(len(labels), *shape, dtype=torch.complex64, device=device)
-    problem = Problem(nothing, zeros[:, None], zeros, torch.ones(len(labels), device=device), zeros)
-    noise = NoiseSource([seed + number for number in range(len(labels))], device)
-    one_hot = ema.one_hot(list(labels))
-    return sample_prox(problem, lambda x, sigma: ema(x, sigma, one_hot), noise, FROM_NOISE, ema.sigma_data)
+    problem = Problem.without_data(len(labels), side, side, ema.device)
+    noise = NoiseSource([seed + number for number in range(len(labels))], ema.device)
+    prior = ContrastDenoiser(ema, ema.one_hot(list(labels)), uncounted)
+    return sample_prox(problem, prior, FROM_NOISE, noise)

@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 
 import torch
+from dpmrecon.device import synchronize
 from dpmrecon.errors import BadInputError, DpmreconError
-from dpmrecon.prior.denoiser import Denoiser, synchronize
+from dpmrecon.prior.denoiser import Denoiser
 
 from ..data.dataset import read_manifest
 from ..hardware import PeakMemory, device_name, network_work

@@ -1,44 +1,28 @@
-"""Posterior samplers: functions (problem, denoise, noise, settings, sigma_data, stop) -> (batch, rows, cols).
+"""Samplers with a diffusion prior D(x; sigma): `prox`, the default, and `dps`, the reference.
 
-`stop` is asked after every step; when it says True, the clean image of that step is the result.
 Where no coil sees anything there is no head: outside the coil maps' support the denoised image is set to zero.
 sigma, sigma_n and sigma_data are standard deviations per real channel. Noise schedule: Karras et al., NeurIPS 2022.
 """
 
-import dataclasses
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from ..errors import BadInputError
-from ..physics.forward import TOLERANCE, ForwardModel
-from .denoiser import complex_noise
-
-Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x (batch, rows, cols), sigma (batch,)) -> x0
-Stop = Callable[[], bool]
-
-THREADS = 8  # that draw noise for a GPU, a millisecond an image of 320x320
+from ...physics.forward import TOLERANCE
+from ..problem import NoiseSource, Problem, Stop, never
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """A batch of reconstruction problems y = A x + n in units where the image's scale is 1.
+class Prior(Protocol):
+    """D(x; sigma) of a contrast: x (batch, rows, cols) complex64 and sigma (batch,) to the clean image."""
 
-    kspace: (batch, n_coils, rows, cols) complex64; zero_filled: A^H kspace, (batch, rows, cols) complex64; sigma_n:
-    (batch,) float32, the noise of `kspace`; start: (batch, rows, cols) complex64, a conventional reconstruction that a
-    sampler may start from. The model, kspace and zero_filled may be one for all.
-    """
+    @property
+    def sigma_data(self) -> float: ...
 
-    model: ForwardModel
-    kspace: torch.Tensor
-    zero_filled: torch.Tensor
-    sigma_n: torch.Tensor
-    start: torch.Tensor
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor: ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class SamplerSettings:
     """Settings of all samplers; the defaults of a model travel in its card.
 
@@ -71,23 +55,6 @@ class SamplerSettings:
     zeta: float = 2.0
 
 
-class NoiseSource:
-    """Noise for a batch, from one generator for each entry, so that batching changes nothing.
-
-    seeds: one integer an entry. Numbers are drawn on the CPU, so that every device sees the same ones: for a GPU, which
-    would wait for them, by several threads.
-    """
-
-    def __init__(self, seeds: list[int], device: torch.device | str = "cpu"):
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.device = torch.device(device)
-        self.map = map if self.device.type == "cpu" else ThreadPoolExecutor(THREADS).map
-
-    def draw(self, rows: int, cols: int) -> torch.Tensor:
-        """(batch, rows, cols) complex64, unit standard deviation per real channel."""
-        return torch.stack(list(self.map(partial(complex_noise, (rows, cols)), self.generators))).to(self.device)
-
-
 def noise_levels(settings: SamplerSettings) -> list[float]:
     """sigma_0 = sigma_max ... sigma_{N-1} = sigma_min, and sigma_N = 0."""
     n, rho = settings.steps, settings.rho
@@ -113,18 +80,12 @@ def turned_back(image: torch.Tensor, orientation: int) -> torch.Tensor:
     return image.flip([axis for axis, bit in ((-2, 1), (-1, 2)) if orientation & bit])
 
 
-def never() -> bool:
-    """Sample to the end."""
-    return False
-
-
 @torch.no_grad()
 def sample_prox(
     problem: Problem,
-    denoise: Denoise,
-    noise: NoiseSource,
+    prior: Prior,
     settings: SamplerSettings,
-    sigma_data: float,
+    noise: NoiseSource,
     stop: Stop = never,
 ) -> torch.Tensor:
     """The default: each denoised image is moved to the data by a proximal step; no back-propagation.
@@ -139,9 +100,9 @@ def sample_prox(
     for step, (sigma, sigma_next) in enumerate(zip(levels, levels[1:])):
         orientation = step % 8 if settings.turns else 0
         level = torch.full((len(x),), sigma, device=x.device)
-        denoised = turned_back(denoise(turned(x, orientation), level), orientation) * problem.model.support
-        prior = (sigma_data if settings.prior_std is None else settings.prior_std) * sigma**settings.prior_power
-        variance = sigma**2 * prior**2 / (sigma**2 + prior**2)
+        denoised = turned_back(prior(turned(x, orientation), level), orientation) * problem.model.support
+        white = (prior.sigma_data if settings.prior_std is None else settings.prior_std) * sigma**settings.prior_power
+        variance = sigma**2 * white**2 / (sigma**2 + white**2)
         weight, tolerance = sigma_n.square() / variance, max(settings.cg_tolerance * sigma, TOLERANCE)
         x0 = problem.model.prox(problem.zero_filled, denoised, weight, settings.cg_steps, tolerance)
         if sigma_next == 0 or stop():
@@ -154,23 +115,22 @@ def sample_prox(
 
 def sample_dps(
     problem: Problem,
-    denoise: Denoise,
-    noise: NoiseSource,
+    prior: Prior,
     settings: SamplerSettings,
-    sigma_data: float,
+    noise: NoiseSource,
     stop: Stop = never,
 ) -> torch.Tensor:
     """Algorithm 1 of the paper in its consistent form, the reference (DPS: Chung et al., ICLR 2023).
 
     Euler steps of the probability-flow ODE, each with a step of size zeta down the gradient of ||A D(x) - y||,
-    taken through the network. zeta = 1 equals scale 2 in the authors' code. `sigma_data` is not used.
+    taken through the network. zeta = 1 equals scale 2 in the authors' code.
     """
     levels = noise_levels(settings)
     x = initial_image(problem, noise, settings)
     for sigma, sigma_next in zip(levels, levels[1:]):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            denoised = denoise(x, torch.full((len(x),), sigma, device=x.device)) * problem.model.support
+            denoised = prior(x, torch.full((len(x),), sigma, device=x.device)) * problem.model.support
             residual = torch.view_as_real(problem.model.forward(denoised) - problem.kspace)
             squared = residual.square().sum((1, 2, 3, 4))
             (gradient,) = torch.autograd.grad(squared.sum(), x)
@@ -180,15 +140,3 @@ def sample_dps(
             step = settings.zeta / squared.sqrt().clamp_min(1e-12)
             x = x + (sigma_next - sigma) / sigma * (x - denoised) - step[:, None, None] * gradient
     return x.detach()
-
-
-SAMPLERS = {"prox": sample_prox, "dps": sample_dps}
-
-
-def settings_from(values: dict) -> SamplerSettings:
-    """SamplerSettings from a card or options; an unknown key is an error that lists the valid ones."""
-    valid = [field.name for field in dataclasses.fields(SamplerSettings)]
-    unknown = sorted(set(values) - set(valid))
-    if unknown:
-        raise BadInputError(f"sampler settings {unknown} are unknown: valid ones are {', '.join(valid)}")
-    return SamplerSettings(**values)

@@ -1,0 +1,27 @@
+"""The contrasts that a prior has labels for, and the one table from the names of protocols to them."""
+
+import re
+
+CONTRAST_LABELS = ("flair", "t1", "t2", "dwi", "swi")
+LABELS = (*CONTRAST_LABELS, "spare1", "spare2", "spare3")  # of a network: spare ones for a site's own contrasts
+
+# The first pattern that matches wins. A letter before the short names would make them part of another word, a digit
+# after them another number.
+PATTERNS = (
+    (r"t1.*flair|flair.*t1", "t1"),
+    (r"flair|tirm.*dark|dark.*fluid", "flair"),
+    (r"(?<![a-z])(dwi|dti)|diff", "dwi"),
+    (r"(?<![a-z])(swi|swan)(?![a-z])", "swi"),
+    (r"t2[ _-]?(\*|star)", None),
+    (r"(?<![a-z])(ax|sag|cor|tra)?t1(?!\d)|mprage|mp2rage|bravo", "t1"),
+    (r"(?<![a-z])(ax|sag|cor|tra)?t2(?!\d)", "t2"),
+)
+
+
+def label_of(*names: object) -> str | None:
+    """The label that the first telling name, of a protocol, a sequence or a file, tells; None where none does."""
+    for name in names:
+        for pattern, label in PATTERNS:
+            if re.search(pattern, str(name or "").lower()):
+                return label
+    return None

@@ -1,0 +1,57 @@
+"""What a slice is, with no host in it: k-space, where it was acquired, and how noisy it is."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, order=True)
+class SliceKey:
+    """What tells one slice from another; numbers as the lines' headers count them."""
+
+    slice: int
+    contrast: int = 0
+    phase: int = 0
+    set: int = 0
+    repetition: int = 0
+    average: int = 0
+
+    @property
+    def seed_key(self) -> tuple[int, ...]:
+        """What enters the seeds of the slice's samples, see `Slice`."""
+        return self.slice, self.contrast, self.phase, self.set, self.repetition, self.average
+
+
+@dataclass
+class Slice:
+    """One complete slice on the encoded grid without readout oversampling.
+
+    kspace: (n_coils, rows, cols) complex64, whitened where a noise scan came, zero where not acquired;
+    mask: (rows, cols) float32, 1 where acquired;
+    calibration: (n_coils, rows_cal, cols) complex64, fully sampled lines with the k-space centre at rows_cal//2, or
+    None; sigma_n: standard deviation of the noise in one real channel of `kspace`; noise_source: "noise scan" or
+    "k-space periphery"; acceleration: as announced, or as the lines show it where nothing is announced;
+    n_lines_got: different lines acquired; n_lines_needed: lines that limits and acceleration announce;
+    seed_key: numbers that enter the seeds of its samples, and nothing else of the scan does.
+    """
+
+    key: SliceKey
+    kspace: "torch.Tensor"
+    mask: "torch.Tensor"
+    calibration: "torch.Tensor | None"
+    sigma_n: float
+    noise_source: str
+    acceleration: float
+    n_lines_got: int
+    n_lines_needed: int
+    seed_key: tuple[int, ...]
+
+
+@dataclass
+class LostSlice:
+    """A slice that cannot be reconstructed, with the reason as part of a sentence about it."""
+
+    key: SliceKey
+    reason: str

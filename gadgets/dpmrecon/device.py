@@ -1,0 +1,39 @@
+"""The device that computes: its name, what it can do, and when it is done."""
+
+from pathlib import Path
+
+import torch
+
+from .errors import BadInputError, first_line
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of this name, usable; None is cuda where there is one, else cpu. Raises BadInputError."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInputError(
+            f"device '{name}' cannot be used ({first_line(error)}): leave --device out or name another"
+        ) from error
+    return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware; without it they are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        found = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False
+    return "avx512_bf16" in found or "amx_bf16" in found
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was asked for, so that a clock tells what it took."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

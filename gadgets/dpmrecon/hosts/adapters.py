@@ -1,0 +1,173 @@
+"""Who is at the other end, and how to talk to it: a Gadgetron's external node, or a client that sends MRD messages."""
+
+import dataclasses
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import ismrmrd
+
+from ..data import LostSlice, Slice
+from ..errors import BadInputError
+from ..mrd.collect import slices
+from ..mrd.header import Header
+from ..mrd.lines import LineHeaders
+from ..options import Options, from_pairs, from_properties, printable
+from ..output.mrd_images import to_uint16
+from . import health, wire
+from .engine import Engine
+from .recon_data import slices_of
+from .wire import PeerGoneError, ReconBit, Wire, WireError
+
+
+class Gadgetron:
+    """The external node of a Gadgetron: ReconData comes, float32 images go back, errors are ERROR frames."""
+
+    name = "Gadgetron"
+
+    def options(self, config: bytes, engine: Engine) -> Options:
+        return from_properties(config, engine.defaults, service=engine.service)
+
+    def slices(
+        self, messages: Iterable[tuple[int, Any]], header: Header, line_headers: LineHeaders, options: Options
+    ) -> Iterator[Slice | LostSlice]:
+        if options.combine_averages:
+            raise BadInputError(
+                "combine-averages needs raw acquisitions: in a chain the averages are slices of their own"
+            )
+        return slices_of(self._bits(messages), header, line_headers)
+
+    def _bits(self, messages: Iterable[tuple[int, Any]]) -> Iterator[ReconBit]:
+        for number, item in messages:
+            if number != wire.RECON_DATA:
+                raise BadInputError(
+                    "raw acquisitions came where ReconData is needed: the chain lacks "
+                    "AcquisitionAccumulateTriggerGadget and BucketToBufferGadget before this gadget"
+                )
+            yield from item
+
+    def send(self, peer: Wire, image: ismrmrd.Image) -> None:
+        peer.send_image(image)
+
+    def fail(self, peer: Wire, message: str) -> None:
+        peer.send_error(message)
+
+
+class MrdClient:
+    """A client that sends a config name, the header and raw acquisitions; uint16 images go back, errors are TEXT."""
+
+    name = "MRD client"
+
+    def options(self, config: bytes, engine: Engine) -> Options:
+        text = config.decode("utf-8", "replace").strip("\0 \r\n\t")
+        if text.startswith("<"):
+            return from_properties(_our_configuration(text), engine.defaults, service=engine.service)
+        if text.startswith("{"):
+            return from_pairs(_parameters(text), engine.defaults, service=engine.service)
+        labels = [label for label in engine.checkpoint.model.labels if not label.startswith("spare")]
+        match = re.fullmatch(rf"(?:dpm_?|default)?({'|'.join(labels)})?(?:_connect)?(?:\.xml)?", text)
+        if match is None:
+            valid = ", ".join(["dpm", *(f"dpm_{label}" for label in labels)])
+            raise BadInputError(f"config '{printable(text)}' is unknown: valid ones are {valid}")
+        return dataclasses.replace(engine.defaults, contrast=match[1]) if match[1] else engine.defaults
+
+    def slices(
+        self, messages: Iterable[tuple[int, Any]], header: Header, line_headers: LineHeaders, options: Options
+    ) -> Iterator[Slice | LostSlice]:
+        return slices(self._acquisitions(messages), header, line_headers, combine_averages=options.combine_averages)
+
+    def _acquisitions(self, messages: Iterable[tuple[int, Any]]) -> Iterator[ismrmrd.Acquisition]:
+        for number, item in messages:
+            if number != wire.ACQUISITION:
+                raise BadInputError("ReconData came from an MRD client: raw acquisitions (id 1008) are needed")
+            yield item
+
+    def send(self, peer: Wire, image: ismrmrd.Image) -> None:
+        peer.send_image(to_uint16(image))
+
+    def fail(self, peer: Wire, message: str) -> None:
+        peer.send_text(f"ERROR: {message}")
+
+
+Host = Gadgetron | MrdClient
+
+
+def _our_configuration(text: str) -> bytes:
+    """What a chain in full holds for us: the `<configuration>` of its `<external>` node."""
+    try:
+        root = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        raise BadInputError(f"the configuration is no XML ({error}): send a config name or a chain") from error
+    found = [
+        external.find("configuration")
+        for external in root.iter("external")
+        if any("dpmrecon" in (execute.get("name") or "") for execute in external.iter("execute"))
+        or external.find("connect") is not None
+    ]
+    if len(found) != 1 or found[0] is None:
+        raise BadInputError(
+            f"the configuration is a chain with {len(found)} external nodes for dpmrecon: one is needed"
+        )
+    return ElementTree.tostring(found[0])
+
+
+def _parameters(text: str) -> dict[str, str]:
+    """Options in JSON, at the top or under "parameters"."""
+    try:
+        found = json.loads(text)
+        found = found.get("parameters", found)
+        return {name: str(value) for name, value in found.items()}
+    except (ValueError, AttributeError) as error:
+        raise BadInputError("the configuration is no JSON object of options: send a config name") from error
+
+
+def greet(peer: Wire, status: Callable[[], dict] = dict) -> tuple[Host, bytes, bytes] | None:
+    """Who is there, by its first messages, with its configuration and header; None for a peer that leaves at once.
+
+    A Gadgetron's external node sends the text of a `<configuration>` of properties, everyone else a config name, a
+    chain in full or JSON. Who asks how we are (see health.py) gets `status()` and leaves.
+    """
+    try:
+        number = peer.message_id()
+    except PeerGoneError:
+        return None
+    if number == wire.CLOSE:
+        return None
+    if number == wire.CONFIG_NAME:
+        host: Host = MrdClient()
+        config = peer.config_name().encode()
+        if config == health.NAME.encode():
+            peer.send_text(json.dumps(status()))
+            return None
+    elif number == wire.CONFIG:
+        config = peer.text()
+        host = Gadgetron() if _is_properties(config) else MrdClient()
+    else:
+        peer.framed = False
+        raise WireError(f"a message with id {number} came first: a configuration (id 1 or 2) is needed")
+    number = peer.message_id()
+    while number == wire.TEXT:
+        peer.text()
+        number = peer.message_id()
+    if number != wire.HEADER:
+        peer.framed = peer.closed
+        raise _GreetingError(
+            host, f"a message with id {number} came after the configuration: the header (id 3) is needed"
+        )
+    return host, config, peer.text()
+
+
+class _GreetingError(WireError):
+    def __init__(self, host: Host, message: str):
+        super().__init__(message)
+        self.host = host
+
+
+def _is_properties(config: bytes) -> bool:
+    try:
+        root = ElementTree.fromstring(config.rstrip(b"\0 \r\n\t"))
+    except (ElementTree.ParseError, LookupError, ValueError):
+        return False
+    return root.tag == "configuration" and root.find("stream") is None

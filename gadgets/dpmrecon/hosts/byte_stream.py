@@ -1,0 +1,83 @@
+"""Streams of bytes that carry messages: a socket, or a pair of pipes."""
+
+import contextlib
+import os
+import select
+import socket
+import struct
+from typing import Protocol
+
+STALL = 60  # seconds, whole, that a peer may leave our images unread
+
+
+class ByteStream(Protocol):
+    """Both ends of a connection. Reads and writes raise OSError where it is broken."""
+
+    def wait(self, seconds: float) -> bool:
+        """Whether there is something to read, the end of the stream included, within so many seconds."""
+
+    def readinto(self, view: memoryview) -> int:
+        """Bytes read, as many as are there and fit; 0 at the end."""
+
+    def write(self, data: bytes) -> None:
+        """All of it."""
+
+    def shut(self) -> None:
+        """End it in both directions, so that a read that waits returns."""
+
+    def close(self) -> None:
+        """Give it back."""
+
+
+class SocketStream:
+    """A connected socket."""
+
+    def __init__(self, connection: socket.socket):
+        self.socket = connection
+        connection.settimeout(None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", STALL, 0))
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+
+    def wait(self, seconds: float) -> bool:
+        return bool(self._poll.poll(1000 * seconds))
+
+    def readinto(self, view: memoryview) -> int:
+        return self.socket.recv_into(view)
+
+    def write(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def shut(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class PipeStream:
+    """Two pipes, or files, by their descriptors: what comes, and what goes."""
+
+    def __init__(self, incoming: int, outgoing: int):
+        self.incoming, self.outgoing = incoming, outgoing
+        self._poll = select.poll()
+        self._poll.register(incoming, select.POLLIN)
+
+    def wait(self, seconds: float) -> bool:
+        return bool(self._poll.poll(1000 * seconds))
+
+    def readinto(self, view: memoryview) -> int:
+        return os.readv(self.incoming, [view])
+
+    def write(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self.outgoing, left) :]
+
+    def shut(self) -> None:
+        """Pipes have no such end: a read that waits goes on until the other side closes."""
+
+    def close(self) -> None:
+        for end in {self.incoming, self.outgoing}:
+            os.close(end)

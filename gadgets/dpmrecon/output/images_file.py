@@ -1,0 +1,111 @@
+"""images.h5 of a result folder: ISMRMRD images that are on disk as soon as their slice is done."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import ismrmrd
+import numpy as np
+
+from .. import __version__
+from ..data import LostSlice
+from ..mrd.file import Scan
+from ..mrd.header import Header
+from ..recon.types import Reconstruction
+from .mrd_images import RESEARCH, image_of, to_recon_space
+from .writers import telling
+
+ROOM = 1 << 16  # bytes that HDF5 needs at most beside the pixels and texts of an image
+CONVENTIONAL = 3  # series index: image_3 in the file
+# elements of an MRD header that tell who was scanned, where and when
+_PERSONAL = (
+    *("subjectInformation", "studyInformation", "institutionName", "stationName", "deviceSerialNumber", "seriesDate"),
+    *("seriesTime", "seriesDescription", "seriesInstanceUIDRoot", "frameOfReferenceUID", "referencedImageSequence"),
+)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """conventional: keep the CG-SENSE image of every slice as a series of its own (image_3); anonymize: leave patient
+    and study data out of the header of images.h5, and the file's name out of the report."""
+
+    conventional: bool = False
+    anonymize: bool = False
+
+
+class ImagesFile:
+    """A writer of images.h5: images are on disk as soon as they are added. Raises BadInputError."""
+
+    def __init__(self, path: Path, scan: Scan, outputs: Outputs):
+        self.path, self.header, self.outputs = path, scan.header, outputs
+        xml = without_patient(scan.xml) if outputs.anonymize else scan.xml
+        with telling(path.parent):
+            _claim(path, ROOM + len(xml))
+            path.unlink()
+            self.dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=True)
+            self.dataset.write_xml_header(xml)
+            self.dataset._file.flush()
+
+    def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
+        if isinstance(item, LostSlice):
+            return
+        if self.outputs.conventional:
+            images = [*images, _conventional(images[0], item, self.header)]
+        with telling(self.path.parent, "the slices before are kept"):
+            for image in images:
+                store(self.dataset, image)
+
+    def close(self, failure: BaseException | None) -> None:
+        with telling(self.path.parent, "make room or choose another --out"):
+            self.dataset.close()
+
+
+def store(dataset: ismrmrd.Dataset, image: ismrmrd.Image) -> None:
+    """Append an image to its series (image_N) and see it on disk. Raises OSError or RuntimeError.
+
+    A file that HDF5 cannot write to cannot be closed either and crashes the process, so the space is claimed first.
+    """
+    file = dataset._file
+    _claim(Path(file.filename), file.id.get_filesize() + image.data.nbytes + len(image.attribute_string) + ROOM)
+    dataset.append_image(f"image_{image.image_series_index}", image)
+    file.flush()
+
+
+def _claim(path: Path, size: int) -> None:
+    """Make a file this long, on disk as well; what it holds stays."""
+    with open(path, "ab") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
+def _conventional(image: ismrmrd.Image, item: Reconstruction, header: Header) -> ismrmrd.Image:
+    """The CG-SENSE image of a slice beside its reconstruction `image`, in the same scale and place."""
+    meta = dict(image.meta)
+    meta.pop("dpmrecon_fallback", None)
+    scale = 1 / float(meta.get("RescaleSlope", 1))
+    magnitude = scale * to_recon_space(item.mapped.conventional, header).abs().cpu().numpy()
+    head = ismrmrd.ImageHeader.from_buffer_copy(image.getHead())
+    head.image_series_index = CONVENTIONAL
+    protocol = header.measurementInformation.protocolName if header.measurementInformation else None
+    meta |= {
+        "DataRole": "Conventional",
+        "GADGETRON_DataRole": "Conventional",
+        "SeriesDescription": f"{protocol or 'scan'} CG-SENSE RESEARCH",
+        "GADGETRON_SeqDescription": "_CG-SENSE",
+        "ImageComments": RESEARCH,
+        "GADGETRON_ImageComment": RESEARCH,
+        "ImageProcessingHistory": f"dpmrecon {__version__} CG-SENSE",
+        "GADGETRON_ImageProcessingHistory": f"dpmrecon {__version__} CG-SENSE",
+        "ImageType": "DERIVED\\PRIMARY\\OTHER\\CGSENSE",
+        "dpmrecon_sampler": "cg-sense",
+        "dpmrecon_residual": f"{item.mapped.residual(item.mapped.conventional):.4g}",
+    }
+    return image_of(magnitude.astype(np.float32), head, meta)
+
+
+def without_patient(xml: bytes) -> bytes:
+    """An MRD header without the elements that tell who was scanned, where and when; the rest byte for byte."""
+    for name in _PERSONAL:
+        pattern = rb"<((?:[\w.-]+:)?" + name.encode() + rb")\b[^>]*(?:/>|(?<!/)>.*?</\1\s*>)"
+        xml = re.sub(pattern, b"", xml, flags=re.DOTALL)
+    return xml

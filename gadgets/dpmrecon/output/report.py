@@ -1,0 +1,122 @@
+"""The report of a scan: what became of every slice. `report.json` is what it holds."""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ismrmrd
+
+from ..data import LostSlice
+from ..recon.provenance import Provenance
+from ..recon.types import Reconstruction
+from .mrd_images import RESEARCH
+from .writers import telling
+
+_CHOSEN = ("fallback", "samples", "evaluations")  # a deadline's part in the images, slice by slice
+
+
+@dataclass
+class Report:
+    """A writer that keeps the books. scan: the file's name, None where it is not to be told.
+
+    slices: an entry each, JSON values; error: what broke the scan off; nrmse: by method, where there is a truth;
+    notes: lines for the screen; secret: a text, such as the scan's path, that is not told.
+    """
+
+    path: Path
+    scan: str | None
+    provenance: Provenance
+    secret: str | None = None
+    error: str | None = None
+    slices: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float | None = None
+    nrmse: dict[str, Any] | None = None
+    scan_sha256: str | None = None
+    dicom_files: int | None = None
+    notes: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def exit_code(self) -> int:
+        """0: every slice by the model; 3: some by the conventional fallback; 4: some are missing."""
+        if any("missing" in entry for entry in self.slices):
+            return 4
+        return 3 if any(entry["fallback"] is not None for entry in self.slices) else 0
+
+    def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
+        """Note what became of a slice."""
+        key = dataclasses.asdict(item.key)
+        if isinstance(item, LostSlice):
+            self.slices.append({**key, "missing": item.reason, "fallback": None})
+            return
+        data = item.mapped.data
+        assert data.calibration is not None  # else there were no maps
+        self.slices.append(
+            {
+                **key,
+                "fallback": item.fallback,
+                "R": data.acceleration,
+                "lines": data.n_lines_got,
+                "coils": item.mapped.n_coils,
+                "matrix": list(data.kspace.shape),
+                "maps": {"calibration": list(data.calibration.shape)},
+                "scale": item.mapped.scale,
+                "sigma_n": data.sigma_n,
+                "noise_source": data.noise_source,
+                "residual": item.residual,
+                "samples": item.samples,
+                "steps": item.steps,
+                "evaluations": item.evaluations,
+                "seconds": item.seconds,
+            }
+        )
+
+    def close(self, failure: BaseException | None) -> None:
+        """Write report.json, also when the scan broke off. Raises BadInputError."""
+        self.seconds = time.perf_counter() - self.started
+        if failure is not None:
+            self.error = str(failure) or type(failure).__name__
+            if self.secret is not None:
+                self.error = self.error.replace(self.secret, "the scan")
+        self.write()
+
+    def write(self) -> None:
+        """Write report.json as things stand. Raises BadInputError."""
+        with telling(self.path.parent, "make room or choose another --out"):
+            self.path.write_text(json.dumps(self.as_json(), indent=1) + "\n")
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as JSON values."""
+        optional = {
+            name: getattr(self, name)
+            for name in ("seconds", "nrmse", "scan_sha256", "dicom_files")
+            if getattr(self, name) is not None
+        }
+        return {
+            "scan": self.scan,
+            **dataclasses.asdict(self.provenance),
+            "notice": RESEARCH,
+            "error": self.error,
+            "slices": self.slices,
+            **optional,
+            "notes": self.notes,
+        }
+
+    def deciding(self) -> dict[str, Any]:
+        """What decided the images besides the scan, as JSON values: the UIDs of DICOM files follow from it."""
+        found = self.provenance.deciding()
+        if self.provenance.deadline is not None:
+            found["chosen"] = [[entry.get(name) for name in _CHOSEN] for entry in self.slices]
+        return found
+
+
+def described(item: Reconstruction | LostSlice) -> str:
+    """A slice in one line, for the screen."""
+    if isinstance(item, LostSlice):
+        return f"slice {item.key.slice}: MISSING: {item.reason}"
+    seconds = sum(item.seconds.values())
+    source = f"DPM, {item.drawn}" if item.fallback is None else f"CG-SENSE FALLBACK: {item.fallback}"
+    return f"slice {item.key.slice}: {source}, residual {item.residual:.2f}, {seconds:.1f} s"

@@ -1,0 +1,97 @@
+"""How far images are from a truth: NRMSE with one least-squares factor a scan."""
+
+from pathlib import Path
+
+import ismrmrd
+import numpy as np
+
+from ..data import LostSlice
+from ..errors import BadInputError
+from ..mrd.header import Header
+from ..recon.types import Reconstruction
+from .mrd_images import to_recon_space
+from .report import Report
+
+METHODS = ("zero-filled", "CG-SENSE", "DPM")
+
+
+def pictures_of(item: Reconstruction, header: Header) -> dict[str, np.ndarray]:
+    """Magnitudes (rows, cols) on the recon space, by METHODS."""
+    images = (item.mapped.zero_filled, item.mapped.conventional, item.image)
+    return {name: to_recon_space(image, header).abs().cpu().numpy() for name, image in zip(METHODS, images)}
+
+
+class Truth:
+    """What a scan's images should be. truth, mask: .npy files (slices, rows, cols) of the recon space; one slice may
+    be (rows, cols), and a mask of one slice serves all. Raises BadInputError for files that do not fit the scan."""
+
+    def __init__(self, truth: Path | None, mask: Path | None, header: Header):
+        matrix = header.encoding[0].reconSpace.matrixSize
+        self.slices = None if truth is None else load_pictures(truth, (matrix.y, matrix.x))
+        self.masks = None if mask is None else load_pictures(mask, (matrix.y, matrix.x)) > 0
+        if self.masks is not None and (self.slices is None or len(self.masks) not in (1, len(self.slices))):
+            raise BadInputError(f"mask {mask} needs a truth of as many slices: give --truth as well, or a mask of one")
+
+    def of(self, number: int) -> np.ndarray | None:
+        """The truth of a slice, None where there is none."""
+        return None if self.slices is None or number >= len(self.slices) else self.slices[number]
+
+    def mask_of(self, number: int) -> np.ndarray:
+        """Where a slice is scored."""
+        assert self.slices is not None
+        if self.masks is None:
+            return np.ones(self.slices.shape[1:], dtype=bool)
+        return self.masks[number if len(self.masks) > 1 else 0]
+
+
+class Scores:
+    """A writer that scores every slice that has a truth; the report gets the NRMSE of each method."""
+
+    def __init__(self, truth: Truth, header: Header, report: Report):
+        self.truth, self.header, self.report = truth, header, report
+        self.found: list[tuple[int, dict[str, np.ndarray]]] = []
+
+    def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
+        if isinstance(item, Reconstruction) and self.truth.of(item.key.slice) is not None:
+            self.found.append((item.key.slice, pictures_of(item, self.header)))
+
+    def close(self, failure: BaseException | None) -> None:
+        if self.found:
+            self.report.nrmse = {name: self._nrmse(name) for name in METHODS}
+
+    def _nrmse(self, method: str) -> dict:
+        assert self.truth.slices is not None
+        per_slice = nrmse(
+            np.stack([pictures[method] for _, pictures in self.found]),
+            self.truth.slices[[number for number, _ in self.found]],
+            np.stack([self.truth.mask_of(number) for number, _ in self.found]),
+        )
+        return {"mean": float(np.mean(per_slice)), "slices": [float(value) for value in per_slice]}
+
+
+def nrmse(found: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """||a |found| - truth|| / ||truth|| inside the mask for each slice, one least-squares factor a for the scan."""
+    factor = fitting_factor(np.abs(found)[mask], truth[mask])
+    errors = [(factor * np.abs(f) - t)[m] for f, t, m in zip(found, truth, mask)]
+    return np.array([np.linalg.norm(e) / np.linalg.norm(t[m]) for e, t, m in zip(errors, truth, mask)])
+
+
+def fitting_factor(image: np.ndarray, target: np.ndarray) -> float:
+    """The least-squares factor that takes `image` to `target`."""
+    return float((image * target).sum() / max((image * image).sum(), 1e-30))
+
+
+def load_pictures(path: Path, matrix: tuple[int, int]) -> np.ndarray:
+    """A .npy file of real numbers as (slices, *matrix); one slice may be without the first axis."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInputError(f"{path} is not a readable .npy file ({error})") from error
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
+        raise BadInputError(f"{path} holds no single array of real numbers: a .npy file (slices, rows, cols) is needed")
+    array = found[None] if found.ndim == 2 else found
+    if array.ndim != 3 or array.shape[1:] != matrix:
+        raise BadInputError(
+            f"{path} is {found.shape} and the scan's images are {matrix}: give (slices, rows, cols) of that matrix"
+        )
+    return array

@@ -1,0 +1,61 @@
+"""What a posterior sampler is asked: a batch of reconstruction problems, noise, and when to stop."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from ..physics.forward import ForwardModel
+from .denoiser import complex_noise
+
+Stop = Callable[[], bool]  # asked after every step: True makes that step's clean image the result
+
+THREADS = 8  # that draw noise for a GPU, a millisecond an image of 320x320
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch of reconstruction problems y = A x + n in units where the image's scale is 1.
+
+    kspace: (batch, n_coils, rows, cols) complex64; zero_filled: A^H kspace, (batch, rows, cols) complex64; sigma_n:
+    (batch,) float32, the noise of `kspace`; start: (batch, rows, cols) complex64, a conventional reconstruction that a
+    sampler may start from. The model, kspace and zero_filled may be one for all.
+    """
+
+    model: ForwardModel
+    kspace: torch.Tensor
+    zero_filled: torch.Tensor
+    sigma_n: torch.Tensor
+    start: torch.Tensor
+
+    @classmethod
+    def without_data(cls, batch: int, rows: int, cols: int, device: torch.device) -> "Problem":
+        """Nothing was acquired: what a sampler draws from it is the prior's."""
+        maps = torch.ones(1, rows, cols, dtype=torch.complex64, device=device)
+        zeros = torch.zeros(batch, rows, cols, dtype=torch.complex64, device=device)
+        model = ForwardModel(maps, torch.zeros(rows, cols, device=device))
+        return cls(model, zeros[:, None], zeros, torch.ones(batch, device=device), zeros)
+
+
+class NoiseSource:
+    """Noise for a batch, from one generator for each entry, so that batching changes nothing.
+
+    seeds: one integer an entry. Numbers are drawn on the CPU, so that every device sees the same ones: for a GPU, which
+    would wait for them, by several threads.
+    """
+
+    def __init__(self, seeds: list[int], device: torch.device | str = "cpu"):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.device = torch.device(device)
+        self.map = map if self.device.type == "cpu" else ThreadPoolExecutor(THREADS).map
+
+    def draw(self, rows: int, cols: int) -> torch.Tensor:
+        """(batch, rows, cols) complex64, unit standard deviation per real channel."""
+        return torch.stack(list(self.map(partial(complex_noise, (rows, cols)), self.generators))).to(self.device)
+
+
+def never() -> bool:
+    """Sample to the end."""
+    return False

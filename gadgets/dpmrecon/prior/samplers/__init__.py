@@ -1,0 +1,1 @@
+"""Posterior samplers: one file for each family."""

@@ -1,0 +1,75 @@
+"""From the options and the model's card to how a scan is sampled."""
+
+import dataclasses
+
+import torch
+
+from ..device import device_of
+from ..errors import BadInputError
+from ..mrd.header import Header, contrast_label
+from ..options import Options, printable
+from ..prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults, uncertainty_defaults
+from .types import Sampling
+
+CPU_BATCH, GPU_BATCH = 4, 32  # images that the network sees at once
+
+
+def load(options: Options) -> tuple[Checkpoint, torch.device]:
+    """The checkpoint on its device. Raises BadInputError and CheckpointError."""
+    device = device_of(options.device)
+    return load_checkpoint(options.model, device), device
+
+
+def sampling_of(
+    options: Options,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    contrast: str | None = None,
+    acceleration: float | None = None,
+) -> Sampling:
+    """How to sample a scan of this contrast and announced R (None: not known).
+
+    What no option says is the model's own default, else that of its sampler's settings and one sample.
+    """
+    name, sampler = checkpoint.kind.sampler(options.sampler)
+    if options.mode == "uncertainty":
+        found = uncertainty_defaults(checkpoint.card) if name == checkpoint.kind.sampler(None)[0] else None
+        if found is None:
+            raise BadInputError(
+                "mode uncertainty is for the sampler prox and a model whose card has settings for it: choose mode fast"
+            )
+        (chosen, samples), source = found, "model card, for the uncertainty mode"
+    else:
+        chosen, source = sampler_defaults(checkpoint.card, name, contrast, acceleration)
+        samples = checkpoint.card.get("sampling", {}).get("samples", 1)
+    settings = sampler.settings_from(chosen)
+    if options.steps is not None:
+        settings = dataclasses.replace(settings, steps=options.steps)
+        source += "; steps by option"
+    return Sampling(
+        sampler=name,
+        settings=settings,
+        samples=options.samples or samples,
+        seed=options.seed,
+        batch=options.batch or (CPU_BATCH if device.type == "cpu" else GPU_BATCH),
+        fallback=options.fallback == "on",
+        deadline=options.deadline,
+        mode=options.mode,
+        source=source,
+    )
+
+
+def contrast_of(options: Options, checkpoint: Checkpoint, header: Header | None) -> str | None:
+    """The label that the options give, else the one that the protocol's name tells if the model knows it, else None.
+
+    Raises BadInputError for a label that the model does not know.
+    """
+    if options.contrast is None:
+        label = None if header is None else contrast_label(header)
+        return label if label in checkpoint.model.labels else None
+    labels = [label for label in checkpoint.model.labels if not label.startswith("spare")]
+    if options.contrast not in labels:
+        raise BadInputError(
+            f"contrast '{printable(options.contrast)}' is unknown to the model: valid ones are {', '.join(labels)}"
+        )
+    return options.contrast

@@ -1,0 +1,56 @@
+"""What decides the images of a scan besides the scan itself: told in report, MRD meta, DICOM and audit log."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from .. import __version__
+from ..prior.checkpoint import Checkpoint
+from ..prior.kinds import Settings
+from .types import Sampling
+
+# what makes the UIDs of DICOM files: other words for the same images must not make other UIDs
+DECIDING = ("package_version", "model_id", "contrast", "sampler", "settings", "samples", "seed", "combine_averages")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Version, model, and how it sampled. combine_averages: one image of all averages."""
+
+    package_version: str
+    model_id: str
+    model_sha256: str
+    contrast: str | None
+    sampler: str
+    mode: str
+    settings: Settings
+    settings_source: str
+    samples: int
+    seed: int
+    deadline: float | None
+    combine_averages: bool
+
+    @classmethod
+    def of(
+        cls, checkpoint: Checkpoint, contrast: str | None, sampling: Sampling, *, combine_averages: bool = False
+    ) -> "Provenance":
+        """Of a scan that is about to be sampled."""
+        return cls(
+            package_version=__version__,
+            model_id=checkpoint.model_id,
+            model_sha256=str(checkpoint.card["checksum_sha256"]),
+            contrast=contrast,
+            sampler=sampling.sampler,
+            mode=sampling.mode,
+            settings=sampling.settings,
+            settings_source=sampling.source,
+            samples=sampling.samples,
+            seed=sampling.seed,
+            deadline=sampling.deadline,
+            combine_averages=combine_averages,
+        )
+
+    def deciding(self) -> dict[str, Any]:
+        """The part that decides the pixels, as JSON values."""
+        values = dataclasses.asdict(self)
+        return {name: values[name] for name in DECIDING}

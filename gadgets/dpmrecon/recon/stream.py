@@ -1,0 +1,106 @@
+"""Every slice of a scan is sampled: several at once where there is room, and within the deadline where there is one."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from ..data import LostSlice
+from ..device import synchronize
+from ..prior.checkpoint import Checkpoint
+from .deadline import Deadline
+from .sample import DEVICE_ERRORS, Progress, draw, fall_back, sample_group
+from .types import MappedSlice, Reconstruction, Sampling
+
+
+def sampled(
+    stream: Iterable[MappedSlice | LostSlice],
+    checkpoint: Checkpoint,
+    contrast: str | None,
+    sampling: Sampling,
+    progress: Progress = lambda evaluations: None,
+    deadline: Deadline | None = None,
+) -> Iterator[Reconstruction | LostSlice]:
+    """Sample every slice from the posterior, several slices at once where the batch has room for them.
+
+    deadline: where there is one, each slice gets the samples and steps that fit its share of the time left, and
+    CG-SENSE where too few do. Raises DpmreconError when a slice cannot be sampled and the fallback is off.
+    """
+    for group in _groups(stream, slices_at_once(sampling.batch, sampling.samples)):
+        if isinstance(group, LostSlice):
+            if deadline is not None:
+                deadline.note(1, 0, 0.0)
+            yield group
+        elif deadline is None:
+            yield from sample_group(group, checkpoint, contrast, sampling, progress)
+        else:
+            yield from _sample_in_time(group, checkpoint, contrast, sampling, progress, deadline)
+
+
+def slices_at_once(batch: int, samples: int) -> int:
+    """The most slices whose samples make a batch of the network."""
+    return max(1, batch // samples)
+
+
+def _groups(stream: Iterable[MappedSlice | LostSlice], size: int) -> Iterator[list[MappedSlice] | LostSlice]:
+    """Lists of at most `size` neighbours of equal shape, in order."""
+    group: list[MappedSlice] = []
+    for item in stream:
+        if group and (isinstance(item, LostSlice) or item.data.kspace.shape != group[0].data.kspace.shape):
+            yield group
+            group = []
+        if isinstance(item, LostSlice):
+            yield item
+            continue
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _sample_in_time(
+    group: list[MappedSlice],
+    checkpoint: Checkpoint,
+    contrast: str | None,
+    sampling: Sampling,
+    progress: Progress,
+    deadline: Deadline,
+) -> Iterator[Reconstruction]:
+    share = deadline.share(len(group), sum(group[0].seconds.values()))
+    if deadline.per_evaluation is None and share > 0:
+        share -= _try_out(group, checkpoint, contrast, sampling, deadline)
+    began = deadline.clock()
+    plan = deadline.plan(sampling, len(group), share) if share > 0 else None
+    if plan is None:
+        passed = "had passed" if deadline.left() <= -deadline.reserve else "left no time for it"
+        for mapped in group:
+            yield fall_back(mapped, f"the deadline of {deadline.seconds:g} s {passed}", sampling)
+        deadline.note(len(group), 0, 0.0)
+        return
+    device, is_over = group[0].conventional.device, deadline.until(share)
+
+    def stop() -> bool:
+        synchronize(device)  # else a GPU's work would be asked for long before it is done
+        return is_over()
+
+    found = list(sample_group(group, checkpoint, contrast, plan, progress, stop))
+    deadline.note(len(group), sum(item.evaluations for item in found), deadline.clock() - began)
+    yield from found
+
+
+def _try_out(
+    group: list[MappedSlice], checkpoint: Checkpoint, contrast: str | None, sampling: Sampling, deadline: Deadline
+) -> float:
+    """Measure what an evaluation costs; the seconds that it took. A device that fails is left to the sampling."""
+    # the first evaluations of a size pay for its start; on a CPU images follow each other, and one tells enough
+    samples = 1 if group[0].conventional.device.type == "cpu" else sampling.samples
+    began = deadline.clock()
+    for steps in (1, 2):
+        brief = replace(sampling, samples=samples, settings=replace(sampling.settings, steps=steps))
+        again = deadline.clock()
+        try:
+            _, evaluations = draw(group, checkpoint, contrast, brief)
+        except DEVICE_ERRORS:
+            break
+        deadline.note(0, evaluations * len(group), deadline.clock() - again)
+    return deadline.clock() - began
