@@ -5,9 +5,14 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import DpmreconError
+
+if TYPE_CHECKING:
+    from .mrd.file import Scan
+    from .options import Options
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,45 +77,51 @@ def _add_replay(commands) -> None:
 
 
 def _replay(args: argparse.Namespace) -> int:
+    from .mrd.file import open_scan
+    from .options import from_arguments
+
+    options = from_arguments(args)
+    with open_scan(args.scan) as scan:
+        scan.read_ahead()  # while torch is imported
+        return _replay_scan(scan, options, args)
+
+
+def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from .dicom.write import DicomOptions
-    from .mrd.file import open_scan
     from .mrd.header import acceleration
-    from .options import from_arguments
     from .output.images_file import Outputs
     from .output.maps import weighting_from_text
     from .output.report import described
     from .recon.plan import contrast_of, load, sampling_of
     from .replay import Progress, replay
 
-    options = from_arguments(args)
     dicom = DicomOptions(args.anonymize, args.image_type)
     weighting = None if args.b_values is None else weighting_from_text(args.b_values)
-    with open_scan(args.scan) as scan:
-        checkpoint, device = load(options)
-        contrast = contrast_of(options, checkpoint, scan.header)
-        sampling = sampling_of(options, checkpoint, device, contrast, acceleration(scan.header))
-        if contrast is None:
-            print("dpmrecon: the protocol names no known contrast: the unlabelled prior is used", file=sys.stderr)
-        evaluations = scan.n_images(options.combine_averages) * sampling.samples * sampling.settings.steps
-        with tqdm(total=None if sampling.deadline else evaluations, unit="eval", smoothing=0.05) as bar:
-            report = replay(
-                scan,
-                args.out,
-                checkpoint,
-                contrast,
-                sampling,
-                device,
-                outputs=Outputs(args.conventional, args.anonymize),
-                dicom=dicom,
-                weighting=weighting,
-                combine_averages=options.combine_averages,
-                truth=args.truth,
-                mask=args.mask,
-                progress=Progress(bar.update, lambda item: bar.write(described(item))),
-                started=args.started,
-            )
+    checkpoint, device = load(options)
+    contrast = contrast_of(options, checkpoint, scan.header)
+    sampling = sampling_of(options, checkpoint, device, contrast, acceleration(scan.header))
+    if contrast is None:
+        print("dpmrecon: the protocol names no known contrast: the unlabelled prior is used", file=sys.stderr)
+    evaluations = scan.n_images(options.combine_averages) * sampling.samples * sampling.settings.steps
+    with tqdm(total=None if sampling.deadline else evaluations, unit="eval", smoothing=0.05) as bar:
+        report = replay(
+            scan,
+            args.out,
+            checkpoint,
+            contrast,
+            sampling,
+            device,
+            outputs=Outputs(args.conventional, args.anonymize),
+            dicom=dicom,
+            weighting=weighting,
+            combine_averages=options.combine_averages,
+            truth=args.truth,
+            mask=args.mask,
+            progress=Progress(bar.update, lambda item: bar.write(described(item))),
+            started=args.started,
+        )
     if report.nrmse is not None:
         print("NRMSE:", ", ".join(f"{name} {found['mean']:.4f}" for name, found in report.nrmse.items()))
     for note in report.notes:

@@ -71,6 +71,7 @@ class Options:
 OPTIONS: dict[str, Option] = {
     field.name.replace("_", "-"): field.metadata["option"] for field in dataclasses.fields(Options)
 }
+_NEEDED = {int: "a whole number", float: "a number", bool: "on or off", str: "a text"}
 _SWITCH = {"on": True, "off": False, "true": True, "false": False}
 
 
@@ -142,6 +143,17 @@ def from_pairs(pairs: dict[str, str], defaults: Options | None = None, *, servic
     return dataclasses.replace(defaults or Options(), **given)
 
 
+def checked(options: Options) -> Options:
+    """The same options. Raises BadInputError where one has a value that it cannot have."""
+    for name, option in OPTIONS.items():
+        value = getattr(options, _field(name))
+        kinds = (int, float) if option.kind is float else (option.kind,)
+        if value is not None and not isinstance(value, kinds):
+            raise BadInputError(f"{_field(name)} is {value!r}: give {_NEEDED.get(option.kind, option.kind.__name__)}")
+        _check(name, value, _field(name))
+    return options
+
+
 def printable(text: str) -> str:
     """What a peer wrote, short and harmless enough for a log."""
     return re.sub(r"[^\x21-\x7e]", "?", str(text))[:64]
@@ -156,8 +168,7 @@ def _parsed(name: str, text: str) -> Any:
     try:
         return _SWITCH[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError) as error:
-        needed = {int: "a whole number", float: "a number", bool: "on or off"}[kind]
-        raise BadInputError(f"property '{name}' is '{printable(text)}': give {needed}") from error
+        raise BadInputError(f"property '{name}' is '{printable(text)}': give {_NEEDED[kind]}") from error
 
 
 def _check(name: str, value: Any, called: str) -> None:

@@ -16,6 +16,7 @@ import torch
 from ..data import LostSlice, Slice, SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from ..mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, completeness
+from ..mrd.flags import GHOST_CORRECTION, NOISE
 from ..mrd.header import (
     Header,
     acceleration,
@@ -24,7 +25,7 @@ from ..mrd.header import (
     encoded_grid,
     line_limits,
 )
-from ..mrd.lines import EDGE_MARGIN, GHOST_CORRECTION, NOISE, LineHeader, LineHeaders
+from ..mrd.lines import EDGE_MARGIN, LineHeader, LineHeaders
 from ..physics.fourier import without_oversampling
 from ..physics.noise import estimated_sigma
 from .wire import ReconBit, ReconBuffer

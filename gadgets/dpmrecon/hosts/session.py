@@ -4,13 +4,10 @@ The steps between are the generators that `replay` uses. Whatever happens, the p
 its scan did not come out whole. Logs hold no text from the scan's header.
 """
 
-import contextlib
 import functools
 import json
 import logging
 import math
-import queue
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +22,7 @@ from ..mrd.header import acceleration, announced_slices, read_header
 from ..mrd.lines import LineHeaders
 from ..output.mrd_images import mrd_images
 from ..output.writers import writing
+from ..read_ahead import ReadAhead
 from ..recon.deadline import Deadline
 from ..recon.plan import contrast_of, sampling_of
 from ..recon.prepare import with_coil_maps
@@ -38,56 +36,6 @@ from .engine import Engine
 from .wire import PeerGoneError, Wire
 
 log = logging.getLogger("dpmrecon")
-
-
-class Reader:
-    """Reads slices ahead in a thread of its own: at most `size` wait, so that a fast peer cannot fill the memory."""
-
-    def __init__(self, stream: Iterator[Slice | LostSlice], size: int):
-        self._items: queue.Queue = queue.Queue(size)
-        self._size = size
-        self._dropping = threading.Event()
-        self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
-        self._thread.start()
-
-    def _read(self, stream: Iterator[Slice | LostSlice]) -> None:
-        try:
-            for item in stream:
-                self._put(item)
-        except BaseException as error:  # the other thread raises it
-            self._put(error)
-        else:
-            self._put(None)
-
-    def _put(self, item: object) -> None:
-        while not self._dropping.is_set():
-            with contextlib.suppress(queue.Full):
-                self._items.put(item, timeout=0.2)
-                return
-
-    def groups(self) -> Iterator[list[Slice | LostSlice]]:
-        """Lists of the slices that are there, at least one, at most `size`."""
-        end: object = self
-        while end is self:
-            group = []
-            item = self._items.get()
-            while True:
-                if item is None or isinstance(item, BaseException):
-                    end = item
-                    break
-                group.append(item)
-                if len(group) == self._size or self._items.empty():
-                    break
-                item = self._items.get()
-            if group:
-                yield group
-        if isinstance(end, BaseException):
-            raise end
-
-    def finish(self) -> None:
-        """Let the thread read on to the end of the stream, and wait for it."""
-        self._dropping.set()
-        self._thread.join()
 
 
 def on_device(
@@ -173,7 +121,7 @@ class Session:
     host: Host = field(default_factory=Gadgetron)
     audit: AuditLog | None = None
     record: dict[str, Any] = field(default_factory=dict)  # the audit line
-    reader: Reader | None = None
+    reader: ReadAhead | None = None
     begun: bool = False  # a scan is in hand
 
     def scan(self, config: bytes, header_xml: bytes) -> None:
@@ -197,7 +145,7 @@ class Session:
         n_slices = announced_slices(header, combine_averages=options.combine_averages)
         line_headers: LineHeaders = {}
         stream: Iterator[Any] = self.host.slices(self.peer.messages(), header, line_headers, options)
-        self.reader = Reader(stream, slices_at_once(sampling.batch, sampling.samples))
+        self.reader = ReadAhead(stream, slices_at_once(sampling.batch, sampling.samples))
         with writing([Sender(self.host, self.peer), Books(record, sampling)]) as add:
             stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
             stream = mrd_images(stream, header, line_headers, provenance)
@@ -253,5 +201,5 @@ class Session:
         except PeerGoneError as gone:
             log.error("%s", gone)
         if self.reader is not None:
-            self.reader.finish()
+            self.reader.close()
         self.peer.drain()

@@ -16,6 +16,7 @@ from ..errors import BadInputError, UnsupportedScanError
 from ..physics.fourier import without_oversampling
 from ..physics.noise import estimated_sigma, whitening
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness
+from .flags import CALIBRATION, GHOST_CORRECTION, IGNORED, LAST_IN_SLICE, NOISE
 from .header import (
     Header,
     Limits,
@@ -25,7 +26,7 @@ from .header import (
     encoded_grid,
     line_limits,
 )
-from .lines import CALIBRATION, GHOST_CORRECTION, IGNORED, LAST_IN_SLICE, NOISE, Layout, LineHeaders, Lines, LostError
+from .lines import Layout, LineHeaders, Lines, LostError
 
 
 @dataclass

@@ -32,7 +32,7 @@ def completeness(lines: np.ndarray, limits: Limits, announced: int | None) -> tu
 
     lines: different line numbers acquired, sorted; announced: the header's R, None where it names none.
     """
-    acceleration = announced or _regular_acceleration(lines, limits)
+    acceleration = announced or regular_acceleration(lines, limits)
     got, needed = announced_lines(lines, limits, acceleration)
     if got >= needed:
         return acceleration, needed, None
@@ -42,7 +42,7 @@ def completeness(lines: np.ndarray, limits: Limits, announced: int | None) -> tu
     return acceleration, needed, f"{says} and R = {acceleration} announce"
 
 
-def _regular_acceleration(lines: np.ndarray, limits: Limits) -> int:
+def regular_acceleration(lines: np.ndarray, limits: Limits) -> int:
     """R where lines on either side of a fully sampled centre are every R-th one; 1 for all else, so that a full scan
     that lost lines is not taken for an accelerated one."""
     block = central_block(lines.tolist(), limits.center)

@@ -13,8 +13,9 @@ import ismrmrd
 import numpy as np
 
 from ..errors import BadInputError, first_line
+from ..read_ahead import ReadAhead
+from .flags import CALIBRATION, IGNORED, LAST_IN_SLICE, NOISE
 from .header import Header, calibration_is_separate, read_header
-from .lines import CALIBRATION, IGNORED, LAST_IN_SLICE, NOISE
 
 LINES = 64  # that are read at once
 DIGEST_BYTES = 1 << 22  # that are hashed at once
@@ -35,6 +36,9 @@ class Scan:
     heads: np.ndarray
     groups: list[np.ndarray]
     _lines: h5py.Dataset
+    _ahead: ReadAhead | None = None
+    _taken: bool = False  # somebody has the lines that are read ahead
+    _closing: bool = False  # nobody wants more of them
 
     @property
     def n_slices(self) -> int:
@@ -66,12 +70,28 @@ class Scan:
         separate = calibration_is_separate(self.header)
         return (self.heads["flags"][index] & np.uint64(CALIBRATION) != 0) & separate
 
+    def read_ahead(self) -> None:
+        """Read the first lines now, in a thread, while whoever takes them gets ready."""
+        self._ahead = ReadAhead(self._acquisitions(), LINES)
+
+    def close(self) -> None:
+        """End the reading ahead."""
+        self._closing = True
+        if self._ahead is not None:
+            self._ahead.close()
+
     def acquisitions(self) -> Iterator[ismrmrd.Acquisition]:
         """The lines: noise measurements first, then slice by slice, each slice's last one flagged LAST_IN_SLICE.
 
         A few lines are read at a time, so that memory grows with what the receiver keeps. Lines that are neither
         noise, calibration nor image are left out. Raises BadInputError when a line cannot be read.
         """
+        if self._ahead is None or self._taken:
+            return self._acquisitions()
+        self._taken = True
+        return iter(self._ahead)
+
+    def _acquisitions(self) -> Iterator[ismrmrd.Acquisition]:
         for index, samples in self._samples(np.flatnonzero(self.heads["flags"] & np.uint64(NOISE))):
             yield self._acquisition(index, samples)
         # slices that hold nothing but calibration serve others, which may come anywhere
@@ -94,6 +114,8 @@ class Scan:
                 except (OSError, RuntimeError):  # one of them: those before it are whole
                     found = (self._one(index) for index in part)
                 yield from zip(map(int, part), found)
+                if self._closing:
+                    return
 
     def _one(self, index: int) -> np.ndarray:
         try:
@@ -117,7 +139,7 @@ class Scan:
 
 
 @contextmanager
-def open_scan(path: str | Path) -> Iterator[Scan]:
+def open_scan(path: str | os.PathLike) -> Iterator[Scan]:
     """Open an ISMRMRD HDF5 file for reading and read its header and all acquisition heads (340 bytes a line).
 
     Raises BadInputError, in one sentence, for anything that is not a readable scan.
@@ -148,7 +170,11 @@ def open_scan(path: str | Path) -> Iterator[Scan]:
         except BadInputError as error:
             raise BadInputError(f"{path}: {error}") from error.__cause__
         _correct_averages(header, heads)
-        yield Scan(path, xml.encode() if isinstance(xml, str) else bytes(xml), header, heads, _grouped(heads), lines)
+        scan = Scan(path, xml.encode() if isinstance(xml, str) else bytes(xml), header, heads, _grouped(heads), lines)
+        try:
+            yield scan
+        finally:
+            scan.close()
 
 
 def _heads(lines: h5py.Dataset) -> np.ndarray:

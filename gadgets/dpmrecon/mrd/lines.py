@@ -1,4 +1,4 @@
-"""What a line is, by its flags; the lines of one kind of one slice; and what its images take over from a line."""
+"""The lines of one kind of one slice, and what its images take over from a line."""
 
 from dataclasses import dataclass, field
 
@@ -9,26 +9,6 @@ import torch
 from ..data import SliceKey
 from ..physics.fourier import without_oversampling
 
-
-def flags(*names: int) -> int:
-    """The bit mask of ISMRMRD acquisition flags, which count from 1."""
-    return sum(1 << (name - 1) for name in names)
-
-
-NOISE = flags(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
-CALIBRATION = flags(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
-LAST_IN_SLICE = flags(ismrmrd.ACQ_LAST_IN_SLICE)
-GHOST_CORRECTION = flags(ismrmrd.ACQ_IS_PHASECORR_DATA, ismrmrd.ACQ_IS_REVERSE)
-# lines that are neither image, calibration nor noise
-IGNORED = flags(
-    ismrmrd.ACQ_IS_NAVIGATION_DATA,
-    ismrmrd.ACQ_IS_HPFEEDBACK_DATA,
-    ismrmrd.ACQ_IS_RTFEEDBACK_DATA,
-    ismrmrd.ACQ_IS_DUMMYSCAN_DATA,
-    ismrmrd.ACQ_IS_SURFACECOILCORRECTIONSCAN_DATA,
-    ismrmrd.ACQ_IS_PHASE_STABILIZATION_REFERENCE,
-    ismrmrd.ACQ_IS_PHASE_STABILIZATION,
-)
 # Columns left out beside an echo's cut edge: removing the oversampling is a convolution along the readout, which
 # misses the samples beyond the edge. From the third column on the error is under a fifth of the noise (FLAIR, R = 1).
 EDGE_MARGIN = 2

@@ -55,9 +55,14 @@ def estimated_sigma(kspace: torch.Tensor, mask: torch.Tensor) -> float:
 
     One is the outer lines, transformed along the readout, in the columns beside the head: those where the inner lines
     hold least. (Columns chosen by the outer lines themselves are quiet by chance, which makes them 4 % too low.) The
-    other is the corners of k-space. kspace: (n_coils, rows, cols); mask: (rows, cols), 1 where acquired. Never below
+    other is the corners of k-space. Data undersampled along both axes have the outermost tenth of their samples for
+    it. kspace: (n_coils, rows, cols); mask: (rows, cols), 1 where acquired. Never below
     FLOOR times the root mean square of the samples, so that data without noise keep a usable weight.
     """
+    acquired = kspace[:, mask > 0]
+    floor = FLOOR * float(acquired.abs().square().mean().sqrt())
+    if not torch.equal(mask, torch.outer(mask.amax(1), mask.amax(0))):  # undersampled along both axes
+        return max(float(_median_variance(kspace[:, _periphery(mask)]).sqrt()), floor)
     rows = mask.amax(1).nonzero().squeeze(1)
     columns = mask.amax(0).nonzero().squeeze(1)
     distance = (rows - mask.shape[0] // 2).abs()
@@ -70,12 +75,22 @@ def estimated_sigma(kspace: torch.Tensor, mask: torch.Tensor) -> float:
     quiet = _column_variance(inner, window).argsort()[: max(1, round(QUIET_SHARE * mask.shape[1]))]
     beside = _column_variance(lines, window)[quiet].mean()
     edge = columns[((columns - mask.shape[1] // 2).abs()).argsort(descending=True)[: max(1, len(columns) // 5)]]
-    corners = lines[:, : max(1, len(outer) // 4)][..., edge].abs().square().flatten(1)
-    # |n|^2 is exponential: its median is 2 ln 2 sigma^2, and blind to single bright samples
-    corner = corners.median(1).values.mean() / (2 * math.log(2))
-    acquired = kspace[:, mask > 0]
-    rms = acquired.abs().square().mean().sqrt()
-    return max(float(torch.minimum(beside, corner).sqrt()), FLOOR * float(rms))
+    corners = lines[:, : max(1, len(outer) // 4)][..., edge].flatten(1)
+    return max(float(torch.minimum(beside, _median_variance(corners)).sqrt()), floor)
+
+
+def _median_variance(samples: torch.Tensor) -> torch.Tensor:
+    """The variance of a real channel from (n_coils, n) samples of noise: |n|^2 is exponential, its median is
+    2 ln 2 sigma^2, and blind to single bright samples."""
+    return samples.abs().square().median(1).values.mean() / (2 * math.log(2))
+
+
+def _periphery(mask: torch.Tensor) -> torch.Tensor:
+    """(rows, cols) bool: the acquired samples that are farthest from the centre, a tenth of them."""
+    down, along = (((torch.arange(size) - size // 2) / (size / 2)).square() for size in mask.shape)
+    radius = down[:, None] + along
+    chosen = radius[mask > 0].quantile(1 - QUIET_SHARE)
+    return (mask > 0) & (radius >= chosen)
 
 
 def _column_variance(lines: torch.Tensor, window: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,8 @@ def sampling_of(
     device: torch.device,
     contrast: str | None = None,
     acceleration: float | None = None,
+    *,
+    keep_samples: bool = False,
 ) -> Sampling:
     """How to sample a scan of this contrast and announced R (None: not known).
 
@@ -56,6 +58,7 @@ def sampling_of(
         deadline=options.deadline,
         mode=options.mode,
         source=source,
+        keep_samples=keep_samples,
     )
 
 

@@ -1,0 +1,406 @@
+"""The front door for Python: arrays, or a scan's file, to images. What is public is listed in `dpmrecon.__all__`."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from .data import LostSlice, Slice, SliceKey
+from .device import device_of
+from .errors import BadInputError
+from .mrd.collect import slices
+from .mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, regular_acceleration
+from .mrd.file import Scan, open_scan
+from .mrd.header import Limits, acceleration
+from .options import Options, checked
+from .output.mrd_images import to_recon_space
+from .physics import coil_maps
+from .physics.noise import estimated_sigma
+from .prior.checkpoint import Checkpoint, load_checkpoint
+from .recon.plan import contrast_of, sampling_of
+from .recon.prepare import mapped_slice, with_coil_maps
+from .recon.stream import sampled
+from .recon.types import Reconstruction
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+Model = Checkpoint | str | PathLike | None
+
+UNIT = 0.05  # sum |s|^2 of coil maps that were given may be this far from 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """One reconstructed slice.
+
+    Attributes
+    ----------
+    image : (rows, cols) complex64
+        The mean of the posterior samples, phase included, in the units of the k-space; on the fallback the
+        conventional image. None where the slice is missing.
+    std : (rows, cols) float32 or None
+        Standard deviation of a real channel over the samples, None with fewer than two.
+    conventional : (rows, cols) complex64
+        The CG-SENSE image.
+    residual : float
+        ||A x - y|| over what the noise alone leaves: about 1 for an image that fits its data.
+    fallback : str or None
+        Why the image is the conventional one; None where it is the model's.
+    samples : (samples, rows, cols) complex64 or None
+        The samples themselves, with `keep_samples`.
+    key : SliceKey
+        Slice, contrast, phase, set, repetition and average, as a scan counts them.
+    missing : str or None
+        Why a scan's slice has no image; None where it has one.
+    """
+
+    image: Any
+    std: Any
+    conventional: Any
+    residual: float
+    fallback: str | None
+    samples: Any
+    key: SliceKey = SliceKey(0)
+    missing: str | None = None
+
+
+def load_model(model: str | PathLike | None = None, device: str | None = None) -> Checkpoint:
+    """Load a model once, for many calls of `reconstruct`.
+
+    Parameters
+    ----------
+    model : path, optional
+        A .safetensors file with its card beside it; None is the one that ships.
+    device : str, optional
+        "cpu", "cuda", "cuda:1" ...; None is cuda where there is one.
+
+    Returns
+    -------
+    Checkpoint
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, damaged or of another format.
+    BadInputError
+        The device cannot be used.
+    """
+    return load_checkpoint(None if model is None else Path(model), device_of(device))
+
+
+def estimate_coil_maps(
+    calibration: Array,
+    shape: tuple[int, int],
+    *,
+    kernel: int = 6,
+    threshold: float = 0.02,
+    crop: float = 0.9,
+    max_calibration: int = 24,
+) -> Array:
+    """ESPIRiT coil maps (Uecker et al., Magnetic Resonance in Medicine 71:990, 2014).
+
+    Parameters
+    ----------
+    calibration : (n_coils, lines, samples) complex
+        Fully sampled k-space of the image's field of view, best pre-whitened; index N//2 is the centre.
+    shape : (rows, cols)
+        Of the image.
+    kernel : int
+        Size of the k-space kernel.
+    threshold : float
+        Share of the largest singular value from which on a singular vector belongs to the signal.
+    crop : float
+        Pixels whose largest eigenvalue is smaller have no coil maps; .6 to 1.
+    max_calibration : int
+        At most so many lines and samples are used, those in the middle.
+
+    Returns
+    -------
+    (n_coils, rows, cols) complex64, as `calibration` numpy or torch
+        Sum over coils of |s|^2 is 1 on the head and 0 outside it.
+
+    Raises
+    ------
+    BadInputError
+        The calibration is too small, zero, not finite or not complex.
+    """
+    given = _complex(calibration, "the calibration", "(n_coils, lines, samples)")
+    maps = coil_maps.estimate_coil_maps(
+        given, shape, kernel=kernel, threshold=threshold, crop=crop, max_calibration=max_calibration
+    )
+    return _like(maps, calibration)
+
+
+def reconstruct(
+    kspace: Array,
+    maps: Array | None = None,
+    mask: Array | None = None,
+    *,
+    calibration: Array | None = None,
+    noise_std: float | None = None,
+    model: Model = None,
+    contrast: str | None = None,
+    mode: str = "fast",
+    steps: int | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    fallback: bool = True,
+    keep_samples: bool = False,
+) -> Result:
+    """Reconstruct one slice from its undersampled multi-coil k-space.
+
+    k-space and images are linked by the centred orthonormal FFT: index N//2 of every axis is the origin on both sides.
+
+    Parameters
+    ----------
+    kspace : (n_coils, rows, cols) complex
+        Zero where not acquired; rows are phase-encoding lines, cols readout samples without oversampling. Best
+        pre-whitened: noise of equal size and no correlation in all coils.
+    maps : (n_coils, rows, cols) complex, optional
+        Coil maps with sum |s|^2 of 1 on the head and 0 outside it; None estimates them.
+    mask : (rows, cols) or (rows,), optional
+        1 where k-space was acquired; None takes it from the k-space.
+    calibration : (n_coils, lines, samples) complex, optional
+        Fully sampled lines to estimate coil maps from; None takes the fully sampled centre of the k-space.
+    noise_std : float, optional
+        Standard deviation of the noise in one real channel of the k-space; None estimates it.
+    model : Checkpoint or path, optional
+        What `load_model` gave, or a file; None is the one that ships.
+    contrast : str, optional
+        flair, t1, t2, dwi or swi; None is the unlabelled prior.
+    mode : "fast" or "uncertainty"
+        The best image soonest, or many samples whose spread tells the error.
+    steps, samples : int, optional
+        Evaluations of the network a sample, and samples; None is the model's own.
+    seed : int
+        Equal seeds give equal images.
+    device : str, optional
+        "cpu", "cuda" ...; None is that of a loaded model, else cuda where there is one.
+    fallback : bool
+        Where the model fails, return the CG-SENSE image, and say why; False raises DpmreconError.
+    keep_samples : bool
+        Return the samples as well.
+
+    Returns
+    -------
+    Result
+        Arrays are numpy or torch, as `kspace`.
+
+    Raises
+    ------
+    BadInputError
+        Shapes, types or values that cannot be used, in one sentence.
+    DpmreconError
+        The model fails and `fallback` is False.
+    """
+    checkpoint, where = _loaded(model, device)
+    data = _slice(kspace, mask, calibration, noise_std)
+    options = _options(contrast, mode, steps, samples, seed, fallback)
+    label = contrast_of(options, checkpoint, None)
+    sampling = sampling_of(options, checkpoint, where, label, data.acceleration, keep_samples=keep_samples)
+    if maps is None:
+        if data.calibration is None:
+            raise BadInputError(
+                f"the k-space has no fully sampled centre of {FEWEST_CALIBRATION_LINES} lines or more: give "
+                "`calibration` or `maps`"
+            )
+        (mapped,) = with_coil_maps([data], where)
+    else:
+        mapped = mapped_slice(data, _maps(maps, data).to(where), {})
+    if isinstance(mapped, LostSlice):
+        raise BadInputError(f"the slice cannot be reconstructed: {mapped.reason}")
+    (item,) = sampled([mapped], checkpoint, label, sampling)
+    assert isinstance(item, Reconstruction)
+    return _result(item, kspace)
+
+
+def reconstruct_scan(
+    scan: Scan | str | PathLike,
+    *,
+    model: Model = None,
+    contrast: str | None = None,
+    mode: str = "fast",
+    steps: int | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    fallback: bool = True,
+    keep_samples: bool = False,
+    combine_averages: bool = False,
+) -> Iterator[Result]:
+    """Reconstruct an ISMRMRD scan slice by slice, as `dpmrecon replay` does; nothing is written.
+
+    Parameters
+    ----------
+    scan : Scan or path
+        What `open_scan` gave, or a file.
+    contrast : str, optional
+        None takes it from the protocol's name, as far as the model knows it.
+    combine_averages : bool
+        One image of all averages.
+    model, mode, steps, samples, seed, device, fallback, keep_samples
+        See `reconstruct`.
+
+    Yields
+    ------
+    Result
+        numpy, on the grid that the header's recon space tells. A slice that is incomplete has no image, and its
+        `missing` says why.
+
+    Raises
+    ------
+    BadInputError
+        The scan cannot be used, in one sentence.
+    DpmreconError
+        The model fails and `fallback` is False.
+    """
+    checkpoint, where = _loaded(model, device)
+    options = _options(contrast, mode, steps, samples, seed, fallback)
+    with ExitStack() as stack:
+        opened = scan if isinstance(scan, Scan) else stack.enter_context(open_scan(scan))
+        header = opened.header
+        label = contrast_of(options, checkpoint, header)
+        sampling = sampling_of(options, checkpoint, where, label, acceleration(header), keep_samples=keep_samples)
+        stream: Iterator[Any] = slices(opened.acquisitions(), header, combine_averages=combine_averages)
+        for item in sampled(with_coil_maps(stream, where), checkpoint, label, sampling):
+            if isinstance(item, LostSlice):
+                yield Result(None, None, None, float("nan"), None, None, item.key, item.reason)
+            else:
+                yield _result(item, np.empty(0), lambda image: to_recon_space(image, header))
+
+
+def _options(
+    contrast: str | None, mode: str, steps: int | None, samples: int | None, seed: int, fallback: bool
+) -> Options:
+    on = "on" if fallback else "off"
+    return checked(Options(contrast=contrast, mode=mode, steps=steps, samples=samples, seed=seed, fallback=on))
+
+
+def _loaded(model: Model, device: str | None) -> tuple[Checkpoint, torch.device]:
+    if not isinstance(model, Checkpoint):
+        model = load_model(model, device)
+    elif device is not None and device_of(device) != model.model.device:
+        raise BadInputError(
+            f"the model is on {model.model.device} and device is '{device}': load it there, or leave it"
+        )
+    return model, model.model.device
+
+
+def _slice(kspace: Any, mask: Any, calibration: Any, noise_std: float | None) -> Slice:
+    """The arrays of `reconstruct` as a slice. Raises BadInputError."""
+    samples = _complex(kspace, "the k-space", "(n_coils, rows, cols) of one slice").cpu()
+    n_coils, rows, cols = samples.shape
+    acquired = (samples != 0).any(0) if mask is None else _mask(mask, rows, cols)
+    if not bool(acquired.any()) or not bool((samples[:, acquired] != 0).any()):
+        raise BadInputError("the k-space is zero wherever it was acquired: give the measured samples")
+    samples = samples * acquired
+    if noise_std is not None and not (isinstance(noise_std, int | float) and 0 < noise_std < float("inf")):
+        raise BadInputError(f"noise_std is {noise_std}: give a number above 0, or None to have it estimated")
+    block = _centre(samples, acquired)
+    if calibration is not None:
+        block = _complex(calibration, "the calibration", "(n_coils, lines, samples)").cpu()
+        if len(block) != n_coils:
+            raise BadInputError(
+                f"the calibration has {len(block)} coils and the k-space {n_coils}: give the same coils"
+            )
+    lines = np.flatnonzero(acquired.any(1).numpy())
+    pattern = regular_acceleration(lines, Limits(0, rows - 1, rows // 2))
+    key = SliceKey(0)
+    return Slice(
+        key=key,
+        kspace=samples,
+        mask=acquired.float(),
+        calibration=block,
+        sigma_n=noise_std or estimated_sigma(samples, acquired.float()),
+        noise_source="given" if noise_std else "k-space periphery",
+        acceleration=float(pattern) if pattern > 1 else rows * cols / int(acquired.sum()),
+        n_lines_got=len(lines),
+        n_lines_needed=len(lines),
+        seed_key=key.seed_key,
+    )
+
+
+def _mask(mask: Any, rows: int, cols: int) -> torch.Tensor:
+    found = torch.as_tensor(mask).cpu()
+    if found.ndim == 1 and len(found) == rows:
+        found = found[:, None].expand(rows, cols)
+    if found.shape != (rows, cols) or not bool(((found == 0) | (found == 1)).all()):
+        raise BadInputError(
+            f"the mask has shape {tuple(torch.as_tensor(mask).shape)}: zeros and ones of shape ({rows}, {cols}) or "
+            f"({rows},) are needed, 1 where k-space was acquired"
+        )
+    return found != 0
+
+
+def _centre(kspace: torch.Tensor, acquired: torch.Tensor) -> torch.Tensor | None:
+    """The fully sampled centre: whole lines, else a square, as with 2D undersampling; None where it is too small."""
+    rows, cols = acquired.shape
+    columns = acquired.any(0)
+    block = central_block(np.flatnonzero((acquired | ~columns).all(1).numpy()).tolist(), rows // 2)
+    if len(block) >= FEWEST_CALIBRATION_LINES:
+        return kspace[:, block.start : block.stop]
+    half = 0
+    while half < min(rows, cols) // 2 and bool(_square(acquired, half + 1).all()):
+        half += 1
+    return _square(kspace, half) if 2 * half >= FEWEST_CALIBRATION_LINES else None
+
+
+def _square(array: torch.Tensor, half: int) -> torch.Tensor:
+    row, col = array.shape[-2] // 2, array.shape[-1] // 2
+    return array[..., row - half : row + half, col - half : col + half]
+
+
+def _maps(maps: Any, data: Slice) -> torch.Tensor:
+    found = _complex(maps, "the coil maps", "(n_coils, rows, cols)")
+    if found.shape != data.kspace.shape:
+        raise BadInputError(
+            f"the coil maps have shape {tuple(found.shape)} and the k-space {tuple(data.kspace.shape)}: give the same"
+        )
+    energy = found.abs().square().sum(0)
+    inside = energy > 0
+    if not bool(inside.any()) or float((energy[inside] - 1).abs().max()) > UNIT:
+        raise BadInputError(
+            f"the coil maps have sum |s|^2 from {float(energy.min()):.3g} to {float(energy.max()):.3g}: divide them by "
+            "its root on the head, and set them to 0 outside it"
+        )
+    return found
+
+
+def _complex(array: Any, what: str, shape: str) -> torch.Tensor:
+    """A complex64 tensor of three dimensions and finite values. Raises BadInputError."""
+    if not isinstance(array, np.ndarray | torch.Tensor):
+        raise BadInputError(f"{what} is a {type(array).__name__}: a numpy array or torch tensor {shape} is needed")
+    found = torch.as_tensor(array)
+    if found.ndim != 3 or 0 in found.shape:
+        raise BadInputError(f"{what} has shape {tuple(found.shape)}: {shape} is needed")
+    if not found.is_complex():
+        raise BadInputError(f"{what} is {found.dtype}: complex values are needed")
+    found = found.to(torch.complex64)
+    if not bool(torch.isfinite(torch.view_as_real(found)).all()):
+        raise BadInputError(f"{what} has values that are not finite: leave out what was not measured")
+    return found
+
+
+def _result(item: Reconstruction, like: Any, placed: Any = lambda image: image) -> Result:
+    """placed: takes an image to the grid that is wanted."""
+    mapped, phase = item.mapped, item.mapped.phase
+    draws = None if item.draws is None else torch.stack([placed(draw * phase) for draw in item.draws])
+    return Result(
+        _like(placed(item.image * phase), like),
+        None if item.spread is None else _like(placed(item.spread).abs(), like),
+        _like(placed(mapped.conventional * phase), like),
+        item.residual,
+        item.fallback,
+        None if draws is None else _like(draws, like),
+        item.key,
+    )
+
+
+def _like(tensor: torch.Tensor, array: Any) -> Any:
+    """The tensor as numpy, or on the device of a torch tensor."""
+    return tensor.to(array.device) if isinstance(array, torch.Tensor) else tensor.cpu().numpy()
