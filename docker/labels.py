@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "gadgets/dpmrecon"
 
 def labels() -> dict[str, str]:
     card = json.loads((PACKAGE / "checkpoints/default.json").read_text())
-    version = runpy.run_path(str(PACKAGE / "__init__.py"))["__version__"]
+    version = runpy.run_path(str(PACKAGE / "version.py"))["__version__"]
     return {"VERSION": version, "MODEL_SHA256": card["checksum_sha256"]}
 
 

@@ -8,7 +8,7 @@ purpose is a `DpmreconError`.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 # Loaded when asked for: torch takes a second, and `dpmrecon --help` has no use for it
 _HOMES = {

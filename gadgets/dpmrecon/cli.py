@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__
 from .errors import DpmreconError
+from .version import __version__
 
 if TYPE_CHECKING:
     from .mrd.file import Scan

@@ -21,8 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..errors import BadInputError
+from ..version import __version__
 
 if TYPE_CHECKING:
     import torch

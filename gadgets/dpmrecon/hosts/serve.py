@@ -18,9 +18,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from .. import __version__
 from ..errors import BadInputError, DpmreconError, first_line
 from ..options import Options, from_arguments
+from ..version import __version__
 from .audit import AuditLog
 
 log = logging.getLogger("dpmrecon")

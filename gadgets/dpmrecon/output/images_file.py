@@ -8,11 +8,11 @@ from pathlib import Path
 import ismrmrd
 import numpy as np
 
-from .. import __version__
 from ..data import LostSlice
 from ..mrd.file import Scan
 from ..mrd.header import Header
 from ..recon.types import Reconstruction
+from ..version import __version__
 from .mrd_images import RESEARCH, image_of, to_recon_space
 from .writers import telling
 

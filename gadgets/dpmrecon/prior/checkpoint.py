@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from .. import __version__
 from ..device import has_bfloat16
 from ..errors import CheckpointError
 from ..physics.phase import RULE as PHASE_RULE
 from ..physics.scale import RULE
+from ..version import __version__
 from .denoiser import Denoiser
 from .kinds import DENOISER, KINDS, Kind, Model
 

@@ -4,9 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from .. import __version__
 from ..prior.checkpoint import Checkpoint
 from ..prior.kinds import Settings
+from ..version import __version__
 from .types import Sampling
 
 # what makes the UIDs of DICOM files: other words for the same images must not make other UIDs
