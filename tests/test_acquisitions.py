@@ -17,7 +17,8 @@ from dpmrecon.mrd.collect import LostSlice, SliceKey, announced_lines, central_b
 from dpmrecon.physics.fourier import to_image, to_kspace
 from dpmrecon.physics.noise import estimated_sigma, whitening
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "ismrmrd"
+from support.paths import shared
+
 COILS = np.array([1.0, 0.5 - 0.5j, -0.3j])
 
 
@@ -875,9 +876,7 @@ def test_reading_leaves_the_file_alone(tmp_path):
 
 @functools.lru_cache(maxsize=2)
 def shared_slices(name, first=0):
-    if not (SHARED / name).exists():
-        pytest.skip(f"the shared scan {name} is not there")
-    with mrd.open_scan(SHARED / name) as scan:
+    with mrd.open_scan(shared(f"ismrmrd/{name}")) as scan:
         scan.groups = scan.groups[first:]
         return scan.header, list(slices(scan.acquisitions(), scan.header))
 
@@ -887,7 +886,7 @@ def test_shared_t1_without_noise_scan():
     assert mrd.contrast_label(head) == "t1"
     assert item.kspace.shape == (8, 180, 230) and item.n_lines_got == 63 and item.mask[:, 0].sum() == 63
     assert item.noise_source == "k-space periphery" and item.calibration.shape[1] >= 24
-    truth = torch.from_numpy(np.load(SHARED / "t1_brain_truth_coil_images.npy"))[0]
+    truth = torch.from_numpy(np.load(shared("ismrmrd/t1_brain_truth_coil_images.npy")))[0]
     torch.testing.assert_close(item.kspace, to_kspace(truth) * item.mask, rtol=1e-3, atol=1.0)
 
 
@@ -911,7 +910,7 @@ def test_shared_flair_patterns_and_noise():
 
 def test_shared_flair_noise_level_without_its_noise_scan():
     _, (_, _, whitened) = shared_slices("flair_3slices_r4.h5")
-    with mrd.open_scan(SHARED / "flair_3slices_r4.h5") as scan:
+    with mrd.open_scan(shared("ismrmrd/flair_3slices_r4.h5")) as scan:
         scan.groups = scan.groups[2:]
         lines = list(scan.acquisitions())
     noise = torch.from_numpy(np.stack([a.data for a in lines if a.flags & mrd.NOISE]))
@@ -923,7 +922,7 @@ def test_shared_flair_noise_level_without_its_noise_scan():
 
 def test_shared_full_scan_gives_the_truth_upright():
     _, items = shared_slices("flair_3slices_full.h5", first=1)
-    truth = torch.from_numpy(np.load(SHARED / "flair_3slices_truth.npy"))[1:]
+    truth = torch.from_numpy(np.load(shared("ismrmrd/flair_3slices_truth.npy")))[1:]
     # sum |s|^2 = 1 on the head makes the root sum of squares the SENSE magnitude, up to noise
     images = torch.stack([(to_image(item.kspace).abs().square().sum(0)).sqrt() for item in items])
     noise = 2 * items[0].kspace.shape[0] * items[0].sigma_n ** 2

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.header import open_scan
-from dpmrecon.prior.checkpoint import Checkpoint, save_checkpoint
+from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import LABELS, Denoiser
 from dpmrecon.prior.samplers import NoiseSource, initial_image, noise_levels, sample_dps
 from dpmrecon.recon.sample import with_coil_maps
@@ -34,16 +33,14 @@ from dpmtrain.peers import (
     run_dps,
 )
 from dpmtrain.score_lines import ScoreLines
-from test_samplers import SETTINGS, SIGMA_DATA, GaussianWorld
+
+from support.gaussian import SETTINGS, SIGMA_DATA
+from support.models import TINY
+from support.paths import ROOT
 
 _, DEEPINV_REASON = import_deepinv()
 needs_deepinv = pytest.mark.skipif(DEEPINV_REASON is not None, reason=str(DEEPINV_REASON))
 needs_bart = pytest.mark.skipif(shutil.which("bart") is None, reason="bart is not installed")
-
-
-@pytest.fixture(scope="module")
-def world():
-    return GaussianWorld()
 
 
 def mapped_slice(scan):
@@ -223,15 +220,9 @@ def test_work_of_the_network_is_that_of_its_convolutions():
     assert moved > 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
-TINY = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
-
-
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    card = {"sampling": {"samples": 2, "prox": {"cg_steps": 2}, "dps": {"warm_start": False}}}
-    save_checkpoint(path, Denoiser(TINY), card)
-    return path
+def model(tiny_model):
+    return tiny_model(prox={"cg_steps": 2}, dps={"warm_start": False})
 
 
 OPTIONS = ["--matrix", "48", "--contrasts", "flair", "--slices", "2", "--dps-steps", "3", "--without", "deepinv"]
@@ -339,7 +330,7 @@ def test_claims_are_paired_and_give_both_ratios():
 
 def test_bench_gpu_times_every_stage_of_both_networks(model, tmp_path, capsys):
     lines = (f"{key} = {json.dumps(value)}" for key, value in {**TINY, "widths": [8, 8]}.items())
-    default = Path(__file__).parents[1] / "training/recipes/default.toml"
+    default = ROOT / "training/recipes/default.toml"
     recipe = tmp_path / "wide.toml"
     train = default.read_text().split("[train]")[1]
     recipe.write_text("[model]\n" + "\n".join(lines) + "\n[train]" + train)

@@ -4,14 +4,15 @@ their properties are options."""
 import importlib
 import runpy
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import pytest
 from dpmrecon import options
 from dpmrecon.errors import BadInputError
 from dpmrecon.prior.denoiser import LABELS
 
-FOLDER = Path(__file__).parents[1] / "config_xml"
+from support.paths import ROOT
+
+FOLDER = ROOT / "config_xml"
 FILES = sorted(FOLDER.glob("*.xml"))
 LABELS_USED = [label for label in LABELS if not label.startswith("spare")]
 

@@ -3,7 +3,6 @@
 import math
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,8 @@ from dpmrecon.physics import coil_maps
 from dpmrecon.physics.coil_maps import estimate_coil_maps
 from dpmrecon.physics.fourier import to_image, to_kspace
 
-SCANS = Path(__file__).parents[2] / "shared" / "data" / "ismrmrd"
+from support.paths import shared
+
 SHAPE = (75, 62)
 
 
@@ -38,10 +38,7 @@ def phantom(shape=SHAPE, n_coils=6, noise=0.002, seed=3):
 
 
 def scan(name):
-    path = SCANS / name
-    if not path.exists():
-        pytest.skip(f"{name} is not beside the repository")
-    return torch.from_numpy(np.load(path))
+    return torch.from_numpy(np.load(shared(f"ismrmrd/{name}")))
 
 
 def scan_or_phantom(which):

@@ -9,24 +9,16 @@ import torch
 from dpmrecon import options
 from dpmrecon.errors import CheckpointError
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint, write_card
-from dpmrecon.prior.denoiser import LABELS, Denoiser, complex_noise
+from dpmrecon.prior.denoiser import Denoiser, complex_noise
 from dpmrecon.prior.samplers import SamplerSettings
 
-CONFIG = {"widths": [8, 12, 16], "blocks": [1, 1, 1], "embedding": 16, "labels": list(LABELS), "sigma_data": 0.25}
-
-
-def denoiser(config=CONFIG) -> Denoiser:
-    torch.manual_seed(0)
-    model = Denoiser(config)
-    for parameter in model.parameters():  # the last layers start at zero: give every weight a part in the output
-        torch.nn.init.normal_(parameter, std=0.08)
-    return model.eval().requires_grad_(False)
+from support.models import THREE_LEVELS, random_denoiser
 
 
 @pytest.mark.parametrize("size", [(8, 8), (33, 47), (18, 31), (2, 5)])
 def test_any_matrix_size(size):
     x = complex_noise((3, *size), torch.Generator().manual_seed(1))
-    model = denoiser()
+    model = random_denoiser()
     out = model(x, torch.tensor([0.1, 1.0, 5.0]), model.one_hot(["flair", None, "swi"]))
     assert out.shape == x.shape
     assert out.dtype == torch.complex64
@@ -35,7 +27,7 @@ def test_any_matrix_size(size):
 
 def test_preconditioning_at_both_ends():
     """Little noise: D(x) = x. Nothing but noise: D is of the size of the data, whatever the size of x."""
-    model = denoiser()
+    model = random_denoiser()
     label = model.one_hot([None])
     x = complex_noise((1, 16, 15), torch.Generator().manual_seed(2))
     assert torch.allclose(model(x, torch.tensor([1e-5]), label), x, atol=1e-3)
@@ -44,7 +36,7 @@ def test_preconditioning_at_both_ends():
 
 
 def test_untrained_network_is_the_gaussian_denoiser():
-    model = Denoiser(CONFIG)  # its head is zero: only the skip path is left
+    model = Denoiser(THREE_LEVELS)  # its head is zero: only the skip path is left
     x = complex_noise((1, 9, 6), torch.Generator().manual_seed(3))
     expected = x * 0.25**2 / (0.25**2 + 0.5**2)
     assert torch.allclose(model(x, torch.tensor([0.5]), model.one_hot([None])), expected, atol=1e-6)
@@ -65,7 +57,7 @@ def test_bfloat16_changes_little_and_no_gradient():
 
 
 def test_batching_and_labels():
-    model = denoiser()
+    model = random_denoiser()
     x = complex_noise((2, 21, 14), torch.Generator().manual_seed(4))
     sigma = torch.tensor([0.2, 0.7])
     both = model(x, sigma, model.one_hot(["t1", "flair"]))
@@ -77,7 +69,7 @@ def test_batching_and_labels():
 
 
 def test_checkpoint_round_trip(tmp_path):
-    model = denoiser()
+    model = random_denoiser()
     save_checkpoint(tmp_path / "m.safetensors", model, {"sampling": {"samples": 2}})
     loaded = load_checkpoint(tmp_path / "m.safetensors")
     for name, value in model.state_dict().items():
@@ -87,7 +79,7 @@ def test_checkpoint_round_trip(tmp_path):
 
 
 def test_a_large_network_is_stored_in_half_precision(tmp_path):
-    model = Denoiser({**CONFIG, "widths": [64, 256, 512]})
+    model = Denoiser({**THREE_LEVELS, "widths": [64, 256, 512]})
     assert sum(p.numel() for p in model.parameters()) > 4_000_000
     save_checkpoint(tmp_path / "m.safetensors", model, {})
     assert (tmp_path / "m.safetensors").stat().st_size < 2.1 * sum(p.numel() for p in model.parameters())
@@ -120,13 +112,13 @@ def edit_card(folder, **changes):
         (lambda f: (f / "m.json").write_text("[]"), "not a dpmrecon card"),
         (lambda f: edit_card(f, scale_rule="maximum is 1"), "scale rule"),
         (lambda f: edit_card(f, phase_rule="none"), "phase rule"),
-        (lambda f: edit_card(f, model={**CONFIG, "widths": [8, 12, 20]}), "does not hold the network"),
-        (lambda f: edit_card(f, model={**CONFIG, "widths": []}), "does not hold the network"),
+        (lambda f: edit_card(f, model={**THREE_LEVELS, "widths": [8, 12, 20]}), "does not hold the network"),
+        (lambda f: edit_card(f, model={**THREE_LEVELS, "widths": []}), "does not hold the network"),
         (lambda f: edit_card(f, model={}), "does not hold the network"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path, harm, words):
-    save_checkpoint(tmp_path / "m.safetensors", denoiser(), {})
+    save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), {})
     harm(tmp_path)
     with pytest.raises(CheckpointError, match=words) as caught:
         load_checkpoint(tmp_path / "m.safetensors")
@@ -135,14 +127,14 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path, harm, words):
 
 @pytest.mark.parametrize("card", [{}, {"sampling": {}}, {"sampling": {"prox": {"steps": 3}}}])
 def test_a_card_without_sampler_defaults_gets_those_of_the_samplers(tmp_path, card):
-    save_checkpoint(tmp_path / "m.safetensors", denoiser(), card)
+    save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), card)
     checkpoint = load_checkpoint(tmp_path / "m.safetensors")
     sampling = options.sampling_of(options.from_pairs({"sampler": "dps"}), checkpoint, torch.device("cpu"))
     assert sampling.settings == SamplerSettings() and sampling.samples == 1
 
 
 def test_a_label_that_the_model_lacks_is_not_used(tmp_path):
-    save_checkpoint(tmp_path / "m.safetensors", denoiser({**CONFIG, "labels": ["t1", "t2"]}), {})
+    save_checkpoint(tmp_path / "m.safetensors", random_denoiser({**THREE_LEVELS, "labels": ["t1", "t2"]}), {})
     checkpoint = load_checkpoint(tmp_path / "m.safetensors")
 
     def label(protocol):
@@ -170,7 +162,7 @@ def test_the_shipped_checkpoint_names_its_data():
     ],
 )
 def test_a_card_with_half_an_entry_is_refused_in_one_sentence(tmp_path, sampling, mode, words):
-    save_checkpoint(tmp_path / "m.safetensors", denoiser(), {"sampling": sampling})
+    save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), {"sampling": sampling})
     checkpoint = load_checkpoint(tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match=words):
         options.sampling_of(options.from_pairs({"mode": mode}), checkpoint, torch.device("cpu"))
@@ -178,7 +170,7 @@ def test_a_card_with_half_an_entry_is_refused_in_one_sentence(tmp_path, sampling
 
 def test_a_full_disk_leaves_the_checkpoint_that_was(tmp_path, monkeypatch):
     path = tmp_path / "m.safetensors"
-    save_checkpoint(path, denoiser(), {})
+    save_checkpoint(path, random_denoiser(), {})
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     write = Path.write_bytes
 
@@ -189,7 +181,7 @@ def test_a_full_disk_leaves_the_checkpoint_that_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
-        save_checkpoint(path, denoiser(), {"more": 1})
+        save_checkpoint(path, random_denoiser(), {"more": 1})
     with pytest.raises(CheckpointError, match="No space"):
         write_card(path, more=1)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

@@ -11,13 +11,12 @@ import ismrmrd
 import numpy as np
 import pydicom
 import pytest
-from dpmrecon.cli import main
 from dpmrecon.dicom.viewer import draw, read_series, values
 from dpmrecon.dicom.write import DicomOptions, scan_digest, stored_unit, write_dicom
 from dpmrecon.mrd.header import open_scan, read_header
 from dpmrecon.output.folder import without_patient
-from dpmrecon.prior.checkpoint import save_checkpoint
-from dpmrecon.prior.denoiser import LABELS, Denoiser
+
+from support.results import replay
 
 SCAN = {"matrix": (48, 63), "n_slices": 3, "acceleration": 2}
 DWI = {"matrix": (32, 40), "n_slices": 2, "contrast": "dwi", "b_values": (0.0, 1000.0), "n_coils": 4, "averages": 2}
@@ -33,18 +32,6 @@ EXPLAINED = {
     "this is a Standard Extended SOP Class": "follows from the attributes above",
     "Non-identity Modality LUT Module": "series whose values are far from 1 to 65535: uncertainty, trace, ADC",
 }
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    config = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
-    save_checkpoint(path, Denoiser(config), {"sampling": {"samples": 2, "prox": {"steps": 4}}})
-    return path
-
-
-def replay(scan, out, model, *options: str) -> int:
-    return main(["replay", str(scan), "--out", str(out), "--model", str(model), "--device", "cpu", *options])
 
 
 @pytest.fixture(scope="module")

@@ -14,33 +14,18 @@ from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd.header import open_scan
 from dpmrecon.output import folder as output
 from dpmrecon.output.maps import TRACE, Weighting, adc_map, weighting_from_text, weighting_of
-from dpmrecon.prior.checkpoint import DEFAULT, save_checkpoint
-from dpmrecon.prior.denoiser import LABELS, Denoiser
+from dpmrecon.prior.checkpoint import DEFAULT
 from dpmrecon.tools.phantom import TISSUES, Phantom
 from dpmrecon.tools.simulate import SimulationSettings, simulate, slice_points, truth_path
+
+from support.results import images, replay
 
 SMALL = {"matrix": (48, 56), "n_slices": 2, "contrast": "dwi", "b_values": (0.0, 400.0, 1000.0)}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    config = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
-    save_checkpoint(path, Denoiser(config), {"sampling": {"samples": 1, "prox": {"steps": 4}}})
-    return path
-
-
-def replay(scan, out, *options: str) -> int:
-    return main(["replay", str(scan), "--out", str(out), "--device", "cpu", *options])
-
-
-def images(out, number: int) -> list[ismrmrd.Image]:
-    dataset = ismrmrd.Dataset(str(out / "images.h5"), "dataset", create_if_needed=False)
-    try:
-        name = f"image_{number}"
-        return [dataset.read_image(name, index) for index in range(dataset.number_of_images(name))]
-    finally:
-        dataset.close()
+def model(tiny_model):
+    return tiny_model(samples=1)
 
 
 def test_the_fit_is_exact_without_noise():
@@ -106,7 +91,7 @@ def test_b_values_come_from_the_header_or_the_user(simulated_scan):
 @pytest.fixture(scope="module")
 def result(simulated_scan, model, tmp_path_factory):
     out = tmp_path_factory.mktemp("result")
-    assert replay(simulated_scan(**SMALL, averages=2), out, "--model", str(model)) == 0
+    assert replay(simulated_scan(**SMALL, averages=2), out, model) == 0
     return out
 
 
@@ -150,7 +135,7 @@ def test_dicom_of_adc_and_trace(result):
 def test_directions_are_combined_geometrically_and_a_stated_counter_is_used(simulated_scan, model, tmp_path):
     scan = simulated_scan(**{**SMALL, "b_values": (0.0, 700.0, 1000.0)})
     # the two last taken for directions of one b-value
-    assert replay(scan, tmp_path, "--model", str(model), "--b-values", "contrast:0,850,850") == 0
+    assert replay(scan, tmp_path, model, "--b-values", "contrast:0,850,850") == 0
     (trace, _) = images(tmp_path, 4)
     mine = {r.getHead().contrast: r.data[0, 0] for r in images(tmp_path, 1) if r.getHead().slice == 0}
     assert trace.data[0, 0] == pytest.approx(np.sqrt(mine[1] * mine[2]), rel=1e-5)
@@ -167,10 +152,10 @@ def test_missing_b_values_are_named(simulated_scan, model, tmp_path, capsys):
         kept = lines[~lost]
         del file["dataset/data"]
         file["dataset"].create_dataset("data", data=kept, dtype=lines.dtype, maxshape=(None,))
-    assert replay(scan, tmp_path / "out", "--model", str(model)) == 0
+    assert replay(scan, tmp_path / "out", model) == 0
     assert "slice 1: no ADC, b = 1000 s/mm^2 is missing" in capsys.readouterr().err
     assert len(images(tmp_path / "out", 5)) == 1
-    assert replay(simulated_scan(**SMALL), tmp_path / "b", "--model", str(model), "--b-values", "contrast:0,1000") == 0
+    assert replay(simulated_scan(**SMALL), tmp_path / "b", model, "--b-values", "contrast:0,1000") == 0
     assert "no trace and ADC: an image has contrast 2" in capsys.readouterr().err
 
 
@@ -181,7 +166,7 @@ def test_a_header_without_one_b_value_gives_dicom_without_maps(simulated_scan, m
         xml = re.sub(rb"<((?:\w+:)?bvalue)>.*?</\1>", b"", file["dataset/xml"][0], count=1)
         assert xml != file["dataset/xml"][0]
         file["dataset/xml"][0] = xml
-    assert replay(scan, tmp_path / "out", "--model", str(model)) == 0
+    assert replay(scan, tmp_path / "out", model) == 0
     assert "no trace and ADC: the header lists" in capsys.readouterr().err
     assert len(list((tmp_path / "out" / "dicom").rglob("*.dcm"))) == 6
 
@@ -195,7 +180,7 @@ def test_maps_that_find_no_room_are_a_line(simulated_scan, model, tmp_path, caps
         store(dataset, image)
 
     monkeypatch.setattr(output, "store", limited)
-    assert replay(simulated_scan(**SMALL), tmp_path, "--model", str(model)) == 0
+    assert replay(simulated_scan(**SMALL), tmp_path, model) == 0
     assert "no trace and ADC: cannot write" in capsys.readouterr().err
     assert (tmp_path / "dicom").exists()
 
@@ -223,9 +208,10 @@ def test_adc_of_a_scan_at_r_4_with_noise_through_the_sampler(tmp_path):
     settings = {"contrast": "dwi", "matrix": (112, 112), "n_slices": 1}
     scan = SimulationSettings(**settings, b_values=(0.0, 1000.0), averages=2, acceleration=4)
     simulate(tmp_path / "scan.h5", scan)
-    assert replay(tmp_path / "scan.h5", tmp_path / "out", "--samples", "1") == 0
-    assert all(entry["R"] == 4 for entry in json.loads((tmp_path / "out" / "report.json").read_text())["slices"])
-    found = images(tmp_path / "out", 5)[0].data[0, 0]
+    out = tmp_path / "out"
+    assert main(["replay", str(tmp_path / "scan.h5"), "--out", str(out), "--device", "cpu", "--samples", "1"]) == 0
+    assert all(entry["R"] == 4 for entry in json.loads((out / "report.json").read_text())["slices"])
+    found = images(out, 5)[0].data[0, 0]
     truths = []
     for b in (0.0, 1000.0):
         simulate(tmp_path / "full.h5", SimulationSettings(**settings, b_value=b, acceleration=1))

@@ -1,6 +1,5 @@
 """The deadline and the cost model, with a small network."""
 
-import json
 import re
 import time
 from dataclasses import replace
@@ -13,32 +12,24 @@ from dpmrecon.cli import main
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.header import open_scan
 from dpmrecon.physics.coil_compression import compressed
-from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
-from dpmrecon.prior.denoiser import LABELS, Denoiser, complex_noise
+from dpmrecon.prior.checkpoint import load_checkpoint
+from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.prior.samplers import SamplerSettings
 from dpmrecon.recon.deadline import Deadline, chosen, most
 from dpmrecon.recon.sample import Sampling, sampled, with_coil_maps
 from dpmrecon.tools.estimate import Load, cost_model
 from dpmtrain.calibrate import prior_fit
 
+from support.results import replay, report
+
 SCAN = {"matrix": (48, 64), "n_slices": 4}
 UNCERTAINTY = {"samples": 4, "steps": 6, "eta": 0.0, "warm_start": False, "prior_std": 0.1, "prior_power": 0.4}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tiny_model):
     """An untrained network that takes about 10 ms for an image: a sample of 4000 steps never fits a deadline."""
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    config = {"widths": [16, 16], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
-    torch.manual_seed(0)
-    sampling = {"samples": 3, "prox": {"steps": 4000}, "uncertainty": UNCERTAINTY}
-    save_checkpoint(path, Denoiser(config), {"sampling": sampling})
-    return path
-
-
-def replay(scan, out, model, *options: str) -> tuple[int, dict]:
-    code = main(["replay", str(scan), "--out", str(out), "--model", str(model), "--device", "cpu", *options])
-    return code, json.loads((out / "report.json").read_text())
+    return tiny_model({"widths": [16, 16]}, samples=3, prox={"steps": 4000}, uncertainty=UNCERTAINTY)
 
 
 def test_a_deadline_is_kept_with_fewer_steps(simulated_scan, model):
@@ -57,10 +48,10 @@ def test_a_deadline_is_kept_with_fewer_steps(simulated_scan, model):
 
 
 def test_replay_says_whether_the_deadline_was_kept(simulated_scan, model, tmp_path, capsys):
-    code, report = replay(simulated_scan(**SCAN), tmp_path, model, "--deadline", "90", "--steps", "2")
+    assert replay(simulated_scan(**SCAN), tmp_path, model, "--deadline", "90", "--steps", "2") == 0
     assert "deadline of 90 s kept" in capsys.readouterr().err
-    assert code == 0
-    assert [(entry["samples"], entry["steps"], entry["evaluations"]) for entry in report["slices"]] == [(3, 2, 6)] * 4
+    entries = report(tmp_path)["slices"]
+    assert [(entry["samples"], entry["steps"], entry["evaluations"]) for entry in entries] == [(3, 2, 6)] * 4
 
 
 def test_most_of_what_fits():
@@ -146,10 +137,10 @@ def test_the_uncertainty_mode_gives_up_samples_before_steps():
 
 def test_the_uncertainty_mode_has_its_settings_and_its_series(simulated_scan, model, tmp_path, capsys):
     scan = simulated_scan(**SCAN)
-    code, report = replay(scan, tmp_path, model, "--mode", "uncertainty")
-    assert code == 0
-    assert (report["mode"], report["samples"], report["settings"]["steps"]) == ("uncertainty", 4, 6)
-    assert report["settings_source"] == "model card, for the uncertainty mode"
+    assert replay(scan, tmp_path, model, "--mode", "uncertainty") == 0
+    found = report(tmp_path)
+    assert (found["mode"], found["samples"], found["settings"]["steps"]) == ("uncertainty", 4, 6)
+    assert found["settings_source"] == "model card, for the uncertainty mode"
     dataset = ismrmrd.Dataset(str(tmp_path / "images.h5"), "dataset", create_if_needed=False)
     assert dataset.number_of_images("image_2") == 4
     for index in range(4):

@@ -2,14 +2,12 @@
 
 import csv
 import math
-from functools import lru_cache
 
 import numpy as np
 import pytest
 import torch
 from dpmrecon.errors import BadInputError
-from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
-from dpmrecon.prior.denoiser import LABELS, Denoiser
+from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.tools.simulate import truth_path
 from dpmtrain.baselines import tuned_weight
 from dpmtrain.cli import main
@@ -20,27 +18,17 @@ from dpmtrain.references import measured_slices, standard_of_care
 from dpmtrain.score_lines import ScoreLines
 from dpmtrain.scoring import Condition, Undersampled
 from dpmtrain.undersampling import sampling_mask, undersampled
-from dpmtrain.validation import full_slice, validation_scan
+from dpmtrain.validation import validation_scan
 
-TINY = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
+from support.models import saved_model
+from support.phantoms import head
+
 CPU = torch.device("cpu")
 
 
-@lru_cache
-def head(rows: int, cols: int, number: int = 0):
-    """A noisy, fully sampled slice of an ellipse with structure in it."""
-    down, along = torch.meshgrid(torch.linspace(-1, 1, rows), torch.linspace(-1, 1, cols), indexing="ij")
-    inside = (down / 0.85) ** 2 + (along / 0.7) ** 2 < 1
-    magnitude = inside * (0.6 + 0.3 * torch.sin((7 + number) * down) * torch.cos(5 * along))
-    return full_slice("head", number, "flair", magnitude)
-
-
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    torch.manual_seed(0)
-    save_checkpoint(path, Denoiser(TINY), {"sampling": {"samples": 2, "prox": {"steps": 3, "cg_steps": 3}}})
-    return load_checkpoint(path)
+def checkpoint(tiny_model):
+    return load_checkpoint(tiny_model(prox={"steps": 3, "cg_steps": 3}))
 
 
 def test_error_measures_agree_with_hand_computed_ones():
@@ -200,11 +188,11 @@ def test_models_are_sampled_as_the_product_does(tmp_path):
     path, here = tmp_path / "own.safetensors", Undersampled(head(45, 38), Condition("regular", 6, 12), CPU)
     sampling = {"samples": 5, "prox": {"steps": 3}}
     sampling["by_contrast_R"] = [{"sampler": "prox", "contrast": "flair", "R": 8, "settings": {"steps": 7}}]
-    save_checkpoint(path, Denoiser(TINY), {"sampling": sampling})
+    saved_model(path, sampling=sampling)
     plan = Plan(samplers=("prox", "uncertainty"))
     with pytest.raises(BadInputError, match="choose mode fast"):
         own_methods([load_checkpoint(path)], plan, here)
-    save_checkpoint(path, Denoiser(TINY), {"sampling": {**sampling, "uncertainty": {"samples": 9, "steps": 11}}})
+    saved_model(path, sampling={**sampling, "uncertainty": {"samples": 9, "steps": 11}})
     prox, uncertainty = own_methods([load_checkpoint(path)], plan, here)
     assert "5 samples" in prox.setting and '"steps": 7' in prox.setting
     assert "9 samples" in uncertainty.setting and '"steps": 11' in uncertainty.setting

@@ -7,20 +7,9 @@ from dpmrecon.physics.forward import ForwardModel
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.prior.denoiser import complex_noise
 
+from support.gaussian import dense, random_model
+
 SIZES = [(7, 6), (5, 9), (8, 8)]
-
-
-def random_model(rows: int, cols: int, n_coils: int, generator: torch.Generator, empty_rows: int = 1) -> ForwardModel:
-    maps = complex_noise((n_coils, rows, cols), generator)
-    maps = maps / maps.abs().square().sum(0).sqrt()
-    maps[:, :empty_rows] = 0  # outside the head
-    return ForwardModel(maps, (torch.rand(rows, cols, generator=generator) < 0.5).float())
-
-
-def dense(model: ForwardModel, rows: int, cols: int) -> torch.Tensor:
-    """A as a matrix (n_coils rows cols, rows cols) complex128."""
-    basis = torch.eye(rows * cols, dtype=torch.complex64).reshape(-1, rows, cols)
-    return model.forward(basis).flatten(1).T.to(torch.complex128)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -11,18 +11,13 @@ from dpmrecon.cli import main
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.geometry import orientation_letters, plane_of_dicom, plane_of_mrd
 from dpmrecon.physics.fourier import to_image
-from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
-from dpmrecon.prior.denoiser import LABELS, Denoiser
+from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.tools import selftest
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """An untrained network: the exact denoiser of a white Gaussian prior."""
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    config = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
-    save_checkpoint(path, Denoiser(config), {"sampling": {"samples": 1, "prox": {"steps": 4}}})
-    return path
+def model(tiny_model):
+    return tiny_model(samples=1)
 
 
 def head(position=(3.0, -20.0, 41.5), fov=(252.0, 230.0, 4.0), angle=0.4) -> ismrmrd.ImageHeader:

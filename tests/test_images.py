@@ -1,7 +1,5 @@
 """Headers and meta of the images that go out, against those of Gadgetron's own chain on the same scans."""
 
-from pathlib import Path
-
 import h5py
 import ismrmrd
 import numpy as np
@@ -11,11 +9,13 @@ from dpmrecon.mrd.collect import LostSlice, SliceKey, slices
 from dpmrecon.mrd.header import open_scan
 from dpmrecon.output.mrd_images import BRIGHT, LARGEST, mrd_images, to_uint16
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.prior.denoiser import LABELS, Denoiser
+from dpmrecon.prior.denoiser import Denoiser
 from dpmrecon.prior.samplers import SamplerSettings
 from dpmrecon.recon.sample import MappedSlice, Reconstruction, Sampling
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+from support.models import TINY
+from support.paths import shared
+
 # What Gadgetron's chain says and ours does not, and why
 ABSENT = {
     "acquisition_time_range": "first and last line's stamp: of use to cine alone",
@@ -41,8 +41,7 @@ DIFFERENT = {
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    network = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
-    return Checkpoint(Denoiser(network), {"checksum_sha256": "c0ffee"}, "tiny-c0ffee")
+    return Checkpoint(Denoiser(TINY), {"checksum_sha256": "c0ffee"}, "tiny-c0ffee")
 
 
 SAMPLING = Sampling("prox", SamplerSettings(steps=4), 2, 11, 4, True)
@@ -65,10 +64,8 @@ def images_of(scan, checkpoint, **options):
 
 @pytest.mark.parametrize("name", ["flair_3slices_r4", "flair_3slices_r4_separate_acs", "t1_brain_r4"])
 def test_headers_and_meta_are_those_of_gadgetrons_own_chain(name, checkpoint):
-    theirs = DATA / "gadgetron_grappa" / f"{name}.h5"
-    if not theirs.exists():
-        pytest.skip("the images of Gadgetron's own chain are not here (../shared/data/gadgetron_grappa)")
-    found = [to_uint16(image) for image in images_of(DATA / "ismrmrd" / f"{name}.h5", checkpoint)]
+    theirs = shared(f"gadgetron_grappa/{name}.h5")
+    found = [to_uint16(image) for image in images_of(shared(f"ismrmrd/{name}.h5"), checkpoint)]
     found = [image for image in found if image.getHead().image_series_index == 1]
     with h5py.File(theirs) as file:
         heads = file["res/image_1/header"][:]

@@ -5,17 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from dpmrecon.cli import main as dpmrecon
-from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
-from dpmrecon.prior.denoiser import Denoiser
+from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmtrain.cli import main
 from dpmtrain.kit_card import findings
 from dpmtrain.kit_data import patterns
 from dpmtrain.scoring import Condition, Row
 
+from support.models import TINY, saved_model
+
 SCAN = {"matrix": (48, 40), "n_slices": 2, "n_coils": 4, "acceleration": 1, "calibration_lines": 16}
-MODEL = {"widths": [4, 6], "blocks": [1, 1], "embedding": 8, "labels": ["t1", "spare1"], "sigma_data": 0.25}
+MODEL = {**TINY, "widths": [4, 6], "labels": ["t1", "spare1"]}
 RECIPE = """
 [target]
 label = "swi"
@@ -61,10 +61,8 @@ def scans(simulated_scan, tmp_path_factory):
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     path = tmp_path_factory.mktemp("start") / "model.safetensors"
-    torch.manual_seed(0)
     sampling = {"samples": 2, "prox": {"steps": 3, "sigma_max": 1.0}}
-    save_checkpoint(path, Denoiser(MODEL), {"sampling": sampling, "history": {"images": 7}})
-    return path
+    return saved_model(path, MODEL, sampling=sampling, history={"images": 7})
 
 
 @pytest.fixture(scope="module")

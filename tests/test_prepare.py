@@ -27,8 +27,9 @@ from dpmtrain.prepare import HELD_OUT
 from dpmtrain.veins import veins
 from pydicom.dataset import Dataset, FileMetaDataset
 
+from support.paths import shared
+
 COMMAND = [sys.executable, "-m", "dpmtrain.cli", "prepare"]
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "images"
 FASTMRI_HEADER = """<?xml version="1.0" encoding="UTF-8"?>
 <ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
 <experimentalConditions><H1resonanceFrequency_Hz>63646156</H1resonanceFrequency_Hz></experimentalConditions>
@@ -243,9 +244,8 @@ def test_dicom_series_in_order_of_position_whatever_the_files_are_called(tmp_pat
     assert [np.unravel_index(image.argmax(), image.shape) for image in images] == [(20, 9), (21, 9), (22, 9)]
 
 
-@pytest.mark.skipif(not (DATA / "philips_dwi").is_dir(), reason="the open DWI data are not here")
 def test_real_dicom_in_gzip(tmp_path):
-    for path in sorted((DATA / "philips_dwi").glob("IM_00*.gz")):
+    for path in sorted(shared("images/philips_dwi").glob("IM_00*.gz")):
         (tmp_path / "philips_dwi").mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / "philips_dwi")
     assert run(tmp_path, "--out", tmp_path / "out") == 0

@@ -1,6 +1,5 @@
 """`dpmrecon replay` end to end on small simulated scans, with a small network, and its failures."""
 
-import json
 import resource
 import shutil
 import subprocess
@@ -16,54 +15,14 @@ from dpmrecon.cli import main
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.header import open_scan
 from dpmrecon.output.mrd_images import to_recon_space
-from dpmrecon.prior.checkpoint import save_checkpoint
-from dpmrecon.prior.denoiser import LABELS, Denoiser
+from dpmrecon.prior.denoiser import Denoiser
 from dpmrecon.recon.sample import with_coil_maps
 from dpmrecon.tools.simulate import truth_path
 
-SAMPLING = {"samples": 2, "prox": {"steps": 4}, "dps": {"steps": 40, "zeta": 0.2}}
+from support.edited import edited
+from support.results import images, replay, report
+
 SCAN = {"matrix": (48, 64), "n_slices": 3, "acceleration": 2}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """An untrained network: the exact denoiser of a white Gaussian prior."""
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    config = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
-    save_checkpoint(path, Denoiser(config), {"sampling": SAMPLING})
-    return path
-
-
-def replay(scan, out, model, *options: str) -> int:
-    return main(["replay", str(scan), "--out", str(out), "--model", str(model), "--device", "cpu", *options])
-
-
-def report(out) -> dict:
-    return json.loads((out / "report.json").read_text())
-
-
-def images(out, series: int = 1) -> list[ismrmrd.Image]:
-    dataset = ismrmrd.Dataset(str(out / "images.h5"), "dataset", create_if_needed=False)
-    try:
-        name = f"image_{series}"
-        return [dataset.read_image(name, index) for index in range(dataset.number_of_images(name))]
-    finally:
-        dataset.close()
-
-
-def edited(scan, folder, edit) -> str:
-    """A copy of the scan whose acquisitions `edit` has seen: (number, acquisition) -> acquisition or None."""
-    copy = folder / "edited.h5"
-    source = ismrmrd.Dataset(str(scan), "dataset", create_if_needed=False)
-    target = ismrmrd.Dataset(str(copy), "dataset", create_if_needed=True)
-    target.write_xml_header(source.read_xml_header())
-    for number in range(source.number_of_acquisitions()):
-        acquisition = edit(number, source.read_acquisition(number))
-        if acquisition is not None:
-            target.append_acquisition(acquisition)
-    target.close()
-    source.close()
-    return str(copy)
 
 
 def test_images_report_and_preview(simulated_scan, model, tmp_path, capsys):

@@ -15,10 +15,11 @@ import pytest
 from dpmrecon.cli import main
 from dpmrecon.dicom.send import Peer, dicom_files, peer_from_text, send
 from dpmrecon.errors import BadInputError
-from dpmrecon.prior.checkpoint import save_checkpoint
-from dpmrecon.prior.denoiser import LABELS, Denoiser
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage, Verification
+
+from support.results import replay
+from support.waiting import LIMIT
 
 ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
 
@@ -30,14 +31,10 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def result(simulated_scan, tmp_path_factory):
+def result(simulated_scan, model, tmp_path_factory):
     """A folder with the DICOM files of a replay: two series of two images."""
     out = tmp_path_factory.mktemp("result")
-    model = out / "tiny.safetensors"
-    config = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
-    save_checkpoint(model, Denoiser(config), {"sampling": {"samples": 2, "prox": {"steps": 4}}})
-    scan = simulated_scan(matrix=(48, 63), n_slices=2)
-    assert main(["replay", str(scan), "--out", str(out), "--model", str(model), "--device", "cpu"]) == 0
+    assert replay(simulated_scan(matrix=(48, 63), n_slices=2), out, model) == 0
     return out / "dicom"
 
 
@@ -66,7 +63,7 @@ def orthanc(tmp_path_factory):
         process = subprocess.Popen([ORTHANC, str(folder / "orthanc.json")], stdout=log, stderr=log)
     address = f"http://127.0.0.1:{http}"
     try:
-        for _ in range(300):
+        for _ in range(10 * LIMIT):
             try:
                 rest(address, "/system")
                 break
@@ -78,11 +75,11 @@ def orthanc(tmp_path_factory):
         yield Peer("ARCHIVE", "127.0.0.1", dicom), address
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(LIMIT)
 
 
 def rest(address: str, path: str) -> bytes:
-    with urllib.request.urlopen(address + path, timeout=10) as answer:
+    with urllib.request.urlopen(address + path, timeout=LIMIT) as answer:
         return answer.read()
 
 

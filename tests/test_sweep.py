@@ -7,15 +7,16 @@ import torch
 from dpmrecon.cli import main as dpmrecon
 from dpmrecon.errors import BadInputError, CheckpointError
 from dpmrecon.prior.checkpoint import load_checkpoint, sampler_defaults, save_checkpoint, write_card
-from dpmrecon.prior.denoiser import LABELS, Denoiser
+from dpmrecon.prior.denoiser import Denoiser
 from dpmrecon.prior.samplers import SamplerSettings, settings_from
 from dpmtrain.cli import main
 from dpmtrain.scoring import Condition, Row
 from dpmtrain.sweep import read_grid
 from dpmtrain.sweeping import Candidate, Plan, ranked, sweep
-from dpmtrain.validation import full_slice
 
-TINY = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
+from support.models import TINY, saved_model
+from support.phantoms import head
+
 CPU = torch.device("cpu")
 
 
@@ -34,10 +35,7 @@ CARD = {
 
 @pytest.fixture
 def model(tmp_path):
-    path = tmp_path / "tiny.safetensors"
-    torch.manual_seed(0)
-    save_checkpoint(path, Denoiser(TINY), CARD)
-    return path
+    return saved_model(tmp_path / "tiny.safetensors", **CARD)
 
 
 def test_defaults_are_those_of_the_contrast_and_the_nearest_R():
@@ -78,9 +76,7 @@ def test_few_evaluations_win_where_they_cost_little():
 
 
 def slices(contrast, count=2):
-    down, along = torch.meshgrid(torch.linspace(-1, 1, 45), torch.linspace(-1, 1, 38), indexing="ij")
-    head = ((down / 0.85) ** 2 + (along / 0.7) ** 2 < 1) * (0.6 + 0.3 * torch.sin(7 * down) * torch.cos(5 * along))
-    return [full_slice("head", number, contrast, head * (1 + 0.1 * number)) for number in range(count)]
+    return [head(45, 38, number, contrast) for number in range(count)]
 
 
 def test_a_sweep_chooses_and_writes_the_card(model, tmp_path, capsys):

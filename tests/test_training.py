@@ -26,7 +26,10 @@ from dpmtrain.pretrain import completed, target_labels
 from dpmtrain.recipe import ema_decay, learning_rate, read_recipe
 from dpmtrain.train import Stopped, Trainer, train
 
-RECIPES = Path(__file__).parent.parent / "training" / "recipes"
+from support.paths import ROOT
+from support.waiting import until
+
+RECIPES = ROOT / "training" / "recipes"
 TRAIN = """
 [train]
 seed = 3
@@ -291,13 +294,6 @@ def test_kill_9_loses_the_last_interval_and_the_rest_continues_bit_for_bit(prepa
     assert [[row[c] for c in columns] for row in rows(run)] == [
         [row[c] for c in columns] for row in rows(tmp_path / "straight")
     ]
-
-
-def until(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 def test_sigterm_saves_the_state_and_says_how_to_go_on(prepared, tmp_path, recipe):

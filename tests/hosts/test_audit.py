@@ -8,22 +8,24 @@ import os
 import re
 import threading
 
-import fake_peer
 import pytest
 from dpmrecon.cli import main
 from dpmrecon.errors import BadInputError
 from dpmrecon.hosts import audit
 from dpmrecon.hosts.audit import AuditLog
-from fake_peer import Child
-from test_serve import connect, exchange, model, raw_stream, scan, start  # noqa: F401
-from test_wire import IDENTIFIER, planted
+
+from support import fake_peer
+from support.fake_peer import Child
+from support.sessions import exchange
+from support.streams import IDENTIFIER, edited_stream, planted, raw_stream
+from support.waiting import until
 
 
 def lines_of(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_line_tells_what_was_done_and_names_nobody(start, scan, tmp_path, model):  # noqa: F811
+def test_a_line_tells_what_was_done_and_names_nobody(start, scan, tmp_path, model):
     log = AuditLog(tmp_path / "audit.jsonl")
     server = start(audit=log, seed="7")
     named, plain = raw_stream(scan, xml=planted), raw_stream(scan)
@@ -49,7 +51,7 @@ def test_a_line_tells_what_was_done_and_names_nobody(start, scan, tmp_path, mode
     assert IDENTIFIER not in log.path.read_bytes()
 
 
-def test_decisions_of_a_deadline_and_of_an_unknown_contrast_are_kept(start, scan, tmp_path):  # noqa: F811
+def test_decisions_of_a_deadline_and_of_an_unknown_contrast_are_kept(start, scan, tmp_path):
     log = AuditLog(tmp_path / "audit.jsonl")
     server = start(audit=log, deadline="1e-9")
     name = re.compile(rb"((?:protocol|sequence)Name>)([^<]+)(</)")
@@ -63,7 +65,7 @@ def test_decisions_of_a_deadline_and_of_an_unknown_contrast_are_kept(start, scan
     assert "the deadline of 1e-09 s" in line["decisions"][1]
 
 
-def test_a_sampling_that_the_deadline_stops_is_a_decision(start, scan, tmp_path, monkeypatch):  # noqa: F811
+def test_a_sampling_that_the_deadline_stops_is_a_decision(start, scan, tmp_path, monkeypatch):
     from dpmrecon.recon.deadline import Deadline
 
     # its plan finds time for all 4 steps of the 2 samples, but when the first step is done there is none left
@@ -116,15 +118,14 @@ def full_disk(monkeypatch):
     return fill
 
 
-def test_a_full_disk_costs_no_scan_and_is_said(start, scan, tmp_path, full_disk, caplog):  # noqa: F811
+def test_a_full_disk_costs_no_scan_and_is_said(start, scan, tmp_path, full_disk, caplog):
     log = AuditLog(tmp_path / "audit.jsonl")
     server = start(audit=log)
     with caplog.at_level(logging.INFO, "dpmrecon"):
         log.write({"before": 1})
         full_disk()
         assert len(exchange(server, *raw_stream(scan)).images) == 4
-        while server._sessions:
-            pass
+        until(lambda: not server._sessions)
     assert lines_of(log.path) == [{"before": 1}]  # not half a line either
     assert "No space left on device" in caplog.text
     assert '"images": 4' in caplog.text
@@ -144,9 +145,7 @@ def test_a_damaged_key_is_said_until_it_is_whole_again(tmp_path):
     assert log.hash() is not None and log.problem is None
 
 
-def test_a_started_gadget_writes_its_line_too(tmp_path, model, scan, monkeypatch):  # noqa: F811
-    from test_wire import edited_stream
-
+def test_a_started_gadget_writes_its_line_too(tmp_path, model, scan, monkeypatch):
     monkeypatch.setenv(audit.VARIABLE, str(tmp_path / "audit.jsonl"))
     child = Child()
     child.peer.send(fake_peer.config(model=model, steps=4, samples=1), *edited_stream(scan)[1:])

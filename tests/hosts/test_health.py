@@ -9,10 +9,13 @@ import threading
 from dpmrecon import options
 from dpmrecon.hosts import health
 from dpmrecon.hosts.serve import Server
-from test_serve import FEW, connect, model, raw_stream, scan, start, until  # noqa: F401
+
+from support.sessions import FEW, connect
+from support.streams import raw_stream
+from support.waiting import LIMIT, until
 
 
-def test_ready_only_when_the_model_is_loaded(model, capsys):  # noqa: F811
+def test_ready_only_when_the_model_is_loaded(model, capsys):
     server = Server("127.0.0.1", 0)
     asked = ["--port", str(server.port)]
     assert health.main([*asked, "--patience", "0.3"]) == 1  # it listens, but has no model yet
@@ -23,13 +26,13 @@ def test_ready_only_when_the_model_is_loaded(model, capsys):  # noqa: F811
     assert health.main(asked) == 0
     assert re.match(r"ready: model tiny-[0-9a-f]{12}, device cpu, scans 0, version ", capsys.readouterr().out)
     server.stop()
-    thread.join(20)
+    thread.join(LIMIT)
     server.close()
     assert health.main(asked) == 1
     assert "nothing listens" in capsys.readouterr().out
 
 
-def test_a_busy_service_is_ready_and_a_check_takes_no_scans_place(start, scan):  # noqa: F811
+def test_a_busy_service_is_ready_and_a_check_takes_no_scans_place(start, scan):
     server = start(peers=1)
     stream = raw_stream(scan)
     peer = connect(server)
@@ -42,7 +45,7 @@ def test_a_busy_service_is_ready_and_a_check_takes_no_scans_place(start, scan): 
     until(lambda: health.ask("127.0.0.1", server.port)["scans"] == 0)
 
 
-def test_a_device_that_hangs_is_not_ready(start, capsys, monkeypatch):  # noqa: F811
+def test_a_device_that_hangs_is_not_ready(start, capsys, monkeypatch):
     server = start()
     monkeypatch.setattr("dpmrecon.hosts.serve.STUCK", 0.1)
     asked, hung = ["--port", str(server.port)], threading.Event()

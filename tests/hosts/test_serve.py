@@ -12,83 +12,19 @@ import threading
 import time
 from types import SimpleNamespace
 
-import fake_peer
 import ismrmrd
 import numpy as np
 import pytest
-from dpmrecon import options
 from dpmrecon.cli import main
-from dpmrecon.hosts.serve import DeviceQueue, Server
+from dpmrecon.hosts.serve import DeviceQueue
 from dpmrecon.hosts.session import Reader
-from dpmrecon.prior.checkpoint import save_checkpoint
-from dpmrecon.prior.denoiser import LABELS, Denoiser
-from fake_peer import acquisition, close, config_name
-from test_wire import IDENTIFIER, edited_stream, planted
 
-FEW = {"steps": "4", "samples": "2", "device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """An untrained network: the exact denoiser of a white Gaussian prior."""
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    network = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
-    sampling = {"samples": 2, "prox": {"steps": 4}, "dps": {"steps": 40, "zeta": 0.2}}
-    save_checkpoint(path, Denoiser(network), {"sampling": sampling})
-    return path
-
-
-@pytest.fixture(scope="module")
-def scan(simulated_scan):
-    return simulated_scan(matrix=(48, 64), n_slices=2)
-
-
-@pytest.fixture
-def start(model):
-    """start(**options) -> a running Server; it is stopped at the end of the test, and must then end."""
-    running = []
-
-    def begin(peers: int = 8, audit=None, **given) -> Server:
-        server = Server("127.0.0.1", 0, peers, audit)
-        server.load(options.from_pairs({"model": str(model), **FEW, **given}))
-        thread = threading.Thread(target=server.serve)
-        thread.start()
-        running.append((server, thread))
-        return server
-
-    yield begin
-    for server, thread in running:
-        server.stop()
-        thread.join(20)
-        assert not thread.is_alive()
-        server.close()
-
-
-def connect(server: Server) -> fake_peer.Peer:
-    return fake_peer.Peer(socket.create_connection(("127.0.0.1", server.port)), timeout=30)
-
-
-def exchange(server: Server, *messages: bytes) -> fake_peer.Answer:
-    peer = connect(server)
-    peer.send(*messages)
-    return peer.answer()
-
-
-def until(condition) -> None:
-    """Wait for it, 20 s at most."""
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def raw_stream(scan, name: str = "dpm_flair", xml=lambda message: message) -> list[bytes]:
-    """What an MRD client sends: the lines in the order of acquisition."""
-    dataset = ismrmrd.Dataset(str(scan), "dataset", create_if_needed=False)
-    lines = [dataset.read_acquisition(number) for number in range(dataset.number_of_acquisitions())]
-    header = fake_peer.text_message(fake_peer.HEADER, dataset.read_xml_header())
-    dataset.close()
-    return [config_name(name), xml(header), *map(acquisition, lines), close()]
+from support import fake_peer
+from support.fake_peer import close, config_name
+from support.results import by_place, images_of
+from support.sessions import FEW, connect, exchange
+from support.streams import IDENTIFIER, edited_stream, planted, raw_stream
+from support.waiting import LIMIT, until
 
 
 def replayed(scan, out, model, *more: str) -> dict[tuple[int, int], ismrmrd.Image]:
@@ -96,22 +32,6 @@ def replayed(scan, out, model, *more: str) -> dict[tuple[int, int], ismrmrd.Imag
     few = [text for name, value in FEW.items() for text in (f"--{name}", value)]
     assert main(["replay", str(scan), "--out", str(out), "--model", str(model), *few, *more]) == 0
     return images_of(out)
-
-
-def images_of(out) -> dict[tuple[int, int], ismrmrd.Image]:
-    """The images in the result folder of a replay, by (series, slice)."""
-    dataset = ismrmrd.Dataset(str(out / "images.h5"), "dataset", create_if_needed=False)
-    found = [
-        dataset.read_image(f"image_{series}", number)
-        for series in (1, 2)
-        for number in range(dataset.number_of_images(f"image_{series}"))
-    ]
-    dataset.close()
-    return by_place(found)
-
-
-def by_place(images: list[ismrmrd.Image]) -> dict[tuple[int, int], ismrmrd.Image]:
-    return {(image.getHead().image_series_index, image.getHead().slice): image for image in images}
 
 
 def test_an_mrd_client_gets_the_images_of_replay_in_whole_numbers(start, scan, model, tmp_path):
@@ -152,7 +72,7 @@ def test_several_peers_at_a_time_get_what_one_at_a_time_gets(start, scan):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(LIMIT)
     for one, other in zip(alone, together):
         assert len(one.images) == 4
         for image, same in zip(one.images, other.images, strict=True):
@@ -328,7 +248,7 @@ def test_a_lost_device_is_told_and_ends_the_service_with_1(model, scan, monkeypa
 
     client = threading.Thread(target=lambda: until(lambda: peer() or answers))
     client.start()
-    guard = threading.Timer(20, os.kill, (os.getpid(), signal.SIGTERM))  # a service that goes on ends with 0
+    guard = threading.Timer(LIMIT, os.kill, (os.getpid(), signal.SIGTERM))  # a service that goes on ends with 0
     guard.start()
     assert main(["serve", "--port", str(port), "--model", str(model), "--device", "cpu"]) == 1
     guard.cancel()
@@ -367,7 +287,7 @@ def test_the_service_is_bound_at_once_finishes_its_scan_and_leaves_no_names(scan
     peer.send(*stream[-20:])
     answer = peer.answer()
     assert (len(answer.images), answer.ids[-1], answer.texts) == (1, fake_peer.CLOSE, [])
-    rest = process.communicate(timeout=30)[1]
+    rest = process.communicate(timeout=LIMIT)[1]
     assert process.returncode == 0
     assert '"images": 2' in rest
     assert IDENTIFIER.decode() not in "".join(log) + rest
@@ -375,7 +295,7 @@ def test_the_service_is_bound_at_once_finishes_its_scan_and_leaves_no_names(scan
 
 def test_a_model_that_cannot_load_is_said_at_the_start(tmp_path):
     process = command(tmp_path / "none.safetensors")
-    output = process.communicate(timeout=60)[1]
+    output = process.communicate(timeout=LIMIT)[1]
     assert process.returncode == 2
     assert output.splitlines()[-1].startswith("dpmrecon: model file")
 

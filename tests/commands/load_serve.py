@@ -1,4 +1,4 @@
-"""Figures of the service: `python tests/load_serve.py [RECORDED.gz] [--scans 50] [-- options of dpmrecon serve]`.
+"""Figures of the service: `python tests/commands/load_serve.py [RECORDED.gz] [--scans 50] [-- options of serve]`.
 
 Prints seconds of one scan through the gadget that is started for it (cold) and through a running service (warm), what
 of the warm scan is neither maps nor reconstruction, the service's memory with 4 peers at a time, and its resident
@@ -17,9 +17,14 @@ import threading
 import time
 from pathlib import Path
 
-import fake_peer
 from dpmrecon.tools.simulate import SimulationSettings, simulate
-from fake_peer import Child, config, parts_of
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where support lies
+
+from support import fake_peer
+from support.fake_peer import Child, config, parts_of
+from support.streams import edited_stream
+from support.waiting import LIMIT
 
 
 class Service:
@@ -52,12 +57,10 @@ class Service:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(60)
+        self.process.wait(LIMIT)
 
 
 def small_scan() -> list[bytes]:
-    from test_wire import edited_stream
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scan.h5"
         settings = SimulationSettings(matrix=(64, 64), n_slices=2, n_coils=6, calibration_lines=16, acceleration=2)

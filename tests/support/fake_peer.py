@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import ismrmrd
 import numpy as np
 
+from .waiting import LIMIT
+
 CONFIG_NAME, CONFIG, HEADER, CLOSE, TEXT, ERROR, ACQUISITION, IMAGE, RECON_DATA = 1, 2, 3, 4, 5, 8, 1008, 1022, 1023
 
 
@@ -91,7 +93,7 @@ class Answer:
 class Peer:
     """One connection to the module under test."""
 
-    def __init__(self, connection: socket.socket, timeout: float = 60):
+    def __init__(self, connection: socket.socket, timeout: float = LIMIT):
         self.socket = connection
         connection.settimeout(timeout)
         self.raw = bytearray()
@@ -171,7 +173,7 @@ class Child:
 
     def output(self) -> str:
         """What the child wrote, once it has left."""
-        return self.process.communicate(timeout=60)[0].decode()
+        return self.process.communicate(timeout=LIMIT)[0].decode()
 
     def cpu_seconds_at_end(self) -> float:
         """Processor time of all children of this process that have ended: more than this child's alone."""

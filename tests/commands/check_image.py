@@ -12,15 +12,18 @@ import threading
 import time
 from pathlib import Path
 
-import fake_peer
 import numpy as np
 import pytest
 from dpmrecon import __version__
 from dpmrecon.tools.simulate import SimulationSettings, simulate
-from fake_peer import Peer
-from image_engine import ROOT, Engine, engine, run
-from test_serve import by_place, images_of, raw_stream
-from test_wire import edited_stream
+
+from support import fake_peer
+from support.fake_peer import Peer
+from support.image_engine import Engine, engine, run
+from support.paths import ROOT
+from support.results import by_place, images_of
+from support.streams import edited_stream, raw_stream
+from support.waiting import LIMIT
 
 FEW = ["--steps", "4", "--samples", "2"]
 # the same number in here and out there: it decides the order of sums, and the sampler makes the difference larger
@@ -109,7 +112,7 @@ class Service:
     def log(self) -> str:
         return self.container.logs().decode()
 
-    def until_healthy(self, seconds: float = 60) -> list[tuple[int, str]]:
+    def until_healthy(self, seconds: float = LIMIT) -> list[tuple[int, str]]:
         """What the health checks said on the way."""
         end, found = time.monotonic() + seconds, []
         while not found or found[-1][0] != 0:
@@ -120,7 +123,7 @@ class Service:
         return found
 
     def connect(self) -> Peer:
-        return Peer(socket.create_connection(("127.0.0.1", self.port)), timeout=120)
+        return Peer(socket.create_connection(("127.0.0.1", self.port)), timeout=LIMIT)
 
     def take(self, messages: list[bytes]) -> list:
         peer = self.connect()
@@ -210,7 +213,7 @@ def test_a_killed_service_comes_back(service, scan):
     peer.answer()  # it ends: nobody waits for ever
     killed = time.monotonic()
     while begun.log().count("ready") < 2:
-        assert time.monotonic() < killed + 60, begun.log()
+        assert time.monotonic() < killed + LIMIT, begun.log()
         time.sleep(0.2)
     begun.until_healthy()
     print(f"\nkilled, healthy again after {time.monotonic() - killed:.1f} s")
@@ -274,7 +277,7 @@ def test_a_full_disk_stops_nothing_and_is_said(service, scan, small_disk):
 def test_gadgetrons_image_starts_the_gadget(running, scan, tmp_path):
     tag = built(running, "Dockerfile.gadgetron", "localhost/dpmrecon-test-gadgetron")
     listener = socket.create_server(("127.0.0.1", 0))
-    listener.settimeout(60)
+    listener.settimeout(LIMIT)
     tmp_path.chmod(0o777)
     container = running.start(
         tag,

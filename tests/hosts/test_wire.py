@@ -2,75 +2,37 @@
 
 import gzip
 import importlib.util
-import re
 import socket
 import struct
 import threading
 import time
-from pathlib import Path
 
-import fake_peer
 import ismrmrd
 import numpy as np
 import pytest
-from dpmrecon import options
 from dpmrecon.cli import main
 from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.hosts import wire
 from dpmrecon.hosts.recon_data import slices_of
-from dpmrecon.hosts.session import Engine, Session, greet
 from dpmrecon.hosts.wire import Wire
 from dpmrecon.mrd.collect import LostSlice, Slice, slices
 from dpmrecon.mrd.header import open_scan, read_header
-from dpmrecon.prior.checkpoint import save_checkpoint
-from dpmrecon.prior.denoiser import LABELS, Denoiser
-from fake_peer import Child, close, config, parts_of
+from dpmrecon.prior.denoiser import Denoiser
+
+from support import fake_peer
+from support.fake_peer import Child, close, config, parts_of
+from support.paths import shared
+from support.sessions import Here
+from support.streams import IDENTIFIER, edited_stream, planted
+from support.waiting import LIMIT
 
 needs_host = pytest.mark.skipif(
     importlib.util.find_spec("gadgetron") is None,
     reason="the gadget runs inside gadgetron-python, which is not installed (pip install dpmrecon[gadgetron])",
 )
-DATA = Path(__file__).parents[2] / "shared" / "data"
 RECORDED = {"t1_brain_r4": "t1", "flair_3slices_r4": "flair", "flair_3slices_r4_separate_acs": "flair"}
 WINDOW = [prefix + key for prefix in ("", "GADGETRON_") for key in ("WindowCenter", "WindowWidth")]
-IDENTIFIER = b"Roentgen^Wilhelmina"
 FEW = {"steps": 2, "samples": 1, "device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """An untrained network: the exact denoiser of a white Gaussian prior."""
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    network = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
-    sampling = {"samples": 2, "prox": {"steps": 4}, "dps": {"steps": 40, "zeta": 0.2}}
-    save_checkpoint(path, Denoiser(network), {"sampling": sampling})
-    return path
-
-
-@pytest.fixture(scope="module")
-def scan(simulated_scan):
-    return simulated_scan(matrix=(48, 64), n_slices=2)
-
-
-@pytest.fixture(scope="module")
-def stream(scan):
-    """(HEADER message, one RECON_DATA message a slice) as the gadgets before ours would make them of the scan."""
-    with open_scan(scan) as opened:
-        header = fake_peer.text_message(fake_peer.HEADER, opened.xml)
-        return header, list(recon_messages(opened))
-
-
-def recon_messages(opened, edit=lambda data: data, **options):
-    heads = {}
-    for line in opened.acquisitions():
-        if not line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
-            heads.setdefault(line.idx.slice, {})[line.idx.kspace_encode_step_1] = line.getHead()
-    for item in slices(opened.acquisitions(), opened.header):
-        data = edit(1.26 * item.kspace.numpy())  # Gadgetron's noise level is another than ours
-        rows = {row: head for row, head in heads[item.key.slice].items() if data[:, row].any()}
-        for head in rows.values():
-            head.number_of_samples = data.shape[2]
-        yield fake_peer.recon_data(data, rows, **options)
 
 
 # The recorded streams of a real Gadgetron
@@ -79,9 +41,7 @@ def recon_messages(opened, edit=lambda data: data, **options):
 @needs_host
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_recorded_gadgetron_gets_the_images_of_replay(name, tmp_path):
-    recorded = DATA / "wire" / f"{name}.recondata.bin.gz"
-    if not recorded.exists():
-        pytest.skip("the recorded streams of a Gadgetron are not here (../shared/data/wire)")
+    recorded = shared(f"wire/{name}.recondata.bin.gz")
     _, header, rest = parts_of(gzip.decompress(recorded.read_bytes()))
     child = Child()
     child.peer.send(config(contrast=RECORDED[name], seed=7, **FEW), header, rest)
@@ -90,7 +50,7 @@ def test_a_recorded_gadgetron_gets_the_images_of_replay(name, tmp_path):
     assert answer.ids[-1] == fake_peer.CLOSE
     assert "CG-SENSE" not in child.output()
     few = [text for option, value in FEW.items() for text in (f"--{option}", str(value))]
-    command = ["replay", str(DATA / "ismrmrd" / f"{name}.h5"), "--out", str(tmp_path), "--seed", "7", *few]
+    command = ["replay", str(shared(f"ismrmrd/{name}.h5")), "--out", str(tmp_path), "--seed", "7", *few]
     assert main([*command, "--contrast", RECORDED[name]]) == 0
     dataset = ismrmrd.Dataset(str(tmp_path / "images.h5"), "dataset", create_if_needed=False)
     expected = [dataset.read_image("image_1", index) for index in range(dataset.number_of_images("image_1"))]
@@ -125,7 +85,7 @@ def test_the_child_sends_each_image_when_its_slice_is_done(model, stream):
     answer = child.peer.answer()
     assert [found.getHead().slice for found in answer.images] == [1]
     assert answer.ids[-1] == fake_peer.CLOSE
-    assert child.process.wait(20) == 0
+    assert child.process.wait(LIMIT) == 0
     child.output()
 
 
@@ -137,7 +97,7 @@ def test_a_server_that_dies_leaves_no_spinning_process(model, stream):
     while child.cpu_seconds() < 1:  # until it has loaded its modules
         time.sleep(0.05)
     child.peer.socket.close()
-    assert child.process.wait(20) is not None
+    assert child.process.wait(LIMIT) is not None
     used = child.cpu_seconds_at_end()
     output = child.output()
     assert "the connection ended within a message" in output
@@ -176,13 +136,6 @@ def test_a_raising_model_gives_labelled_images(model, stream):
     assert "slice 1: CG-SENSE FALLBACK" in child.output()
 
 
-def planted(header: bytes) -> bytes:
-    """The HEADER message with an identifier in place of every name, and of the protocol's."""
-    xml = re.sub(rb"<(patientName|patientID|protocolName|sequenceName)>[^<]*", rb"<\1>" + IDENTIFIER, header[6:])
-    assert xml.count(IDENTIFIER) >= 3
-    return fake_peer.text_message(fake_peer.HEADER, xml)
-
-
 @needs_host
 def test_no_patient_data_in_the_output_of_the_child(model, stream):
     header, messages = stream
@@ -193,44 +146,6 @@ def test_no_patient_data_in_the_output_of_the_child(model, stream):
 
 
 # In this process: what the session answers, byte for byte
-
-
-class Here:
-    """A session in a thread, with the tiny model; `peer` is the other end of its socket."""
-
-    def __init__(self, engine, greeting=greet):
-        ours, theirs = socket.socketpair()
-        self.peer = fake_peer.Peer(theirs, timeout=30)
-        self.session = Session(Wire(ours), lambda: engine)
-        self.thread = threading.Thread(target=self._run, args=(greeting,))
-        self.thread.start()
-
-    def _run(self, greeting):
-        self.session.run(greeting)
-        self.session.peer.socket.close()
-
-    def exchange(self, *messages: bytes) -> fake_peer.Answer:
-        """Send, say no more, and read to the end; the session must end too, and without spinning."""
-        before = time.process_time()
-        self.peer.send(*messages)
-        self.peer.end_of_sending()
-        answer = self.peer.answer()
-        self.thread.join(20)
-        assert not self.thread.is_alive()
-        assert time.process_time() - before < 10
-        return answer
-
-
-@pytest.fixture(scope="module")
-def engine(model):
-    values = options.from_pairs({"model": str(model), "device": "cpu", "steps": "4", "samples": "1"})
-    return Engine(*options.load(values), defaults=values)
-
-
-def edited_stream(scan, edit=lambda data: data, xml=lambda text: text, **kinds) -> list[bytes]:
-    with open_scan(scan) as opened:
-        header = fake_peer.text_message(fake_peer.HEADER, xml(opened.xml))
-        return [config(), header, *recon_messages(opened, edit, **kinds), close()]
 
 
 def without(rows):
@@ -352,7 +267,7 @@ def test_a_silent_peer_is_let_go(engine, monkeypatch):
     monkeypatch.setattr("dpmrecon.hosts.wire.GREETING", 0.5)
     here = Here(engine)
     here.peer.send(config()[:3])
-    here.thread.join(10)
+    here.thread.join(LIMIT)
     assert not here.thread.is_alive()
     here.peer.socket.close()
 

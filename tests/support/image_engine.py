@@ -17,7 +17,8 @@ from pathlib import Path
 import docker
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from .paths import ROOT
+
 BASE = "localhost/dpmrecon-test-base"
 GADGETRON_BASE = "localhost/dpmrecon-test-gadgetron-base"
 TOOLS = ("buildah", "podman", "runc", "debootstrap", "iptables")

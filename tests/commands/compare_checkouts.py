@@ -1,4 +1,4 @@
-"""Do two checkouts make the same images? `python tests/compare_checkouts.py OLD NEW [--data ../shared/data]`.
+"""Do two checkouts make the same images? `python tests/commands/compare_checkouts.py OLD NEW [--data ../shared/data]`.
 
 Each checkout replays the accelerated scans of DATA/ismrmrd, and its service gets a recorded stream of DATA/wire. Pixels
 must be equal to the last bit, and DICOM UIDs too; exit code 1 where they are not. Both run by this Python, one after
@@ -14,10 +14,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import fake_peer
 import h5py
 import numpy as np
 from pydicom import dcmread
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where support lies
+
+from support import fake_peer
+from support.paths import DATA
 
 UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
 Results = dict[str, np.ndarray | str]
@@ -75,7 +79,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=DATA)
     args, options = parser.parse_known_args()
     failed = False
     with tempfile.TemporaryDirectory() as folder:
