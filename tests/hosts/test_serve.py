@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from dpmrecon.cli import main
 from dpmrecon.hosts.serve import DeviceQueue
-from dpmrecon.hosts.session import Reader
 
 from support import fake_peer
 from support.fake_peer import close, config_name
@@ -184,36 +183,6 @@ def test_a_peer_that_dies_in_mid_scan_costs_nothing(start, scan):
     before = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - before < 0.2  # nobody spins
-
-
-def test_slices_are_read_ahead_but_not_all():
-    taken = []
-
-    def stream():
-        for number in range(100):
-            taken.append(number)
-            yield number
-
-    reader = Reader(stream(), 2)
-    until(lambda: len(taken) == 3)  # two wait, one is in hand
-    groups = reader.groups()
-    assert next(groups) == [0, 1]
-    until(lambda: len(taken) == 5)
-    time.sleep(0.3)
-    assert len(taken) == 5
-    reader.finish()
-    assert len(taken) == 100  # dropped, so that the peer can say all
-
-
-def test_an_error_of_the_reader_comes_after_its_slices():
-    def stream():
-        yield 1
-        raise ArithmeticError("two")
-
-    groups = Reader(stream(), 4).groups()
-    assert next(groups) == [1]
-    with pytest.raises(ArithmeticError, match="two"):
-        next(groups)
 
 
 def test_the_device_queue_keeps_order_and_hands_errors_on():
