@@ -13,8 +13,6 @@ import pydicom
 import pytest
 from dpmrecon.dicom.viewer import draw, read_series, values
 from dpmrecon.dicom.write import DicomOptions, scan_digest, stored_unit, write_dicom
-from dpmrecon.mrd.header import open_scan, read_header
-from dpmrecon.output.folder import without_patient
 
 from support.results import replay
 
@@ -314,25 +312,6 @@ def test_a_second_run_leaves_no_files_of_the_first(simulated_scan, model, tmp_pa
 def test_the_viewer_draws_every_series(diffusion_result, tmp_path):
     draw(diffusion_result / "dicom", tmp_path / "series.png")
     assert (tmp_path / "series.png").stat().st_size > 30_000
-
-
-def test_an_anonymous_header_lacks_the_patient_and_nothing_else(simulated_scan):
-    with open_scan(simulated_scan(**SCAN)) as scan:
-        xml, header = scan.xml, scan.header
-    xml = xml.replace(
-        b"</acquisitionSystemInformation>",
-        b"<institutionName>Ward</institutionName>\n<stationName/></acquisitionSystemInformation>",
-    )
-    bare = without_patient(xml)
-    for secret in (b"SIMULATED^", b"SIMULATED0", b"1970-01-01", b"2000-01-01", b"Ward", b"station"):
-        assert secret in xml
-        assert secret not in bare
-    found = read_header(bare)
-    assert found.subjectInformation is None
-    assert found.encoding == header.encoding
-    assert found.sequenceParameters == header.sequenceParameters
-    assert found.measurementInformation.protocolName == "T2_FLAIR"
-    assert without_patient(bare) == bare
 
 
 def test_conventional_is_a_series_of_its_own(simulated_scan, model, tmp_path):

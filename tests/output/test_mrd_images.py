@@ -7,7 +7,7 @@ import pytest
 import torch
 from dpmrecon.mrd.collect import LostSlice, SliceKey, slices
 from dpmrecon.mrd.header import open_scan
-from dpmrecon.output.mrd_images import BRIGHT, LARGEST, mrd_images, to_uint16
+from dpmrecon.output.mrd_images import BRIGHT, LARGEST, mrd_images, to_recon_space, to_uint16
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import Denoiser
 from dpmrecon.prior.samplers import SamplerSettings
@@ -139,3 +139,22 @@ def test_one_scale_for_the_series_and_numbers_by_place(simulated_scan, checkpoin
     assert whole.attribute_string == bright.attribute_string
     bright.data[:] = 1e6
     assert to_uint16(bright).data.max() == LARGEST
+
+
+SCAN = {"matrix": (48, 64), "n_slices": 3, "acceleration": 2}
+
+
+def test_recon_space_keeps_centre_and_intensity(simulated_scan):
+    with open_scan(simulated_scan(**SCAN)) as scan:
+        header = scan.header
+    space = header.encoding[0]
+    space.encodedSpace.matrixSize.y, space.encodedSpace.fieldOfView_mm.y = 48, 230 * 48 / 40  # 40 rows are kept
+    space.reconSpace.matrixSize.y, space.reconSpace.matrixSize.x = 80, 65
+    image = torch.zeros(48, 64, dtype=torch.complex64)
+    image[24 - 6 : 24 + 7, 32 - 5 : 32 + 6] = 1
+    found = to_recon_space(image, header).abs()
+    assert found.shape == (80, 65)
+    rows, cols = torch.meshgrid(torch.arange(80.0), torch.arange(65.0), indexing="ij")
+    assert float((found * rows).sum() / found.sum()) == pytest.approx(40, abs=0.1)
+    assert float((found * cols).sum() / found.sum()) == pytest.approx(32, abs=0.1)
+    assert found[40, 32] == pytest.approx(1, abs=0.1)

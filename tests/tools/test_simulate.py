@@ -313,3 +313,17 @@ def test_the_command_writes_scan_and_truth(tmp_path, capsys):
     assert "example" in parser.format_help()
     with pytest.raises(BadInputError, match="folder"):
         run(parser.parse_args([str(tmp_path / "absent" / "scan.h5")]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"b_values": (0.0, 1000.0)}, "contrast dwi"),
+        ({"contrast": "dwi", "b_values": (0.0, -5.0)}, "0 or more"),
+        ({"patient_position": "HEAD"}, "HFS"),
+        ({"phantom": "cube"}, "letters"),
+    ],
+)
+def test_bad_simulation_settings_are_refused(changes, words):
+    with pytest.raises(BadInputError, match=words):
+        SimulationSettings(**changes)
