@@ -87,7 +87,7 @@ def test_one_peer_too_many_is_told_and_the_others_are_served(start, scan):
     stream = raw_stream(scan)
     first = connect(server)
     first.send(*stream[:3])
-    time.sleep(0.2)
+    until(lambda: any(session.begun for session in list(server._sessions.values())))
     refused = exchange(server, *edited_stream(scan))
     expected = "1 scans are in hand and no more are taken at a time: send this one again later"
     assert refused.raw == fake_peer.error(expected) + close()
