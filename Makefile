@@ -61,4 +61,4 @@ image-gadgetron:
 
 # both images built for real, run and treated badly: by Docker, else as root by buildah and podman, else skipped
 image-test: .venv/dev
-	$(BIN)/python -m pytest -q -s -rs tests/check_image.py
+	$(BIN)/python -m pytest -q -s -rs tests/commands/check_image.py

@@ -1,9 +1,16 @@
-"""Scans that tests share: made once per session, small by default."""
+"""Fixtures of all tests: simulated scans, the tiny model, the world whose posterior is known in closed form.
+
+What is only imported lies in support/. Each is made once per session.
+"""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dpmrecon.tools.simulate import SimulationSettings, simulate
+
+from support.gaussian import GaussianWorld
+from support.models import SAMPLING, TINY, saved_model
 
 _SMALL = {"matrix": (64, 64), "n_slices": 1, "n_coils": 6, "calibration_lines": 16, "acceleration": 2}
 
@@ -27,3 +34,35 @@ def simulated_scan(tmp_path_factory):
         return made[chosen]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """tiny_model(network={...}, **sampling) -> Path of an untrained model, tiny.safetensors, with its card.
+
+    network: what differs from TINY; sampling: what differs from SAMPLING in the card, both in support/models.py. Tests
+    must not write to it: `saved_model` gives one of their own.
+    """
+
+    def make(network: dict[str, Any] | None = None, **sampling: Any) -> Path:
+        path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+        return saved_model(path, {**TINY, **(network or {})}, sampling={**SAMPLING, **sampling})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model(tiny_model) -> Path:
+    """The tiny model with 2 samples of 4 steps."""
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def slow_model(tiny_model) -> Path:
+    """It takes about 10 ms for an image: a sample of its 4000 steps never fits a deadline."""
+    return tiny_model({"widths": [16, 16]}, samples=3, prox={"steps": 4000})
+
+
+@pytest.fixture(scope="session")
+def world() -> GaussianWorld:
+    return GaussianWorld()

@@ -6,11 +6,11 @@ import runpy
 import subprocess
 import sys
 from importlib.metadata import requires
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from support.paths import ROOT
+
 COMPOSE = [ROOT / "docker" / name for name in ("compose.yaml", "compose.gpu.yaml")]
 
 

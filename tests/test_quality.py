@@ -4,15 +4,13 @@ L1-wavelet at its best weight on our coil maps, found by looking at the truth, h
 """
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from dpmrecon.cli import main
-from dpmrecon.prior.denoiser import has_bfloat16
+from dpmrecon.device import has_bfloat16
 
-DATA = Path(__file__).parents[2] / "shared/data/ismrmrd"
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the shared ISMRMRD scans are not beside the project")
+from support.paths import shared
 
 
 @pytest.mark.parametrize(
@@ -24,11 +22,12 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the shared ISMRMRD sc
     ],
 )
 def test_default_options_on_shared_scans(tmp_path, scan, truth, bar):
-    options = ["--truth", str(DATA / f"{truth}_truth.npy")]
-    mask = DATA / f"{truth}_mask.npy"
+    data = shared("ismrmrd")
+    options = ["--truth", str(data / f"{truth}_truth.npy")]
+    mask = data / f"{truth}_mask.npy"
     if mask.exists():
         options += ["--mask", str(mask)]
-    assert main(["replay", str(DATA / f"{scan}.h5"), "--out", str(tmp_path), *options]) == 0
+    assert main(["replay", str(data / f"{scan}.h5"), "--out", str(tmp_path), *options]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert all(entry["fallback"] is None for entry in report["slices"])
     assert [entry["slice"] for entry in report["slices"]] == list(range(len(report["slices"])))
@@ -37,12 +36,12 @@ def test_default_options_on_shared_scans(tmp_path, scan, truth, bar):
 
 @pytest.mark.skipif(not has_bfloat16(torch.device("cpu")), reason="this CPU does not compute in bfloat16")
 def test_bfloat16_does_no_harm(tmp_path, monkeypatch):
-    errors = []
+    data, errors = shared("ismrmrd"), []
     for there in (True, False):
         monkeypatch.setattr("dpmrecon.prior.checkpoint.has_bfloat16", lambda device, there=there: there)
-        options = ["--truth", str(DATA / "t1_brain_truth.npy"), "--mask", str(DATA / "t1_brain_mask.npy")]
+        options = ["--truth", str(data / "t1_brain_truth.npy"), "--mask", str(data / "t1_brain_mask.npy")]
         out = tmp_path / str(there)
-        assert main(["replay", str(DATA / "t1_brain_r4.h5"), "--out", str(out), "--samples", "1", *options]) == 0
+        assert main(["replay", str(data / "t1_brain_r4.h5"), "--out", str(out), "--samples", "1", *options]) == 0
         errors.append(json.loads((out / "report.json").read_text())["nrmse"]["DPM"]["mean"])
     assert errors[0] != errors[1]
     assert errors[0] == pytest.approx(errors[1], rel=0.01)

@@ -1,69 +1,20 @@
 """`dpmrecon replay` end to end on small simulated scans, with a small network, and its failures."""
 
-import json
-import resource
 import shutil
-import subprocess
-import sys
-import weakref
 
 import h5py
 import ismrmrd
 import numpy as np
 import pytest
-import torch
 from dpmrecon.cli import main
-from dpmrecon.mrd.collect import slices
-from dpmrecon.mrd.header import open_scan
-from dpmrecon.output.mrd_images import to_recon_space
-from dpmrecon.prior.checkpoint import save_checkpoint
-from dpmrecon.prior.denoiser import LABELS, Denoiser
-from dpmrecon.recon.sample import with_coil_maps
+from dpmrecon.mrd.file import open_scan
 from dpmrecon.tools.simulate import truth_path
 
-SAMPLING = {"samples": 2, "prox": {"steps": 4}, "dps": {"steps": 40, "zeta": 0.2}}
+from support.edited import edited
+from support.results import images, replay, report
+
 SCAN = {"matrix": (48, 64), "n_slices": 3, "acceleration": 2}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """An untrained network: the exact denoiser of a white Gaussian prior."""
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    config = {"widths": [4, 4], "blocks": [1, 1], "embedding": 8, "labels": list(LABELS), "sigma_data": 0.25}
-    save_checkpoint(path, Denoiser(config), {"sampling": SAMPLING})
-    return path
-
-
-def replay(scan, out, model, *options: str) -> int:
-    return main(["replay", str(scan), "--out", str(out), "--model", str(model), "--device", "cpu", *options])
-
-
-def report(out) -> dict:
-    return json.loads((out / "report.json").read_text())
-
-
-def images(out, series: int = 1) -> list[ismrmrd.Image]:
-    dataset = ismrmrd.Dataset(str(out / "images.h5"), "dataset", create_if_needed=False)
-    try:
-        name = f"image_{series}"
-        return [dataset.read_image(name, index) for index in range(dataset.number_of_images(name))]
-    finally:
-        dataset.close()
-
-
-def edited(scan, folder, edit) -> str:
-    """A copy of the scan whose acquisitions `edit` has seen: (number, acquisition) -> acquisition or None."""
-    copy = folder / "edited.h5"
-    source = ismrmrd.Dataset(str(scan), "dataset", create_if_needed=False)
-    target = ismrmrd.Dataset(str(copy), "dataset", create_if_needed=True)
-    target.write_xml_header(source.read_xml_header())
-    for number in range(source.number_of_acquisitions()):
-        acquisition = edit(number, source.read_acquisition(number))
-        if acquisition is not None:
-            target.append_acquisition(acquisition)
-    target.close()
-    source.close()
-    return str(copy)
+UNCERTAINTY = {"samples": 4, "steps": 6, "eta": 0.0, "warm_start": False, "prior_std": 0.1, "prior_power": 0.4}
 
 
 def test_images_report_and_preview(simulated_scan, model, tmp_path, capsys):
@@ -157,164 +108,9 @@ def test_nan_in_a_line_loses_that_slice_alone(simulated_scan, model, tmp_path):
     assert len(images(tmp_path / "out")) == 2
 
 
-def test_a_failing_model_gives_labelled_cg_sense(simulated_scan, model, tmp_path, monkeypatch, capsys):
-    def broken(self, x, sigma, label):
-        raise RuntimeError("out of memory: tried to allocate 3 GiB")
-
-    monkeypatch.setattr(Denoiser, "forward", broken)
-    scan = simulated_scan(**SCAN)
-    assert replay(scan, tmp_path, model) == 3
-    assert all("out of memory" in entry["fallback"] for entry in report(tmp_path)["slices"])
-    for image in images(tmp_path):
-        assert "CG-SENSE FALLBACK" in image.meta["ImageComments"]
-        assert "CG-SENSE FALLBACK" in image.meta["SeriesDescription"]
-        assert image.data.max() > 0
-    assert "CG-SENSE FALLBACK" in capsys.readouterr().out
-    assert replay(scan, tmp_path, model, "--fallback", "off") == 2
-    assert "fallback is off" in capsys.readouterr().err
-
-
-def test_a_batch_that_fails_is_tried_slice_by_slice_without_its_memory(
-    simulated_scan, model, tmp_path, monkeypatch, caplog
-):
-    forward = Denoiser.forward
-    failed = []
-
-    def picky(self, x, sigma, label):
-        if len(x) > 2:
-            failed.append(weakref.ref(x))
-            raise RuntimeError("out of memory")
-        assert failed[0]() is None
-        return forward(self, x, sigma, label)
-
-    monkeypatch.setattr(Denoiser, "forward", picky)
-    assert replay(simulated_scan(**SCAN), tmp_path, model, "--batch", "6") == 0
-    assert "6 images at once: the sampler failed (out of memory): they are tried one by one" in caplog.text
-
-
-def test_samples_that_do_not_fit_are_drawn_one_by_one(simulated_scan, model, tmp_path, monkeypatch, caplog):
-    forward = Denoiser.forward
-
-    def small(self, x, sigma, label):
-        if len(x) > 1:
-            raise torch.OutOfMemoryError("tried to allocate 3 GiB")
-        return forward(self, x, sigma, label)
-
-    scan = simulated_scan(**SCAN)
-    assert replay(scan, tmp_path / "whole", model, "--samples", "3") == 0
-    monkeypatch.setattr(Denoiser, "forward", small)
-    assert replay(scan, tmp_path / "single", model, "--samples", "3") == 0
-    assert "3 images at once: the sampler failed (tried to allocate 3 GiB): they are tried one by one" in caplog.text
-    for whole, single in zip(images(tmp_path / "whole"), images(tmp_path / "single")):
-        np.testing.assert_allclose(single.data, whole.data, rtol=1e-3, atol=1e-3 * whole.data.max())
-
-
-@pytest.mark.parametrize(("value", "words"), [(float("nan"), "not finite"), (0.0, "misses the data")])
-def test_an_image_that_is_wrong_falls_back(simulated_scan, model, tmp_path, monkeypatch, value, words):
-    monkeypatch.setattr(Denoiser, "forward", lambda self, x, sigma, label: x * value)
-    monkeypatch.setattr("dpmrecon.physics.forward.ForwardModel.prox", lambda self, adjoint, start, *settings: start)
-    from dpmrecon.physics import cg_sense as conventional
-
-    monkeypatch.setattr(conventional, "cg_sense", lambda model, zero_filled, sigma_n, scale: zero_filled)
-    assert replay(simulated_scan(**SCAN, noise=0.001), tmp_path, model) == 3
-    assert words in report(tmp_path)["slices"][0]["fallback"]
-
-
 def test_a_deadline_that_has_passed(simulated_scan, model, tmp_path):
     assert replay(simulated_scan(**SCAN), tmp_path, model, "--deadline", "0") == 3
     assert "deadline" in report(tmp_path)["slices"][0]["fallback"]
-
-
-def test_full_disk_keeps_what_was_done(simulated_scan, model, tmp_path, monkeypatch, capsys):
-    append = ismrmrd.Dataset.append_image
-    stored = []
-
-    def limited(self, name, image):
-        if len(stored) == 2:
-            raise OSError(28, "No space left on device")
-        stored.append(name)
-        append(self, name, image)
-
-    monkeypatch.setattr(ismrmrd.Dataset, "append_image", limited)
-    assert replay(simulated_scan(**SCAN), tmp_path, model) == 2
-    assert "No space left" in capsys.readouterr().err
-    assert len(images(tmp_path)) == 1
-    assert len(report(tmp_path)["slices"]) == 1
-
-
-@pytest.mark.parametrize(("kilobytes", "stored"), [(80, 0), (160, 2)])
-def test_a_file_that_cannot_grow_is_one_line_and_stays_readable(simulated_scan, model, tmp_path, kilobytes, stored):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, kilobytes * 1024))
-
-    arguments = ["--out", str(tmp_path), "--model", str(model), "--device", "cpu"]
-    command = [sys.executable, "-m", "dpmrecon.cli", "replay", str(simulated_scan(**SCAN)), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
-    assert done.returncode == 2  # HDF5 that runs into the limit crashes instead
-    assert "Traceback" not in done.stderr
-    assert "File too large" in done.stderr.splitlines()[-1]
-    assert "File too large" in report(tmp_path)["error"]
-    assert len(report(tmp_path)["slices"]) == stored
-    with h5py.File(tmp_path / "images.h5") as file:
-        assert len(file["dataset"].get("image_1/data", ())) >= stored
-
-
-@pytest.mark.parametrize("options", [("--fallback", "off", "--deadline", "0"), ()])
-def test_a_run_that_fails_leaves_nothing_of_the_one_before(simulated_scan, model, tmp_path, capsys, options):
-    scan = tmp_path / "scan.h5"
-    shutil.copy(simulated_scan(**SCAN), scan)
-    assert replay(scan, tmp_path / "out", model) == 0
-    assert (tmp_path / "out" / "preview.png").exists()
-    assert any((tmp_path / "out" / "dicom").rglob("*.dcm"))
-    assert report(tmp_path / "out")["error"] is None
-    if not options:
-        with h5py.File(scan, "r+") as file:
-            file["dataset/xml"][0] = file["dataset/xml"][0].replace(b">cartesian<", b">epi<")
-    assert replay(scan, tmp_path / "out", model, *options) == 2
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["images.h5", "report.json"]
-    assert report(tmp_path / "out")["error"] in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["images.h5", "dicom/scan.h5"])
-def test_the_scan_is_never_removed(simulated_scan, model, tmp_path, capsys, name):
-    scan = tmp_path / name
-    scan.parent.mkdir(exist_ok=True)
-    shutil.copy(simulated_scan(**SCAN), scan)
-    assert replay(scan, tmp_path, model) == 2
-    assert "choose another --out" in capsys.readouterr().err
-    assert scan.read_bytes() == simulated_scan(**SCAN).read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("option", "array", "words"),
-    [
-        ("--truth", np.ones((3, 40, 64)), "(48, 64)"),
-        ("--truth", np.ones((1, 3, 48, 64)), "(48, 64)"),
-        ("--truth", np.ones((3, 48, 64), complex), "real numbers"),
-        ("--truth", {"a": np.ones((3, 48, 64))}, ".npy"),
-        ("--mask", np.ones((3, 40, 64)), "(48, 64)"),
-        ("--mask", np.ones((2, 48, 64)), "as many slices"),
-    ],
-)
-def test_truth_and_mask_that_do_not_fit_are_refused_first(
-    simulated_scan, model, tmp_path, capsys, option, array, words
-):
-    scan, file = simulated_scan(**SCAN), tmp_path / "given.npy"
-    with open(file, "wb") as opened:
-        np.savez(opened, **array) if isinstance(array, dict) else np.save(opened, array)
-    truth = () if option == "--truth" else ("--truth", str(truth_path(scan)))
-    assert replay(scan, tmp_path / "out", model, *truth, option, str(file)) == 2
-    assert words in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_truth_and_mask_of_one_slice_may_be_images(simulated_scan, model, tmp_path):
-    scan = simulated_scan(**{**SCAN, "n_slices": 1})
-    np.save(tmp_path / "truth.npy", np.load(truth_path(scan))[0])
-    np.save(tmp_path / "mask.npy", np.load(truth_path(scan))[0] > 0.1)
-    options = ("--truth", str(tmp_path / "truth.npy"), "--mask", str(tmp_path / "mask.npy"))
-    assert replay(scan, tmp_path / "out", model, *options) == 0
-    assert report(tmp_path / "out")["nrmse"]["DPM"]["mean"] < 0.25
 
 
 def test_combined_averages_have_a_preview_and_the_bar_counts_them_once(simulated_scan, model, tmp_path, capsys):
@@ -324,54 +120,6 @@ def test_combined_averages_have_a_preview_and_the_bar_counts_them_once(simulated
     printed = capsys.readouterr()
     assert "16/16" in printed.err  # two slices, two samples, four steps
     assert "dicom/, preview.png, report.json" in printed.out
-
-
-def test_a_run_names_only_what_it_wrote(simulated_scan, model, tmp_path, capsys):
-    def cut(number, line):
-        noise = line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
-        return None if not noise and line.idx.kspace_encode_step_1 > 30 else line
-
-    assert replay(edited(simulated_scan(**SCAN), tmp_path, cut), tmp_path / "out", model) == 4
-    assert capsys.readouterr().out.endswith("out/images.h5, report.json\n")
-
-
-def test_the_report_of_an_anonymous_run_does_not_name_the_file(simulated_scan, model, tmp_path):
-    scan = truncated_lines(simulated_scan(**SCAN), tmp_path)
-    assert replay(scan, tmp_path / "out", model, "--anonymize") == 2
-    assert "the scan: line" in report(tmp_path / "out")["error"]
-
-
-def test_the_selftest_refuses_a_device_and_slices_that_are_not_the_models(model, tmp_path, capsys, monkeypatch):
-    from dpmrecon.tools import selftest
-
-    arguments = ["selftest", "--out", str(tmp_path), "--model", str(model)]
-    assert main([*arguments, "--device", "cuda:99"]) == 2
-    assert "cuda:99" in capsys.readouterr().err
-    monkeypatch.setattr(selftest, "ORIENTATIONS", {"coronal": selftest.ORIENTATIONS["coronal"]})
-    monkeypatch.setattr(selftest, "_SHARED", {**selftest._SHARED, "n_slices": 1, "n_coils": 2, "acceleration": 1})
-    monkeypatch.setattr("dpmrecon.replay.replay", lambda *given, **more: 3)
-    assert main(arguments) == 2
-    assert "coronal: not every slice came out of the model" in capsys.readouterr().err
-
-
-def test_both_commands_show_an_example(capsys):
-    from dpmtrain import cli
-
-    for command in (main, cli.main):
-        with pytest.raises(SystemExit):
-            command(["replay" if command is main else "sweep", "--help"])
-        assert "example:\n  dpm" in capsys.readouterr().out
-
-
-def truncated_lines(scan, folder):
-    """A line that holds fewer samples than its head announces."""
-    path = folder / "DOE_JANE.h5"
-    shutil.copy(scan, path)
-    with h5py.File(path, "r+") as file:
-        line = file["dataset/data"][40]
-        line["data"] = line["data"][:10]
-        file["dataset/data"][40] = line
-    return path
 
 
 def truncated(scan, folder):
@@ -426,14 +174,6 @@ def test_bad_input_is_one_line_and_exit_code_2(simulated_scan, model, tmp_path, 
     assert words in lines[0]
 
 
-def test_somebody_elses_dicom_folder_is_left_alone(simulated_scan, model, tmp_path, capsys):
-    (tmp_path / "dicom").mkdir()
-    (tmp_path / "dicom" / "original.dcm").write_text("from the scanner")
-    assert replay(simulated_scan(**SCAN), tmp_path, model) == 2
-    assert "choose another --out" in capsys.readouterr().err
-    assert (tmp_path / "dicom" / "original.dcm").exists()
-
-
 def test_an_unknown_protocol_is_said(simulated_scan, model, tmp_path, capsys):
     scan = tmp_path / "copy.h5"
     shutil.copy(simulated_scan(**SCAN), scan)
@@ -445,48 +185,21 @@ def test_an_unknown_protocol_is_said(simulated_scan, model, tmp_path, capsys):
     assert report(tmp_path / "out")["contrast"] is None
 
 
-def test_recon_space_keeps_centre_and_intensity(simulated_scan):
-    with open_scan(simulated_scan(**SCAN)) as scan:
-        header = scan.header
-    space = header.encoding[0]
-    space.encodedSpace.matrixSize.y, space.encodedSpace.fieldOfView_mm.y = 48, 230 * 48 / 40  # 40 rows are kept
-    space.reconSpace.matrixSize.y, space.reconSpace.matrixSize.x = 80, 65
-    image = torch.zeros(48, 64, dtype=torch.complex64)
-    image[24 - 6 : 24 + 7, 32 - 5 : 32 + 6] = 1
-    found = to_recon_space(image, header).abs()
-    assert found.shape == (80, 65)
-    rows, cols = torch.meshgrid(torch.arange(80.0), torch.arange(65.0), indexing="ij")
-    assert float((found * rows).sum() / found.sum()) == pytest.approx(40, abs=0.1)
-    assert float((found * cols).sum() / found.sum()) == pytest.approx(32, abs=0.1)
-    assert found[40, 32] == pytest.approx(1, abs=0.1)
-
-
-@pytest.mark.parametrize(("gain", "used"), [(1.0, True), (1.3, False)])
-def test_separate_calibration_is_data_where_it_agrees(simulated_scan, tmp_path, gain, used):
-    """Lines of the same contrast fill the centre of k-space, as embedded ones do; of another they make maps alone."""
-
-    def weigh(number, line):
-        if line.is_flag_set(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION):
-            line.data[:] *= gain
-        return line
-
-    options = {**SCAN, "acceleration": 4, "n_slices": 1}
-    scans = [edited(simulated_scan(**options, calibration="separate"), tmp_path, weigh), simulated_scan(**options)]
-    masks = []
-    for path in scans:
-        with open_scan(path) as scan:
-            (mapped,) = with_coil_maps(slices(scan.acquisitions(), scan.header), torch.device("cpu"))
-        assert torch.equal(mapped.data.kspace.abs().sum((0, 2)) > 0, mapped.data.mask[:, 0] > 0)
-        assert mapped.data.n_lines_got == int(mapped.data.mask[:, 0].sum())
-        masks.append(mapped.data.mask)
-    assert torch.equal(*masks) == used
-    assert (int(masks[0][:, 0].sum()) > 48 // 4) == used
-
-
-def test_the_scale_is_the_same_on_full_and_undersampled_data(simulated_scan):
-    scales = []
-    for acceleration in (1, 4):
-        with open_scan(simulated_scan(matrix=(96, 80), n_coils=8, acceleration=acceleration, noise=0.03)) as scan:
-            (mapped,) = with_coil_maps(slices(scan.acquisitions(), scan.header), torch.device("cpu"))
-        scales.append(mapped.scale)
-    assert scales[1] == pytest.approx(scales[0], rel=0.05)
+def test_the_uncertainty_mode_has_its_settings_and_its_series(simulated_scan, tiny_model, tmp_path, capsys):
+    scan, model = simulated_scan(**{**SCAN, "n_slices": 4}), tiny_model(uncertainty=UNCERTAINTY)
+    assert replay(scan, tmp_path, model, "--mode", "uncertainty") == 0
+    found = report(tmp_path)
+    assert (found["mode"], found["samples"], found["settings"]["steps"]) == ("uncertainty", 4, 6)
+    assert found["settings_source"] == "model card, for the uncertainty mode"
+    dataset = ismrmrd.Dataset(str(tmp_path / "images.h5"), "dataset", create_if_needed=False)
+    assert dataset.number_of_images("image_2") == 4
+    for index in range(4):
+        image, spread = (dataset.read_image(f"image_{series}", index) for series in (1, 2))
+        assert (spread.meta["DataRole"], spread.meta["dpmrecon_mode"]) == ("Uncertainty", "uncertainty")
+        assert (spread.meta["dpmrecon_samples"], spread.meta["RescaleSlope"]) == ("4", image.meta["RescaleSlope"])
+        assert (spread.image_series_index, spread.slice, spread.image_index) == (2, index, index + 1)
+        assert list(spread.position) == list(image.position)
+        assert 0 < spread.data.max() < image.data.max()
+    dataset.close()
+    assert main(["replay", str(scan), "--out", str(tmp_path), "--mode", "uncertainty", "--sampler", "dps"]) == 2
+    assert "mode uncertainty is for the sampler prox" in capsys.readouterr().err

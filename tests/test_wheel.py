@@ -6,11 +6,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from support.paths import ROOT
+
 PACKAGES = {"dpmrecon": ROOT / "gadgets" / "dpmrecon", "dpmtrain": ROOT / "training" / "dpmtrain"}
 
 

@@ -3,7 +3,7 @@
 A peer has a thread that talks to it and one that reads ahead; the device has one thread, which takes work slice by
 slice from a bounded queue in the order it came. Memory is bounded by `peers` times the slices that a peer may have in
 hand: those read ahead, those of the group that is worked on, and the one that is filling; 4 peers with slices of
-256 x 256 and 8 channels stay under 1 GB on a CPU (`python tests/load_serve.py` prints it).
+256 x 256 and 8 channels stay under 1 GB on a CPU (`python tests/commands/load_serve.py` prints it).
 """
 
 import contextlib

@@ -1,0 +1,327 @@
+"""DICOM series of a replay: the standard's checkers, provenance, one scale, reproducible files, anonymity."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import h5py
+import ismrmrd
+import numpy as np
+import pydicom
+import pytest
+from dpmrecon.dicom.viewer import draw, read_series, values
+from dpmrecon.dicom.write import DicomOptions, scan_digest, stored_unit, write_dicom
+
+from support.results import replay
+
+SCAN = {"matrix": (48, 63), "n_slices": 3, "acceleration": 2}
+DWI = {"matrix": (32, 40), "n_slices": 2, "contrast": "dwi", "b_values": (0.0, 1000.0), "n_coils": 4, "averages": 2}
+PATIENT = ("SIMULATED^HEAD", "SIMULATED0", "19700101", "20000101")
+
+# What dciodvfy may say of our files, and why it stays. All are of the kind "legal extension": PS3.2 lets a Standard
+# Extended SOP Class carry attributes of other image types, as scanners' own MR images do.
+EXPLAINED = {
+    "(0x0028,0x1052) DS Rescale Intercept": "one scale for a series, as readers of MR images look for it",
+    "(0x0028,0x1053) DS Rescale Slope": "the same",
+    "(0x0028,0x1054) LO Rescale Type": "the same",
+    "(0x0018,0x9087) FD Diffusion b-value": "of Enhanced MR; viewers sort diffusion images by it",
+    "this is a Standard Extended SOP Class": "follows from the attributes above",
+    "Non-identity Modality LUT Module": "series whose values are far from 1 to 65535: uncertainty, trace, ADC",
+}
+
+
+@pytest.fixture(scope="module")
+def result(simulated_scan, model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("result")
+    assert replay(simulated_scan(**SCAN), out, model) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def diffusion_result(simulated_scan, model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("diffusion")
+    assert replay(simulated_scan(**DWI), out, model) == 0
+    return out
+
+
+def series(out, number: int) -> list[pydicom.Dataset]:
+    found = [files for files in read_series(out / "dicom") if files[0].SeriesNumber == number]
+    assert len(found) == 1
+    return found[0]
+
+
+def checker(name: str) -> str:
+    if shutil.which(name) is None:
+        pytest.skip(f"{name} is not installed (Debian package dicom3tools): the files are not checked")
+    return name
+
+
+def complaints(path: Path) -> list[str]:
+    done = subprocess.run([checker("dciodvfy"), str(path)], capture_output=True, text=True)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert "MRImage" in lines  # it knows what it checks
+    return [line for line in lines if line.startswith(("Error", "Warning", "Abort"))]
+
+
+@pytest.mark.parametrize("which", ["result", "diffusion_result"])
+def test_dciodvfy_finds_no_error_and_no_warning_that_is_not_explained(which, request):
+    out = request.getfixturevalue(which)
+    files = sorted((out / "dicom").rglob("*.dcm"))
+    assert len({path.parent for path in files}) == (2 if which == "result" else 4)
+    for path in files:
+        rest = [line for line in complaints(path) if not any(known in line for known in EXPLAINED)]
+        assert rest == []
+
+
+def test_the_reconstruction_needs_no_more_than_the_rescale(result):
+    for path in sorted((result / "dicom" / "01_DPM").glob("*.dcm")):
+        assert len(complaints(path)) == 4  # three attributes and the summary: the values are stored as they are
+
+
+@pytest.mark.parametrize("which", ["result", "diffusion_result"])
+def test_dcentvfy_finds_the_entities_consistent(which, request):
+    files = sorted((request.getfixturevalue(which) / "dicom").rglob("*.dcm"))
+    done = subprocess.run([checker("dcentvfy"), *map(str, files)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_checkers_can_fail(result, tmp_path):
+    path = sorted((result / "dicom").rglob("*.dcm"))[0]
+    file = pydicom.dcmread(path)
+    del file.ImagePositionPatient
+    file.save_as(tmp_path / "broken.dcm")
+    assert any("ImagePositionPatient" in line for line in complaints(tmp_path / "broken.dcm"))
+    file = pydicom.dcmread(path)
+    file.PatientName, file.SOPInstanceUID = "ANOTHER", "1.2.3"
+    file.save_as(tmp_path / "other.dcm")
+    pair = [str(path), str(tmp_path / "other.dcm")]
+    done = subprocess.run([checker("dcentvfy"), *pair], capture_output=True, text=True)
+    assert "Error" in done.stdout + done.stderr
+
+
+def test_types_1_and_2_and_research(result):
+    for files in read_series(result / "dicom"):
+        for file in files:
+            assert file.SOPClassUID == pydicom.uid.MRImageStorage
+            assert (file.Modality, file.ContentQualification) == ("MR", "RESEARCH")
+            assert "RESEARCH" in file.SeriesDescription
+            assert "not for diagnostic use" in file.ImageComments
+            assert file.ImageType[:3] == ["DERIVED", "PRIMARY", "OTHER"]
+            assert (file.PatientName, file.PatientID, file.PatientBirthDate, file.StudyDate) == PATIENT
+            assert (file.PatientSex, file.StudyTime, file.StudyID) == ("O", "120000", "1")
+            assert (file.RepetitionTime, file.EchoTime, file.InversionTime, file.FlipAngle) == (9000, 90, 2500, 150)
+            assert (file.MagneticFieldStrength, file.Manufacturer, file.ProtocolName) == (3, "SIMULATED", "T2_FLAIR")
+            assert file.SliceThickness == 4
+            assert file.SpacingBetweenSlices == pytest.approx(5, abs=1e-4)
+            for keyword in ("ReferringPhysicianName", "AccessionNumber", "ScanOptions", "EchoTrainLength"):
+                assert keyword in file  # type 2: there, and empty
+    reconstruction, spread = series(result, 1), series(result, 2)
+    assert reconstruction[0].ImageType[3] == "DPM"
+    assert spread[0].ImageType[3] == "DPM_STD"
+    everything = reconstruction + spread
+    assert [file.InstanceNumber for file in reconstruction] == [1, 2, 3]
+    assert len({file.StudyInstanceUID for file in everything}) == 1
+    assert len({file.FrameOfReferenceUID for file in everything}) == 1
+    assert len({file.SeriesInstanceUID for file in everything}) == 2
+    assert len({file.SOPInstanceUID for file in everything}) == 6
+    assert all(pydicom.uid.UID(file.SOPInstanceUID).is_valid for file in everything)
+
+
+def test_provenance_is_in_every_image(result, model):
+    card = json.loads(model.with_suffix(".json").read_text())
+    residuals = {
+        entry["slice"]: entry["residual"] for entry in json.loads((result / "report.json").read_text())["slices"]
+    }
+    for number, file in enumerate(series(result, 1)):
+        (item,) = file.ContributingEquipmentSequence
+        purpose = item.PurposeOfReferenceCodeSequence[0]
+        assert (purpose.CodeValue, purpose.CodingSchemeDesignator) == ("109102", "DCM")
+        assert item.ManufacturerModelName.startswith("tiny-")
+        assert item.SoftwareVersions == card["package_version"]
+        for text in (file.DerivationDescription, item.ContributionDescription):
+            for part in (card["checksum_sha256"], "sampler prox", "steps 4", "samples 2", "seed 0", "RESEARCH"):
+                assert part in text
+            assert f"residual {residuals[number]:.4g}" in text
+
+
+def test_one_scale_and_one_window_hold_for_a_series(result, diffusion_result):
+    for out in (result, diffusion_result):
+        for files in read_series(out / "dicom"):
+            for keyword in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"):
+                assert len({getattr(file, keyword) for file in files}) == 1
+            dataset = ismrmrd.Dataset(str(out / "images.h5"), "dataset", create_if_needed=False)
+            name = f"image_{files[0].SeriesNumber}"
+            images = [dataset.read_image(name, index) for index in range(dataset.number_of_images(name))]
+            dataset.close()
+            assert len(images) == len(files)
+            slope = float(files[0].RescaleSlope)
+            true = sorted((float(image.data.sum()), image.data[0, 0]) for image in images)
+            found = sorted((float(values(file).sum()), values(file)) for file in files)
+            for (_, wanted), (_, got) in zip(true, found):
+                assert np.abs(got - wanted).max() <= 0.5001 * slope
+            assert slope <= 1e-3 * max(float(image.data.max()) for image in images)
+    assert float(series(result, 1)[0].RescaleSlope) == 1
+
+
+def test_stored_units_are_powers_of_ten_that_fit():
+    assert stored_unit(1200.0, 3000.0) == 1
+    assert stored_unit(45.0, 80.0) == 0.01
+    assert stored_unit(1200.0, 200_000.0) == 10
+    assert stored_unit(0.0, 0.0) == 1
+    for bright, largest in ((3e-7, 9e-7), (1.0, 1e6), (5e8, 6e8)):
+        assert largest / stored_unit(bright, largest) <= 65535
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    files = sorted(folder.rglob("*.dcm"))
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_files_follow_from_scan_and_options_alone(simulated_scan, result, model, tmp_path):
+    scan = simulated_scan(**SCAN)
+    assert replay(scan, tmp_path / "again", model) == 0
+    assert checksums(tmp_path / "again" / "dicom") == checksums(result / "dicom")
+    first = series(result, 1)[0]
+    digest, run = scan_digest(scan), {"seed": 0}
+    made = {
+        "seed": (digest, {"seed": 1}, DicomOptions()),
+        "tag": (digest, run, DicomOptions(tag="RECON")),
+        "anonymous": (digest, run, DicomOptions(anonymize=True)),
+        "scan": ("0" * 64, run, DicomOptions()),
+        "plain": (digest, run, DicomOptions()),
+    }
+    uids = {first.SOPInstanceUID, *(file.SOPInstanceUID for file in series(result, 2))}
+    for name, (chosen, options, dicom) in made.items():
+        write_dicom(result / "images.h5", tmp_path / name / "dicom", chosen, options, dicom)
+        uid = series(tmp_path / name, 1)[0].SOPInstanceUID
+        assert uid not in uids
+        uids.add(uid)
+    # other options are another series of the same study; another scan is another study
+    assert series(tmp_path / "seed", 1)[0].StudyInstanceUID == first.StudyInstanceUID
+    assert series(tmp_path / "scan", 1)[0].StudyInstanceUID != first.StudyInstanceUID
+
+
+def test_anonymize_and_image_type(simulated_scan, model, tmp_path, capsys):
+    scan = simulated_scan(**SCAN)
+    assert replay(scan, tmp_path, model, "--anonymize", "--image-type", "STROKE_R4") == 0
+    for path in sorted((tmp_path / "dicom").rglob("*.dcm")):
+        data = path.read_bytes()
+        for secret in (b"SIMULATED^", b"SIMULATED0", b"19700101", b"20000101"):
+            assert secret not in data
+        file = pydicom.dcmread(path)
+        assert (file.PatientName, file.PatientBirthDate, file.StudyDate) == ("", "", "")
+        assert file.PatientIdentityRemoved == "YES"
+        assert file.PatientID.startswith("SCAN-")
+    assert series(tmp_path, 1)[0].ImageType[3] == "STROKE_R4"
+    assert series(tmp_path, 2)[0].ImageType[3] == "STROKE_R4_STD"
+    # the only things left out that dciodvfy misses: what a DICOMDIR would be sorted by
+    expected = {"Study Date", "Study Time"}
+    found = {line.split(" - ")[-1].strip() for line in complaints(path) if "DICOMDIR" in line}
+    assert found == expected
+    assert b"SIMULATED^" not in (tmp_path / "images.h5").read_bytes()
+    printed = capsys.readouterr()
+    assert "SIMULATED^" not in printed.out + printed.err
+    assert "SIMULATED^" not in (tmp_path / "report.json").read_text()
+    assert replay(scan, tmp_path / "bad", model, "--image-type", "small letters") == 2
+    assert "capital letters" in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()
+
+
+def with_header(scan, folder, edit) -> Path:
+    copy = folder / "scan.h5"
+    shutil.copy(scan, copy)
+    with h5py.File(copy, "r+") as file:
+        file["dataset/xml"][0] = edit(file["dataset/xml"][0].decode()).encode()
+    return copy
+
+
+def test_a_header_without_patient_and_study_still_makes_legal_files(simulated_scan, model, tmp_path):
+    import re
+
+    def strip(xml):
+        for name in ("subjectInformation", "studyInformation", "acquisitionSystemInformation", "sequenceParameters"):
+            xml = re.sub(rf"<{name}>.*</{name}>", "", xml, flags=re.S)
+        return xml
+
+    scan = with_header(simulated_scan(**SCAN), tmp_path, strip)
+    assert replay(scan, tmp_path / "out", model) == 0
+    path = sorted((tmp_path / "out" / "dicom").rglob("*.dcm"))[0]
+    assert pydicom.dcmread(path).ScanningSequence == "RM"
+    rest = [line for line in complaints(path) if not any(known in line for known in EXPLAINED)]
+    assert all("DICOMDIR" in line and "Study" in line for line in rest)
+
+
+def test_odd_header_text_becomes_legal(simulated_scan, model, tmp_path):
+    def edit(xml):
+        xml = xml.replace("SIMULATED^HEAD", "Mu\u0308ller^J\\o\u0142a " + 80 * "x").replace("1970-01-01", "1970-13-77")
+        return xml.replace("T2_FLAIR", "T2_FLAIR " + 90 * "y").replace("<studyID>1<", "<studyID>a\\b" + 30 * "c" + "<")
+
+    scan = with_header(simulated_scan(**SCAN), tmp_path, edit)
+    assert replay(scan, tmp_path / "out", model) == 0
+    path = sorted((tmp_path / "out" / "dicom").rglob("*.dcm"))[0]
+    file = pydicom.dcmread(path)
+    assert str(file.PatientName).startswith("Mu\u0308ller^J o\u0142a")
+    assert file.PatientBirthDate == ""
+    assert [line for line in complaints(path) if line.startswith("Error")] == []
+
+
+def test_the_study_of_the_header_is_kept(simulated_scan, model, tmp_path):
+    def edit(xml):
+        xml = xml.replace("</studyInformation>", "<studyInstanceUID>1.2.840.99.1</studyInstanceUID></studyInformation>")
+        xml = xml.replace(
+            "</measurementInformation>", "<frameOfReferenceUID>1.2.9</frameOfReferenceUID></measurementInformation>"
+        )
+        return xml.replace("<patientPosition>", "<initialSeriesNumber>7</initialSeriesNumber><patientPosition>")
+
+    scan = with_header(simulated_scan(**SCAN), tmp_path, edit)
+    assert replay(scan, tmp_path / "out", model) == 0
+    file = series(tmp_path / "out", 701)[0]
+    assert (file.StudyInstanceUID, file.FrameOfReferenceUID) == ("1.2.840.99.1", "1.2.9")
+    assert file.SeriesInstanceUID.startswith("2.25.")
+
+
+def test_a_fallback_is_labelled(simulated_scan, model, tmp_path):
+    assert replay(simulated_scan(**SCAN), tmp_path, model, "--deadline", "0") == 3
+    for file in series(tmp_path, 1):
+        assert file.ImageType[3] == "CGSENSE_FALLBACK"
+        assert "CG-SENSE FALLBACK" in file.DerivationDescription
+        assert "CG-SENSE FALLBACK" in file.ImageComments
+
+
+def test_a_scan_without_directions_keeps_its_images_and_says_so(simulated_scan, model, tmp_path, capsys):
+    scan = tmp_path / "scan.h5"
+    shutil.copy(simulated_scan(**SCAN), scan)
+    with h5py.File(scan, "r+") as file:
+        lines = file["dataset/data"][()]
+        lines["head"]["read_dir"] = 0
+        file["dataset/data"][:] = lines
+    assert replay(scan, tmp_path / "out", model) == 0
+    assert "no DICOM: read_dir" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["dicom_files"] == 0
+    assert (tmp_path / "out" / "images.h5").exists()
+
+
+def test_a_second_run_leaves_no_files_of_the_first(simulated_scan, model, tmp_path):
+    assert replay(simulated_scan(**SCAN), tmp_path, model) == 0
+    assert replay(simulated_scan(**SCAN), tmp_path, model, "--samples", "1", "--image-type", "ONE") == 0
+    assert {path.parent.name for path in (tmp_path / "dicom").rglob("*.dcm")} == {"01_ONE"}
+
+
+def test_the_viewer_draws_every_series(diffusion_result, tmp_path):
+    draw(diffusion_result / "dicom", tmp_path / "series.png")
+    assert (tmp_path / "series.png").stat().st_size > 30_000
+
+
+def test_conventional_is_a_series_of_its_own(simulated_scan, model, tmp_path):
+    assert replay(simulated_scan(**SCAN), tmp_path, model, "--conventional") == 0
+    files = series(tmp_path, 3)
+    assert [file.ImageType[3] for file in files] == ["DPM_CONV"] * 3
+    assert all("CG-SENSE" in file.SeriesDescription and "RESEARCH" in file.SeriesDescription for file in files)
+    assert all("CG-SENSE, without the model" in file.DerivationDescription for file in files)
+    # the same scale and place as the reconstruction, and another image
+    for file, other in zip(files, series(tmp_path, 1)):
+        assert file.ImagePositionPatient == other.ImagePositionPatient
+        assert values(file).mean() == pytest.approx(values(other).mean(), rel=0.2)
+        assert np.abs(values(file) - values(other)).max() > 1

@@ -1,0 +1,164 @@
+"""ReconData as slices: what the lines give, and a chain that misses a piece is refused."""
+
+import socket
+import threading
+
+import ismrmrd
+import numpy as np
+import pytest
+from dpmrecon.errors import BadInputError, UnsupportedScanError
+from dpmrecon.hosts import wire
+from dpmrecon.hosts.recon_data import slices_of
+from dpmrecon.hosts.wire import Wire
+from dpmrecon.data import LostSlice, Slice
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.header import read_header
+
+from support.streams import edited_stream
+
+
+def recon(scan, edit_bits=lambda bits: bits, xml=lambda text: text, **kinds):
+    """The slices that recon_data makes of a scan, once `edit_bits` has seen what came over the wire."""
+    ours, theirs = socket.socketpair()
+    messages = edited_stream(scan, xml=xml, **kinds)
+    sender = threading.Thread(target=theirs.sendall, args=(b"".join(messages),))
+    sender.start()
+    peer = Wire(ours)
+    assert peer.message_id() == wire.CONFIG
+    peer.text()
+    assert peer.message_id() == wire.HEADER
+    header = read_header(peer.text())
+    bits = [bit for _, found in peer.messages() for bit in found]
+    sender.join()
+    ours.close()
+    theirs.close()
+    for bit in bits:
+        bit.data.data.flags.writeable = False  # as gadgetron-python hands arrays over
+    return list(slices_of(edit_bits(bits), header))
+
+
+def test_recon_data_is_what_the_lines_give(scan):
+    with open_scan(scan) as opened:
+        expected = list(slices(opened.acquisitions(), opened.header))
+    found = recon(scan)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.key == theirs.key
+        assert ours.mask.equal(theirs.mask)
+        assert ours.kspace.allclose(1.26 * theirs.kspace)
+        assert ours.calibration.allclose(1.26 * theirs.calibration)
+        assert ours.sigma_n == pytest.approx(1.26 * theirs.sigma_n, rel=0.08)
+        assert (ours.n_lines_got, ours.n_lines_needed) == (theirs.n_lines_got, theirs.n_lines_needed)
+        assert ours.header.idx.kspace_encode_step_1 == theirs.header.idx.kspace_encode_step_1
+
+
+def doubled(bits):
+    """As if the oversampling had not been removed."""
+    for bit in bits:
+        bit.data.data = np.concatenate([bit.data.data, bit.data.data])
+    return bits
+
+
+def unfilled(bits):
+    """As if the calibration lines were in `ref` alone."""
+    for bit in bits:
+        data = bit.data.data.copy()
+        data[:, 23] = 0
+        bit.data.data = data
+    return bits
+
+
+def shifted(bits):
+    for bit in bits:
+        bit.data.headers = np.roll(bit.data.headers, 1, axis=0)
+    return bits
+
+
+def flagged(flag):
+    def edit(bits):
+        bits[0].data.headers[24, 0, 0, 0, 0].flags |= 1 << (flag - 1)
+        return bits
+
+    return edit
+
+
+def other_dimensions(bits):
+    for bit in bits:
+        bit.data.data = bit.data.data[..., 0]
+    return bits
+
+
+def partitions(bits):
+    for bit in bits:
+        bit.data.data = np.repeat(bit.data.data, 4, axis=2)
+    return bits
+
+
+def hybrid(bits):
+    for bit in bits:
+        data = bit.data.data.copy()
+        data[:] = np.abs(data).mean(0, keepdims=True)  # spread along the readout, as in image space
+        bit.data.data = data
+    return bits
+
+
+def epi(text: bytes) -> bytes:
+    return text.replace(b"<trajectory>cartesian", b"<trajectory>epi")
+
+
+@pytest.mark.parametrize("part", ["data", "ref"])
+def test_nan_loses_its_slice_alone(scan, part):
+    def spoil(bits):
+        buffer = getattr(bits[1], part)
+        buffer.data = buffer.data.copy()
+        buffer.data[3, 3, 0, 1] = np.nan
+        return bits
+
+    first, second = recon(scan, spoil, xml=lambda text: text.replace(b"embedded", b"separate"))
+    assert isinstance(first, Slice)
+    assert isinstance(second, LostSlice)
+    assert "NaN" in second.reason
+
+
+@pytest.mark.parametrize(
+    ("edit", "xml", "error", "words"),
+    [
+        (doubled, bytes, BadInputError, "lacks RemoveROOversamplingGadget"),
+        (doubled, epi, BadInputError, "lacks EPIReconXGadget"),
+        (unfilled, bytes, BadInputError, "lacks GenericReconCartesianReferencePrepGadget"),
+        (shifted, bytes, BadInputError, "not at the row of their own header"),
+        (flagged(ismrmrd.ACQ_IS_PHASECORR_DATA), epi, BadInputError, "and EPICorrGadget"),
+        (flagged(ismrmrd.ACQ_IS_NOISE_MEASUREMENT), bytes, BadInputError, "lacks NoiseAdjustGadget"),
+        (flagged(ismrmrd.ACQ_IS_REVERSE), bytes, BadInputError, "and EPICorrGadget"),
+        (flagged(ismrmrd.ACQ_IS_REVERSE), epi, BadInputError, "and EPICorrGadget"),
+        (hybrid, epi, BadInputError, "lacks FFTXGadget"),
+        (other_dimensions, bytes, BadInputError, "6 dimensions"),
+        (partitions, bytes, UnsupportedScanError, "3D"),
+        (lambda bits: bits, lambda text: text.replace(b"cartesian", b"spiral"), UnsupportedScanError, "spiral"),
+        (lambda bits: [], bytes, BadInputError, "no image lines came"),
+    ],
+)
+def test_a_chain_that_misses_a_piece_is_refused(scan, edit, xml, error, words):
+    with pytest.raises(error, match=words):
+        recon(scan, edit, xml)
+
+
+def test_epi_is_fine_once_gadgetron_has_corrected_it(scan):
+    assert len(recon(scan, xml=epi)) == 2
+
+
+def cut_echo(bits):
+    """An asymmetric echo as buffers hold it without parallel imaging: the samples discarded have no place."""
+    for bit in bits:
+        bit.data.data = bit.data.data[12:]
+        for head in bit.data.headers.ravel():
+            head.discard_pre = 12
+    return bits
+
+
+def test_an_asymmetric_echo_keeps_its_place(scan):
+    whole, cut = recon(scan), recon(scan, cut_echo)
+    for one, other in zip(whole, cut, strict=True):
+        columns = other.mask[24].bool()
+        assert columns.tolist() == [column >= 12 + 2 for column in range(64)]  # 2 beside the edge lost accuracy
+        assert other.kspace[..., columns].equal(one.kspace[..., columns])

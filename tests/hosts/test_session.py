@@ -1,0 +1,170 @@
+"""One scan of one peer, in this process: what the session answers, byte for byte, and how far it reads ahead."""
+
+import struct
+import time
+
+import pytest
+from dpmrecon.hosts.session import Reader
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.prior.denoiser import Denoiser
+
+from support import fake_peer
+from support.fake_peer import close, config
+from support.sessions import Here
+from support.streams import IDENTIFIER, edited_stream, planted
+from support.waiting import until
+
+
+def without(rows):
+    def edit(data):
+        data = data.copy()
+        data[:, rows] = 0
+        return data
+
+    return edit
+
+
+def test_an_incomplete_slice_is_named_and_the_complete_one_goes_out(scan, engine):
+    whole, cut = edited_stream(scan), edited_stream(scan, without(slice(34, None)))
+    answer = Here(engine).exchange(*whole[:3], cut[3], close())
+    assert [image.getHead().slice for image in answer.images] == [0]
+    expected = (
+        "1 of 2 slices are missing: slice 1: incomplete: 17 of the 24 lines came that the limits (0 to 47) and R = 2 "
+        "announce"
+    )
+    assert answer.errors == [expected]
+    assert answer.raw.endswith(fake_peer.error(expected))
+
+
+NO_CLOSE = "the connection ended without a CLOSE message: the scan is not complete, send it again"
+CUT = "the connection ended within a message, after {} of {} bytes: send the scan again"
+NEEDED = "ReconData (id 1023) or raw acquisitions (id 1008) are needed"
+NO_LINES = "no image lines came: the chain in front of this gadget lost them, or the scan holds none"
+BUCKET = f"a message with id 1050 came (a bucket of acquisitions (the chain lacks BucketToBufferGadget)): {NEEDED}"
+WIDE = struct.pack("<HQQ", 1023, 1, 2**60)
+NO_XML = "the scan's XML header cannot be read (syntax error: line 1, column 0); an ISMRMRD header is needed"
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        (lambda s: s[:2], NO_CLOSE),
+        (lambda s: s[:3], NO_CLOSE),
+        (lambda s: [*s[:2], s[2][:1]], NO_CLOSE),
+        (lambda s: [*s[:2], close()], NO_LINES),
+        (lambda s: [*s[:2], s[2][:1000]], CUT.format(926, 48 * 64 * 6 * 8)),
+        (lambda s: [s[0], s[1][:50]], CUT.format(44, "{header}")),
+        (lambda s: [*s[:2], struct.pack("<H", 4711), bytes(9)], f"a message with id 4711 came (unknown): {NEEDED}"),
+        (lambda s: [*s[:2], struct.pack("<H", 1050)], BUCKET),
+        (lambda s: [*s[:2], WIDE], f"an array of {2**60} dimensions was announced: at most 16 are taken"),
+        (
+            lambda s: [s[0], struct.pack("<HI", 3, 2**32 - 1)],
+            "a text of 4294967295 bytes was announced: at most 67108864 are taken",
+        ),
+        (
+            lambda s: [config(contrast="pd"), *s[1:]],
+            "contrast 'pd' is unknown to the model: valid ones are flair, t1, t2, dwi, swi",
+        ),
+        (lambda s: [config(steps="many"), *s[1:]], "property 'steps' is 'many': give a whole number"),
+        (lambda s: [config(samples=0), *s[1:]], "property 'samples' is 0: give 1 or more"),
+        (lambda s: [s[0], fake_peer.text_message(3, b"no XML"), *s[2:]], NO_XML),
+    ],
+)
+def test_what_cannot_be_used_gets_one_error(scan, engine, messages, expected):
+    stream = edited_stream(scan)
+    answer = Here(engine).exchange(*messages(stream))
+    expected = expected.format(header=len(stream[1]) - 6)
+    assert answer.errors == [expected]
+    assert answer.raw.endswith(fake_peer.error(expected))
+    assert len(answer.images) == answer.ids.count(fake_peer.IMAGE) <= 1
+
+
+def test_the_error_is_read_although_the_peer_is_still_sending(scan, engine):
+    """Leaving before the peer has sent all would reset the connection, and lose our last words."""
+    stream = edited_stream(scan)
+    answer = Here(engine).exchange(config(stpes=1), stream[1], *(stream[2:4] * 40), close())
+    assert len(answer.errors) == 1
+    assert answer.errors[0].startswith("property 'stpes' is unknown")
+
+
+def test_a_deadline_gives_labelled_images(scan, engine):
+    answer = Here(engine).exchange(config(deadline=0), *edited_stream(scan)[1:])
+    assert answer.errors == []
+    for image in answer.images:
+        assert image.meta["dpmrecon_fallback"] == "the deadline of 0 s had passed"
+    assert len(answer.images) == 2
+
+
+def test_a_3d_scan_is_refused(scan, engine):
+    xml = (b"<encodedSpace><matrixSize><x>128</x><y>48</y><z>1<", b"<encodedSpace><matrixSize><x>128</x><y>48</y><z>8<")
+    stream = edited_stream(scan)
+    assert xml[0] in stream[1]
+    stream[1] = stream[1].replace(*xml)
+    expected = "the scan is 3D (8 partitions); only 2D multi-slice scans are reconstructed"
+    assert Here(engine).exchange(*stream).raw == fake_peer.error(expected)
+
+
+def test_without_fallback_a_raising_model_is_an_error(scan, engine, monkeypatch):
+    def broken(self, x, sigma, label):
+        raise ValueError("no such kernel")
+
+    monkeypatch.setattr(Denoiser, "forward", broken)
+    answer = Here(engine).exchange(config(fallback="off"), *edited_stream(scan)[1:])
+    expected = (
+        "slice 0: the sampler failed (no such kernel); the fallback is off, so the scan stops here (--fallback on "
+        "gives the CG-SENSE image instead)"
+    )
+    assert answer.raw == fake_peer.error(expected)
+
+
+def test_no_patient_data_in_the_log_of_failures(scan, engine, monkeypatch, caplog):
+    caplog.set_level("DEBUG")
+    stream = edited_stream(scan)
+    stream[1] = planted(stream[1])
+    answers = [Here(engine).exchange(*stream[:2], what) for what in (stream[2][:3000], struct.pack("<H", 777))]
+    monkeypatch.setattr("dpmrecon.hosts.session.mrd_images", lambda *args: {}[IDENTIFIER])
+    answers.append(Here(engine).exchange(*stream))
+    assert all(len(answer.errors) == 1 for answer in answers)
+    assert answers[-1].errors[0].startswith("internal error: KeyError in <lambda>")
+    assert IDENTIFIER.decode() not in caplog.text
+    assert IDENTIFIER not in b"".join(answer.raw for answer in answers)
+
+
+def test_raw_acquisitions_from_a_gadgetron_are_refused(scan, engine):
+    with open_scan(scan) as opened:
+        lines = [fake_peer.acquisition(line) for line in opened.acquisitions()]
+    stream = edited_stream(scan)
+    answer = Here(engine).exchange(*stream[:2], *lines[:80], close())
+    assert answer.errors[0].endswith(
+        "the chain lacks AcquisitionAccumulateTriggerGadget and BucketToBufferGadget before this gadget"
+    )
+
+
+def test_slices_are_read_ahead_but_not_all():
+    taken = []
+
+    def stream():
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    reader = Reader(stream(), 2)
+    until(lambda: len(taken) == 3)  # two wait, one is in hand
+    groups = reader.groups()
+    assert next(groups) == [0, 1]
+    until(lambda: len(taken) == 5)
+    time.sleep(0.3)
+    assert len(taken) == 5
+    reader.finish()
+    assert len(taken) == 100  # dropped, so that the peer can say all
+
+
+def test_an_error_of_the_reader_comes_after_its_slices():
+    def stream():
+        yield 1
+        raise ArithmeticError("two")
+
+    groups = Reader(stream(), 4).groups()
+    assert next(groups) == [1]
+    with pytest.raises(ArithmeticError, match="two"):
+        next(groups)

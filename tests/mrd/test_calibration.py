@@ -1,0 +1,134 @@
+"""Calibration lines: embedded, separate, of another encoding space, or the centre of k-space."""
+
+import numpy as np
+import pytest
+import torch
+from dpmrecon.errors import BadInputError, UnsupportedScanError
+from dpmrecon.mrd import header as mrd
+from dpmrecon.mrd.completeness import central_block
+from dpmrecon.mrd.collect import slices
+
+from support.hand_made import BOTH, CAL, header, header_xml, line, only, point_scan, reason, samples, write_scan
+
+
+def flagged(number, cal=range(12, 21), step=4):
+    """Flags as scanners set them: calibration lines that the pattern needs too are both."""
+    return () if number not in cal else (BOTH,) if number % step == 0 else (CAL,)
+
+
+def test_embedded_calibration_is_image_too():
+    numbers = sorted({*range(0, 33, 4), *range(12, 21)})
+    lines = [line(n, samples(n, 2, 3), flagged(n)) for n in numbers]
+    result = only(slices(lines, header(acceleration=4)))
+    assert result.mask[:, 0].nonzero().squeeze(1).tolist() == numbers
+    torch.testing.assert_close(result.calibration, result.kspace[:, 12:21])  # row 16, index 4, is the centre
+    assert (result.n_lines_got, result.n_lines_needed) == (15, 9)
+    assert result.acceleration == 4
+
+
+def test_separate_calibration_serves_later_repetitions(tmp_path):
+    lines = [line(n, 7 * samples(n, 2, 3), (CAL,), slice=s) for s in (1, 0) for n in range(12, 21)]
+    lines += [
+        line(n, (1 + r) * samples(n, 2, 3), (), slice=s, repetition=r)
+        for r in (0, 1)
+        for s in (1, 0)
+        for n in range(0, 33, 4)
+    ]
+    xml = header_xml(acceleration=4, mode="separate")
+    with mrd.open_scan(write_scan(tmp_path / "scan.h5", lines, xml)) as scan:
+        from_file = list(slices(scan.acquisitions(), scan.header))
+    from_stream = list(slices(lines, mrd.read_header(xml)))
+    assert len(from_stream) == 4
+    assert [(item.key.repetition, item.key.slice) for item in from_file] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for item in from_file + from_stream:
+        assert item.mask[:, 0].nonzero().squeeze(1).tolist() == list(range(0, 33, 4))  # calibration is no image
+        assert item.calibration.shape == (3, 9, 26)
+        expected = torch.from_numpy((7 * samples(16, 2, 3)).astype(np.complex64))
+        torch.testing.assert_close(item.calibration[:, 4], expected)
+
+
+@pytest.mark.parametrize("mode", ["embedded", "other", ""])
+@pytest.mark.parametrize("order", ["calibration first", "image first", "interleaved"])
+def test_separate_calibration_that_the_header_does_not_announce(tmp_path, mode, order):
+    # another gain and sign: a mean of the two would be no row of either
+    calibration = [line(n, -7 * samples(n, 2, 3), (CAL,)) for n in range(12, 21)]
+    image = [line(n, samples(n, 2, 3)) for n in range(0, 33, 4)]
+    lines = image + calibration if order == "image first" else calibration + image
+    if order == "interleaved":
+        lines.sort(key=lambda one: one.idx.kspace_encode_step_1)
+    xml = header_xml(acceleration=4, mode=mode)
+    xml = xml if mode else xml.replace("<calibrationMode></calibrationMode>", "")
+    with mrd.open_scan(write_scan(tmp_path / "scan.h5", lines, xml)) as scan:
+        results = [only(slices(scan.acquisitions(), scan.header)), only(slices(lines, mrd.read_header(xml)))]
+    for result in results:
+        assert result.mask[:, 0].nonzero().squeeze(1).tolist() == list(range(0, 33, 4))
+        expected = torch.from_numpy(samples(16, 2, 3).astype(np.complex64))
+        torch.testing.assert_close(result.kspace[:, 16], expected)
+        torch.testing.assert_close(result.calibration, -7 * point_calibration(2, 3))
+
+
+def point_calibration(y, x):
+    return torch.from_numpy(np.stack([samples(n, y, x) for n in range(12, 21)], 1).astype(np.complex64))
+
+
+def test_embedded_calibration_of_interleaved_contrasts_stays_with_its_own():
+    numbers = sorted({*range(0, 33, 4), *range(12, 21)})
+    lines = [line(n, (1 + c) * samples(n, 2, 3), flagged(n), contrast=c) for n in numbers for c in (0, 1)]
+    items = list(slices(lines, header(acceleration=4)))
+    assert [item.n_lines_got for item in items] == [15, 15]
+    for item, factor in zip(items, (1, 2)):
+        torch.testing.assert_close(item.calibration, factor * point_calibration(2, 3))
+
+
+def test_embedded_calibration_of_another_layout_loses_the_slice():
+    numbers = sorted({*range(0, 33, 4), *range(12, 21)})
+    lines = [line(n, samples(n, 2, 3)[: 2 if flagged(n) == (CAL,) else 3], flagged(n)) for n in numbers]
+    assert "calibration lines have 2 channels" in reason(slices(lines, header(acceleration=4)))
+
+
+def test_separate_calibration_of_another_encoding_space():
+    # the same geometry with limits of its own
+    xml = header_xml(acceleration=4, mode="separate")
+    encoding = xml[xml.index("<encoding>") : xml.index("</ismrmrdHeader>")]
+    second = encoding.replace("<center>16</center>", "<center>5</center>").replace("<maximum>32<", "<maximum>9<")
+    calibration = [line(n, samples(n + 11, 2, 3), (CAL,), space=1) for n in range(10)]
+    lines = calibration + [line(n, samples(n, 2, 3)) for n in range(0, 33, 4)]
+    same = mrd.read_header(xml.replace("</ismrmrdHeader>", second + "</ismrmrdHeader>"))
+    result = only(slices(lines, same))
+    expected = torch.from_numpy(samples(16, 2, 3).astype(np.complex64))
+    torch.testing.assert_close(result.calibration[:, result.calibration.shape[1] // 2], expected)
+
+    other = mrd.read_header(xml.replace("</ismrmrdHeader>", second.replace("<x>26", "<x>30") + "</ismrmrdHeader>"))
+    with pytest.raises(UnsupportedScanError, match="encoding space 1"):
+        list(slices(lines, other))
+    with pytest.raises(UnsupportedScanError, match="encoding space 1"):
+        list(slices([line(0, samples(0, 2, 3), space=1)], same))
+    with pytest.raises(BadInputError, match="encoding space 2"):
+        list(slices([line(0, samples(0, 2, 3), space=2)], same))
+
+
+def test_calibration_from_the_centre_or_none():
+    def scan(calibration):
+        return point_scan(1, 1, numbers=sorted({*range(0, 33, 4), *calibration}))
+
+    head = header(acceleration=4)
+    assert only(slices(scan(range(13, 21)), head)).calibration.shape[1] == 9  # 12 belongs to the pattern
+    assert only(slices(scan(range(14, 18)), head)).calibration is None
+    assert only(slices(scan([]), head)).calibration is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (range(4, 12), range(4, 12)),  # as the centre of 8 rows lies at index 4
+        (range(4, 13), range(4, 13)),
+        (range(6, 14), range(6, 11)),
+        (range(2, 10), range(6, 10)),
+        (range(9, 14), range(0)),
+        (range(8, 14), range(8, 9)),
+    ],
+)
+def test_central_block_has_its_centre_in_the_middle(rows, expected):
+    block = central_block(rows, 8)
+    assert list(block) == list(expected)
+    assert not block or block[len(block) // 2] == 8

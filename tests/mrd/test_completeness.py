@@ -1,0 +1,68 @@
+"""Whether a slice is whole: the lines that limits and R announce, or that the lines themselves tell."""
+
+import numpy as np
+import pytest
+from dpmrecon.mrd import header as mrd
+from dpmrecon.data import LostSlice
+from dpmrecon.mrd.completeness import announced_lines
+from dpmrecon.mrd.collect import slices
+
+from support.hand_made import header, header_xml, line, only, point_scan, reason, samples
+
+
+def limits(minimum, maximum, center):
+    return mrd.Limits(minimum, maximum, center)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "bounds", "acceleration", "expected"),
+    [
+        (range(40), limits(0, 39, 20), 1, (40, 40)),
+        (range(20), limits(0, 39, 20), 1, (20, 40)),
+        ({*range(3, 40, 4), *range(16, 24)}, limits(0, 39, 20), 4, (10, 10)),
+        ({*range(3, 20, 4), *range(16, 20)}, limits(0, 39, 20), 4, (5, 10)),  # half of it
+        ({*range(3, 40, 4), *range(16, 24)} - {31}, limits(0, 39, 20), 4, (9, 10)),
+        (range(2, 30, 3), limits(0, 29, 8), 3, (10, 10)),  # partial Fourier
+        (range(16, 24), limits(0, 39, 20), 4, (2, 10)),  # nothing but calibration
+        (range(20), limits(0, 39, 20), 4, (5, 10)),  # half of a full scan that announces R = 4
+        (range(40), limits(0, 39, 20), 4, (10, 10)),
+        ({*range(18, 23), 1, 4, 7, 11, 30, 36}, limits(0, 39, 20), 4, (11, 10)),  # random
+        ({*range(18, 23), 1, 4, 7}, limits(0, 39, 20), 4, (8, 10)),
+    ],
+)
+def test_announced_lines(numbers, bounds, acceleration, expected):
+    assert announced_lines(np.array(sorted(numbers)), bounds, acceleration) == expected
+
+
+def without_parallel_imaging(**options):
+    xml = header_xml(**options)
+    end = "</parallelImaging>"
+    return mrd.read_header(xml[: xml.index("<parallelImaging>")] + xml[xml.index(end) + len(end) :])
+
+
+def test_acceleration_that_no_header_announces():
+    head = without_parallel_imaging()
+    assert mrd.acceleration(head) is None
+
+    def scan(numbers):
+        return slices(point_scan(1, 1, numbers=sorted(numbers)), head)
+
+    result = only(scan({*range(0, 33, 4), *range(12, 21)}))
+    assert (result.acceleration, result.n_lines_needed, result.n_lines_got) == (4, 9, 15)
+    assert only(scan(range(33))).acceleration == 1
+    for lost in (range(17), range(0, 33, 4), set(range(33)) - {26, 28, 30}, {*range(12, 21), 1, 5, 24, 29, 31}):
+        assert "the header announces no R" in reason(scan(lost))
+    # a line of the pattern is missing
+    text = "incomplete: 8 of the 9 lines came that the limits (0 to 32) give at R = 4, and the header announces no R"
+    assert reason(scan({*range(0, 33, 4), *range(12, 21)} - {4})) == text
+    # a header that says R = 1 is believed
+    numbers = sorted({*range(0, 33, 4), *range(12, 21)})
+    assert "R = 1 announce" in reason(slices(point_scan(1, 1, numbers=numbers), header()))
+
+
+def test_half_a_slice_is_lost_and_the_others_come_out():
+    lines = [line(n, samples(n, 1, 1), slice=s) for s in range(3) for n in range(0, 33 if s != 1 else 17, 4)]
+    items = list(slices(lines, header(acceleration=4)))
+    assert [isinstance(item, LostSlice) for item in items] == [False, True, False]
+    assert items[1].reason == "incomplete: 5 of the 9 lines came that the limits (0 to 32) and R = 4 announce"
+    assert items[1].key.slice == 1 and items[1].header.idx.slice == 1

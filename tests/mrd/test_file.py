@@ -1,0 +1,154 @@
+"""The ISMRMRD file: read slice by slice, left as it is, and refused in one sentence where it is no scan."""
+
+import tracemalloc
+import weakref
+from pathlib import Path
+
+import h5py
+import ismrmrd
+import numpy as np
+import pytest
+import torch
+from dpmrecon.errors import BadInputError
+from dpmrecon.mrd import header as mrd
+from dpmrecon.mrd.collect import slices
+
+from support.hand_made import (
+    assert_point,
+    average_limits,
+    header_xml,
+    line,
+    noise_lines,
+    only,
+    point_scan,
+    samples,
+    write_scan,
+)
+
+
+@pytest.mark.parametrize("announced", ["", average_limits(0), average_limits(7)])
+def test_a_file_knows_its_averages(tmp_path, announced):
+    lines = [
+        line(n, (1 + a) * samples(n, 2, 1), slice=s, average=a) for s in (0, 1) for a in (0, 1, 2) for n in range(33)
+    ]
+    path = write_scan(tmp_path / "scan.h5", lines, header_xml(extra_limits=announced))
+    with mrd.open_scan(path) as scan:
+        stream = scan.acquisitions()
+        items = slices(stream, scan.header, combine_averages=True)
+        first = next(items)
+        assert next(stream).idx.slice == 1  # the slice left with its last average, not at the end
+        assert first.key.slice == 0 and len(list(items)) == 1
+    expected = torch.from_numpy((2 * samples(16, 2, 1)).astype(np.complex64))
+    torch.testing.assert_close(first.kspace[:, 16], expected)
+
+
+def peak_memory(path, n_slices):
+    """Peak of numpy's memory in bytes while a scan with interleaved slices is read; slices given out are released."""
+    write_scan(
+        path,
+        [line(n, samples(n, 1, 1, cols=500), slice=s) for n in range(33) for s in range(n_slices)],
+        header_xml(x=500, fov_x=250, recon_x=500, recon_fov_x=250),
+    )
+    alive = []
+    with mrd.open_scan(path) as scan:
+        tracemalloc.start()
+        for item in slices(scan.acquisitions(), scan.header):
+            assert not any(one() for one in alive)  # earlier slices are gone
+            alive.append(weakref.ref(item))
+            del item
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert len(alive) == n_slices
+    return peak
+
+
+def test_memory_grows_with_a_slice_and_not_with_the_scan(tmp_path):
+    short, long = peak_memory(tmp_path / "short.h5", 2), peak_memory(tmp_path / "long.h5", 5)
+    one_slice = 33 * 3 * 500 * 8
+    assert long < short + 0.5 * one_slice
+
+
+def test_the_file_is_read_slice_by_slice(tmp_path):
+    last = (ismrmrd.ACQ_LAST_IN_SLICE,)
+    # every flag wrong: lines interleaved over slices and contrasts, LAST_IN_SLICE on the first line, noise at the end
+    lines = [
+        line(n, samples(n, 1, 1), last if n == 0 else (), slice=s, contrast=c)
+        for n in range(33)
+        for s in (1, 0)
+        for c in (0, 1)
+    ]
+    lines += noise_lines(np.random.default_rng(0), n=2, n_samples=26)
+    with mrd.open_scan(write_scan(tmp_path / "scan.h5", lines)) as scan:
+        read = list(scan.acquisitions())
+        assert scan.n_slices == 4
+        items = list(slices(scan.acquisitions(), scan.header))
+    assert [bool(a.flags & mrd.NOISE) for a in read[:3]] == [True, True, False]
+    keys = [(a.idx.contrast, a.idx.slice) for a in read[2:]]
+    assert keys == [key for key in [(0, 0), (0, 1), (1, 0), (1, 1)] for _ in range(33)]
+    assert [n for n, a in enumerate(read[2:]) if a.flags & mrd.LAST_IN_SLICE] == [32, 65, 98, 131]
+    np.testing.assert_array_equal(read[2 + 33 + 7].data, lines[0].data * 0 + samples(7, 1, 1).astype(np.complex64))
+    assert [(item.key.contrast, item.key.slice) for item in items] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the process's memory is read from /proc")
+def test_opening_a_scan_keeps_none_of_its_samples(simulated_scan):
+    def resident() -> int:
+        (line,) = [text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith("VmRSS")]
+        return 1024 * int(line.split()[1])
+
+    path = simulated_scan(matrix=(128, 128), n_slices=4, n_coils=16)
+    sizes = []
+    for _ in range(12):
+        with mrd.open_scan(path):
+            pass
+        sizes.append(resident())
+    assert sizes[-1] - sizes[1] < 2 * path.stat().st_size  # of ten that were opened
+
+
+def refused(path):
+    with pytest.raises(BadInputError) as caught, mrd.open_scan(path) as scan:
+        list(slices(scan.acquisitions(), scan.header))
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_files_that_are_no_scans(tmp_path):
+    assert "does not exist" in refused(tmp_path / "no.h5")
+    assert "is a folder" in refused(tmp_path)
+    (tmp_path / "empty.h5").write_bytes(b"")
+    assert "is empty" in refused(tmp_path / "empty.h5")
+    (tmp_path / "text.h5").write_text("k-space\n" * 100)
+    assert "not an HDF5 file" in refused(tmp_path / "text.h5")
+
+    scan = write_scan(tmp_path / "scan.h5", point_scan(1, 1))
+    cut = tmp_path / "cut.h5"
+    cut.write_bytes(scan.read_bytes()[:-4000])
+    assert "truncated" in refused(cut)
+
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["measurements"] = 1
+    assert "this file holds: measurements" in refused(tmp_path / "other.h5")
+    with h5py.File(tmp_path / "headless.h5", "w") as file:
+        file.create_group("dataset")
+    assert "no 'xml' header" in refused(tmp_path / "headless.h5")
+    assert "no acquisitions" in refused(write_scan(tmp_path / "lineless.h5", []))
+    assert "XML header cannot be read" in refused(write_scan(tmp_path / "xml.h5", point_scan(1, 1), "<a>"))
+    with ismrmrd.Dataset(str(tmp_path / "numbers.h5"), "dataset", create_if_needed=True) as dataset:
+        dataset.write_xml_header(header_xml().encode())
+        dataset._dataset["data"] = np.ones(4)
+    assert "of another format" in refused(tmp_path / "numbers.h5")
+
+    with h5py.File(scan, "r+") as file:  # a line that lost half of its samples
+        broken = file["dataset/data"][3]
+        broken["data"] = broken["data"][:60]
+        file["dataset/data"][3] = broken
+    assert "line 4 holds 30 samples where its header announces 3 channels of 26" in refused(scan)
+
+
+def test_reading_leaves_the_file_alone(tmp_path):
+    path = write_scan(tmp_path / "scan.h5", point_scan(3, 4))
+    before = path.read_bytes()
+    path.chmod(0o444)
+    with mrd.open_scan(path) as scan:
+        assert_point(only(slices(scan.acquisitions(), scan.header)).kspace, 3, 4)
+    assert path.read_bytes() == before

@@ -1,0 +1,75 @@
+"""The XML header: what is read, what may be missing, what is refused; and the contrast of a protocol's name."""
+
+import pytest
+from dpmrecon.errors import BadInputError
+from dpmrecon.mrd import header as mrd
+from dpmrecon.mrd.collect import slices
+
+from support.hand_made import assert_point, header, header_xml, only, point_scan
+
+
+def test_headers_without_optional_parts_are_read():
+    bare = header(trajectory="", measurement="<measurementInformation/>", conditions="")
+    assert bare.measurementInformation.patientPosition is None and bare.encoding[0].trajectory is None
+    assert mrd.contrast_label(bare) is None and mrd.contrast_label(header(measurement="")) is None
+    assert_point(only(slices(point_scan(3, 4), bare)).kspace, 3, 4)
+    flat = mrd.read_header(header_xml().replace("<z>1</z>", "").replace("<z>3</z>", ""))
+    for space in (flat.encoding[0].encodedSpace, flat.encoding[0].reconSpace):
+        assert (space.matrixSize.z, space.fieldOfView_mm.z) == (1, 0.0)
+    assert_point(only(slices(point_scan(3, 4), flat)).kspace, 3, 4)
+    unknown = mrd.read_header(header_xml().replace("<encoding>", "<vendor><a>1</a></vendor><encoding>"))
+    assert mrd.encoded_grid(unknown) == (33, 26)
+    xml = header_xml()
+    start, end = xml.index("<parallelImaging>"), xml.index("</parallelImaging>")
+    plain = mrd.read_header(xml[:start] + xml[end + len("</parallelImaging>") :])
+    assert mrd.acceleration(plain) is None and not mrd.calibration_is_separate(plain)
+    start, end = xml.index("<encodingLimits>"), xml.index("</encodingLimits>")
+    assert mrd.line_limits(mrd.read_header(xml[:start] + xml[end + 17 :])) == mrd.Limits(0, 32, 16)
+
+
+@pytest.mark.parametrize(
+    ("xml", "text"),
+    [
+        ("", "XML header cannot be read"),
+        ("not xml", "XML header cannot be read"),
+        (header_xml()[:300], "XML header cannot be read"),
+        ("<other/>", "XML header cannot be read|encodedSpace.matrixSize.x as None"),
+        (header_xml(x=0), "encodedSpace.matrixSize.x as 0"),
+        (header_xml(recon_fov_x="wide"), "reconSpace.fieldOfView_mm.x as wide"),
+        (header_xml(z="one"), "encodedSpace.matrixSize.z as one"),
+        (header_xml().replace("<z>3<", "<z>thin<"), "encodedSpace.fieldOfView_mm.z as thin"),
+        (header_xml().replace("<z>3<", "<z>NaN<"), "encodedSpace.fieldOfView_mm.z as nan"),
+        (header_xml(maximum="many"), "kspace_encoding_step_1"),
+    ],
+)
+def test_bad_headers_are_refused(xml, text):
+    with pytest.raises(BadInputError, match=text) as caught:
+        mrd.read_header(xml)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("T2_FLAIR", "flair"),
+        ("t2_tirm_tra_dark-fluid", "flair"),
+        ("T1_MPRAGE", "t1"),
+        ("t1_mprage_sag_p2", "t1"),
+        ("AX T1 FLAIR", "t1"),
+        ("T2_TSE", "t2"),
+        ("AxT2 FRFSE", "t2"),
+        ("DWI_b1000", "dwi"),
+        ("ep2d_diff_3scan_trace", "dwi"),
+        ("SWI_Images", "swi"),
+        ("T2_star", None),
+        ("test1", None),
+        ("localizer", None),
+    ],
+)
+def test_contrast_label(name, label):
+    def measured(element):
+        names = f"<{element}>{name}</{element}>"
+        return header(measurement=f"<measurementInformation>{names}</measurementInformation>")
+
+    assert mrd.contrast_label(measured("protocolName")) == label
+    assert mrd.contrast_label(measured("sequenceName")) == label

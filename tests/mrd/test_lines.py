@@ -1,0 +1,112 @@
+"""Where a line's samples go: a point lands on its pixel whatever the oversampling, the echo and the limits are."""
+
+import numpy as np
+import pytest
+import torch
+from dpmrecon.errors import BadInputError
+from dpmrecon.mrd.collect import slices
+from dpmrecon.physics.fourier import to_image
+
+from support.hand_made import COILS, OVERSAMPLED, assert_point, header, line, only, point_scan
+
+
+@pytest.mark.parametrize(
+    ("options", "oversampling"),
+    [
+        ({}, 1),
+        (OVERSAMPLED, 2),
+        (OVERSAMPLED, 1),  # the header says so, the samples do not
+        ({}, 2),  # the samples are, the header does not say so
+        ({"x": 52}, 2),  # matrix with, field of view without the oversampling
+        ({"x": 52}, 1),
+    ],
+)
+@pytest.mark.parametrize(("y", "x"), [(7, 9), (-11, -4)])
+def test_a_point_lands_on_its_pixel(options, oversampling, y, x):
+    result = only(slices(point_scan(y, x, oversampling=oversampling), header(**options)))
+    assert result.kspace.shape == (3, 33, 26) and result.kspace.dtype == torch.complex64
+    assert bool((result.mask == 1).all()) and result.mask.dtype == torch.float32
+    assert_point(result.kspace, y, x)
+
+
+def test_odd_columns_and_other_oversampling():
+    # 1.4 times 25 columns
+    options = {"x": 35, "fov_x": 175.0, "recon_x": 25, "recon_fov_x": 125.0}
+    k = np.arange(-17, 18)
+    lines = [
+        line(n, COILS[:, None] * np.exp(-2j * np.pi * ((n - 16) * 5 / 33 + k * -8 / 35)), center=17) for n in range(33)
+    ]
+    result = only(slices(lines, header(**options)))
+    assert result.kspace.shape == (3, 33, 25)
+    assert_point(result.kspace, 5, -8)
+
+
+def test_unset_center_sample_is_the_middle():
+    assert_point(only(slices(point_scan(3, 4, center_sample=0), header())).kspace, 3, 4)
+
+
+def test_discarded_samples_are_no_data():
+    lines = point_scan(3, 4, oversampling=2)
+    padded = [
+        line(
+            a.idx.kspace_encode_step_1, np.pad(a.data, ((0, 0), (5, 3)), constant_values=1e6), center=31, pre=5, post=3
+        )
+        for a in lines
+    ]
+    assert_point(only(slices(padded, header(**OVERSAMPLED))).kspace, 3, 4)
+
+
+@pytest.mark.parametrize("oversampling", [1, 2])
+def test_asymmetric_echo(oversampling):
+    # 6 of 26 columns are missing at the start
+    missing = 6
+    low = -13 * oversampling + missing * oversampling
+    options = OVERSAMPLED if oversampling == 2 else {}
+    lines = point_scan(4, 3, oversampling=oversampling, low=low, center_sample=-low)
+    result = only(slices(lines, header(**options)))
+    held = result.mask[0]
+    margin = 2 if oversampling == 2 else 0
+    assert held.tolist() == [0.0] * (missing + margin) + [1.0] * (26 - missing - margin)
+    assert bool((result.kspace[:, result.mask == 0] == 0).all())
+    truth = only(slices(point_scan(4, 3, oversampling=oversampling), header(**options))).kspace
+    error = (result.kspace - truth)[:, :, held > 0].abs().max() / truth.abs().max()
+    assert error < (0.15 if oversampling == 2 else 1e-5)
+    peak = to_image(result.kspace)[0].abs().argmax()
+    assert divmod(int(peak), 26) == (16 + 4, 13 + 3)
+
+
+def test_an_echo_filled_up_with_zeros_is_asymmetric_all_the_same():
+    lines = point_scan(4, 3, low=-8, center_sample=8)
+    filled = [line(n, np.pad(a.data, ((0, 0), (5, 0)))) for n, a in enumerate(lines)]
+    one, other = only(slices(lines, header())), only(slices(filled, header()))
+    assert one.mask[0].tolist() == [0.0] * 5 + [1.0] * 21
+    assert torch.equal(one.mask, other.mask) and torch.equal(one.kspace, other.kspace)
+
+
+def test_partial_fourier_leaves_the_missing_rows_empty():
+    # 24 of 33 rows, numbered from 0; the centre is number 7, which is row 16
+    head = header(maximum=23, center=7)
+    result = only(slices(point_scan(-6, 5, numbers=range(24), center=7), head))
+    assert (result.mask[:, 0] == 1).nonzero().squeeze(1).tolist() == list(range(9, 33))
+    truth = only(slices(point_scan(-6, 5), header())).kspace
+    torch.testing.assert_close(result.kspace, truth * result.mask, rtol=0, atol=1e-4)
+    assert (result.n_lines_got, result.n_lines_needed) == (24, 24)
+    assert result.calibration.shape == (3, 15, 26)  # 7 rows on either side of the centre
+    torch.testing.assert_close(result.calibration, result.kspace[:, 9:24])
+
+
+def test_samples_that_fit_no_grid():
+    with pytest.raises(BadInputError, match="60 samples, centre 30"):
+        list(slices([line(n, np.ones((3, 60))) for n in range(33)], header()))
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+@pytest.mark.parametrize(("options", "oversampling"), [({}, 1), (OVERSAMPLED, 2), (OVERSAMPLED, 1), ({}, 2)])
+def test_a_full_readout_whose_centre_is_one_sample_off(options, oversampling, off):
+    lines = point_scan(3, 4, oversampling=oversampling, center_sample=13 * oversampling + off)
+    result = only(slices(lines, header(**options)))
+    assert bool((result.mask == 1).all())
+    assert_point(result.kspace, 3, 4)
+    with pytest.raises(BadInputError, match="which fits neither"):
+        far = point_scan(3, 4, oversampling=2, center_sample=26 + 2 * off)
+        list(slices(far, header(**options)))

@@ -1,0 +1,165 @@
+"""The folder of results: what a full disk leaves, what a second run removes, and what is never touched."""
+
+import resource
+import shutil
+import subprocess
+import sys
+
+import h5py
+import ismrmrd
+import numpy as np
+import pytest
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.header import read_header
+from dpmrecon.output.images_file import without_patient
+from dpmrecon.tools.simulate import truth_path
+
+from support.edited import edited
+from support.results import images, replay, report
+
+SCAN = {"matrix": (48, 64), "n_slices": 3, "acceleration": 2}
+
+
+def test_full_disk_keeps_what_was_done(simulated_scan, model, tmp_path, monkeypatch, capsys):
+    append = ismrmrd.Dataset.append_image
+    stored = []
+
+    def limited(self, name, image):
+        if len(stored) == 2:
+            raise OSError(28, "No space left on device")
+        stored.append(name)
+        append(self, name, image)
+
+    monkeypatch.setattr(ismrmrd.Dataset, "append_image", limited)
+    assert replay(simulated_scan(**SCAN), tmp_path, model) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert len(images(tmp_path)) == 1
+    assert len(report(tmp_path)["slices"]) == 1
+
+
+@pytest.mark.parametrize(("kilobytes", "stored"), [(80, 0), (160, 2)])
+def test_a_file_that_cannot_grow_is_one_line_and_stays_readable(simulated_scan, model, tmp_path, kilobytes, stored):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, kilobytes * 1024))
+
+    arguments = ["--out", str(tmp_path), "--model", str(model), "--device", "cpu"]
+    command = [sys.executable, "-m", "dpmrecon.cli", "replay", str(simulated_scan(**SCAN)), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 2  # HDF5 that runs into the limit crashes instead
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert "File too large" in report(tmp_path)["error"]
+    assert len(report(tmp_path)["slices"]) == stored
+    with h5py.File(tmp_path / "images.h5") as file:
+        assert len(file["dataset"].get("image_1/data", ())) >= stored
+
+
+@pytest.mark.parametrize("options", [("--fallback", "off", "--deadline", "0"), ()])
+def test_a_run_that_fails_leaves_nothing_of_the_one_before(simulated_scan, model, tmp_path, capsys, options):
+    scan = tmp_path / "scan.h5"
+    shutil.copy(simulated_scan(**SCAN), scan)
+    assert replay(scan, tmp_path / "out", model) == 0
+    assert (tmp_path / "out" / "preview.png").exists()
+    assert any((tmp_path / "out" / "dicom").rglob("*.dcm"))
+    assert report(tmp_path / "out")["error"] is None
+    if not options:
+        with h5py.File(scan, "r+") as file:
+            file["dataset/xml"][0] = file["dataset/xml"][0].replace(b">cartesian<", b">epi<")
+    assert replay(scan, tmp_path / "out", model, *options) == 2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["images.h5", "report.json"]
+    assert report(tmp_path / "out")["error"] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["images.h5", "dicom/scan.h5"])
+def test_the_scan_is_never_removed(simulated_scan, model, tmp_path, capsys, name):
+    scan = tmp_path / name
+    scan.parent.mkdir(exist_ok=True)
+    shutil.copy(simulated_scan(**SCAN), scan)
+    assert replay(scan, tmp_path, model) == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert scan.read_bytes() == simulated_scan(**SCAN).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("option", "array", "words"),
+    [
+        ("--truth", np.ones((3, 40, 64)), "(48, 64)"),
+        ("--truth", np.ones((1, 3, 48, 64)), "(48, 64)"),
+        ("--truth", np.ones((3, 48, 64), complex), "real numbers"),
+        ("--truth", {"a": np.ones((3, 48, 64))}, ".npy"),
+        ("--mask", np.ones((3, 40, 64)), "(48, 64)"),
+        ("--mask", np.ones((2, 48, 64)), "as many slices"),
+    ],
+)
+def test_truth_and_mask_that_do_not_fit_are_refused_first(
+    simulated_scan, model, tmp_path, capsys, option, array, words
+):
+    scan, file = simulated_scan(**SCAN), tmp_path / "given.npy"
+    with open(file, "wb") as opened:
+        np.savez(opened, **array) if isinstance(array, dict) else np.save(opened, array)
+    truth = () if option == "--truth" else ("--truth", str(truth_path(scan)))
+    assert replay(scan, tmp_path / "out", model, *truth, option, str(file)) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_truth_and_mask_of_one_slice_may_be_images(simulated_scan, model, tmp_path):
+    scan = simulated_scan(**{**SCAN, "n_slices": 1})
+    np.save(tmp_path / "truth.npy", np.load(truth_path(scan))[0])
+    np.save(tmp_path / "mask.npy", np.load(truth_path(scan))[0] > 0.1)
+    options = ("--truth", str(tmp_path / "truth.npy"), "--mask", str(tmp_path / "mask.npy"))
+    assert replay(scan, tmp_path / "out", model, *options) == 0
+    assert report(tmp_path / "out")["nrmse"]["DPM"]["mean"] < 0.25
+
+
+def test_a_run_names_only_what_it_wrote(simulated_scan, model, tmp_path, capsys):
+    def cut(number, line):
+        noise = line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+        return None if not noise and line.idx.kspace_encode_step_1 > 30 else line
+
+    assert replay(edited(simulated_scan(**SCAN), tmp_path, cut), tmp_path / "out", model) == 4
+    assert capsys.readouterr().out.endswith("out/images.h5, report.json\n")
+
+
+def test_the_report_of_an_anonymous_run_does_not_name_the_file(simulated_scan, model, tmp_path):
+    scan = truncated_lines(simulated_scan(**SCAN), tmp_path)
+    assert replay(scan, tmp_path / "out", model, "--anonymize") == 2
+    assert "the scan: line" in report(tmp_path / "out")["error"]
+
+
+def truncated_lines(scan, folder):
+    """A line that holds fewer samples than its head announces."""
+    path = folder / "DOE_JANE.h5"
+    shutil.copy(scan, path)
+    with h5py.File(path, "r+") as file:
+        line = file["dataset/data"][40]
+        line["data"] = line["data"][:10]
+        file["dataset/data"][40] = line
+    return path
+
+
+def test_somebody_elses_dicom_folder_is_left_alone(simulated_scan, model, tmp_path, capsys):
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom" / "original.dcm").write_text("from the scanner")
+    assert replay(simulated_scan(**SCAN), tmp_path, model) == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "dicom" / "original.dcm").exists()
+
+
+def test_an_anonymous_header_lacks_the_patient_and_nothing_else(simulated_scan):
+    with open_scan(simulated_scan(**SCAN)) as scan:
+        xml, header = scan.xml, scan.header
+    xml = xml.replace(
+        b"</acquisitionSystemInformation>",
+        b"<institutionName>Ward</institutionName>\n<stationName/></acquisitionSystemInformation>",
+    )
+    bare = without_patient(xml)
+    for secret in (b"SIMULATED^", b"SIMULATED0", b"1970-01-01", b"2000-01-01", b"Ward", b"station"):
+        assert secret in xml
+        assert secret not in bare
+    found = read_header(bare)
+    assert found.subjectInformation is None
+    assert found.encoding == header.encoding
+    assert found.sequenceParameters == header.sequenceParameters
+    assert found.measurementInformation.protocolName == "T2_FLAIR"
+    assert without_patient(bare) == bare

@@ -1,0 +1,228 @@
+"""Trace and ADC: the fit, where b-values come from, and a diffusion scan through the sampler."""
+
+import json
+import re
+import shutil
+
+import h5py
+import ismrmrd
+import numpy as np
+import pydicom
+import pytest
+from dpmrecon.cli import main
+from dpmrecon.errors import BadInputError, UnsupportedScanError
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.output import folder as output
+from dpmrecon.output.maps import TRACE, Weighting, adc_map, weighting_from_text, weighting_of
+from dpmrecon.prior.checkpoint import DEFAULT
+from dpmrecon.tools.phantom import TISSUES, Phantom
+from dpmrecon.tools.simulate import SimulationSettings, simulate, slice_points, truth_path
+
+from support.results import images, replay
+
+SMALL = {"matrix": (48, 56), "n_slices": 2, "contrast": "dwi", "b_values": (0.0, 400.0, 1000.0)}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return tiny_model(samples=1)
+
+
+def test_the_fit_is_exact_without_noise():
+    rng = np.random.default_rng(1)
+    true = rng.uniform(0.2e-3, 3e-3, (7, 9))
+    b = np.array([1000.0, 0.0, 250.0])
+    signals = rng.uniform(50, 100, (7, 9)) * np.exp(-b[:, None, None] * true)
+    assert adc_map(signals, b) == pytest.approx(true, rel=1e-5)
+    assert adc_map(signals[:2], b[:2]) == pytest.approx(true, rel=1e-5)
+
+
+def test_the_weights_match_the_noise():
+    # at equal noise the logarithm of a weak signal is worth less: unweighted least squares is noisier here
+    rng = np.random.default_rng(2)
+    b = np.array([0.0, 1000.0, 3000.0])
+    signals = np.abs(100 * np.exp(-b * 1e-3)[:, None, None] + 2 * rng.normal(size=(3, 60, 60)))
+    weighted = adc_map(signals, b)
+    plain = -np.polyfit(b, np.log(signals).reshape(3, -1), 1)[0]
+    assert weighted.mean() == pytest.approx(1e-3, rel=0.02)
+    assert weighted.std() < 0.7 * plain.std()
+
+
+def test_air_and_rising_signals_give_zero():
+    signals = np.full((2, 4, 4), 100.0)
+    signals[1] = 40
+    signals[:, 0, 0] = (1, 0.5)  # air
+    signals[:, 1, 1] = (80, 90)  # noise
+    signals[:, 2, 2] = 0
+    found = adc_map(signals, np.array([0.0, 1000.0]))
+    assert found[0, 0] == found[1, 1] == found[2, 2] == 0
+    assert found[3, 3] == pytest.approx(np.log(2.5) * 1e-3)
+
+
+def header(scan, **changes):
+    with open_scan(scan) as opened:
+        found = opened.header
+    for name, value in changes.items():
+        setattr(found.sequenceParameters, name, value)
+    return found
+
+
+def test_b_values_come_from_the_header_or_the_user(simulated_scan):
+    scan = simulated_scan(**SMALL)
+    assert weighting_of(header(scan)) == Weighting("contrast", SMALL["b_values"])
+    stated = weighting_from_text("repetition:0,800")
+    assert weighting_of(header(scan), stated) == stated
+    assert weighting_of(header(simulated_scan())) is None
+    assert weighting_of(header(scan, diffusion=header(scan).sequenceParameters.diffusion[:1])) is None
+    with pytest.raises(UnsupportedScanError, match="user_3.*--b-values"):
+        weighting_of(header(scan, diffusionDimension=ismrmrd.xsd.diffusionDimensionType.USER_3))
+    with pytest.raises(UnsupportedScanError, match="--b-values"):
+        weighting_of(header(scan, diffusionDimension=None))
+    lost = header(scan)
+    lost.sequenceParameters.diffusion[1].bvalue = None
+    with pytest.raises(BadInputError, match="0.0, None, 1000.0.*--b-values"):
+        weighting_of(lost)
+    assert weighting_of(lost, stated) == stated
+    for text in ("0,1000", "slice:0,1000", "contrast:0,b", "contrast:-1,1000", "contrast:"):
+        with pytest.raises(BadInputError, match="COUNTER:B0,B1"):
+            weighting_from_text(text)
+
+
+@pytest.fixture(scope="module")
+def result(simulated_scan, model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("result")
+    assert replay(simulated_scan(**SMALL, averages=2), out, model) == 0
+    return out
+
+
+def test_trace_and_adc_series(result):
+    reconstructions, traces, maps = images(result, 1), images(result, 4), images(result, 5)
+    assert (len(reconstructions), len(traces), len(maps)) == (2 * 2 * 3, 2 * 2, 2)
+    for image in maps:
+        head = image.getHead()
+        mine = [r for r in reconstructions if r.getHead().slice == head.slice]
+        assert list(head.position) == list(mine[0].getHead().position)
+        by_b = [
+            np.mean([r.data[0, 0] for r in mine if r.getHead().contrast == number], 0, dtype=float)
+            for number in range(3)
+        ]
+        assert image.data[0, 0] == pytest.approx(adc_map(np.stack(by_b), np.array(SMALL["b_values"])), rel=1e-4)
+        weighted = [t.data[0, 0] for t in traces if t.getHead().slice == head.slice]
+        assert weighted[0] == pytest.approx(by_b[1], rel=1e-5)
+        assert weighted[1] == pytest.approx(by_b[2], rel=1e-5)
+        assert image.meta["DataRole"] == "ADC"
+        assert image.meta["dpmrecon_model"].startswith("tiny-")
+
+
+def test_dicom_of_adc_and_trace(result):
+    files = [pydicom.dcmread(path) for path in sorted((result / "dicom").rglob("*.dcm"))]
+    by_tag = {tag: [file for file in files if file.ImageType[3] == tag] for tag in ("DPM", "DPM_TRACE", "DPM_ADC")}
+    assert [len(found) for found in by_tag.values()] == [12, 4, 2]
+    for file, image in zip(by_tag["DPM_ADC"], images(result, 5)):
+        assert (float(file.RescaleSlope), file.RescaleType) == (1e-6, "mm2/s")
+        mapping = file.RealWorldValueMappingSequence[0]
+        assert mapping.RealWorldValueSlope == 1e-6
+        assert mapping.MeasurementUnitsCodeSequence[0].CodeValue == "mm2/s"
+        assert file.pixel_array * float(file.RescaleSlope) == pytest.approx(
+            image.data[0, 0].clip(0, 0.065535), abs=6e-7
+        )
+        assert "DiffusionBValue" not in file
+    assert [float(file.DiffusionBValue) for file in by_tag["DPM_TRACE"]] == [400, 400, 1000, 1000]
+    assert [float(file.DiffusionBValue) for file in by_tag["DPM"]] == [0] * 4 + [400] * 4 + [1000] * 4
+    assert len({file.SOPInstanceUID for file in files}) == len(files)
+
+
+def test_directions_are_combined_geometrically_and_a_stated_counter_is_used(simulated_scan, model, tmp_path):
+    scan = simulated_scan(**{**SMALL, "b_values": (0.0, 700.0, 1000.0)})
+    # the two last taken for directions of one b-value
+    assert replay(scan, tmp_path, model, "--b-values", "contrast:0,850,850") == 0
+    (trace, _) = images(tmp_path, 4)
+    mine = {r.getHead().contrast: r.data[0, 0] for r in images(tmp_path, 1) if r.getHead().slice == 0}
+    assert trace.data[0, 0] == pytest.approx(np.sqrt(mine[1] * mine[2]), rel=1e-5)
+    assert json.loads((tmp_path / "report.json").read_text())["notes"] == []
+
+
+def test_missing_b_values_are_named(simulated_scan, model, tmp_path, capsys):
+    scan = tmp_path / "scan.h5"
+    shutil.copy(simulated_scan(**SMALL), scan)
+    with h5py.File(scan, "r+") as file:
+        lines = file["dataset/data"][()]
+        noise = lines["head"]["flags"] & np.uint64(1 << (ismrmrd.ACQ_IS_NOISE_MEASUREMENT - 1)) != 0
+        lost = (lines["head"]["idx"]["contrast"] == 2) & (lines["head"]["idx"]["slice"] == 1) & ~noise
+        kept = lines[~lost]
+        del file["dataset/data"]
+        file["dataset"].create_dataset("data", data=kept, dtype=lines.dtype, maxshape=(None,))
+    assert replay(scan, tmp_path / "out", model) == 0
+    assert "slice 1: no ADC, b = 1000 s/mm^2 is missing" in capsys.readouterr().err
+    assert len(images(tmp_path / "out", 5)) == 1
+    assert replay(simulated_scan(**SMALL), tmp_path / "b", model, "--b-values", "contrast:0,1000") == 0
+    assert "no trace and ADC: an image has contrast 2" in capsys.readouterr().err
+
+
+def test_a_header_without_one_b_value_gives_dicom_without_maps(simulated_scan, model, tmp_path, capsys):
+    scan = tmp_path / "scan.h5"
+    shutil.copy(simulated_scan(**SMALL), scan)
+    with h5py.File(scan, "r+") as file:
+        xml = re.sub(rb"<((?:\w+:)?bvalue)>.*?</\1>", b"", file["dataset/xml"][0], count=1)
+        assert xml != file["dataset/xml"][0]
+        file["dataset/xml"][0] = xml
+    assert replay(scan, tmp_path / "out", model) == 0
+    assert "no trace and ADC: the header lists" in capsys.readouterr().err
+    assert len(list((tmp_path / "out" / "dicom").rglob("*.dcm"))) == 6
+
+
+def test_maps_that_find_no_room_are_a_line(simulated_scan, model, tmp_path, capsys, monkeypatch):
+    store = output.store
+
+    def limited(dataset, image):
+        if image.image_series_index == TRACE:
+            raise OSError(28, "No space left on device")
+        store(dataset, image)
+
+    monkeypatch.setattr(output, "store", limited)
+    assert replay(simulated_scan(**SMALL), tmp_path, model) == 0
+    assert "no trace and ADC: cannot write" in capsys.readouterr().err
+    assert (tmp_path / "dicom").exists()
+
+
+def regions(settings: SimulationSettings) -> dict[str, np.ndarray]:
+    """Voxels of one tissue whose neighbours are of it too: (rows, cols) bool."""
+    phantom = Phantom(settings.subject)
+    fractions = 0.0
+    for part in (-1 / 3, 0.0, 1 / 3):
+        points = slice_points(settings, 0, 1, 1, part * settings.slice_thickness_mm).reshape(-1, 3)
+        fractions = fractions + phantom.fractions(np.ascontiguousarray(points.T)) / 3
+    found = {}
+    for tissue, least in (("white", 0.97), ("lesion", 0.85)):
+        inside = fractions[TISSUES.index(tissue)].reshape(settings.matrix) > least
+        shifts = [np.roll(inside, shift, (0, 1)) for shift in ((0, 1), (0, -1), (1, 0), (-1, 0))]
+        found[tissue] = np.logical_and.reduce([inside, *shifts])
+    return found
+
+
+def test_adc_of_a_scan_at_r_4_with_noise_through_the_sampler(tmp_path):
+    from importlib.resources import files
+
+    if not (files("dpmrecon.checkpoints") / f"{DEFAULT}.safetensors").is_file():
+        pytest.skip("no trained checkpoint lies in the package")
+    settings = {"contrast": "dwi", "matrix": (112, 112), "n_slices": 1}
+    scan = SimulationSettings(**settings, b_values=(0.0, 1000.0), averages=2, acceleration=4)
+    simulate(tmp_path / "scan.h5", scan)
+    out = tmp_path / "out"
+    assert main(["replay", str(tmp_path / "scan.h5"), "--out", str(out), "--device", "cpu", "--samples", "1"]) == 0
+    assert all(entry["R"] == 4 for entry in json.loads((out / "report.json").read_text())["slices"])
+    found = images(out, 5)[0].data[0, 0]
+    truths = []
+    for b in (0.0, 1000.0):
+        simulate(tmp_path / "full.h5", SimulationSettings(**settings, b_value=b, acceleration=1))
+        truths.append(np.load(truth_path(tmp_path / "full.h5"))[0])
+    truth = adc_map(np.stack(truths), np.array([0.0, 1000.0]))
+    for tissue, value, limit in (("white", 0.75e-3, 0.05), ("lesion", 0.42e-3, 0.10)):
+        inside = regions(scan)[tissue]
+        assert inside.sum() > 40
+        mean = float(found[inside].mean())
+        print(
+            f"{tissue}: ADC {mean:.3e}, {mean / value - 1:+.1%} of the tissue's, {mean / truth[inside].mean() - 1:+.1%}"
+        )
+        assert mean == pytest.approx(value, rel=limit)
+        assert mean == pytest.approx(float(truth[inside].mean()), rel=limit)

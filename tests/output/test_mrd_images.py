@@ -1,0 +1,161 @@
+"""Headers and meta of the images that go out, against those of Gadgetron's own chain on the same scans."""
+
+import h5py
+import ismrmrd
+import numpy as np
+import pytest
+import torch
+from dpmrecon.data import LostSlice, SliceKey
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.output.mrd_images import BRIGHT, LARGEST, mrd_images, to_recon_space, to_uint16
+from dpmrecon.prior.checkpoint import Checkpoint
+from dpmrecon.prior.denoiser import Denoiser
+from dpmrecon.prior.samplers.diffusion import SamplerSettings
+from dpmrecon.recon.types import MappedSlice, Reconstruction, Sampling
+
+from support.models import TINY
+from support.paths import shared
+
+# What Gadgetron's chain says and ours does not, and why
+ABSENT = {
+    "acquisition_time_range": "first and last line's stamp: of use to cine alone",
+    "physiology_time_range": "first and last line's stamp: of use to cine alone",
+    "sampling_limits_RO": "of the k-space, which the image has left behind",
+    "sampling_limits_E1": "of the k-space, which the image has left behind",
+    "sampling_limits_E2": "of the k-space, which the image has left behind",
+    "gadgetron_sha1": "its build; ours is in dpmrecon_version and dpmrecon_checksum",
+    "deviceID": "a piece of measurementID, which is there whole",
+    "patientID": "a piece of measurementID, which is there whole",
+    "studyID": "a piece of measurementID, which is there whole",
+    "measurementNumber": "a piece of measurementID, which is there whole",
+    **{f"user_{kind}_{number}": "all zero: nothing to hand on" for kind in ("int", "float") for number in range(8)},
+}
+# What both say, with other values, and why
+DIFFERENT = {
+    "GADGETRON_ImageComment": "RESEARCH and the fallback instead of GT and its scale",
+    "GADGETRON_ImageProcessingHistory": "who made the image",
+    "GADGETRON_SeqDescription": "who made the image",
+    "GADGETRON_ScaleRatio": "the 99th percentile is brought to 1000, theirs is times 10",
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return Checkpoint(Denoiser(TINY), {"checksum_sha256": "c0ffee"}, "tiny-c0ffee")
+
+
+SAMPLING = Sampling("prox", SamplerSettings(steps=4), 2, 11, 4, True)
+
+
+def reconstruction(data, *, scale=2.0, fallback=None) -> Reconstruction:
+    """As if the slice had been sampled: the header and the meta do not depend on the pixels."""
+    image = torch.full(data.kspace.shape[-2:], scale, dtype=torch.complex64)
+    spread = image.real / 10
+    mapped = MappedSlice(data, None, scale, image, image, {})
+    drawn = (0, 0, 0) if fallback else (2, 4, 7)  # a deadline kept the last evaluation
+    return Reconstruction(mapped, image, None if fallback else spread, fallback, 1.0, {}, *drawn)
+
+
+def images_of(scan, checkpoint, **options):
+    with open_scan(scan) as opened:
+        stream = [reconstruction(data, **options) for data in slices(opened.acquisitions(), opened.header)]
+        return [image for _, images in mrd_images(stream, opened.header, checkpoint, SAMPLING) for image in images]
+
+
+@pytest.mark.parametrize("name", ["flair_3slices_r4", "flair_3slices_r4_separate_acs", "t1_brain_r4"])
+def test_headers_and_meta_are_those_of_gadgetrons_own_chain(name, checkpoint):
+    theirs = shared(f"gadgetron_grappa/{name}.h5")
+    found = [to_uint16(image) for image in images_of(shared(f"ismrmrd/{name}.h5"), checkpoint)]
+    found = [image for image in found if image.getHead().image_series_index == 1]
+    with h5py.File(theirs) as file:
+        heads = file["res/image_1/header"][:]
+        metas = [ismrmrd.Meta.deserialize(text.decode()) for text in file["res/image_1/attributes"]]
+    assert len(found) == len(heads)
+    for image, head, meta in zip(found, heads, metas):
+        for field in head.dtype.names:
+            if field != "attribute_string_len":  # the meta differs
+                ours = np.array(getattr(image.getHead(), field))
+                assert np.allclose(ours, head[field], rtol=1e-6, atol=1e-5), field
+        ours = image.meta
+        assert set(meta) - set(ours) == set(ABSENT)
+        assert {key for key in meta if key in ours and ours[key] != meta[key]} == set(DIFFERENT)
+
+
+def test_both_key_sets_and_provenance(simulated_scan, checkpoint):
+    for image in images_of(simulated_scan(matrix=(48, 64)), checkpoint):
+        meta = image.meta
+        for one, other in (
+            ("ImageComments", "GADGETRON_ImageComment"),
+            ("ImageProcessingHistory", "GADGETRON_ImageProcessingHistory"),
+            ("WindowCenter", "GADGETRON_WindowCenter"),
+            ("WindowWidth", "GADGETRON_WindowWidth"),
+        ):
+            assert meta[one] == meta[other]
+        assert int(meta["WindowWidth"]) > 0
+        notice = "RESEARCH: not for diagnostic use"
+        if meta["DataRole"] == "Uncertainty":
+            notice += "; spread of the fast mode, far below the error: mode uncertainty tells it"
+        assert meta["ImageComments"] == notice
+        assert meta["GADGETRON_DataRole"] == "Image"
+        provenance = {key.removeprefix("dpmrecon_"): meta[key] for key in meta if key.startswith("dpmrecon_")}
+        del provenance["version"]
+        assert provenance == {
+            "model": "tiny-c0ffee",
+            "mode": "fast",
+            "checksum": "c0ffee",
+            "sampler": "prox",
+            "steps": "4",
+            "samples": "2",
+            "evaluations": "7",
+            "seed": "11",
+            "residual": "1",
+            "fallback": "none",
+        }
+
+
+def test_a_fallback_is_labelled(simulated_scan, checkpoint):
+    (image,) = images_of(simulated_scan(matrix=(48, 64)), checkpoint, fallback="the deadline of 3 s had passed")
+    assert image.meta["ImageComments"].endswith("CG-SENSE FALLBACK: the deadline of 3 s had passed")
+    assert "CG-SENSE FALLBACK" in image.meta["SeriesDescription"]
+    assert "CG-SENSE FALLBACK" in image.meta["GADGETRON_SeqDescription"]
+    assert image.meta["dpmrecon_sampler"] == "cg-sense"
+
+
+def test_one_scale_for_the_series_and_numbers_by_place(simulated_scan, checkpoint):
+    with open_scan(simulated_scan(matrix=(48, 64), n_slices=3)) as opened:
+        data = list(slices(opened.acquisitions(), opened.header))
+        lost = LostSlice(SliceKey(0, 0, 0, 0, 0, 0), "incomplete", data[0].header)
+        stream = [lost, reconstruction(data[2], scale=0.004), reconstruction(data[1], scale=0.12)]
+        found = [images for _, images in mrd_images(stream, opened.header, checkpoint, SAMPLING)]
+    assert [len(images) for images in found] == [0, 2, 2]
+    dim, bright = found[1][0], found[2][0]
+    assert np.allclose(dim.data, BRIGHT)
+    assert np.allclose(bright.data, 30 * BRIGHT)
+    assert np.allclose(bright.data * float(bright.meta["RescaleSlope"]), 0.12)
+    assert [image.getHead().image_index for image in (dim, bright)] == [3, 2]
+    whole = to_uint16(bright)
+    assert whole.data.dtype == np.uint16
+    assert np.all(whole.data == 30 * BRIGHT)
+    assert whole.attribute_string == bright.attribute_string
+    bright.data[:] = 1e6
+    assert to_uint16(bright).data.max() == LARGEST
+
+
+SCAN = {"matrix": (48, 64), "n_slices": 3, "acceleration": 2}
+
+
+def test_recon_space_keeps_centre_and_intensity(simulated_scan):
+    with open_scan(simulated_scan(**SCAN)) as scan:
+        header = scan.header
+    space = header.encoding[0]
+    space.encodedSpace.matrixSize.y, space.encodedSpace.fieldOfView_mm.y = 48, 230 * 48 / 40  # 40 rows are kept
+    space.reconSpace.matrixSize.y, space.reconSpace.matrixSize.x = 80, 65
+    image = torch.zeros(48, 64, dtype=torch.complex64)
+    image[24 - 6 : 24 + 7, 32 - 5 : 32 + 6] = 1
+    found = to_recon_space(image, header).abs()
+    assert found.shape == (80, 65)
+    rows, cols = torch.meshgrid(torch.arange(80.0), torch.arange(65.0), indexing="ij")
+    assert float((found * rows).sum() / found.sum()) == pytest.approx(40, abs=0.1)
+    assert float((found * cols).sum() / found.sum()) == pytest.approx(32, abs=0.1)
+    assert found[40, 32] == pytest.approx(1, abs=0.1)

@@ -1,0 +1,89 @@
+"""Whitening and the noise level, from a noise scan and without one."""
+
+import math
+
+import ismrmrd
+import numpy as np
+import pytest
+import torch
+from dpmrecon.mrd.collect import slices
+from dpmrecon.physics.fourier import to_image, to_kspace
+from dpmrecon.physics.noise import estimated_sigma, whitening
+
+from support.hand_made import MIXING, OVERSAMPLED, header, line, noise_lines, noisy, only
+
+
+@pytest.mark.parametrize("dwell", [5.0, 20.0])
+def test_whitening_and_measured_noise_level(dwell):
+    # image lines are pure noise; noise lines with n times the dwell time have 1/n of the variance
+    rng = np.random.default_rng(0)
+    lines = noise_lines(rng, scale=math.sqrt(5.0 / dwell), dwell=dwell)
+    lines += [line(n, noisy(rng, 52, MIXING)) for n in range(33)]
+    result = only(slices(lines, header(**OVERSAMPLED)))
+    assert result.noise_source == "noise scan"
+    flat = result.kspace.flatten(1)
+    covariance = flat @ flat.conj().T / flat.shape[1]
+    torch.testing.assert_close(covariance, torch.eye(3, dtype=torch.complex64), rtol=0, atol=0.12)
+    measured = torch.view_as_real(flat).square().mean().sqrt()
+    assert result.sigma_n == pytest.approx(float(measured), rel=0.04)
+    assert result.sigma_n == pytest.approx(math.sqrt(0.5), rel=0.03)
+
+
+def test_noise_level_follows_the_receiver_filter():
+    # the receiver passes the kept half of the band only: all noise power lies in the columns that stay
+    rng = np.random.default_rng(1)
+
+    def filtered():
+        narrow = torch.from_numpy(noisy(rng, 52, MIXING).astype(np.complex64))
+        image = to_image(narrow, axes=(-1,))
+        image[:, :13] = 0
+        image[:, 39:] = 0
+        return to_kspace(image, axes=(-1,)).numpy()
+
+    lines = [line(0, filtered(), (ismrmrd.ACQ_IS_NOISE_MEASUREMENT,)) for _ in range(64)]
+    lines += [line(n, filtered()) for n in range(33)]
+    result = only(slices(lines, header(**OVERSAMPLED)))
+    assert result.sigma_n == pytest.approx(1.0, rel=0.03)  # not sqrt(1/2)
+    measured = torch.view_as_real(result.kspace).square().mean().sqrt()
+    assert result.sigma_n == pytest.approx(float(measured), rel=0.04)
+
+
+def smooth_object(rows, cols):
+    """An ellipse (rows, cols) that leaves columns beside it empty, in 4 coils: complex64."""
+    y, x = np.mgrid[:rows, :cols]
+    y, x = (y - rows // 2) / rows, (x - cols // 2) / cols
+    image = ((y / 0.42) ** 2 + (x / 0.38) ** 2 < 1) * (1 + 0.5 * np.sin(9 * x + 4 * y) + 0.3 * (y > 0.1))
+    coils = [np.exp(-3 * ((y - a) ** 2 + (x - b) ** 2) + 2j * a * x) for a in (-0.4, 0.4) for b in (-0.4, 0.4)]
+    return torch.from_numpy((image * np.stack(coils)).astype(np.complex64))
+
+
+@pytest.mark.parametrize("level", [0.005, 0.03])
+@pytest.mark.parametrize("pattern", ["full", "r4", "asymmetric", "partial Fourier"])
+def test_noise_level_estimated_without_a_noise_scan(level, pattern):
+    kspace = to_kspace(smooth_object(121, 96))
+    kspace += level * torch.view_as_complex(torch.randn(*kspace.shape, 2, generator=torch.Generator().manual_seed(3)))
+    mask = torch.ones(121, 96)
+    if pattern == "r4":
+        mask = torch.zeros(121, 96)
+        mask[1::4] = 1
+        mask[48:72] = 1
+    elif pattern == "asymmetric":
+        mask[:, :20] = 0
+    elif pattern == "partial Fourier":
+        mask[:30] = 0
+    assert estimated_sigma(kspace * mask, mask) == pytest.approx(level, rel=0.12)
+
+
+def test_noise_level_has_a_floor():
+    kspace, mask = to_kspace(smooth_object(60, 48)), torch.ones(60, 48)
+    # three orders of magnitude under the corners' true content there is nothing left to estimate
+    kspace[:, :20] = kspace[:, 40:] = 1e-9
+    rms = float(kspace.abs().square().mean().sqrt())
+    assert estimated_sigma(kspace, mask) == pytest.approx(1e-4 * rms)
+
+
+def test_weak_channels_are_not_singular():
+    rng = np.random.default_rng(0)
+    noise = noisy(rng, 400, np.diag([1.0, 1e-5, 1.0]))
+    matrix = whitening([noise.astype(np.complex64)], 1.0)
+    assert float(matrix[1, 1].abs()) == pytest.approx(1e5 / math.sqrt(2), rel=0.1)

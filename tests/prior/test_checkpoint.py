@@ -1,0 +1,96 @@
+"""The checkpoint: weights and card, whole or refused in one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from dpmrecon.errors import CheckpointError
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint, write_card
+from dpmrecon.prior.denoiser import Denoiser
+
+from support.models import THREE_LEVELS, random_denoiser
+
+
+def test_checkpoint_round_trip(tmp_path):
+    model = random_denoiser()
+    save_checkpoint(tmp_path / "m.safetensors", model, {"sampling": {"samples": 2}})
+    loaded = load_checkpoint(tmp_path / "m.safetensors")
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.denoiser.state_dict()[name], value)
+    assert loaded.card["sampling"] == {"samples": 2}
+    assert loaded.model_id.startswith("m-")
+
+
+def test_a_large_network_is_stored_in_half_precision(tmp_path):
+    model = Denoiser({**THREE_LEVELS, "widths": [64, 256, 512]})
+    assert sum(p.numel() for p in model.parameters()) > 4_000_000
+    save_checkpoint(tmp_path / "m.safetensors", model, {})
+    assert (tmp_path / "m.safetensors").stat().st_size < 2.1 * sum(p.numel() for p in model.parameters())
+
+
+def damage_weights(folder):
+    data = bytearray((folder / "m.safetensors").read_bytes())
+    data[-5] ^= 1
+    (folder / "m.safetensors").write_bytes(data)
+
+
+def truncate_weights(folder):
+    path = folder / "m.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def edit_card(folder, **changes):
+    card = json.loads((folder / "m.json").read_text())
+    (folder / "m.json").write_text(json.dumps({**card, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (damage_weights, "damaged"),
+        (truncate_weights, "damaged"),
+        (lambda f: (f / "m.safetensors").unlink(), "does not exist"),
+        (lambda f: (f / "m.json").unlink(), "does not exist"),
+        (lambda f: (f / "m.json").write_text("{"), "not a dpmrecon card"),
+        (lambda f: (f / "m.json").write_text("[]"), "not a dpmrecon card"),
+        (lambda f: edit_card(f, scale_rule="maximum is 1"), "scale rule"),
+        (lambda f: edit_card(f, phase_rule="none"), "phase rule"),
+        (lambda f: edit_card(f, model={**THREE_LEVELS, "widths": [8, 12, 20]}), "does not hold the network"),
+        (lambda f: edit_card(f, model={**THREE_LEVELS, "widths": []}), "does not hold the network"),
+        (lambda f: edit_card(f, model={}), "does not hold the network"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path, harm, words):
+    save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), {})
+    harm(tmp_path)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_checkpoint(tmp_path / "m.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_checkpoint_names_its_data():
+    checkpoint = load_checkpoint()
+    card = checkpoint.card
+    assert not {"patient09", "patient12"} & set(card["data"]["subjects"])
+    assert any("CC-BY" in source for source in card["data"]["sources"])
+    assert {"flair", "t1", "t2", "dwi", "swi"} <= set(checkpoint.denoiser.labels)
+
+
+def test_a_full_disk_leaves_the_checkpoint_that_was(tmp_path, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, random_denoiser(), {})
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    write = Path.write_bytes
+
+    def full(file, data):
+        write(file, data[:10])
+        if ".json" in file.name:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(path, random_denoiser(), {"more": 1})
+    with pytest.raises(CheckpointError, match="No space"):
+        write_card(path, more=1)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

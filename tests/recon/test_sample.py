@@ -1,0 +1,111 @@
+"""From slices to images: what a sampler that fails, runs out of memory or misses the data gives."""
+
+import weakref
+
+import ismrmrd
+import numpy as np
+import pytest
+import torch
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.prior.denoiser import Denoiser
+from dpmrecon.recon.prepare import with_coil_maps
+
+from support.edited import edited
+from support.results import images, replay, report
+
+SCAN = {"matrix": (48, 64), "n_slices": 3, "acceleration": 2}
+
+
+def test_a_failing_model_gives_labelled_cg_sense(simulated_scan, model, tmp_path, monkeypatch, capsys):
+    def broken(self, x, sigma, label):
+        raise RuntimeError("out of memory: tried to allocate 3 GiB")
+
+    monkeypatch.setattr(Denoiser, "forward", broken)
+    scan = simulated_scan(**SCAN)
+    assert replay(scan, tmp_path, model) == 3
+    assert all("out of memory" in entry["fallback"] for entry in report(tmp_path)["slices"])
+    for image in images(tmp_path):
+        assert "CG-SENSE FALLBACK" in image.meta["ImageComments"]
+        assert "CG-SENSE FALLBACK" in image.meta["SeriesDescription"]
+        assert image.data.max() > 0
+    assert "CG-SENSE FALLBACK" in capsys.readouterr().out
+    assert replay(scan, tmp_path, model, "--fallback", "off") == 2
+    assert "fallback is off" in capsys.readouterr().err
+
+
+def test_a_batch_that_fails_is_tried_slice_by_slice_without_its_memory(
+    simulated_scan, model, tmp_path, monkeypatch, caplog
+):
+    forward = Denoiser.forward
+    failed = []
+
+    def picky(self, x, sigma, label):
+        if len(x) > 2:
+            failed.append(weakref.ref(x))
+            raise RuntimeError("out of memory")
+        assert failed[0]() is None
+        return forward(self, x, sigma, label)
+
+    monkeypatch.setattr(Denoiser, "forward", picky)
+    assert replay(simulated_scan(**SCAN), tmp_path, model, "--batch", "6") == 0
+    assert "6 images at once: the sampler failed (out of memory): they are tried one by one" in caplog.text
+
+
+def test_samples_that_do_not_fit_are_drawn_one_by_one(simulated_scan, model, tmp_path, monkeypatch, caplog):
+    forward = Denoiser.forward
+
+    def small(self, x, sigma, label):
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+        return forward(self, x, sigma, label)
+
+    scan = simulated_scan(**SCAN)
+    assert replay(scan, tmp_path / "whole", model, "--samples", "3") == 0
+    monkeypatch.setattr(Denoiser, "forward", small)
+    assert replay(scan, tmp_path / "single", model, "--samples", "3") == 0
+    assert "3 images at once: the sampler failed (tried to allocate 3 GiB): they are tried one by one" in caplog.text
+    for whole, single in zip(images(tmp_path / "whole"), images(tmp_path / "single")):
+        np.testing.assert_allclose(single.data, whole.data, rtol=1e-3, atol=1e-3 * whole.data.max())
+
+
+@pytest.mark.parametrize(("value", "words"), [(float("nan"), "not finite"), (0.0, "misses the data")])
+def test_an_image_that_is_wrong_falls_back(simulated_scan, model, tmp_path, monkeypatch, value, words):
+    monkeypatch.setattr(Denoiser, "forward", lambda self, x, sigma, label: x * value)
+    monkeypatch.setattr("dpmrecon.physics.forward.ForwardModel.prox", lambda self, adjoint, start, *settings: start)
+    from dpmrecon.physics import cg_sense as conventional
+
+    monkeypatch.setattr(conventional, "cg_sense", lambda model, zero_filled, sigma_n, scale: zero_filled)
+    assert replay(simulated_scan(**SCAN, noise=0.001), tmp_path, model) == 3
+    assert words in report(tmp_path)["slices"][0]["fallback"]
+
+
+@pytest.mark.parametrize(("gain", "used"), [(1.0, True), (1.3, False)])
+def test_separate_calibration_is_data_where_it_agrees(simulated_scan, tmp_path, gain, used):
+    """Lines of the same contrast fill the centre of k-space, as embedded ones do; of another they make maps alone."""
+
+    def weigh(number, line):
+        if line.is_flag_set(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION):
+            line.data[:] *= gain
+        return line
+
+    options = {**SCAN, "acceleration": 4, "n_slices": 1}
+    scans = [edited(simulated_scan(**options, calibration="separate"), tmp_path, weigh), simulated_scan(**options)]
+    masks = []
+    for path in scans:
+        with open_scan(path) as scan:
+            (mapped,) = with_coil_maps(slices(scan.acquisitions(), scan.header), torch.device("cpu"))
+        assert torch.equal(mapped.data.kspace.abs().sum((0, 2)) > 0, mapped.data.mask[:, 0] > 0)
+        assert mapped.data.n_lines_got == int(mapped.data.mask[:, 0].sum())
+        masks.append(mapped.data.mask)
+    assert torch.equal(*masks) == used
+    assert (int(masks[0][:, 0].sum()) > 48 // 4) == used
+
+
+def test_the_scale_is_the_same_on_full_and_undersampled_data(simulated_scan):
+    scales = []
+    for acceleration in (1, 4):
+        with open_scan(simulated_scan(matrix=(96, 80), n_coils=8, acceleration=acceleration, noise=0.03)) as scan:
+            (mapped,) = with_coil_maps(slices(scan.acquisitions(), scan.header), torch.device("cpu"))
+        scales.append(mapped.scale)
+    assert scales[1] == pytest.approx(scales[0], rel=0.05)

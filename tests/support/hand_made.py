@@ -1,0 +1,132 @@
+"""Scans made line by line, whose slices are known: a point in three coils, and noise."""
+
+import ismrmrd
+import numpy as np
+import torch
+from dpmrecon.mrd import header as mrd
+from dpmrecon.data import LostSlice
+from dpmrecon.physics.fourier import to_image
+
+COILS = np.array([1.0, 0.5 - 0.5j, -0.3j])
+MIXING = np.array([[2.0, 0, 0], [0.8j, 0.5, 0], [0.1, -0.3, 0.05]])  # of white noise into the three coils
+OVERSAMPLED = {"x": 52, "fov_x": 260.0}
+CAL, BOTH = ismrmrd.ACQ_IS_PARALLEL_CALIBRATION, ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING
+
+
+def header_xml(
+    rows=33,
+    x=26,
+    fov_x=130.0,
+    recon_x=26,
+    recon_fov_x=130.0,
+    minimum=0,
+    maximum=None,
+    center=None,
+    acceleration=1,
+    mode="embedded",
+    trajectory="<trajectory>cartesian</trajectory>",
+    z=1,
+    extra_limits="",
+    parallel="",
+    encodings="",
+    measurement="<measurementInformation><patientPosition>HFS</patientPosition></measurementInformation>",
+    conditions="<experimentalConditions><H1resonanceFrequency_Hz>1</H1resonanceFrequency_Hz></experimentalConditions>",
+):
+    maximum = rows - 1 if maximum is None else maximum
+    center = rows // 2 if center is None else center
+    space = "<matrixSize><x>{}</x><y>{}</y><z>{}</z></matrixSize>"
+    space += "<fieldOfView_mm><x>{}</x><y>165</y><z>3</z></fieldOfView_mm>"
+    return f"""<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">{measurement}{conditions}<encoding>
+    <encodedSpace>{space.format(x, rows, z, fov_x)}</encodedSpace>
+    <reconSpace>{space.format(recon_x, rows, z, recon_fov_x)}</reconSpace>
+    <encodingLimits><kspace_encoding_step_1><minimum>{minimum}</minimum><maximum>{maximum}</maximum>
+    <center>{center}</center></kspace_encoding_step_1>{extra_limits}</encodingLimits>{trajectory}
+    <parallelImaging><accelerationFactor><kspace_encoding_step_1>{acceleration}</kspace_encoding_step_1>
+    <kspace_encoding_step_2>1</kspace_encoding_step_2></accelerationFactor><calibrationMode>{mode}</calibrationMode>
+    {parallel}</parallelImaging></encoding>{encodings}</ismrmrdHeader>"""
+
+
+def header(**options):
+    """header_xml(**options), read."""
+    return mrd.read_header(header_xml(**options))
+
+
+def average_limits(maximum):
+    """For extra_limits of the header: averages 0 to `maximum`."""
+    return f"<average><minimum>0</minimum><maximum>{maximum}</maximum><center>0</center></average>"
+
+
+def line(number, data, flags=(), center=None, dwell=5.0, space=0, pre=0, post=0, **counters):
+    """One acquisition; data: (n_coils, n_samples)."""
+    acquisition = ismrmrd.Acquisition.from_array(
+        np.asarray(data, np.complex64),
+        center_sample=data.shape[1] // 2 if center is None else center,
+        sample_time_us=dwell,
+        encoding_space_ref=space,
+        discard_pre=pre,
+        discard_post=post,
+    )
+    acquisition.idx.kspace_encode_step_1 = number
+    for name, value in counters.items():
+        setattr(acquisition.idx, name, value)
+    for flag in flags:
+        acquisition.set_flag(flag)
+    return acquisition
+
+
+def samples(row, y, x, rows=33, cols=26, oversampling=1, low=None, high=None):
+    """A readout (n_coils, n_samples) of a point `y` rows and `x` columns from the centre pixel, samples low..high-1."""
+    grid = oversampling * cols
+    k = np.arange(-(grid // 2) if low is None else low, grid - grid // 2 if high is None else high)
+    phase = (row - rows // 2) * y / rows + k * x / grid
+    return COILS[:, None] * np.exp(-2j * np.pi * phase)
+
+
+def point_scan(y, x, numbers=range(33), center=16, rows=33, **options):
+    """The lines `numbers` of that point; options: of `samples`, and center_sample, pre and post of the lines."""
+    layout = {name: options.pop(name) for name in ("center_sample", "pre", "post") if name in options}
+    layout["center"] = layout.pop("center_sample", None)
+    return [line(n, samples(n - center + rows // 2, y, x, rows=rows, **options), **layout) for n in numbers]
+
+
+def write_scan(path, lines, xml=None):
+    with ismrmrd.Dataset(str(path), "dataset", create_if_needed=True) as dataset:
+        dataset.write_xml_header((xml or header_xml()).encode())
+        for acquisition in lines:
+            dataset.append_acquisition(acquisition)
+    return path
+
+
+def only(stream):
+    """The one slice of a stream, which must not be lost."""
+    (item,) = stream
+    assert not isinstance(item, LostSlice), item.reason
+    return item
+
+
+def reason(stream):
+    """Why the one slice of a stream is lost."""
+    (item,) = stream
+    assert isinstance(item, LostSlice)
+    return item.reason
+
+
+def assert_point(kspace, y, x, contrast=1e-4):
+    """Each coil's image is its sensitivity at one pixel and nothing elsewhere."""
+    image = to_image(kspace)
+    rows, cols = image.shape[-2:]
+    peak = image[:, rows // 2 + y, cols // 2 + x]
+    rest = image.clone()
+    rest[:, rows // 2 + y, cols // 2 + x] = 0
+    assert rest.abs().max() < contrast * peak.abs().max()
+    torch.testing.assert_close(peak / peak[0], torch.tensor(COILS, dtype=torch.complex64), rtol=1e-3, atol=1e-3)
+
+
+def noisy(rng, n_samples, mixing):
+    white = rng.standard_normal((len(mixing), n_samples)) + 1j * rng.standard_normal((len(mixing), n_samples))
+    return mixing @ white  # sigma 1 per real channel before mixing
+
+
+def noise_lines(rng, scale=1.0, dwell=5.0, n=64, n_samples=52):
+    flags = (ismrmrd.ACQ_IS_NOISE_MEASUREMENT,)
+    return [line(0, scale * noisy(rng, n_samples, MIXING), flags, dwell=dwell) for _ in range(n)]

@@ -1,0 +1,477 @@
+"""`dpmtrain prepare`: every kind of file comes back as what it holds; faults are named; nothing done is lost."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import torch
+from dpmrecon.physics.fourier import crop_or_pad, to_kspace
+from dpmrecon.physics.scale import image_scale
+from dpmrecon.tools.simulate import truth_path
+from dpmtrain.cli import main
+from dpmtrain.data import items, kinds, labelmaps
+from dpmtrain.data.dataset import PreparedSlices, affine
+from dpmtrain.data.open_sets import HELD_OUT
+from dpmtrain.data.veins import veins
+from pydicom.dataset import Dataset, FileMetaDataset
+
+from support.paths import shared
+
+COMMAND = [sys.executable, "-m", "dpmtrain.cli", "prepare"]
+FASTMRI_HEADER = """<?xml version="1.0" encoding="UTF-8"?>
+<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
+<experimentalConditions><H1resonanceFrequency_Hz>63646156</H1resonanceFrequency_Hz></experimentalConditions>
+<encoding>
+<encodedSpace><matrixSize><x>74</x><y>53</y><z>1</z></matrixSize>
+<fieldOfView_mm><x>370</x><y>265</y><z>7.5</z></fieldOfView_mm></encodedSpace>
+<reconSpace><matrixSize><x>37</x><y>45</y><z>1</z></matrixSize>
+<fieldOfView_mm><x>185</x><y>225</y><z>5</z></fieldOfView_mm></reconSpace>
+<encodingLimits><kspace_encoding_step_1><minimum>0</minimum><maximum>52</maximum><center>26</center>
+</kspace_encoding_step_1></encodingLimits>
+<trajectory>cartesian</trajectory>
+</encoding></ismrmrdHeader>"""
+
+
+def run(*arguments) -> int:
+    return main(["prepare", *map(str, arguments), "--jobs", "1"])
+
+
+def volumes(folder) -> dict[str, dict]:
+    found = json.loads((folder / "manifest.json").read_text())["volumes"]
+    return {volume["file"].removesuffix(".npy"): volume for volume in found}
+
+
+def magnitude(folder, name) -> np.ndarray:
+    slices = np.load(folder / f"{name}.npy").astype(np.float32)
+    return np.hypot(slices[..., 0], slices[..., 1]) if slices.ndim == 4 else slices
+
+
+def misfit(image, truth) -> float:
+    factor = (image * truth).sum() / (image**2).sum()
+    return float(np.linalg.norm(factor * image - truth) / np.linalg.norm(truth))
+
+
+def blob(shape, centre, width=1.0) -> np.ndarray:
+    grid = np.meshgrid(*[np.arange(size) - c for size, c in zip(shape, centre)], indexing="ij")
+    return np.exp(-0.5 * sum(g**2 for g in grid) / width**2)
+
+
+def head(shape, marker) -> np.ndarray:
+    """A soft ellipse with a bright blob at `marker`."""
+    radius = np.sqrt(sum(((np.arange(s) - s // 2) / (0.36 * s)).reshape(-1, *[1] * (1 - k)) ** 2
+                         for k, s in enumerate(shape)))  # fmt: skip
+    return 1 / (1 + np.exp(12 * (radius - 1))) + 1.5 * blob(shape, marker, 1.2)
+
+
+def nifti(path, volume, affine_matrix=None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(
+        nibabel.Nifti1Image(volume, np.diag([-1.0, -1, 4, 1]) if affine_matrix is None else affine_matrix), path
+    )
+    return path
+
+
+def flair(path, seed=0) -> Path:
+    """A small NIfTI volume."""
+    stack = [head((40, 36), (12 + k + seed % 5, 20)) for k in range(3)]
+    return nifti(path, np.stack(stack, -1).astype(np.float32))
+
+
+def label_map(path=None) -> np.ndarray:
+    labels = np.zeros((52, 48, 44), np.int16)
+    labels[3:49, 3:45, 3:41] = 507
+    labels[7:45, 7:41, 7:37] = 3
+    labels[10:42, 10:38, 10:34] = 2
+    labels[22:28, 14:34, 18:26] = 4
+    labels[8:44, 22:25, 35:37] = 514  # a sinus
+    if path is not None:
+        nifti(path, labels, np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]]))
+    return labels
+
+
+def fastmri(path, patient="7f31", seed=0, **changes):
+    """A file of the real one's shape. Returns magnitudes (slices, 45, 37) as whitened coils see them, the factor that
+    whitening makes (45, 37), and the markers."""
+    rng = np.random.default_rng(seed)
+    n_slices, n_coils, rows, cols, noise = 4, 5, 45, 37, 0.01
+    markers = [(15 + 3 * k, 24 - 4 * k) for k in range(n_slices)]
+    y, x = np.meshgrid(np.linspace(-1, 1, 53), np.linspace(-1, 1, cols), indexing="ij")
+    angles = 2 * np.pi * np.arange(n_coils) / n_coils
+    coils = np.stack([np.exp(-((y - 1.3 * np.sin(a)) ** 2 + (x - 1.3 * np.cos(a)) ** 2) / 2 + 1j * a) for a in angles])
+    coils /= np.sqrt((abs(coils) ** 2).sum(0))
+    mixing = np.eye(n_coils) + 0.3 * rng.standard_normal((n_coils, n_coils))
+    seen = np.sqrt((abs(np.tensordot(np.linalg.inv(mixing), coils, 1)) ** 2).sum(0))  # whitened coils together
+    truth, kspace = [], []
+    for marker in markers:
+        image = crop_or_pad(torch.from_numpy(head((rows, cols), marker)), 53, 0).numpy() * np.exp(1j * (2 * x + y**2))
+        full = crop_or_pad(torch.from_numpy(coils * image), 2 * cols, -1)
+        white = rng.standard_normal((n_coils, 53, 2 * cols, 2)) @ [1, 1j] * noise
+        kspace.append(to_kspace(full).numpy() + np.tensordot(mixing, white, 1))
+        truth.append((abs(image) * seen)[4:49])
+    kspace = np.stack(kspace).swapaxes(-1, -2).astype(np.complex64)  # (slices, coils, readout, lines)
+    with h5py.File(path, "w") as file:
+        file["kspace"] = changes.get("kspace", lambda full: full)(kspace)
+        file["ismrmrd_header"] = FASTMRI_HEADER.encode()
+        file["reconstruction_rss"] = np.zeros((n_slices, cols, cols), np.float32)
+        file.attrs.update({"acquisition": "AXFLAIR", "patient_id": patient, "max": 1.0, "norm": 1.0})
+        if "mask" in changes:
+            file["mask"] = changes["mask"]
+    return np.stack(truth), seen[4:49], markers
+
+
+def test_fastmri_gives_the_known_object(tmp_path):
+    truth, seen, markers = fastmri(tmp_path / "file_brain_AXFLAIR_200.h5")
+    assert run(tmp_path / "file_brain_AXFLAIR_200.h5", "--out", tmp_path / "out", "--drop-last", 1) == 0
+    ((name, volume),) = volumes(tmp_path / "out").items()
+    assert (volume["contrast"], volume["reference"], volume["pixel_mm"]) == ("flair", "fully sampled", 5)
+    assert volume["shape"] == [3, 45, 37]  # 4 slices but the last; lines are rows, the readout's oversampling is gone
+    images = magnitude(tmp_path / "out", name)
+    for image, expected, marker in zip(images, truth, markers):
+        window = np.s_[marker[0] - 3 : marker[0] + 4, marker[1] - 3 : marker[1] + 4]
+        assert np.unravel_index(image[window].argmax(), (7, 7)) == (3, 3)
+        assert misfit(image, expected) < 0.03
+        assert misfit(image, expected / seen) > 0.1  # what coils that were not whitened see
+        assert image_scale(torch.from_numpy(image)) == pytest.approx(1, rel=2e-3)
+    stored = np.load(tmp_path / "out" / f"{name}.npy")
+    assert stored.dtype == np.float16
+    assert stored.shape == (3, 45, 37, 2)
+    turn = np.angle((stored[0, 22, 1:] @ [1, 1j]) * (stored[0, 22, :-1] @ [1, -1j]))[8:28]
+    assert np.median(turn) > 0.03  # the object's phase turns by 2 * 2/36 a pixel, less what the coil maps take
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"mask": np.ones(53)}, "undersampled"),
+        ({"kspace": lambda full: full * (np.arange(53) % 4 == 2)}, "fully sampled"),
+        ({"kspace": lambda full: full[:, 0]}, r"\(slices, n_coils, readout, lines\)"),
+        ({"kspace": lambda full: full[:, :, 1:]}, "73 samples where the header announces 74"),
+    ],
+)
+def test_fastmri_files_that_are_no_references_are_refused(tmp_path, capsys, changes, told):
+    fastmri(tmp_path / "scan.h5", **changes)
+    assert run(tmp_path, "--out", tmp_path / "out", "--drop-last", 0) == 2
+    assert re.search(f"scan.h5: .*{told}", capsys.readouterr().err)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_hospitals_scans_fully_sampled_and_sense(simulated_scan, tmp_path, capsys):
+    made = {
+        "full": simulated_scan(acceleration=1, calibration="none", matrix=(60, 70), subject=1),
+        "half": simulated_scan(acceleration=2, matrix=(60, 70), subject=2),
+        "quarter": simulated_scan(acceleration=4, matrix=(60, 70), subject=3),
+    }
+    for name, path in made.items():
+        shutil.copy(path, tmp_path / f"{name}.h5")
+    assert run(tmp_path, "--out", tmp_path / "out") == 3
+    told = capsys.readouterr()
+    assert "quarter.h5: it is accelerated R=4; references need full sampling" in told.err
+    found = volumes(tmp_path / "out")
+    assert {name: volume["reference"] for name, volume in found.items()} == {
+        "full": "fully sampled",
+        "half": "SENSE R=2",
+    }
+    for name, largest in (("full", 0.06), ("half", 0.08)):
+        truth = np.load(truth_path(made[name]))
+        assert found[name]["shape"] == [1, 60, 70]
+        assert misfit(magnitude(tmp_path / "out", name), truth) < largest
+
+
+def test_oblique_volumes_come_out_axial_with_the_voxel_in_its_place(tmp_path):
+    """A blob 14 mm to the left, 8 mm behind and 6 mm above the centre of a head in tilted, permuted axes."""
+    tilt = nibabel.eulerangles.euler2mat(0.1, 0.15, 0.2)
+    axes = np.array([[0, 0, -1.0], [1, 0, 0], [0, -1, 0]])  # i to the front, j down, k to the left
+    matrix = np.eye(4)
+    matrix[:3, :3] = tilt @ axes * [1.0, 5.0, 1.2]
+    shape, centre = (45, 9, 37), np.array([22, 4, 18])
+    matrix[:3, 3] = -matrix[:3, :3] @ centre
+    ijk = np.linalg.solve(matrix[:3, :3], tilt @ [-14, -8, 6]) + centre  # RAS along the tilted axes
+    volume = np.stack([head((45, 37), (22, 18)) - 1.5 * blob((45, 37), (22, 18), 1.2)] * 9, 1)
+    nifti(tmp_path / "patient5_T2_FLAIR.nii.gz", (volume + 2 * blob(shape, ijk, 1.2)).astype(np.float32), matrix)
+    assert run(tmp_path, "--out", tmp_path / "out") == 0
+    ((name, entry),) = volumes(tmp_path / "out").items()
+    assert (entry["subject"], entry["contrast"], entry["pixel_mm"]) == ("patient5", "flair", 1.2)
+    assert entry["shape"] == [9, 45, 37]
+    images = magnitude(tmp_path / "out", name)
+    # slices upwards: 6 mm are 1.2 slices; rows to the back; columns to the left, 14 mm are 11.7 of them
+    assert np.unravel_index(images.argmax(), images.shape) == (5, 30, 30)
+
+
+def dicom(path, image, position, *, uid="1.2.3", patient="4711", **tags):
+    """An oblique MR image; columns run along (1, 0, 0) turned, rows to the back and up."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = Dataset()
+    file.file_meta = FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    file.SOPClassUID, file.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.4", f"{uid}.{sum(path.stem.encode())}"
+    file.PatientID, file.SeriesInstanceUID, file.SeriesDescription = patient, uid, "ep2d_diff_b1000"
+    file.ImageType, file.InstanceNumber = ["ORIGINAL", "PRIMARY", "M"], 1
+    file.ImageOrientationPatient, file.PixelSpacing = [1, 0, 0, 0, 0.8, 0.6], [2.0, 1.5]
+    file.ImagePositionPatient = [float(value) for value in position]
+    file.Rows, file.Columns = image.shape
+    file.SamplesPerPixel, file.PhotometricInterpretation, file.PixelRepresentation = 1, "MONOCHROME2", 0
+    file.BitsAllocated, file.BitsStored, file.HighBit = 16, 16, 15
+    file.PixelData = (1000 * image).astype(np.uint16).tobytes()
+    for name, value in tags.items():
+        setattr(file, name, value)
+    file.save_as(path, enforce_file_format=True)
+
+
+def test_dicom_series_in_order_of_position_whatever_the_files_are_called(tmp_path, capsys):
+    normal = np.array([0, -0.6, 0.8])
+    for number, place in enumerate((2, 0, 1)):
+        image = head((41, 36), (20 + place, 9))
+        dicom(tmp_path / "in" / f"IM{number}.dcm", image, 5 * place * normal, DiffusionBValue=1000.0)
+        dicom(tmp_path / "in" / f"ADC{number}.dcm", image, 5 * place * normal, ImageType=["DERIVED", "PRIMARY", "ADC"])
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 0
+    assert "ADC, which are left out" in capsys.readouterr().err
+    ((name, entry),) = volumes(tmp_path / "out").items()
+    assert (entry["contrast"], entry["pixel_mm"]) == ("dwi", 2)
+    assert entry["subject"] == items.pseudonym("4711")
+    images = magnitude(tmp_path / "out", name)
+    assert [np.unravel_index(image.argmax(), image.shape) for image in images] == [(20, 9), (21, 9), (22, 9)]
+
+
+def test_real_dicom_in_gzip(tmp_path):
+    for path in sorted(shared("images/philips_dwi").glob("IM_00*.gz")):
+        (tmp_path / "philips_dwi").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "philips_dwi")
+    assert run(tmp_path, "--out", tmp_path / "out") == 0
+    found = volumes(tmp_path / "out").values()
+    assert {(v["contrast"], v["subject"], v["licence"]) for v in found} == {("dwi", "philips_dwi", "BSD-2-Clause")}
+    assert {tuple(volume["shape"][1:]) for volume in found} == {(112, 112)}
+
+
+BRIGHTER = {"acute": {"flair": 1, "dwi_b1000": 1, "dwi_b0": 1, "t2": 1, "t1": -1},
+            "chronic": {"flair": -1, "dwi_b1000": -1, "dwi_b0": 1, "t2": 1, "t1": -1}}  # fmt: skip
+
+
+@pytest.mark.parametrize("tissue", BRIGHTER)
+@pytest.mark.parametrize("sequence", BRIGHTER["acute"])
+def test_lesions_have_the_sign_that_their_contrast_gives_them(tissue, sequence):
+    labels = label_map()
+    box = (slice(30, 40), slice(14, 34), slice(18, 26))  # in white matter
+    lesion = (tissue, np.ones((10, 20, 8), np.float32), box)
+    ratios = []
+    for seed in range(6):
+        with_it = labelmaps.simulate(labels, sequence, np.random.default_rng(seed), [lesion])
+        without = labelmaps.simulate(labels, sequence, np.random.default_rng(seed), [])
+        ratios.append(np.log(with_it[box][2:-2, 2:-2, 2:-2].mean() / without[box][2:-2, 2:-2, 2:-2].mean()))
+    assert np.mean(ratios) * BRIGHTER[tissue][sequence] > 0.05
+    if (tissue, sequence) != ("acute", "t1"):  # which is equally bright at times, as acute infarcts are
+        assert (np.sign(ratios) == BRIGHTER[tissue][sequence]).all()
+
+
+def test_veins_are_dark_and_fat_is_suppressed():
+    labels = label_map()
+    rng = np.random.default_rng(0)
+    swi = labelmaps.simulate(labels, "swi", rng, [])
+    assert swi[labels == 514].mean() < 0.6 * swi[labels == 3].mean()
+    drawn = veins(labels, np.random.default_rng(1))
+    assert 0.5 < drawn.max() <= 1
+    assert drawn[labels == 0].max() == 0
+    fat = [labelmaps.signal("fat", labelmaps.SEQUENCES[name], rng) for name in ("t2", "dwi_b0")]
+    assert fat[1] < 0.3 * fat[0]
+
+
+def test_random_lesions_stay_in_the_brain():
+    labels = label_map()
+    for seed in range(20):
+        for _, fraction, box in labelmaps.lesions(labels, np.random.default_rng(seed)):
+            assert 0 <= fraction.min() <= fraction.max() <= 1
+            assert fraction[(labels[box] == 0) | (labels[box] > 500) | (labels[box] == 4)].max(initial=0) == 0
+
+
+def test_a_broken_file_among_good_ones_is_named_and_the_rest_goes_through(tmp_path, capsys):
+    flair(tmp_path / "in" / "patient1_flair.nii.gz")
+    flair(tmp_path / "in" / "patient2_flair.nii.gz")
+    cut = tmp_path / "in" / "patient3_flair.nii.gz"
+    cut.write_bytes(flair(cut).read_bytes()[:700])
+    flair(tmp_path / "in" / "patient4_unnamed.nii.gz")
+    (tmp_path / "in" / "scan.h5").write_bytes(b"no scan")
+    (tmp_path / "in" / "notes.txt").write_text("not data")
+    nifti(tmp_path / "in" / "patient5_flair.nii", np.zeros((20, 20, 3), np.float32))
+    nifti(tmp_path / "in" / "patient1_flair_mask.nii", np.eye(20, dtype=np.uint8)[..., None])
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 3
+    told = capsys.readouterr().err
+    for line in (
+        "patient3_flair.nii.gz: cannot be read",
+        "patient4_unnamed.nii.gz: its contrast is not known",
+        "scan.h5: is none of fastMRI, ISMRMRD, DICOM and NIfTI, or is damaged",
+        "patient5_flair.nii: its 3 slices are empty",
+        "patient1_flair_mask.nii: its data have only two values",
+    ):
+        assert line in told
+    assert "notes.txt" not in told
+    assert "Traceback" not in told
+    assert set(volumes(tmp_path / "out")) == {"patient1_flair", "patient2_flair"}
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 3  # the second run says it again
+    assert "patient3_flair.nii.gz: cannot be read" in capsys.readouterr().err
+    assert run(cut, "--out", tmp_path / "other") == 2
+    assert run(tmp_path / "nowhere", "--out", tmp_path / "other") == 2
+    capsys.readouterr()
+    assert run(tmp_path / "in", "--out", tmp_path / "other", "--contrast", "t9") == 2
+    assert "--contrast is t9: give one of flair, t1, t2, dwi, swi" in capsys.readouterr().err
+
+
+def test_a_patient_stays_on_one_side_whatever_the_files_are_called(simulated_scan, tmp_path, capsys):
+    """The patient ID in the header decides: excluded by the ID or by its pseudonym, which alone is written down."""
+    mine, other = (simulated_scan(acceleration=1, calibration="none", subject=subject) for subject in (4, 5))
+    for place, path in (("a/monday.h5", mine), ("b/friday.h5", mine), ("b/someone.h5", other)):
+        (tmp_path / "in" / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "in" / place)
+    assert run(tmp_path / "in", "--out", tmp_path / "all") == 0
+    subjects = {name: volume["subject"] for name, volume in volumes(tmp_path / "all").items()}
+    assert subjects["a_monday"] == subjects["b_friday"] != subjects["b_someone"]
+    for number, name in enumerate(("SIMULATED4", subjects["a_monday"])):
+        out = tmp_path / f"out{number}"
+        assert run(tmp_path / "in", "--out", out, "--exclude", name) == 0
+        assert list(volumes(out)) == ["b_someone"]
+        assert json.loads((out / "manifest.json").read_text())["exclude"] == [subjects["a_monday"]]
+        assert not any("SIMULATED4" in path.read_text() for path in out.glob("*.json*"))
+    assert run(tmp_path / "in", "--out", tmp_path / "out", "--exclude", "SIMULATED44") == 2
+    assert "SIMULATED44, who is not among the subjects" in capsys.readouterr().err
+
+
+def test_patients_for_validation_and_test_are_never_prepared(tmp_path):
+    for patient in ("patient01", "patient03", *HELD_OUT[:2]):
+        flair(tmp_path / "open_ms" / patient / "study1_FLAIR.nii.gz")
+    label_map(tmp_path / "synthseg_labels" / f"{HELD_OUT[2]}.nii.gz")
+    assert run(tmp_path, "--out", tmp_path / "out", "--exclude", "patient03") == 0
+    ((name, volume),) = volumes(tmp_path / "out").items()
+    assert (name, volume["subject"], volume["licence"]) == ("patient01_study1_FLAIR", "patient01", "CC-BY")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["exclude"] == sorted(["patient03", *HELD_OUT])
+
+
+def test_what_is_done_is_kept_until_its_file_or_the_settings_change(tmp_path):
+    paths = [flair(tmp_path / "in" / f"patient{n}_flair.nii.gz", n) for n in range(3)]
+    out = tmp_path / "out"
+
+    def times() -> list[int]:
+        assert run(tmp_path / "in", "--out", out) == 0
+        return [(out / f"patient{n}_flair.npy").stat().st_mtime_ns for n in range(3)]
+
+    first = times()
+    assert times() == first
+    flair(paths[1], seed=4)
+    second = times()
+    assert [a == b for a, b in zip(first, second)] == [True, False, True]
+    (out / "patient0_flair.npy").write_bytes(b"damaged")
+    with (out / "done.jsonl").open("a") as file:
+        file.write('{"key": "cut of')
+    third = times()
+    assert [a == b for a, b in zip(second, third)] == [False, True, True]
+    assert PreparedSlices(out, 0.5).example(32, torch.Generator().manual_seed(0))[1] == "flair"
+
+
+def children(process) -> list[int]:
+    tasks = Path(f"/proc/{process}/task")
+    return [int(pid) for file in tasks.glob("*/children") for pid in file.read_text().split()]
+
+
+def running(process) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processes are counted in /proc")
+def test_kill_9_loses_only_the_volume_in_hand(tmp_path):
+    for n in range(12):
+        flair(tmp_path / "in" / f"patient{n}_flair.nii.gz", n)
+    label_map(tmp_path / "in" / "zz_seg_1.nii.gz")
+    out = tmp_path / "out"
+    command = [*COMMAND, str(tmp_path / "in"), "--out", str(out), "--slices", "4", "--jobs", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not (out / "done.jsonl").exists() or not (out / "done.jsonl").read_text().count("\n"):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        workers = children(process.pid)
+        process.send_signal(signal.SIGKILL)
+    assert not (out / "manifest.json").exists()
+    assert len(workers) >= 2
+    while any(map(running, workers)):  # they leave with their parent
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    done = [json.loads(line)["files"] for line in (out / "done.jsonl").read_text().splitlines()]
+    kept = {name: stat for files in done for name, stat in files.items()}
+    assert kept
+    assert run(tmp_path / "in", "--out", out, "--slices", 4) == 0
+    assert len(volumes(out)) == 12 + len(labelmaps.SEQUENCES)
+    for name, (size, modified) in kept.items():
+        assert ((out / name).stat().st_size, (out / name).stat().st_mtime_ns) == (size, modified)
+    assert not list(out.glob(".*"))
+
+
+def test_a_full_disk_ends_with_one_sentence_and_keeps_what_is_done(tmp_path):
+    """No file may grow beyond 40 kB: the system's own refusal to write, for the second volume alone."""
+    flair(tmp_path / "in" / "a_flair.nii.gz")
+    big = np.stack([head((160, 150), (70, 80))] * 2, -1).astype(np.float32)
+    nifti(tmp_path / "in" / "b_flair.nii.gz", big)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
+
+    command = [*COMMAND, str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "b_flair.npy cannot be written" in done.stderr
+    assert "run the same command again" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_flair.npy", "done.jsonl"]
+    kept = (tmp_path / "out" / "a_flair.npy").stat().st_mtime_ns
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "a_flair.npy").stat().st_mtime_ns == kept
+
+
+def test_examples_keep_a_measured_jump_of_phase_and_small_matrices_get_air(tmp_path):
+    """A disc inside a plate differs from it by 2 rad; crops are larger than the plate. What is smooth of it goes into
+    the coil maps in most examples, but the jump at its edge stays in all."""
+    rows, cols = np.mgrid[:72, :84]
+    truth = np.where((rows - 36) ** 2 + (cols - 40) ** 2 < 400, 1, np.exp(2j))
+    entry = {"contrast": "dwi", "subject": "a", "source": "own", "pixel_mm": 1.0, "shape": [2, 72, 84]}
+    np.save(tmp_path / "a.npy", np.stack([np.stack([truth.real, truth.imag], -1)] * 2).astype(np.float16))
+    (tmp_path / "manifest.json").write_text(json.dumps({"volumes": [{**entry, "file": "a.npy"}]}))
+    slices = PreparedSlices(tmp_path, real_fraction=1.0)
+    means = []
+    for seed in range(12):
+        image, contrast = slices.example(112, torch.Generator().manual_seed(seed))
+        assert (image.shape, image.dtype, contrast) == ((112, 112), torch.complex64, "dwi")
+        assert 0.2 < float((image.abs() > 0.1).float().mean()) < 0.7  # 6048 of 12544 pixels, stretched or not
+        steps = torch.angle(image[2:] * image[:-2].conj()).abs()[(image[2:].abs() > 0.5) & (image[:-2].abs() > 0.5)]
+        assert steps.kthvalue(int(0.99 * len(steps))).values > 1
+        means.append(complex(image.mean() / image.abs().mean()))
+    flat = [m for m in means if abs(m.imag) < 0.35 and m.real > 0.5]
+    assert 5 < len(flat) < 12, means  # the smooth phase is off in 8 of 10, and any in the rest
+    image = torch.from_numpy(truth).to(torch.complex64)
+    moved = affine(image, 0.2, 1.1, 0.9)
+    assert torch.allclose(affine(image.imag, 0.2, 1.1, 0.9), moved.imag.clamp(min=0), atol=1e-6)
+
+
+def test_a_prepared_file_that_is_not_the_manifests_is_named(tmp_path):
+    flair(tmp_path / "in" / "a_flair.nii.gz")
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 0
+    for damage in (b"", np.lib.format.MAGIC_PREFIX):
+        (tmp_path / "out" / "a_flair.npy").write_bytes(damage)
+        with pytest.raises(kinds.BadInputError, match="a_flair.npy cannot be read .* run `dpmtrain prepare` again"):
+            PreparedSlices(tmp_path / "out", 0.5)
+    np.save(tmp_path / "out" / "a_flair.npy", np.zeros((2, 5, 5), np.float16))
+    with pytest.raises(kinds.BadInputError, match="where the manifest says"):
+        PreparedSlices(tmp_path / "out", 0.5)

@@ -1,0 +1,233 @@
+"""`dpmtrain evaluate`: metrics by hand, masks, tuned weights, and a small evaluation that is interrupted."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+from dpmrecon.errors import BadInputError
+from dpmrecon.prior.checkpoint import load_checkpoint
+from dpmrecon.tools.simulate import truth_path
+from dpmtrain.cli import main
+from dpmtrain.evaluate.baselines import tuned_weight
+from dpmtrain.evaluate.evaluation import evaluate
+from dpmtrain.evaluate.methods import own_methods
+from dpmtrain.evaluate.metrics import Moments, paired_difference, psnr, scan_factor, ssim, variance_and_error
+from dpmtrain.evaluate.plan import Condition, Plan
+from dpmtrain.evaluate.references import measured_slices, standard_of_care
+from dpmtrain.evaluate.score_lines import ScoreLines
+from dpmtrain.evaluate.scoring import Undersampled
+from dpmtrain.evaluate.undersampling import sampling_mask, undersampled
+from dpmtrain.evaluate.validation import full_slice, validation_scan
+
+from support.models import saved_model
+from support.phantoms import head
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_model):
+    return load_checkpoint(tiny_model(prox={"steps": 3, "cg_steps": 3}))
+
+
+def test_error_measures_agree_with_hand_computed_ones():
+    truth = np.array([[3.0, 4.0], [0.0, 100.0]], np.float32)
+    image = np.array([[3.0, 2.0], [1.0, -7.0]], np.float32)
+    mask = np.array([[True, True], [True, False]])
+    moments = Moments.of(image, truth, mask)  # truth (3, 4, 0), image (3, 2, 1)
+    assert moments == Moments(cross=17, image=14, truth=25)
+    assert moments.nrmse() == pytest.approx(math.sqrt(5) / 5)
+    assert scan_factor([moments]) == pytest.approx(17 / 14)
+    assert moments.nrmse(17 / 14) == pytest.approx(math.sqrt(25 - 17**2 / 14) / 5)
+    # one factor for both slices: the second alone would like another one
+    assert scan_factor([moments, Moments(1, 1, 1)]) == pytest.approx(18 / 15)
+    assert psnr(image, truth, mask) == pytest.approx(10 * math.log10(100**2 / (5 / 3)))
+
+
+def test_ssim_is_one_for_the_truth_and_falls_with_noise():
+    truth = head(45, 38).truth
+    noise = np.random.default_rng(0).normal(0, 0.05, truth.shape).astype(np.float32)
+    everywhere = np.ones_like(truth, bool)
+    assert ssim(truth, truth, everywhere) == pytest.approx(1)
+    assert 0.2 < ssim(truth + 3 * noise, truth, everywhere) < ssim(truth + noise, truth, everywhere) < 0.95
+
+
+@pytest.mark.parametrize("width, expected", [(1.0, 1.0), (0.5, 1 / 4)])
+def test_variance_ratio_of_gaussian_samples(width, expected):
+    """Truth and samples of one Gaussian: V/B is 1; of samples half as wide: a quarter, whatever K is."""
+    rng = np.random.default_rng(1)
+    shape, samples = (61, 47), 5
+
+    def draw(*size):
+        return rng.normal(size=size) + 1j * rng.normal(size=size)
+
+    truth, drawn = 0.3 * draw(*shape), 0.3 * width * draw(samples, *shape)
+    spread = np.sqrt((drawn.real.var(0, ddof=1) + drawn.imag.var(0, ddof=1)) / 2)
+    inside = rng.random(shape) < 0.7
+    variance, error = variance_and_error(drawn.mean(0), spread, samples, truth, inside)
+    assert variance / error == pytest.approx(expected, rel=0.08)  # 4 standard errors of about 2000 pixels
+
+
+def test_paired_differences_take_out_what_slices_have_in_common():
+    slices = np.linspace(0.05, 0.5, 11)
+    wobble = np.tile([0.001, -0.001], 6)[:11]
+    gap, low, high = paired_difference(slices + 0.01 + wobble, slices)
+    assert low < 0.01 < high and high - low < 0.002 and gap == pytest.approx(0.01 + wobble.mean())
+    assert np.isnan(paired_difference([0.1], [0.2])[1:]).all()
+
+
+@pytest.mark.parametrize("kind", ["regular", "random", "poisson"])
+@pytest.mark.parametrize("R, lines", [(4, 0), (3, 10)])
+def test_masks_have_the_net_R_they_name(kind, R, lines):
+    rows, cols = 97, 82
+    mask = sampling_mask(kind, torch.ones(rows, cols), R, lines, seed=3)
+    assert mask.unique().tolist() == [0, 1]
+    centre = slice(rows // 2 - lines // 2, rows // 2 - lines // 2 + lines)
+    if kind == "poisson":
+        assert mask.numel() / float(mask.sum()) == pytest.approx(R, rel=0.1)
+        assert mask[centre, cols // 2 - lines // 2 : cols // 2 - lines // 2 + lines].all()
+    else:
+        assert (mask == mask[:, :1]).all() and mask[centre].all()
+        outside = mask[:, 0].clone()
+        outside[centre] = 0
+        n_lines = float(outside.sum())
+        expected = (rows - lines) / R if kind == "regular" else rows / R
+        assert n_lines == pytest.approx(expected, abs=1) if kind == "regular" else n_lines <= expected + 1
+        assert mask[rows // 2].all() or kind == "random"
+    assert torch.equal(mask, sampling_mask(kind, torch.ones(rows, cols), R, lines, seed=3))
+
+
+def test_random_rows_are_denser_at_the_centre():
+    masks = [sampling_mask("random", torch.ones(96, 4), 4, 0, seed)[:, 0] for seed in range(20)]
+    density = torch.stack(masks).mean(0)
+    assert density[32:64].mean() > 2 * density[:32].mean() and density.mean() == pytest.approx(1 / 4)
+
+
+def test_an_accelerated_scan_is_undersampled_further():
+    full = head(45, 38)
+    acquired = torch.zeros(45, 38)
+    acquired[1::2] = 1  # begins at an odd row, and the centre row 22 is not among them
+    mask = sampling_mask("regular", acquired, 4, 0, 0)
+    assert (mask <= acquired).all() and int(mask[:, 0].sum()) in (11, 12)
+    with pytest.raises(BadInputError, match="multiple of its R"):
+        sampling_mask("regular", acquired, 3, 0, 0)
+    with pytest.raises(BadInputError, match="fully sampled"):
+        sampling_mask("poisson", acquired, 4, 0, 0)
+    scan = standard_of_care(full, 2, 12)
+    here = Undersampled(scan, Condition("regular", 4, 12, scan_R=2), CPU).mapped.data
+    assert (here.mask <= scan.data.mask).all() and here.calibration.shape == (8, 12, 38)
+    assert scan.coil_images is None and not np.array_equal(scan.truth, full.truth)
+    wide = Plan(accelerations=(3, 4), masks=("regular", "poisson"), scan_Rs=(1, 2)).conditions(1)
+    assert {(c.mask, c.R) for c in wide if c.scan_R == 2} == {("regular", 4)} and len(wide) == 5
+
+
+def test_calibration_of_undersampled_slices():
+    full = head(45, 38).data
+    poisson = undersampled(full, sampling_mask("poisson", full.mask, 3, 10, 0), 3, 10)
+    assert poisson.calibration.shape == (8, 10, 10)
+    assert torch.equal(poisson.calibration, full.kspace[:, 17:27, 14:24])
+    assert undersampled(full, full.mask, 1, 0).calibration is None
+    assert not poisson.kspace[:, poisson.mask == 0].any()
+
+
+def test_the_weight_is_found_inside_and_beyond_the_first_ones():
+    calls = []
+
+    def error(weight):
+        calls.append(weight)
+        return abs(math.log2(weight / 40))
+
+    best, tried = tuned_weight(error, (1.0, 2.0, 4.0))
+    assert best == 32 and sorted(tried) == [1, 2, 4, 8, 16, 32, 64] and len(calls) == 7
+    assert tuned_weight(error, (20.0, 40.0, 80.0))[0] == 40
+    assert tuned_weight(error, (400.0, 800.0))[0] == 50
+
+
+def test_a_line_that_was_cut_short_is_made_again(tmp_path):
+    lines = ScoreLines(tmp_path / "scores.jsonl")
+    lines.get({"b": 1, "a": [2]}, lambda: {"x": 1.5})
+    with lines.path.open("a") as file:
+        file.write('{"key": {"b": 2}, "va')
+    again = ScoreLines(lines.path)
+    assert again.get({"a": [2], "b": 1}, pytest.fail) == {"x": 1.5} and {"b": 2} not in again
+    again.get({"b": 2}, lambda: {"x": 2.5})
+    assert len(ScoreLines(lines.path).values) == 2
+
+
+def test_evaluation_goes_on_where_it_stopped(checkpoint, tmp_path, capsys):
+    slices = [head(45, 38, number) for number in (0, 1)]  # an odd size: sigpy does L1-wavelet
+    plan = Plan((4,), ("regular",), (12, 0), (1, 2), samples=3, tuning_slices=1)
+
+    def run():
+        return evaluate(slices, lambda contrast: [head(45, 38, 2)], [checkpoint], plan, tmp_path, CPU)
+
+    rows = run()
+    lines = (tmp_path / "scores.jsonl").read_text().splitlines()
+    (tmp_path / "scores.jsonl").write_text("\n".join(lines[:-3]) + "\n" + lines[-3][:40])
+    assert [(r.method, r.condition, r.psnr) for r in run()] == [(r.method, r.condition, r.psnr) for r in rows]
+    assert (tmp_path / "scores.jsonl").read_text().count("\n") == len(lines)
+
+    by = {(r.method.split()[0], r.condition): r for r in rows}
+    for acs in (12, 0):
+        zero, sense, ours = (by[m, Condition("regular", 4, acs)] for m in ("zero-filled", "CG-SENSE", "prox"))
+        assert np.mean(zero.nrmse) > 1.3 * np.mean(sense.nrmse) and ours.samples == 3
+        assert ours.variance_ratio > 0 and sense.variance_ratio is None
+        assert np.mean(sense.nrmse) <= np.mean(sense.nrmse_paper)
+    assert by["prox", Condition("regular", 4, 12, 2)].variance_ratio is None  # no noise-free truth there
+    table = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert len(table) == len(rows) == 4 * 4
+    assert {row["difference"] == "" for row in table if row["method"] == "prox"} == {True}
+    report = (tmp_path / "report.md").read_text()
+    assert "maps from the full data" in report and "of an R=2 scan" in report and "tiny-" in report
+    assert (tmp_path / "nrmse_flair.png").stat().st_size > 10000
+    assert "1D regular, ACS 12" in capsys.readouterr().out
+
+
+def test_models_are_sampled_as_the_product_does(tmp_path):
+    path, here = tmp_path / "own.safetensors", Undersampled(head(45, 38), Condition("regular", 6, 12), CPU)
+    sampling = {"samples": 5, "prox": {"steps": 3}}
+    sampling["by_contrast_R"] = [{"sampler": "prox", "contrast": "flair", "R": 8, "settings": {"steps": 7}}]
+    saved_model(path, sampling=sampling)
+    plan = Plan(samplers=("prox", "uncertainty"))
+    with pytest.raises(BadInputError, match="choose mode fast"):
+        own_methods([load_checkpoint(path)], plan, here)
+    saved_model(path, sampling={**sampling, "uncertainty": {"samples": 9, "steps": 11}})
+    prox, uncertainty = own_methods([load_checkpoint(path)], plan, here)
+    assert "5 samples" in prox.setting and '"steps": 7' in prox.setting
+    assert "9 samples" in uncertainty.setting and '"steps": 11' in uncertainty.setting
+
+
+def test_a_contrast_without_validation_data_is_refused(tmp_path):
+    with pytest.raises(BadInputError, match="no validation scan of contrast 'pd'"):
+        validation_scan(tmp_path, "pd")
+    with pytest.raises(BadInputError, match="training_seg_02.nii.gz does not exist"):
+        validation_scan(tmp_path, "t1")
+
+
+def test_a_measured_scan_and_its_truth(simulated_scan):
+    scan = simulated_scan(acceleration=1, contrast="t1")
+    (own,) = measured_slices(scan)
+    (given,) = measured_slices(scan, truth_path(scan))
+    assert own.contrast == "t1" and own.truth.shape == given.truth.shape == (64, 64)
+    assert Moments.of(own.truth, given.truth, own.mask).nrmse() < 0.1  # it carries the scan's noise
+    (twice,) = measured_slices(simulated_scan(acceleration=2, contrast="t1"))
+    assert Plan((4,)).conditions(round(twice.data.acceleration)) == [Condition("regular", 4, 24, 2)]
+    with pytest.raises(BadInputError, match="at most 2.5"):
+        measured_slices(simulated_scan(acceleration=4, contrast="t1"))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--sampling", "spiral"], "'spiral' is none of regular, random, poisson"),
+        (["--R", "4,x"], "--R 4,x cannot be read"),
+        ([], "nothing to evaluate"),
+        (["--subjects", "patient99"], "name a subject that is there"),
+        (["a.h5", "--truth", "a.npy", "b.npy"], "--truth names 2 files for 1 scans"),
+    ],
+)
+def test_bad_requests_are_one_sentence(options, message, tmp_path, capsys):
+    assert main(["evaluate", *options, "--images", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,243 @@
+"""`dpmtrain kit` end to end: a few tiny scans, one of them broken, to a model that `replay` takes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from dpmrecon.cli import main as dpmrecon
+from dpmrecon.prior.checkpoint import load_checkpoint
+from dpmtrain.cli import main
+from dpmtrain.evaluate.plan import Condition
+from dpmtrain.evaluate.scoring import Row
+from dpmtrain.kit.card import findings
+from dpmtrain.kit.data import patterns
+
+from support.models import TINY, saved_model
+
+SCAN = {"matrix": (48, 40), "n_slices": 2, "n_coils": 4, "acceleration": 1, "calibration_lines": 16}
+MODEL = {**TINY, "widths": [4, 6], "labels": ["t1", "spare1"]}
+RECIPE = """
+[target]
+label = "swi"
+slot = "swi"
+[train]
+seed = 3
+optimizer = "muon"
+precision = "float32"
+steps = 4
+batch = 2
+crops = [64]
+rate = 1e-3
+warmup = 1
+decay_fraction = 0
+clip = 1.0
+ema_half_life = 4
+label_dropout = 0.1
+p_mean = -1.2
+p_std = 1.2
+volumes = ["none"]
+real_fraction = 0.5
+save_every = 2
+sheet_every = 0
+"""
+
+
+@pytest.fixture(scope="module")
+def scans(simulated_scan, tmp_path_factory):
+    """Four patients, the first with two scans; a T1 scan, a truncated one, one of R = 4, and notes."""
+    folder = tmp_path_factory.mktemp("hospital")
+    for subject in range(4):
+        (folder / f"p{subject}").mkdir()
+        shutil.copy(simulated_scan(**SCAN, subject=subject), folder / f"p{subject}" / "flair.h5")
+    shutil.copy(simulated_scan(**SCAN, subject=0, seed=9), folder / "p0" / "again.h5")
+    shutil.copy(simulated_scan(**{**SCAN, "n_slices": 1}, contrast="t1", subject=1), folder / "p1" / "t1.h5")
+    shutil.copy(simulated_scan(**{**SCAN, "acceleration": 4}, subject=2), folder / "p2" / "r4.h5")
+    whole = (folder / "p3" / "flair.h5").read_bytes()
+    (folder / "p3" / "cut.h5").write_bytes(whole[: len(whole) // 2])
+    (folder / "notes.txt").write_text("exported on Monday\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    path = tmp_path_factory.mktemp("start") / "model.safetensors"
+    sampling = {"samples": 2, "prox": {"steps": 3, "sigma_max": 1.0}}
+    return saved_model(path, MODEL, sampling=sampling, history={"images": 7})
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "finetune.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def command(scans: Path, out: Path, start: Path, recipe: Path, *more: str) -> list[str]:
+    files = ["kit", str(scans), "--out", str(out), "--start", str(start), "--recipe", str(recipe)]
+    return [
+        *files,
+        "--R",
+        "3",
+        "--acs",
+        "16",
+        "--slices",
+        "1",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--jobs",
+        "1",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def made(scans, start, recipe, tmp_path_factory):
+    """(folder, what was printed) of a whole run."""
+    out = tmp_path_factory.mktemp("kit")
+    assert main(command(scans, out, start, recipe, "--contrast", "flair")) == 3  # two files could not be used
+    return out
+
+
+def test_the_model_is_fine_tuned_and_replay_takes_it(made, scans, tmp_path):
+    model = made / "flair.safetensors"
+    checkpoint = load_checkpoint(model)
+    assert list(checkpoint.denoiser.labels) in (
+        ["t1", "flair"],
+        ["t1", "spare1"],
+    )  # the second: no better than the start
+    assert {path.stem for path in (made / "candidates").glob("*.safetensors")} >= {"start", "000001", "000002"}
+    assert dpmrecon(
+        ["replay", str(scans / "p2" / "r4.h5"), "--model", str(model), "--out", str(tmp_path), "--device", "cpu"]
+    ) in (0, 3)
+    assert checkpoint.model_id in (tmp_path / "report.json").read_text()
+
+
+def test_patients_are_split_and_none_is_in_two_parts(made):
+    patients = json.loads((made / "kit.json").read_text())["patients"]
+    names = [name for part in patients.values() for name in part]
+    assert len(names) == len(set(names)) == 4
+    assert sorted(map(len, patients.values())) == [1, 1, 2]
+    volumes = json.loads((made / "prepared" / "manifest.json").read_text())["volumes"]
+    assert len(volumes) == 5  # the first patient's two scans
+    trained = {
+        f"{pattern}.npy" for pattern in json.loads((made / "kit.json").read_text())["recipe"]["train"]["volumes"]
+    }
+    assert {v["subject"] for v in volumes if v["file"] in trained} == set(patients["train"])
+    lines = [json.loads(line) for line in (made / "evaluation" / "scores.jsonl").read_text().splitlines()]
+    of_test = {v["file"].removesuffix(".npy") for v in volumes if v["subject"] in patients["test"]}
+    assert {line["key"]["scan"] for line in lines if "scan" in line["key"]} == of_test
+    of_validation = {v["file"].removesuffix(".npy") for v in volumes if v["subject"] in patients["validation"]}
+    tuned_on = {scan for line in lines if "tuned" in line["key"] for scan, _ in line["value"]["on"]}
+    assert tuned_on == of_validation
+    chosen = [json.loads(line)["key"]["scan"] for line in (made / "validation.jsonl").read_text().splitlines()]
+    assert set(chosen) == of_validation
+
+
+def test_the_card_tells_use_limits_and_findings_and_names_nobody(made):
+    text = (made / "flair.json").read_text()
+    card = json.loads(text)
+    assert card["data"]["train"]["patients"] == 2
+    assert card["data"]["references"] == ["fully sampled"]
+    assert "48x40" in card["intended_use"]
+    assert "not for diagnosis" in card["limits"][0]
+    (line,) = card["evaluation"]
+    assert line["R"] == 3
+    assert {name.split()[0] for name in line} >= {"CG-SENSE", "L1-wavelet"}
+    assert len(card["findings"]) >= 2
+    assert card["length_by_validation_nrmse"].keys() >= {"0", "1"}
+    patients = json.loads((made / "kit.json").read_text())["patients"]
+    for secret in (*sum(patients.values(), []), "SIMULATED0", "SIMULATED1", "p0_", "p1_", "p2_", "p3_"):
+        assert secret not in text
+
+
+def test_the_same_command_goes_on_without_doing_anything_twice(made, scans, start, recipe, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (made / "candidates").iterdir()}
+    scores = (made / "evaluation" / "scores.jsonl").read_text()
+    (made / "flair.safetensors").unlink()
+    assert main(command(scans, made, start, recipe, "--contrast", "flair")) == 3
+    assert {path: path.stat().st_mtime_ns for path in (made / "candidates").iterdir()} == before
+    assert (made / "evaluation" / "scores.jsonl").read_text() == scores
+    assert (made / "flair.safetensors").exists()
+    # another plan in the same folder is refused
+    assert main(command(scans, made, start, recipe, "--contrast", "flair", "--R", "2")) == 2
+    assert "was begun with other R" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_check_names_every_file_that_cannot_be_used(scans, start, recipe, tmp_path, capsys):
+    assert main(command(scans, tmp_path / "out", start, recipe, "--contrast", "flair", "--check")) == 3
+    told = capsys.readouterr()
+    named = {
+        line.split(":")[1].strip().rsplit("/", 1)[-1]: line for line in told.err.splitlines() if "dpmtrain:" in line
+    }
+    assert named.keys() == {"cut.h5", "r4.h5", "t1.h5"}
+    assert "accelerated R = 4" in named["r4.h5"]
+    assert "is a scan of t1: not used" in named["t1.h5"]
+    assert "p0/again.h5, p0/flair.h5" in told.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_contrasts_and_too_few_patients_are_refused(scans, start, recipe, tmp_path, capsys):
+    assert main(command(scans, tmp_path / "out", start, recipe)) == 2
+    assert "the scans are of flair (5), t1 (1): say with --contrast" in capsys.readouterr().err
+    assert main(command(scans / "p0", tmp_path / "out", start, recipe)) == 2
+    assert "flair scans of 1 patient can be used: 3 are needed" in capsys.readouterr().err
+    assert main(command(scans, tmp_path / "out", start, recipe, "--contrast", "swi")) == 2
+    assert "none of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["weights", "scale_rule"])
+def test_a_model_that_does_not_match_its_card_or_the_scale_rule_is_refused(
+    made, scans, start, recipe, tmp_path, capsys, change
+):
+    model = tmp_path / "flair.safetensors"
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(made / f"flair{suffix}", model.with_suffix(suffix))
+    if change == "weights":
+        data = bytearray(model.read_bytes())
+        data[-1] ^= 1
+        model.write_bytes(bytes(data))
+    else:
+        card = json.loads(model.with_suffix(".json").read_text())
+        model.with_suffix(".json").write_text(json.dumps({**card, "scale_rule": "the maximum is 1"}))
+    words = {"weights": "checksum", "scale_rule": "scale rule 'the maximum is 1'"}[change]
+    assert main(command(scans, tmp_path / "out", model, recipe, "--contrast", "flair")) == 2
+    assert words in capsys.readouterr().err
+    assert (
+        dpmrecon(["replay", str(scans / "p0" / "flair.h5"), "--model", str(model), "--out", str(tmp_path / "r")]) == 2
+    )
+    assert words in capsys.readouterr().err
+    assert dpmrecon(["serve", "--port", "0", "--model", str(model)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_findings_say_better_worse_or_cannot_tell(start):
+    checkpoint = load_checkpoint(start)
+
+    def row(method: str, values: list[float], setting: str) -> Row:
+        places = [("scan", number) for number in range(len(values))]
+        condition = Condition("regular", 4, 24)
+        return Row("flair", condition, method, places, values, values, values, values, None, 1, 0, 1.0, setting)
+
+    mine = row("prox", [0.05, 0.06, 0.05, 0.06, 0.05], f"{checkpoint.model_id}, 1 samples")
+    rows = [
+        mine,
+        row("CG-SENSE", [value + 0.02 for value in mine.nrmse], "weight 10"),
+        row("L1-wavelet", [value - 0.01 for value in mine.nrmse], "weight 1"),
+        row("start prox", [0.06, 0.05, 0.06, 0.05, 0.056], "other"),
+    ]
+    found = findings(rows, checkpoint)
+    assert [text.split(": ", 1)[1].split(" (")[0] for text in found["findings"]] == [
+        "better than CG-SENSE",
+        "worse than L1-wavelet",
+        "not clearly better than start prox",
+    ]
+    assert found["evaluation"][0]["CG-SENSE"]["difference"] == [-0.02, -0.02, -0.02]
+    few = [row(r.method, r.nrmse[:2], r.setting) for r in rows[:2]]
+    assert "too few slices" in findings(few, checkpoint)["findings"][0]
+
+
+def test_volumes_whose_names_hold_wildcards_are_taken_by_name():
+    assert patterns([{"file": "p[1]_a*.npy"}]) == ["p[[]1]_a[*]"]
