@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 from dpmrecon import options
-from dpmrecon.errors import BadInputError
 from dpmrecon.contrasts import LABELS
+from dpmrecon.errors import BadInputError
 
 from support.paths import ROOT
 
@@ -76,7 +76,7 @@ def test_its_properties_are_options(path):
     external = ElementTree.parse(path).getroot().find("stream/external")
     service = external.find("connect") is not None
     values = options.from_properties(ElementTree.tostring(external.find("configuration")), service=service)
-    assert values["contrast"] == path.stem.removeprefix("dpm_").removesuffix("_connect")
+    assert values.contrast == path.stem.removeprefix("dpm_").removesuffix("_connect")
     external.find("configuration")[0].set("name", "kontrast")
     with pytest.raises(BadInputError, match="'kontrast' is unknown: valid ones are contrast, "):
         options.from_properties(ElementTree.tostring(external.find("configuration")), service=service)

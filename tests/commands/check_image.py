@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dpmrecon.version import __version__
 from dpmrecon.tools.simulate import SimulationSettings, simulate
+from dpmrecon.version import __version__
 
 from support import fake_peer
 from support.fake_peer import Peer

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 from dpmrecon import options
-from dpmrecon.hosts.serve import Server
 from dpmrecon.hosts.engine import Engine
+from dpmrecon.hosts.serve import Server
 from dpmrecon.mrd.file import open_scan
 
 from support import fake_peer
@@ -50,5 +50,4 @@ def stream(scan):
 
 @pytest.fixture(scope="module")
 def engine(model):
-    values = options.from_pairs({"model": str(model), "device": "cpu", "steps": "4", "samples": "1"})
-    return Engine(*options.load(values), defaults=values)
+    return Engine.of(options.from_pairs({"model": str(model), "device": "cpu", "steps": "4", "samples": "1"}))

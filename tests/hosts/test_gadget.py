@@ -2,7 +2,6 @@
 
 import gzip
 import importlib.util
-import time
 
 import ismrmrd
 import numpy as np
@@ -48,7 +47,7 @@ def test_a_recorded_gadgetron_gets_the_images_of_replay(name, tmp_path):
             if field != "attribute_string_len":
                 ours, theirs = getattr(found.getHead(), field), getattr(wanted.getHead(), field)
                 assert np.array_equal(np.array(ours), np.array(theirs)), field
-        assert found.meta["dpmrecon_fallback"] == "none"
+        assert "dpmrecon_fallback" not in found.meta
         different = {key for key in found.meta if found.meta[key] != wanted.meta[key]}
         # Gadgetron's units and a measured noise level: nothing else of the meta may change
         assert different <= {"dpmrecon_residual", "RescaleSlope", "GADGETRON_ScaleRatio", *WINDOW}
@@ -74,17 +73,13 @@ def test_the_child_sends_each_image_when_its_slice_is_done(model, stream):
 
 @needs_host
 def test_a_server_that_dies_leaves_no_spinning_process(model, stream):
-    header, (first, _) = stream
+    header, (first, second) = stream
     child = Child()
-    child.peer.send(config(model=model, **FEW), header, first[:5000])
-    while child.cpu_seconds() < 1:  # until it has loaded its modules
-        time.sleep(0.05)
+    child.peer.send(config(model=model, **FEW), header, first, second[:5000])
+    child.peer.image()
     child.peer.socket.close()
-    assert child.process.wait(LIMIT) is not None
-    used = child.cpu_seconds_at_end()
-    output = child.output()
-    assert "the connection ended within a message" in output
-    assert used < 15
+    assert child.process.wait(LIMIT) is not None  # one that spins stays for ever
+    assert "the connection ended within a message" in child.output()
 
 
 @needs_host
@@ -106,7 +101,7 @@ def test_a_raising_model_gives_labelled_images(model, stream):
     header, messages = stream
     prelude = (
         "from dpmrecon.prior.denoiser import Denoiser\n"
-        "def broken(self, x, sigma, label): raise ValueError('no such kernel')\n"
+        "def broken(self, x, sigma, label): raise RuntimeError('no such kernel')\n"
         "Denoiser.forward = broken\n"
     )
     child = Child(prelude=prelude)

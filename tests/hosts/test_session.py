@@ -1,10 +1,9 @@
 """One scan of one peer, in this process: what the session answers, byte for byte, and how far it reads ahead."""
 
+import re
 import struct
-import time
 
 import pytest
-from dpmrecon.hosts.session import Reader
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.denoiser import Denoiser
 
@@ -12,7 +11,6 @@ from support import fake_peer
 from support.fake_peer import close, config
 from support.sessions import Here
 from support.streams import IDENTIFIER, edited_stream, planted
-from support.waiting import until
 
 
 def without(rows):
@@ -106,7 +104,7 @@ def test_a_3d_scan_is_refused(scan, engine):
 
 def test_without_fallback_a_raising_model_is_an_error(scan, engine, monkeypatch):
     def broken(self, x, sigma, label):
-        raise ValueError("no such kernel")
+        raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(Denoiser, "forward", broken)
     answer = Here(engine).exchange(config(fallback="off"), *edited_stream(scan)[1:])
@@ -115,6 +113,16 @@ def test_without_fallback_a_raising_model_is_an_error(scan, engine, monkeypatch)
         "gives the CG-SENSE image instead)"
     )
     assert answer.raw == fake_peer.error(expected)
+
+
+def test_a_fault_of_ours_is_not_taken_for_one_of_the_device(scan, engine, monkeypatch):
+    def broken(self, x, sigma, label):
+        raise KeyError("a slip")
+
+    monkeypatch.setattr(Denoiser, "forward", broken)
+    answer = Here(engine).exchange(*edited_stream(scan))
+    assert answer.images == []
+    assert re.fullmatch(r"internal error: KeyError in broken \(.*test_session.py:\d+\)", answer.errors[0])
 
 
 def test_no_patient_data_in_the_log_of_failures(scan, engine, monkeypatch, caplog):
@@ -138,33 +146,3 @@ def test_raw_acquisitions_from_a_gadgetron_are_refused(scan, engine):
     assert answer.errors[0].endswith(
         "the chain lacks AcquisitionAccumulateTriggerGadget and BucketToBufferGadget before this gadget"
     )
-
-
-def test_slices_are_read_ahead_but_not_all():
-    taken = []
-
-    def stream():
-        for number in range(100):
-            taken.append(number)
-            yield number
-
-    reader = Reader(stream(), 2)
-    until(lambda: len(taken) == 3)  # two wait, one is in hand
-    groups = reader.groups()
-    assert next(groups) == [0, 1]
-    until(lambda: len(taken) == 5)
-    time.sleep(0.3)
-    assert len(taken) == 5
-    reader.finish()
-    assert len(taken) == 100  # dropped, so that the peer can say all
-
-
-def test_an_error_of_the_reader_comes_after_its_slices():
-    def stream():
-        yield 1
-        raise ArithmeticError("two")
-
-    groups = Reader(stream(), 4).groups()
-    assert next(groups) == [1]
-    with pytest.raises(ArithmeticError, match="two"):
-        next(groups)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from dpmrecon.errors import BadInputError, UnsupportedScanError
-from dpmrecon.mrd import header as mrd
-from dpmrecon.mrd.completeness import central_block
 from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.completeness import central_block
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.header import read_header
 
 from support.hand_made import BOTH, CAL, header, header_xml, line, only, point_scan, reason, samples, write_scan
 
@@ -35,9 +36,9 @@ def test_separate_calibration_serves_later_repetitions(tmp_path):
         for n in range(0, 33, 4)
     ]
     xml = header_xml(acceleration=4, mode="separate")
-    with mrd.open_scan(write_scan(tmp_path / "scan.h5", lines, xml)) as scan:
+    with open_scan(write_scan(tmp_path / "scan.h5", lines, xml)) as scan:
         from_file = list(slices(scan.acquisitions(), scan.header))
-    from_stream = list(slices(lines, mrd.read_header(xml)))
+    from_stream = list(slices(lines, read_header(xml)))
     assert len(from_stream) == 4
     assert [(item.key.repetition, item.key.slice) for item in from_file] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     for item in from_file + from_stream:
@@ -58,8 +59,8 @@ def test_separate_calibration_that_the_header_does_not_announce(tmp_path, mode, 
         lines.sort(key=lambda one: one.idx.kspace_encode_step_1)
     xml = header_xml(acceleration=4, mode=mode)
     xml = xml if mode else xml.replace("<calibrationMode></calibrationMode>", "")
-    with mrd.open_scan(write_scan(tmp_path / "scan.h5", lines, xml)) as scan:
-        results = [only(slices(scan.acquisitions(), scan.header)), only(slices(lines, mrd.read_header(xml)))]
+    with open_scan(write_scan(tmp_path / "scan.h5", lines, xml)) as scan:
+        results = [only(slices(scan.acquisitions(), scan.header)), only(slices(lines, read_header(xml)))]
     for result in results:
         assert result.mask[:, 0].nonzero().squeeze(1).tolist() == list(range(0, 33, 4))
         expected = torch.from_numpy(samples(16, 2, 3).astype(np.complex64))
@@ -93,12 +94,12 @@ def test_separate_calibration_of_another_encoding_space():
     second = encoding.replace("<center>16</center>", "<center>5</center>").replace("<maximum>32<", "<maximum>9<")
     calibration = [line(n, samples(n + 11, 2, 3), (CAL,), space=1) for n in range(10)]
     lines = calibration + [line(n, samples(n, 2, 3)) for n in range(0, 33, 4)]
-    same = mrd.read_header(xml.replace("</ismrmrdHeader>", second + "</ismrmrdHeader>"))
+    same = read_header(xml.replace("</ismrmrdHeader>", second + "</ismrmrdHeader>"))
     result = only(slices(lines, same))
     expected = torch.from_numpy(samples(16, 2, 3).astype(np.complex64))
     torch.testing.assert_close(result.calibration[:, result.calibration.shape[1] // 2], expected)
 
-    other = mrd.read_header(xml.replace("</ismrmrdHeader>", second.replace("<x>26", "<x>30") + "</ismrmrdHeader>"))
+    other = read_header(xml.replace("</ismrmrdHeader>", second.replace("<x>26", "<x>30") + "</ismrmrdHeader>"))
     with pytest.raises(UnsupportedScanError, match="encoding space 1"):
         list(slices(lines, other))
     with pytest.raises(UnsupportedScanError, match="encoding space 1"):

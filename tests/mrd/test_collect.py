@@ -4,10 +4,10 @@ import ismrmrd
 import numpy as np
 import pytest
 import torch
-from dpmrecon.errors import BadInputError, UnsupportedScanError
-from dpmrecon.mrd import header as mrd
 from dpmrecon.data import LostSlice, SliceKey
+from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
 
 from support.hand_made import (
     CAL,
@@ -35,7 +35,7 @@ def test_averages_apart_and_combined(tmp_path):
         lines += [line(n, samples(n, 2, 1, oversampling=2) + noisy(rng, 52, MIXING), average=a) for a in range(4)]
     limits = "<average><minimum>0</minimum><maximum>3</maximum><center>0</center></average>"
     path = write_scan(tmp_path / "scan.h5", lines, header_xml(extra_limits=limits, **OVERSAMPLED))
-    with mrd.open_scan(path) as scan:
+    with open_scan(path) as scan:
         assert scan.n_slices == 4
         apart = list(slices(scan.acquisitions(), scan.header))
         combined = only(slices(scan.acquisitions(), scan.header, combine_averages=True))
@@ -95,15 +95,17 @@ def test_a_stream_gives_each_slice_as_soon_as_its_last_line_came():
         for s in (1, 0):
             for acquisition in point_scan(2, 2):
                 acquisition.idx.slice = s
+                acquisition.acquisition_time_stamp = acquisition.idx.kspace_encode_step_1
                 if acquisition.idx.kspace_encode_step_1 == 32:
                     acquisition.set_flag(ismrmrd.ACQ_LAST_IN_SLICE)
                 consumed.append(s)
                 yield acquisition
 
-    result = slices(stream(), header())
+    heads = {}
+    result = slices(stream(), header(), heads)
     first = next(result)
     assert first.key == SliceKey(1, 0, 0, 0, 0, 0) and len(consumed) == 33
-    assert first.header.idx.kspace_encode_step_1 == 16
+    assert heads[first.key].acquisition_time_stamp == 16  # of the line nearest the k-space centre
     assert [item.key.slice for item in result] == [0]
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from dpmrecon.errors import BadInputError
-from dpmrecon.mrd import header as mrd
 from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.flags import LAST_IN_SLICE, NOISE
 
 from support.hand_made import (
     assert_point,
@@ -32,7 +33,7 @@ def test_a_file_knows_its_averages(tmp_path, announced):
         line(n, (1 + a) * samples(n, 2, 1), slice=s, average=a) for s in (0, 1) for a in (0, 1, 2) for n in range(33)
     ]
     path = write_scan(tmp_path / "scan.h5", lines, header_xml(extra_limits=announced))
-    with mrd.open_scan(path) as scan:
+    with open_scan(path) as scan:
         stream = scan.acquisitions()
         items = slices(stream, scan.header, combine_averages=True)
         first = next(items)
@@ -50,7 +51,7 @@ def peak_memory(path, n_slices):
         header_xml(x=500, fov_x=250, recon_x=500, recon_fov_x=250),
     )
     alive = []
-    with mrd.open_scan(path) as scan:
+    with open_scan(path) as scan:
         tracemalloc.start()
         for item in slices(scan.acquisitions(), scan.header):
             assert not any(one() for one in alive)  # earlier slices are gone
@@ -78,14 +79,14 @@ def test_the_file_is_read_slice_by_slice(tmp_path):
         for c in (0, 1)
     ]
     lines += noise_lines(np.random.default_rng(0), n=2, n_samples=26)
-    with mrd.open_scan(write_scan(tmp_path / "scan.h5", lines)) as scan:
+    with open_scan(write_scan(tmp_path / "scan.h5", lines)) as scan:
         read = list(scan.acquisitions())
         assert scan.n_slices == 4
         items = list(slices(scan.acquisitions(), scan.header))
-    assert [bool(a.flags & mrd.NOISE) for a in read[:3]] == [True, True, False]
+    assert [bool(a.flags & NOISE) for a in read[:3]] == [True, True, False]
     keys = [(a.idx.contrast, a.idx.slice) for a in read[2:]]
     assert keys == [key for key in [(0, 0), (0, 1), (1, 0), (1, 1)] for _ in range(33)]
-    assert [n for n, a in enumerate(read[2:]) if a.flags & mrd.LAST_IN_SLICE] == [32, 65, 98, 131]
+    assert [n for n, a in enumerate(read[2:]) if a.flags & LAST_IN_SLICE] == [32, 65, 98, 131]
     np.testing.assert_array_equal(read[2 + 33 + 7].data, lines[0].data * 0 + samples(7, 1, 1).astype(np.complex64))
     assert [(item.key.contrast, item.key.slice) for item in items] == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
@@ -99,14 +100,14 @@ def test_opening_a_scan_keeps_none_of_its_samples(simulated_scan):
     path = simulated_scan(matrix=(128, 128), n_slices=4, n_coils=16)
     sizes = []
     for _ in range(12):
-        with mrd.open_scan(path):
+        with open_scan(path):
             pass
         sizes.append(resident())
     assert sizes[-1] - sizes[1] < 2 * path.stat().st_size  # of ten that were opened
 
 
 def refused(path):
-    with pytest.raises(BadInputError) as caught, mrd.open_scan(path) as scan:
+    with pytest.raises(BadInputError) as caught, open_scan(path) as scan:
         list(slices(scan.acquisitions(), scan.header))
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     return str(caught.value)
@@ -149,6 +150,6 @@ def test_reading_leaves_the_file_alone(tmp_path):
     path = write_scan(tmp_path / "scan.h5", point_scan(3, 4))
     before = path.read_bytes()
     path.chmod(0o444)
-    with mrd.open_scan(path) as scan:
+    with open_scan(path) as scan:
         assert_point(only(slices(scan.acquisitions(), scan.header)).kspace, 3, 4)
     assert path.read_bytes() == before

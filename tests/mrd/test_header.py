@@ -2,8 +2,16 @@
 
 import pytest
 from dpmrecon.errors import BadInputError
-from dpmrecon.mrd import header as mrd
 from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.header import (
+    Limits,
+    acceleration,
+    calibration_is_separate,
+    contrast_label,
+    encoded_grid,
+    line_limits,
+    read_header,
+)
 
 from support.hand_made import assert_point, header, header_xml, only, point_scan
 
@@ -11,20 +19,20 @@ from support.hand_made import assert_point, header, header_xml, only, point_scan
 def test_headers_without_optional_parts_are_read():
     bare = header(trajectory="", measurement="<measurementInformation/>", conditions="")
     assert bare.measurementInformation.patientPosition is None and bare.encoding[0].trajectory is None
-    assert mrd.contrast_label(bare) is None and mrd.contrast_label(header(measurement="")) is None
+    assert contrast_label(bare) is None and contrast_label(header(measurement="")) is None
     assert_point(only(slices(point_scan(3, 4), bare)).kspace, 3, 4)
-    flat = mrd.read_header(header_xml().replace("<z>1</z>", "").replace("<z>3</z>", ""))
+    flat = read_header(header_xml().replace("<z>1</z>", "").replace("<z>3</z>", ""))
     for space in (flat.encoding[0].encodedSpace, flat.encoding[0].reconSpace):
         assert (space.matrixSize.z, space.fieldOfView_mm.z) == (1, 0.0)
     assert_point(only(slices(point_scan(3, 4), flat)).kspace, 3, 4)
-    unknown = mrd.read_header(header_xml().replace("<encoding>", "<vendor><a>1</a></vendor><encoding>"))
-    assert mrd.encoded_grid(unknown) == (33, 26)
+    unknown = read_header(header_xml().replace("<encoding>", "<vendor><a>1</a></vendor><encoding>"))
+    assert encoded_grid(unknown) == (33, 26)
     xml = header_xml()
     start, end = xml.index("<parallelImaging>"), xml.index("</parallelImaging>")
-    plain = mrd.read_header(xml[:start] + xml[end + len("</parallelImaging>") :])
-    assert mrd.acceleration(plain) is None and not mrd.calibration_is_separate(plain)
+    plain = read_header(xml[:start] + xml[end + len("</parallelImaging>") :])
+    assert acceleration(plain) is None and not calibration_is_separate(plain)
     start, end = xml.index("<encodingLimits>"), xml.index("</encodingLimits>")
-    assert mrd.line_limits(mrd.read_header(xml[:start] + xml[end + 17 :])) == mrd.Limits(0, 32, 16)
+    assert line_limits(read_header(xml[:start] + xml[end + 17 :])) == Limits(0, 32, 16)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +52,7 @@ def test_headers_without_optional_parts_are_read():
 )
 def test_bad_headers_are_refused(xml, text):
     with pytest.raises(BadInputError, match=text) as caught:
-        mrd.read_header(xml)
+        read_header(xml)
     assert "\n" not in str(caught.value)
 
 
@@ -71,5 +79,5 @@ def test_contrast_label(name, label):
         names = f"<{element}>{name}</{element}>"
         return header(measurement=f"<measurementInformation>{names}</measurementInformation>")
 
-    assert mrd.contrast_label(measured("protocolName")) == label
-    assert mrd.contrast_label(measured("sequenceName")) == label
+    assert contrast_label(measured("protocolName")) == label
+    assert contrast_label(measured("sequenceName")) == label

@@ -5,8 +5,10 @@ import functools
 import numpy as np
 import pytest
 import torch
-from dpmrecon.mrd import header as mrd
 from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.flags import NOISE
+from dpmrecon.mrd.header import contrast_label
 from dpmrecon.physics.fourier import to_image, to_kspace
 from dpmrecon.physics.noise import estimated_sigma
 
@@ -16,14 +18,14 @@ from support.paths import shared
 
 @functools.lru_cache(maxsize=2)
 def shared_slices(name, first=0):
-    with mrd.open_scan(shared(f"ismrmrd/{name}")) as scan:
+    with open_scan(shared(f"ismrmrd/{name}")) as scan:
         scan.groups = scan.groups[first:]
         return scan.header, list(slices(scan.acquisitions(), scan.header))
 
 
 def test_shared_t1_without_noise_scan():
     head, (item,) = shared_slices("t1_brain_r4.h5")
-    assert mrd.contrast_label(head) == "t1"
+    assert contrast_label(head) == "t1"
     assert item.kspace.shape == (8, 180, 230) and item.n_lines_got == 63 and item.mask[:, 0].sum() == 63
     assert item.noise_source == "k-space periphery" and item.calibration.shape[1] >= 24
     truth = torch.from_numpy(np.load(shared("ismrmrd/t1_brain_truth_coil_images.npy")))[0]
@@ -33,7 +35,7 @@ def test_shared_t1_without_noise_scan():
 def test_shared_flair_patterns_and_noise():
     head, embedded = shared_slices("flair_3slices_r4.h5")
     _, separate = shared_slices("flair_3slices_r4_separate_acs.h5")
-    assert mrd.contrast_label(head) == "flair"
+    assert contrast_label(head) == "flair"
     assert [item.key.slice for item in embedded] == [item.key.slice for item in separate] == [0, 1, 2]
     for one, other in zip(embedded, separate):
         rows, pattern = one.mask[:, 0], other.mask[:, 0]
@@ -50,11 +52,11 @@ def test_shared_flair_patterns_and_noise():
 
 def test_shared_flair_noise_level_without_its_noise_scan():
     _, (_, _, whitened) = shared_slices("flair_3slices_r4.h5")
-    with mrd.open_scan(shared("ismrmrd/flair_3slices_r4.h5")) as scan:
+    with open_scan(shared("ismrmrd/flair_3slices_r4.h5")) as scan:
         scan.groups = scan.groups[2:]
         lines = list(scan.acquisitions())
-    noise = torch.from_numpy(np.stack([a.data for a in lines if a.flags & mrd.NOISE]))
-    item = only(slices((a for a in lines if not a.flags & mrd.NOISE), scan.header))
+    noise = torch.from_numpy(np.stack([a.data for a in lines if a.flags & NOISE]))
+    item = only(slices((a for a in lines if not a.flags & NOISE), scan.header))
     assert item.noise_source == "k-space periphery"
     assert item.sigma_n == pytest.approx(float(torch.view_as_real(noise).square().mean().sqrt()), rel=0.1)
     assert not torch.allclose(item.kspace, whitened.kspace)

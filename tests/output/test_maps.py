@@ -12,8 +12,8 @@ import pytest
 from dpmrecon.cli import main
 from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.output import folder as output
-from dpmrecon.output.maps import TRACE, Weighting, adc_map, weighting_from_text, weighting_of
+from dpmrecon.output import maps
+from dpmrecon.output.maps import Weighting, adc_map, weighting_from_text, weighting_of
 from dpmrecon.prior.checkpoint import DEFAULT
 from dpmrecon.tools.phantom import TISSUES, Phantom
 from dpmrecon.tools.simulate import SimulationSettings, simulate, slice_points, truth_path
@@ -172,14 +172,14 @@ def test_a_header_without_one_b_value_gives_dicom_without_maps(simulated_scan, m
 
 
 def test_maps_that_find_no_room_are_a_line(simulated_scan, model, tmp_path, capsys, monkeypatch):
-    store = output.store
+    store = maps.store
 
     def limited(dataset, image):
-        if image.image_series_index == TRACE:
+        if image.image_series_index == maps.TRACE:
             raise OSError(28, "No space left on device")
         store(dataset, image)
 
-    monkeypatch.setattr(output, "store", limited)
+    monkeypatch.setattr(maps, "store", limited)
     assert replay(simulated_scan(**SMALL), tmp_path, model) == 0
     assert "no trace and ADC: cannot write" in capsys.readouterr().err
     assert (tmp_path / "dicom").exists()

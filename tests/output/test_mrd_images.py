@@ -12,6 +12,7 @@ from dpmrecon.output.mrd_images import BRIGHT, LARGEST, mrd_images, to_recon_spa
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import Denoiser
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
+from dpmrecon.recon.provenance import Provenance
 from dpmrecon.recon.types import MappedSlice, Reconstruction, Sampling
 
 from support.models import TINY
@@ -52,15 +53,17 @@ def reconstruction(data, *, scale=2.0, fallback=None) -> Reconstruction:
     """As if the slice had been sampled: the header and the meta do not depend on the pixels."""
     image = torch.full(data.kspace.shape[-2:], scale, dtype=torch.complex64)
     spread = image.real / 10
-    mapped = MappedSlice(data, None, scale, image, image, {})
+    mapped = MappedSlice(data, None, torch.ones_like(image), scale, image, image, {})
     drawn = (0, 0, 0) if fallback else (2, 4, 7)  # a deadline kept the last evaluation
     return Reconstruction(mapped, image, None if fallback else spread, fallback, 1.0, {}, *drawn)
 
 
 def images_of(scan, checkpoint, **options):
     with open_scan(scan) as opened:
-        stream = [reconstruction(data, **options) for data in slices(opened.acquisitions(), opened.header)]
-        return [image for _, images in mrd_images(stream, opened.header, checkpoint, SAMPLING) for image in images]
+        heads = {}
+        stream = [reconstruction(data, **options) for data in slices(opened.acquisitions(), opened.header, heads)]
+        provenance = Provenance.of(checkpoint, "flair", SAMPLING)
+        return [image for _, images in mrd_images(stream, opened.header, heads, provenance) for image in images]
 
 
 @pytest.mark.parametrize("name", ["flair_3slices_r4", "flair_3slices_r4_separate_acs", "t1_brain_r4"])
@@ -110,7 +113,6 @@ def test_both_key_sets_and_provenance(simulated_scan, checkpoint):
             "evaluations": "7",
             "seed": "11",
             "residual": "1",
-            "fallback": "none",
         }
 
 
@@ -120,14 +122,18 @@ def test_a_fallback_is_labelled(simulated_scan, checkpoint):
     assert "CG-SENSE FALLBACK" in image.meta["SeriesDescription"]
     assert "CG-SENSE FALLBACK" in image.meta["GADGETRON_SeqDescription"]
     assert image.meta["dpmrecon_sampler"] == "cg-sense"
+    assert image.meta["dpmrecon_fallback"] == "the deadline of 3 s had passed"
 
 
 def test_one_scale_for_the_series_and_numbers_by_place(simulated_scan, checkpoint):
     with open_scan(simulated_scan(matrix=(48, 64), n_slices=3)) as opened:
-        data = list(slices(opened.acquisitions(), opened.header))
-        lost = LostSlice(SliceKey(0, 0, 0, 0, 0, 0), "incomplete", data[0].header)
+        heads = {}
+        data = list(slices(opened.acquisitions(), opened.header, heads))
+        lost = LostSlice(SliceKey(0), "incomplete")
         stream = [lost, reconstruction(data[2], scale=0.004), reconstruction(data[1], scale=0.12)]
-        found = [images for _, images in mrd_images(stream, opened.header, checkpoint, SAMPLING)]
+        found = [
+            images for _, images in mrd_images(stream, opened.header, heads, Provenance.of(checkpoint, None, SAMPLING))
+        ]
     assert [len(images) for images in found] == [0, 2, 2]
     dim, bright = found[1][0], found[2][0]
     assert np.allclose(dim.data, BRIGHT)

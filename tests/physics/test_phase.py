@@ -49,7 +49,7 @@ def test_the_phase_moves_from_the_image_to_the_coil_maps_and_the_data_stay_descr
     image = magnitude * torch.exp(1j * (2.5 * x - y**2 + 0.4))
     maps = torch.stack([torch.exp(1j * k * x) / coils**0.5 for k in range(coils)]) * (magnitude > 0)
     kspace = to_kspace((maps * image).to(torch.complex64))
-    data = Slice(SliceKey(0, 0, 0, 0, 0, 0), kspace, torch.ones(shape), kspace, 1e-4, "known", None, 1, 45, 45)
+    data = Slice(SliceKey(0), kspace, torch.ones(shape), kspace, 1e-4, "known", 1, 45, 45, SliceKey(0).seed_key)
     mapped = mapped_slice(data, maps.to(torch.complex64), {})
     found = mapped.conventional
     assert (mapped.model.forward(found) - kspace).norm() < 0.01 * kspace.norm()

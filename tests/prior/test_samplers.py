@@ -6,16 +6,16 @@ import pytest
 import torch
 from dpmrecon.physics.forward import ForwardModel
 from dpmrecon.prior.denoiser import complex_noise
+from dpmrecon.prior.kinds import settings_from
 from dpmrecon.prior.problem import NoiseSource
 from dpmrecon.prior.samplers.diffusion import noise_levels, sample_dps, sample_prox, turned, turned_back
-from dpmrecon.prior.kinds import settings_from
 
-from support.gaussian import COLS, ROWS, SETTINGS, SIGMA_DATA, SIGMA_N, GaussianWorld, N
+from support.gaussian import COLS, ROWS, SETTINGS, SIGMA_DATA, SIGMA_N, GaussianWorld, GivenPrior, N
 
 
 def draw(world, sampler, settings, count):
     noise = NoiseSource(list(range(count)))
-    return sampler(world.problem(), world.denoise, noise, settings, SIGMA_DATA).to(torch.complex128)
+    return sampler(world.problem(), world.prior, settings, noise).to(torch.complex128)
 
 
 @pytest.mark.parametrize(("eta", "bound"), [(1.0, 1.05), (0.0, 1.25)])
@@ -74,7 +74,7 @@ def test_units_trap(world):
             mask = fresh.model.mask.expand(3, ROWS, COLS).flatten()
             fresh.y = fresh.matrix @ fresh.x + SIGMA_N * mask * complex_noise((3 * N,), generator)
             samples = sample_prox(
-                fresh.problem(), fresh.denoise, sampler_noise, dataclasses.replace(SETTINGS, steps=60), SIGMA_DATA
+                fresh.problem(), fresh.prior, dataclasses.replace(SETTINGS, steps=60), sampler_noise
             ).to(torch.complex128)
             spread = samples.flatten(1).var(0).sum()
             bias = fresh.error(samples.mean(0)) ** 2 - spread / len(samples)
@@ -99,7 +99,7 @@ def test_turns_are_undone_and_leave_an_invariant_prior_alone(world):
     assert len(corners) == 8  # all different
     white = dataclasses.replace(SETTINGS, steps=9)
     found = [
-        sample_prox(world.problem(), lambda x, sigma: 0.5 * x, NoiseSource([1]), settings, SIGMA_DATA)
+        sample_prox(world.problem(), GivenPrior(lambda x, sigma: 0.5 * x), settings, NoiseSource([1]))
         for settings in (white, dataclasses.replace(white, turns=True))
     ]
     assert torch.allclose(found[0], found[1], atol=1e-6)
@@ -110,7 +110,7 @@ def test_there_is_no_head_where_no_coil_sees_anything(world):
     maps[:, 2] = 0
     problem, model = world.problem(), ForwardModel(maps, world.model.mask)
     problem = dataclasses.replace(problem, model=model, zero_filled=model.adjoint(problem.kspace))
-    image = sample_prox(problem, world.denoise, NoiseSource([3]), dataclasses.replace(SETTINGS, steps=20), SIGMA_DATA)
+    image = sample_prox(problem, world.prior, dataclasses.replace(SETTINGS, steps=20), NoiseSource([3]))
     assert image[0, 2].abs().max() == 0
     assert image[0, 3].abs().max() > 1e-2
 
@@ -129,7 +129,7 @@ def test_dps_step_is_the_gradient_step_of_the_paper(world):
         residual = world.matrix @ shrink @ x - world.y
         gradient = 2 * shrink.mH @ world.matrix.mH @ residual
         x = x + (following - sigma) / sigma * (x - shrink @ x) - 0.7 / residual.norm() * gradient
-    found = sample_dps(world.problem(), world.denoise, NoiseSource([5]), settings, SIGMA_DATA)
+    found = sample_dps(world.problem(), world.prior, settings, NoiseSource([5]))
     assert torch.allclose(found.flatten().to(torch.complex128), x, atol=1e-4)
 
 
@@ -145,9 +145,9 @@ def test_dps_mean_is_within_its_stated_bias(world):
 def test_batching_changes_nothing(world, sampler):
     settings = dataclasses.replace(SETTINGS, steps=6, eta=0.5, zeta=0.1)
     problem, seeds = world.problem(), [11, 12, 13]
-    together = sampler(problem, world.denoise, NoiseSource(seeds), settings, SIGMA_DATA)
+    together = sampler(problem, world.prior, settings, NoiseSource(seeds))
     for seed, image in zip(seeds, together):
-        alone = sampler(problem, world.denoise, NoiseSource([seed]), settings, SIGMA_DATA)[0]
+        alone = sampler(problem, world.prior, settings, NoiseSource([seed]))[0]
         assert torch.allclose(alone, image, atol=1e-5)
 
 

@@ -10,9 +10,9 @@ from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
 from dpmrecon.recon.deadline import Deadline, chosen, most
-from dpmrecon.recon.types import Sampling
-from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.prepare import with_coil_maps
+from dpmrecon.recon.stream import sampled
+from dpmrecon.recon.types import Sampling
 
 from support.results import replay, report
 

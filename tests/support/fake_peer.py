@@ -2,7 +2,6 @@
 that a mistake in dpmrecon.hosts.wire does not cancel out."""
 
 import os
-import resource
 import socket
 import struct
 import subprocess
@@ -153,8 +152,6 @@ class Child:
         if prelude:
             host = "import runpy; runpy.run_module('gadgetron', None, '__main__')"
             start = [sys.executable, "-c", f"{prelude}\n{host}"]
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        self.before = usage.ru_utime + usage.ru_stime
         self.process = subprocess.Popen(
             [*start, port, "dpmrecon.gadget", "reconstruct"],
             stdout=subprocess.PIPE,
@@ -174,14 +171,3 @@ class Child:
     def output(self) -> str:
         """What the child wrote, once it has left."""
         return self.process.communicate(timeout=LIMIT)[0].decode()
-
-    def cpu_seconds_at_end(self) -> float:
-        """Processor time of all children of this process that have ended: more than this child's alone."""
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return usage.ru_utime + usage.ru_stime - self.before
-
-    def cpu_seconds(self) -> float:
-        """Processor time of the running child."""
-        with open(f"/proc/{self.process.pid}/stat") as file:
-            fields = file.read().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

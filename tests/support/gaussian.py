@@ -1,5 +1,8 @@
 """Posteriors in closed form: the forward model as a matrix, and a Gaussian prior with its exact denoiser."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from dpmrecon.physics.forward import ForwardModel
 from dpmrecon.prior.denoiser import complex_noise
@@ -25,6 +28,17 @@ def dense(model: ForwardModel, rows: int, cols: int) -> torch.Tensor:
     return model.forward(basis).flatten(1).T.to(torch.complex128)
 
 
+@dataclass(frozen=True)
+class GivenPrior:
+    """Any function of (x, sigma) as the prior of a sampler."""
+
+    denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    sigma_data: float = SIGMA_DATA
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return self.denoise(x, sigma)
+
+
 class GaussianWorld:
     """x ~ N(0, covariance) for each real channel, y = A x + n, and everything that follows in closed form."""
 
@@ -43,6 +57,7 @@ class GaussianWorld:
         self.posterior_covariance = torch.linalg.inv(
             torch.linalg.inv(self.covariance).to(torch.complex128) + self.matrix.mH @ self.matrix / SIGMA_N**2
         )
+        self.prior = GivenPrior(self.denoise)
         self.posterior_mean = self.posterior_covariance @ self.matrix.mH @ self.y / SIGMA_N**2
 
     def shrink(self, sigma: float) -> torch.Tensor:

@@ -3,8 +3,8 @@
 import ismrmrd
 import numpy as np
 import torch
-from dpmrecon.mrd import header as mrd
 from dpmrecon.data import LostSlice
+from dpmrecon.mrd.header import read_header
 from dpmrecon.physics.fourier import to_image
 
 COILS = np.array([1.0, 0.5 - 0.5j, -0.3j])
@@ -48,7 +48,7 @@ def header_xml(
 
 def header(**options):
     """header_xml(**options), read."""
-    return mrd.read_header(header_xml(**options))
+    return read_header(header_xml(**options))
 
 
 def average_limits(maximum):

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dpmrecon.prior.checkpoint import save_checkpoint
 from dpmrecon.contrasts import LABELS
+from dpmrecon.prior.checkpoint import save_checkpoint
 from dpmrecon.prior.denoiser import Denoiser
 
 # Untrained, its head is zero: the exact denoiser of a white Gaussian prior

@@ -4,9 +4,10 @@ import socket
 import threading
 import time
 
+from dpmrecon.hosts.adapters import greet
+from dpmrecon.hosts.byte_stream import SocketStream
 from dpmrecon.hosts.serve import Server
 from dpmrecon.hosts.session import Session
-from dpmrecon.hosts.adapters import greet
 from dpmrecon.hosts.wire import Wire
 
 from . import fake_peer
@@ -31,13 +32,13 @@ class Here:
     def __init__(self, engine, greeting=greet):
         ours, theirs = socket.socketpair()
         self.peer = fake_peer.Peer(theirs, timeout=LIMIT)
-        self.session = Session(Wire(ours), lambda: engine)
+        self.session = Session(Wire(SocketStream(ours)), lambda: engine)
         self.thread = threading.Thread(target=self._run, args=(greeting,))
         self.thread.start()
 
     def _run(self, greeting):
         self.session.run(greeting)
-        self.session.peer.socket.close()
+        self.session.peer.close()
 
     def exchange(self, *messages: bytes) -> fake_peer.Answer:
         """Send, say no more, and read to the end; the session must end too, and without spinning."""

@@ -12,9 +12,9 @@ from dpmrecon.mrd.file import open_scan
 from dpmrecon.physics.coil_compression import compressed
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
-from dpmrecon.recon.types import Sampling
-from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.prepare import with_coil_maps
+from dpmrecon.recon.stream import sampled
+from dpmrecon.recon.types import Sampling
 from dpmrecon.tools.estimate import Load, cost_model
 
 SCAN = {"matrix": (48, 64), "n_slices": 4}

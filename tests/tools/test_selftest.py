@@ -1,6 +1,7 @@
 """The letters phantom through every output: where its markers come out, and the faults that are found."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import ismrmrd
 import numpy as np
@@ -126,6 +127,6 @@ def test_the_selftest_refuses_a_device_and_slices_that_are_not_the_models(model,
     assert "cuda:99" in capsys.readouterr().err
     monkeypatch.setattr(selftest, "ORIENTATIONS", {"coronal": selftest.ORIENTATIONS["coronal"]})
     monkeypatch.setattr(selftest, "_SHARED", {**selftest._SHARED, "n_slices": 1, "n_coils": 2, "acceleration": 1})
-    monkeypatch.setattr("dpmrecon.replay.replay", lambda *given, **more: 3)
+    monkeypatch.setattr("dpmrecon.replay.replay", lambda *given, **more: SimpleNamespace(exit_code=3))
     assert main(arguments) == 2
     assert "coronal: not every slice came out of the model" in capsys.readouterr().err

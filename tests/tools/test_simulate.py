@@ -10,7 +10,15 @@ import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.physics.fourier import crop_or_pad, to_image
 from dpmrecon.tools.phantom import TISSUES, Phantom
-from dpmrecon.tools.simulate import SimulationSettings, add_arguments, coil_maps, run, simulate, slice_points, truth_path
+from dpmrecon.tools.simulate import (
+    SimulationSettings,
+    add_arguments,
+    coil_maps,
+    run,
+    simulate,
+    slice_points,
+    truth_path,
+)
 
 NOISE = ismrmrd.ACQ_IS_NOISE_MEASUREMENT
 CALIBRATION = ismrmrd.ACQ_IS_PARALLEL_CALIBRATION

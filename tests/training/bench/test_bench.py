@@ -8,17 +8,28 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from dpmrecon.contrasts import LABELS
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.contrasts import LABELS
 from dpmrecon.prior.denoiser import Denoiser
 from dpmrecon.prior.problem import NoiseSource
 from dpmrecon.prior.samplers.diffusion import initial_image, noise_levels, sample_dps
 from dpmrecon.recon.prepare import with_coil_maps
-from dpmtrain.bench.methods import Tuner, dps_settings, problem
-from dpmtrain.bench.peers import RealDenoiser, as_channels, as_complex, deepinv_diffpir, deepinv_dps, dps_sampler, gadgetron_images, import_deepinv, run_dps
+from dpmrecon.recon.sample import problem_of
+from dpmtrain.bench.methods import Tuner, dps_settings
+from dpmtrain.bench.peers import (
+    RealDenoiser,
+    as_channels,
+    as_complex,
+    deepinv_diffpir,
+    deepinv_dps,
+    dps_sampler,
+    gadgetron_images,
+    import_deepinv,
+    run_dps,
+)
 from dpmtrain.bench.plan import BenchPlan
 from dpmtrain.bench.report import Entry, claims, rows_of
 from dpmtrain.cli import main
@@ -26,7 +37,7 @@ from dpmtrain.evaluate.baselines import l1_wavelet
 from dpmtrain.evaluate.score_lines import ScoreLines
 from dpmtrain.hardware import network_work
 
-from support.gaussian import SETTINGS, SIGMA_DATA
+from support.gaussian import SETTINGS
 from support.models import TINY
 from support.paths import ROOT
 
@@ -108,7 +119,7 @@ def test_deepinv_on_our_noise_levels_is_our_dps_number_by_number(world, zeta):
     # a variance-preserving state is x / sqrt(1 + sigma^2)
     start = as_channels(initial_image(world.problem(), NoiseSource([5]), settings)).double()
     found = run_dps(sampler, world.problem(), start / (1 + levels[0].square()).sqrt())
-    ours = sample_dps(world.problem(), world.denoise, NoiseSource([5]), settings, SIGMA_DATA)
+    ours = sample_dps(world.problem(), world.prior, settings, NoiseSource([5]))
     assert found.shape == ours.shape
     assert torch.allclose(found, ours, atol=1e-4 * float(ours.abs().max()))
 
@@ -168,7 +179,7 @@ def test_odd_grids_are_not_for_bart(simulated_scan):
 
 def test_problem_is_the_slice_at_scale_one(simulated_scan):
     mapped = mapped_slice(simulated_scan())
-    found = problem(mapped, 3)
+    found = problem_of([mapped] * 3)
     assert found.start.shape == (3, 64, 64)
     assert torch.allclose(found.kspace[0] * mapped.scale, mapped.data.kspace)
     assert torch.allclose(found.sigma_n * mapped.scale, torch.full((3,), float(mapped.data.sigma_n)))

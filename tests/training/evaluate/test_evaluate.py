@@ -19,7 +19,7 @@ from dpmtrain.evaluate.references import measured_slices, standard_of_care
 from dpmtrain.evaluate.score_lines import ScoreLines
 from dpmtrain.evaluate.scoring import Undersampled
 from dpmtrain.evaluate.undersampling import sampling_mask, undersampled
-from dpmtrain.evaluate.validation import full_slice, validation_scan
+from dpmtrain.evaluate.validation import validation_scan
 
 from support.models import saved_model
 from support.phantoms import head

@@ -8,14 +8,13 @@ from dpmrecon.cli import main as dpmrecon
 from dpmrecon.errors import BadInputError, CheckpointError
 from dpmrecon.prior.checkpoint import load_checkpoint, sampler_defaults, save_checkpoint, write_card
 from dpmrecon.prior.denoiser import Denoiser
-from dpmrecon.prior.samplers.diffusion import SamplerSettings
 from dpmrecon.prior.kinds import settings_from
+from dpmrecon.prior.samplers.diffusion import SamplerSettings
 from dpmtrain.arguments import read_grid
 from dpmtrain.cli import main
 from dpmtrain.evaluate.plan import Condition
 from dpmtrain.evaluate.scoring import Row
 from dpmtrain.evaluate.sweep import Candidate, Plan, ranked, sweep
-from dpmtrain.evaluate.validation import full_slice
 
 from support.models import TINY, saved_model
 from support.phantoms import head

@@ -1,0 +1,46 @@
+"""From the options and the model's card to how a scan is sampled."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from dpmrecon.errors import CheckpointError
+from dpmrecon.options import Options
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
+from dpmrecon.prior.samplers.diffusion import SamplerSettings
+from dpmrecon.recon.plan import contrast_of, sampling_of
+
+from support.models import THREE_LEVELS, random_denoiser
+
+
+@pytest.mark.parametrize("card", [{}, {"sampling": {}}, {"sampling": {"prox": {"steps": 3}}}])
+def test_a_card_without_sampler_defaults_gets_those_of_the_samplers(tmp_path, card):
+    save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), card)
+    checkpoint = load_checkpoint(tmp_path / "m.safetensors")
+    sampling = sampling_of(Options(sampler="dps"), checkpoint, torch.device("cpu"))
+    assert sampling.settings == SamplerSettings() and sampling.samples == 1
+
+
+def test_a_label_that_the_model_lacks_is_not_used(tmp_path):
+    save_checkpoint(tmp_path / "m.safetensors", random_denoiser({**THREE_LEVELS, "labels": ["t1", "t2"]}), {})
+    checkpoint = load_checkpoint(tmp_path / "m.safetensors")
+
+    def label(protocol):
+        measurement = SimpleNamespace(protocolName=protocol)
+        return contrast_of(Options(), checkpoint, SimpleNamespace(measurementInformation=measurement))
+
+    assert label("T2_TSE") == "t2" and label("T2_FLAIR") is None and label("localizer") is None
+
+
+@pytest.mark.parametrize(
+    ("sampling", "mode", "words"),
+    [
+        ({"uncertainty": {"steps": 3}}, "uncertainty", "sampling.uncertainty lacks samples"),
+        ({"by_contrast_R": [{"sampler": "prox", "R": 4}]}, "fast", "sampling.by_contrast_R lacks contrast, settings"),
+    ],
+)
+def test_a_card_with_half_an_entry_is_refused_in_one_sentence(tmp_path, sampling, mode, words):
+    save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), {"sampling": sampling})
+    checkpoint = load_checkpoint(tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match=words):
+        sampling_of(Options(mode=mode), checkpoint, torch.device("cpu"))
