@@ -326,12 +326,13 @@ def _slice(kspace: Any, mask: Any, calibration: Any, noise_std: float | None) ->
 
 
 def _mask(mask: Any, rows: int, cols: int) -> torch.Tensor:
-    found = torch.as_tensor(mask).cpu()
+    given = _tensor(mask)
+    found = given.cpu()
     if found.ndim == 1 and len(found) == rows:
         found = found[:, None].expand(rows, cols)
     if found.shape != (rows, cols) or not bool(((found == 0) | (found == 1)).all()):
         raise BadInputError(
-            f"the mask has shape {tuple(torch.as_tensor(mask).shape)}: zeros and ones of shape ({rows}, {cols}) or "
+            f"the mask has shape {tuple(given.shape)}: zeros and ones of shape ({rows}, {cols}) or "
             f"({rows},) are needed, 1 where k-space was acquired"
         )
     return found != 0
@@ -375,7 +376,7 @@ def _complex(array: Any, what: str, shape: str) -> torch.Tensor:
     """A complex64 tensor of three dimensions and finite values. Raises BadInputError."""
     if not isinstance(array, np.ndarray | torch.Tensor):
         raise BadInputError(f"{what} is a {type(array).__name__}: a numpy array or torch tensor {shape} is needed")
-    found = torch.as_tensor(array)
+    found = _tensor(array)
     if found.ndim != 3 or 0 in found.shape:
         raise BadInputError(f"{what} has shape {tuple(found.shape)}: {shape} is needed")
     if not found.is_complex():
@@ -384,6 +385,12 @@ def _complex(array: Any, what: str, shape: str) -> torch.Tensor:
     if not bool(torch.isfinite(torch.view_as_real(found)).all()):
         raise BadInputError(f"{what} has values that are not finite: leave out what was not measured")
     return found
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    """A view of it, where torch can have one: not of read-only arrays."""
+    writeable = not isinstance(array, np.ndarray) or array.flags.writeable
+    return torch.as_tensor(array if writeable else array.copy())
 
 
 def _result(item: Reconstruction, like: Any, placed: Any = lambda image: image) -> Result:

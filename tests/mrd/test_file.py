@@ -1,5 +1,6 @@
 """The ISMRMRD file: read slice by slice, left as it is, and refused in one sentence where it is no scan."""
 
+import hashlib
 import tracemalloc
 import weakref
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
-from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.file import Scan, open_scan
 from dpmrecon.mrd.flags import LAST_IN_SLICE, NOISE
 
 from support.hand_made import (
@@ -25,6 +26,7 @@ from support.hand_made import (
     samples,
     write_scan,
 )
+from support.results import replay, report
 
 
 @pytest.mark.parametrize("announced", ["", average_limits(0), average_limits(7)])
@@ -111,6 +113,43 @@ def refused(path):
         list(slices(scan.acquisitions(), scan.header))
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     return str(caught.value)
+
+
+def test_a_replay_opens_the_scan_once_and_reads_its_samples_once(simulated_scan, model, tmp_path, monkeypatch):
+    opened, read = [], []
+    open_file, samples = h5py.File.__init__, Scan._samples
+
+    def counting(self, name, *given, **more):
+        opened.append(str(name))
+        open_file(self, name, *given, **more)
+
+    def noting(self, group):
+        for index, found in samples(self, group):
+            read.append(index)
+            yield index, found
+
+    monkeypatch.setattr(h5py.File, "__init__", counting)
+    monkeypatch.setattr(Scan, "_samples", noting)
+    scan = simulated_scan(matrix=(48, 64), n_slices=2)
+    assert replay(scan, tmp_path, model) == 0
+    assert opened.count(str(scan)) == 1
+    with open_scan(scan) as again:
+        assert sorted(read) == list(range(len(again.heads)))
+    assert report(tmp_path)["scan_sha256"] == hashlib.sha256(scan.read_bytes()).hexdigest()
+
+
+def test_heads_are_those_that_hdf5_reads_itself(simulated_scan, tmp_path):
+    path = simulated_scan(matrix=(48, 64), n_slices=2)
+    packed = tmp_path / "packed.h5"
+    with h5py.File(path) as source, h5py.File(packed, "w") as target:  # compressed: HDF5 alone can unpack it
+        lines = source["dataset/data"]
+        target["dataset/xml"] = source["dataset/xml"][()]
+        target.create_dataset("dataset/data", data=lines[()], dtype=lines.dtype, chunks=(7,), compression="gzip")
+        expected = lines[()]["head"]
+    for file in (path, packed):
+        with open_scan(file) as scan:
+            assert scan.heads.tobytes() == expected.astype(scan.heads.dtype).tobytes()
+            assert len(list(scan.acquisitions())) == len(scan.heads)
 
 
 def test_files_that_are_no_scans(tmp_path):

@@ -6,6 +6,7 @@ hand: those read ahead, those of the group that is worked on, and the one that i
 256 x 256 and 8 channels stay under 1 GB on a CPU (`python tests/commands/load_serve.py` prints it).
 """
 
+import argparse
 import contextlib
 import logging
 import queue
@@ -16,12 +17,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInputError, DpmreconError, first_line
 from ..options import Options, from_arguments
 from ..version import __version__
 from .audit import AuditLog
+
+if TYPE_CHECKING:
+    from .adapters import Host
+    from .session import Session
+    from .wire import Wire
 
 log = logging.getLogger("dpmrecon")
 
@@ -88,7 +94,7 @@ class Server:
             raise BadInputError(f"cannot listen on {address} port {port} ({error.strerror}): choose others") from error
         self.port = self.listener.getsockname()[1]
         self._peers, self._audit = peers, audit
-        self._sessions: dict[threading.Thread, Any] = {}
+        self._sessions: dict[threading.Thread, Session] = {}
         self._places = threading.Lock()
         self._device = DeviceQueue(peers, self._check_device)
         self.lost: str | None = None  # why the device can be used no more
@@ -187,10 +193,10 @@ class Server:
             del self._sessions[thread]
             connection.close()
 
-    def _serve_one(self, session: Any) -> None:
+    def _serve_one(self, session: "Session") -> None:
         from .adapters import greet
 
-        def greeting(peer: Any) -> Any:
+        def greeting(peer: "Wire") -> "tuple[Host, bytes, bytes] | None":
             found = greet(peer, self.status)
             if found is not None:
                 with self._places:  # who has only connected takes none
@@ -211,12 +217,12 @@ class Server:
 class Busy(DpmreconError):
     """One peer too many; host: how to tell it."""
 
-    def __init__(self, host: Any, peers: int):
+    def __init__(self, host: "Host", peers: int):
         super().__init__(f"{peers} scans are in hand and no more are taken at a time: send this one again later")
         self.host = host
 
 
-def run(args: Any) -> int:
+def run(args: argparse.Namespace) -> int:
     """The command `dpmrecon serve`."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     options = from_arguments(args)

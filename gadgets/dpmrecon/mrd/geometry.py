@@ -21,11 +21,14 @@ it is odd.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import BadInputError
+
+if TYPE_CHECKING:
+    import ismrmrd
 
 # Directions in a header are float32 and may be rounded to four digits or so
 _TOLERANCE = 1e-3
@@ -61,7 +64,7 @@ class Plane:
         return offset @ self.along_rows / down, offset @ self.along_columns / across, offset @ self.normal
 
 
-def plane_of_mrd(head: Any, shape: tuple[int, int]) -> Plane:
+def plane_of_mrd(head: "ismrmrd.ImageHeader", shape: tuple[int, int]) -> Plane:
     """The plane of an MRD image header (position, read_dir, phase_dir, field_of_view) and its (rows, columns).
 
     Raises BadInputError where the header's directions or field of view say nothing.

@@ -194,6 +194,22 @@ def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
         raise BadInputError(f"{path} cannot be written ({error}); name a file in a folder with free space") from error
 
 
+def simulated_kspace(settings: SimulationSettings, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """One slice as arrays: k-space (n_coils, rows, cols) complex64, whitened, without oversampling and zero where it
+    was not acquired, and its truth (rows, cols) float32, see `simulate`."""
+    settings = dataclasses.replace(settings, oversampling=1)
+    mixing = _noise_mixing(settings)
+    clean, truth = _simulate_slice(the_object(settings), settings, index, settings.b_value, mixing)
+    kspace = np.einsum("ij,jrc->irc", np.linalg.inv(mixing), clean)
+    rng = np.random.default_rng([settings.seed, 24, index])
+    level = settings.noise * float(np.percentile(truth, 99))
+    kspace += level * (rng.normal(size=kspace.shape) + 1j * rng.normal(size=kspace.shape))
+    acquired = sorted({*settings.grid_rows(), *settings.calibration_rows()})
+    kspace[:, np.setdiff1d(np.arange(settings.rows), acquired)] = 0
+    kspace[..., : settings.skipped_samples] = 0
+    return kspace.astype(np.complex64), truth
+
+
 def the_object(settings: SimulationSettings) -> Phantom | Letters:
     """What lies in the scanner."""
     if settings.phantom == "letters":

@@ -1,0 +1,143 @@
+"""The front door for Python: arrays or a scan in, results out, and every mistake in one sentence."""
+
+import dpmrecon
+import numpy as np
+import pytest
+import torch
+from dpmrecon.errors import BadInputError, DpmreconError
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.prior.denoiser import Denoiser
+from dpmrecon.tools.simulate import SimulationSettings, simulated_kspace
+
+from support.results import images, replay
+
+SMALL = {"matrix": (48, 64), "n_coils": 6, "calibration_lines": 16, "acceleration": 2}
+
+
+@pytest.fixture(scope="module")
+def kspace():
+    return simulated_kspace(SimulationSettings(**SMALL))[0]
+
+
+@pytest.fixture(scope="module")
+def loaded(model):
+    return dpmrecon.load_model(model, "cpu")
+
+
+def test_every_public_name_is_there():
+    for name in dpmrecon.__all__:
+        assert getattr(dpmrecon, name) is not None
+    assert set(dpmrecon.__all__) <= set(dir(dpmrecon))
+    with pytest.raises(AttributeError, match="no attribute 'reconstrukt'"):
+        _ = dpmrecon.reconstrukt
+
+
+def test_numpy_in_numpy_out_and_torch_in_torch_out(kspace, loaded):
+    ours = dpmrecon.reconstruct(kspace, model=loaded, contrast="flair", keep_samples=True, samples=3)
+    assert ours.image.shape == (48, 64) and ours.image.dtype == np.complex64
+    assert ours.std.shape == (48, 64) and ours.std.dtype == np.float32
+    assert ours.samples.shape == (3, 48, 64) and ours.fallback is None and 0.5 < ours.residual < 1.5
+    np.testing.assert_allclose(ours.samples.mean(0), ours.image, rtol=1e-4, atol=1e-6)
+    theirs = dpmrecon.reconstruct(torch.from_numpy(kspace).to(torch.complex128), model=loaded, contrast="flair")
+    assert isinstance(theirs.image, torch.Tensor) and theirs.samples is None
+    again = dpmrecon.reconstruct(kspace, model=loaded, contrast="flair")
+    np.testing.assert_array_equal(theirs.image.numpy(), again.image)
+    other = dpmrecon.reconstruct(kspace, model=loaded, contrast="flair", seed=1)
+    assert np.abs(other.image - again.image).max() > 0
+
+
+def test_the_image_has_its_phase_on_the_fallback_too(loaded, monkeypatch):
+    """Measured coil images are maps times image: those of the noise-free object, phase included."""
+    clean, truth = simulated_kspace(SimulationSettings(**{**SMALL, "acceleration": 1}, noise=1e-5))
+    maps = dpmrecon.estimate_coil_maps(clean, (48, 64))
+    coil_images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(clean, axes=(1, 2)), norm="ortho"), axes=(1, 2))
+    combined = (maps.conj() * coil_images).sum(0)
+    head = (np.abs(maps).sum(0) > 0) & (truth > 0.2 * truth.max())
+    for broken in (False, True):
+        if broken:
+            monkeypatch.setattr(Denoiser, "forward", lambda self, x, sigma, label: x * float("nan"))
+        found = dpmrecon.reconstruct(clean, model=loaded)
+        assert (found.fallback is not None) == broken
+        assert np.abs(np.angle(found.image * combined.conj()))[head].max() < 0.02
+        assert np.angle(combined)[head].std() > 0.1  # there is a phase to be right about
+    with pytest.raises(DpmreconError, match="not finite; the fallback is off"):
+        dpmrecon.reconstruct(clean, model=loaded, fallback=False)
+
+
+def test_maps_and_mask_and_noise_may_be_given(kspace, loaded):
+    rows = np.abs(kspace).sum((0, 2)) > 0
+    found = dpmrecon.reconstruct(kspace, model=loaded)
+    assert found.image.shape == (48, 64)
+    same = dpmrecon.reconstruct(kspace, mask=rows, model=loaded)
+    np.testing.assert_array_equal(found.image, same.image)
+    calibration = kspace[:, 16:32]
+    maps = dpmrecon.estimate_coil_maps(calibration, (48, 64))
+    given = dpmrecon.reconstruct(kspace, maps, np.broadcast_to(rows[:, None], (48, 64)), model=loaded)
+    apart = dpmrecon.reconstruct(kspace, calibration=calibration, model=loaded)
+    np.testing.assert_array_equal(given.image, apart.image)
+    quiet, loud = (dpmrecon.reconstruct(kspace, noise_std=level, model=loaded) for level in (0.001, 0.1))
+    assert quiet.residual > 50 * loud.residual  # in units of the noise that is given
+
+
+@pytest.mark.parametrize("size", [(45, 47), (64, 41)])
+def test_odd_sizes_and_2d_undersampling(loaded, size):
+    rng = np.random.default_rng(0)
+    full = simulated_kspace(SimulationSettings(**{**SMALL, "matrix": size, "acceleration": 1}))[0]
+    mask = rng.random(size) < 0.5
+    mask[size[0] // 2 - 9 : size[0] // 2 + 9, size[1] // 2 - 9 : size[1] // 2 + 9] = True
+    found = dpmrecon.reconstruct(full * mask, model=loaded)
+    assert found.image.shape == size and found.fallback is None
+    assert 0.6 < found.residual < 1.5  # the noise of such data is measured too
+
+
+def test_a_scan_gives_the_images_of_replay(simulated_scan, model, loaded, tmp_path):
+    scan = simulated_scan(matrix=(48, 64), n_slices=2)
+    assert replay(scan, tmp_path, model) == 0
+    results = list(dpmrecon.reconstruct_scan(scan, model=loaded))
+    assert [result.key.slice for result in results] == [0, 1]
+    for result, image in zip(results, images(tmp_path)):
+        ours = np.abs(result.image) / float(image.meta["RescaleSlope"])
+        np.testing.assert_allclose(ours, image.data[0, 0], rtol=1e-4, atol=1e-3)
+    with open_scan(scan) as opened:
+        again = list(dpmrecon.reconstruct_scan(opened, model=loaded))
+    np.testing.assert_array_equal(again[1].image, results[1].image)
+
+
+def test_a_missing_slice_says_why(simulated_scan, loaded, tmp_path):
+    from support.edited import edited
+
+    def cut(number, line):
+        return None if line.idx.slice == 1 and line.idx.kspace_encode_step_1 >= 20 else line
+
+    path = simulated_scan(matrix=(48, 64), n_slices=2)
+    results = list(dpmrecon.reconstruct_scan(edited(path, tmp_path, cut), model=loaded))
+    lost = {result.key.slice: result for result in results}[1]
+    assert lost.image is None and lost.missing.startswith("incomplete: ")
+
+
+BAD = [
+    (lambda k: {"kspace": k[0]}, r"the k-space has shape \(48, 64\): \(n_coils, rows, cols\) of one slice is needed"),
+    (lambda k: {"kspace": np.abs(k)}, "the k-space is torch.float32: complex values are needed"),
+    (lambda k: {"kspace": k.tolist()}, "the k-space is a list: a numpy array or torch tensor"),
+    (lambda k: {"kspace": k * np.nan}, "the k-space has values that are not finite"),
+    (lambda k: {"kspace": 0 * k}, "the k-space is zero wherever it was acquired"),
+    (lambda k: {"kspace": k, "mask": np.ones((4, 4))}, r"the mask has shape \(4, 4\): zeros and ones of shape"),
+    (lambda k: {"kspace": k, "mask": np.full((48, 64), 0.5)}, "zeros and ones"),
+    (lambda k: {"kspace": k, "maps": k[:, :40]}, r"coil maps have shape \(6, 40, 64\) and the k-space \(6, 48, 64\)"),
+    (lambda k: {"kspace": k, "maps": k}, r"the coil maps have sum \|s\|\^2 from"),
+    (lambda k: {"kspace": k, "calibration": k[:2, 16:32]}, "the calibration has 2 coils and the k-space 6"),
+    (lambda k: {"kspace": k * (np.arange(48) % 2)[:, None]}, "has no fully sampled centre of 8 lines"),
+    (lambda k: {"kspace": k, "noise_std": -1.0}, "noise_std is -1.0: give a number above 0"),
+    (lambda k: {"kspace": k, "steps": 0}, "steps is 0: give 1 or more"),
+    (lambda k: {"kspace": k, "samples": "two"}, "samples is 'two': give a whole number"),
+    (lambda k: {"kspace": k, "mode": "slow"}, "mode is 'slow': valid ones are fast, uncertainty"),
+    (lambda k: {"kspace": k, "contrast": "pd"}, "contrast 'pd' is unknown to the model: valid ones are flair"),
+    (lambda k: {"kspace": k, "device": "cuda:77"}, "device 'cuda:77' cannot be used"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD)
+def test_a_mistake_is_one_sentence(kspace, loaded, arguments, words):
+    with pytest.raises(BadInputError, match=words) as caught:
+        dpmrecon.reconstruct(**{"model": loaded, **arguments(kspace)})
+    assert "\n" not in str(caught.value)
