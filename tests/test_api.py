@@ -76,7 +76,7 @@ def test_maps_and_mask_and_noise_may_be_given(kspace, loaded):
     apart = dpmrecon.reconstruct(kspace, calibration=calibration, model=loaded)
     np.testing.assert_array_equal(given.image, apart.image)
     quiet, loud = (dpmrecon.reconstruct(kspace, noise_std=level, model=loaded) for level in (0.001, 0.1))
-    assert quiet.residual > 50 * loud.residual  # in units of the noise that is given
+    assert quiet.residual > 20 * loud.residual  # in units of the noise that is given
 
 
 @pytest.mark.parametrize("size", [(45, 47), (64, 41)])
