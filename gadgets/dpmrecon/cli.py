@@ -78,10 +78,12 @@ def _add_replay(commands) -> None:
 
 def _replay(args: argparse.Namespace) -> int:
     from .mrd.file import open_scan
+    from .mrd.flags import IGNORED, mask_of
     from .options import from_arguments
 
     options = from_arguments(args)
-    with open_scan(args.scan) as scan:
+    ignored = IGNORED if options.ignore_flags is None else mask_of(options.ignore_flags)
+    with open_scan(args.scan, group=options.group, changes=options.set, ignored=ignored) as scan:
         scan.read_ahead()  # while torch is imported
         return _replay_scan(scan, options, args)
 
@@ -91,6 +93,7 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
 
     from .dicom.write import DicomOptions
     from .mrd.header import acceleration
+    from .mrd.receiving import Receiving
     from .output.images_file import Outputs
     from .output.maps import weighting_from_text
     from .output.report import described
@@ -117,6 +120,7 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
             dicom=dicom,
             weighting=weighting,
             combine_averages=options.combine_averages,
+            receiving=Receiving.of(options, scan.header),
             truth=args.truth,
             mask=args.mask,
             progress=Progress(bar.update, lambda item: bar.write(described(item))),

@@ -65,6 +65,26 @@ class Options:
         None, int, "images the network sees at once (default: 4 on a CPU, 32 on a GPU)", minimum=1, process=True
     )
     combine_averages: bool = _option(False, bool, "one image of all averages")
+    conjugate: str = _option(
+        "auto",
+        str,
+        "conjugate k-space, which turns the images by 180 degrees; auto: by the scanner's vendor (default: auto)",
+        choices=("auto", "on", "off"),
+    )
+    noise: Path | None = _option(
+        None, Path, "file with the noise measurement (default: the scan's own)", metavar="FILE"
+    )
+    coils: str | None = _option(None, str, "channels to use, as 0-5,7 (default: all)", metavar="NUMBERS")
+    ignore_flags: str | None = _option(
+        None, str, "leave lines out that bear one of these flags (default: navigators and the like)", metavar="NAMES"
+    )
+    group: str | None = _option(None, str, "of the file (default: the one that holds a scan)", metavar="NAME")
+    set: str | None = _option(
+        None,
+        str,
+        "header values in place of the scan's own, as encoding.reconSpace.fieldOfView_mm.x=230, semicolons between",
+        metavar="PATH=VALUE",
+    )
 
 
 # by the names that command line and chains have for them

@@ -16,6 +16,7 @@ from .dicom.write import DicomOptions
 from .mrd.collect import slices
 from .mrd.file import Scan
 from .mrd.lines import LineHeaders
+from .mrd.receiving import Receiving
 from .output.folder import cleared, seconds_to_finish
 from .output.images_file import ImagesFile, Outputs
 from .output.maps import Weighting
@@ -52,6 +53,7 @@ def replay(
     dicom: DicomOptions | None = None,
     weighting: Weighting | None = None,
     combine_averages: bool = False,
+    receiving: Receiving = Receiving(),  # noqa: B008
     truth: Path | None = None,
     mask: Path | None = None,
     progress: Progress = Progress(),  # noqa: B008
@@ -59,9 +61,10 @@ def replay(
 ) -> Report:
     """Reconstruct a scan into the folder `out`: images.h5, dicom/, preview.png, report.json.
 
-    dicom: None writes none; weighting: the user's b-values, None for the header's; truth, mask: see `Truth`; started:
-    reading of time.monotonic() from which a deadline counts, None is now. Returns the report, whose `exit_code` tells
-    whether every slice came out. Raises DpmreconError, in one sentence, when the scan cannot be used; what was done by
+    receiving: how the lines are taken; dicom: None writes none; weighting: the user's b-values, None for the header's;
+    truth, mask: see `Truth`; started: reading of time.monotonic() from which a deadline counts, None is now. Returns
+    the report, whose `exit_code` tells whether every slice came out. Raises DpmreconError, in one sentence, when the scan
+    cannot be used; what was done by
     then is in the folder.
     """
     header, n_slices = scan.header, scan.n_images(combine_averages)
@@ -87,7 +90,9 @@ def replay(
     line_headers: LineHeaders = {}
     with writing(writers) as add:
         stream = scan.acquisitions()
-        stream = slices(stream, header, line_headers, combine_averages=combine_averages)
+        stream = slices(
+            stream, header, line_headers, combine_averages=combine_averages, receiving=receiving, log=scan.log
+        )
         stream = with_coil_maps(stream, device)
         stream = sampled(stream, checkpoint, contrast, sampling, progress.evaluations, deadline)
         stream = mrd_images(stream, header, line_headers, provenance)

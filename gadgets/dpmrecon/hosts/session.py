@@ -18,7 +18,8 @@ import ismrmrd
 
 from ..data import LostSlice, Slice
 from ..errors import BadInputError, DpmreconError
-from ..mrd.header import acceleration, announced_slices, read_header
+from ..mrd.completeness import announced_slices
+from ..mrd.header import acceleration, read_header
 from ..mrd.lines import LineHeaders
 from ..output.mrd_images import mrd_images
 from ..output.writers import writing

@@ -1,11 +1,12 @@
 """From acquisitions to slices: lines are collected per slice, whitened, freed of readout oversampling, and checked.
 
 The lines may come from a file (`file.open_scan`) or a stream. Rows are phase-encoding lines, columns readout samples.
+What a line is, is decided in `_Collector.add`, and for a slice as a whole in `record.py`.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
 import ismrmrd
 import numpy as np
@@ -13,33 +14,28 @@ import torch
 
 from ..data import LostSlice, Slice, SliceKey
 from ..errors import BadInputError, UnsupportedScanError
-from ..physics.fourier import without_oversampling
-from ..physics.noise import estimated_sigma, whitening
-from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness
-from .flags import CALIBRATION, GHOST_CORRECTION, IGNORED, LAST_IN_SLICE, NOISE
+from ..physics.noise import estimated_sigma
+from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, missing_keys
+from .flags import CALIBRATION, LAST_IN_SLICE, NOISE, PHASE_CORRECTION, REVERSED, SURFACE_COIL, names_of
 from .header import (
     Header,
     Limits,
     acceleration,
+    calibration_is_interleaved,
     calibration_is_separate,
     check_supported,
     encoded_grid,
     line_limits,
+    receiver_channels,
 )
 from .lines import Layout, LineHeaders, Lines, LostError
+from .noise_lines import NoiseLines, whitened
+from .receiving import Receiving
+from .record import Record, check_repeats, placed, same_place
+from .scan_log import ScanLog
 
-
-@dataclass
-class _Record:
-    """A slice that is being filled; calibration: the lines that are for calibration alone."""
-
-    image: Lines = field(default_factory=Lines)
-    calibration: Lines = field(default_factory=Lines)
-
-    def is_apart(self, announced: bool) -> bool:
-        """Whether its calibration is an acquisition of its own. Headers fail to say so, but a row that came once as
-        calibration and once as image tells it: averaging both would mix two acquisitions."""
-        return announced or bool(self.image.sums.keys() & self.calibration.sums.keys())
+# A noise measurement that is louder than the quietest part of k-space by more than this is not this scan's
+TOO_LOUD = 1.5
 
 
 def slices(
@@ -48,18 +44,23 @@ def slices(
     line_headers: LineHeaders | None = None,
     *,
     combine_averages: bool = False,
+    receiving: Receiving = Receiving(),  # noqa: B008
+    log: ScanLog | None = None,
 ) -> Iterator[Slice | LostSlice]:
     """Collect lines into slices; each leaves when its line flagged ACQ_LAST_IN_SLICE came, or at the end.
 
     line_headers: gets that of the image line nearest the k-space centre of each slice, before the slice leaves.
     Averages are slices of their own unless `combine_averages`; then their mean is one slice that leaves with the last
-    announced average. Memory holds the open slices, the noise lines and one separate
-    calibration a slice number, which later repetitions, averages and contrasts use if they bring none. Lines that are
-    for calibration alone are image lines too, unless the header or a row that came as both says otherwise.
+    announced average. Memory holds the open slices, the noise lines and one separate calibration a slice number, which
+    later repetitions, averages and contrasts use if they bring none; with interleaved calibration, the slices that wait
+    for the lines of others. Lines that are for calibration alone are image lines too, unless the header or a row that
+    came as both says otherwise. receiving: how lines are taken; log: gets what became of them. At the end each slice
+    that the header announces and of which nothing came is a LostSlice.
     Raises UnsupportedScanError and BadInputError, in one sentence, for scans that cannot be used at all.
     """
     check_supported(header)
-    collector = _Collector(header, {} if line_headers is None else line_headers, combine_averages)
+    heads = {} if line_headers is None else line_headers
+    collector = _Collector(header, heads, combine_averages, receiving, ScanLog() if log is None else log)
     for line in acquisitions:
         key = collector.add(line)
         if key is not None:
@@ -68,37 +69,47 @@ def slices(
 
 
 class _Collector:
-    def __init__(self, header: Header, line_headers: LineHeaders, combine_averages: bool) -> None:
-        self.header, self.line_headers = header, line_headers
+    def __init__(
+        self, header: Header, line_headers: LineHeaders, combine_averages: bool, receiving: Receiving, log: ScanLog
+    ) -> None:
+        self.header, self.line_headers, self.receiving, self.log = header, line_headers, receiving, log
         self.rows, self.cols = encoded_grid(header)
         self.limits = line_limits(header)
         self.announced_acceleration = acceleration(header)
-        self.separate = calibration_is_separate(header)
+        self.separate, self.interleaved = calibration_is_separate(header), calibration_is_interleaved(header)
         self.combine_averages = combine_averages
         limit = getattr(header.encoding[0].encodingLimits, "average", None)
         self.last_average = limit.maximum if limit is not None else None
-        self.noise_lines: list[np.ndarray] = []
-        self.noise_dwell = 0.0
-        self.whitening: dict[tuple[float, int], tuple[torch.Tensor, float]] = {}
-        self.open: dict[SliceKey, _Record] = {}
+        self.noise = NoiseLines()
+        for line in receiving.noise:
+            self._add_noise(line)
+        self.open: dict[SliceKey, Record] = {}
         self.calibration: dict[int, tuple[SliceKey, Lines]] = {}
-        self.seen: set[int] = set()
-        self.combined: set[SliceKey] = set()
+        self.pooled: dict[int, Lines] = {}  # interleaved calibration
+        self.waiting: dict[int, list[tuple[SliceKey, Lines]]] = {}  # for it
+        self.came: dict[SliceKey, tuple[float, ...] | None] = {}  # and where it lies
+        self.noise_is_checked = False
+        if receiving.conjugate:
+            log.remark("k-space is conjugated, as the vendor's files need it (--conjugate off leaves it as it is)")
 
     def add(self, line: ismrmrd.Acquisition) -> SliceKey | None:
-        """Keep a line; returns the slice's key when this was its last line."""
+        """Keep a line, or say why not; returns the slice's key when this was its last line."""
         flags = int(line.flags)
         if flags & NOISE:
-            self._add_noise(line)
+            self.log.count("noise", flags)
+            if not self.receiving.noise:
+                self._add_noise(line)
             return None
-        if flags & GHOST_CORRECTION:
-            raise UnsupportedScanError(
-                "the scan has phase-correction or reversed lines (EPI), whose ghost correction is not done here"
-            )
         key = self._key(line.idx)
-        if not flags & IGNORED:
-            self._add_to(self.open.setdefault(key, _Record()), line, flags)
-        if not flags & LAST_IN_SLICE or key not in self.open:
+        if flags & PHASE_CORRECTION:
+            self.log.count("left out: phase correction", flags)
+        elif flags & self.receiving.ignored:
+            self.log.count(f"left out: {names_of(flags & self.receiving.ignored)[0]}", flags)
+        else:
+            self._add_to(self.open.setdefault(key, Record()), line, flags)
+        record = self.open.get(key)
+        # a block of calibration lines may end with that flag too: its slice is still to come
+        if not flags & LAST_IN_SLICE or record is None or not record.has_image:
             return None
         if self.combine_averages and (self.last_average is None or line.idx.average < self.last_average):
             return None
@@ -109,15 +120,11 @@ class _Collector:
         return SliceKey(counters.slice, counters.contrast, counters.phase, counters.set, counters.repetition, average)
 
     def _add_noise(self, line: ismrmrd.Acquisition) -> None:
-        if self.noise_lines and line.data.shape[0] != self.noise_lines[0].shape[0]:
-            raise BadInputError(
-                f"noise lines have {self.noise_lines[0].shape[0]} and {line.data.shape[0]} channels; "
-                "all need the channels of the image lines"
-            )
-        self.noise_lines.append(line.data)
-        self.noise_dwell = float(line.sample_time_us)
+        if self.receiving.conjugate:
+            line = ismrmrd.Acquisition(line.getHead(), line.data.conj())
+        self.noise.add(line)
 
-    def _add_to(self, record: _Record, line: ismrmrd.Acquisition, flags: int) -> None:
+    def _add_to(self, record: Record, line: ismrmrd.Acquisition, flags: int) -> None:
         counters = line.idx
         only_calibration = bool(flags & CALIBRATION)
         limits = self.limits
@@ -132,14 +139,21 @@ class _Collector:
                 f"the scan is 3D (a line of partition {counters.kspace_encode_step_2} came); only 2D multi-slice scans "
                 "are reconstructed"
             )
-        row = counters.kspace_encode_step_1 - limits.center + self.rows // 2
-        if not 0 <= row < self.rows:
-            raise BadInputError(
-                f"line {counters.kspace_encode_step_1} with centre line {limits.center} lies outside the encoded "
-                f"matrix of {self.rows} lines; correct matrix size or encoding limits in the scan's header"
-            )
-        lines = record.calibration if only_calibration else record.image
-        lines.add(line, row, abs(row - self.rows // 2))
+        data, backwards = line.data, bool(flags & REVERSED)
+        if not data.any():
+            self.log.count("left out: zeros, which are no data", flags)
+            record.zeros = True
+            return
+        if self.receiving.conjugate:
+            data = data.conj()
+        if backwards:
+            data = np.ascontiguousarray(data[:, ::-1])
+        self.log.count("calibration" if only_calibration else "image", flags)
+        kind = "calibration" if only_calibration else ("doubtful" if flags & SURFACE_COIL else "image")
+        number = counters.kspace_encode_step_1 - limits.center + self.limits.center
+        head = line.getHead()
+        layout = Layout.of(line, backwards=backwards)
+        record.add(kind, head, data, layout, number, abs(number - self.limits.center), backwards)
 
     def _other_space(self, number: int, separate: bool) -> Limits:
         """Limits of another encoding space: a calibration of the image's own geometry may use one."""
@@ -156,68 +170,108 @@ class _Collector:
         return line_limits(self.header, number)
 
     def close(self, key: SliceKey) -> Iterator[Slice | LostSlice]:
-        """The slice of `key`; nothing where only its calibration came, which is kept for others."""
+        """The slice of `key`; nothing where only its calibration came, which is kept for others, or where it waits."""
         record = self.open.pop(key)
-        if record.calibration.header is not None:
-            if record.is_apart(self.separate):
-                self.calibration[key.slice] = (key, record.calibration)
-            else:
-                record.image.merge(record.calibration)
-        if record.image.header is None:
+        image = record.image_lines(key, receiver_channels(self.header), self.separate, self.log)
+        apart = record.calibration_apart(self.separate)
+        if apart is not None:
+            self.calibration[key.slice] = (key, apart)
+        if image is None:
+            if record.zeros:
+                self.came.setdefault(key, None)
+                yield LostSlice(key, "all samples of its lines are zero")
             return
-        self.seen.add(key.slice)
-        self.line_headers[key] = record.image.header
-        if key in self.combined:
+        place, again = next(iter(record.places), None), key in self.came
+        before = self.came.setdefault(key, place)
+        if again and self.combine_averages:
             # a stream tells its averages by its header alone: two images of one slice would look like two slices
-            reason = (
-                f"more averages came than the header announces ({(self.last_average or 0) + 1}), its image lacks them"
+            announced = (self.last_average or 0) + 1
+            yield LostSlice(key, f"more averages came than the header announces ({announced}), its image lacks them")
+        elif again and place is not None and before is not None and not same_place(place, before):
+            raise BadInputError(
+                f"lines of slice {key.slice} lie at 2 positions or more: every slice needs a label (idx.slice) of its "
+                "own, convert the scan again with them"
             )
-            yield LostSlice(key, reason)
-            return
-        if self.combine_averages and self.last_average is not None:
-            self.combined.add(key)
-        try:
-            yield self._slice(key, record.image, self._calibration_of(key.slice))
-        except LostError as lost:
-            yield LostSlice(key, str(lost))
+        elif again:
+            yield LostSlice(key, "its lines came twice, each time as a whole slice: label what is different about them")
+        else:
+            assert image.header is not None
+            self.line_headers[key] = image.header
+            calibration = self._calibration_of(key.slice)
+            if self.interleaved and calibration is None:
+                yield from self._pool(key, image)
+            else:
+                yield self._finished(key, image, calibration)
+
+    def _pool(self, key: SliceKey, image: Lines) -> Iterator[Slice | LostSlice]:
+        """With interleaved calibration every average or repetition brings other lines: together they calibrate."""
+        pooled = self.pooled.setdefault(key.slice, dataclasses.replace(image, sums={}, counts={}, repeats=[]))
+        if image.layout == pooled.layout:
+            new = image.sums.keys() - pooled.sums.keys()
+            pooled.sums.update({number: image.sums[number] for number in new})
+            pooled.counts.update({number: image.counts[number] for number in new})
+        self.waiting.setdefault(key.slice, []).append((key, image))
+        if set(range(self.limits.minimum, self.limits.maximum + 1)) <= pooled.sums.keys():
+            yield from self._served(key.slice)
+
+    def _served(self, number: int) -> Iterator[Slice | LostSlice]:
+        """The slices that waited for the lines of others to calibrate them."""
+        pooled = self.pooled[number]
+        for key, image in self.waiting.pop(number, []):
+            own, all_of_them = (central_block(lines.sums, self.limits.center) for lines in (image, pooled))
+            together = len(own) < FEWEST_CALIBRATION_LINES <= len(all_of_them)
+            if together:
+                self.log.remark("averages or repetitions with interleaved lines are calibrated by all of them together")
+            yield self._finished(key, image, pooled if together else None)
 
     def rest(self) -> Iterator[Slice | LostSlice]:
-        """At the end of the stream: the slices still open, complete or not, and calibrations without an image."""
+        """At the end of the stream: the slices still open, complete or not, those that wait, calibrations without an
+        image, and what was announced and never came."""
         # first the records without an image: they may calibrate the others
-        for key in sorted(self.open, key=lambda key: (self.open[key].image.header is not None, key)):
+        for key in sorted(self.open, key=lambda key: (self.open[key].has_image, key)):
             yield from self.close(key)
+        for number in list(self.waiting):
+            yield from self._served(number)
+        seen = {key.slice for key in self.came}
         for number, (key, lines) in self.calibration.items():
-            if number not in self.seen and lines.header is not None:
-                self.seen.add(number)
+            if number not in seen and lines.header is not None:
+                self.came[key], self.line_headers[key] = None, lines.header
                 yield LostSlice(key, "only its calibration lines came")
-        if not self.seen:
+        if not self.came:
             raise BadInputError("no image lines came, only noise measurements, navigators or nothing; send raw k-space")
+        for key in missing_keys(self.header, self.came, combine_averages=self.combine_averages):
+            yield LostSlice(key, "it is announced and none of its lines came")
 
     def _calibration_of(self, number: int) -> Lines | None:
         if number in self.calibration:
             return self.calibration[number][1]
-        return next(
-            (
-                record.calibration
-                for key, record in self.open.items()
-                if key.slice == number and record.calibration.header is not None and record.is_apart(self.separate)
-            ),
-            None,
-        )
+        found = (self.open[key].calibration_apart(self.separate) for key in self.open if key.slice == number)
+        return next((lines for lines in found if lines is not None), None)
+
+    def _finished(self, key: SliceKey, image: Lines, calibration: Lines | None) -> Slice | LostSlice:
+        try:
+            return self._slice(key, image, calibration)
+        except LostError as lost:
+            return LostSlice(key, str(lost))
 
     def _slice(self, key: SliceKey, lines: Lines, calibration: Lines | None) -> Slice:
-        numbers = np.array(sorted(lines.sums)) + self.limits.center - self.rows // 2
-        factor, needed, gap = completeness(numbers, self.limits, self.announced_acceleration)
-        _check(lines, self.limits.center - self.rows // 2, "")
+        remarks: list[str] = []
+        lines = lines.of_channels(self._alive(lines, remarks))
+        lines, limits = placed(lines, self.limits, self.rows, remarks)
+        _check(lines, "")
+        factor, needed, gap = completeness(np.array(sorted(lines.sums)), limits, self.announced_acceleration)
         if gap is not None:
             raise LostError(gap)
-        assert lines.layout is not None
+        assert lines.layout is not None and lines.header is not None
+        dwell = lines.header.sample_time_us
+        energy = self.noise.energy(lines.numbers, dwell)
+        check_repeats(lines, energy and energy * lines.layout.n_samples, self.combine_averages)
         grid = self._readout_grid(lines.layout)
         data, columns = lines.mean(grid, self.cols)
-        rows = torch.tensor(list(lines.sums))
-        whitener, sigma_n = self._noise(lines, grid)
+        rows = torch.tensor(list(lines.sums)) + (self.rows // 2 - limits.center)
+        whitener, sigma_n = self._noise(lines, dwell, grid)
         kspace = data.new_zeros((data.shape[1], self.rows, self.cols))
-        kspace[:, rows] = _whitened(data, whitener)
+        kspace[:, rows] = whitened(data, whitener)
         mask = torch.zeros(self.rows, self.cols)
         mask[rows] = columns.float()
         if whitener is None:
@@ -225,18 +279,33 @@ class _Collector:
         else:
             # the variance of a mean of n lines is 1/n of one line's
             sigma_n *= math.sqrt(np.mean([1 / count for count in lines.counts.values()]))
+            self._check_noise(sigma_n, kspace, mask)
         return Slice(
             key=key,
             kspace=kspace,
             mask=mask,
-            calibration=self._calibration_block(lines, kspace, calibration, grid, whitener),
+            calibration=self._calibration_block(lines, limits, kspace, calibration, grid, whitener),
             sigma_n=sigma_n,
             noise_source="k-space periphery" if whitener is None else "noise scan",
             acceleration=float(factor),
             n_lines_got=len(lines.sums),
             n_lines_needed=needed,
             seed_key=key.seed_key,
+            remarks=tuple(remarks),
         )
+
+    def _alive(self, lines: Lines, remarks: list[str]) -> list[int]:
+        """Places of the channels that are used: those that are asked for, and that carry something."""
+        n_coils = len(lines.numbers)
+        asked = self.receiving.coils
+        if asked is not None and not set(asked) <= set(range(n_coils)):
+            raise BadInputError(f"coils {asked} are asked for and the scan has {n_coils}: give numbers from 0 on")
+        silent = [place for place in range(n_coils) if not any(data[place].any() for data in lines.sums.values())]
+        dead = sorted({*silent, *self.noise.dead(lines.numbers)} if len(silent) < n_coils else set())
+        if dead and len(dead) < n_coils:
+            remarks.append(f"channel {', '.join(map(str, dead))} of {n_coils} is dead and left out")
+        kept = [place for place in (range(n_coils) if asked is None else asked) if place not in dead]
+        return kept or list(range(n_coils))
 
     def _readout_grid(self, layout: Layout) -> int:
         """Samples of a full readout, which tell whether it is oversampled: the smallest grid that they fit.
@@ -252,68 +321,67 @@ class _Collector:
             "oversampling; correct the matrix size or center_sample"
         )
 
-    def _noise(self, lines: Lines, grid: int) -> tuple[torch.Tensor | None, float]:
-        """Whitening matrix and noise level of single lines; (None, 0) without a noise measurement."""
-        if not self.noise_lines:
-            return None, 0.0
-        assert lines.layout is not None and lines.header is not None
-        if self.noise_lines[0].shape[0] != lines.layout.n_coils:
-            raise BadInputError(
-                f"the noise measurement has {self.noise_lines[0].shape[0]} channels, the image lines have "
-                f"{lines.layout.n_coils}; both need the same"
+    def _noise(self, lines: Lines, dwell: float, grid: int) -> tuple[torch.Tensor | None, float]:
+        """Whitening matrix and noise level of single lines; (None, 0) without a noise measurement of these channels."""
+        found = self.noise.whitener(lines.numbers, dwell, grid, self.cols)
+        if found is None and self.noise.lines:
+            others = sorted({len(numbers) for numbers, _, _ in self.noise.lines})
+            self.log.remark(
+                f"the noise measurement has {' and '.join(map(str, others))} channels and none for the image's "
+                f"{len(lines.numbers)}: the noise is estimated from k-space, without whitening"
             )
-        dwell = float(lines.header.sample_time_us)
-        if (dwell, grid) not in self.whitening:
-            ratio = self.noise_dwell / dwell if dwell > 0 and self.noise_dwell > 0 else 1.0
-            matrix = whitening(self.noise_lines, ratio)
-            # Measured on what the image lines go through too: the receiver's filter leaves the kept columns more noise
-            # than the white noise of all columns would
-            energy, count = 0.0, 0
-            for n_samples in {noise.shape[1] for noise in self.noise_lines}:
-                data = torch.from_numpy(np.stack([n for n in self.noise_lines if n.shape[1] == n_samples]))
-                if grid != self.cols:
-                    data = without_oversampling(data, round(n_samples * self.cols / grid))
-                energy += float(torch.view_as_real(_whitened(data, matrix)).square().sum())
-                count += 2 * data.numel()
-            self.whitening[dwell, grid] = matrix, math.sqrt(ratio * energy / count)
-        return self.whitening[dwell, grid]
+        return found or (None, 0.0)
+
+    def _check_noise(self, sigma_n: float, kspace: torch.Tensor, mask: torch.Tensor) -> None:
+        """Once a scan: signal only adds to the noise of k-space, so that it is never quieter than the measurement."""
+        if self.noise_is_checked:
+            return
+        self.noise_is_checked = True
+        quiet = estimated_sigma(kspace, mask)
+        if sigma_n > TOO_LOUD * quiet:
+            self.log.remark(
+                f"the noise measurement is {sigma_n / quiet:.1f} times as loud as the quietest part of k-space: it is "
+                "of another scan, or its dwell time is wrong (--noise names another file)"
+            )
 
     def _calibration_block(
-        self, lines: Lines, kspace: torch.Tensor, calibration: Lines | None, grid: int, whitener: torch.Tensor | None
+        self,
+        lines: Lines,
+        limits: Limits,
+        kspace: torch.Tensor,
+        calibration: Lines | None,
+        grid: int,
+        whitener: torch.Tensor | None,
     ) -> torch.Tensor | None:
         """(n_coils, rows_cal, cols) of the separate calibration, else of the image's own centre, else None."""
-        center = self.rows // 2
         if calibration is not None:
-            _check(calibration, self.limits.center - center, "calibration ")
             assert calibration.layout is not None and lines.layout is not None
-            if calibration.layout.n_coils != lines.layout.n_coils:
+            if not set(lines.numbers) <= set(calibration.numbers):
                 raise LostError(
                     f"its calibration has {calibration.layout.n_coils} channels, its image lines have "
                     f"{lines.layout.n_coils}"
                 )
-            block = central_block(calibration.sums, center)
+            calibration = calibration.of_channels([calibration.numbers.index(number) for number in lines.numbers])
+            _check(calibration, "calibration ")
+            assert calibration.layout is not None
+            block = central_block(calibration.sums, limits.center)
             if len(block) >= FEWEST_CALIBRATION_LINES:
                 if not calibration.layout.fits(grid):
                     raise LostError(f"its calibration lines have {calibration.layout}, its image lines {lines.layout}")
                 data, _ = calibration.mean(grid, self.cols)
-                index = {row: number for number, row in enumerate(calibration.sums)}
-                return _whitened(data[[index[row] for row in block]], whitener)
-        block = central_block(lines.sums, center)
+                index = {number: place for place, number in enumerate(calibration.sums)}
+                return whitened(data[[index[number] for number in block]], whitener)
+        center = self.rows // 2
+        block = central_block((number + center - limits.center for number in lines.sums), center)
         return kspace[:, block.start : block.stop] if len(block) >= FEWEST_CALIBRATION_LINES else None
 
 
-def _check(lines: Lines, offset: int, kind: str) -> None:
+def _check(lines: Lines, kind: str) -> None:
     """Lines that do not fit together, or hold no numbers, lose the slice."""
     if lines.fault is not None:
         raise LostError(f"its {kind}lines differ: {lines.fault}")
     if not any(map(np.any, lines.sums.values())):
         raise LostError(f"all samples of its {kind}lines are zero")
-    for row, data in lines.sums.items():
+    for number, data in lines.sums.items():
         if not np.isfinite(data).all():
-            raise LostError(f"{kind}line {row + offset} holds NaN or infinite values")
-
-
-def _whitened(data: torch.Tensor, whitener: torch.Tensor | None) -> torch.Tensor:
-    """(n_lines, n_coils, cols) to (n_coils, n_lines, cols), whitened."""
-    data = data.transpose(0, 1)
-    return data if whitener is None else torch.tensordot(whitener, data, dims=1)
+            raise LostError(f"{kind}line {number} holds NaN or infinite values")

@@ -1,15 +1,20 @@
 """Which lines a slice needs, and whether they came."""
 
+import itertools
+import math
 from collections.abc import Iterable
 
 import numpy as np
 
-from .header import Limits
+from ..data import SliceKey
+from .header import Header, Limits
 
 # Fewer adjacent lines around the centre of k-space give no coil maps
 FEWEST_CALIBRATION_LINES = 8
 # A regular pattern explains at least this share of the lines outside the calibration
 REGULAR_SHARE = 0.7
+# Lines beside the announced centre that may hold the largest energy, and how much larger a peak elsewhere has to be
+NEAR, STEEP = 6, 4.0
 # Fewer lines outside the centre show no regular pattern
 FEWEST_PATTERN_LINES = 4
 
@@ -25,6 +30,25 @@ def central_block(rows: Iterable[int], center: int) -> range:
     before, after = center - first, end - center  # the centre row belongs to `after`
     half = min(before, after)
     return range(center - half, center + min(after, half + 1))
+
+
+def within(limits: Limits, rows: int) -> Limits:
+    """The limits as far as they lie in a matrix of `rows` lines with the k-space centre at rows//2."""
+    first = limits.center - rows // 2
+    return Limits(max(limits.minimum, first), min(limits.maximum, first + rows - 1), limits.center)
+
+
+def energy_peak(energies: dict[int, float], limits: Limits) -> int | None:
+    """The line that holds the k-space centre, where the lines' energies contradict `limits.center`; else None.
+
+    A phase that varies over the object moves the peak by a few lines, and noise has no peak: NEAR lines around the
+    announced centre are its own, and a peak elsewhere must be STEEP times as high as they are.
+    """
+    peak = max(energies, key=lambda number: energies[number])
+    near = [energy for number, energy in energies.items() if abs(number - limits.center) <= NEAR]
+    if abs(peak - limits.center) <= NEAR or (near and energies[peak] < STEEP * max(near)):
+        return None
+    return peak
 
 
 def completeness(lines: np.ndarray, limits: Limits, announced: int | None) -> tuple[int, int, str | None]:
@@ -82,3 +106,25 @@ def announced_lines(lines: np.ndarray, limits: Limits, acceleration: int) -> tup
         return len(lines), len(announced) // acceleration
     wanted = announced[(announced - offset) % acceleration == 0]
     return int(np.isin(wanted, lines).sum()), len(wanted)
+
+
+def announced_slices(header: Header, *, combine_averages: bool) -> int:
+    """Slices that the limits announce, each contrast, phase, set, repetition and average counted."""
+    return math.prod(len(numbers) for numbers in _announced(header, combine_averages).values())
+
+
+def missing_keys(header: Header, came: Iterable[SliceKey], *, combine_averages: bool) -> list[SliceKey]:
+    """The slices that the limits announce and that are not among `came`, in order."""
+    announced = _announced(header, combine_averages)
+    every = (SliceKey(**dict(zip(announced, numbers))) for numbers in itertools.product(*announced.values()))
+    return sorted(set(every) - set(came))
+
+
+def _announced(header: Header, combine_averages: bool) -> dict[str, range]:
+    """The values of each counter; 0 alone where the header says nothing of it."""
+    names = ["slice", "contrast", "phase", "set", "repetition", *([] if combine_averages else ["average"])]
+    limits = {name: getattr(header.encoding[0].encodingLimits, name, None) for name in names}
+    return {
+        name: range(1) if limit is None else range(limit.minimum, max(limit.minimum, limit.maximum) + 1)
+        for name, limit in limits.items()
+    }

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import numpy as np
 
 from ..errors import BadInputError, first_line
 from ..read_ahead import ReadAhead
-from .flags import CALIBRATION, IGNORED, LAST_IN_SLICE, NOISE
-from .header import Header, calibration_is_separate, read_header
+from .flags import CALIBRATION, IGNORED, LAST_IN_SLICE, NOISE, PHASE_CORRECTION, names_of
+from .header import Header, calibration_is_separate, overridden, read_header
+from .scan_log import ScanLog
 
 LINES = 64  # that are read at once
 DIGEST_BYTES = 1 << 22  # that are hashed at once
@@ -27,7 +28,8 @@ class Scan:
     """An open scan. xml: its header as it stands in the file; header: the same, read; heads: every acquisition's head
     as a structured array.
 
-    groups: one index array per slice key (contrast, phase, set, repetition, slice, average), in that order.
+    groups: one index array per slice key (contrast, phase, set, repetition, slice, average), in that order; log: what
+    became of the lines so far.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class Scan:
     heads: np.ndarray
     groups: list[np.ndarray]
     _lines: h5py.Dataset
+    log: ScanLog = field(default_factory=ScanLog)
     _ahead: ReadAhead | None = None
     _taken: bool = False  # somebody has the lines that are read ahead
     _closing: bool = False  # nobody wants more of them
@@ -43,7 +46,7 @@ class Scan:
     @property
     def n_slices(self) -> int:
         """Slices in the file, each contrast, phase, set, repetition and average counted."""
-        return sum(bool(np.any(~self._calibration_only(group))) for group in self.groups)
+        return sum(bool(np.any(self._of_image(group))) for group in self.groups)
 
     @property
     def n_coils(self) -> int:
@@ -66,9 +69,10 @@ class Scan:
             place += len(block)
         return digest.hexdigest()
 
-    def _calibration_only(self, index: np.ndarray) -> np.ndarray:
-        separate = calibration_is_separate(self.header)
-        return (self.heads["flags"][index] & np.uint64(CALIBRATION) != 0) & separate
+    def _of_image(self, index: np.ndarray) -> np.ndarray:
+        """Whether lines are neither phase correction nor a calibration of its own."""
+        others = PHASE_CORRECTION | (CALIBRATION if calibration_is_separate(self.header) else 0)
+        return self.heads["flags"][index] & np.uint64(others) == 0
 
     def read_ahead(self) -> None:
         """Read the first lines now, in a thread, while whoever takes them gets ready."""
@@ -92,16 +96,20 @@ class Scan:
         return iter(self._ahead)
 
     def _acquisitions(self) -> Iterator[ismrmrd.Acquisition]:
-        for index, samples in self._samples(np.flatnonzero(self.heads["flags"] & np.uint64(NOISE))):
-            yield self._acquisition(index, samples)
+        yield from self.noise()
         # slices that hold nothing but calibration serve others, which may come anywhere
-        for group in sorted(self.groups, key=lambda group: bool(np.any(~self._calibration_only(group)))):
+        for group in sorted(self.groups, key=lambda group: bool(np.any(self._of_image(group)))):
             for index, samples in self._samples(group):
                 acquisition = self._acquisition(index, samples)
                 acquisition.flags &= ~LAST_IN_SLICE
                 if index == group[-1]:
                     acquisition.flags |= LAST_IN_SLICE
                 yield acquisition
+
+    def noise(self) -> Iterator[ismrmrd.Acquisition]:
+        """The noise measurement's lines."""
+        for index, samples in self._samples(np.flatnonzero(self.heads["flags"] & np.uint64(NOISE))):
+            yield self._acquisition(index, samples)
 
     def _samples(self, group: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """(index, samples) of lines; neighbours in the file are read together, which is faster."""
@@ -139,42 +147,88 @@ class Scan:
 
 
 @contextmanager
-def open_scan(path: str | os.PathLike) -> Iterator[Scan]:
+def open_scan(
+    path: str | os.PathLike,
+    *,
+    group: str | None = None,
+    changes: str | None = None,
+    ignored: int = IGNORED,
+    noise_alone: bool = False,
+) -> Iterator[Scan]:
     """Open an ISMRMRD HDF5 file for reading and read its header and all acquisition heads (340 bytes a line).
 
+    group: of the file, None for the one that holds a scan; changes: header values in place of its own, see
+    `header.overridden`; ignored: mask of flags whose lines are left out; noise_alone: a noise measurement is enough.
     Raises BadInputError, in one sentence, for anything that is not a readable scan.
     """
     path = Path(path)
     with _open_hdf5(path) as file:
-        group = file.get("dataset")
-        if not isinstance(group, h5py.Group):
-            found = ", ".join(file) or "nothing"
-            raise BadInputError(f"{path}: an ISMRMRD scan has a group 'dataset', this file holds: {found}")
-        if "xml" not in group:
-            raise BadInputError(f"{path}: the group 'dataset' has no 'xml' header; convert the scan again")
-        lines = group.get("data")
-        if not isinstance(lines, h5py.Dataset) or lines.size == 0:
+        measurement = _group(file, path, group, noise_alone)
+        if "xml" not in measurement:
             raise BadInputError(
-                f"{path}: the scan holds no acquisitions ('dataset/data' is empty or missing); raw k-space is needed"
+                f"{path}: the group '{measurement.name[1:]}' has no 'xml' header; convert the scan again"
             )
+        lines = measurement["data"]
         try:
-            xml = np.ravel(group["xml"][()])[0]
+            xml = np.ravel(measurement["xml"][()])[0]
             heads = _heads(lines).astype(ismrmrd.hdf5.acquisition_header_dtype)
         except (OSError, RuntimeError, KeyError, IndexError, ValueError, TypeError) as error:
             raise BadInputError(
                 f"{path}: the header or the lines' heads cannot be read as ISMRMRD ({first_line(error)}); the file is "
                 "damaged or of another format"
             ) from error
+        xml = xml.encode() if isinstance(xml, str) else bytes(xml)
+        log = ScanLog()
         try:
+            xml = overridden(xml, changes)
             header = read_header(xml)
         except BadInputError as error:
             raise BadInputError(f"{path}: {error}") from error.__cause__
-        _correct_averages(header, heads)
-        scan = Scan(path, xml.encode() if isinstance(xml, str) else bytes(xml), header, heads, _grouped(heads), lines)
+        _correct(header, heads, ignored, log)
+        scan = Scan(path, xml, header, heads, _grouped(heads, ignored), lines, log)
+        for mask in np.unique(heads["flags"][heads["flags"] & np.uint64(ignored) != 0]):
+            count = int((heads["flags"] == mask).sum())
+            log.count(f"left out: {names_of(int(mask) & ignored)[0]}", int(mask), count)
         try:
             yield scan
         finally:
             scan.close()
+
+
+def _group(file: h5py.File, path: Path, name: str | None, noise_alone: bool) -> h5py.Group:
+    """The group of the scan: the one that is asked for, else `dataset`, else the only one with lines of an image."""
+    found = {
+        key: item
+        for key, item in file.items()
+        if isinstance(item, h5py.Group) and isinstance(item.get("data"), h5py.Dataset) and item["data"].size
+    }
+    if name is not None:
+        if name not in found:
+            raise BadInputError(f"{path} has no group '{name}' with lines: it has {', '.join(found) or 'none'}")
+        return found[name]
+    if "dataset" in found:
+        return found["dataset"]
+    if not found:
+        if isinstance(file.get("dataset"), h5py.Group):
+            raise BadInputError(
+                f"{path}: the scan holds no acquisitions ('dataset/data' is empty or missing); raw k-space is needed"
+            )
+        raise BadInputError(
+            f"{path}: an ISMRMRD scan has a group 'dataset', this file holds: {', '.join(file) or 'nothing'}"
+        )
+    scans = [key for key in found if noise_alone or _holds_image(found[key]["data"])]
+    if len(scans) != 1:
+        told = ", ".join(f"{key} ({len(found[key]['data'])} lines)" for key in found)
+        raise BadInputError(f"{path} holds several measurements: {told}; choose one with --group")
+    return found[scans[0]]
+
+
+def _holds_image(lines: h5py.Dataset) -> bool:
+    """Whether there are other lines than a noise measurement's. Raises nothing: a damaged group is found later."""
+    try:
+        return bool(np.any(_heads(lines)["flags"] & np.uint64(NOISE) == 0))
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError):
+        return True
 
 
 def _heads(lines: h5py.Dataset) -> np.ndarray:
@@ -223,17 +277,25 @@ def _open_hdf5(path: Path) -> h5py.File:
         raise BadInputError(f"{path} is not an HDF5 file; an ISMRMRD (.h5) scan is needed") from error
 
 
-def _correct_averages(header: Header, heads: np.ndarray) -> None:
-    """Headers are wrong about the number of averages; the image lines of a file know it."""
-    limits = header.encoding[0].encodingLimits
-    image = heads["flags"] & np.uint64(NOISE | IGNORED | CALIBRATION) == 0
-    if limits is not None and image.any():
+def _correct(header: Header, heads: np.ndarray, ignored: int, log: ScanLog) -> None:
+    """Headers are wrong about averages and partitions; the image lines of a file know them."""
+    encoding = header.encoding[0]
+    image = heads["flags"] & np.uint64(NOISE | ignored | CALIBRATION | PHASE_CORRECTION) == 0
+    if not image.any():
+        return
+    partitions, limits = encoding.encodedSpace.matrixSize.z, encoding.encodingLimits
+    if partitions > 1 and not heads["idx"]["kspace_encode_step_2"][image].any():
+        log.remark(f"the header announces {partitions} partitions and every line is of the first: the scan is 2D")
+        encoding.encodedSpace.matrixSize.z = 1
+        if limits is not None and limits.kspace_encoding_step_2 is not None:
+            limits.kspace_encoding_step_2 = ismrmrd.xsd.limitType(minimum=0, maximum=0, center=0)
+    if limits is not None:
         limits.average = ismrmrd.xsd.limitType(minimum=0, maximum=int(heads["idx"]["average"][image].max()), center=0)
 
 
-def _grouped(heads: np.ndarray) -> list[np.ndarray]:
+def _grouped(heads: np.ndarray, ignored: int) -> list[np.ndarray]:
     """Indices of the lines of each slice key in the order they were acquired, sorted by key."""
-    wanted = np.flatnonzero((heads["flags"] & np.uint64(NOISE | IGNORED)) == 0)
+    wanted = np.flatnonzero((heads["flags"] & np.uint64(NOISE | ignored)) == 0)
     counters = heads["idx"][wanted]
     order = np.lexsort([counters[name] for name in COUNTERS])  # stable
     columns = np.stack([counters[name] for name in COUNTERS], 1)[order]

@@ -1,6 +1,8 @@
-"""Flags of ISMRMRD lines, as bit masks."""
+"""Flags of ISMRMRD lines: bit masks, and their names."""
 
 import ismrmrd
+
+from ..errors import BadInputError
 
 
 def flags(*names: int) -> int:
@@ -8,17 +10,45 @@ def flags(*names: int) -> int:
     return sum(1 << (name - 1) for name in names)
 
 
+# by name, as NOISE_MEASUREMENT or NAVIGATION_DATA
+FLAGS = {
+    name.removeprefix("ACQ_").removeprefix("IS_"): flags(number)
+    for name, number in vars(ismrmrd).items()
+    if name.startswith("ACQ_") and isinstance(number, int) and 0 < number <= 64
+}
 NOISE = flags(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
 CALIBRATION = flags(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
 LAST_IN_SLICE = flags(ismrmrd.ACQ_LAST_IN_SLICE)
-GHOST_CORRECTION = flags(ismrmrd.ACQ_IS_PHASECORR_DATA, ismrmrd.ACQ_IS_REVERSE)
+PHASE_CORRECTION = flags(ismrmrd.ACQ_IS_PHASECORR_DATA)
+REVERSED = flags(ismrmrd.ACQ_IS_REVERSE)
+GHOST_CORRECTION = PHASE_CORRECTION | REVERSED
+# some converters map another flag onto it: it tells something only where other lines do not bear it
+SURFACE_COIL = flags(ismrmrd.ACQ_IS_SURFACECOILCORRECTIONSCAN_DATA)
 # lines that are neither image, calibration nor noise
 IGNORED = flags(
     ismrmrd.ACQ_IS_NAVIGATION_DATA,
     ismrmrd.ACQ_IS_HPFEEDBACK_DATA,
     ismrmrd.ACQ_IS_RTFEEDBACK_DATA,
     ismrmrd.ACQ_IS_DUMMYSCAN_DATA,
-    ismrmrd.ACQ_IS_SURFACECOILCORRECTIONSCAN_DATA,
     ismrmrd.ACQ_IS_PHASE_STABILIZATION_REFERENCE,
     ismrmrd.ACQ_IS_PHASE_STABILIZATION,
 )
+
+
+def names_of(mask: int) -> list[str]:
+    """The flags of a line in words, such as "navigation data"."""
+    return [name.lower().replace("_", " ") for name, bit in FLAGS.items() if mask & bit]
+
+
+def mask_of(names: str) -> int:
+    """NAME,NAME to a bit mask; "none" is no flag. Raises BadInputError for a name that no flag has."""
+    mask = 0
+    for name in filter(
+        None, (text.strip().upper().removeprefix("ACQ_").removeprefix("IS_") for text in names.split(","))
+    ):
+        if name == "NONE":
+            continue
+        if name not in FLAGS:
+            raise BadInputError(f"flag '{name}' is unknown: valid ones are {', '.join(FLAGS)}, or none")
+        mask |= FLAGS[name]
+    return mask

@@ -1,10 +1,11 @@
 """The facts of an ISMRMRD (MRD) header: grid, limits, contrast, what is supported."""
 
 import dataclasses
-import math
+import re
 import warnings
+import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args, get_type_hints
 
 import ismrmrd
 
@@ -12,6 +13,9 @@ from ..contrasts import label_of
 from ..errors import BadInputError, UnsupportedScanError, first_line
 
 Header: TypeAlias = ismrmrd.xsd.ismrmrdHeader
+
+SMALLEST_VIEW_MM = 5.0  # a smaller field of view is one in metres
+ROUNDING = 1e-3  # that a whole number of a header may be off
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ def read_header(xml: bytes | str) -> Header:
     from xsdata.formats.dataclass.parsers.config import ParserConfig
 
     config = ParserConfig(fail_on_unknown_properties=False, class_factory=_create)
-    text = xml.decode("utf-8", "replace") if isinstance(xml, bytes) else str(xml)
+    text = decoded(xml) if isinstance(xml, bytes) else str(xml)
     try:
         with warnings.catch_warnings():
             # a malformed value stays text; the ones that are needed are checked below
@@ -47,6 +51,66 @@ def read_header(xml: bytes | str) -> Header:
         ) from error
     _check_numbers(header)
     return header
+
+
+def decoded(xml: bytes) -> str:
+    """The text of a header: in the encoding that it declares, else UTF-8, else Latin-1, as some converters write."""
+    declared = re.match(rb"""\s*<\?xml[^>]*encoding=["']([\w.-]+)["']""", xml)
+    names = [*([declared[1].decode()] if declared else []), "utf-8", "latin-1"]
+    for name in names:
+        try:
+            text = xml.decode(name)
+        except (UnicodeDecodeError, LookupError):
+            continue
+        return re.sub(r"^\s*<\?xml.*?\?>", "", text)  # what it declares does not hold for text
+    raise AssertionError("Latin-1 decodes all bytes")
+
+
+def overridden(xml: bytes, changes: str | None) -> bytes:
+    """The header with values in place of its own, as `path=value` with semicolons between them.
+
+    A path names elements from the root on with dots between them, as in encoding.reconSpace.fieldOfView_mm.x; NAME[1]
+    is the second of several. What is missing is added. Raises BadInputError for a path that no header has.
+    """
+    if not changes:
+        return xml
+    try:
+        root = ElementTree.fromstring(decoded(xml.rstrip(b"\0")))
+    except ElementTree.ParseError as error:
+        raise BadInputError(f"the scan's XML header cannot be read ({error}); an ISMRMRD header is needed") from error
+    namespace = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
+    for change in changes.split(";"):
+        path, separator, value = change.partition("=")
+        names = [re.fullmatch(r"(\w+)(?:\[(\d+)\])?", name) for name in path.strip().split(".")]
+        if not separator or not all(names):
+            raise BadInputError(
+                f"header value '{change}' is not usable: give path=value, as in encoding.trajectory=epi"
+            )
+        kind, element = ismrmrd.xsd.ismrmrdHeader, root
+        for name in names:
+            assert name is not None
+            kind = _field_type(kind, name[1], path)
+            found, number = element.findall(namespace + name[1]), int(name[2] or 0)
+            while len(found) <= number:
+                found.append(ElementTree.SubElement(element, namespace + name[1]))
+            element = found[number]
+        element.text = value.strip()
+    if namespace:
+        ElementTree.register_namespace("", namespace.strip("{}"))
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+
+
+def _field_type(kind: Any, name: str, path: str) -> Any:
+    """The type of a header's element, so that a misspelt path is noticed."""
+    fields = {field.name: field for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
+    if name not in fields:
+        valid = ", ".join(fields) or "none: it holds a value"
+        raise BadInputError(f"the header has no '{path.strip()}': valid names in place of '{name}' are {valid}")
+    hints = get_type_hints(kind, vars(ismrmrd.xsd.ismrmrdschema.ismrmrd))
+    inner = hints[name]
+    while args := [arg for arg in get_args(inner) if arg is not type(None)]:
+        inner = args[0]
+    return inner
 
 
 def _create(kind: type, values: dict[str, Any]) -> Any:
@@ -67,21 +131,49 @@ def _check_numbers(header: Header) -> None:
         for part in ("matrixSize", "fieldOfView_mm"):
             element = getattr(getattr(encoding, space, None), part, None)
             for axis in "xy":
-                value = getattr(element, axis, None)
+                value = _number(element, axis, whole=part == "matrixSize")
                 if not isinstance(value, int | float) or not 0 < value < 1e6:
                     raise BadInputError(
                         f"the scan's header gives {space}.{part}.{axis} as {value}; a positive number is needed"
                     )
             assert element is not None
             # a 2D scan's z is of no use but as slice thickness, and some writers leave it out
-            if element.z is None:
+            z = _number(element, "z", whole=part == "matrixSize")
+            if z is None:
                 element.z = 1 if part == "matrixSize" else 0.0
-            elif not isinstance(element.z, int | float) or not 0 <= element.z < 1e6:
-                raise BadInputError(f"the scan's header gives {space}.{part}.z as {element.z}; a number is needed")
+            elif not isinstance(z, int | float) or not 0 <= z < 1e6:
+                raise BadInputError(f"the scan's header gives {space}.{part}.z as {z}; a number is needed")
+        view = getattr(encoding, space).fieldOfView_mm
+        if max(view.x, view.y) < SMALLEST_VIEW_MM:
+            raise BadInputError(
+                f"the scan's header gives {space}.fieldOfView_mm as {view.x:g} x {view.y:g}, which is written in "
+                "metres: MRD has millimetres, correct the header (or --set its values)"
+            )
     limits = getattr(encoding, "encodingLimits", None)
-    for name, value in dataclasses.asdict(limits).items() if limits else ():
-        if value is not None and not all(isinstance(number, int) for number in value.values()):
-            raise BadInputError(f"the scan's header gives encodingLimits.{name} as {value}; whole numbers are needed")
+    for field in dataclasses.fields(limits) if limits else ():
+        limit = getattr(limits, field.name)
+        if limit is None:
+            continue
+        for name in ("minimum", "maximum", "center"):
+            if not isinstance(_number(limit, name, whole=True), int):
+                raise BadInputError(
+                    f"the scan's header gives encodingLimits.{field.name} as {dataclasses.asdict(limit)}; whole "
+                    "numbers are needed"
+                )
+
+
+def _number(element: Any, name: str, *, whole: bool) -> Any:
+    """A header's number, put there as such: 128.0 is written by some converters where 128 is meant."""
+    value = getattr(element, name, None)
+    if isinstance(value, str) or (whole and isinstance(value, float)):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        near = round(number) if abs(number) < 1e9 else number
+        value = near if whole and abs(number - near) <= ROUNDING else (value if whole else number)
+        setattr(element, name, value)
+    return value
 
 
 def contrast_label(header: Header) -> str | None:
@@ -115,14 +207,26 @@ def check_supported(header: Header) -> None:
 def acceleration(header: Header) -> int | None:
     """The announced acceleration R along the phase encoding; None where none is announced."""
     factor = getattr(header.encoding[0].parallelImaging, "accelerationFactor", None)
-    value = getattr(factor, "kspace_encoding_step_1", None)
-    return max(1, value) if isinstance(value, int) else None
+    value = _number(factor, "kspace_encoding_step_1", whole=True)
+    return max(1, value) if isinstance(value, int) else None  # 2.7 is a net factor: the lines tell R
 
 
 def calibration_is_separate(header: Header) -> bool:
     """Whether calibration lines are an acquisition of their own and no part of the image."""
     mode = getattr(header.encoding[0].parallelImaging, "calibrationMode", None)
     return getattr(mode, "value", mode) in ("separate", "external")
+
+
+def calibration_is_interleaved(header: Header) -> bool:
+    """Whether averages or repetitions bring each other's missing lines (TPAT), in place of calibration lines."""
+    mode = getattr(header.encoding[0].parallelImaging, "calibrationMode", None)
+    return getattr(mode, "value", mode) == "interleaved"
+
+
+def receiver_channels(header: Header) -> int | None:
+    """The number of channels that the header announces."""
+    number = getattr(header.acquisitionSystemInformation, "receiverChannels", None)
+    return number if isinstance(number, int) else None
 
 
 def encoded_grid(header: Header) -> tuple[int, int]:
@@ -145,10 +249,3 @@ def line_limits(header: Header, space: int = 0) -> Limits:
     if limit is None or limit.maximum <= limit.minimum:
         return Limits(0, rows - 1, rows // 2)
     return Limits(limit.minimum, limit.maximum, limit.center)
-
-
-def announced_slices(header: Header, *, combine_averages: bool) -> int:
-    """Slices that the limits announce, each contrast, phase, set, repetition and average counted."""
-    names = ["slice", "contrast", "phase", "set", "repetition", *([] if combine_averages else ["average"])]
-    limits = [getattr(header.encoding[0].encodingLimits, name, None) for name in names]
-    return math.prod(max(1, limit.maximum - limit.minimum + 1) for limit in limits if limit is not None)

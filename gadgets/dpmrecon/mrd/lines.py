@@ -1,6 +1,6 @@
 """The lines of one kind of one slice, and what its images take over from a line."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ismrmrd
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 
 from ..data import SliceKey
 from ..physics.fourier import without_oversampling
+from .noise_lines import channel_numbers
 
 # Columns left out beside an echo's cut edge: removing the oversampling is a convolution along the readout, which
 # misses the samples beyond the edge. From the third column on the error is under a fifth of the noise (FLAIR, R = 1).
@@ -63,12 +64,15 @@ class Layout:
     end: int
 
     @classmethod
-    def of(cls, line: ismrmrd.Acquisition) -> "Layout":
+    def of(cls, line: ismrmrd.Acquisition, *, backwards: bool = False) -> "Layout":
+        """backwards: the line's samples are to be turned."""
         n_samples, center = line.number_of_samples, line.center_sample
-        end = n_samples - line.discard_post
+        first, end = line.discard_pre, n_samples - line.discard_post
         if center == 0 and n_samples > 1:  # a readout that starts in the centre is not Cartesian: it was not filled in
             center = n_samples // 2
-        return cls(line.active_channels, n_samples, center, line.discard_pre, end)
+        elif backwards:
+            center, first, end = n_samples - 1 - center, n_samples - end, n_samples - first
+        return cls(line.active_channels, n_samples, center, first, end)
 
     def fits(self, grid: int) -> bool:
         if self.end - self.first == grid:  # a full readout: some writers round its centre to one sample beside it
@@ -80,42 +84,83 @@ class Layout:
 
 
 @dataclass
+class Repeat:
+    """How far a line lies from the mean of `count` others of its number: |difference|^2, and its own |.|^2."""
+
+    number: int
+    count: int
+    difference: float
+    energy: float
+
+
+@dataclass
 class Lines:
-    """Lines of one kind of one slice, by row; repeated ones are summed."""
+    """Lines of one kind of one slice, by their number (see `rows`); repeated ones are summed."""
 
     layout: Layout | None = None
     sums: dict[int, np.ndarray] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
+    repeats: list[Repeat] = field(default_factory=list)
     header: LineHeader | None = None
+    numbers: tuple[int, ...] = ()  # of the channels
+    told_centre: int | None = None  # idx.user[5], where converters put the number of the centre line
     nearest: int = 0
     fault: str | None = None
 
-    def add(self, line: ismrmrd.Acquisition, row: int, distance: int) -> None:
-        """Keep one line of row `row`; its header stays when no line was nearer to the k-space centre."""
-        layout = Layout.of(line)
+    def add(
+        self, head: ismrmrd.AcquisitionHeader, data: np.ndarray, layout: Layout, number: int, distance: int
+    ) -> None:
+        """Keep one line; its header stays when no line was nearer to the k-space centre."""
         if self.header is None or distance < self.nearest:
-            self.header, self.nearest = LineHeader.of(line.getHead()), distance
+            self.header, self.nearest = LineHeader.of(head), distance
         if self.layout is None:
-            self.layout = layout
+            self.layout, self.numbers = layout, channel_numbers(head)
+            self.told_centre = head.idx.user[5] or None
         if layout != self.layout:
-            number = line.idx.kspace_encode_step_1
-            self.fault = self.fault or f"line {number} has {layout}, the lines before it have {self.layout}"
-        elif row in self.sums:
-            self.sums[row] = self.sums[row] + line.data
-            self.counts[row] += 1
+            self.fault = self.fault or (
+                f"line {head.idx.kspace_encode_step_1} has {layout}, the lines before it have {self.layout}"
+            )
+        elif number in self.sums:
+            count = self.counts[number]
+            difference = data - self.sums[number] / np.float32(count)
+            self.repeats.append(Repeat(number, count, _energy(difference), _energy(data)))
+            self.sums[number] = self.sums[number] + data
+            self.counts[number] += 1
         else:
-            self.sums[row], self.counts[row] = line.data, 1
+            self.sums[number], self.counts[number] = data, 1
 
     def merge(self, other: "Lines") -> None:
-        """Take in lines of other rows."""
+        """Take in lines of other numbers."""
         if self.header is None or (other.header is not None and other.nearest < self.nearest):
             self.header, self.nearest = other.header, other.nearest
-        self.layout = self.layout or other.layout
+        self.layout, self.numbers = self.layout or other.layout, self.numbers or other.numbers
         if other.layout not in (None, self.layout):
             self.fault = self.fault or f"its calibration lines have {other.layout}, the others have {self.layout}"
         self.fault = self.fault or other.fault
         self.sums.update(other.sums)
         self.counts.update(other.counts)
+        self.repeats += other.repeats
+
+    def energies(self) -> dict[int, float]:
+        """|.|^2 of each line, all its samples and channels."""
+        return {number: _energy(self.sums[number]) / self.counts[number] ** 2 for number in self.sums}
+
+    def without(self, numbers: set[int]) -> "Lines":
+        """The same without some of the lines."""
+        kept = [number for number in self.sums if number not in numbers]
+        return replace(self, sums={n: self.sums[n] for n in kept}, counts={n: self.counts[n] for n in kept})
+
+    def of_channels(self, places: list[int]) -> "Lines":
+        """The same with some of the channels."""
+        assert self.layout is not None
+        if len(places) == self.layout.n_coils:
+            return self
+        return replace(
+            self,
+            layout=replace(self.layout, n_coils=len(places)),
+            sums={number: data[places] for number, data in self.sums.items()},
+            numbers=tuple(self.numbers[place] for place in places),
+        )
 
     def mean(self, grid: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The lines (n_lines, n_coils, cols) and the columns (cols,) that they hold, bool."""
@@ -149,3 +194,7 @@ class Lines:
         else:
             acquired = (columns >= low) & (columns <= high)
         return data * acquired, acquired
+
+
+def _energy(data: np.ndarray) -> float:
+    return float(np.vdot(data, data).real)

@@ -1,0 +1,180 @@
+"""The lines of one slice while they come, and what they turn out to be once all are there."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import ismrmrd
+import numpy as np
+
+from ..data import SliceKey
+from ..errors import BadInputError, UnsupportedScanError
+from .completeness import energy_peak, within
+from .header import Limits
+from .lines import Layout, Lines, LostError
+from .scan_log import ScanLog
+
+SAME_PLACE_MM = 0.1  # rounding of positions in headers
+SAME_DIRECTION = 1e-3
+# Repeated lines differ by noise, and by what breathing and heating do: this share of their energy at most
+DRIFT = 0.05
+NOISE_MARGIN = 1.5  # times the expected energy of the noise
+KINDS = ("image", "doubtful", "calibration")
+
+
+@dataclass
+class Record:
+    """A slice that is being filled. groups: lines by kind (KINDS) and number of channels.
+
+    doubtful: lines of a flag that excludes a line only where others of the slice do not bear it; zeros: lines came that
+    hold nothing; places: (position, read direction, phase direction) of the lines, each once, with their numbers.
+    """
+
+    groups: dict[tuple[str, int], Lines] = field(default_factory=dict)
+    zeros: bool = False
+    places: dict[tuple[float, ...], set[int]] = field(default_factory=dict)
+    backwards: set[bool] = field(default_factory=set)
+
+    @property
+    def has_image(self) -> bool:
+        """Whether lines other than calibration came."""
+        return self.zeros or any(kind != "calibration" for kind, _ in self.groups)
+
+    def add(
+        self,
+        kind: str,
+        head: ismrmrd.AcquisitionHeader,
+        data: np.ndarray,
+        layout: Layout,
+        number: int,
+        distance: int,
+        backwards: bool,
+    ) -> None:
+        """Keep one line. backwards: its samples came in reversed order."""
+        self.groups.setdefault((kind, len(data)), Lines()).add(head, data, layout, number, distance)
+        if kind != "calibration":
+            place = (*head.position[:], *head.read_dir[:], *head.phase_dir[:])
+            self.places.setdefault(place, set()).add(number)
+            self.backwards.add(backwards)
+
+    def calibration_apart(self, announced: bool) -> Lines | None:
+        """The calibration lines where they are an acquisition of their own, else None. Headers fail to say so, but a
+        row that came once as calibration and once as image tells it: averaging both would mix two acquisitions."""
+        lines = self._largest("calibration", None)
+        image = self._largest("image", None) or self._largest("doubtful", None)
+        if lines is None or not (announced or (image is not None and image.sums.keys() & lines.sums.keys())):
+            return None
+        return lines
+
+    def channels(self, receiver: int | None) -> int | None:
+        """How many channels the image's lines have: the header's number where such lines came, else the most frequent
+        one; None without lines."""
+        counts: Counter[int] = Counter()
+        for (kind, n_coils), lines in self.groups.items():
+            if kind != "calibration":
+                counts[n_coils] += sum(lines.counts.values())
+        if not counts:
+            return None
+        return receiver if receiver in counts else counts.most_common(1)[0][0]
+
+    def _largest(self, kind: str, n_coils: int | None) -> Lines | None:
+        found = [lines for (own, n), lines in self.groups.items() if own == kind and n_coils in (None, n)]
+        return max(found, key=lambda lines: len(lines.sums), default=None)
+
+    def image_lines(self, key: SliceKey, receiver: int | None, separate: bool, log: ScanLog) -> Lines | None:
+        """The lines of the image, with calibration lines that belong to them; None where none came.
+
+        What is left out is said in `log`. Raises BadInputError for lines that are several slices, and
+        UnsupportedScanError for reversed lines among others.
+        """
+        n_coils = self.channels(receiver)
+        if n_coils is None:
+            return None if self.calibration_apart(separate) else self._largest("calibration", None)
+        self._check_places(key)
+        if len(self.backwards) > 1:
+            raise UnsupportedScanError(
+                f"slice {key.slice} has reversed lines among others (EPI), whose ghost correction is not done here"
+            )
+        if True in self.backwards:
+            log.remark("lines that were read backwards are turned (the flag REVERSE)")
+        others = sorted({n for kind, n in self.groups if n != n_coils})
+        if others:
+            count = sum(sum(lines.counts.values()) for (_, n), lines in self.groups.items() if n != n_coils)
+            log.remark(
+                f"{count} lines of {' and '.join(map(str, others))} channels are left out: the image's have {n_coils}"
+            )
+        image, doubtful = self._largest("image", n_coils), self._largest("doubtful", n_coils)
+        if image is None:
+            image = doubtful
+        elif doubtful is not None:
+            log.remark(f"{len(doubtful.sums)} lines flagged SURFACECOILCORRECTIONSCAN_DATA are left out")
+        calibration = self._largest("calibration", n_coils)
+        if image is not None and calibration is not None and self.calibration_apart(separate) is None:
+            image.merge(calibration)
+        return image
+
+    def _check_places(self, key: SliceKey) -> None:
+        """Lines of one slice lie at one place, or a few millimetres apart where the scanner follows the head."""
+        places = distinct(list(self.places))
+        if len(places) < 2:
+            return
+        numbers = [set().union(*(self.places[p] for p in self.places if same_place(p, place))) for place in places]
+        if any(one & other for index, one in enumerate(numbers) for other in numbers[:index]):
+            raise BadInputError(
+                f"lines of slice {key.slice} lie at {len(places)} positions: every slice needs a label (idx.slice) of "
+                "its own, convert the scan again with them"
+            )
+
+
+def same_place(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether two (position, read direction, phase direction) are one, to rounding."""
+    apart = np.abs(np.subtract(one, other))
+    return bool(apart[:3].max() <= SAME_PLACE_MM and apart[3:].max() <= SAME_DIRECTION)
+
+
+def distinct(places: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Those that differ by more than rounding."""
+    found: list[tuple[float, ...]] = []
+    for place in places:
+        if not any(same_place(place, other) for other in found):
+            found.append(place)
+    return found
+
+
+def placed(lines: Lines, limits: Limits, rows: int, remarks: list[str]) -> tuple[Lines, Limits]:
+    """The lines that lie in the matrix of `rows` lines, and the limits there, the k-space centre put right where the
+    lines' energies contradict the header."""
+    peak = energy_peak(lines.energies(), limits)
+    if peak is not None:
+        told = lines.told_centre
+        center = told if told is not None and abs(told - peak) <= 2 else peak
+        source = "idx.user[5] and the energy's peak" if center == told else "the energy's peak"
+        remarks.append(
+            f"the header's centre line {limits.center} is not the k-space centre: line {center} is taken, by {source}"
+        )
+        limits = Limits(limits.minimum, limits.maximum, center)
+    inside = within(limits, rows)
+    outside = {
+        number for number in lines.sums if not inside.center - rows // 2 <= number < inside.center - rows // 2 + rows
+    }
+    if outside:
+        remarks.append(f"{len(outside)} lines outside the encoded matrix of {rows} lines are left out")
+        lines = lines.without(outside)
+    return lines, inside
+
+
+def check_repeats(lines: Lines, noise: float | None, combine_averages: bool) -> None:
+    """Lines of one number are averages of one thing, to noise and a little drift: others are not added up.
+
+    noise: expected |.|^2 of the noise of one line; None takes that of the quietest line. Raises LostError.
+    """
+    if not lines.repeats:
+        return
+    noise = min(lines.energies().values()) if noise is None else noise
+    for repeat in lines.repeats:
+        expected = NOISE_MARGIN * noise * (1 + 1 / repeat.count) + DRIFT * max(0.0, repeat.energy - noise)
+        if repeat.difference > expected:
+            what = "averages" if combine_averages else "lines of one label"
+            advice = "reconstruct them apart" if combine_averages else "label what is different about them"
+            raise LostError(
+                f"its {what} differ by more than noise (line {repeat.number}): they are not added up, {advice}"
+            )
