@@ -17,6 +17,7 @@ from .mrd.collect import slices
 from .mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, regular_acceleration
 from .mrd.file import Scan, open_scan
 from .mrd.header import Limits, acceleration
+from .mrd.receiving import Receiving
 from .options import Options, checked
 from .output.mrd_images import to_recon_space
 from .physics import coil_maps
@@ -266,7 +267,13 @@ def reconstruct_scan(
         header = opened.header
         label = contrast_of(options, checkpoint, header)
         sampling = sampling_of(options, checkpoint, where, label, acceleration(header), keep_samples=keep_samples)
-        stream: Iterator[Any] = slices(opened.acquisitions(), header, combine_averages=combine_averages)
+        stream: Iterator[Any] = slices(
+            opened.acquisitions(),
+            header,
+            combine_averages=combine_averages,
+            receiving=Receiving.of(options, header),
+            log=opened.log,
+        )
         for item in sampled(with_coil_maps(stream, where), checkpoint, label, sampling):
             if isinstance(item, LostSlice):
                 yield Result(None, None, None, float("nan"), None, None, item.key, item.reason)

@@ -128,7 +128,7 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
         )
     if report.nrmse is not None:
         print("NRMSE:", ", ".join(f"{name} {found['mean']:.4f}" for name, found in report.nrmse.items()))
-    for note in report.notes:
+    for note in [*scan.log.remarks, *report.notes]:
         print(f"dpmrecon: {note}", file=sys.stderr)
     written = [name for name in ("images.h5", "dicom/", "preview.png", "report.json") if (args.out / name).exists()]
     print(f"{args.out}/{', '.join(written)}")

@@ -77,7 +77,11 @@ def replay(
     folder = cleared(out, scan.path)
     hidden = outputs.anonymize
     report = Report(
-        folder / "report.json", None if hidden else scan.path.name, provenance, str(scan.path) if hidden else None
+        folder / "report.json",
+        None if hidden else scan.path.name,
+        provenance,
+        scan.log,
+        str(scan.path) if hidden else None,
     )
     writers: list[Writer] = [
         ImagesFile(folder / "images.h5", scan, outputs),

@@ -14,12 +14,16 @@ from ..errors import BadInputError
 from ..mrd.collect import slices
 from ..mrd.header import Header
 from ..mrd.lines import LineHeaders
+from ..mrd.scan_log import ScanLog
 from ..options import Options, from_pairs, from_properties, printable
 from ..output.mrd_images import to_uint16
 from . import health, wire
 from .engine import Engine
 from .recon_data import slices_of
 from .wire import PeerGoneError, ReconBit, Wire, WireError
+
+# options of how lines are taken: a Gadgetron's gadgets have taken them
+RAW_OPTIONS = ("conjugate", "noise", "coils", "ignore_flags")
 
 
 class Gadgetron:
@@ -31,12 +35,23 @@ class Gadgetron:
         return from_properties(config, engine.defaults, service=engine.service)
 
     def slices(
-        self, messages: Iterable[tuple[int, Any]], header: Header, line_headers: LineHeaders, options: Options
+        self,
+        messages: Iterable[tuple[int, Any]],
+        header: Header,
+        line_headers: LineHeaders,
+        options: Options,
+        log: ScanLog,
     ) -> Iterator[Slice | LostSlice]:
         if options.combine_averages:
             raise BadInputError(
                 "combine-averages needs raw acquisitions: in a chain the averages are slices of their own"
             )
+        for name in RAW_OPTIONS:
+            if getattr(options, name) != getattr(Options(), name):
+                raise BadInputError(
+                    f"{name.replace('_', '-')} needs raw acquisitions, which the gadgets before this one have taken: "
+                    "leave it out of the chain"
+                )
         return slices_of(self._bits(messages), header, line_headers)
 
     def _bits(self, messages: Iterable[tuple[int, Any]]) -> Iterator[ReconBit]:
@@ -74,7 +89,12 @@ class MrdClient:
         return dataclasses.replace(engine.defaults, contrast=match[1]) if match[1] else engine.defaults
 
     def slices(
-        self, messages: Iterable[tuple[int, Any]], header: Header, line_headers: LineHeaders, options: Options
+        self,
+        messages: Iterable[tuple[int, Any]],
+        header: Header,
+        line_headers: LineHeaders,
+        options: Options,
+        log: ScanLog,
     ) -> Iterator[Slice | LostSlice]:
         return slices(self._acquisitions(messages), header, line_headers, combine_averages=options.combine_averages)
 

@@ -19,8 +19,9 @@ import ismrmrd
 from ..data import LostSlice, Slice
 from ..errors import BadInputError, DpmreconError
 from ..mrd.completeness import announced_slices
-from ..mrd.header import acceleration, read_header
+from ..mrd.header import acceleration, overridden, read_header
 from ..mrd.lines import LineHeaders
+from ..mrd.scan_log import ScanLog
 from ..output.mrd_images import mrd_images
 from ..output.writers import writing
 from ..read_ahead import ReadAhead
@@ -77,8 +78,8 @@ class Sender:
 class Books:
     """A writer of the audit line and of the log: what became of every slice."""
 
-    def __init__(self, record: dict[str, Any], asked: Sampling):
-        self.record, self.asked = record, asked
+    def __init__(self, record: dict[str, Any], asked: Sampling, lines: ScanLog):
+        self.record, self.asked, self.lines = record, asked, lines
         self.lost: list[str] = []
 
     def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
@@ -105,6 +106,10 @@ class Books:
 
     def close(self, failure: BaseException | None) -> None:
         """Raises BadInputError where slices are missing and nothing else broke the scan off."""
+        self.record["lines"] = dict(self.lines.kinds)
+        for remark in self.lines.remarks:
+            self.record["decisions"].append(f"remark: {remark}")
+            log.warning("%s", remark)
         if self.lost and failure is None:
             count = len(self.lost) + self.record["slices"]
             raise BadInputError(f"{len(self.lost)} of {count} slices are missing: {'; '.join(self.lost)}")
@@ -133,7 +138,7 @@ class Session:
         checkpoint = engine.checkpoint
         record.update(origin(checkpoint, engine.device))
         options = self.host.options(config, engine)
-        header = read_header(header_xml)
+        header = read_header(overridden(header_xml, options.set))
         record["header"] = header_digest(header)
         contrast = contrast_of(options, checkpoint, header)
         sampling = sampling_of(options, checkpoint, engine.device, contrast, acceleration(header))
@@ -145,9 +150,10 @@ class Session:
         provenance = Provenance.of(checkpoint, contrast, sampling, combine_averages=options.combine_averages)
         n_slices = announced_slices(header, combine_averages=options.combine_averages)
         line_headers: LineHeaders = {}
-        stream: Iterator[Any] = self.host.slices(self.peer.messages(), header, line_headers, options)
+        lines = ScanLog()
+        stream: Iterator[Any] = self.host.slices(self.peer.messages(), header, line_headers, options, lines)
         self.reader = ReadAhead(stream, slices_at_once(sampling.batch, sampling.samples))
-        with writing([Sender(self.host, self.peer), Books(record, sampling)]) as add:
+        with writing([Sender(self.host, self.peer), Books(record, sampling, lines)]) as add:
             stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
             stream = mrd_images(stream, header, line_headers, provenance)
             for item, images in stream:

@@ -88,6 +88,7 @@ class _Collector:
         self.pooled: dict[int, Lines] = {}  # interleaved calibration
         self.waiting: dict[int, list[tuple[SliceKey, Lines]]] = {}  # for it
         self.came: dict[SliceKey, tuple[float, ...] | None] = {}  # and where it lies
+        self.channels: set[int] = set()  # numbers of channels of image lines
         self.noise_is_checked = False
         if receiving.conjugate:
             log.remark("k-space is conjugated, as the vendor's files need it (--conjugate off leaves it as it is)")
@@ -142,7 +143,7 @@ class _Collector:
         data, backwards = line.data, bool(flags & REVERSED)
         if not data.any():
             self.log.count("left out: zeros, which are no data", flags)
-            record.zeros = True
+            record.zeros.add(counters.kspace_encode_step_1 - limits.center + self.limits.center)
             return
         if self.receiving.conjugate:
             data = data.conj()
@@ -151,6 +152,7 @@ class _Collector:
         self.log.count("calibration" if only_calibration else "image", flags)
         kind = "calibration" if only_calibration else ("doubtful" if flags & SURFACE_COIL else "image")
         number = counters.kspace_encode_step_1 - limits.center + self.limits.center
+        self.channels.add(len(data))
         head = line.getHead()
         layout = Layout.of(line, backwards=backwards)
         record.add(kind, head, data, layout, number, abs(number - self.limits.center), backwards)
@@ -171,8 +173,10 @@ class _Collector:
 
     def close(self, key: SliceKey) -> Iterator[Slice | LostSlice]:
         """The slice of `key`; nothing where only its calibration came, which is kept for others, or where it waits."""
-        record = self.open.pop(key)
-        image = record.image_lines(key, receiver_channels(self.header), self.separate, self.log)
+        record, receiver = self.open.pop(key), self._receiver()
+        if receiver is not None and record.is_of_another_receiver(receiver, self.log):
+            return
+        image = record.image_lines(key, receiver, self.separate, self.log)
         apart = record.calibration_apart(self.separate)
         if apart is not None:
             self.calibration[key.slice] = (key, apart)
@@ -202,6 +206,13 @@ class _Collector:
                 yield from self._pool(key, image)
             else:
                 yield self._finished(key, image, calibration)
+
+    def _receiver(self) -> int | None:
+        """Channels of the receiver: as the header has them, where such lines came, else those of the noise."""
+        announced, measured = receiver_channels(self.header), {len(numbers) for numbers, _, _ in self.noise.lines}
+        if announced in measured | self.channels:
+            return announced
+        return measured.pop() if len(measured) == 1 else announced
 
     def _pool(self, key: SliceKey, image: Lines) -> Iterator[Slice | LostSlice]:
         """With interleaved calibration every average or repetition brings other lines: together they calibrate."""
@@ -259,7 +270,11 @@ class _Collector:
         lines = lines.of_channels(self._alive(lines, remarks))
         lines, limits = placed(lines, self.limits, self.rows, remarks)
         _check(lines, "")
-        factor, needed, gap = completeness(np.array(sorted(lines.sums)), limits, self.announced_acceleration)
+        numbers, announced = np.array(sorted(lines.sums)), self.announced_acceleration
+        factor, needed, gap = completeness(numbers, limits, announced)
+        if gap is not None and lines.zeros:  # lines of zeros were never acquired: the others tell R
+            factor, needed, gap = completeness(numbers, limits, None)
+            remarks.append(f"R = {announced} is announced, and lines of zeros among the others tell R = {factor}")
         if gap is not None:
             raise LostError(gap)
         assert lines.layout is not None and lines.header is not None

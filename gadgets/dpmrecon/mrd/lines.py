@@ -104,6 +104,7 @@ class Lines:
     header: LineHeader | None = None
     numbers: tuple[int, ...] = ()  # of the channels
     told_centre: int | None = None  # idx.user[5], where converters put the number of the centre line
+    zeros: set[int] = field(default_factory=set)  # numbers of lines that came and hold nothing
     nearest: int = 0
     fault: str | None = None
 

@@ -25,19 +25,19 @@ KINDS = ("image", "doubtful", "calibration")
 class Record:
     """A slice that is being filled. groups: lines by kind (KINDS) and number of channels.
 
-    doubtful: lines of a flag that excludes a line only where others of the slice do not bear it; zeros: lines came that
-    hold nothing; places: (position, read direction, phase direction) of the lines, each once, with their numbers.
+    doubtful: lines of a flag that excludes a line only where others of the slice do not bear it; zeros: numbers of lines
+    that came and hold nothing; places: (position, read direction, phase direction) of the lines, each once, with their numbers.
     """
 
     groups: dict[tuple[str, int], Lines] = field(default_factory=dict)
-    zeros: bool = False
+    zeros: set[int] = field(default_factory=set)
     places: dict[tuple[float, ...], set[int]] = field(default_factory=dict)
     backwards: set[bool] = field(default_factory=set)
 
     @property
     def has_image(self) -> bool:
         """Whether lines other than calibration came."""
-        return self.zeros or any(kind != "calibration" for kind, _ in self.groups)
+        return bool(self.zeros) or any(kind != "calibration" for kind, _ in self.groups)
 
     def add(
         self,
@@ -76,6 +76,15 @@ class Record:
             return None
         return receiver if receiver in counts else counts.most_common(1)[0][0]
 
+    def is_of_another_receiver(self, receiver: int, log: ScanLog) -> bool:
+        """Whether all lines are those of a body coil, say, with fewer channels: they are no image of this scan."""
+        others = {n for _, n in self.groups}
+        if not others or max(others) >= receiver:
+            return False
+        count = sum(sum(lines.counts.values()) for lines in self.groups.values())
+        log.remark(f"{count} lines of {max(others)} channels are left out: the scan's have {receiver}")
+        return True
+
     def _largest(self, kind: str, n_coils: int | None) -> Lines | None:
         found = [lines for (own, n), lines in self.groups.items() if own == kind and n_coils in (None, n)]
         return max(found, key=lambda lines: len(lines.sums), default=None)
@@ -110,6 +119,8 @@ class Record:
         calibration = self._largest("calibration", n_coils)
         if image is not None and calibration is not None and self.calibration_apart(separate) is None:
             image.merge(calibration)
+        if image is not None:
+            image.zeros = self.zeros
         return image
 
     def _check_places(self, key: SliceKey) -> None:

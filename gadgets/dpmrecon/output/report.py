@@ -10,6 +10,7 @@ from typing import Any
 import ismrmrd
 
 from ..data import LostSlice
+from ..mrd.scan_log import ScanLog
 from ..recon.provenance import Provenance
 from ..recon.types import Reconstruction
 from .mrd_images import RESEARCH
@@ -22,13 +23,14 @@ _CHOSEN = ("fallback", "samples", "evaluations")  # a deadline's part in the ima
 class Report:
     """A writer that keeps the books. scan: the file's name, None where it is not to be told.
 
-    slices: an entry each, JSON values; error: what broke the scan off; nrmse: by method, where there is a truth;
+    log: what became of the scan's lines; slices: an entry each, JSON values; error: what broke the scan off; nrmse: by method, where there is a truth;
     notes: lines for the screen; secret: a text, such as the scan's path, that is not told.
     """
 
     path: Path
     scan: str | None
     provenance: Provenance
+    log: ScanLog = field(default_factory=ScanLog)
     secret: str | None = None
     error: str | None = None
     slices: list[dict[str, Any]] = field(default_factory=list)
@@ -100,6 +102,8 @@ class Report:
             **dataclasses.asdict(self.provenance),
             "notice": RESEARCH,
             "error": self.error,
+            "lines": {"kinds": dict(self.log.kinds), "flags": dict(self.log.flags)},
+            "remarks": list(self.log.remarks),
             "slices": self.slices,
             **optional,
             "notes": self.notes,

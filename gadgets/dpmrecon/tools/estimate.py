@@ -216,6 +216,7 @@ def run(args: argparse.Namespace) -> int:
     from ..mrd.collect import slices
     from ..mrd.file import open_scan
     from ..mrd.header import acceleration, check_supported, encoded_grid
+    from ..mrd.receiving import Receiving
     from ..options import from_arguments
     from ..output.folder import seconds_to_finish
     from ..physics.coil_compression import compressed
@@ -225,13 +226,14 @@ def run(args: argparse.Namespace) -> int:
     options = from_arguments(args)
     checkpoint, device = plan.load(options)
     start = time.monotonic() - args.started
-    with open_scan(args.scan) as scan:
+    with open_scan(args.scan, group=options.group, changes=options.set) as scan:
         check_supported(scan.header)
         contrast = plan.contrast_of(options, checkpoint, scan.header)
         sampling = plan.sampling_of(options, checkpoint, device, contrast, acceleration(scan.header))
         rows, cols = encoded_grid(scan.header)
         n_coils, n_slices = scan.n_coils, scan.n_images(options.combine_averages)
-        stream = slices(scan.acquisitions(), scan.header, combine_averages=options.combine_averages)
+        receiving, combine = Receiving.of(options, scan.header), options.combine_averages
+        stream = slices(scan.acquisitions(), scan.header, combine_averages=combine, receiving=receiving)
         first = next((data for data in stream if isinstance(data, Slice)), None)
     kept = n_coils if first is None else len(compressed(first).kspace)
     settings = sampling.settings
