@@ -18,7 +18,7 @@ _HOMES = {
     "reconstruct": "api",
     "reconstruct_scan": "api",
     "open_scan": "mrd.file",
-    "Scan": "mrd.file",
+    "Scan": "mrd.scan",
     "Checkpoint": "prior.checkpoint",
     "ForwardModel": "physics.forward",
     "Problem": "prior.problem",
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from .errors import CheckpointError as CheckpointError
     from .errors import DpmreconError as DpmreconError
     from .errors import UnsupportedScanError as UnsupportedScanError
-    from .mrd.file import Scan as Scan
     from .mrd.file import open_scan as open_scan
+    from .mrd.scan import Scan as Scan
     from .physics.forward import ForwardModel as ForwardModel
     from .prior.checkpoint import Checkpoint as Checkpoint
     from .prior.problem import NoiseSource as NoiseSource

@@ -15,9 +15,10 @@ from .device import device_of
 from .errors import BadInputError
 from .mrd.collect import slices
 from .mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, regular_acceleration
-from .mrd.file import Scan, open_scan
+from .mrd.file import open_scan
 from .mrd.header import Limits, acceleration
 from .mrd.receiving import Receiving
+from .mrd.scan import Scan
 from .options import Options, checked
 from .output.mrd_images import to_recon_space
 from .physics import coil_maps

@@ -11,7 +11,7 @@ from .errors import DpmreconError
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .mrd.file import Scan
+    from .mrd.scan import Scan
     from .options import Options
 
 

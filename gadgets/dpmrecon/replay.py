@@ -14,9 +14,9 @@ from .data import LostSlice
 from .dicom.folder import DicomFolder
 from .dicom.write import DicomOptions
 from .mrd.collect import slices
-from .mrd.file import Scan
 from .mrd.lines import LineHeaders
 from .mrd.receiving import Receiving
+from .mrd.scan import Scan
 from .output.folder import cleared, seconds_to_finish
 from .output.images_file import ImagesFile, Outputs
 from .output.maps import Weighting
@@ -63,9 +63,8 @@ def replay(
 
     receiving: how the lines are taken; dicom: None writes none; weighting: the user's b-values, None for the header's;
     truth, mask: see `Truth`; started: reading of time.monotonic() from which a deadline counts, None is now. Returns
-    the report, whose `exit_code` tells whether every slice came out. Raises DpmreconError, in one sentence, when the scan
-    cannot be used; what was done by
-    then is in the folder.
+    the report, whose `exit_code` tells whether every slice came out. Raises DpmreconError, in one sentence, when the
+    scan cannot be used; what was done by then is in the folder.
     """
     header, n_slices = scan.header, scan.n_images(combine_averages)
     deadline = None

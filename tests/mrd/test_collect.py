@@ -8,6 +8,9 @@ from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.flags import mask_of
+from dpmrecon.mrd.receiving import Receiving
+from dpmrecon.mrd.scan_log import ScanLog
 
 from support.hand_made import (
     CAL,
@@ -74,18 +77,143 @@ def test_other_lines_are_ignored():
         ismrmrd.ACQ_IS_RTFEEDBACK_DATA,
         ismrmrd.ACQ_IS_HPFEEDBACK_DATA,
         ismrmrd.ACQ_IS_DUMMYSCAN_DATA,
-        ismrmrd.ACQ_IS_SURFACECOILCORRECTIONSCAN_DATA,
+        ismrmrd.ACQ_IS_PHASECORR_DATA,
     ]
+    log = ScanLog()
     lines = [line(5, np.full((3, 26), 1e6), (kind,)) for kind in kinds] + point_scan(3, 4)
-    assert_point(only(slices(lines, header())).kspace, 3, 4)
+    assert_point(only(slices(lines, header(), log=log)).kspace, 3, 4)
+    assert log.kinds["image"] == 33 and log.kinds["left out: navigation data"] == 1
+    assert log.kinds["left out: phase correction"] == log.flags["phasecorr data"] == 1
     with pytest.raises(BadInputError, match="no image lines"):
         list(slices(lines[: len(kinds)], header()))
 
 
-@pytest.mark.parametrize("kind", [ismrmrd.ACQ_IS_PHASECORR_DATA, ismrmrd.ACQ_IS_REVERSE])
-def test_lines_that_need_ghost_correction_are_refused(kind):
+def test_a_flag_that_every_line_bears_excludes_none_of_them():
+    flag = (ismrmrd.ACQ_IS_SURFACECOILCORRECTIONSCAN_DATA,)
+    lines = [line(n, samples(n, 3, 4), flag) for n in range(33)]
+    assert_point(only(slices(lines, header())).kspace, 3, 4)
+    log = ScanLog()
+    others = [line(n, np.full((3, 26), 1e6), flag) for n in range(12, 20)] + point_scan(3, 4)
+    assert_point(only(slices(others, header(), log=log)).kspace, 3, 4)
+    assert log.remarks == ["8 lines flagged SURFACECOILCORRECTIONSCAN_DATA are left out"]
+
+
+def test_which_flags_are_ignored_can_be_chosen():
+    flag = (ismrmrd.ACQ_IS_DUMMYSCAN_DATA,)
+    lines = [line(n, samples(n, 3, 4), flag) for n in range(33)]
+    receiving = Receiving(ignored=mask_of("navigation_data,ACQ_IS_RTFEEDBACK_DATA"))
+    assert_point(only(slices(lines, header(), receiving=receiving)).kspace, 3, 4)
+    with pytest.raises(BadInputError, match="flag 'NAVIGATOR' is unknown: valid ones are FIRST_IN_ENCODE_STEP1"):
+        mask_of("navigator")
+
+
+def test_lines_read_backwards_are_turned_and_among_others_they_are_epi():
+    flag, log = (ismrmrd.ACQ_IS_REVERSE,), ScanLog()
+    lines = [line(n, samples(n, 3, 4)[:, ::-1], flag, center=26 - 1 - 13) for n in range(33)]
+    assert_point(only(slices(lines, header(), log=log)).kspace, 3, 4)
+    assert log.remarks == ["lines that were read backwards are turned (the flag REVERSE)"]
     with pytest.raises(UnsupportedScanError, match="ghost correction"):
-        list(slices([line(5, samples(5, 0, 0), (kind,))], header()))
+        list(slices(lines[::2] + point_scan(3, 4)[1::2], header()))
+
+
+def test_lines_of_zeros_are_no_data():
+    acquired = {*range(0, 33, 4), *range(12, 21)}
+    lines = [line(n, samples(n, 1, 1) if n in acquired else np.zeros((3, 26))) for n in range(33)]
+    for announced in (4, 1):
+        log = ScanLog()
+        found = only(slices(lines, header(acceleration=announced), log=log))
+        assert found.n_lines_got == 15 and found.acceleration == 4
+        assert log.kinds["left out: zeros, which are no data"] == 18
+    assert found.remarks == ("R = 1 is announced, and lines of zeros among the others tell R = 4",)
+
+
+def test_repeated_lines_with_other_data_are_not_added_up():
+    rng = np.random.default_rng(3)
+    scan = [peaked(rng, n) for n in range(33)]
+    again = [peaked(rng, n) for n in range(33)]
+    assert only(slices(scan + again, header())).n_lines_got == 33
+    other = [line(20, np.roll(samples(20, 9, 9), 3, 1) * 40 / (1 + abs(20 - 16)))]
+    (found,) = slices(scan + other, header())
+    assert isinstance(found, LostSlice) and "differ by more than noise (line 20)" in found.reason
+
+
+def peaked(rng, n):
+    """A line of something with a peak in the centre of k-space."""
+    noise = 0.3 * (rng.standard_normal((3, 26)) + 1j * rng.standard_normal((3, 26)))
+    return line(n, samples(n, 1, 1) * 40 / (1 + abs(n - 16)) + noise)
+
+
+def test_lines_at_several_positions_are_several_slices():
+    lines = point_scan(1, 1) + point_scan(1, 1)
+    for acquisition in lines[33:]:
+        acquisition.position[2] = 5.0
+    with pytest.raises(BadInputError, match="lines of slice 0 lie at 2 positions"):
+        list(slices(lines, header()))
+    for first, second in ((lines[:33], lines[33:]),):  # a stream that ends each
+        first[-1].set_flag(ismrmrd.ACQ_LAST_IN_SLICE)
+        with pytest.raises(BadInputError, match="lie at 2 positions"):
+            list(slices(first + second, header()))
+    moved = point_scan(1, 1)  # the scanner follows the head: no line comes twice
+    for acquisition in moved[20:]:
+        acquisition.position[2] = 0.6
+    assert_point(only(slices(moved, header())).kspace, 1, 1)
+
+
+def test_a_centre_that_the_lines_contradict_is_put_right():
+    rng = np.random.default_rng(5)
+    partial = [peaked(rng, n) for n in range(8, 33)]  # the first eight were not acquired, and are not counted
+    for acquisition in partial:
+        acquisition.idx.kspace_encode_step_1 -= 8
+    right = header(extra_limits="").encoding[0]
+    head = header()
+    head.encoding[0].encodingLimits.kspace_encoding_step_1.maximum = 24
+    wrong = only(slices(partial, head))
+    assert any("the header's centre line 16 is not the k-space centre: line 8 is taken" in r for r in wrong.remarks)
+    assert wrong.mask[:, 0].nonzero().flatten().tolist() == list(range(8, 33))
+    assert right is not None
+
+
+def test_lines_beyond_the_matrix_are_left_out():
+    lines = point_scan(1, 1) + [line(40, 5 * samples(0, 0, 0))]
+    found = only(slices(lines, header()))
+    assert_point(found.kspace, 1, 1)
+    assert found.remarks == ("1 lines outside the encoded matrix of 33 lines are left out",)
+
+
+def test_lines_of_another_receiver_are_left_out():
+    body = [line(n, samples(n, 2, 2)[:2]) for n in range(10, 20)]
+    log = ScanLog()
+    assert_point(only(slices(body + point_scan(3, 4), header(), log=log)).kspace, 3, 4)
+    assert log.remarks == ["10 lines of 2 channels are left out: the image's have 3"]
+
+
+def test_a_dead_channel_is_left_out():
+    lines = point_scan(3, 4)
+    for acquisition in lines:
+        acquisition.data[1] = 0
+    found = only(slices(lines, header()))
+    assert len(found.kspace) == 2 and found.remarks == ("channel 1 of 3 is dead and left out",)
+    deaf = noise_scan(lambda data: data[1].fill(0))
+    found = only(slices(deaf + point_scan(3, 4), header()))
+    assert len(found.kspace) == 2 and found.noise_source == "noise scan"
+    found = only(slices(point_scan(3, 4), header(), receiving=Receiving(coils=(0, 2))))
+    assert len(found.kspace) == 2 and found.remarks == ()
+    with pytest.raises(BadInputError, match="coils .* are asked for and the scan has 3"):
+        list(slices(point_scan(3, 4), header(), receiving=Receiving(coils=(0, 7))))
+
+
+def test_conjugated_data_are_those_of_the_other_transform():
+    lines = point_scan(3, 4)
+    for acquisition in lines:
+        acquisition.data[:] = acquisition.data.conj()
+    assert_point(only(slices(lines, header(), receiving=Receiving(conjugate=True))).kspace, 3, 4)
+
+
+def test_what_is_announced_and_never_came_is_named():
+    head = header(extra_limits="<slice><minimum>0</minimum><maximum>2</maximum><center>0</center></slice>")
+    found = list(slices(point_scan(1, 1), head))
+    assert [item.key.slice for item in found] == [0, 1, 2]
+    assert all(item.reason == "it is announced and none of its lines came" for item in found[1:])
 
 
 def test_a_stream_gives_each_slice_as_soon_as_its_last_line_came():
@@ -121,7 +249,7 @@ def test_what_loses_a_slice():
     bad[1, 5] = np.inf
     assert "line 20 holds NaN or infinite" in reason(slices(with_line(line(20, bad)), header()))
     two = reason(slices(with_line(line(20, samples(20, 1, 1)[:2])), header()))
-    assert "line 20 has 2 channels of 26 samples" in two
+    assert "incomplete: 32 of the 33 lines came" in two
     assert "24 samples" in reason(slices(with_line(line(20, samples(20, 1, 1)[:, :24], center=13)), header()))
     assert (
         reason(slices([line(n, np.zeros((3, 26))) for n in range(33)], header())) == "all samples of its lines are zero"
@@ -149,16 +277,9 @@ def noise_scan(change):
 @pytest.mark.parametrize(
     ("lines", "text"),
     [
-        (noise_scan(lambda data: data[1].fill(0)), "singular: channel 1 of 3"),
         (noise_scan(lambda data: data.__setitem__(2, data[0])), "singular: a channel is a combination"),
         (noise_scan(lambda data: data.fill(np.nan)), "noise measurement holds NaN"),
         ([line(0, np.ones((3, 4)), (ismrmrd.ACQ_IS_NOISE_MEASUREMENT,))], "4 samples for 3 channels"),
-        ([line(0, np.eye(2, 40), (ismrmrd.ACQ_IS_NOISE_MEASUREMENT,))], "2 channels, the image lines have 3"),
-        (
-            [line(0, np.ones((n, 40)), (ismrmrd.ACQ_IS_NOISE_MEASUREMENT,)) for n in (3, 2)],
-            "noise lines have 3 and 2 channels",
-        ),
-        ([line(40, samples(0, 0, 0))], "line 40 with centre line 16 lies outside the encoded matrix of 33 lines"),
     ],
 )
 def test_what_refuses_the_scan(lines, text):

@@ -1,6 +1,7 @@
 """The ISMRMRD file: read slice by slice, left as it is, and refused in one sentence where it is no scan."""
 
 import hashlib
+import shutil
 import tracemalloc
 import weakref
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
-from dpmrecon.mrd.file import Scan, open_scan
+from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.flags import LAST_IN_SLICE, NOISE
+from dpmrecon.mrd.scan import Scan
 
 from support.hand_made import (
     assert_point,
@@ -168,8 +170,9 @@ def test_files_that_are_no_scans(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["measurements"] = 1
     assert "this file holds: measurements" in refused(tmp_path / "other.h5")
-    with h5py.File(tmp_path / "headless.h5", "w") as file:
-        file.create_group("dataset")
+    headless = shutil.copy(scan, tmp_path / "headless.h5")
+    with h5py.File(headless, "a") as file:
+        del file["dataset/xml"]
     assert "no 'xml' header" in refused(tmp_path / "headless.h5")
     assert "no acquisitions" in refused(write_scan(tmp_path / "lineless.h5", []))
     assert "XML header cannot be read" in refused(write_scan(tmp_path / "xml.h5", point_scan(1, 1), "<a>"))

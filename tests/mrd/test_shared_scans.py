@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from dpmrecon.data import Slice
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.flags import NOISE
@@ -12,7 +13,6 @@ from dpmrecon.mrd.header import contrast_label
 from dpmrecon.physics.fourier import to_image, to_kspace
 from dpmrecon.physics.noise import estimated_sigma
 
-from support.hand_made import only
 from support.paths import shared
 
 
@@ -56,7 +56,8 @@ def test_shared_flair_noise_level_without_its_noise_scan():
         scan.groups = scan.groups[2:]
         lines = list(scan.acquisitions())
     noise = torch.from_numpy(np.stack([a.data for a in lines if a.flags & NOISE]))
-    item = only(slices((a for a in lines if not a.flags & NOISE), scan.header))
+    item, *missing = slices((a for a in lines if not a.flags & NOISE), scan.header)
+    assert [lost.key.slice for lost in missing] == [0, 1]  # whose lines were taken away
     assert item.noise_source == "k-space periphery"
     assert item.sigma_n == pytest.approx(float(torch.view_as_real(noise).square().mean().sqrt()), rel=0.1)
     assert not torch.allclose(item.kspace, whitened.kspace)
@@ -64,6 +65,7 @@ def test_shared_flair_noise_level_without_its_noise_scan():
 
 def test_shared_full_scan_gives_the_truth_upright():
     _, items = shared_slices("flair_3slices_full.h5", first=1)
+    items = [item for item in items if isinstance(item, Slice)]
     truth = torch.from_numpy(np.load(shared("ismrmrd/flair_3slices_truth.npy")))[1:]
     # sum |s|^2 = 1 on the head makes the root sum of squares the SENSE magnitude, up to noise
     images = torch.stack([(to_image(item.kspace).abs().square().sum(0)).sqrt() for item in items])

@@ -8,7 +8,7 @@ import ismrmrd
 
 from ..data import LostSlice
 from ..errors import BadInputError
-from ..mrd.file import Scan
+from ..mrd.scan import Scan
 from ..output.maps import Weighting, add_maps, weighting_of
 from ..output.report import Report
 from ..recon.types import Reconstruction

@@ -15,6 +15,8 @@ FEWEST_CALIBRATION_LINES = 8
 REGULAR_SHARE = 0.7
 # Lines beside the announced centre that may hold the largest energy, and how much larger a peak elsewhere has to be
 NEAR, STEEP = 6, 4.0
+# A neighbour of the k-space centre has at least this share of its energy
+ALONE = 0.05
 # Fewer lines outside the centre show no regular pattern
 FEWEST_PATTERN_LINES = 4
 
@@ -42,11 +44,15 @@ def energy_peak(energies: dict[int, float], limits: Limits) -> int | None:
     """The line that holds the k-space centre, where the lines' energies contradict `limits.center`; else None.
 
     A phase that varies over the object moves the peak by a few lines, and noise has no peak: NEAR lines around the
-    announced centre are its own, and a peak elsewhere must be STEEP times as high as they are.
+    announced centre are its own, and a peak elsewhere must be STEEP times as high as they are. So must twice a neighbour
+    be: a single line may be a spike.
     """
     peak = max(energies, key=lambda number: energies[number])
     near = [energy for number, energy in energies.items() if abs(number - limits.center) <= NEAR]
     if abs(peak - limits.center) <= NEAR or (near and energies[peak] < STEEP * max(near)):
+        return None
+    beside = [energy for number, energy in energies.items() if 0 < abs(number - peak) <= NEAR]
+    if not beside or 2 * max(beside) < STEEP * max(near, default=0.0) or max(beside) < ALONE * energies[peak]:
         return None
     return peak
 

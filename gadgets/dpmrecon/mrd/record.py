@@ -25,8 +25,9 @@ KINDS = ("image", "doubtful", "calibration")
 class Record:
     """A slice that is being filled. groups: lines by kind (KINDS) and number of channels.
 
-    doubtful: lines of a flag that excludes a line only where others of the slice do not bear it; zeros: numbers of lines
-    that came and hold nothing; places: (position, read direction, phase direction) of the lines, each once, with their numbers.
+    doubtful: lines of a flag that excludes a line only where others of the slice do not bear it; zeros: numbers of
+    lines that came and hold nothing; places: (position, read direction, phase direction), with the numbers of the
+    lines there; backwards: whether lines were read in reversed order.
     """
 
     groups: dict[tuple[str, int], Lines] = field(default_factory=dict)

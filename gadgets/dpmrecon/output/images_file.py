@@ -9,8 +9,8 @@ import ismrmrd
 import numpy as np
 
 from ..data import LostSlice
-from ..mrd.file import Scan
 from ..mrd.header import Header
+from ..mrd.scan import Scan
 from ..recon.types import Reconstruction
 from ..version import __version__
 from .mrd_images import RESEARCH, image_of, to_recon_space

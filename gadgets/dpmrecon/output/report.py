@@ -23,8 +23,9 @@ _CHOSEN = ("fallback", "samples", "evaluations")  # a deadline's part in the ima
 class Report:
     """A writer that keeps the books. scan: the file's name, None where it is not to be told.
 
-    log: what became of the scan's lines; slices: an entry each, JSON values; error: what broke the scan off; nrmse: by method, where there is a truth;
-    notes: lines for the screen; secret: a text, such as the scan's path, that is not told.
+    log: what became of the scan's lines; slices: an entry each, JSON values; error: what broke the scan off; nrmse: by
+    method, where there is a truth; notes: lines for the screen; secret: a text, such as the scan's path, that is not
+    told.
     """
 
     path: Path

@@ -1,0 +1,144 @@
+"""An open scan: its header, the heads of its lines, and each line's samples read once."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import h5py
+import ismrmrd
+import numpy as np
+
+from ..errors import BadInputError
+from ..read_ahead import ReadAhead
+from .flags import CALIBRATION, LAST_IN_SLICE, NOISE, PHASE_CORRECTION
+from .header import Header, calibration_is_separate
+from .scan_log import ScanLog
+
+LINES = 64  # that are read at once
+DIGEST_BYTES = 1 << 22  # that are hashed at once
+
+
+@dataclass
+class Scan:
+    """An open scan. xml: its header as it stands in the file; header: the same, read; heads: every acquisition's head
+    as a structured array.
+
+    groups: one index array per slice key (contrast, phase, set, repetition, slice, average), in that order; log: what
+    became of the lines so far.
+    """
+
+    path: Path
+    xml: bytes
+    header: Header
+    heads: np.ndarray
+    groups: list[np.ndarray]
+    _lines: h5py.Dataset
+    log: ScanLog = field(default_factory=ScanLog)
+    _ahead: ReadAhead | None = None
+    _taken: bool = False  # somebody has the lines that are read ahead
+    _closing: bool = False  # nobody wants more of them
+
+    @property
+    def n_slices(self) -> int:
+        """Slices in the file, each contrast, phase, set, repetition and average counted."""
+        return sum(bool(np.any(self._of_image(group))) for group in self.groups)
+
+    @property
+    def n_coils(self) -> int:
+        """Channels of the line that has the most."""
+        return int(self.heads["active_channels"].max())
+
+    def n_images(self, combine_averages: bool) -> int:
+        """Slices that are reconstructed: those of the file, or one for all of its averages."""
+        averages = int(self.heads["idx"]["average"].max()) + 1 if combine_averages else 1
+        return -(-self.n_slices // averages)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file, hex. Read front to back through the open file, so that the disk gives it once: what
+        HDF5 asks for afterwards is in memory."""
+        digest, place = hashlib.sha256(), 0
+        file = self._lines.file.id.get_vfd_handle()
+        while block := os.pread(file, DIGEST_BYTES, place):
+            digest.update(block)
+            place += len(block)
+        return digest.hexdigest()
+
+    def _of_image(self, index: np.ndarray) -> np.ndarray:
+        """Whether lines are neither phase correction nor a calibration of its own."""
+        others = PHASE_CORRECTION | (CALIBRATION if calibration_is_separate(self.header) else 0)
+        return self.heads["flags"][index] & np.uint64(others) == 0
+
+    def read_ahead(self) -> None:
+        """Read the first lines now, in a thread, while whoever takes them gets ready."""
+        self._ahead = ReadAhead(self._acquisitions(), LINES)
+
+    def close(self) -> None:
+        """End the reading ahead."""
+        self._closing = True
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def acquisitions(self) -> Iterator[ismrmrd.Acquisition]:
+        """The lines: noise measurements first, then slice by slice, each slice's last one flagged LAST_IN_SLICE.
+
+        A few lines are read at a time, so that memory grows with what the receiver keeps. Lines that are neither
+        noise, calibration nor image are left out. Raises BadInputError when a line cannot be read.
+        """
+        if self._ahead is None or self._taken:
+            return self._acquisitions()
+        self._taken = True
+        return iter(self._ahead)
+
+    def _acquisitions(self) -> Iterator[ismrmrd.Acquisition]:
+        yield from self.noise()
+        # slices that hold nothing but calibration serve others, which may come anywhere
+        for group in sorted(self.groups, key=lambda group: bool(np.any(self._of_image(group)))):
+            for index, samples in self._samples(group):
+                acquisition = self._acquisition(index, samples)
+                acquisition.flags &= ~LAST_IN_SLICE
+                if index == group[-1]:
+                    acquisition.flags |= LAST_IN_SLICE
+                yield acquisition
+
+    def noise(self) -> Iterator[ismrmrd.Acquisition]:
+        """The noise measurement's lines."""
+        for index, samples in self._samples(np.flatnonzero(self.heads["flags"] & np.uint64(NOISE))):
+            yield self._acquisition(index, samples)
+
+    def _samples(self, group: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, samples) of lines; neighbours in the file are read together, which is faster."""
+        lines = self._lines.fields("data")
+        for run in np.split(group, 1 + np.flatnonzero(np.diff(group) != 1)):
+            for first in range(0, len(run), LINES):
+                part = run[first : first + LINES]
+                try:
+                    found = lines[part[0] : part[-1] + 1]
+                except (OSError, RuntimeError):  # one of them: those before it are whole
+                    found = (self._one(index) for index in part)
+                yield from zip(map(int, part), found)
+                if self._closing:
+                    return
+
+    def _one(self, index: int) -> np.ndarray:
+        try:
+            return self._lines.fields("data")[index]
+        except (OSError, RuntimeError) as error:
+            raise BadInputError(
+                f"{self.path}: line {index + 1} of {len(self.heads)} cannot be read, the file is damaged; copy it again"
+            ) from error
+
+    def _acquisition(self, index: int, samples: np.ndarray) -> ismrmrd.Acquisition:
+        # bytes, because ctypes takes no strided buffer
+        head = ismrmrd.AcquisitionHeader.from_buffer_copy(self.heads[index].tobytes())
+        shape = (head.active_channels, head.number_of_samples)
+        data = np.ascontiguousarray(samples, np.float32)
+        if data.size != 2 * shape[0] * shape[1]:
+            raise BadInputError(
+                f"{self.path}: line {index + 1} holds {data.size // 2} samples where its header announces "
+                f"{shape[0]} channels of {shape[1]}; the file is damaged, convert the scan again"
+            )
+        return ismrmrd.Acquisition(head, data.view(np.complex64).reshape(shape))
