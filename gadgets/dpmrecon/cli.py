@@ -113,7 +113,7 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
             contrast,
             sampling,
             device,
-            outputs=Outputs(args.conventional, args.anonymize),
+            outputs=Outputs(options.outputs, args.conventional, args.anonymize),
             dicom=dicom,
             weighting=weighting,
             combine_averages=options.combine_averages,

@@ -15,7 +15,7 @@ from .errors import BadInputError
 @dataclass(frozen=True)
 class Option:
     """What is known of an option beside its default. kind: str, int, float, Path, or bool for a switch (on/off as a
-    property); minimum: smallest value.
+    property); several: values of `choices`, separated by commas; minimum: smallest value.
 
     process: it says how the process is set up, so that a peer of a running service cannot change it.
     """
@@ -23,6 +23,7 @@ class Option:
     kind: type
     help: str
     choices: tuple[str, ...] = ()
+    several: bool = False
     minimum: float | None = None
     metavar: str | None = None
     process: bool = False
@@ -65,6 +66,19 @@ class Options:
         None, int, "images the network sees at once (default: 4 on a CPU, 32 on a GPU)", minimum=1, process=True
     )
     combine_averages: bool = _option(False, bool, "one image of all averages")
+    output: str = _option(
+        "magnitude",
+        str,
+        "magnitude, phase (the smooth phase included) and complex images, those named (default: magnitude)",
+        choices=("magnitude", "phase", "complex"),
+        several=True,
+        metavar="KIND,...",
+    )
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The kinds of image that are wanted."""
+        return _values(self.output)
 
 
 # by the names that command line and chains have for them
@@ -86,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 f"--{name}",
                 type=option.kind,
                 default=getattr(default, _field(name)),
-                choices=option.choices or None,
+                choices=None if option.several else option.choices or None,
                 metavar=option.metavar,
                 help=option.help,
             )
@@ -163,6 +177,10 @@ def _field(name: str) -> str:
     return name.replace("-", "_")
 
 
+def _values(text: str) -> tuple[str, ...]:
+    return tuple(value.strip() for value in text.split(","))
+
+
 def _parsed(name: str, text: str) -> Any:
     kind = OPTIONS[name].kind
     try:
@@ -175,7 +193,8 @@ def _check(name: str, value: Any, called: str) -> None:
     option = OPTIONS[name]
     if value is None:
         return
-    if option.choices and value not in option.choices:
-        raise BadInputError(f"{called} is '{printable(value)}': valid ones are {', '.join(option.choices)}")
+    if option.choices and not set(_values(value) if option.several else [value]) <= set(option.choices):
+        several = ", or several of them with commas between" if option.several else ""
+        raise BadInputError(f"{called} is '{printable(value)}': valid ones are {', '.join(option.choices)}{several}")
     if option.minimum is not None and not (value >= option.minimum and math.isfinite(value)):
         raise BadInputError(f"{called} is {value}: give {option.minimum} or more")

@@ -90,7 +90,7 @@ def replay(
         stream = slices(stream, header, line_headers, combine_averages=combine_averages)
         stream = with_coil_maps(stream, device)
         stream = sampled(stream, checkpoint, contrast, sampling, progress.evaluations, deadline)
-        stream = mrd_images(stream, header, line_headers, provenance)
+        stream = mrd_images(stream, header, line_headers, provenance, outputs.images)
         for item, images in stream:
             add(item, images)
             progress.slice(item)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ismrmrd
+import numpy as np
 
 from ..data import LostSlice, Slice
 from ..errors import BadInputError
@@ -15,7 +16,7 @@ from ..mrd.collect import slices
 from ..mrd.header import Header
 from ..mrd.lines import LineHeaders
 from ..options import Options, from_pairs, from_properties, printable
-from ..output.mrd_images import to_uint16
+from ..output.whole_numbers import image_like, to_uint16
 from . import health, wire
 from .engine import Engine
 from .recon_data import slices_of
@@ -23,7 +24,7 @@ from .wire import PeerGoneError, ReconBit, Wire, WireError
 
 
 class Gadgetron:
-    """The external node of a Gadgetron: ReconData comes, float32 images go back, errors are ERROR frames."""
+    """The external node of a Gadgetron: ReconData comes, images go back (magnitudes float32), errors by ERROR frame."""
 
     name = "Gadgetron"
 
@@ -49,6 +50,12 @@ class Gadgetron:
             yield from item
 
     def send(self, peer: Wire, image: ismrmrd.Image) -> None:
+        """The tail makes magnitudes of complex64 and zeros of radians; uint16 and complex128 pass it unchanged."""
+        kind = image.getHead().image_type
+        if kind == ismrmrd.IMTYPE_PHASE:
+            image = to_uint16(image)
+        elif kind == ismrmrd.IMTYPE_COMPLEX:
+            image = image_like(image, image.data[0, 0].astype(np.complex128), dict(image.meta))
         peer.send_image(image)
 
     def fail(self, peer: Wire, message: str) -> None:

@@ -9,6 +9,7 @@ import ismrmrd
 import numpy as np
 
 from ..data import LostSlice
+from ..errors import BadInputError
 from ..mrd.file import Scan
 from ..mrd.header import Header
 from ..recon.types import Reconstruction
@@ -27,11 +28,20 @@ _PERSONAL = (
 
 @dataclass(frozen=True)
 class Outputs:
-    """conventional: keep the CG-SENSE image of every slice as a series of its own (image_3); anonymize: leave patient
-    and study data out of the header of images.h5, and the file's name out of the report."""
+    """images: of magnitude, phase, complex; conventional: keep the CG-SENSE image of every slice as a series of its own
+    (image_3); anonymize: leave patient and study data out of the header of images.h5, and the file's name out of the
+    report. Raises BadInputError for a conventional image without the magnitude beside it."""
 
+    images: tuple[str, ...] = ("magnitude",)
     conventional: bool = False
     anonymize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.conventional and "magnitude" not in self.images:
+            raise BadInputError(
+                f"the conventional image stands beside the magnitude, and the output is {', '.join(self.images)}: ask "
+                "for the magnitude as well"
+            )
 
 
 class ImagesFile:
