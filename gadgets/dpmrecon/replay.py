@@ -20,6 +20,7 @@ from .output.folder import cleared, seconds_to_finish
 from .output.images_file import ImagesFile, Outputs
 from .output.maps import Weighting
 from .output.mrd_images import mrd_images
+from .output.nifti import NiftiFolder
 from .output.preview import Preview
 from .output.report import Report
 from .output.scores import Scores, Truth
@@ -57,7 +58,7 @@ def replay(
     progress: Progress = Progress(),  # noqa: B008
     started: float | None = None,
 ) -> Report:
-    """Reconstruct a scan into the folder `out`: images.h5, dicom/, preview.png, report.json.
+    """Reconstruct a scan into the folder `out`: images.h5, dicom/, nifti/, preview.png, report.json.
 
     dicom: None writes none; weighting: the user's b-values, None for the header's; truth, mask: see `Truth`; started:
     reading of time.monotonic() from which a deadline counts, None is now. Returns the report, whose `exit_code` tells
@@ -84,6 +85,8 @@ def replay(
     ]
     if dicom is not None:
         writers.append(DicomFolder(folder / "images.h5", scan, report, dicom, weighting))
+    if outputs.nifti:
+        writers.append(NiftiFolder(folder / "images.h5", report))
     line_headers: LineHeaders = {}
     with writing(writers) as add:
         stream = scan.acquisitions()

@@ -18,10 +18,11 @@ import ismrmrd
 import numpy as np
 
 from ..errors import BadInputError
-from ..mrd.geometry import Plane, plane_of_mrd
+from ..mrd.geometry import Plane, plane_of_mrd, slice_spacing
 from ..mrd.header import Header, read_header
+from ..output.images_file import series_of
 from ..output.maps import Weighting
-from ..output.mrd_images import COMPLEX
+from ..output.mrd_images import COMPLEX, COUNTERS
 from ..output.whole_numbers import FIRST_MRAD, MRAD_PER_STEP, phase_steps
 
 LARGEST_STORED = 65535
@@ -39,8 +40,6 @@ SUFFIXES = {
     "Phase": "_PHASE",
 }
 FALLBACK_TAG = "CGSENSE_FALLBACK"
-# counters of an MRD image that set images of one place apart
-COUNTERS = ("contrast", "set", "phase", "repetition", "average")
 # parts of MRD sequence_type -> DICOM's ScanningSequence; what is not known is RM, research mode
 _SEQUENCES = ((r"epi", "EP"), (r"flash|gre|gradient|spgr|mprage", "GR"), (r"tse|fse|rare|haste|spin", "SE"))
 
@@ -133,13 +132,13 @@ def write_dicom(
     sentence, where the headers hold no geometry or nothing can be written.
     """
     with h5py.File(images, "r") as file:
-        numbers = {int(name[6:]) for name in file["dataset"] if name.startswith("image_")}
         header = read_header(np.ravel(file["dataset/xml"][()])[0])
     dataset = ismrmrd.Dataset(str(images), "dataset", create_if_needed=False)
     try:
         written: list[Path] = []
-        for number in sorted(numbers - {COMPLEX}):  # which classic MR images cannot hold
-            written += _write_series(dataset, f"image_{number}", header, folder, digest, run, options, weighting)
+        for number in series_of(images):
+            if number != COMPLEX:  # which a classic MR image cannot hold
+                written += _write_series(dataset, f"image_{number}", header, folder, digest, run, options, weighting)
         return written
     except OSError as error:
         raise BadInputError(f"cannot write to {folder} ({error}): make room or choose another --out") from error
@@ -198,7 +197,7 @@ def _write_series(
     common.SeriesNumber = 100 * (_number(header.measurementInformation, "initialSeriesNumber") or 0) + number
     common.SeriesDescription = _text(images[0].meta.get("SeriesDescription") or f"{kind} RESEARCH", 64)
     scale = _Scale.of(role, bright, largest)
-    spacing = _slice_spacing([image.plane for image in images])
+    spacing = slice_spacing([image.plane for image in images])
     target = folder / f"{number:02d}_{kind.replace(' ', '_')}"
     target.mkdir(parents=True, exist_ok=True)
     files = []
@@ -402,16 +401,6 @@ def _mapping(scale: _Scale) -> Any:
     item.add_new("RealWorldValueLastValueMapped", "US", LARGEST_STORED)
     item.RealWorldValueIntercept, item.RealWorldValueSlope = scale.intercept, scale.slope
     return item
-
-
-def _slice_spacing(planes: list[Plane]) -> float | None:
-    """The distance between neighbouring slices in mm, None unless all lie evenly in one stack."""
-    normal = planes[0].normal
-    if any(np.abs(plane.normal - normal).max() > 1e-4 for plane in planes):
-        return None
-    places = np.unique(np.round([plane.first @ normal for plane in planes], 3))
-    steps = np.diff(places)
-    return float(steps.mean()) if len(steps) and np.ptp(steps) < 0.01 else None
 
 
 def _decimal(value: float) -> Any:

@@ -18,17 +18,19 @@ def cleared(folder: Path, scan_file: Path) -> Path:
 
     Raises BadInputError where the scan lies there, or what is there is not ours, or it cannot be written.
     """
-    dicom, scan = folder / "dicom", scan_file.resolve()
-    if {(folder / "images.h5").resolve(), dicom.resolve()} & {scan, *scan.parents}:
+    folders, scan = [folder / "dicom", folder / "nifti"], scan_file.resolve()
+    if {path.resolve() for path in (folder / "images.h5", *folders)} & {scan, *scan.parents}:
         raise BadInputError(f"the scan {scan_file} lies where the results go: choose another --out")
-    if dicom.exists() and not (folder / "report.json").exists():
-        raise BadInputError(f"{dicom} is there and not of an earlier replay: choose another --out")
+    for found in folders:
+        if found.exists() and not (folder / "report.json").exists():
+            raise BadInputError(f"{found} is there and not of an earlier replay: choose another --out")
     with telling(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("images.h5", "preview.png", "report.json"):
             (folder / name).unlink(missing_ok=True)
-        if dicom.exists():
-            shutil.rmtree(dicom)
+        for found in folders:
+            if found.exists():
+                shutil.rmtree(found)
     return folder
 
 

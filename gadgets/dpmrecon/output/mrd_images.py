@@ -20,6 +20,7 @@ RESEARCH = "RESEARCH: not for diagnostic use"
 RECONSTRUCTION, SPREAD, PHASE, COMPLEX = 1, 2, 6, 7
 # The 99th percentile of a series' first slice: fine enough in whole numbers; other slices may be 30 times as bright
 BRIGHT = 1000.0
+COUNTERS = ("contrast", "set", "phase", "repetition", "average")  # set images of one place apart, the last first
 _COUNTERS = ("slice", "contrast", "phase", "set", "repetition", "average")  # the first counts fastest
 
 
