@@ -68,7 +68,7 @@ def replay(
     header, n_slices = scan.header, scan.n_images(combine_averages)
     deadline = None
     if sampling.deadline is not None:
-        reserve = seconds_to_finish(n_slices, truth=truth is not None)
+        reserve = seconds_to_finish(n_slices, truth=truth is not None, files=outputs.files)
         deadline = Deadline(sampling.deadline, n_slices, started or time.monotonic(), reserve)
     provenance = Provenance.of(checkpoint, contrast, sampling, combine_averages=combine_averages)
     wanted = Truth(truth, mask, header)

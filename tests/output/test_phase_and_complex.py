@@ -12,6 +12,7 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.options import Options, from_pairs
+from dpmrecon.output import folder
 from dpmrecon.output.images_file import Outputs
 from dpmrecon.output.mrd_images import BRIGHT, mrd_images
 from dpmrecon.output.whole_numbers import FIRST_MRAD, MRAD_PER_STEP, SpreadScale, phase_steps, to_uint16
@@ -146,6 +147,16 @@ def test_output_is_checked():
     for text in ("phase,real", "", "phase,"):
         with pytest.raises(BadInputError, match=f"property 'output' is '{text}': {valid}"):
             from_pairs({"output": text})
+
+
+def test_a_deadline_knows_how_many_files_are_to_come(monkeypatch):
+    assert Outputs().files == 2
+    assert Outputs(("magnitude", "phase", "complex"), conventional=True, nifti=True).files == 10
+    monkeypatch.setattr(folder, "write_preview", lambda *given: None)
+    readings = iter([0.0, 1.0, 0.0, 1.0])
+    monkeypatch.setattr(folder.time, "perf_counter", lambda: next(readings))
+    plain, more = (folder.seconds_to_finish(8, truth=False, files=files) for files in (2, 10))
+    assert more - plain == pytest.approx(8)
 
 
 def test_a_turn_has_4096_steps():

@@ -34,13 +34,16 @@ def cleared(folder: Path, scan_file: Path) -> Path:
     return folder
 
 
-def seconds_to_finish(n_slices: int, *, truth: bool) -> float:
-    """About what preview, report and DICOM files take after the last slice: measured on a picture of one row."""
+def seconds_to_finish(n_slices: int, *, truth: bool, files: int = 2) -> float:
+    """About what preview, report, DICOM and NIfTI take after the last slice: measured on a picture of one row.
+
+    files: images of a slice in DICOM and NIfTI, see `Outputs.files`.
+    """
     row = {name: np.zeros((256, 256)) for name in (*METHODS, "std of samples x5")}
     write_preview(BytesIO(), [{name: image[:8, :8] for name, image in row.items()}], [""])  # what is set up once
     started = time.perf_counter()
     write_preview(BytesIO(), [row], [""])
     one = time.perf_counter() - started
-    # a picture of something takes a fifth more, and with a truth there are twice as many columns; the two DICOM files
-    # of a slice take a quarter of a row, and what writes them three rows to load
-    return one * (1.2 * min(n_slices, ROWS) * (2 if truth else 1) + n_slices / 4 + 3)
+    # a picture of something takes a fifth more, and with a truth there are twice as many columns; a DICOM file, or
+    # as much of a NIfTI file, takes an eighth of a row, and what writes them three rows to load
+    return one * (1.2 * min(n_slices, ROWS) * (2 if truth else 1) + n_slices * files / 8 + 3)

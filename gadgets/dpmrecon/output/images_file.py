@@ -54,6 +54,11 @@ class Outputs:
         if self.nifti and not has_nibabel():
             raise BadInputError("NIfTI needs nibabel, which is not installed: pip install dpmrecon[nifti]")
 
+    @property
+    def files(self) -> int:
+        """About as many images of a slice go to DICOM and NIfTI; the spread is one."""
+        return (len(self.images) + 1 + self.conventional) * (2 if self.nifti else 1)
+
 
 class ImagesFile:
     """A writer of images.h5: images are on disk as soon as they are added. Raises BadInputError."""
