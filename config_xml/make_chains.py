@@ -78,10 +78,10 @@ def chain(contrast: str, connect: tuple[str, int] | None) -> str:
     """The XML of one chain; connect: address and port of the service, None starts the gadget instead."""
     before = (*(EPI if contrast == "dwi" else CARTESIAN), *SLICES)
     what = "2D EPI, ghosts corrected by Gadgetron." if contrast == "dwi" else "2D scans."
-    service = [name for name, option in OPTIONS.items() if not (connect and option.process)]
+    service = [name for name, option in OPTIONS.items() if not (option.raw or (connect and option.process))]
     return TEMPLATE.format(
         what=what,
-        options=", ".join(name for name in service if name != "combine-averages"),  # that one needs raw acquisitions
+        options=", ".join(service),
         before="\n".join(gadget(*entry) for entry in before),
         after="\n".join(gadget(*entry) for entry in IMAGES),
         action=f'<connect address="{connect[0]}" port="{connect[1]}"/>' if connect else EXECUTE,

@@ -13,7 +13,7 @@ def test_command_line_and_properties_have_one_schema():
     parser = argparse.ArgumentParser()
     options.add_arguments(parser)
     given = {"contrast": "t2", "sampler": "dps", "steps": "7", "samples": "3", "seed": "-5", "fallback": "off"}
-    given |= {"deadline": "2.5", "model": "x.safetensors", "device": "cuda:1", "batch": "9"}
+    given |= {"deadline": "2.5", "model": "x.safetensors", "device": "cuda:1", "batch": "9", "output": "phase"}
     line = [text for name, value in given.items() for text in (f"--{name}", value)]
     from_line = options.from_arguments(parser.parse_args([*line, "--combine-averages"]))
     assert options.from_pairs({**given, "combine-averages": "on"}) == from_line

@@ -65,6 +65,7 @@ def _add_replay(commands) -> None:
     add_arguments(parser)
     parser.add_argument("--anonymize", action="store_true", help="no patient and study data in what is written")
     parser.add_argument("--conventional", action="store_true", help="the CG-SENSE image of every slice as well")
+    parser.add_argument("--nifti", action="store_true", help="nifti/ as well, a file for each series (needs nibabel)")
     parser.add_argument("--image-type", metavar="TAG", default="DPM", help="last value of ImageType (default: DPM)")
     parser.add_argument(
         "--b-values",
@@ -116,7 +117,7 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
             contrast,
             sampling,
             device,
-            outputs=Outputs(args.conventional, args.anonymize),
+            outputs=Outputs(options.outputs, args.conventional, args.anonymize, args.nifti),
             dicom=dicom,
             weighting=weighting,
             combine_averages=options.combine_averages,
@@ -130,7 +131,8 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
         print("NRMSE:", ", ".join(f"{name} {found['mean']:.4f}" for name, found in report.nrmse.items()))
     for note in [*scan.log.remarks, *report.notes]:
         print(f"dpmrecon: {note}", file=sys.stderr)
-    written = [name for name in ("images.h5", "dicom/", "preview.png", "report.json") if (args.out / name).exists()]
+    names = ("images.h5", "dicom/", "nifti/", "preview.png", "report.json")
+    written = [name for name in names if (args.out / name).exists()]
     print(f"{args.out}/{', '.join(written)}")
     if sampling.deadline is not None:
         seconds = time.monotonic() - args.started

@@ -15,17 +15,20 @@ from .errors import BadInputError
 @dataclass(frozen=True)
 class Option:
     """What is known of an option beside its default. kind: str, int, float, Path, or bool for a switch (on/off as a
-    property); minimum: smallest value.
+    property); several: values of `choices`, separated by commas; minimum: smallest value.
 
-    process: it says how the process is set up, so that a peer of a running service cannot change it.
+    process: it says how the process is set up, so that a peer of a running service cannot change it; raw: it says how
+    raw acquisitions are taken, which a Gadgetron's own gadgets have done.
     """
 
     kind: type
     help: str
     choices: tuple[str, ...] = ()
+    several: bool = False
     minimum: float | None = None
     metavar: str | None = None
     process: bool = False
+    raw: bool = False
 
 
 def _option(default: Any, kind: type, help: str, choices: tuple[str, ...] = (), **more: Any) -> Any:
@@ -64,27 +67,45 @@ class Options:
     batch: int | None = _option(
         None, int, "images the network sees at once (default: 4 on a CPU, 32 on a GPU)", minimum=1, process=True
     )
-    combine_averages: bool = _option(False, bool, "one image of all averages")
+    combine_averages: bool = _option(False, bool, "one image of all averages", raw=True)
     conjugate: str = _option(
         "auto",
         str,
         "conjugate k-space, which turns the images by 180 degrees; auto: by the scanner's vendor (default: auto)",
         choices=("auto", "on", "off"),
+        raw=True,
     )
     noise: Path | None = _option(
-        None, Path, "file with the noise measurement (default: the scan's own)", metavar="FILE"
+        None, Path, "file with the noise measurement (default: the scan's own)", metavar="FILE", raw=True
     )
-    coils: str | None = _option(None, str, "channels to use, as 0-5,7 (default: all)", metavar="NUMBERS")
+    coils: str | None = _option(None, str, "channels to use, as 0-5,7 (default: all)", metavar="NUMBERS", raw=True)
     ignore_flags: str | None = _option(
-        None, str, "leave lines out that bear one of these flags (default: navigators and the like)", metavar="NAMES"
+        None,
+        str,
+        "leave lines out that bear one of these flags (default: navigators and the like)",
+        metavar="NAMES",
+        raw=True,
     )
-    group: str | None = _option(None, str, "of the file (default: the one that holds a scan)", metavar="NAME")
+    group: str | None = _option(None, str, "of the file (default: the one that holds a scan)", metavar="NAME", raw=True)
     set: str | None = _option(
         None,
         str,
         "header values in place of the scan's own, as encoding.reconSpace.fieldOfView_mm.x=230, semicolons between",
         metavar="PATH=VALUE",
     )
+    output: str = _option(
+        "magnitude",
+        str,
+        "magnitude, phase (the smooth phase included) and complex images, those named (default: magnitude)",
+        choices=("magnitude", "phase", "complex"),
+        several=True,
+        metavar="KIND,...",
+    )
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The kinds of image that are wanted."""
+        return _values(self.output)
 
 
 # by the names that command line and chains have for them
@@ -106,7 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 f"--{name}",
                 type=option.kind,
                 default=getattr(default, _field(name)),
-                choices=option.choices or None,
+                choices=None if option.several else option.choices or None,
                 metavar=option.metavar,
                 help=option.help,
             )
@@ -183,6 +204,10 @@ def _field(name: str) -> str:
     return name.replace("-", "_")
 
 
+def _values(text: str) -> tuple[str, ...]:
+    return tuple(value.strip() for value in text.split(","))
+
+
 def _parsed(name: str, text: str) -> Any:
     kind = OPTIONS[name].kind
     try:
@@ -195,7 +220,8 @@ def _check(name: str, value: Any, called: str) -> None:
     option = OPTIONS[name]
     if value is None:
         return
-    if option.choices and value not in option.choices:
-        raise BadInputError(f"{called} is '{printable(value)}': valid ones are {', '.join(option.choices)}")
+    if option.choices and not set(_values(value) if option.several else [value]) <= set(option.choices):
+        several = ", or several of them with commas between" if option.several else ""
+        raise BadInputError(f"{called} is '{printable(value)}': valid ones are {', '.join(option.choices)}{several}")
     if option.minimum is not None and not (value >= option.minimum and math.isfinite(value)):
         raise BadInputError(f"{called} is {value}: give {option.minimum} or more")

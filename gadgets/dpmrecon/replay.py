@@ -21,6 +21,7 @@ from .output.folder import cleared, seconds_to_finish
 from .output.images_file import ImagesFile, Outputs
 from .output.maps import Weighting
 from .output.mrd_images import mrd_images
+from .output.nifti import NiftiFolder
 from .output.preview import Preview
 from .output.report import Report
 from .output.scores import Scores, Truth
@@ -59,7 +60,7 @@ def replay(
     progress: Progress = Progress(),  # noqa: B008
     started: float | None = None,
 ) -> Report:
-    """Reconstruct a scan into the folder `out`: images.h5, dicom/, preview.png, report.json.
+    """Reconstruct a scan into the folder `out`: images.h5, dicom/, nifti/, preview.png, report.json.
 
     receiving: how the lines are taken; dicom: None writes none; weighting: the user's b-values, None for the header's;
     truth, mask: see `Truth`; started: reading of time.monotonic() from which a deadline counts, None is now. Returns
@@ -69,7 +70,7 @@ def replay(
     header, n_slices = scan.header, scan.n_images(combine_averages)
     deadline = None
     if sampling.deadline is not None:
-        reserve = seconds_to_finish(n_slices, truth=truth is not None)
+        reserve = seconds_to_finish(n_slices, truth=truth is not None, files=outputs.files)
         deadline = Deadline(sampling.deadline, n_slices, started or time.monotonic(), reserve)
     provenance = Provenance.of(checkpoint, contrast, sampling, combine_averages=combine_averages)
     wanted = Truth(truth, mask, header)
@@ -90,6 +91,8 @@ def replay(
     ]
     if dicom is not None:
         writers.append(DicomFolder(folder / "images.h5", scan, report, dicom, weighting))
+    if outputs.nifti:
+        writers.append(NiftiFolder(folder / "images.h5", report))
     line_headers: LineHeaders = {}
     with writing(writers) as add:
         stream = scan.acquisitions()
@@ -98,7 +101,7 @@ def replay(
         )
         stream = with_coil_maps(stream, device)
         stream = sampled(stream, checkpoint, contrast, sampling, progress.evaluations, deadline)
-        stream = mrd_images(stream, header, line_headers, provenance)
+        stream = mrd_images(stream, header, line_headers, provenance, outputs.images)
         for item, images in stream:
             add(item, images)
             progress.slice(item)

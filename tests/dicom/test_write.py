@@ -29,7 +29,8 @@ EXPLAINED = {
     "(0x0028,0x1054) LO Rescale Type": "the same",
     "(0x0018,0x9087) FD Diffusion b-value": "of Enhanced MR; viewers sort diffusion images by it",
     "this is a Standard Extended SOP Class": "follows from the attributes above",
-    "Non-identity Modality LUT Module": "series whose values are far from 1 to 65535: uncertainty, trace, ADC",
+    "Non-identity Modality LUT Module": "series whose values are far from 1 to 65535: uncertainty, trace, ADC, phase",
+    "Unrecognized defined term <P>": "how vendors' phase images are known by their readers",
 }
 
 
@@ -37,6 +38,13 @@ EXPLAINED = {
 def result(simulated_scan, model, tmp_path_factory):
     out = tmp_path_factory.mktemp("result")
     assert replay(simulated_scan(**SCAN), out, model) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def complex_result(simulated_scan, model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("complex")
+    assert replay(simulated_scan(**SCAN), out, model, "--output", "magnitude,phase,complex") == 0
     return out
 
 
@@ -66,11 +74,11 @@ def complaints(path: Path) -> list[str]:
     return [line for line in lines if line.startswith(("Error", "Warning", "Abort"))]
 
 
-@pytest.mark.parametrize("which", ["result", "diffusion_result"])
+@pytest.mark.parametrize("which", ["result", "diffusion_result", "complex_result"])
 def test_dciodvfy_finds_no_error_and_no_warning_that_is_not_explained(which, request):
     out = request.getfixturevalue(which)
     files = sorted((out / "dicom").rglob("*.dcm"))
-    assert len({path.parent for path in files}) == (2 if which == "result" else 4)
+    assert len({path.parent for path in files}) == {"result": 2, "diffusion_result": 4, "complex_result": 3}[which]
     for path in files:
         rest = [line for line in complaints(path) if not any(known in line for known in EXPLAINED)]
         assert rest == []
@@ -81,7 +89,7 @@ def test_the_reconstruction_needs_no_more_than_the_rescale(result):
         assert len(complaints(path)) == 4  # three attributes and the summary: the values are stored as they are
 
 
-@pytest.mark.parametrize("which", ["result", "diffusion_result"])
+@pytest.mark.parametrize("which", ["result", "diffusion_result", "complex_result"])
 def test_dcentvfy_finds_the_entities_consistent(which, request):
     files = sorted((request.getfixturevalue(which) / "dicom").rglob("*.dcm"))
     done = subprocess.run([checker("dcentvfy"), *map(str, files)], capture_output=True, text=True)

@@ -3,6 +3,8 @@
 import re
 import struct
 
+import ismrmrd
+import numpy as np
 import pytest
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.denoiser import Denoiser
@@ -10,7 +12,7 @@ from dpmrecon.prior.denoiser import Denoiser
 from support import fake_peer
 from support.fake_peer import close, config
 from support.sessions import Here
-from support.streams import IDENTIFIER, edited_stream, planted
+from support.streams import IDENTIFIER, edited_stream, planted, raw_stream
 
 
 def without(rows):
@@ -146,3 +148,33 @@ def test_raw_acquisitions_from_a_gadgetron_are_refused(scan, engine):
     assert answer.errors[0].endswith(
         "the chain lacks AcquisitionAccumulateTriggerGadget and BucketToBufferGadget before this gadget"
     )
+
+
+ALL = {"output": "magnitude,phase,complex", "samples": 2}
+
+
+def test_phase_complex_and_spread_get_through_the_tail_of_a_chain(scan, engine):
+    """uint16 and complex128 pass it: complex64 would come out as a magnitude, float32 radians as zeros."""
+    answer = Here(engine).exchange(config(**ALL), *edited_stream(scan)[1:])
+    assert answer.errors == []
+    by_series = {image.getHead().image_series_index: image for image in answer.images if image.getHead().slice == 0}
+    dtypes = {number: image.data.dtype for number, image in by_series.items()}
+    assert dtypes == {1: np.float32, 2: np.float32, 6: np.uint16, 7: np.complex128}
+    magnitude, spread, phase, whole = (by_series[number] for number in (1, 2, 6, 7))
+    assert (phase.getHead().image_type, whole.getHead().image_type) == (ismrmrd.IMTYPE_PHASE, ismrmrd.IMTYPE_COMPLEX)
+    assert phase.getHead().data_type == ismrmrd.DATATYPE_USHORT
+    assert whole.getHead().data_type == ismrmrd.DATATYPE_CXDOUBLE
+    rescaled = phase.data * float(phase.meta["RescaleSlope"]) + float(phase.meta["RescaleIntercept"])
+    error = np.abs(whole.data - magnitude.data * np.exp(1j * rescaled / 1000)) / magnitude.data.max()
+    assert error.max() < 1e-3  # half a step of 4096
+    assert np.percentile(spread.data, 99) >= 1000
+
+
+def test_an_mrd_client_gets_whole_numbers_and_complex_images(scan, engine):
+    answer = Here(engine).exchange(*raw_stream(scan, '{"output": "magnitude,phase,complex", "samples": "2"}'))
+    assert answer.texts == []
+    dtypes = [(image.getHead().image_series_index, image.data.dtype) for image in answer.images]
+    assert dtypes == 2 * [(1, np.uint16), (2, np.uint16), (6, np.uint16), (7, np.complex64)]
+    for spread in (image for image in answer.images if image.getHead().image_series_index == 2):
+        assert len(np.unique(spread.data)) > 300  # of 3072 pixels
+        assert spread.data.max() < 32767

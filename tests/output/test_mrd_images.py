@@ -8,7 +8,8 @@ import torch
 from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.output.mrd_images import BRIGHT, LARGEST, mrd_images, to_recon_space, to_uint16
+from dpmrecon.output.mrd_images import BRIGHT, mrd_images, to_recon_space
+from dpmrecon.output.whole_numbers import LARGEST, to_uint16
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import Denoiser
 from dpmrecon.prior.samplers.diffusion import SamplerSettings

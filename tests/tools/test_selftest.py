@@ -13,6 +13,8 @@ from dpmrecon.mrd.geometry import plane_of_dicom
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.tools import selftest
 
+from support.nifti import dcm2niix, nibabel, same
+
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
@@ -28,7 +30,8 @@ def measured(model, tmp_path_factory):
 
 def test_markers_are_within_a_tenth_of_a_voxel(measured):
     folder, findings = measured
-    assert len(findings) == len(selftest.ORIENTATIONS) * 2 * 3
+    assert len(findings) == len(selftest.ORIENTATIONS) * 3 * 3
+    assert {finding.output for finding in findings} == {"MRD", "DICOM", "NIfTI"}
     for finding in findings:
         assert finding.passed, finding
     assert (folder / "selftest.png").stat().st_size > 50_000
@@ -83,6 +86,15 @@ def test_an_independent_reader_agrees(measured):
         file = pydicom.dcmread(path)
         reader = spatial.PixelToReferenceTransformer.for_image(file)
         assert reader(np.array([[30, 11]]))[0] == pytest.approx(plane_of_dicom(file).point(11, 30), abs=1e-6)
+
+
+def test_dcm2niix_makes_the_same_of_the_dicom_files(measured, tmp_path):
+    """Affines and voxels, in the same order: oblique, every main plane, feet first, odd sizes, swapped phase."""
+    folder, _ = measured
+    for name in selftest.ORIENTATIONS:
+        here = folder / name.replace(" ", "_")
+        (found,) = dcm2niix(here / "dicom", tmp_path / here.name).values()
+        same(found, nibabel.load(here / "nifti/01_reconstruction.nii.gz"))
 
 
 @pytest.mark.parametrize("fault", ["half a voxel", "first corner", "mirrored", "transposed spacing", "slice order"])

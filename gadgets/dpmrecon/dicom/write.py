@@ -18,9 +18,12 @@ import ismrmrd
 import numpy as np
 
 from ..errors import BadInputError
-from ..mrd.geometry import Plane, plane_of_mrd
+from ..mrd.geometry import Plane, plane_of_mrd, slice_spacing
 from ..mrd.header import Header, read_header
+from ..output.images_file import series_of
 from ..output.maps import Weighting
+from ..output.mrd_images import COMPLEX, COUNTERS
+from ..output.whole_numbers import FIRST_MRAD, MRAD_PER_STEP, phase_steps
 
 LARGEST_STORED = 65535
 FINENESS = 1000
@@ -28,10 +31,15 @@ SMALL_WINDOW = 100
 ADC_SLOPE = 1e-6  # mm^2/s for one stored unit
 ADC_WINDOW = 2.5e-3  # mm^2/s: from 0 to that of half free water, half tissue
 # DataRole of the MRD image -> what is added to the tag in ImageType
-SUFFIXES = {"Image": "", "Uncertainty": "_STD", "Conventional": "_CONV", "Trace": "_TRACE", "ADC": "_ADC"}
+SUFFIXES = {
+    "Image": "",
+    "Uncertainty": "_STD",
+    "Conventional": "_CONV",
+    "Trace": "_TRACE",
+    "ADC": "_ADC",
+    "Phase": "_PHASE",
+}
 FALLBACK_TAG = "CGSENSE_FALLBACK"
-# counters of an MRD image that set images of one place apart
-COUNTERS = ("contrast", "set", "phase", "repetition", "average")
 # parts of MRD sequence_type -> DICOM's ScanningSequence; what is not known is RM, research mode
 _SEQUENCES = ((r"epi", "EP"), (r"flash|gre|gradient|spgr|mprage", "GR"), (r"tse|fse|rare|haste|spin", "SE"))
 
@@ -48,6 +56,48 @@ class DicomOptions:
             raise BadInputError(
                 f"image type tag '{self.tag}' is not usable: give 1 to 10 capital letters, digits or underscores"
             )
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """What stored values mean, and how to show them. unit: UCUM's code, "US" for none.
+
+    label, text: for viewers that read RealWorldValueMapping rather than the rescale.
+    """
+
+    slope: float
+    width: float
+    unit: str = "US"
+    intercept: float = 0.0
+    center: float | None = None
+    label: str = ""
+    text: str = ""
+
+    @classmethod
+    def of(cls, role: str, bright: float, largest: float) -> "_Scale":
+        """Of a series; bright, largest: see `stored_unit`."""
+        if role == "ADC":
+            return cls(ADC_SLOPE, ADC_WINDOW, "mm2/s", label="ADC", text="Apparent diffusion coefficient")
+        if role == "Phase":
+            return cls(MRAD_PER_STEP, -2 * FIRST_MRAD, "mrad", FIRST_MRAD, 0.0, "PHASE", "Phase of the signal")
+        return cls(stored_unit(bright, largest), bright or 1.0)
+
+    def stored(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels of the MRD image as uint16."""
+        if self.unit == "mrad":
+            return phase_steps(pixels)
+        return np.rint(pixels.astype(float) / self.slope).clip(0, LARGEST_STORED).astype(np.uint16)
+
+    def tell(self, file: Any) -> None:
+        """The rescale, the window and, where there is a unit, the mapping to real values."""
+        file.RescaleIntercept = _decimal(self.intercept) if self.intercept else "0"
+        file.RescaleSlope, file.RescaleType = _decimal(self.slope), self.unit
+        center = self.width / 2 if self.center is None else self.center
+        file.WindowCenter, file.WindowWidth = _decimal(center), _decimal(self.width)
+        if self.width < SMALL_WINDOW:
+            file.VOILUTFunction = "LINEAR_EXACT"  # the plain one takes 1 off the width
+        if self.label:
+            file.RealWorldValueMappingSequence = [_mapping(self)]
 
 
 @dataclass
@@ -82,13 +132,13 @@ def write_dicom(
     sentence, where the headers hold no geometry or nothing can be written.
     """
     with h5py.File(images, "r") as file:
-        names = sorted((name for name in file["dataset"] if name.startswith("image_")), key=lambda n: int(n[6:]))
         header = read_header(np.ravel(file["dataset/xml"][()])[0])
     dataset = ismrmrd.Dataset(str(images), "dataset", create_if_needed=False)
     try:
         written: list[Path] = []
-        for name in names:
-            written += _write_series(dataset, name, header, folder, digest, run, options, weighting)
+        for number in series_of(images):
+            if number != COMPLEX:  # which a classic MR image cannot hold
+                written += _write_series(dataset, f"image_{number}", header, folder, digest, run, options, weighting)
         return written
     except OSError as error:
         raise BadInputError(f"cannot write to {folder} ({error}): make room or choose another --out") from error
@@ -146,28 +196,21 @@ def _write_series(
     common.SeriesInstanceUID = series_uid
     common.SeriesNumber = 100 * (_number(header.measurementInformation, "initialSeriesNumber") or 0) + number
     common.SeriesDescription = _text(images[0].meta.get("SeriesDescription") or f"{kind} RESEARCH", 64)
-    slope, window, units = stored_unit(bright, largest), bright or 1.0, "US"
-    if role == "ADC":
-        slope, window, units = ADC_SLOPE, ADC_WINDOW, "mm2/s"
-    spacing = _slice_spacing([image.plane for image in images])
+    scale = _Scale.of(role, bright, largest)
+    spacing = slice_spacing([image.plane for image in images])
     target = folder / f"{number:02d}_{kind.replace(' ', '_')}"
     target.mkdir(parents=True, exist_ok=True)
     files = []
     for instance, image in enumerate(images, 1):
-        stored = np.rint(_pixels(dataset.read_image(name, image.index)).astype(float) / slope).clip(0, LARGEST_STORED)
+        stored = scale.stored(_pixels(dataset.read_image(name, image.index)))
         file = _file(common, image, header, kind)
         file.InstanceNumber = instance
         file.SOPInstanceUID = reproducible_uid("image", series_uid, image.order, file.ImageType[-1])
         file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID
         if spacing is not None:
             file.SpacingBetweenSlices = _decimal(spacing)
-        file.RescaleIntercept, file.RescaleSlope, file.RescaleType = "0", _decimal(slope), units
-        file.WindowCenter, file.WindowWidth = _decimal(window / 2), _decimal(window)
-        if window < SMALL_WINDOW:
-            file.VOILUTFunction = "LINEAR_EXACT"  # the plain one takes 1 off the width
-        if role == "ADC":
-            file.RealWorldValueMappingSequence = [_mapping(slope)]
-        elif weighting is not None:
+        scale.tell(file)
+        if weighting is not None and role != "ADC":
             file.DiffusionBValue = weighting.of(image.head)
         file.PixelData = stored.astype("<u2").tobytes()
         path = target / f"IM{instance:04d}.dcm"
@@ -288,7 +331,8 @@ def _file(common: Any, image: _Image, header: Header, kind: str) -> Any:
     file = FileDataset("", deepcopy(common), file_meta=deepcopy(common.file_meta), preamble=b"\0" * 128)
     meta, plane = image.meta, image.plane
     fallback = meta.get("dpmrecon_fallback")
-    file.ImageType = ["DERIVED", "PRIMARY", "OTHER", kind if fallback is None else FALLBACK_TAG]
+    what = "P" if meta.get("DataRole") == "Phase" else "OTHER"
+    file.ImageType = ["DERIVED", "PRIMARY", what, kind if fallback is None else FALLBACK_TAG]
     file.ImagePositionPatient = [_decimal(value) for value in plane.first]
     file.ImageOrientationPatient = [_decimal(value) for value in (*plane.along_columns, *plane.along_rows)]
     file.PixelSpacing = [_decimal(value) for value in plane.spacing_mm]
@@ -345,29 +389,18 @@ def _equipment(meta: dict[str, Any]) -> Any:
     return item
 
 
-def _mapping(slope: float) -> Any:
-    """ADC in mm^2/s for viewers that read RealWorldValueMapping rather than the rescale."""
+def _mapping(scale: _Scale) -> Any:
     from pydicom.dataset import Dataset
 
     unit, item = Dataset(), Dataset()
-    unit.CodeValue, unit.CodingSchemeDesignator, unit.CodeMeaning = "mm2/s", "UCUM", "mm2/s"
+    unit.CodeValue, unit.CodingSchemeDesignator, unit.CodeMeaning = scale.unit, "UCUM", scale.unit
     item.MeasurementUnitsCodeSequence = [unit]
-    item.LUTLabel, item.LUTExplanation = "ADC", "Apparent diffusion coefficient"
+    item.LUTLabel, item.LUTExplanation = scale.label, scale.text
     # US or SS by PixelRepresentation, which an item does not hold
     item.add_new("RealWorldValueFirstValueMapped", "US", 0)
     item.add_new("RealWorldValueLastValueMapped", "US", LARGEST_STORED)
-    item.RealWorldValueIntercept, item.RealWorldValueSlope = 0.0, slope
+    item.RealWorldValueIntercept, item.RealWorldValueSlope = scale.intercept, scale.slope
     return item
-
-
-def _slice_spacing(planes: list[Plane]) -> float | None:
-    """The distance between neighbouring slices in mm, None unless all lie evenly in one stack."""
-    normal = planes[0].normal
-    if any(np.abs(plane.normal - normal).max() > 1e-4 for plane in planes):
-        return None
-    places = np.unique(np.round([plane.first @ normal for plane in planes], 3))
-    steps = np.diff(places)
-    return float(steps.mean()) if len(steps) and np.ptp(steps) < 0.01 else None
 
 
 def _decimal(value: float) -> Any:

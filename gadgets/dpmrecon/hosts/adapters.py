@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ismrmrd
+import numpy as np
 
 from ..data import LostSlice, Slice
 from ..errors import BadInputError
@@ -15,19 +16,16 @@ from ..mrd.collect import slices
 from ..mrd.header import Header
 from ..mrd.lines import LineHeaders
 from ..mrd.scan_log import ScanLog
-from ..options import Options, from_pairs, from_properties, printable
-from ..output.mrd_images import to_uint16
+from ..options import OPTIONS, Options, from_pairs, from_properties, printable
+from ..output.whole_numbers import image_like, to_uint16
 from . import health, wire
 from .engine import Engine
 from .recon_data import slices_of
 from .wire import PeerGoneError, ReconBit, Wire, WireError
 
-# options of how lines are taken: a Gadgetron's gadgets have taken them
-RAW_OPTIONS = ("conjugate", "noise", "coils", "ignore_flags")
-
 
 class Gadgetron:
-    """The external node of a Gadgetron: ReconData comes, float32 images go back, errors are ERROR frames."""
+    """The external node of a Gadgetron: ReconData comes, images go back (magnitudes float32), errors by ERROR frame."""
 
     name = "Gadgetron"
 
@@ -42,15 +40,12 @@ class Gadgetron:
         options: Options,
         log: ScanLog,
     ) -> Iterator[Slice | LostSlice]:
-        if options.combine_averages:
-            raise BadInputError(
-                "combine-averages needs raw acquisitions: in a chain the averages are slices of their own"
-            )
-        for name in RAW_OPTIONS:
-            if getattr(options, name) != getattr(Options(), name):
+        for name, option in OPTIONS.items():
+            field = name.replace("-", "_")
+            if option.raw and getattr(options, field) != getattr(Options(), field):
                 raise BadInputError(
-                    f"{name.replace('_', '-')} needs raw acquisitions, which the gadgets before this one have taken: "
-                    "leave it out of the chain"
+                    f"{name} needs raw acquisitions, which the gadgets before this one have taken: leave it out of the "
+                    "chain"
                 )
         return slices_of(self._bits(messages), header, line_headers)
 
@@ -64,6 +59,12 @@ class Gadgetron:
             yield from item
 
     def send(self, peer: Wire, image: ismrmrd.Image) -> None:
+        """The tail makes magnitudes of complex64 and zeros of radians; uint16 and complex128 pass it unchanged."""
+        kind = image.getHead().image_type
+        if kind == ismrmrd.IMTYPE_PHASE:
+            image = to_uint16(image)
+        elif kind == ismrmrd.IMTYPE_COMPLEX:
+            image = image_like(image, image.data[0, 0].astype(np.complex128), dict(image.meta))
         peer.send_image(image)
 
     def fail(self, peer: Wire, message: str) -> None:

@@ -23,6 +23,7 @@ from ..mrd.header import acceleration, overridden, read_header
 from ..mrd.lines import LineHeaders
 from ..mrd.scan_log import ScanLog
 from ..output.mrd_images import mrd_images
+from ..output.whole_numbers import SpreadScale
 from ..output.writers import writing
 from ..read_ahead import ReadAhead
 from ..recon.deadline import Deadline
@@ -65,11 +66,11 @@ class Sender:
     """A writer to the peer: images leave as soon as their slice is done."""
 
     def __init__(self, host: Host, peer: Wire):
-        self.host, self.peer = host, peer
+        self.host, self.peer, self.scaled = host, peer, SpreadScale()
 
     def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
         for image in images:
-            self.host.send(self.peer, image)
+            self.host.send(self.peer, self.scaled(image))
 
     def close(self, failure: BaseException | None) -> None:
         """The end is told by the session, with its reason."""
@@ -155,7 +156,7 @@ class Session:
         self.reader = ReadAhead(stream, slices_at_once(sampling.batch, sampling.samples))
         with writing([Sender(self.host, self.peer), Books(record, sampling, lines)]) as add:
             stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
-            stream = mrd_images(stream, header, line_headers, provenance)
+            stream = mrd_images(stream, header, line_headers, provenance, options.outputs)
             for item, images in stream:
                 add(item, images)
 

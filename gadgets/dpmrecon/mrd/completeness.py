@@ -44,8 +44,8 @@ def energy_peak(energies: dict[int, float], limits: Limits) -> int | None:
     """The line that holds the k-space centre, where the lines' energies contradict `limits.center`; else None.
 
     A phase that varies over the object moves the peak by a few lines, and noise has no peak: NEAR lines around the
-    announced centre are its own, and a peak elsewhere must be STEEP times as high as they are. So must twice a neighbour
-    be: a single line may be a spike.
+    announced centre are its own, and a peak elsewhere must be STEEP times as high as they are. So must twice a
+    neighbour be: a single line may be a spike.
     """
     peak = max(energies, key=lambda number: energies[number])
     near = [energy for number, energy in energies.items() if abs(number - limits.center) <= NEAR]

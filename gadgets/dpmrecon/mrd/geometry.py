@@ -101,6 +101,16 @@ def plane_of_dicom(dataset: Any) -> Plane:
     )
 
 
+def slice_spacing(planes: list[Plane]) -> float | None:
+    """The distance between neighbouring slices in mm, None unless all lie evenly in one stack."""
+    normal = planes[0].normal
+    if any(np.abs(plane.normal - normal).max() > 1e-4 for plane in planes):
+        return None
+    places = np.unique(np.round([plane.first @ normal for plane in planes], 3))
+    steps = np.diff(places)
+    return float(steps.mean()) if len(steps) and np.ptp(steps) < 0.01 else None
+
+
 def orientation_letters(direction: np.ndarray) -> str:
     """The letters viewers put at the image's edge in this direction (3,): L/R, P/A, H/F, the largest part first."""
     order = sorted(range(3), key=lambda axis: -abs(direction[axis]))

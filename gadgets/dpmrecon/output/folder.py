@@ -18,27 +18,32 @@ def cleared(folder: Path, scan_file: Path) -> Path:
 
     Raises BadInputError where the scan lies there, or what is there is not ours, or it cannot be written.
     """
-    dicom, scan = folder / "dicom", scan_file.resolve()
-    if {(folder / "images.h5").resolve(), dicom.resolve()} & {scan, *scan.parents}:
+    folders, scan = [folder / "dicom", folder / "nifti"], scan_file.resolve()
+    if {path.resolve() for path in (folder / "images.h5", *folders)} & {scan, *scan.parents}:
         raise BadInputError(f"the scan {scan_file} lies where the results go: choose another --out")
-    if dicom.exists() and not (folder / "report.json").exists():
-        raise BadInputError(f"{dicom} is there and not of an earlier replay: choose another --out")
+    for found in folders:
+        if found.exists() and not (folder / "report.json").exists():
+            raise BadInputError(f"{found} is there and not of an earlier replay: choose another --out")
     with telling(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("images.h5", "preview.png", "report.json"):
             (folder / name).unlink(missing_ok=True)
-        if dicom.exists():
-            shutil.rmtree(dicom)
+        for found in folders:
+            if found.exists():
+                shutil.rmtree(found)
     return folder
 
 
-def seconds_to_finish(n_slices: int, *, truth: bool) -> float:
-    """About what preview, report and DICOM files take after the last slice: measured on a picture of one row."""
+def seconds_to_finish(n_slices: int, *, truth: bool, files: int = 2) -> float:
+    """About what preview, report, DICOM and NIfTI take after the last slice: measured on a picture of one row.
+
+    files: images of a slice in DICOM and NIfTI, see `Outputs.files`.
+    """
     row = {name: np.zeros((256, 256)) for name in (*METHODS, "std of samples x5")}
     write_preview(BytesIO(), [{name: image[:8, :8] for name, image in row.items()}], [""])  # what is set up once
     started = time.perf_counter()
     write_preview(BytesIO(), [row], [""])
     one = time.perf_counter() - started
-    # a picture of something takes a fifth more, and with a truth there are twice as many columns; the two DICOM files
-    # of a slice take a quarter of a row, and what writes them three rows to load
-    return one * (1.2 * min(n_slices, ROWS) * (2 if truth else 1) + n_slices / 4 + 3)
+    # a picture of something takes a fifth more, and with a truth there are twice as many columns; a DICOM file, or
+    # as much of a NIfTI file, takes an eighth of a row, and what writes them three rows to load
+    return one * (1.2 * min(n_slices, ROWS) * (2 if truth else 1) + n_slices * files / 8 + 3)

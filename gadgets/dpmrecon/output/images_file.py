@@ -3,12 +3,15 @@
 import os
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+import h5py
 import ismrmrd
 import numpy as np
 
 from ..data import LostSlice
+from ..errors import BadInputError
 from ..mrd.header import Header
 from ..mrd.scan import Scan
 from ..recon.types import Reconstruction
@@ -25,13 +28,36 @@ _PERSONAL = (
 )
 
 
+def has_nibabel() -> bool:
+    """Whether NIfTI files can be written."""
+    return find_spec("nibabel") is not None
+
+
 @dataclass(frozen=True)
 class Outputs:
-    """conventional: keep the CG-SENSE image of every slice as a series of its own (image_3); anonymize: leave patient
-    and study data out of the header of images.h5, and the file's name out of the report."""
+    """images: of magnitude, phase, complex; conventional: keep the CG-SENSE image of every slice as a series of its own
+    (image_3); anonymize: leave patient and study data out of the header of images.h5, and the file's name out of the
+    report; nifti: write nifti/ too. Raises BadInputError for a conventional image without the magnitude beside it, and
+    where nibabel is missing for NIfTI."""
 
+    images: tuple[str, ...] = ("magnitude",)
     conventional: bool = False
     anonymize: bool = False
+    nifti: bool = False
+
+    def __post_init__(self) -> None:
+        if self.conventional and "magnitude" not in self.images:
+            raise BadInputError(
+                f"the conventional image stands beside the magnitude, and the output is {', '.join(self.images)}: ask "
+                "for the magnitude as well"
+            )
+        if self.nifti and not has_nibabel():
+            raise BadInputError("NIfTI needs nibabel, which is not installed: pip install dpmrecon[nifti]")
+
+    @property
+    def files(self) -> int:
+        """About as many images of a slice go to DICOM and NIfTI; the spread is one."""
+        return (len(self.images) + 1 + self.conventional) * (2 if self.nifti else 1)
 
 
 class ImagesFile:
@@ -70,6 +96,12 @@ def store(dataset: ismrmrd.Dataset, image: ismrmrd.Image) -> None:
     _claim(Path(file.filename), file.id.get_filesize() + image.data.nbytes + len(image.attribute_string) + ROOM)
     dataset.append_image(f"image_{image.image_series_index}", image)
     file.flush()
+
+
+def series_of(images: Path) -> list[int]:
+    """The numbers N of the series image_N in images.h5, in order."""
+    with h5py.File(images, "r") as file:
+        return sorted(int(name[6:]) for name in file["dataset"] if name.startswith("image_"))
 
 
 def _claim(path: Path, size: int) -> None:

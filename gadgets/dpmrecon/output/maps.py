@@ -106,13 +106,15 @@ def adc_map(signals: np.ndarray, b_values: np.ndarray) -> np.ndarray:
 def add_maps(images: Path, weighting: Weighting) -> list[str]:
     """Add trace images (image_4, one for each b above 0) and ADC (image_5) to images.h5.
 
-    Returns a line for each slice that has no map because some of its b-values are missing. Memory holds the images
-    of one slice. Raises BadInputError.
+    Returns a line for each slice that has no map because some of its b-values are missing, or one for all. Memory holds
+    the images of one slice. Raises BadInputError.
     """
     dataset = ismrmrd.Dataset(str(images), "dataset", create_if_needed=False)
     try:
         places: dict[int, dict[int, list[int]]] = {}
         heads = [dataset.read_image("image_1", index).getHead() for index in range(_count(dataset, "image_1"))]
+        if not heads:
+            return ["no trace and ADC: there are no magnitude images"]
         for index, head in enumerate(heads):
             weighting.of(head)
             number = int(getattr(head, weighting.counter))

@@ -1,6 +1,7 @@
 """From reconstructions to ISMRMRD images: recon space, headers and meta."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ismrmrd
@@ -15,10 +16,11 @@ from ..recon.provenance import Provenance
 from ..recon.types import Reconstruction
 
 RESEARCH = "RESEARCH: not for diagnostic use"
-RECONSTRUCTION, SPREAD = 1, 2  # series index: image_1 and image_2 in the file
+# series index, image_1 and so on in the file; 3 is the conventional image, 4 and 5 are the maps of diffusion
+RECONSTRUCTION, SPREAD, PHASE, COMPLEX = 1, 2, 6, 7
 # The 99th percentile of a series' first slice: fine enough in whole numbers; other slices may be 30 times as bright
 BRIGHT = 1000.0
-LARGEST = 32767  # of an integer image: Gadgetron's own tail stops there, and int16 readers too
+COUNTERS = ("contrast", "set", "phase", "repetition", "average")  # set images of one place apart, the last first
 _COUNTERS = ("slice", "contrast", "phase", "set", "repetition", "average")  # the first counts fastest
 
 
@@ -48,11 +50,14 @@ def mrd_images(
     header: Header,
     line_headers: Mapping[SliceKey, LineHeader],
     provenance: Provenance,
+    outputs: Collection[str] = ("magnitude",),
 ) -> Iterator[tuple[Reconstruction | LostSlice, list[ismrmrd.Image]]]:
-    """Each reconstruction with its images: the reconstruction, and the spread where several samples were drawn.
+    """Each reconstruction with its images: those of `outputs`, and the spread where several samples were drawn.
 
-    line_headers: geometry and time stamps of each slice. Images are float32, all in one scale: BRIGHT is the 99th
-    percentile of the first slice; the meta's RescaleSlope takes it back to the units of the (whitened) k-space.
+    line_headers: geometry and time stamps of each slice. outputs: magnitude (float32), phase (float32, radians, the
+    smooth phase included), complex (complex64, that phase included). Magnitudes and complex values are all in one
+    scale: BRIGHT is the 99th percentile of the first slice; the meta's RescaleSlope takes it back to the units of the
+    (whitened) k-space, and radians to mrad.
     """
     factor, used = None, set()
     for item in stream:
@@ -65,23 +70,48 @@ def mrd_images(
             number += 1
         used.add(number)
         line = line_headers[item.key]
-        outputs = [(item.image, RECONSTRUCTION, "Image", "DPM" if item.fallback is None else "CG-SENSE FALLBACK")]
-        if item.spread is not None:
-            outputs.append((item.spread, SPREAD, "Uncertainty", "DPM std of samples"))
         images = []
-        for image, series, role, tag in outputs:
-            magnitude = factor * to_recon_space(image, header).abs().cpu().numpy()
-            head = _image_header(item.key, line, header, number, series)
-            texts = _texts(item, header, magnitude, role, tag, provenance)
-            numbers = {
-                "GADGETRON_ImageNumber": str(number),
-                "GADGETRON_ScaleRatio": f"{factor:.9g}",
-                "RescaleSlope": f"{1 / factor:.9g}",
-                "RescaleIntercept": "0",
-            }
-            meta = {**texts, **numbers, **_provenance(item, provenance), **_gadgetron_meta(item, line, header)}
-            images.append(image_of(magnitude, head, meta))
+        for picture in _pictures(item, header, factor, outputs):
+            head = _image_header(item.key, line, header, number, picture)
+            texts = _texts(item, header, picture, provenance)
+            scale = {"GADGETRON_ImageNumber": str(number), **_scale(picture, factor)}
+            meta = {**texts, **scale, **_provenance(item, provenance), **_gadgetron_meta(item, line, header)}
+            images.append(image_of(picture.pixels, head, meta))
         yield item, images
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """pixels: (rows, cols) on the recon space; role: the meta's DataRole; tag: what it is, in a word or two."""
+
+    pixels: np.ndarray
+    series: int
+    role: str
+    tag: str
+    image_type: int = ismrmrd.IMTYPE_MAGNITUDE
+
+
+def _pictures(item: Reconstruction, header: Header, factor: float, outputs: Collection[str]) -> Iterator[_Picture]:
+    """What a slice's images show, the magnitude first."""
+    tag = "DPM" if item.fallback is None else "CG-SENSE FALLBACK"
+    if "magnitude" in outputs:
+        yield _Picture(factor * _placed(item.image, header, torch.abs), RECONSTRUCTION, "Image", tag)
+    if item.spread is not None:
+        spread = _placed(item.spread, header, torch.abs)
+        yield _Picture(factor * spread, SPREAD, "Uncertainty", "DPM std of samples")
+    whole = item.image * item.mapped.phase
+    if "phase" in outputs:
+        radians = _placed(whole, header, torch.angle)
+        yield _Picture(radians, PHASE, "Phase", f"{tag} phase", ismrmrd.IMTYPE_PHASE)
+    if "complex" in outputs:
+        yield _Picture(factor * _placed(whole, header), COMPLEX, "Complex", f"{tag} complex", ismrmrd.IMTYPE_COMPLEX)
+
+
+def _placed(
+    image: torch.Tensor, header: Header, part: Callable[[torch.Tensor], torch.Tensor] = lambda values: values
+) -> np.ndarray:
+    """A part of the image's values on the recon space, which is reached by complex ones."""
+    return part(to_recon_space(image, header)).cpu().numpy()
 
 
 def image_of(pixels: np.ndarray, head: ismrmrd.ImageHeader, meta: Mapping[str, Any]) -> ismrmrd.Image:
@@ -104,18 +134,9 @@ def _image_number(key: SliceKey, header: Header) -> int:
     return number
 
 
-def to_uint16(image: ismrmrd.Image) -> ismrmrd.Image:
-    """The same image in whole numbers of its scale, 0 to LARGEST."""
-    data = np.clip(np.rint(image.data), 0, LARGEST).astype(np.uint16)
-    head = ismrmrd.ImageHeader.from_buffer_copy(image.getHead())
-    head.data_type = ismrmrd.DATATYPE_USHORT
-    found = ismrmrd.Image.from_array(data, transpose=False)
-    found.setHead(head)
-    found.attribute_string = image.attribute_string
-    return found
-
-
-def _image_header(key: SliceKey, line: LineHeader, header: Header, number: int, series: int) -> ismrmrd.ImageHeader:
+def _image_header(
+    key: SliceKey, line: LineHeader, header: Header, number: int, picture: _Picture
+) -> ismrmrd.ImageHeader:
     """Geometry, counters and time stamps of a slice's line nearest the k-space centre."""
     head = ismrmrd.ImageHeader()
     fov = header.encoding[0].reconSpace.fieldOfView_mm
@@ -127,37 +148,51 @@ def _image_header(key: SliceKey, line: LineHeader, header: Header, number: int, 
     head.acquisition_time_stamp = line.acquisition_time_stamp
     for name in _COUNTERS:
         setattr(head, name, getattr(key, name))
-    head.image_type = ismrmrd.IMTYPE_MAGNITUDE
+    head.image_type = picture.image_type
     head.image_index = number
-    head.image_series_index = series
+    head.image_series_index = picture.series
     return head
 
 
-def _texts(
-    item: Reconstruction, header: Header, magnitude: np.ndarray, role: str, tag: str, provenance: Provenance
-) -> dict[str, str]:
+def _texts(item: Reconstruction, header: Header, picture: _Picture, provenance: Provenance) -> dict[str, str]:
     """What the image is and how to show it, in both key sets: the MRD standard's names and Gadgetron's."""
     protocol = header.measurementInformation.protocolName if header.measurementInformation else None
     comment = RESEARCH if item.fallback is None else f"{RESEARCH}; CG-SENSE FALLBACK: {item.fallback}"
-    if role == "Uncertainty" and provenance.mode != "uncertainty":
+    if picture.role == "Uncertainty" and provenance.mode != "uncertainty":
         comment += "; spread of the fast mode, far below the error: mode uncertainty tells it"
-    width = max(1, round(float(np.percentile(magnitude, 99.5))))
-    history = f"dpmrecon {provenance.package_version} {tag}"
+    history = f"dpmrecon {provenance.package_version} {picture.tag}"
+    is_phase = picture.series == PHASE
     return {
-        "DataRole": role,
+        "DataRole": picture.role,
         "GADGETRON_DataRole": "Image",  # another role would not become DICOM there
-        "SeriesDescription": f"{protocol or 'scan'} {tag} RESEARCH",
-        "GADGETRON_SeqDescription": f"_{tag}",
+        "SeriesDescription": f"{protocol or 'scan'} {picture.tag} RESEARCH",
+        "GADGETRON_SeqDescription": f"_{picture.tag}",
         "ImageComments": comment,
         "GADGETRON_ImageComment": comment,
         "ImageProcessingHistory": history,
         "GADGETRON_ImageProcessingHistory": history,
-        "ImageType": "DERIVED\\PRIMARY\\OTHER\\" + tag.replace(" ", "_"),
-        "WindowCenter": str(max(1, width // 2)),
-        "WindowWidth": str(width),
-        "GADGETRON_WindowCenter": str(max(1, width // 2)),
-        "GADGETRON_WindowWidth": str(width),
+        "ImageType": f"DERIVED\\PRIMARY\\{'P' if is_phase else 'OTHER'}\\{picture.tag.replace(' ', '_')}",
+        **(window(0, 7) if is_phase else bright_window(picture.pixels)),  # radians, all of them
     }
+
+
+def _scale(picture: _Picture, factor: float) -> dict[str, str]:
+    """From the pixels to what they mean: radians to mrad, others to the units of the k-space."""
+    if picture.series == PHASE:
+        return {"GADGETRON_ScaleRatio": "1", "RescaleSlope": "1000", "RescaleIntercept": "0", "RescaleType": "mrad"}
+    return {"GADGETRON_ScaleRatio": f"{factor:.9g}", "RescaleSlope": f"{1 / factor:.9g}", "RescaleIntercept": "0"}
+
+
+def bright_window(pixels: np.ndarray) -> dict[str, str]:
+    """The window from 0 to what few pixels are above."""
+    width = max(1, round(float(np.percentile(np.abs(pixels), 99.5))))
+    return window(max(1, width // 2), width)
+
+
+def window(center: int, width: int) -> dict[str, str]:
+    """How to show an image, in both key sets; hosts read whole numbers alone."""
+    values = {"WindowCenter": str(center), "WindowWidth": str(width)}
+    return {**values, **{f"GADGETRON_{name}": value for name, value in values.items()}}
 
 
 def _provenance(item: Reconstruction, provenance: Provenance) -> dict[str, str]:

@@ -219,6 +219,7 @@ def run(args: argparse.Namespace) -> int:
     from ..mrd.receiving import Receiving
     from ..options import from_arguments
     from ..output.folder import seconds_to_finish
+    from ..output.images_file import Outputs
     from ..physics.coil_compression import compressed
     from ..recon import plan
     from ..recon.deadline import chosen
@@ -238,7 +239,7 @@ def run(args: argparse.Namespace) -> int:
     kept = n_coils if first is None else len(compressed(first).kspace)
     settings = sampling.settings
     load = Load(rows, cols, kept, n_slices, sampling.samples, settings.steps, sampling.batch)
-    finish = seconds_to_finish(n_slices, truth=False)
+    finish = seconds_to_finish(n_slices, truth=False, files=Outputs(options.outputs).files)
     began = time.monotonic()
     model = cost_model(checkpoint, sampling, load, device, start)
     virtual = f" ({kept} virtual ones)" if kept < n_coils else ""

@@ -1,8 +1,9 @@
 """`dpmrecon selftest`: is an image's place in the patient right, at this site, through every output?
 
 An object with the letters L, A and H and a marker beside each, at known patient coordinates, is scanned in several
-orientations and goes the whole way: acquisitions, coil maps, sampler, MRD image, DICOM. The markers are found in the
-files alone, as a viewer finds them, and must lie within a tenth of a voxel of their true place.
+orientations and goes the whole way: acquisitions, coil maps, sampler, MRD image, DICOM and, where nibabel is
+installed, NIfTI. The markers are found in the files alone, as a viewer finds them, and must lie within a tenth of a
+voxel of their true place.
 """
 
 import argparse
@@ -100,6 +101,22 @@ def dicom_images(folder: Path) -> list[tuple[Plane, np.ndarray]]:
     return [(plane_of_dicom(file), values(file)) for file in read_series(folder)[0]]
 
 
+def nifti_images(path: Path) -> list[tuple[Plane, np.ndarray]]:
+    """The same of a NIfTI file, by its affine alone."""
+    import nibabel
+
+    file: Any = nibabel.load(path)
+    voxels = np.asarray(file.dataobj)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ file.affine  # RAS to LPS
+    across, down = np.linalg.norm(affine[:3, :2], axis=0)
+    along_columns, along_rows = affine[:3, 0] / across, affine[:3, 1] / down
+    firsts = [affine[:3, 3] + number * affine[:3, 2] for number in range(voxels.shape[2])]
+    return [
+        (Plane(first, along_columns, along_rows, (down, across)), voxels[:, :, number].T)
+        for number, first in enumerate(firsts)
+    ]
+
+
 def find_markers(images: list[tuple[Plane, np.ndarray]], count: int = 3) -> np.ndarray:
     """Patient coordinates (count, 3) of the brightest spots, from a stack of images; LPS mm.
 
@@ -166,6 +183,7 @@ def selftest(
     """
     from ..dicom.write import DicomOptions
     from ..mrd.file import open_scan
+    from ..output.images_file import Outputs, has_nibabel
     from ..recon.types import Sampling
     from ..replay import replay
 
@@ -183,7 +201,8 @@ def selftest(
             raise BadInputError(f"cannot write to {out} ({error}): choose another --out") from error
         simulate(folder / "scan.h5", settings)
         with open_scan(folder / "scan.h5") as scan:
-            report = replay(scan, folder, checkpoint, None, sampling, device, dicom=DicomOptions())
+            outputs = Outputs(nifti=has_nibabel())
+            report = replay(scan, folder, checkpoint, None, sampling, device, outputs=outputs, dicom=DicomOptions())
         if report.exit_code:
             raise DpmreconError(
                 f"{orientation}: not every slice came out of the model (exit code {report.exit_code} of replay): the "
@@ -191,6 +210,9 @@ def selftest(
             )
         findings += compare(orientation, "MRD", mrd_images(folder / "images.h5"), settings)
         findings += compare(orientation, "DICOM", dicom_images(folder / "dicom"), settings)
+        if outputs.nifti:
+            images = nifti_images(folder / "nifti/01_reconstruction.nii.gz")
+            findings += compare(orientation, "NIfTI", images, settings)
     _draw(out / "selftest.png", folders)
     return findings
 

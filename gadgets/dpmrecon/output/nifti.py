@@ -1,0 +1,121 @@
+"""nifti/ of a result folder: a file for each series of images.h5, in dcm2niix's order of voxels.
+
+That order is of our DICOM series: columns from the first one on, rows from the last one on, slices along DICOM's
+normal, then volumes, one for each setting of the counters. The affine takes voxels to mm, RAS+.
+"""
+
+import shutil
+from itertools import groupby
+from pathlib import Path
+
+import ismrmrd
+import numpy as np
+
+from ..data import LostSlice
+from ..errors import BadInputError
+from ..mrd.geometry import Plane, plane_of_mrd, slice_spacing
+from ..recon.types import Reconstruction
+from .images_file import series_of
+from .mrd_images import COUNTERS, RESEARCH
+from .report import Report
+from .writers import telling
+
+NAMES = {"Image": "reconstruction", "Uncertainty": "spread"}  # by the meta's DataRole; others keep its word
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+
+
+class NiftiFolder:
+    """A writer of nifti/, once the scan is done and `images`, images.h5, is closed.
+
+    A series that is no full stack of slices is a note of the report.
+    """
+
+    def __init__(self, images: Path, report: Report):
+        self.images, self.report = images, report
+
+    def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
+        """A file holds a whole series: it is written at the end."""
+
+    def close(self, failure: BaseException | None) -> None:
+        if failure is not None:
+            return
+        folder = self.images.with_name("nifti")
+        try:
+            self.report.notes += write_nifti(self.images, folder)
+        except BadInputError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            self.report.notes.append(f"no NIfTI: {error}")
+        self.report.write()
+
+
+def write_nifti(images: Path, folder: Path) -> list[str]:
+    """Write every series of `images` (images.h5) to folder/NUMBER_NAME.nii.gz, in its scale: phase in radians.
+
+    Returns a line for each series that is left out. Memory holds one series. Raises BadInputError where the folder
+    cannot be written.
+    """
+    import nibabel
+
+    complaints = []
+    with telling(folder, "make room or choose another --out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in series_of(images):
+            found = _read(images, f"image_{number}")
+            role = str(found[0].meta.get("DataRole", "image"))
+            name = f"{number:02d}_{NAMES.get(role, role.lower())}"
+            try:
+                voxels, affine = stack(found)
+            except BadInputError as error:
+                complaints.append(f"no NIfTI of {name[3:]}: {error}")
+                continue
+            file = nibabel.Nifti1Image(voxels, affine)
+            file.set_sform(affine, 1)  # scanner coordinates
+            file.set_qform(affine, 1)
+            file.header.set_xyzt_units("mm")
+            file.header["descrip"] = RESEARCH
+            nibabel.save(file, folder / f"{name}.nii.gz")
+    return complaints
+
+
+def stack(images: list[ismrmrd.Image]) -> tuple[np.ndarray, np.ndarray]:
+    """(columns, rows, slices[, volumes]) of a series' pixels, and its affine (4, 4) to RAS+ mm.
+
+    Raises BadInputError where the slices are no even stack, or a volume lacks some of them.
+    """
+    planes = [plane_of_mrd(image.getHead(), image.data.shape[-2:]) for image in images]
+    shapes = {image.data.shape for image in images}
+    normal = planes[0].normal
+    placed = sorted(
+        (tuple(int(getattr(image.getHead(), name)) for name in COUNTERS), round(float(plane.first @ normal), 3), index)
+        for index, (image, plane) in enumerate(zip(images, planes))
+    )
+    volumes = [list(group) for _, group in groupby(placed, lambda entry: entry[0])]
+    places = sorted({place for _, place, _ in placed})
+    if len(shapes) > 1 or any([place for _, place, _ in volume] != places for volume in volumes):
+        raise BadInputError(f"{len(images)} images are not {len(volumes)} volumes of {len(places)} slices each")
+    spacing = slice_spacing(planes) if len(places) > 1 else float(images[0].getHead().field_of_view[2]) or 1.0
+    if spacing is None:
+        raise BadInputError(f"its {len(places)} slices do not lie evenly in one stack")
+    voxels = np.stack(
+        [np.stack([images[index].data[0, 0, ::-1].T for *_, index in volume], -1) for volume in volumes], -1
+    )
+    first, last = (planes[volumes[0][end][-1]] for end in (0, -1))
+    through = (last.first - first.first) / (len(places) - 1) if len(places) > 1 else spacing * normal
+    return voxels[..., 0] if len(volumes) == 1 else voxels, _affine(first, images[0].data.shape[-2], through)
+
+
+def _affine(plane: Plane, rows: int, through: np.ndarray) -> np.ndarray:
+    """plane: of the first slice; through: from one slice to the next, LPS mm."""
+    down, across = plane.spacing_mm
+    affine = np.eye(4)
+    columns = [across * plane.along_columns, -down * plane.along_rows, through, plane.point(rows - 1, 0)]
+    affine[:3] = _LPS_TO_RAS @ np.stack(columns, 1)
+    return affine
+
+
+def _read(images: Path, name: str) -> list[ismrmrd.Image]:
+    dataset = ismrmrd.Dataset(str(images), "dataset", create_if_needed=False)
+    try:
+        return [dataset.read_image(name, index) for index in range(dataset.number_of_images(name))]
+    finally:
+        dataset.close()

@@ -1,0 +1,150 @@
+"""nifti/: the volumes and affines that dcm2niix makes of our DICOM, what is no stack, and the scale."""
+
+import math
+import shutil
+
+import ismrmrd
+import nibabel
+import numpy as np
+import pytest
+from dpmrecon.cli import main
+from dpmrecon.errors import BadInputError
+from dpmrecon.output import images_file
+from dpmrecon.output.nifti import stack, write_nifti
+
+from support.nifti import dcm2niix, same
+from support.results import images, replay
+
+SCAN = {"matrix": (48, 63), "n_slices": 3, "acceleration": 2}
+DWI = {"matrix": (32, 40), "n_slices": 2, "contrast": "dwi", "b_values": (0.0, 1000.0), "n_coils": 4, "averages": 2}
+ALL = ("--output", "magnitude,phase,complex", "--conventional", "--nifti")
+
+
+@pytest.fixture(scope="module")
+def result(simulated_scan, model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("nifti")
+    assert replay(simulated_scan(**SCAN), out, model, *ALL) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def diffusion_result(simulated_scan, model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("diffusion")
+    assert replay(simulated_scan(**DWI), out, model, "--nifti") == 0
+    return out
+
+
+def files(out) -> dict[str, nibabel.Nifti1Image]:
+    return {path.name.removesuffix(".nii.gz"): nibabel.load(path) for path in sorted((out / "nifti").glob("*"))}
+
+
+def test_every_series_is_a_file_in_the_scale_of_images_h5(result):
+    found = files(result)
+    assert list(found) == ["01_reconstruction", "02_spread", "03_conventional", "06_phase", "07_complex"]
+    for name, file in found.items():
+        series = images(result, int(name[:2]))
+        by_slice = [image.data[0, 0] for image in sorted(series, key=lambda image: image.getHead().slice)]
+        voxels = np.asarray(file.dataobj)
+        assert voxels.dtype == series[0].data.dtype
+        assert voxels.shape == (63, 48, 3)
+        stored = np.stack([pixels[::-1].T for pixels in by_slice], -1)
+        assert np.array_equal(voxels, stored) or np.array_equal(voxels, stored[..., ::-1])
+        assert file.header.get_xyzt_units()[0] == "mm"
+        assert file.header["descrip"].item().startswith(b"RESEARCH")
+        assert (file.header["qform_code"], file.header["sform_code"]) == (1, 1)
+
+
+def test_a_voxel_lies_where_the_header_puts_it(result):
+    """No function of the package: the MRD header, its convention of the centre, and the sign of two axes."""
+    file = files(result)["01_reconstruction"]
+    voxels = np.asarray(file.dataobj)
+    for image in images(result, 1):
+        head, pixels = image.getHead(), image.data[0, 0]
+        row, column = 11, 30
+        down = (row - 48 // 2) * head.field_of_view[1] / 48 * np.array(head.phase_dir[:])
+        across = (column - 63 // 2) * head.field_of_view[0] / 63 * np.array(head.read_dir[:])
+        point = (np.array(head.position[:]) + down + across) * (-1, -1, 1)
+        voxel = np.linalg.inv(file.affine) @ [*point, 1]
+        assert voxel[:3] == pytest.approx(np.rint(voxel[:3]), abs=1e-3)
+        assert voxels[tuple(np.rint(voxel[:3]).astype(int))] == pixels[row, column]
+
+
+def test_dcm2niix_makes_the_same_of_every_series(result, diffusion_result, tmp_path):
+    for out in (result, diffusion_result):
+        theirs, ours = dcm2niix(out / "dicom", tmp_path / out.name), files(out)
+        ours.pop("07_complex", None)
+        assert sorted(theirs) == [int(name[:2]) for name in ours]
+        for name, file in ours.items():
+            number = int(name[:2])
+            if number == 6:
+                turns = (theirs[number].get_fdata() / 1000 - file.get_fdata()) / (2 * math.pi)
+                assert np.abs(turns - np.rint(turns)).max() < 0.501 / 4096
+                assert np.abs(theirs[number].affine - file.affine).max() < 2e-4
+            else:
+                same(theirs[number], file)
+
+
+def test_counters_are_the_fourth_dimension(diffusion_result):
+    found = files(diffusion_result)
+    shapes = {name: file.shape for name, file in found.items()}
+    four, three = (40, 32, 2, 4), (40, 32, 2)
+    assert shapes == {"01_reconstruction": four, "02_spread": four, "04_trace": three, "05_adc": three}
+    # two averages of b = 0 and of b = 1000, in the order of DICOM's instances
+    bright = np.asarray(found["01_reconstruction"].dataobj).mean((0, 1, 2))
+    counters = ["contrast", "average"]
+    series = images(diffusion_result, 1)
+    expected: dict[tuple, list] = {}
+    for image in series:
+        expected.setdefault(tuple(getattr(image.getHead(), name) for name in counters), []).append(image.data.mean())
+    assert bright == pytest.approx([np.mean(expected[key]) for key in sorted(expected)], rel=1e-5)
+
+
+def test_one_slice_is_as_thick_as_the_scan_says(simulated_scan, model, tmp_path):
+    out = tmp_path / "out"
+    assert replay(simulated_scan(matrix=(48, 64), n_slices=1), out, model, "--nifti", "--samples", "1") == 0
+    (file,) = files(out).values()
+    assert file.shape == (64, 48, 1)
+    assert file.header.get_zooms()[2] == 4
+    same(dcm2niix(out / "dicom", tmp_path / "theirs")[1], file)
+
+
+def test_what_is_no_stack_is_refused(result, diffusion_result):
+    three = images(result, 1)
+    for image, gap in zip(three, (0, 0, 3.0)):
+        head = image.getHead()
+        step = np.array(head.slice_dir[:]) * gap
+        head.position[:] = np.array(head.position[:]) + step * (1 if head.slice else -1)
+        image.setHead(head)
+    with pytest.raises(BadInputError, match="its 3 slices do not lie evenly in one stack"):
+        stack(three)
+    with pytest.raises(BadInputError, match="7 images are not 4 volumes of 2 slices each"):
+        stack(images(diffusion_result, 1)[:-1])
+
+
+def test_a_series_that_is_no_stack_is_left_out_and_named(diffusion_result, tmp_path):
+    dataset = ismrmrd.Dataset(str(tmp_path / "images.h5"), "dataset", create_if_needed=True)
+    for image in [*images(diffusion_result, 1)[:-1], *images(diffusion_result, 5)]:
+        dataset.append_image(f"image_{image.getHead().image_series_index}", image)
+    dataset.close()
+    complaints = write_nifti(tmp_path / "images.h5", tmp_path / "nifti")
+    assert complaints == ["no NIfTI of reconstruction: 7 images are not 4 volumes of 2 slices each"]
+    assert [path.name for path in (tmp_path / "nifti").iterdir()] == ["05_adc.nii.gz"]
+
+
+def test_without_nibabel_nothing_is_begun(simulated_scan, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(images_file, "has_nibabel", lambda: False)
+    assert replay(simulated_scan(**SCAN), tmp_path / "out", model, "--nifti") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "dpmrecon: NIfTI needs nibabel, which is not installed: pip install dpmrecon[nifti]"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_run_without_it_leaves_no_nifti(simulated_scan, result, model, tmp_path):
+    shutil.copytree(result, tmp_path / "out")
+    assert replay(simulated_scan(**SCAN), tmp_path / "out", model) == 0
+    assert not (tmp_path / "out" / "nifti").exists()
+    (tmp_path / "mine" / "nifti").mkdir(parents=True)
+    scan = str(simulated_scan(**SCAN))
+    assert main(["replay", scan, "--out", str(tmp_path / "mine"), "--model", str(model), "--device", "cpu"]) == 2
+    assert (tmp_path / "mine" / "nifti").exists()
