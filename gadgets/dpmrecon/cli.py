@@ -100,9 +100,11 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
     from .output.report import described
     from .recon.plan import contrast_of, load, sampling_of
     from .replay import Progress, replay
+    from .results import Wanted
 
-    dicom = DicomOptions(args.anonymize, args.image_type)
     weighting = None if args.b_values is None else weighting_from_text(args.b_values)
+    outputs = Outputs(options.outputs, args.conventional, args.anonymize, args.nifti)
+    wanted = Wanted(outputs, DicomOptions(args.anonymize, args.image_type), weighting, args.truth, args.mask)
     checkpoint, device = load(options)
     contrast = contrast_of(options, checkpoint, scan.header)
     sampling = sampling_of(options, checkpoint, device, contrast, acceleration(scan.header))
@@ -117,13 +119,9 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
             contrast,
             sampling,
             device,
-            outputs=Outputs(options.outputs, args.conventional, args.anonymize, args.nifti),
-            dicom=dicom,
-            weighting=weighting,
-            combine_averages=options.combine_averages,
+            wanted=wanted,
             receiving=Receiving.of(options, scan.header),
-            truth=args.truth,
-            mask=args.mask,
+            combine_averages=options.combine_averages,
             progress=Progress(bar.update, lambda item: bar.write(described(item))),
             started=args.started,
         )

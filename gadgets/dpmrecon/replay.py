@@ -11,27 +11,21 @@ from pathlib import Path
 import torch
 
 from .data import LostSlice
-from .dicom.folder import DicomFolder
-from .dicom.write import DicomOptions
 from .mrd.collect import slices
 from .mrd.lines import LineHeaders
 from .mrd.receiving import Receiving
 from .mrd.scan import Scan
-from .output.folder import cleared, seconds_to_finish
-from .output.images_file import ImagesFile, Outputs
-from .output.maps import Weighting
+from .output.folder import seconds_to_finish
 from .output.mrd_images import mrd_images
-from .output.nifti import NiftiFolder
-from .output.preview import Preview
 from .output.report import Report
-from .output.scores import Scores, Truth
-from .output.writers import Writer, writing
+from .output.writers import writing
 from .prior.checkpoint import Checkpoint
 from .recon.deadline import Deadline
 from .recon.prepare import with_coil_maps
 from .recon.provenance import Provenance
 from .recon.stream import sampled
 from .recon.types import Reconstruction, Sampling
+from .results import Wanted, result_writers
 
 
 @dataclass(frozen=True)
@@ -50,49 +44,27 @@ def replay(
     sampling: Sampling,
     device: torch.device,
     *,
-    outputs: Outputs = Outputs(),  # noqa: B008
-    dicom: DicomOptions | None = None,
-    weighting: Weighting | None = None,
-    combine_averages: bool = False,
+    wanted: Wanted = Wanted(),  # noqa: B008
     receiving: Receiving = Receiving(),  # noqa: B008
-    truth: Path | None = None,
-    mask: Path | None = None,
+    combine_averages: bool = False,
     progress: Progress = Progress(),  # noqa: B008
     started: float | None = None,
 ) -> Report:
     """Reconstruct a scan into the folder `out`: images.h5, dicom/, nifti/, preview.png, report.json.
 
-    receiving: how the lines are taken; dicom: None writes none; weighting: the user's b-values, None for the header's;
-    truth, mask: see `Truth`; started: reading of time.monotonic() from which a deadline counts, None is now. Returns
-    the report, whose `exit_code` tells whether every slice came out. Raises DpmreconError, in one sentence, when the
-    scan cannot be used; what was done by then is in the folder.
+    wanted: what is written; receiving: how the lines are taken; started: reading of time.monotonic() from which a
+    deadline counts, None is now. Returns the report, whose `exit_code` tells whether every slice came out. Raises
+    DpmreconError, in one sentence, when the scan cannot be used; what was done by then is in the folder.
     """
     header, n_slices = scan.header, scan.n_images(combine_averages)
     deadline = None
     if sampling.deadline is not None:
-        reserve = seconds_to_finish(n_slices, truth=truth is not None, files=outputs.files)
+        reserve = seconds_to_finish(n_slices, truth=wanted.truth is not None, files=wanted.outputs.files)
         deadline = Deadline(sampling.deadline, n_slices, started or time.monotonic(), reserve)
-    provenance = Provenance.of(checkpoint, contrast, sampling, combine_averages=combine_averages)
-    wanted = Truth(truth, mask, header)
-    folder = cleared(out, scan.path)
-    hidden = outputs.anonymize
-    report = Report(
-        folder / "report.json",
-        None if hidden else scan.path.name,
-        provenance,
-        scan.log,
-        str(scan.path) if hidden else None,
+    provenance = Provenance.of(
+        checkpoint, contrast, sampling, combine_averages=combine_averages, conjugated=receiving.conjugate
     )
-    writers: list[Writer] = [
-        ImagesFile(folder / "images.h5", scan, outputs),
-        Scores(wanted, header, report),
-        report,
-        Preview(folder / "preview.png", header, wanted, n_slices),
-    ]
-    if dicom is not None:
-        writers.append(DicomFolder(folder / "images.h5", scan, report, dicom, weighting))
-    if outputs.nifti:
-        writers.append(NiftiFolder(folder / "images.h5", report))
+    report, writers = result_writers(wanted, scan, out, provenance, n_slices)
     line_headers: LineHeaders = {}
     with writing(writers) as add:
         stream = scan.acquisitions()
@@ -101,7 +73,7 @@ def replay(
         )
         stream = with_coil_maps(stream, device)
         stream = sampled(stream, checkpoint, contrast, sampling, progress.evaluations, deadline)
-        stream = mrd_images(stream, header, line_headers, provenance, outputs.images)
+        stream = mrd_images(stream, header, line_headers, provenance, wanted.outputs.images)
         for item, images in stream:
             add(item, images)
             progress.slice(item)

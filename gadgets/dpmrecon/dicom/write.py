@@ -313,11 +313,6 @@ def _add_sequence(file: Any, header: Header) -> None:
     repetition = _first(sequence, "TR")
     file.RepetitionTime = "" if repetition is None else _decimal(repetition)
     file.EchoTrainLength = "" if length is None else str(length)
-    if inversion is not None:
-        file.InversionTime = _decimal(inversion)
-    angle = _first(sequence, "flipAngle_deg")
-    if angle is not None:
-        file.FlipAngle = _decimal(angle)
     if getattr(header.measurementInformation, "sequenceName", None):
         file.SequenceName = _text(header.measurementInformation.sequenceName, 16)
 
@@ -340,9 +335,10 @@ def _file(common: Any, image: _Image, header: Header, kind: str) -> Any:
     file.SliceThickness = _decimal(thickness) if thickness > 0 else ""
     file.SliceLocation = _decimal(float(plane.first @ plane.normal))
     file.Rows, file.Columns = image.shape
-    echo = getattr(header.sequenceParameters, "TE", None) or []
-    number = int(image.head.contrast)
-    file.EchoTime = _decimal(echo[number if number < len(echo) else 0]) if echo else ""
+    for keyword, name in (("EchoTime", "TE"), ("InversionTime", "TI"), ("FlipAngle", "flipAngle_deg")):
+        value = _of_contrast(getattr(header.sequenceParameters, name, None), int(image.head.contrast))
+        if value is not None or keyword == "EchoTime":
+            setattr(file, keyword, "" if value is None else _decimal(value))
     file.AcquisitionNumber = 1 + int(image.head.repetition)
     file.BurnedInAnnotation = "NO"
     file.ContentQualification = "RESEARCH"
@@ -369,6 +365,8 @@ def _derivation(meta: dict[str, Any]) -> str:
     )
     if "dpmrecon_fallback" in meta:
         text += f" CG-SENSE FALLBACK: {of('fallback')}."
+    if "dpmrecon_conjugated" in meta:
+        text += " k-space was conjugated, as the vendor's files need it."
     if "dpmrecon_map" in meta:
         text += f" Computed from these images: {of('map')}."
     return f"{text} RESEARCH, not for diagnostic use"
@@ -445,6 +443,13 @@ def _uid(value: Any) -> str | None:
 
 def _number(element: Any, name: str) -> Any:
     value = getattr(element, name, None)
+    return value if isinstance(value, int | float) and np.isfinite(value) else None
+
+
+def _of_contrast(values: Any, number: int) -> float | None:
+    """The sequence's time or angle for a contrast: its own, or the only one; None where the header has others alone."""
+    values = values or []
+    value = values[number] if number < len(values) else values[0] if len(values) == 1 else None
     return value if isinstance(value, int | float) and np.isfinite(value) else None
 
 

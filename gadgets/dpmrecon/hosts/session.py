@@ -148,7 +148,13 @@ class Session:
             record["decisions"].append("the protocol names no known contrast: the unlabelled prior is used")
             log.warning("%s", record["decisions"][-1])
         self.peer.patience = wire.SCAN
-        provenance = Provenance.of(checkpoint, contrast, sampling, combine_averages=options.combine_averages)
+        provenance = Provenance.of(
+            checkpoint,
+            contrast,
+            sampling,
+            combine_averages=options.combine_averages,
+            conjugated=self.host.receiving(options, header).conjugate,
+        )
         n_slices = announced_slices(header, combine_averages=options.combine_averages)
         line_headers: LineHeaders = {}
         lines = ScanLog()

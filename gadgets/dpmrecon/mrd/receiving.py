@@ -43,8 +43,12 @@ class Receiving:
 
 def by_vendor(header: Header) -> bool:
     """Whether the vendor's files hold k-space for the other transform."""
-    vendor = getattr(header.acquisitionSystemInformation, "systemVendor", None)
-    return re.search(CONJUGATED, str(vendor or ""), re.IGNORECASE) is not None
+    return is_conjugated(getattr(header.acquisitionSystemInformation, "systemVendor", None))
+
+
+def is_conjugated(vendor: str | None) -> bool:
+    """The same of a vendor's name."""
+    return re.search(CONJUGATED, vendor or "", re.IGNORECASE) is not None
 
 
 def coils_of(text: str) -> tuple[int, ...]:

@@ -209,6 +209,8 @@ def _provenance(item: Reconstruction, provenance: Provenance) -> dict[str, str]:
         "dpmrecon_seed": str(provenance.seed),
         "dpmrecon_residual": f"{item.residual:.4g}",
     }
+    if provenance.conjugated:
+        found["dpmrecon_conjugated"] = "yes"
     return found if item.fallback is None else {**found, "dpmrecon_fallback": item.fallback}
 
 

@@ -29,10 +29,17 @@ class Provenance:
     seed: int
     deadline: float | None
     combine_averages: bool
+    conjugated: bool = False  # k-space was, as the vendor's files need it
 
     @classmethod
     def of(
-        cls, checkpoint: Checkpoint, contrast: str | None, sampling: Sampling, *, combine_averages: bool = False
+        cls,
+        checkpoint: Checkpoint,
+        contrast: str | None,
+        sampling: Sampling,
+        *,
+        combine_averages: bool = False,
+        conjugated: bool = False,
     ) -> "Provenance":
         """Of a scan that is about to be sampled."""
         return cls(
@@ -48,9 +55,11 @@ class Provenance:
             seed=sampling.seed,
             deadline=sampling.deadline,
             combine_averages=combine_averages,
+            conjugated=conjugated,
         )
 
     def deciding(self) -> dict[str, Any]:
         """The part that decides the pixels, as JSON values."""
         values = dataclasses.asdict(self)
-        return {name: values[name] for name in DECIDING}
+        found = {name: values[name] for name in DECIDING}
+        return {**found, "conjugated": True} if self.conjugated else found

@@ -59,6 +59,7 @@ ORIENTATIONS: dict[str, dict[str, Any]] = {
         "position_mm": (8.0, -4.0, 6.0),
         "patient_position": "FFP",
     },
+    "Siemens's convention": {"rotation_deg": (9.0, 14.0, -11.0), "position_mm": (-4.0, 7.0, 5.0), "vendor": "SIEMENS"},
 }
 
 
@@ -183,9 +184,12 @@ def selftest(
     """
     from ..dicom.write import DicomOptions
     from ..mrd.file import open_scan
+    from ..mrd.receiving import Receiving
+    from ..options import Options
     from ..output.images_file import Outputs, has_nibabel
     from ..recon.types import Sampling
     from ..replay import replay
+    from ..results import Wanted
 
     name, sampler = checkpoint.kind.sampler(None)
     values = dict(checkpoint.card["sampling"][name])
@@ -202,7 +206,8 @@ def selftest(
         simulate(folder / "scan.h5", settings)
         with open_scan(folder / "scan.h5") as scan:
             outputs = Outputs(nifti=has_nibabel())
-            report = replay(scan, folder, checkpoint, None, sampling, device, outputs=outputs, dicom=DicomOptions())
+            wanted, receiving = Wanted(outputs, DicomOptions()), Receiving.of(Options(), scan.header)
+            report = replay(scan, folder, checkpoint, None, sampling, device, wanted=wanted, receiving=receiving)
         if report.exit_code:
             raise DpmreconError(
                 f"{orientation}: not every slice came out of the model (exit code {report.exit_code} of replay): the "

@@ -60,6 +60,7 @@ class SimulationSettings:
     seed: int = 0
     lesion_side: str = "left"
     marker_mm: tuple[float, float, float] | None = None  # a fiducial ball of 3 mm radius, LPS
+    vendor: str = "SIMULATED"  # Siemens's files hold conjugated k-space (mrd/receiving.py)
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -307,8 +308,10 @@ def _write(path: Path, settings: SimulationSettings, kspace: np.ndarray, mixing:
     from ismrmrd.hdf5 import acquisition_dtype, acquisition_header_dtype
     from xsdata.formats.dataclass.serializers import XmlSerializer
 
+    from ..mrd.receiving import is_conjugated
+
     rng = np.random.default_rng([settings.seed, 24])
-    count = 0
+    count, conjugated = 0, is_conjugated(settings.vendor)
 
     def readout(
         line: np.ndarray | None, index: int, row: int, average: int, repetition: int, contrast: int, flags: list[int]
@@ -319,6 +322,7 @@ def _write(path: Path, settings: SimulationSettings, kspace: np.ndarray, mixing:
         data = mixing @ (rng.normal(size=shape) + 1j * rng.normal(size=shape))
         if line is not None:
             data += line[:, skipped:]
+        data = data.conj() if conjugated else data
         acquisition = ismrmrd.Acquisition.from_array(data.astype(np.complex64))
         acquisition.scan_counter = count + len(records)
         acquisition.acquisition_time_stamp = 4 * acquisition.scan_counter  # of 2.5 ms each
@@ -477,7 +481,7 @@ def _header(settings: SimulationSettings):
             sequenceName=sequence.protocol,
         ),
         acquisitionSystemInformation=xsd.acquisitionSystemInformationType(
-            systemVendor="SIMULATED",
+            systemVendor=settings.vendor,
             systemFieldStrength_T=3.0,
             relativeReceiverNoiseBandwidth=0.793,
             receiverChannels=settings.n_coils,
@@ -548,6 +552,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--phantom", "phantom", "what is scanned", choices=("head", "letters"))
     option("--subject", "subject", "seed of the anatomy, the coils and the phase", type=int, metavar="N")
     option("--seed", "seed", "seed of the noise", type=int, metavar="N")
+    option("--vendor", "vendor", "of the scanner, whose convention the file follows", metavar="NAME")
     option("--lesion-side", "lesion_side", "hemisphere of the acute infarct", choices=("left", "right"))
 
 

@@ -12,6 +12,8 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import encoded_grid, line_limits, read_header
+from dpmrecon.mrd.receiving import Receiving
+from dpmrecon.options import Options
 from dpmrecon.output.mrd_images import to_recon_space
 from dpmrecon.physics.coil_maps import estimate_coil_maps
 from dpmrecon.physics.fourier import to_image, without_oversampling
@@ -132,7 +134,8 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
     faults, references = [], set()
     with open_scan(path) as scan:
         header = scan.header
-        stream = slices(scan.acquisitions(), header, combine_averages=True)
+        receiving = Receiving.of(Options(), header)
+        stream = slices(scan.acquisitions(), header, combine_averages=True, receiving=receiving)
         for mapped in with_coil_maps(_usable(stream), torch.device("cpu")):
             if isinstance(mapped, LostSlice):
                 faults.append(Fault(str(path), f"slice {mapped.key.slice} is left out: {mapped.reason}"))

@@ -11,6 +11,8 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import contrast_label
+from dpmrecon.mrd.receiving import Receiving
+from dpmrecon.options import Options
 from dpmrecon.output.mrd_images import to_recon_space
 from dpmrecon.output.scores import load_pictures
 
@@ -69,7 +71,8 @@ def measured_slices(
         contrast = contrast or contrast_label(scan.header)
         if contrast is None:
             raise BadInputError(f"{path}: the protocol names no known contrast: give it as --contrast")
-        for data in slices(scan.acquisitions(), scan.header, combine_averages=True):
+        receiving = Receiving.of(Options(), scan.header)
+        for data in slices(scan.acquisitions(), scan.header, combine_averages=True, receiving=receiving):
             number = data.key.slice
             if isinstance(data, LostSlice):
                 raise BadInputError(f"{path}: slice {number}: {data.reason}; give a complete scan")

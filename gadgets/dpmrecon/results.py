@@ -1,0 +1,52 @@
+"""What a replay writes: the list of writers of its result folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .dicom.folder import DicomFolder
+from .dicom.write import DicomOptions
+from .mrd.scan import Scan
+from .output.folder import cleared
+from .output.images_file import ImagesFile, Outputs
+from .output.maps import Weighting
+from .output.nifti import NiftiFolder
+from .output.preview import Preview
+from .output.report import Report
+from .output.scores import Scores, Truth
+from .output.writers import Writer
+from .recon.provenance import Provenance
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be written. dicom: None writes none; weighting: the user's b-values, None for the header's; truth,
+    mask: files to score against, see `Truth`."""
+
+    outputs: Outputs = Outputs()
+    dicom: DicomOptions | None = None
+    weighting: Weighting | None = None
+    truth: Path | None = None
+    mask: Path | None = None
+
+
+def result_writers(
+    wanted: Wanted, scan: Scan, out: Path, provenance: Provenance, n_slices: int
+) -> tuple[Report, list[Writer]]:
+    """The report and all writers of the folder `out`, which is cleared. Raises BadInputError where it cannot be."""
+    header, hidden = scan.header, wanted.outputs.anonymize
+    truth = Truth(wanted.truth, wanted.mask, header)
+    folder = cleared(out, scan.path)
+    name, secret = (None, str(scan.path)) if hidden else (scan.path.name, None)
+    report = Report(folder / "report.json", name, provenance, scan.log, secret)
+    images = folder / "images.h5"
+    writers: list[Writer] = [
+        ImagesFile(images, scan, wanted.outputs),
+        Scores(truth, header, report),
+        report,
+        Preview(folder / "preview.png", header, truth, n_slices),
+    ]
+    if wanted.dicom is not None:
+        writers.append(DicomFolder(images, scan, report, wanted.dicom, wanted.weighting))
+    if wanted.outputs.nifti:
+        writers.append(NiftiFolder(images, report))
+    return report, writers
