@@ -22,7 +22,7 @@ def scan(simulated_scan):
 
 @pytest.fixture
 def start(model):
-    """start(**options) -> a running Server, by default with this machine's clock; it is stopped at the end of the test, and must then end."""
+    """start(**options) -> a running Server; it is stopped at the end of the test, and must then end."""
     running = []
 
     def begin(peers: int = 8, audit=None, clock=time.monotonic, **given) -> Server:
