@@ -58,11 +58,5 @@ def model(tiny_model) -> Path:
 
 
 @pytest.fixture(scope="session")
-def slow_model(tiny_model) -> Path:
-    """It takes about 10 ms for an image: a sample of its 4000 steps never fits a deadline."""
-    return tiny_model({"widths": [16, 16]}, samples=3, prox={"steps": 4000})
-
-
-@pytest.fixture(scope="session")
 def world() -> GaussianWorld:
     return GaussianWorld()

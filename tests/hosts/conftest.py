@@ -1,6 +1,7 @@
 """A small scan, what a peer sends of it, and who takes it."""
 
 import threading
+import time
 
 import pytest
 from dpmrecon import options
@@ -24,8 +25,8 @@ def start(model):
     """start(**options) -> a running Server; it is stopped at the end of the test, and must then end."""
     running = []
 
-    def begin(peers: int = 8, audit=None, **given) -> Server:
-        server = Server("127.0.0.1", 0, peers, audit)
+    def begin(peers: int = 8, audit=None, clock=time.monotonic, **given) -> Server:
+        server = Server("127.0.0.1", 0, peers, audit, clock)
         server.load(options.from_pairs({"model": str(model), **FEW, **given}))
         thread = threading.Thread(target=server.serve)
         thread.start()

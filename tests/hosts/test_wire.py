@@ -36,7 +36,7 @@ def test_a_silent_peer_is_let_go(patience):
 
 
 def test_a_peer_that_never_reads_is_given_up(monkeypatch):
-    monkeypatch.setattr(byte_stream, "STALL", 1)
+    monkeypatch.setattr(byte_stream, "STALL", 1)  # the kernel counts it, and here nobody ever reads
     ours, theirs = socket.socketpair()
     peer = Wire(byte_stream.SocketStream(ours))
     with pytest.raises(wire.PeerGoneError, match="took no more data"):

@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 
 from dpmrecon.hosts.adapters import greet
 from dpmrecon.hosts.byte_stream import SocketStream
@@ -41,12 +40,10 @@ class Here:
         self.session.peer.close()
 
     def exchange(self, *messages: bytes) -> fake_peer.Answer:
-        """Send, say no more, and read to the end; the session must end too, and without spinning."""
-        before = time.process_time()
+        """Send, say no more, and read to the end; the session must end too: one that spins stays for ever."""
         self.peer.send(*messages)
         self.peer.end_of_sending()
         answer = self.peer.answer()
         self.thread.join(LIMIT)
         assert not self.thread.is_alive()
-        assert time.process_time() - before < 10
         return answer

@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +76,13 @@ def dicom_files(folder: Path) -> list[Path]:
 
 
 def send(
-    files: list[Path], peer: Peer, title: str = "DPMRECON", *, retries: int = RETRIES, pause: float = PAUSE_SECONDS
+    files: list[Path],
+    peer: Peer,
+    title: str = "DPMRECON",
+    *,
+    retries: int = RETRIES,
+    pause: float = PAUSE_SECONDS,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> Report:
     """Send files to an archive one by one, so that memory holds one.
 
@@ -88,7 +94,7 @@ def send(
     with tqdm(total=len(files), unit="image") as bar:
         for attempt in range(retries + 1):
             if attempt:
-                time.sleep(pause)
+                sleep(pause)
             try:
                 with _association(peer, title) as association:
                     left = _send_once(association, left, report, bar)
@@ -164,7 +170,10 @@ def _store(association: Any, file: Any) -> Any:
     if not association.is_established:
         return Dataset()
     try:
-        return association.send_c_store(file)
+        status = association.send_c_store(file)
+        if not status:
+            association.kill()  # it notices an end only later, and the next image would wait for its time limit
+        return status
     except RuntimeError:  # the association ended between two images
         return Dataset()
     except ValueError as error:  # another SOP class than was agreed on, or a data set that cannot be encoded

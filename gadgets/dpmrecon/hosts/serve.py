@@ -83,9 +83,19 @@ class DeviceQueue:
 
 
 class Server:
-    """Listens from the start, so that early peers wait instead of failing; serves once `load` has the model."""
+    """Listens from the start, so that early peers wait instead of failing; serves once `load` has the model.
 
-    def __init__(self, address: str, port: int, peers: int = PEERS, audit: AuditLog | None = None):
+    clock: seconds that only grow, for how long the device has had a job.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        peers: int = PEERS,
+        audit: AuditLog | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         if peers < 1 or not 0 <= port < 2**16:
             raise BadInputError(f"--peers is {peers} and --port {port}: give 1 peer or more and a port up to 65535")
         try:
@@ -96,7 +106,7 @@ class Server:
         self._peers, self._audit = peers, audit
         self._sessions: dict[threading.Thread, Session] = {}
         self._places = threading.Lock()
-        self._device = DeviceQueue(peers, self._check_device)
+        self._device = DeviceQueue(peers, self._check_device, clock)
         self.lost: str | None = None  # why the device can be used no more
         self._stopping = threading.Event()
         self._wake, self._woken = socket.socketpair()

@@ -7,6 +7,7 @@ coefficient, gives each stage's cost for any matrix, number of coils, slices, sa
 import argparse
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,9 +110,15 @@ def _memory(load: Load) -> np.ndarray:
     return np.array([images, images * load.n_coils, load.megapixels * load.n_coils])
 
 
-def measure(checkpoint: "Checkpoint", sampling: "Sampling", load: Load, device: "torch.device") -> Measurement:
+def measure(
+    checkpoint: "Checkpoint",
+    sampling: "Sampling",
+    load: Load,
+    device: "torch.device",
+    clock: Callable[[], float] = time.perf_counter,
+) -> Measurement:
     """Run a slice of this size through maps and conventional image, and as many as the scan samples at once through
-    STEPS steps of the sampler."""
+    STEPS steps of the sampler. clock: seconds that only grow, for the steps."""
     import torch
 
     from ..recon.prepare import with_coil_maps
@@ -126,9 +133,9 @@ def measure(checkpoint: "Checkpoint", sampling: "Sampling", load: Load, device: 
     seconds = 0.0
     for steps in (1, STEPS):  # the first run of a size pays for its start
         brief = replace(sampling, samples=samples, settings=replace(sampling.settings, steps=steps))
-        began = time.perf_counter()
+        began = clock()
         draw(group, checkpoint, None, brief)
-        seconds = time.perf_counter() - began
+        seconds = clock() - began
     seconds /= len(group) * samples * STEPS
     return Measurement(load, mapped.seconds["maps"], mapped.seconds["conventional"], seconds, memory_peak(device))
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -28,6 +27,7 @@ from dpmtrain.data.veins import veins
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from support.paths import shared
+from support.waiting import until
 
 COMMAND = [sys.executable, "-m", "dpmtrain.cli", "prepare"]
 FASTMRI_HEADER = """<?xml version="1.0" encoding="UTF-8"?>
@@ -378,9 +378,19 @@ def test_what_is_done_is_kept_until_its_file_or_the_settings_change(tmp_path):
     assert PreparedSlices(out, 0.5).example(32, torch.Generator().manual_seed(0))[1] == "flair"
 
 
-def children(process) -> list[int]:
-    tasks = Path(f"/proc/{process}/task")
-    return [int(pid) for file in tasks.glob("*/children") for pid in file.read_text().split()]
+# kills itself once one volume is done, and names its workers before
+KILLED = """
+import multiprocessing, os, signal, sys
+from dpmtrain.cli import main
+from dpmtrain.data.journal import Journal
+add = Journal.add
+def add_one(*given):
+    add(*given)
+    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+Journal.add = add_one
+main(sys.argv[1:])
+"""
 
 
 def running(process) -> bool:
@@ -396,24 +406,21 @@ def test_kill_9_loses_only_the_volume_in_hand(tmp_path):
         flair(tmp_path / "in" / f"patient{n}_flair.nii.gz", n)
     label_map(tmp_path / "in" / "zz_seg_1.nii.gz")
     out = tmp_path / "out"
-    command = [*COMMAND, str(tmp_path / "in"), "--out", str(out), "--slices", "4", "--jobs", "2"]
+    given = ["prepare", str(tmp_path / "in"), "--out", str(out), "--slices", "4", "--jobs", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not (out / "done.jsonl").exists() or not (out / "done.jsonl").read_text().count("\n"):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        workers = children(process.pid)
-        process.send_signal(signal.SIGKILL)
+    # a file, since a pipe would be waited for until the workers too have closed it
+    with (tmp_path / "workers").open("w") as printed:
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, *given], env=environment, stdout=printed, stderr=subprocess.DEVNULL
+        )
+    assert killed.returncode == -signal.SIGKILL
     assert not (out / "manifest.json").exists()
-    assert len(workers) >= 2
-    while any(map(running, workers)):  # they leave with their parent
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    workers = (tmp_path / "workers").read_text().split()
+    assert workers
+    until(lambda: not any(map(running, workers)))  # they leave with their parent
     done = [json.loads(line)["files"] for line in (out / "done.jsonl").read_text().splitlines()]
     kept = {name: stat for files in done for name, stat in files.items()}
-    assert kept
+    assert len(done) == 1 and kept
     assert run(tmp_path / "in", "--out", out, "--slices", 4) == 0
     assert len(volumes(out)) == 12 + len(labelmaps.SEQUENCES)
     for name, (size, modified) in kept.items():

@@ -1,14 +1,13 @@
 """Training on a few synthetic slices: recipes, the loop and what interrupts it, fine-tuning, and the way to a model."""
 
 import csv
+import inspect
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import nibabel
@@ -27,7 +26,6 @@ from dpmtrain.train.recipe import ema_decay, learning_rate, read_recipe
 from dpmtrain.train.train import Stopped, Trainer, train
 
 from support.paths import ROOT
-from support.waiting import until
 
 RECIPES = ROOT / "training" / "recipes"
 TRAIN = """
@@ -271,19 +269,35 @@ def test_pretrain_writes_a_checkpoint_with_its_card(prepared, recipe, tmp_path):
     assert list((run / "tensorboard").glob("events*"))
 
 
+def signalled(number: int, at: int):
+    """Trainer.step, but at step `at` this process gets the signal first."""
+    whole = Trainer.step
+
+    def step(self, now, *rest):
+        if now == at:
+            os.kill(os.getpid(), number)
+        return whole(self, now, *rest)
+
+    return step
+
+
+KILLED = f"""
+import os, signal, sys
+from dpmtrain.cli import main
+from dpmtrain.train.train import Trainer
+{inspect.getsource(signalled)}
+Trainer.step = signalled(signal.SIGKILL, 27)
+main(sys.argv[1:])
+"""
+
+
 def test_kill_9_loses_the_last_interval_and_the_rest_continues_bit_for_bit(prepared, tmp_path):
-    text = PRETRAIN.replace("steps = 6", "steps = 60").replace("save_every = 2", "save_every = 10")
+    text = PRETRAIN.replace("steps = 6", "steps = 40").replace("save_every = 2", "save_every = 10")
     recipe, run = written(tmp_path / "recipe.toml", text), tmp_path / "run"
-    arguments = [sys.executable, "-m", "dpmtrain.cli", *command(recipe, prepared, run)]
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
-    until(lambda: (run / "log.csv").is_file() and len(rows(run)) >= 2)
-    process.kill()
-    _, shown = process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    state = read_state(run / "state.pt")
-    reached = max(int(part.rsplit(" ", 1)[-1]) for part in shown.split("/60") if part.rsplit(" ", 1)[-1].isdigit())
-    assert 20 <= state["step"] < 60
-    assert reached - state["step"] < 10
+    done = subprocess.run([sys.executable, "-c", KILLED, *command(recipe, prepared, run)], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert read_state(run / "state.pt")["step"] == 20
+    assert [row["step"] for row in rows(run)] == ["10", "20"]
     settings = read_recipe(recipe)
     resumed = train(settings, prepared, run, 1, device="cpu", workers=1)  # a loader process changes no number
     uninterrupted = train(settings, prepared, tmp_path / "straight", 1, device="cpu")
@@ -296,22 +310,14 @@ def test_kill_9_loses_the_last_interval_and_the_rest_continues_bit_for_bit(prepa
     ]
 
 
-def test_sigterm_saves_the_state_and_says_how_to_go_on(prepared, tmp_path, recipe):
+def test_sigterm_saves_the_state_and_says_how_to_go_on(prepared, tmp_path, recipe, monkeypatch):
     settings = read_recipe(recipe)
-    settings["train"].update(steps=5000, save_every=1000)
+    settings["train"].update(steps=40, save_every=20)
     run = tmp_path / "run"
-
-    def stop():
-        until((run / "log.csv").is_file)
-        time.sleep(0.3)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=stop)
-    thread.start()
-    with pytest.raises(Stopped, match="goes on from there"):
+    monkeypatch.setattr(Trainer, "step", signalled(signal.SIGTERM, 7))
+    with pytest.raises(Stopped, match="stopped after step 9 of 40: .* goes on from there"):
         train(settings, prepared, run, 1, device="cpu")
-    thread.join()
-    assert 0 < read_state(run / "state.pt")["step"] < 1000
+    assert read_state(run / "state.pt")["step"] == 9  # step 7 of 0, 1, ... was at work: all are asked in the next one
 
 
 def test_a_full_disk_keeps_the_last_state(prepared, recipe, tmp_path):
