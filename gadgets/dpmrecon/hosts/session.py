@@ -148,17 +148,21 @@ class Session:
             record["decisions"].append("the protocol names no known contrast: the unlabelled prior is used")
             log.warning("%s", record["decisions"][-1])
         self.peer.patience = wire.SCAN
+        receiving = self.host.receiving(options, header)
         provenance = Provenance.of(
             checkpoint,
             contrast,
             sampling,
             combine_averages=options.combine_averages,
-            conjugated=self.host.receiving(options, header).conjugate,
+            conjugated=receiving.conjugate,
         )
         n_slices = announced_slices(header, combine_averages=options.combine_averages)
         line_headers: LineHeaders = {}
         lines = ScanLog()
-        stream: Iterator[Any] = self.host.slices(self.peer.messages(), header, line_headers, options, lines)
+        combine, messages = options.combine_averages, self.peer.messages()
+        stream: Iterator[Any] = self.host.slices(
+            messages, header, line_headers, receiving, lines, combine_averages=combine
+        )
         self.reader = ReadAhead(stream, slices_at_once(sampling.batch, sampling.samples))
         with writing([Sender(self.host, self.peer), Books(record, sampling, lines)]) as add:
             stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
