@@ -10,6 +10,7 @@ def flags(*names: int) -> int:
 
 NOISE = flags(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
 CALIBRATION = flags(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
+CALIBRATION_AND_IMAGE = flags(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
 LAST_IN_SLICE = flags(ismrmrd.ACQ_LAST_IN_SLICE)
 GHOST_CORRECTION = flags(ismrmrd.ACQ_IS_PHASECORR_DATA, ismrmrd.ACQ_IS_REVERSE)
 # lines that are neither image, calibration nor noise
