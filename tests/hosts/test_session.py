@@ -34,6 +34,17 @@ def test_an_incomplete_slice_is_named_and_the_complete_one_goes_out(scan, engine
     assert answer.raw.endswith(fake_peer.error(expected))
 
 
+def test_a_slice_without_calibration_is_named_and_the_others_go_out(scan, engine):
+    centre = range(17, 32, 2)  # what the pattern does not need
+    whole, bare = edited_stream(scan), edited_stream(scan, without(centre), calibration=False)
+    answer = Here(engine).exchange(whole[0], whole[1], bare[2], whole[3], close())
+    assert [image.getHead().slice for image in answer.images] == [1]
+    (error,) = answer.errors
+    assert error.startswith("1 of 2 slices are missing: slice 0: it has no calibration lines")
+    bare = Here(engine).exchange(whole[0], whole[1], *bare[2:])
+    assert bare.errors[0].startswith("2 of 2 slices are missing: slice 0: it has no calibration lines")
+
+
 NO_CLOSE = "the connection ended without a CLOSE message: the scan is not complete, send it again"
 CUT = "the connection ended within a message, after {} of {} bytes: send the scan again"
 NEEDED = "ReconData (id 1023) or raw acquisitions (id 1008) are needed"

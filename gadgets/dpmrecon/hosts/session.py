@@ -25,7 +25,7 @@ from ..output.writers import writing
 from ..read_ahead import ReadAhead
 from ..recon.deadline import Deadline
 from ..recon.plan import contrast_of, sampling_of
-from ..recon.prepare import with_coil_maps
+from ..recon.prepare import with_maps
 from ..recon.provenance import Provenance
 from ..recon.stream import sampled, slices_at_once
 from ..recon.types import Reconstruction, Sampling
@@ -53,7 +53,7 @@ def on_device(
     for group in groups:
         if deadline is None and sampling.deadline is not None:
             deadline = Deadline(sampling.deadline, n_slices, time.monotonic())
-        mapped = with_coil_maps(group, engine.device)
+        mapped = (item if isinstance(item, LostSlice) else with_maps(item, engine.device) for item in group)
         results = sampled(mapped, engine.checkpoint, contrast, sampling, deadline=deadline)
         while (item := engine.run(functools.partial(next, results, None))) is not None:
             yield item
