@@ -18,11 +18,12 @@ from .mrd.file import Scan
 from .mrd.lines import LineHeaders
 from .output.folder import cleared, seconds_to_finish
 from .output.images_file import ImagesFile, Outputs
-from .output.maps import Weighting
+from .output.maps import Maps
 from .output.mrd_images import mrd_images
 from .output.preview import Preview
 from .output.report import Report
 from .output.scores import Scores, Truth
+from .output.weighting import Weighting
 from .output.writers import Writer, writing
 from .prior.checkpoint import Checkpoint
 from .recon.deadline import Deadline
@@ -76,22 +77,20 @@ def replay(
     report = Report(
         folder / "report.json", None if hidden else scan.path.name, provenance, str(scan.path) if hidden else None
     )
-    writers: list[Writer] = [
-        ImagesFile(folder / "images.h5", scan, outputs),
-        Scores(wanted, header, report),
-        report,
-        Preview(folder / "preview.png", header, wanted, n_slices),
-    ]
+    images = ImagesFile(folder / "images.h5", scan, outputs)
+    maps = Maps(header, weighting, images.put, report.notes.append, combine_averages=combine_averages)
+    writers: list[Writer] = [maps, images, Scores(wanted, header, report), report]
+    writers.append(Preview(folder / "preview.png", header, wanted, n_slices))
     if dicom is not None:
-        writers.append(DicomFolder(folder / "images.h5", scan, report, dicom, weighting))
+        writers.append(DicomFolder(images.path, scan, report, dicom, maps))
     line_headers: LineHeaders = {}
     with writing(writers) as add:
         stream = scan.acquisitions()
         stream = slices(stream, header, line_headers, combine_averages=combine_averages)
         stream = with_coil_maps(stream, device)
         stream = sampled(stream, checkpoint, contrast, sampling, progress.evaluations, deadline)
-        stream = mrd_images(stream, header, line_headers, provenance)
-        for item, images in stream:
-            add(item, images)
+        stream = mrd_images(stream, header, line_headers, provenance, maps.weighting)
+        for item, found in stream:
+            add(item, found)
             progress.slice(item)
     return report

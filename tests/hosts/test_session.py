@@ -3,14 +3,16 @@
 import re
 import struct
 
+import numpy as np
 import pytest
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.denoiser import Denoiser
 
 from support import fake_peer
 from support.fake_peer import close, config
+from support.results import images, replay
 from support.sessions import Here
-from support.streams import IDENTIFIER, edited_stream, planted
+from support.streams import IDENTIFIER, edited_stream, planted, raw_stream
 
 
 def without(rows):
@@ -157,3 +159,21 @@ def test_raw_acquisitions_from_a_gadgetron_are_refused(scan, engine):
     assert answer.errors[0].endswith(
         "the chain lacks AcquisitionAccumulateTriggerGadget and BucketToBufferGadget before this gadget"
     )
+
+
+def test_an_mrd_client_gets_b_values_trace_and_adc(simulated_scan, engine, model, tmp_path):
+    scan = simulated_scan(matrix=(48, 56), n_slices=1, contrast="dwi", b_values=(0.0, 1000.0))
+    session = Here(engine)
+    answer = session.exchange(*raw_stream(scan, "dpm_dwi"))
+    assert (answer.errors, answer.texts) == ([], [])
+    assert session.session.record["images"] == len(answer.images) == 4
+    found = {series: [image for image in answer.images if image.image_series_index == series] for series in (1, 4, 5)}
+    assert [image.meta["DiffusionBValue"] for image in found[1]] == ["0", "1000"]
+    assert replay(scan, tmp_path, model, "--contrast", "dwi", "--steps", "4", "--samples", "1") == 0
+    for series, unit in ((1, 1.0), (4, 1.0), (5, 1e-6)):
+        for ours, theirs in zip(found[series], images(tmp_path, series), strict=True):
+            assert ours.data.dtype == np.uint16
+            assert unit * ours.data == pytest.approx(theirs.data, abs=0.51 * unit)
+            assert (ours.slice, ours.contrast) == (theirs.slice, theirs.contrast)
+            assert ours.meta["DataRole"] == theirs.meta["DataRole"]
+    assert (found[5][0].meta["RescaleSlope"], found[5][0].meta["WindowWidth"]) == ("1e-06", "2500")

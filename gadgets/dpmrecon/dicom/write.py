@@ -20,13 +20,12 @@ import numpy as np
 from ..errors import BadInputError
 from ..mrd.geometry import Plane, plane_of_mrd
 from ..mrd.header import Header, read_header
-from ..output.maps import Weighting
+from ..output.maps import ADC_SLOPE, ADC_WINDOW
+from ..output.weighting import Weighting
 
 LARGEST_STORED = 65535
 FINENESS = 1000
 SMALL_WINDOW = 100
-ADC_SLOPE = 1e-6  # mm^2/s for one stored unit
-ADC_WINDOW = 2.5e-3  # mm^2/s: from 0 to that of half free water, half tissue
 # DataRole of the MRD image -> what is added to the tag in ImageType
 SUFFIXES = {"Image": "", "Uncertainty": "_STD", "Conventional": "_CONV", "Trace": "_TRACE", "ADC": "_ADC"}
 FALLBACK_TAG = "CGSENSE_FALLBACK"

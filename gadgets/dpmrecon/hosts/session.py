@@ -20,6 +20,7 @@ from ..data import LostSlice, Slice
 from ..errors import BadInputError, DpmreconError
 from ..mrd.header import acceleration, announced_slices, read_header
 from ..mrd.lines import LineHeaders
+from ..output.maps import Maps, in_whole_numbers
 from ..output.mrd_images import mrd_images
 from ..output.writers import writing
 from ..read_ahead import ReadAhead
@@ -138,19 +139,27 @@ class Session:
         sampling = sampling_of(options, checkpoint, engine.device, contrast, acceleration(header))
         record.update(contrast=contrast, parameters=asdict(sampling), residuals=[], decisions=[])
         if contrast is None:
-            record["decisions"].append("the protocol names no known contrast: the unlabelled prior is used")
-            log.warning("%s", record["decisions"][-1])
+            self._note("the protocol names no known contrast: the unlabelled prior is used")
         self.peer.patience = wire.SCAN
         provenance = Provenance.of(checkpoint, contrast, sampling, combine_averages=options.combine_averages)
         n_slices = announced_slices(header, combine_averages=options.combine_averages)
         line_headers: LineHeaders = {}
         stream: Iterator[Any] = self.host.slices(self.peer.messages(), header, line_headers, options)
         self.reader = ReadAhead(stream, slices_at_once(sampling.batch, sampling.samples))
-        with writing([Sender(self.host, self.peer), Books(record, sampling)]) as add:
+        maps = Maps(header, None, self._send_map, self._note, combine_averages=options.combine_averages)
+        with writing([maps, Sender(self.host, self.peer), Books(record, sampling)]) as add:
             stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
-            stream = mrd_images(stream, header, line_headers, provenance)
+            stream = mrd_images(stream, header, line_headers, provenance, maps.weighting)
             for item, images in stream:
                 add(item, images)
+
+    def _note(self, text: str) -> None:
+        self.record["decisions"].append(text)
+        log.warning("%s", text)
+
+    def _send_map(self, image: ismrmrd.Image) -> None:
+        self.host.send(self.peer, in_whole_numbers(image))
+        self.record["images"] += 1
 
     def run(self, greeting: Callable[[Wire], tuple[Host, bytes, bytes] | None]) -> None:
         """Greet, scan, tell of errors, take what the peer still sends, say CLOSE, and log one line of JSON."""

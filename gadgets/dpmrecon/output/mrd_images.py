@@ -13,6 +13,7 @@ from ..mrd.lines import LineHeader
 from ..physics.fourier import crop_or_pad, to_image, to_kspace
 from ..recon.provenance import Provenance
 from ..recon.types import Reconstruction
+from .weighting import Weighting, b_value_comment
 
 RESEARCH = "RESEARCH: not for diagnostic use"
 RECONSTRUCTION, SPREAD = 1, 2  # series index: image_1 and image_2 in the file
@@ -48,10 +49,12 @@ def mrd_images(
     header: Header,
     line_headers: Mapping[SliceKey, LineHeader],
     provenance: Provenance,
+    weighting: Weighting | None = None,
 ) -> Iterator[tuple[Reconstruction | LostSlice, list[ismrmrd.Image]]]:
     """Each reconstruction with its images: the reconstruction, and the spread where several samples were drawn.
 
-    line_headers: geometry and time stamps of each slice. Images are float32, all in one scale: BRIGHT is the 99th
+    line_headers: geometry and time stamps of each slice; weighting: of a diffusion scan, for the b-value in the meta.
+    Images are float32, all in one scale: BRIGHT is the 99th
     percentile of the first slice; the meta's RescaleSlope takes it back to the units of the (whitened) k-space.
     """
     factor, used = None, set()
@@ -80,6 +83,10 @@ def mrd_images(
                 "RescaleIntercept": "0",
             }
             meta = {**texts, **numbers, **_provenance(item, provenance), **_gadgetron_meta(item, line, header)}
+            if weighting is not None:
+                meta |= weighting.meta_of(item.key)
+                for name in ("ImageComments", "GADGETRON_ImageComment"):
+                    meta[name] = f"{meta[name]}{b_value_comment(meta)}"
             images.append(image_of(magnitude, head, meta))
         yield item, images
 
