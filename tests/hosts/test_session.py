@@ -177,3 +177,15 @@ def test_an_mrd_client_gets_b_values_trace_and_adc(simulated_scan, engine, model
             assert (ours.slice, ours.contrast) == (theirs.slice, theirs.contrast)
             assert ours.meta["DataRole"] == theirs.meta["DataRole"]
     assert (found[5][0].meta["RescaleSlope"], found[5][0].meta["WindowWidth"]) == ("1e-06", "2500")
+
+
+def test_a_slice_without_maps_is_named_in_the_audit_line(simulated_scan, engine):
+    def one_more(message):
+        entry = re.search(rb"<(\w+:)?diffusion>.*?</(\w+:)?diffusion>", message, re.DOTALL)[0]
+        further = re.sub(rb"bvalue>[^<]*<", b"bvalue>2000<", entry)
+        return fake_peer.text_message(fake_peer.HEADER, message[6:].replace(entry, entry + further, 1))
+
+    scan, session = simulated_scan(matrix=(48, 56), n_slices=1, contrast="dwi", b_values=(0.0, 1000.0)), Here(engine)
+    answer = session.exchange(*raw_stream(scan, "dpm_dwi", one_more))
+    assert [image.image_series_index for image in answer.images] == [1, 1]
+    assert session.session.record["decisions"] == ["slice 0: no trace and no ADC, b = 1000 s/mm^2 is missing"]
