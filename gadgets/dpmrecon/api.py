@@ -56,6 +56,10 @@ class Result:
         Slice, contrast, phase, set, repetition and average, as a scan counts them.
     missing : str or None
         Why a scan's slice has no image; None where it has one.
+    remarks : tuple of str
+        What to know before the image is used, such as samples that were left out.
+    trusted : bool
+        False where the image, the conventional one too, contradicts its data beyond use.
     """
 
     image: Any
@@ -66,6 +70,8 @@ class Result:
     samples: Any
     key: SliceKey = SliceKey(0)
     missing: str | None = None
+    remarks: tuple[str, ...] = ()
+    trusted: bool = True
 
 
 def load_model(model: str | PathLike | None = None, device: str | None = None) -> Checkpoint:
@@ -405,6 +411,8 @@ def _result(item: Reconstruction, like: Any, placed: Any = lambda image: image) 
         item.fallback,
         None if draws is None else _like(draws, like),
         item.key,
+        remarks=item.remarks,
+        trusted=item.trusted,
     )
 
 

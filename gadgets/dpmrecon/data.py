@@ -34,7 +34,8 @@ class Slice:
     None; sigma_n: standard deviation of the noise in one real channel of `kspace`; noise_source: "noise scan" or
     "k-space periphery"; acceleration: as announced, or as the lines show it where nothing is announced;
     n_lines_got: different lines acquired; n_lines_needed: lines that limits and acceleration announce;
-    seed_key: numbers that enter the seeds of its samples, and nothing else of the scan does.
+    seed_key: numbers that enter the seeds of its samples, and nothing else of the scan does;
+    remarks: sentences of earlier steps that come out with the image.
     """
 
     key: SliceKey
@@ -47,6 +48,7 @@ class Slice:
     n_lines_got: int
     n_lines_needed: int
     seed_key: tuple[int, ...]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass

@@ -21,9 +21,11 @@ from ..errors import BadInputError
 from ..mrd.geometry import Plane, plane_of_mrd
 from ..mrd.header import Header, read_header
 from ..output.maps import Weighting
+from ..output.mrd_images import remarks_of
 
 LARGEST_STORED = 65535
 FINENESS = 1000
+LONGEST_TEXT = 1024  # bytes of a comment or description
 SMALL_WINDOW = 100
 ADC_SLOPE = 1e-6  # mm^2/s for one stored unit
 ADC_WINDOW = 2.5e-3  # mm^2/s: from 0 to that of half free water, half tissue
@@ -302,8 +304,8 @@ def _file(common: Any, image: _Image, header: Header, kind: str) -> Any:
     file.AcquisitionNumber = 1 + int(image.head.repetition)
     file.BurnedInAnnotation = "NO"
     file.ContentQualification = "RESEARCH"
-    file.ImageComments = _text(meta.get("ImageComments"), 1024)
-    file.DerivationDescription = _text(_derivation(meta), 1024)
+    file.ImageComments = _text(meta.get("ImageComments"), LONGEST_TEXT)
+    file.DerivationDescription = _text(_derivation(meta), LONGEST_TEXT)
     file.ContributingEquipmentSequence = [_equipment(meta)]
     return file
 
@@ -327,7 +329,10 @@ def _derivation(meta: dict[str, Any]) -> str:
         text += f" CG-SENSE FALLBACK: {of('fallback')}."
     if "dpmrecon_map" in meta:
         text += f" Computed from these images: {of('map')}."
-    return f"{text} RESEARCH, not for diagnostic use"
+    text += " RESEARCH, not for diagnostic use"
+    remarks = f". Remarks: {'; '.join(remarks_of(meta))}"
+    # what is cut off here is in ImageComments
+    return text + remarks if "dpmrecon_remarks" in meta and len((text + remarks).encode()) <= LONGEST_TEXT else text
 
 
 def _equipment(meta: dict[str, Any]) -> Any:
@@ -341,7 +346,7 @@ def _equipment(meta: dict[str, Any]) -> Any:
     item.Manufacturer = "dpmrecon"
     item.ManufacturerModelName = _text(meta.get("dpmrecon_model"), 64)
     item.SoftwareVersions = _text(meta.get("dpmrecon_version"), 64)
-    item.ContributionDescription = _text(_derivation(meta), 1024)
+    item.ContributionDescription = _text(_derivation(meta), LONGEST_TEXT)
     return item
 
 

@@ -8,6 +8,7 @@ ln S = ln S0 - b ADC, by least squares with the weights S^2 that make the noise 
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ismrmrd
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from ..errors import BadInputError, UnsupportedScanError
 from ..mrd.header import Header
 from .images_file import store
-from .mrd_images import image_of
+from .mrd_images import commented, image_of, remarks_meta, remarks_of
 
 TRACE, ADC = 4, 5  # series index: image_4 and image_5 in images.h5
 # counters that slices are kept apart by, and MRD's names for what may carry the weighting
@@ -145,29 +146,35 @@ def _add_slice(
 ) -> None:
     directions: dict[float, list[np.ndarray]] = {}
     example: dict[float, ismrmrd.Image] = {}
-    fallbacks = []
+    fallbacks, trusted = [], True
+    remarks: dict[str, None] = {}
     for number, indices in sorted(numbers.items()):
         images = [dataset.read_image("image_1", index) for index in indices]
         fallbacks += [image.meta["dpmrecon_fallback"] for image in images if "dpmrecon_fallback" in image.meta]
+        for image in images:
+            remarks |= dict.fromkeys(remarks_of(image.meta))
+            trusted &= "dpmrecon_trusted" not in image.meta
         b = weighting.b_values[number]
         directions.setdefault(b, []).append(np.mean([image.data[0, 0] for image in images], 0, dtype=float))
         example.setdefault(b, images[0])
-    fallback = str(fallbacks[0]) if fallbacks else None
+    told = remarks_meta(list(remarks), trusted=trusted)
+    if fallbacks:
+        told["dpmrecon_fallback"] = str(fallbacks[0])
     traces = {b: np.exp(np.mean([np.log(image.clip(1e-30)) for image in found], 0)) for b, found in directions.items()}
     for b in sorted(traces):
         if b > 0:
             text = f"trace b={b:g}"
-            image = _derived(example[b], traces[b].astype(np.float32), TRACE, "Trace", text, fallback)
+            image = _derived(example[b], traces[b].astype(np.float32), TRACE, "Trace", text, told)
             store(dataset, image)
     adc = adc_map(np.stack(list(traces.values())), np.array(list(traces)))
-    image = _derived(example[min(traces)], adc, ADC, "ADC", "ADC mm2/s", fallback)
+    image = _derived(example[min(traces)], adc, ADC, "ADC", "ADC mm2/s", told)
     store(dataset, image)
 
 
 def _derived(
-    source: ismrmrd.Image, pixels: np.ndarray, series: int, role: str, text: str, fallback: str | None
+    source: ismrmrd.Image, pixels: np.ndarray, series: int, role: str, text: str, told: dict[str, Any]
 ) -> ismrmrd.Image:
-    """An image at the place of `source` with its provenance."""
+    """An image at the place of `source` with its provenance; told: fallback and remarks of all its sources, as meta."""
     head = ismrmrd.ImageHeader.from_buffer_copy(source.getHead())
     head.image_series_index = series
     head.average = head.repetition = 0
@@ -186,6 +193,8 @@ def _derived(
         "WindowWidth": f"{largest:.6g}",
         "dpmrecon_map": text,
     }
-    if fallback is not None:
-        meta["dpmrecon_fallback"] = fallback
+    meta |= told
+    for name in ("ImageComments", "GADGETRON_ImageComment"):
+        if name in meta:
+            meta[name] = commented(str(meta[name]), remarks_of(told))
     return image_of(pixels, head, meta)
