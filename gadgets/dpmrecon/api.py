@@ -23,7 +23,7 @@ from .physics import coil_maps
 from .physics.noise import estimated_sigma
 from .prior.checkpoint import Checkpoint, load_checkpoint
 from .recon.plan import contrast_of, sampling_of
-from .recon.prepare import mapped_slice, with_coil_maps
+from .recon.prepare import despiked, mapped_slice, with_coil_maps
 from .recon.stream import sampled
 from .recon.types import Reconstruction
 
@@ -205,7 +205,7 @@ def reconstruct(
         The model fails and `fallback` is False.
     """
     checkpoint, where = _loaded(model, device)
-    data = _slice(kspace, mask, calibration, noise_std)
+    data = slice_of_arrays(kspace, mask, calibration, noise_std)
     options = _options(contrast, mode, steps, samples, seed, fallback)
     label = contrast_of(options, checkpoint, None)
     sampling = sampling_of(options, checkpoint, where, label, data.acceleration, keep_samples=keep_samples)
@@ -217,7 +217,7 @@ def reconstruct(
             )
         (mapped,) = with_coil_maps([data], where)
     else:
-        mapped = mapped_slice(data, _maps(maps, data).to(where), {})
+        mapped = mapped_slice(despiked(data), _maps(maps, data).to(where), {})
     if isinstance(mapped, LostSlice):
         raise BadInputError(f"the slice cannot be reconstructed: {mapped.reason}")
     (item,) = sampled([mapped], checkpoint, label, sampling)
@@ -297,7 +297,7 @@ def _loaded(model: Model, device: str | None) -> tuple[Checkpoint, torch.device]
     return model, model.model.device
 
 
-def _slice(kspace: Any, mask: Any, calibration: Any, noise_std: float | None) -> Slice:
+def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: float | None) -> Slice:
     """The arrays of `reconstruct` as a slice. Raises BadInputError."""
     samples = _complex(kspace, "the k-space", "(n_coils, rows, cols) of one slice").cpu()
     n_coils, rows, cols = samples.shape
