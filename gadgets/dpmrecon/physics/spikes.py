@@ -16,6 +16,8 @@ REACH = 2  # neighbours on either side
 # A sample's distance from the prediction over the size of its neighbours: at most 5.4 in 1200 sound slices of heads and
 # letters, 6.4 in an even object that fills the field of view and is seen by two coils
 LARGEST = 9.0
+# Where one coil has a spike, others have it from here on
+SHARED = 3.0
 # It has to be that large itself; where no sample is, nothing is predicted
 WORTH_A_LOOK = 6.0
 CLIP = 6.0  # of a sample in units of its neighbours, so that a spike spoils neither weights nor predictions
@@ -27,15 +29,19 @@ RIDGE = 1e-4
 
 @dataclass(frozen=True)
 class Spike:
-    """coils: that have it; row: of k-space; col: a half where the oversampled readout had a sample between two."""
+    """coils: that have it, the brightest first; row: of k-space; col: a half where the oversampled readout had a sample
+    between two.
+
+    Whitening has mixed the coils: a spike of one is in those too that share noise with it, weaker.
+    """
 
     coils: tuple[int, ...]
     row: int
     col: float
 
     def __str__(self) -> str:
-        coils = f"coil {self.coils[0]}" if len(self.coils) == 1 else f"{len(self.coils)} coils"
-        return f"{coils}, line {self.row}, sample {self.col:g}"
+        more = f" and {len(self.coils) - 1} more" if len(self.coils) > 1 else ""
+        return f"coil {self.coils[0]}{more}, line {self.row}, sample {self.col:g}"
 
 
 def without_spikes(kspace: torch.Tensor, mask: torch.Tensor, sigma_n: float) -> tuple[torch.Tensor, list[Spike]]:
@@ -52,7 +58,7 @@ def without_spikes(kspace: torch.Tensor, mask: torch.Tensor, sigma_n: float) -> 
     if not bool((known & (torch.cat(halves, -1).abs() > WORTH_A_LOOK * size).any(0)).any()):
         return kspace, []
     lines = lines.clone()
-    found: dict[tuple[int, int, int], None] = {}
+    found: dict[tuple[int, int, int], float] = {}  # (coil, line, place) -> size
     for _ in range(ROUNDS):
         distance, score = _distance(lines, sigma_n)
         score *= known
@@ -61,10 +67,13 @@ def without_spikes(kspace: torch.Tensor, mask: torch.Tensor, sigma_n: float) -> 
             break
         for coil, number in zip(coils.tolist(), numbers.tolist()):
             place = int(score[coil, number].argmax())
-            found[coil, number, place] = None
+            found[coil, number, place] = float(distance[coil, number, place].abs())
             lines[coil, number] -= distance[coil, number, place] * _shape(place, lines[0, 0]) * acquired[number]
     for _ in range(REFINED if found else 0):
-        distance, _ = _distance(lines, sigma_n)
+        distance, score = _distance(lines, sigma_n)
+        for number, place in {(number, place) for _, number, place in found}:
+            for coil in (score[:, number, place] > SHARED).nonzero().flatten().tolist():
+                found.setdefault((coil, number, place), float(distance[coil, number, place].abs()))
         for coil, number, place in found:
             lines[coil, number] -= distance[coil, number, place] * _shape(place, lines[0, 0]) * acquired[number]
     if not found:
@@ -73,7 +82,7 @@ def without_spikes(kspace: torch.Tensor, mask: torch.Tensor, sigma_n: float) -> 
     cleaned[:, rows] = lines
     cols = kspace.shape[2]
     places: dict[tuple[int, float], list[int]] = {}
-    for coil, number, place in sorted(found):
+    for coil, number, place in sorted(found, key=lambda key: -found[key]):
         places.setdefault((int(rows[number]), place % cols + place // cols / 2), []).append(coil)
     return cleaned, [Spike(tuple(coils), row, col) for (row, col), coils in sorted(places.items())]
 

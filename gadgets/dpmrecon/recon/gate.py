@@ -14,8 +14,10 @@ from .types import MappedSlice, Reconstruction
 REMARKED = 1.3
 # and from this on it is not used where CG-SENSE's is smaller, and not to be trusted where that is as large
 LARGEST_RESIDUAL = 3.0
-# Share of the data that the coil maps of a sound scan fail to explain, as root mean square: .015 to .03 of most
+# Share of the data, as root mean square, that the coil maps of a sound scan fail to explain at most; more in proportion
+# where the matrix has fewer lines or columns than this, for which the kernel of the maps is long
 MAP_ERROR = 0.04
+MAP_ERROR_FROM = 64
 
 
 CHECK = (
@@ -44,7 +46,8 @@ def expected_residual(mapped: MappedSlice) -> float:
     data = mapped.data
     noise = 2 * float(data.mask.sum()) * len(data.kspace) * data.sigma_n**2
     energy = float(torch.view_as_real(data.kspace).square().sum())
-    return math.sqrt(1 + MAP_ERROR**2 * energy / noise)
+    error = MAP_ERROR * max(1.0, MAP_ERROR_FROM / min(data.mask.shape))
+    return math.sqrt(1 + error**2 * energy / noise)
 
 
 def not_finite(item: Reconstruction) -> Verdict | None:
