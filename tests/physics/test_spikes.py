@@ -41,6 +41,7 @@ def spike(col: float, cols: int = COLS) -> torch.Tensor:
         {"noise": 0.0005, "phantom": "letters"},
         {"noise": 0.0, "phantom": "letters", "acceleration": 1},
         {"n_coils": 2, "acceleration": 1, "noise": 0.002},
+        {"n_coils": 2, "acceleration": 1, "noise": 0.0, "phantom": "letters", "contrast": "dwi", "subject": 127},
         {"matrix": (16, 16), "calibration_lines": 8, "n_coils": 2},
         {"matrix": (33, 47), "n_coils": 16},
         {"asymmetric_echo": 0.7, "noise": 0.001},
@@ -69,7 +70,7 @@ def test_nor_is_the_centre_of_an_even_object_that_fills_the_field_of_view(n_coil
 
 @pytest.mark.parametrize("noise", [0.001, 0.02])
 @pytest.mark.parametrize("coils", [(2,), tuple(range(6))])
-@pytest.mark.parametrize("col", [9.0, 9.5, 1.0, 62.0, 40.5])
+@pytest.mark.parametrize("col", [9.0, 9.5, 2.0, 61.0, 40.5])
 @pytest.mark.parametrize("row", [24, 2])
 def test_spikes_are_found_and_taken_out(noise, coils, col, row):
     kspace, mask, sigma = scan(noise)
