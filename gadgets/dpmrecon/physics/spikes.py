@@ -13,8 +13,8 @@ import torch
 from .fourier import to_image, to_kspace
 
 REACH = 2  # neighbours on either side
-# A sample's distance from the prediction over the size of its neighbours: at most 4.3 in 900 simulated sound slices, 6.4
-# in an even object that fills the field of view and is seen by two coils
+# A sample's distance from the prediction over the size of its neighbours: at most 4.3 in 900 simulated sound slices,
+# 6.4 in an even object that fills the field of view and is seen by two coils
 LARGEST = 9.0
 # Where one coil has a spike, another has it from this distance on
 SHARED = 3.0
