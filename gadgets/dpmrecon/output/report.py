@@ -70,6 +70,8 @@ class Report:
                 "sigma_n": data.sigma_n,
                 "noise_source": data.noise_source,
                 "residual": item.residual,
+                "remarks": list(item.remarks),
+                "trusted": item.trusted,
                 "samples": item.samples,
                 "steps": item.steps,
                 "evaluations": item.evaluations,
@@ -124,4 +126,5 @@ def described(item: Reconstruction | LostSlice) -> str:
         return f"slice {item.key.slice}: MISSING: {item.reason}"
     seconds = sum(item.seconds.values())
     source = f"DPM, {item.drawn}" if item.fallback is None else f"CG-SENSE FALLBACK: {item.fallback}"
-    return f"slice {item.key.slice}: {source}, residual {item.residual:.2f}, {seconds:.1f} s"
+    line = f"slice {item.key.slice}: {source}, residual {item.residual:.2f}, {seconds:.1f} s"
+    return "; ".join([line, *item.remarks])

@@ -13,7 +13,7 @@ from ..errors import DpmreconError, first_line
 from ..physics.forward import ForwardModel
 from ..prior.checkpoint import Checkpoint
 from ..prior.problem import NoiseSource, Problem, Stop, never
-from .gate import distrust
+from .gate import judged
 from .types import MappedSlice, Reconstruction, Sampling
 
 log = logging.getLogger("dpmrecon")
@@ -115,7 +115,7 @@ def sample_group(
     seconds = (time.perf_counter() - started) / len(group)
     for mapped, samples in zip(group, draws):
         item = _mean(mapped, samples, sampling, evaluations, seconds)
-        doubt = distrust(item)
+        item, doubt = judged(item)
         yield item if doubt is None else fall_back(mapped, doubt, sampling)
 
 
@@ -149,6 +149,11 @@ def fall_back(
             f"slice {mapped.key.slice}: {reason}; the fallback is off, so the scan stops here "
             "(--fallback on gives the CG-SENSE image instead)"
         ) from cause
+    return conventional(mapped, reason)
+
+
+def conventional(mapped: MappedSlice, reason: str) -> Reconstruction:
+    """The CG-SENSE image, because of `reason`, with what the checks say of it."""
     seconds = {**mapped.seconds, "sampling": 0.0}
     residual = mapped.residual(mapped.conventional)
-    return Reconstruction(mapped, mapped.conventional, None, reason, residual, seconds)
+    return judged(Reconstruction(mapped, mapped.conventional, None, reason, residual, seconds))[0]

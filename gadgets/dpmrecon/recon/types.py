@@ -66,7 +66,8 @@ class Reconstruction:
     fallback: None, or why the image is the conventional one; residual: ||A x - y|| over what the noise alone leaves;
     samples: drawn; steps: of each, as planned; evaluations: of the network, in all, fewer than planned where the
     deadline stopped it; 0 for the conventional image; draws: the samples (samples, rows, cols) complex64 where they are
-    kept. image and draws are without the smooth phase.
+    kept. image and draws are without the smooth phase. remarks: what to know before the image is used, of this step and
+    of those before; trusted: False where it contradicts its data beyond use.
     """
 
     mapped: MappedSlice
@@ -79,6 +80,8 @@ class Reconstruction:
     steps: int = 0
     evaluations: int = 0
     draws: torch.Tensor | None = None
+    remarks: tuple[str, ...] = ()
+    trusted: bool = True
 
     @property
     def key(self) -> SliceKey:
