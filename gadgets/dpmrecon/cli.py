@@ -127,7 +127,7 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
         )
     if report.nrmse is not None:
         print("NRMSE:", ", ".join(f"{name} {found['mean']:.4f}" for name, found in report.nrmse.items()))
-    for note in [*scan.log.remarks, *report.notes]:
+    for note in [*report.remarks, *report.notes]:
         print(f"dpmrecon: {note}", file=sys.stderr)
     names = ("images.h5", "dicom/", "nifti/", "preview.png", "report.json")
     written = [name for name in names if (args.out / name).exists()]
