@@ -1,4 +1,4 @@
-"""From an ISMRMRD scan to images, slice by slice: `python examples/scan.py [SCAN.h5]`; without a scan one is simulated."""
+"""From an ISMRMRD scan to images, slice by slice: `python examples/scan.py [SCAN.h5]`; without one it is simulated."""
 
 import sys
 import tempfile

@@ -96,8 +96,8 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
     from .mrd.header import acceleration
     from .mrd.receiving import Receiving
     from .output.images_file import Outputs
-    from .output.maps import weighting_from_text
     from .output.report import described
+    from .output.weighting import weighting_from_text
     from .recon.plan import contrast_of, load, sampling_of
     from .replay import Progress, replay
     from .results import Wanted

@@ -64,7 +64,7 @@ def replay(
     provenance = Provenance.of(
         checkpoint, contrast, sampling, combine_averages=combine_averages, conjugated=receiving.conjugate
     )
-    report, writers = result_writers(wanted, scan, out, provenance, n_slices)
+    report, maps, writers = result_writers(wanted, scan, out, provenance, n_slices, combine_averages)
     line_headers: LineHeaders = {}
     with writing(writers) as add:
         stream = scan.acquisitions()
@@ -73,7 +73,7 @@ def replay(
         )
         stream = with_coil_maps(stream, device)
         stream = sampled(stream, checkpoint, contrast, sampling, progress.evaluations, deadline)
-        stream = mrd_images(stream, header, line_headers, provenance, wanted.outputs.images)
+        stream = mrd_images(stream, header, line_headers, provenance, wanted.outputs.images, maps.weighting)
         for item, images in stream:
             add(item, images)
             progress.slice(item)

@@ -8,11 +8,12 @@ from .dicom.write import DicomOptions
 from .mrd.scan import Scan
 from .output.folder import cleared
 from .output.images_file import ImagesFile, Outputs
-from .output.maps import Weighting
+from .output.maps import Maps
 from .output.nifti import NiftiFolder
 from .output.preview import Preview
 from .output.report import Report
 from .output.scores import Scores, Truth
+from .output.weighting import Weighting
 from .output.writers import Writer
 from .recon.provenance import Provenance
 
@@ -30,23 +31,26 @@ class Wanted:
 
 
 def result_writers(
-    wanted: Wanted, scan: Scan, out: Path, provenance: Provenance, n_slices: int
-) -> tuple[Report, list[Writer]]:
-    """The report and all writers of the folder `out`, which is cleared. Raises BadInputError where it cannot be."""
+    wanted: Wanted, scan: Scan, out: Path, provenance: Provenance, n_slices: int, combine_averages: bool
+) -> tuple[Report, Maps, list[Writer]]:
+    """The report, the diffusion maps and all writers of the folder `out`, which is cleared. Raises BadInputError where
+    it cannot be."""
     header, hidden = scan.header, wanted.outputs.anonymize
     truth = Truth(wanted.truth, wanted.mask, header)
     folder = cleared(out, scan.path)
     name, secret = (None, str(scan.path)) if hidden else (scan.path.name, None)
     report = Report(folder / "report.json", name, provenance, scan.log, secret)
-    images = folder / "images.h5"
+    images = ImagesFile(folder / "images.h5", scan, wanted.outputs)
+    maps = Maps(header, wanted.weighting, images.put, report.notes.append, combine_averages=combine_averages)
     writers: list[Writer] = [
-        ImagesFile(images, scan, wanted.outputs),
+        maps,
+        images,
         Scores(truth, header, report),
         report,
         Preview(folder / "preview.png", header, truth, n_slices),
     ]
     if wanted.dicom is not None:
-        writers.append(DicomFolder(images, scan, report, wanted.dicom, wanted.weighting))
+        writers.append(DicomFolder(images.path, scan, report, wanted.dicom, maps))
     if wanted.outputs.nifti:
-        writers.append(NiftiFolder(images, report))
-    return report, writers
+        writers.append(NiftiFolder(images.path, report))
+    return report, maps, writers

@@ -11,11 +11,12 @@ from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.hosts import wire
 from dpmrecon.hosts.byte_stream import SocketStream
 from dpmrecon.hosts.recon_data import slices_of
-from dpmrecon.hosts.wire import Wire
+from dpmrecon.hosts.wire import ReconBit, ReconBuffer, Wire
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import read_header
 
+from support.hand_made import assert_point, header, only, point_scan
 from support.streams import edited_stream
 
 
@@ -107,6 +108,100 @@ def hybrid(bits):
 
 def epi(text: bytes) -> bytes:
     return text.replace(b"<trajectory>cartesian", b"<trajectory>epi")
+
+
+def uncalibrated(bit):
+    """As a repetition without calibration comes: every other line, and a copy of them in `ref`."""
+    data, heads = bit.data.data.copy(), bit.data.headers.copy()
+    data[:, 1::2] = 0
+    for row, head in enumerate(bit.data.headers[:, 0, 0, 0, 0]):
+        own = ismrmrd.AcquisitionHeader.from_buffer_copy(head)
+        own.flags = 0
+        own.number_of_samples *= 1 - row % 2
+        heads[row, 0, 0, 0, 0] = own
+    return ReconBit(ReconBuffer(data, heads), ReconBuffer(data, heads))
+
+
+def separate(text: bytes) -> bytes:
+    return text.replace(b"embedded", b"separate")
+
+
+@pytest.mark.parametrize("mode", [bytes, separate])
+def test_a_copy_of_image_lines_is_no_calibration_the_last_one_serves(scan, mode):
+    def edit(bits):
+        first, second = bits
+        return [first, uncalibrated(first), uncalibrated(second), second]
+
+    first, again, none, own = recon(scan, edit, xml=mode)
+    assert again.calibration.equal(first.calibration)
+    assert again.n_lines_got == 24
+    assert none.calibration is None  # another slice's serves no other
+    assert own.calibration is not None
+
+
+def test_a_calibration_that_comes_alone_serves_the_images_after_it(scan):
+    def edit(bits):
+        alone = ReconBit(ReconBuffer(np.zeros((0,) * 7, np.complex64), np.zeros((0,) * 5, object)), bits[0].ref)
+        return [alone, uncalibrated(bits[0])]
+
+    (whole, _), (found,) = recon(scan, xml=separate), recon(scan, edit, xml=separate)
+    assert found.calibration.equal(whole.calibration)
+
+
+def test_without_acceleration_the_copy_is_the_image_itself(simulated_scan):
+    def edit(bits):
+        for bit in bits:
+            for head in bit.data.headers.ravel():
+                head.flags = 0
+            bit.ref = bit.data
+        return bits
+
+    full = simulated_scan(matrix=(48, 64), acceleration=1)
+    (found,) = recon(full, edit)
+    assert found.calibration.equal(found.kspace)
+
+
+def test_a_calibration_of_other_channels_loses_its_slice(scan):
+    def edit(bits):
+        bits[0].ref.data = bits[0].ref.data[:, :, :, :3]
+        return bits
+
+    first, second = recon(scan, edit, xml=separate)
+    assert first.reason == "its calibration has 3 channels, its image lines have 6"
+    assert isinstance(second, Slice)
+
+
+@pytest.mark.parametrize(("y", "x"), [(0, 0), (3, -5), (-2, 9)])
+def test_an_odd_readout_is_put_where_replay_puts_it(y, x):
+    """RemoveROOversamplingGadget crops 54 columns from (54 - 27) // 2 = 13 on, and the centre is 27 - 13 = 14."""
+    lines, head = point_scan(y, x, cols=27, oversampling=2), header(x=54, fov_x=270, recon_x=27, recon_fov_x=135)
+    assert_point(only(slices(lines, head)).kspace, y, x, 0.03)  # its oversampling is removed by a convolution
+    data, heads = np.zeros((27, 33, 1, 3, 1, 1, 1), np.complex64), np.full((33, 1, 1, 1, 1), None, object)
+    for line in lines:
+        row, own = line.idx.kspace_encode_step_1, line.getHead()
+        image = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(line.data, axes=1), axis=1), axes=1)[:, 13:40]
+        data[:, row, 0, :, 0, 0, 0] = np.fft.fftshift(np.fft.fft(np.fft.ifftshift(image, axes=1), axis=1), axes=1).T
+        own.number_of_samples, own.center_sample = 27, 13
+        heads[row, 0, 0, 0, 0] = own
+    found = only(slices_of([ReconBit(ReconBuffer(data, heads), None)], head))
+    assert_point(found.kspace, y, x, 0.03)
+
+
+REFUSED = "NoiseAdjustGadget ends every scan that has noise lines"
+
+
+@pytest.mark.parametrize(
+    ("patient", "measurement", "said"),
+    [("", "1_2_3", True), ("", "simulated", True), ("", None, True), ("", "1_2_3_4", False), ("ID", "1_2_3", False)],
+)
+def test_noise_adjust_is_named_where_it_refuses_the_header(patient, measurement, said):
+    xml = "" if measurement is None else f"<measurementID>{measurement}</measurementID>"
+    head = header(measurement=f"<measurementInformation>{xml}</measurementInformation>")
+    if patient:
+        head.subjectInformation = ismrmrd.xsd.subjectInformationType(patientID=patient)
+    with pytest.raises(BadInputError, match="no image lines came") as caught:
+        list(slices_of([], head))
+    assert (REFUSED in str(caught.value)) == said
 
 
 @pytest.mark.parametrize("part", ["data", "ref"])

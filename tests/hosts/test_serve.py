@@ -205,7 +205,7 @@ def test_a_lost_device_is_told_and_ends_the_service_with_1(model, scan, monkeypa
     def fail(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("dpmrecon.hosts.session.with_coil_maps", lambda group, device: map(fail, group))
+    monkeypatch.setattr("dpmrecon.hosts.session.with_maps", fail)
     monkeypatch.setattr("dpmrecon.device.synchronize", fail)  # a device that is well lets itself be waited for
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

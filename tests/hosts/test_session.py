@@ -11,6 +11,7 @@ from dpmrecon.prior.denoiser import Denoiser
 
 from support import fake_peer
 from support.fake_peer import close, config
+from support.results import images, replay
 from support.sessions import Here
 from support.streams import IDENTIFIER, edited_stream, planted, raw_stream
 
@@ -34,6 +35,17 @@ def test_an_incomplete_slice_is_named_and_the_complete_one_goes_out(scan, engine
     )
     assert answer.errors == [expected]
     assert answer.raw.endswith(fake_peer.error(expected))
+
+
+def test_a_slice_without_calibration_is_named_and_the_others_go_out(scan, engine):
+    centre = range(17, 32, 2)  # what the pattern does not need
+    whole, bare = edited_stream(scan), edited_stream(scan, without(centre), calibration=False)
+    answer = Here(engine).exchange(whole[0], whole[1], bare[2], whole[3], close())
+    assert [image.getHead().slice for image in answer.images] == [1]
+    (error,) = answer.errors
+    assert error.startswith("1 of 2 slices are missing: slice 0: it has no calibration lines")
+    bare = Here(engine).exchange(whole[0], whole[1], *bare[2:])
+    assert bare.errors[0].startswith("2 of 2 slices are missing: slice 0: it has no calibration lines")
 
 
 NO_CLOSE = "the connection ended without a CLOSE message: the scan is not complete, send it again"
@@ -178,3 +190,33 @@ def test_an_mrd_client_gets_whole_numbers_and_complex_images(scan, engine):
     for spread in (image for image in answer.images if image.getHead().image_series_index == 2):
         assert len(np.unique(spread.data)) > 300  # of 3072 pixels
         assert spread.data.max() < 32767
+
+
+def test_an_mrd_client_gets_b_values_trace_and_adc(simulated_scan, engine, model, tmp_path):
+    scan = simulated_scan(matrix=(48, 56), n_slices=1, contrast="dwi", b_values=(0.0, 1000.0))
+    session = Here(engine)
+    answer = session.exchange(*raw_stream(scan, "dpm_dwi"))
+    assert (answer.errors, answer.texts) == ([], [])
+    assert session.session.record["images"] == len(answer.images) == 4
+    found = {series: [image for image in answer.images if image.image_series_index == series] for series in (1, 4, 5)}
+    assert [image.meta["DiffusionBValue"] for image in found[1]] == ["0", "1000"]
+    assert replay(scan, tmp_path, model, "--contrast", "dwi", "--steps", "4", "--samples", "1") == 0
+    for series, unit in ((1, 1.0), (4, 1.0), (5, 1e-6)):
+        for ours, theirs in zip(found[series], images(tmp_path, series), strict=True):
+            assert ours.data.dtype == np.uint16
+            assert unit * ours.data == pytest.approx(theirs.data, abs=0.51 * unit)
+            assert (ours.slice, ours.contrast) == (theirs.slice, theirs.contrast)
+            assert ours.meta["DataRole"] == theirs.meta["DataRole"]
+    assert (found[5][0].meta["RescaleSlope"], found[5][0].meta["WindowWidth"]) == ("1e-06", "2500")
+
+
+def test_a_slice_without_maps_is_named_in_the_audit_line(simulated_scan, engine):
+    def one_more(message):
+        entry = re.search(rb"<(\w+:)?diffusion>.*?</(\w+:)?diffusion>", message, re.DOTALL)[0]
+        further = re.sub(rb"bvalue>[^<]*<", b"bvalue>2000<", entry)
+        return fake_peer.text_message(fake_peer.HEADER, message[6:].replace(entry, entry + further, 1))
+
+    scan, session = simulated_scan(matrix=(48, 56), n_slices=1, contrast="dwi", b_values=(0.0, 1000.0)), Here(engine)
+    answer = session.exchange(*raw_stream(scan, "dpm_dwi", one_more))
+    assert [image.image_series_index for image in answer.images] == [1, 1]
+    assert session.session.record["decisions"] == ["slice 0: no trace and no ADC, b = 1000 s/mm^2 is missing"]

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import h5py
 import ismrmrd
@@ -10,10 +11,13 @@ import numpy as np
 import pydicom
 import pytest
 from dpmrecon.cli import main
+from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.output import maps
-from dpmrecon.output.maps import Weighting, adc_map, weighting_from_text, weighting_of
+from dpmrecon.output import images_file, maps
+from dpmrecon.output.maps import adc_map
+from dpmrecon.output.mrd_images import RESEARCH, image_of
+from dpmrecon.output.weighting import Weighting, weighting_from_text, weighting_of
 from dpmrecon.prior.checkpoint import DEFAULT
 from dpmrecon.tools.phantom import TISSUES, Phantom
 from dpmrecon.tools.simulate import SimulationSettings, simulate, slice_points, truth_path
@@ -98,6 +102,10 @@ def result(simulated_scan, model, tmp_path_factory):
 def test_trace_and_adc_series(result):
     reconstructions, traces, maps = images(result, 1), images(result, 4), images(result, 5)
     assert (len(reconstructions), len(traces), len(maps)) == (2 * 2 * 3, 2 * 2, 2)
+    for image in [*reconstructions, *traces]:
+        b = f"{SMALL['b_values'][image.contrast]:g}"
+        assert image.meta["DiffusionBValue"] == image.meta["dpmrecon_b_value"] == b
+        assert image.meta["ImageComments"] == image.meta["GADGETRON_ImageComment"] == f"{RESEARCH}; b = {b} s/mm2"
     for image in maps:
         head = image.getHead()
         mine = [r for r in reconstructions if r.getHead().slice == head.slice]
@@ -110,7 +118,9 @@ def test_trace_and_adc_series(result):
         weighted = [t.data[0, 0] for t in traces if t.getHead().slice == head.slice]
         assert weighted[0] == pytest.approx(by_b[1], rel=1e-5)
         assert weighted[1] == pytest.approx(by_b[2], rel=1e-5)
-        assert image.meta["DataRole"] == "ADC"
+        assert (image.meta["DataRole"], image.meta["GADGETRON_DataRole"]) == ("ADC", "Image")
+        assert not {"DiffusionBValue", "dpmrecon_b_value"} & set(image.meta)
+        assert "b = " not in image.meta["ImageComments"]
         assert image.meta["dpmrecon_model"].startswith("tiny-")
 
 
@@ -142,18 +152,78 @@ def test_directions_are_combined_geometrically_and_a_stated_counter_is_used(simu
     assert json.loads((tmp_path / "report.json").read_text())["notes"] == []
 
 
-def test_missing_b_values_are_named(simulated_scan, model, tmp_path, capsys):
-    scan = tmp_path / "scan.h5"
-    shutil.copy(simulated_scan(**SMALL), scan)
-    with h5py.File(scan, "r+") as file:
+def without_contrast_2_of_slice_1(scan, target):
+    shutil.copy(scan, target)
+    with h5py.File(target, "r+") as file:
         lines = file["dataset/data"][()]
         noise = lines["head"]["flags"] & np.uint64(1 << (ismrmrd.ACQ_IS_NOISE_MEASUREMENT - 1)) != 0
         lost = (lines["head"]["idx"]["contrast"] == 2) & (lines["head"]["idx"]["slice"] == 1) & ~noise
         kept = lines[~lost]
         del file["dataset/data"]
         file["dataset"].create_dataset("data", data=kept, dtype=lines.dtype, maxshape=(None,))
-    assert replay(scan, tmp_path / "out", model) == 0
-    assert "slice 1: no ADC, b = 1000 s/mm^2 is missing" in capsys.readouterr().err
+    return target
+
+
+def test_a_slice_that_lost_a_direction_has_neither_trace_nor_adc(simulated_scan, model, tmp_path):
+    scan = without_contrast_2_of_slice_1(simulated_scan(**SMALL), tmp_path / "scan.h5")
+    assert replay(scan, tmp_path / "out", model, "--b-values", "contrast:0,850,850") in (0, 4)
+    assert [image.slice for series in (4, 5) for image in images(tmp_path / "out", series)] == [0, 0]
+    says = "slice 1: no trace and no ADC, 1 of 2 directions of b = 850 s/mm^2 is missing"
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["notes"] == [says]
+
+
+def passed(writer, slice_number, contrast, lost=False, average=0):
+    """Give a writer an image of ones of this slice, or a lost one."""
+    key = SliceKey(slice_number, contrast, average=average)
+    head = ismrmrd.ImageHeader()
+    head.slice, head.contrast, head.image_series_index = slice_number, contrast, 1
+    image = image_of(np.full((4, 5), 2.0 - contrast, np.float32), head, {"SeriesDescription": "DWI"})
+    if lost:
+        writer.add(LostSlice(key, "incomplete"), [])
+    else:
+        writer.add(SimpleNamespace(key=key), [image])
+
+
+def test_memory_holds_the_images_of_incomplete_slices_alone(simulated_scan):
+    put, notes = [], []
+    head = header(simulated_scan(**{**SMALL, "b_values": (0.0, 1000.0)}, averages=2))
+    writer = maps.Maps(head, None, put.append, notes.append)
+    for number in (1, 0):
+        for contrast in (0, 1):
+            for average in (0, 1):
+                # of a weighting one average may be missing, not all of them
+                passed(writer, number, contrast, lost=(number, contrast, average) == (1, 1, 0), average=average)
+        assert not writer.open
+    assert put == []
+    writer.close(None)
+    assert notes == []
+    assert [(image.slice, image.image_series_index) for image in put] == [(0, 4), (0, 5), (1, 4), (1, 5)]
+    assert put[1].data == pytest.approx(np.log(2) / 1000)
+
+
+def test_more_images_than_announced_take_a_slice_its_maps(simulated_scan):
+    put, notes = [], []
+    writer = maps.Maps(header(simulated_scan(**SMALL)), weighting_from_text("contrast:0,1"), put.append, notes.append)
+    for contrast in (0, 1, 1):
+        passed(writer, 0, contrast)
+    writer.close(None)
+    assert put == []
+    assert notes == ["slice 0: no trace and no ADC, more images came than the header's limits announce"]
+
+
+def test_a_scan_that_broke_off_has_no_maps(simulated_scan):
+    put, notes = [], []
+    writer = maps.Maps(header(simulated_scan(**SMALL)), weighting_from_text("contrast:0,1"), put.append, notes.append)
+    for contrast in (0, 1):
+        passed(writer, 0, contrast)
+    writer.close(RuntimeError("broken"))
+    assert put == notes == []
+
+
+def test_missing_b_values_are_named(simulated_scan, model, tmp_path, capsys):
+    scan = without_contrast_2_of_slice_1(simulated_scan(**SMALL), tmp_path / "scan.h5")
+    assert replay(scan, tmp_path / "out", model) == 4  # that slice is announced
+    assert "slice 1: no trace and no ADC, b = 1000 s/mm^2 is missing" in capsys.readouterr().err
     assert len(images(tmp_path / "out", 5)) == 1
     assert replay(simulated_scan(**SMALL), tmp_path / "b", model, "--b-values", "contrast:0,1000") == 0
     assert "no trace and ADC: an image has contrast 2" in capsys.readouterr().err
@@ -172,14 +242,14 @@ def test_a_header_without_one_b_value_gives_dicom_without_maps(simulated_scan, m
 
 
 def test_maps_that_find_no_room_are_a_line(simulated_scan, model, tmp_path, capsys, monkeypatch):
-    store = maps.store
+    store = images_file.store
 
     def limited(dataset, image):
         if image.image_series_index == maps.TRACE:
             raise OSError(28, "No space left on device")
         store(dataset, image)
 
-    monkeypatch.setattr(maps, "store", limited)
+    monkeypatch.setattr(images_file, "store", limited)
     assert replay(simulated_scan(**SMALL), tmp_path, model) == 0
     assert "no trace and ADC: cannot write" in capsys.readouterr().err
     assert (tmp_path / "dicom").exists()

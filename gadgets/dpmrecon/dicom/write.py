@@ -21,15 +21,14 @@ from ..errors import BadInputError
 from ..mrd.geometry import Plane, plane_of_mrd, slice_spacing
 from ..mrd.header import Header, read_header
 from ..output.images_file import series_of
-from ..output.maps import Weighting
+from ..output.maps import ADC_SLOPE, ADC_WINDOW
 from ..output.mrd_images import COMPLEX, COUNTERS
+from ..output.weighting import Weighting
 from ..output.whole_numbers import FIRST_MRAD, MRAD_PER_STEP, phase_steps
 
 LARGEST_STORED = 65535
 FINENESS = 1000
 SMALL_WINDOW = 100
-ADC_SLOPE = 1e-6  # mm^2/s for one stored unit
-ADC_WINDOW = 2.5e-3  # mm^2/s: from 0 to that of half free water, half tissue
 # DataRole of the MRD image -> what is added to the tag in ImageType
 SUFFIXES = {
     "Image": "",

@@ -38,9 +38,15 @@ class Gadgetron:
         messages: Iterable[tuple[int, Any]],
         header: Header,
         line_headers: LineHeaders,
-        options: Options,
+        receiving: Receiving,
         log: ScanLog,
+        *,
+        combine_averages: bool,
     ) -> Iterator[Slice | LostSlice]:
+        return slices_of(self._bits(messages), header, line_headers)
+
+    def receiving(self, options: Options, header: Header) -> Receiving:
+        """The server's gadgets took the lines: our images lie as its own do. Raises BadInputError for options of it."""
         for name, option in OPTIONS.items():
             field = name.replace("-", "_")
             if option.raw and getattr(options, field) != getattr(Options(), field):
@@ -48,10 +54,6 @@ class Gadgetron:
                     f"{name} needs raw acquisitions, which the gadgets before this one have taken: leave it out of the "
                     "chain"
                 )
-        return slices_of(self._bits(messages), header, line_headers)
-
-    def receiving(self, options: Options, header: Header) -> Receiving:
-        """The server's gadgets took the lines: our images lie as its own do."""
         return Receiving()
 
     def _bits(self, messages: Iterable[tuple[int, Any]]) -> Iterator[ReconBit]:
@@ -99,15 +101,17 @@ class MrdClient:
         messages: Iterable[tuple[int, Any]],
         header: Header,
         line_headers: LineHeaders,
-        options: Options,
+        receiving: Receiving,
         log: ScanLog,
+        *,
+        combine_averages: bool,
     ) -> Iterator[Slice | LostSlice]:
         return slices(
             self._acquisitions(messages),
             header,
             line_headers,
-            combine_averages=options.combine_averages,
-            receiving=self.receiving(options, header),
+            combine_averages=combine_averages,
+            receiving=receiving,
             log=log,
         )
 

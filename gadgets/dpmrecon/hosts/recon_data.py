@@ -6,6 +6,7 @@ look alike: each piece that can be missing is noticed here and named.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from ..data import LostSlice, Slice, SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from ..mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, completeness
-from ..mrd.flags import GHOST_CORRECTION, NOISE
+from ..mrd.flags import CALIBRATION, CALIBRATION_AND_IMAGE, GHOST_CORRECTION, NOISE
 from ..mrd.header import (
     Header,
     acceleration,
@@ -26,12 +27,17 @@ from ..mrd.header import (
     line_limits,
 )
 from ..mrd.lines import EDGE_MARGIN, LineHeader, LineHeaders
-from ..physics.fourier import without_oversampling
+from ..physics.fourier import to_kspace, without_oversampling
 from ..physics.noise import estimated_sigma
 from .wire import ReconBit, ReconBuffer
 
-# k-space holds nearly all of its energy in the middle half of a readout, an image's line does not
-KSPACE_SHARE = 0.75
+# An image along the readout is wider than its k-space at least this many times, noise taken off; k-space is narrower
+IMAGE_WIDTH = 2.0
+# Noise is what the quietest samples hold: those below this quantile
+QUIET = 0.1
+
+# The last calibration (n_coils, rows_cal, cols) of each slice number, for what brings none of its own
+Kept = dict[int, torch.Tensor]
 
 
 def slices_of(
@@ -39,14 +45,19 @@ def slices_of(
 ) -> Iterator[Slice | LostSlice]:
     """Every slice of a stream of ReconBit, complete ones as Slice, others as LostSlice with the lines got and needed.
 
-    line_headers: gets that of the line nearest the k-space centre of each slice, before the slice leaves. Raises
+    line_headers: gets that of the line nearest the k-space centre of each slice, before the slice leaves. Memory holds
+    one calibration a slice number, which repetitions, averages and contrasts without one use. Raises
     BadInputError and UnsupportedScanError, in one sentence, for data that cannot be used, and when no slice came.
     """
     epi = _check_supported(header)
     line_headers = {} if line_headers is None else line_headers
+    kept: Kept = {}
     came = False
     for bit in bits:
         if bit.data.data.size == 0:  # calibration alone
+            if bit.ref is not None and bit.ref.data.ndim == 7:
+                for index in np.ndindex(bit.ref.data.shape[4:]):
+                    _keep(bit.ref, index, header, kept)
             continue
         if bit.data.data.ndim != 7 or bit.data.headers.ndim != 5:
             raise BadInputError(
@@ -54,12 +65,27 @@ def slices_of(
                 "([E0,E1,E2,CHA,N,S,LOC]) are needed, as BucketToBufferGadget makes them"
             )
         for index in np.ndindex(bit.data.data.shape[4:]):
-            item = _slice(bit, index, header, line_headers, epi)
+            item = _slice(bit, index, header, line_headers, epi, kept)
             if item is not None:
                 came = True
                 yield item
     if not came:
-        raise BadInputError("no image lines came: the chain in front of this gadget lost them, or the scan holds none")
+        raise BadInputError(
+            "no image lines came: the chain in front of this gadget lost them, or the scan holds none"
+            + _noise_adjust_refuses(header)
+        )
+
+
+def _noise_adjust_refuses(header: Header) -> str:
+    """Why a Gadgetron may have ended the scan with "Unknown error.": it files the noise by these two."""
+    patient = getattr(header.subjectInformation, "patientID", None)
+    measurement = getattr(header.measurementInformation, "measurementID", None)
+    if patient or re.fullmatch("_".join(["[^_]*"] * 4), str(measurement or "")):
+        return ""
+    return (
+        "; the header has no patientID and no measurementID of the form A_B_C_D, and without one of them "
+        'NoiseAdjustGadget ends every scan that has noise lines ("Unknown error."): give it one of the two'
+    )
 
 
 def _check_supported(header: Header) -> bool:
@@ -75,23 +101,25 @@ def _check_supported(header: Header) -> bool:
 
 
 def _slice(
-    bit: ReconBit, index: tuple[int, ...], header: Header, line_headers: LineHeaders, epi: bool
+    bit: ReconBit, index: tuple[int, ...], header: Header, line_headers: LineHeaders, epi: bool, kept: Kept
 ) -> Slice | LostSlice | None:
     """The slice at (n, s, loc) = index; None where nothing was acquired."""
     rows, cols = encoded_grid(header)
     limits = line_limits(header)
     headers = _headers(bit.data, index)
+    separate = calibration_is_separate(header)
+    ref_headers: dict[int, ismrmrd.AcquisitionHeader] = {}
+    calibration = own = None
+    if bit.ref is not None and bit.ref.data.size:
+        ref_headers, calibration = _calibration_lines(bit.ref, index)
+        if separate or not headers:
+            own = _keep(bit.ref, index, header, kept)
     if not headers:
         return None
     _check_chain(bit, headers, header, epi)
     lines = _lines(bit.data, index, headers)
     if lines.shape[1] < rows:  # without parallel imaging only the announced lines have a place
         lines = np.pad(lines, ((0, 0), (0, rows - lines.shape[1]), (0, 0)))
-    separate = calibration_is_separate(header)
-    calibration, ref_headers = None, {}
-    if bit.ref is not None and bit.ref.data.size:
-        ref_headers = _headers(bit.ref, index)
-        calibration = _lines(bit.ref, index, ref_headers)
     lines = _readout(lines, header, cols)
     acquired: np.ndarray = np.asarray((lines != 0).any((0, 2)))
     if calibration is not None and not separate:
@@ -120,11 +148,17 @@ def _slice(
     columns = _columns(lines, oversampled=header.encoding[0].encodedSpace.matrixSize.x > cols)
     mask = torch.from_numpy(np.outer(acquired, columns).astype(np.float32))
     kspace = torch.from_numpy(lines) * mask
+    centre = _centre(kspace, acquired)
+    if calibration is not None and not separate and centre is not None:
+        own, kept[key.slice] = centre, centre.clone()  # a view would keep the whole slice
+    found = next((block for block in (own, kept.get(key.slice), centre) if block is not None), None)
+    if found is not None and len(found) != len(kspace):
+        return LostSlice(key, f"its calibration has {len(found)} channels, its image lines have {len(kspace)}")
     return Slice(
         key=key,
         kspace=kspace,
         mask=mask,
-        calibration=_calibration(kspace, acquired, calibration, separate, header, bit, index),
+        calibration=found,
         # noise adjustment leaves a level that depends on the receiver's bandwidth: it is measured, not assumed
         sigma_n=estimated_sigma(kspace, mask),
         noise_source="k-space periphery",
@@ -201,17 +235,35 @@ def _check_chain(bit: ReconBit, headers: dict[int, ismrmrd.AcquisitionHeader], h
         )
     if any(int(head.flags) & NOISE for head in headers.values()):
         raise BadInputError("noise measurements came among the image lines: the chain lacks NoiseAdjustGadget")
-    if epi:
-        energy = np.square(np.abs(bit.data.data)).sum((1, 2, 3, 4, 5, 6))
-        middle = energy[n_samples // 4 : n_samples - n_samples // 4]
-        if middle.sum() < KSPACE_SHARE * energy.sum():
-            raise BadInputError("the lines are images along the readout, not k-space: the chain lacks FFTXGadget")
+    if epi and _is_image(bit.data.data):
+        raise BadInputError("the lines are images along the readout, not k-space: the chain lacks FFTXGadget")
+
+
+def _is_image(data: np.ndarray) -> bool:
+    """Whether lines [E0, ...] are images along the readout: their transform is the narrower of the two.
+
+    The width of a readout is (sum p)^2 / sum p^2 of its power p once the noise is taken off, which is as strong before
+    the transform as after it.
+    """
+    lines = torch.from_numpy(np.array(data.reshape(data.shape[0], -1, order="F").T, order="C"))
+    powers = [part.abs().square().sum(0).double() for part in (lines, to_kspace(lines, axes=(-1,)))]
+    noise = min(float(power.quantile(QUIET)) for power in powers)
+    signals = [(power - noise).clamp(0) for power in powers]
+    widths = [float(part.sum() ** 2 / part.square().sum().clamp(1e-30)) for part in signals]
+    return widths[0] > IMAGE_WIDTH * widths[1]
 
 
 def _readout(lines: np.ndarray, header: Header, cols: int) -> np.ndarray:
-    if lines.shape[2] == cols:
-        return lines
-    return without_oversampling(torch.from_numpy(lines), cols).numpy()
+    """Lines (n_coils, rows, n_samples) on the grid of `cols` columns, whose image has its centre at cols//2."""
+    if lines.shape[2] != cols:
+        return without_oversampling(torch.from_numpy(lines), cols).numpy()
+    epi = str(getattr(header.encoding[0].trajectory, "value", "")) == "epi"
+    if cols % 2 and header.encoding[0].encodedSpace.matrixSize.x % 2 == 0 and not epi:
+        # RemoveROOversamplingGadget crops an even readout to an odd one from (N - n)/2 on, rounded down: its image lies
+        # one pixel too far along the readout
+        phase = np.exp(2j * np.pi * (np.arange(cols) - cols // 2) / cols)
+        lines = lines * phase.astype(np.complex64)
+    return lines
 
 
 def _columns(lines: np.ndarray, oversampled: bool) -> np.ndarray:
@@ -225,26 +277,42 @@ def _columns(lines: np.ndarray, oversampled: bool) -> np.ndarray:
     return columns
 
 
-def _calibration(
-    kspace: torch.Tensor,
-    acquired: np.ndarray,
-    ref: np.ndarray | None,
-    separate: bool,
-    header: Header,
-    bit: ReconBit,
-    index: tuple[int, ...],
-) -> torch.Tensor | None:
-    """(n_coils, rows_cal, cols), the k-space centre at rows_cal//2: separate lines, else the image's own centre."""
-    center = kspace.shape[1] // 2
-    if ref is not None and separate:
-        assert bit.ref is not None
-        ref = _readout(ref, header, kspace.shape[2])
-        rows = _rows(_headers(bit.ref, index), header)
-        # the reference preparation keeps the rows of the calibration region alone, in order
-        if len(rows) != ref.shape[1]:
-            rows = [row + center - ref.shape[1] // 2 for row in range(ref.shape[1])]
-        block = central_block(rows, center)
-        if len(block) >= FEWEST_CALIBRATION_LINES:
-            return torch.from_numpy(ref[:, [rows.index(row) for row in block]])
-    block = central_block(np.flatnonzero(acquired).tolist(), center)
+def _calibration_lines(
+    ref: ReconBuffer, index: tuple[int, ...]
+) -> tuple[dict[int, ismrmrd.AcquisitionHeader], np.ndarray | None]:
+    """Headers and lines of `ref`; ({}, None) for lines that no flag calls a calibration.
+
+    Where none came the reference preparation puts a copy of the image lines there, undersampled as they are.
+    """
+    headers = _headers(ref, index)
+    if not headers or not all(int(head.flags) & (CALIBRATION | CALIBRATION_AND_IMAGE) for head in headers.values()):
+        return {}, None
+    return headers, _lines(ref, index, headers)
+
+
+def _keep(ref: ReconBuffer, index: tuple[int, ...], header: Header, kept: Kept) -> torch.Tensor | None:
+    """(n_coils, rows_cal, cols) of a calibration of its own, which is kept for its slice; None where there is none.
+
+    The k-space centre is at rows_cal//2.
+    """
+    headers, lines = _calibration_lines(ref, index)
+    if lines is None or not np.isfinite(lines.view(np.float32)).all():
+        return None
+    grid, cols = encoded_grid(header)
+    rows, centre = _rows(headers, header), grid // 2
+    lines = _readout(lines, header, cols)
+    # the reference preparation keeps the rows of the calibration region alone, in order
+    if len(rows) != lines.shape[1]:
+        rows = [row + centre - lines.shape[1] // 2 for row in range(lines.shape[1])]
+    block = central_block(rows, centre)
+    if len(block) < FEWEST_CALIBRATION_LINES:
+        return None
+    number = next(iter(headers.values())).idx.slice
+    kept[number] = torch.from_numpy(lines[:, [rows.index(row) for row in block]])
+    return kept[number]
+
+
+def _centre(kspace: torch.Tensor, acquired: np.ndarray) -> torch.Tensor | None:
+    """The fully sampled centre of the slice's own lines, as of `_keep`; None where it is too small."""
+    block = central_block(np.flatnonzero(acquired).tolist(), kspace.shape[1] // 2)
     return kspace[:, block.start : block.stop] if len(block) >= FEWEST_CALIBRATION_LINES else None

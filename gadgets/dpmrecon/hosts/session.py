@@ -22,13 +22,14 @@ from ..mrd.completeness import announced_slices
 from ..mrd.header import acceleration, overridden, read_header
 from ..mrd.lines import LineHeaders
 from ..mrd.scan_log import ScanLog
+from ..output.maps import Maps, in_whole_numbers
 from ..output.mrd_images import mrd_images
 from ..output.whole_numbers import SpreadScale
 from ..output.writers import writing
 from ..read_ahead import ReadAhead
 from ..recon.deadline import Deadline
 from ..recon.plan import contrast_of, sampling_of
-from ..recon.prepare import with_coil_maps
+from ..recon.prepare import with_maps
 from ..recon.provenance import Provenance
 from ..recon.stream import sampled, slices_at_once
 from ..recon.types import Reconstruction, Sampling
@@ -56,7 +57,7 @@ def on_device(
     for group in groups:
         if deadline is None and sampling.deadline is not None:
             deadline = Deadline(sampling.deadline, n_slices, time.monotonic())
-        mapped = with_coil_maps(group, engine.device)
+        mapped = (item if isinstance(item, LostSlice) else with_maps(item, engine.device) for item in group)
         results = sampled(mapped, engine.checkpoint, contrast, sampling, deadline=deadline)
         while (item := engine.run(functools.partial(next, results, None))) is not None:
             yield item
@@ -148,26 +149,38 @@ class Session:
         sampling = sampling_of(options, checkpoint, engine.device, contrast, acceleration(header))
         record.update(contrast=contrast, parameters=asdict(sampling), residuals=[], decisions=[])
         if contrast is None:
-            record["decisions"].append("the protocol names no known contrast: the unlabelled prior is used")
-            log.warning("%s", record["decisions"][-1])
+            self._note("the protocol names no known contrast: the unlabelled prior is used")
         self.peer.patience = wire.SCAN
+        receiving = self.host.receiving(options, header)
         provenance = Provenance.of(
             checkpoint,
             contrast,
             sampling,
             combine_averages=options.combine_averages,
-            conjugated=self.host.receiving(options, header).conjugate,
+            conjugated=receiving.conjugate,
         )
         n_slices = announced_slices(header, combine_averages=options.combine_averages)
         line_headers: LineHeaders = {}
         lines = ScanLog()
-        stream: Iterator[Any] = self.host.slices(self.peer.messages(), header, line_headers, options, lines)
+        combine, messages = options.combine_averages, self.peer.messages()
+        stream: Iterator[Any] = self.host.slices(
+            messages, header, line_headers, receiving, lines, combine_averages=combine
+        )
         self.reader = ReadAhead(stream, slices_at_once(sampling.batch, sampling.samples))
-        with writing([Sender(self.host, self.peer), Books(record, sampling, lines)]) as add:
+        maps = Maps(header, None, self._send_map, self._note, combine_averages=options.combine_averages)
+        with writing([maps, Sender(self.host, self.peer), Books(record, sampling, lines)]) as add:
             stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
-            stream = mrd_images(stream, header, line_headers, provenance, options.outputs)
+            stream = mrd_images(stream, header, line_headers, provenance, options.outputs, maps.weighting)
             for item, images in stream:
                 add(item, images)
+
+    def _note(self, text: str) -> None:
+        self.record["decisions"].append(text)
+        log.warning("%s", text)
+
+    def _send_map(self, image: ismrmrd.Image) -> None:
+        self.host.send(self.peer, in_whole_numbers(image))
+        self.record["images"] += 1
 
     def run(self, greeting: Callable[[Wire], tuple[Host, bytes, bytes] | None]) -> None:
         """Greet, scan, tell of errors, take what the peer still sends, say CLOSE, and log one line of JSON."""

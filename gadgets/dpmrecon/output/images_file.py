@@ -82,6 +82,11 @@ class ImagesFile:
             for image in images:
                 store(self.dataset, image)
 
+    def put(self, image: ismrmrd.Image) -> None:
+        """Store an image that is of no slice alone, as a map."""
+        with telling(self.path.parent, "make room or choose another --out"):
+            store(self.dataset, image)
+
     def close(self, failure: BaseException | None) -> None:
         with telling(self.path.parent, "make room or choose another --out"):
             self.dataset.close()

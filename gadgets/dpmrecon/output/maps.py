@@ -1,89 +1,29 @@
-"""Trace and apparent diffusion coefficient (ADC) from a reconstructed diffusion scan with several b-values.
+"""Trace and apparent diffusion coefficient (ADC) from the images of a diffusion scan with several b-values.
 
-The images of a slice are put together from images.h5: averages and repetitions of one weighting by their mean
-magnitude, the directions of one b-value by their geometric mean (the trace-weighted image). ADC is the slope of
-ln S = ln S0 - b ADC, by least squares with the weights S^2 that make the noise of ln S even.
+Averages and repetitions of one weighting are put together by their mean magnitude, the directions of one b-value by
+their geometric mean (the trace-weighted image). ADC is the slope of ln S = ln S0 - b ADC, by least squares with the
+weights S^2 that make the noise of ln S even.
 """
 
-import re
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import ismrmrd
 import numpy as np
 
-from ..errors import BadInputError, UnsupportedScanError
+from ..data import LostSlice
+from ..errors import BadInputError
 from ..mrd.header import Header
-from .images_file import store
-from .mrd_images import image_of
+from ..recon.types import Reconstruction
+from .mrd_images import RECONSTRUCTION, image_of
+from .weighting import B_VALUE, COUNTERS, Weighting, b_value_comment, weighting_of
 
 TRACE, ADC = 4, 5  # series index: image_4 and image_5 in images.h5
-# counters that slices are kept apart by, and MRD's names for what may carry the weighting
-COUNTERS = ("average", "contrast", "phase", "repetition", "set")
+ADC_SLOPE = 1e-6  # mm^2/s for one unit where ADC is a whole number
+ADC_WINDOW = 2.5e-3  # mm^2/s: from 0 to that of half free water, half tissue
 # ADC is 0 where the image of the lowest b is below this share of its 99th percentile: a ratio of noise says nothing
 AIR = 0.05
-
-
-@dataclass(frozen=True)
-class Weighting:
-    """Which counter tells the diffusion weighting, and the b-value in s/mm^2 of each of its values from 0 on."""
-
-    counter: str
-    b_values: tuple[float, ...]
-
-    def of(self, head: ismrmrd.ImageHeader) -> float:
-        """The b-value of an MRD image. Raises BadInputError where the counter runs past the list."""
-        number = int(getattr(head, self.counter))
-        if number >= len(self.b_values):
-            raise BadInputError(
-                f"an image has {self.counter} {number} and b-values are known for 0 to {len(self.b_values) - 1}: "
-                f"give one for each, --b-values {self.counter}:B0,B1,..."
-            )
-        return self.b_values[number]
-
-
-def weighting_from_text(text: str) -> Weighting:
-    """`contrast:0,500,1000` as on the command line. Raises BadInputError."""
-    match = re.fullmatch(r"(\w+):([\d.,eE+-]+)", text)
-    try:
-        values = tuple(float(value) for value in match[2].split(",")) if match else ()
-    except ValueError:
-        values = ()
-    if not match or match[1] not in COUNTERS or not values or not all(0 <= b < np.inf for b in values):
-        raise BadInputError(
-            f"b-values '{text}' are not usable: give COUNTER:B0,B1,... in s/mm^2, one for each value of the counter, "
-            f"which is one of {', '.join(COUNTERS)}"
-        )
-    return Weighting(match[1], values)
-
-
-def weighting_of(header: Header, stated: Weighting | None = None) -> Weighting | None:
-    """The weighting that the user states, else the header's; None where there are not several b-values.
-
-    Raises BadInputError where an entry of the header has no usable b-value, UnsupportedScanError where its weighting
-    is on a counter that slices are not kept apart by.
-    """
-    if stated is None:
-        sequence = header.sequenceParameters
-        entries = getattr(sequence, "diffusion", None) or []
-        dimension = getattr(sequence, "diffusionDimension", None)
-        numbers = [entry.bvalue for entry in entries]
-        if not all(isinstance(number, int | float) and 0 <= number < np.inf for number in numbers):
-            raise BadInputError(
-                f"the header lists diffusion weightings with the b-values {', '.join(map(str, numbers))}, and each "
-                "must be a number of s/mm^2: state them, --b-values COUNTER:B0,B1,..."
-            )
-        values = tuple(float(number) for number in numbers)
-        if len(set(values)) < 2:
-            return None
-        counter = getattr(dimension, "value", dimension)
-        if counter not in COUNTERS:
-            raise UnsupportedScanError(
-                f"the header lists {len(values)} diffusion weightings on the counter '{counter or 'none'}', and images "
-                f"are kept apart by {', '.join(COUNTERS)}: say which of them it is, --b-values COUNTER:B0,B1,..."
-            )
-        stated = Weighting(counter, values)
-    return stated if len(set(stated.b_values)) > 1 else None
 
 
 def adc_map(signals: np.ndarray, b_values: np.ndarray) -> np.ndarray:
@@ -103,91 +43,205 @@ def adc_map(signals: np.ndarray, b_values: np.ndarray) -> np.ndarray:
     return adc.clip(0).astype(np.float32)
 
 
-def add_maps(images: Path, weighting: Weighting) -> list[str]:
-    """Add trace images (image_4, one for each b above 0) and ADC (image_5) to images.h5.
+@dataclass
+class _Slice:
+    """What came of a slice. By value of the weighting's counter: the sum of its magnitudes (rows, cols) float64, how
+    many they are, header and meta of the first, and the first reason for a conventional one. came: images, lost ones
+    too."""
 
-    Returns a line for each slice that has no map because some of its b-values are missing, or one for all. Memory holds
-    the images of one slice. Raises BadInputError.
+    sums: dict[int, np.ndarray] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=dict)
+    firsts: dict[int, tuple[ismrmrd.ImageHeader, dict[str, Any]]] = field(default_factory=dict)
+    fallbacks: dict[int, str] = field(default_factory=dict)
+    came: int = 0
+
+    def take(self, number: int, image: ismrmrd.Image) -> None:
+        pixels, meta = image.data[0, 0], dict(image.meta)
+        self.sums[number] = self.sums[number] + pixels if number in self.sums else pixels.astype(float)
+        self.counts[number] = self.counts.get(number, 0) + 1
+        self.firsts.setdefault(number, (ismrmrd.ImageHeader.from_buffer_copy(image.getHead()), meta))
+        if "dpmrecon_fallback" in meta:
+            self.fallbacks.setdefault(number, str(meta["dpmrecon_fallback"]))
+
+    def gap(self, weighting: Weighting) -> str | None:
+        """Which b-values lack images, in words."""
+        parts = []
+        for b in sorted(set(weighting.b_values)):
+            numbers = [number for number, value in enumerate(weighting.b_values) if value == b]
+            lost = sum(number not in self.sums for number in numbers)
+            if lost:
+                what = f"{lost} of {len(numbers)} directions of " if lost < len(numbers) else ""
+                parts.append(f"{what}b = {b:g} s/mm^2 {'are' if what and lost > 1 else 'is'} missing")
+        return ", ".join(parts) or None
+
+    def maps(self, weighting: Weighting) -> list[ismrmrd.Image]:
+        """Trace images, one for each b above 0, and ADC."""
+        directions: dict[float, list[np.ndarray]] = {}
+        example: dict[float, int] = {}
+        for number in sorted(self.sums):
+            b = weighting.b_values[number]
+            directions.setdefault(b, []).append(self.sums[number] / self.counts[number])
+            example.setdefault(b, number)
+        fallback = self.fallbacks[min(self.fallbacks)] if self.fallbacks else None
+        traces = {
+            b: np.exp(np.mean([np.log(image.clip(1e-30)) for image in found], 0)) for b, found in directions.items()
+        }
+        images = [
+            _derived(*self.firsts[example[b]], traces[b].astype(np.float32), TRACE, "Trace", f"trace b={b:g}", fallback)
+            for b in sorted(traces)
+            if b > 0
+        ]
+        adc = adc_map(np.stack(list(traces.values())), np.array(list(traces)))
+        return [*images, _derived(*self.firsts[example[min(traces)]], adc, ADC, "ADC", "ADC mm2/s", fallback)]
+
+
+class Maps:
+    """A writer that makes trace and ADC of the images that pass, and hands them to `put` when the scan is done.
+
+    stated: the user's b-values, None for the header's. note: gets a line for each slice without maps, or why there are
+    none at all. weighting: None where there are no maps. Memory holds what `_Slice` says of the slices that are not
+    complete, and the maps of the others.
     """
-    dataset = ismrmrd.Dataset(str(images), "dataset", create_if_needed=False)
-    try:
-        places: dict[int, dict[int, list[int]]] = {}
-        heads = [dataset.read_image("image_1", index).getHead() for index in range(_count(dataset, "image_1"))]
-        if not heads:
-            return ["no trace and ADC: there are no magnitude images"]
-        for index, head in enumerate(heads):
-            weighting.of(head)
-            number = int(getattr(head, weighting.counter))
-            places.setdefault(int(head.slice), {}).setdefault(number, []).append(index)
-        wanted = set(weighting.b_values)
-        complaints = []
-        for slice_number, numbers in sorted(places.items()):
-            found = {weighting.b_values[number] for number in numbers}
-            if found != wanted:
-                missing = ", ".join(f"{b:g}" for b in sorted(wanted - found))
-                complaints.append(f"slice {slice_number}: no ADC, b = {missing} s/mm^2 is missing")
-                continue
-            _add_slice(dataset, weighting, numbers, heads)
-        return complaints
-    except (OSError, RuntimeError) as error:
-        raise BadInputError(f"cannot write to {images} ({error}): make room or choose another --out") from error
-    finally:
-        dataset.close()
+
+    def __init__(
+        self,
+        header: Header,
+        stated: Weighting | None,
+        put: Callable[[ismrmrd.Image], None],
+        note: Callable[[str], None],
+        *,
+        combine_averages: bool = False,
+    ):
+        self.put, self.note = put, note
+        self.weighting: Weighting | None = None
+        self.open: dict[int, _Slice] = {}
+        self.done: dict[int, list[ismrmrd.Image] | str] = {}  # maps, or why there are none
+        self.lacks_magnitudes = False
+        try:
+            self.weighting = weighting_of(header, stated)
+        except BadInputError as error:
+            self._give_up(error)
+        self.announced = self.weighting and _announced(header, self.weighting, combine_averages)
+
+    def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
+        weighting, number = self.weighting, item.key.slice
+        if weighting is None:
+            return
+        try:
+            if images:
+                weighting.of(item.key)
+        except BadInputError as error:
+            self._give_up(error)
+            return
+        magnitudes = [image for image in images if image.image_series_index == RECONSTRUCTION]
+        self.lacks_magnitudes = self.lacks_magnitudes or bool(images and not magnitudes)
+        images = magnitudes
+        if number in self.done:
+            if images:
+                self.done[number] = "more images came than the header's limits announce"
+            return
+        found = self.open.setdefault(number, _Slice())
+        found.came += 1
+        if images:
+            found.take(int(getattr(item.key, weighting.counter)), images[0])
+        if found.came == self.announced:
+            self._finish(number, weighting)
+
+    def close(self, failure: BaseException | None) -> None:
+        if failure is not None or self.weighting is None:
+            return
+        if self.lacks_magnitudes:
+            self.note("no trace and ADC: there are no magnitude images")
+        for number in list(self.open):
+            self._finish(number, self.weighting)
+        try:
+            for number, maps in sorted(self.done.items()):
+                if isinstance(maps, str):
+                    self.note(f"slice {number}: no trace and no ADC, {maps}")
+                    continue
+                for image in maps:
+                    self.put(image)
+        except BadInputError as error:
+            self._give_up(error)
+
+    def _finish(self, number: int, weighting: Weighting) -> None:
+        found = self.open.pop(number)
+        if found.sums:  # else all of it is missing, which is said elsewhere
+            self.done[number] = found.gap(weighting) or found.maps(weighting)
+
+    def _give_up(self, error: BadInputError) -> None:
+        self.note(f"no trace and ADC: {error}")
+        self.weighting = None
+        self.open.clear()
+        self.done.clear()
 
 
-def _count(dataset: ismrmrd.Dataset, name: str) -> int:
-    try:
-        return dataset.number_of_images(name)
-    except LookupError:  # no slice came out
-        return 0
-
-
-def _add_slice(
-    dataset: ismrmrd.Dataset, weighting: Weighting, numbers: dict[int, list[int]], heads: list[ismrmrd.ImageHeader]
-) -> None:
-    directions: dict[float, list[np.ndarray]] = {}
-    example: dict[float, ismrmrd.Image] = {}
-    fallbacks = []
-    for number, indices in sorted(numbers.items()):
-        images = [dataset.read_image("image_1", index) for index in indices]
-        fallbacks += [image.meta["dpmrecon_fallback"] for image in images if "dpmrecon_fallback" in image.meta]
-        b = weighting.b_values[number]
-        directions.setdefault(b, []).append(np.mean([image.data[0, 0] for image in images], 0, dtype=float))
-        example.setdefault(b, images[0])
-    fallback = str(fallbacks[0]) if fallbacks else None
-    traces = {b: np.exp(np.mean([np.log(image.clip(1e-30)) for image in found], 0)) for b, found in directions.items()}
-    for b in sorted(traces):
-        if b > 0:
-            text = f"trace b={b:g}"
-            image = _derived(example[b], traces[b].astype(np.float32), TRACE, "Trace", text, fallback)
-            store(dataset, image)
-    adc = adc_map(np.stack(list(traces.values())), np.array(list(traces)))
-    image = _derived(example[min(traces)], adc, ADC, "ADC", "ADC mm2/s", fallback)
-    store(dataset, image)
+def _announced(header: Header, weighting: Weighting, combine_averages: bool) -> int | None:
+    """How many images a slice has by the header's limits; None where they do not tell."""
+    count = len(weighting.b_values)
+    for name in COUNTERS:
+        limit = getattr(header.encoding[0].encodingLimits, name, None)
+        if name == weighting.counter or (combine_averages and name == "average"):
+            continue
+        if limit is None:
+            return None
+        count *= max(1, limit.maximum - limit.minimum + 1)
+    return count
 
 
 def _derived(
-    source: ismrmrd.Image, pixels: np.ndarray, series: int, role: str, text: str, fallback: str | None
+    source: ismrmrd.ImageHeader,
+    meta: dict[str, Any],
+    pixels: np.ndarray,
+    series: int,
+    role: str,
+    text: str,
+    fallback: str | None,
 ) -> ismrmrd.Image:
-    """An image at the place of `source` with its provenance."""
-    head = ismrmrd.ImageHeader.from_buffer_copy(source.getHead())
+    """An image at the place of the one with header `source`, with its provenance; meta: of that one."""
+    head = ismrmrd.ImageHeader.from_buffer_copy(source)
     head.image_series_index = series
     head.average = head.repetition = 0
-    meta = dict(source.meta)
     protocol = str(meta.get("SeriesDescription", "")).split(" ")[0]
     largest = float(np.percentile(pixels, 99.5))
-    meta |= {
+    history = f"{meta.get('ImageProcessingHistory', 'dpmrecon')} {text}"
+    meta = {
+        **meta,
         "DataRole": role,
-        "GADGETRON_DataRole": role,
+        "GADGETRON_DataRole": "Image",  # another role would not become DICOM there
         "SeriesDescription": f"{protocol} {text.split(' ')[0].upper()} RESEARCH".strip(),
         "GADGETRON_SeqDescription": f"_{role}",
         "ImageType": f"DERIVED\\PRIMARY\\OTHER\\{role.upper()}",
-        "ImageProcessingHistory": f"{meta.get('ImageProcessingHistory', 'dpmrecon')} {text}",
+        "ImageProcessingHistory": history,
+        "GADGETRON_ImageProcessingHistory": history,
         "RescaleSlope": "1",
         "WindowCenter": f"{largest / 2:.6g}",
         "WindowWidth": f"{largest:.6g}",
+        "GADGETRON_WindowCenter": f"{largest / 2:.6g}",
+        "GADGETRON_WindowWidth": f"{largest:.6g}",
         "dpmrecon_map": text,
     }
+    if role == "ADC":  # it is of no b-value
+        comment = str(meta.get("ImageComments", "")).replace(b_value_comment(meta), "")
+        meta = {name: value for name, value in meta.items() if name not in B_VALUE}
+        meta |= {"ImageComments": comment, "GADGETRON_ImageComment": comment}
     if fallback is not None:
         meta["dpmrecon_fallback"] = fallback
     return image_of(pixels, head, meta)
+
+
+def in_whole_numbers(image: ismrmrd.Image) -> ismrmrd.Image:
+    """A map for peers who round to whole numbers: ADC in units of ADC_SLOPE, as its meta says; trace as it is."""
+    if image.image_series_index != ADC:
+        return image
+    window = round(ADC_WINDOW / ADC_SLOPE)
+    limits = {"WindowCenter": str(window // 2), "WindowWidth": str(window)}
+    meta = {
+        **image.meta,
+        **limits,
+        **{f"GADGETRON_{name}": value for name, value in limits.items()},
+        "RescaleSlope": f"{ADC_SLOPE:g}",
+        "GADGETRON_ScaleRatio": f"{1 / ADC_SLOPE:.9g}",
+        "dpmrecon_map": f"ADC {ADC_SLOPE:g} mm2/s",
+    }
+    return image_of(image.data[0, 0] / np.float32(ADC_SLOPE), image.getHead(), meta)

@@ -14,6 +14,7 @@ from ..mrd.lines import LineHeader
 from ..physics.fourier import crop_or_pad, to_image, to_kspace
 from ..recon.provenance import Provenance
 from ..recon.types import Reconstruction
+from .weighting import Weighting, b_value_comment
 
 RESEARCH = "RESEARCH: not for diagnostic use"
 # series index, image_1 and so on in the file; 3 is the conventional image, 4 and 5 are the maps of diffusion
@@ -51,13 +52,14 @@ def mrd_images(
     line_headers: Mapping[SliceKey, LineHeader],
     provenance: Provenance,
     outputs: Collection[str] = ("magnitude",),
+    weighting: Weighting | None = None,
 ) -> Iterator[tuple[Reconstruction | LostSlice, list[ismrmrd.Image]]]:
     """Each reconstruction with its images: those of `outputs`, and the spread where several samples were drawn.
 
     line_headers: geometry and time stamps of each slice. outputs: magnitude (float32), phase (float32, radians, the
-    smooth phase included), complex (complex64, that phase included). Magnitudes and complex values are all in one
-    scale: BRIGHT is the 99th percentile of the first slice; the meta's RescaleSlope takes it back to the units of the
-    (whitened) k-space, and radians to mrad.
+    smooth phase included), complex (complex64, that phase included). weighting: of a diffusion scan, for the b-value in
+    the meta. Magnitudes and complex values are all in one scale: BRIGHT is the 99th percentile of the first slice; the
+    meta's RescaleSlope takes it back to the units of the (whitened) k-space, and radians to mrad.
     """
     factor, used = None, set()
     for item in stream:
@@ -76,6 +78,10 @@ def mrd_images(
             texts = _texts(item, header, picture, provenance)
             scale = {"GADGETRON_ImageNumber": str(number), **_scale(picture, factor)}
             meta = {**texts, **scale, **_provenance(item, provenance), **_gadgetron_meta(item, line, header)}
+            if weighting is not None:
+                meta |= weighting.meta_of(item.key)
+                for name in ("ImageComments", "GADGETRON_ImageComment"):
+                    meta[name] = f"{meta[name]}{b_value_comment(meta)}"
             images.append(image_of(picture.pixels, head, meta))
         yield item, images
 

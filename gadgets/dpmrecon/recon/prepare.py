@@ -10,6 +10,7 @@ import torch
 from ..data import LostSlice, Slice
 from ..device import synchronize
 from ..errors import BadInputError
+from ..mrd.completeness import FEWEST_CALIBRATION_LINES
 from ..physics.cg_sense import slice_scale
 from ..physics.coil_compression import compressed
 from ..physics.coil_maps import estimate_coil_maps
@@ -22,27 +23,45 @@ AGREEMENT = 1.5
 
 
 def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) -> Iterator[MappedSlice | LostSlice]:
-    """ESPIRiT maps, scale and CG-SENSE image of every slice; a scan without calibration is refused."""
+    """ESPIRiT maps, scale and CG-SENSE image of every slice; one that has no calibration, or no maps, is lost.
+
+    Raises BadInputError at the end, with the first reason, where such slices are all that came and none had maps: a
+    scan without calibration cannot be used.
+    """
+    failed: LostSlice | None = None
+    mapped = False
     for data in slices:
-        if isinstance(data, LostSlice):
-            yield data
-            continue
-        if data.calibration is None:
-            raise BadInputError(
-                f"slice {data.key.slice} has no calibration lines and no fully sampled centre of k-space: coil maps "
-                "need at least 8 adjacent lines around the centre, embedded or separate"
-            )
-        started = time.perf_counter()
-        n_coils = len(data.kspace)
-        data = compressed(data)
-        assert data.calibration is not None
-        calibration = data.calibration.to(device)
-        data = with_calibration_as_data(data)
-        rows, cols = data.mask.shape
+        found = data if isinstance(data, LostSlice) else with_maps(data, device)
+        mapped = mapped or isinstance(found, MappedSlice)
+        if isinstance(found, LostSlice) and found is not data:
+            failed = failed or found
+        yield found
+    if failed is not None and not mapped:
+        raise BadInputError(f"slice {failed.key.slice}: {failed.reason}")
+
+
+def with_maps(data: Slice, device: torch.device) -> MappedSlice | LostSlice:
+    """The slice with ESPIRiT maps of its calibration, scale and CG-SENSE image; lost, with the reason, without them."""
+    if data.calibration is None:
+        return LostSlice(
+            data.key,
+            "it has no calibration lines and no fully sampled centre of k-space: coil maps need at least "
+            f"{FEWEST_CALIBRATION_LINES} adjacent lines around the centre, embedded or separate",
+        )
+    started = time.perf_counter()
+    n_coils = len(data.kspace)
+    data = compressed(data)
+    assert data.calibration is not None
+    calibration = data.calibration.to(device)
+    data = with_calibration_as_data(data)
+    rows, cols = data.mask.shape
+    try:
         maps = estimate_coil_maps(calibration, (rows, cols))
-        synchronize(device)
-        seconds = {"maps": time.perf_counter() - started}
-        yield mapped_slice(data, maps, seconds, n_coils)
+    except BadInputError as error:
+        return LostSlice(data.key, f"it has no coil maps: {error}")
+    synchronize(device)
+    seconds = {"maps": time.perf_counter() - started}
+    return mapped_slice(data, maps, seconds, n_coils)
 
 
 def mapped_slice(

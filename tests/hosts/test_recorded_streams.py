@@ -1,0 +1,128 @@
+"""Scans of several repetitions or b-values as a real Gadgetron sent them: a calibration that came once serves all."""
+
+from importlib.resources import files
+
+import numpy as np
+import pytest
+import torch
+from dpmrecon import options
+from dpmrecon.errors import BadInputError
+from dpmrecon.hosts.engine import Engine
+from dpmrecon.hosts.recon_data import slices_of
+from dpmrecon.mrd.header import read_header
+from dpmrecon.physics.fourier import to_image, to_kspace
+from dpmrecon.prior.checkpoint import DEFAULT
+
+from support.fake_peer import config, parts_of
+from support.paths import shared
+from support.recorded import as_scan, parsed, recorded
+from support.results import images, replay
+from support.sessions import Here
+
+FEW = {"steps": "6", "samples": "1"}
+# images that come, NRMSE of those whose contrast the truth has, truth, contrast
+STREAMS = {
+    "t2_rep_sep1": (4, 0.06, "wire/t2_rep_sep1_truth.npy", "t2"),
+    "epi_dwi_sep": (4, 0.06, "epi/epi_dwi_sep_truth.npy", "dwi"),
+    "epi_dwin_0.04": (2, 0.10, "epi/epi_dwin_0.04_truth.npy", "dwi"),
+}
+
+
+@pytest.fixture(scope="module")
+def default():
+    path = files("dpmrecon.checkpoints") / f"{DEFAULT}.safetensors"
+    if not path.is_file():
+        pytest.skip("no trained checkpoint lies in the package")
+    return path
+
+
+def counters(image) -> tuple[int, ...]:
+    head = image.getHead()
+    return head.slice, head.contrast, head.repetition
+
+
+def place(image) -> tuple[int, ...]:
+    return image.image_series_index, image.slice, image.contrast
+
+
+def distance(image: np.ndarray, truth: np.ndarray) -> float:
+    """NRMSE with the factor that fits best."""
+    factor = float((image * truth).sum() / (image * image).sum())
+    return float(np.linalg.norm(factor * image - truth) / np.linalg.norm(truth))
+
+
+def without_drift(image: np.ndarray) -> np.ndarray:
+    """EPIReconX's readout grid drifts by half a pixel over the field of view: sampled where it should have been."""
+    cols = image.shape[1]
+    k = torch.arange(cols) - cols // 2
+    places = k - 0.5 * torch.arange(cols) / cols
+    wave = torch.exp(2j * torch.pi * torch.outer(k, places) / cols) / cols**0.5
+    return (to_kspace(torch.from_numpy(image).to(torch.complex64), axes=(-1,)) @ wave).abs().numpy()
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_every_repetition_and_b_value_is_as_with_a_calibration_of_its_own(name, default, tmp_path):
+    count, limit, truth_file, contrast = STREAMS[name]
+    stream, truths = recorded(name), np.load(shared(truth_file))
+    chain = {"contrast": contrast, **FEW}
+    _, header, rest = parts_of(stream)
+    answer = Here(Engine.of(options.from_pairs({"model": str(default), "device": "cpu"}))).exchange(
+        config(**chain), header, rest
+    )
+    assert answer.errors == []
+    scan = as_scan(tmp_path / "scan.h5", *parsed(stream))
+    assert replay(scan, tmp_path / "out", default, *(text for key in chain for text in (f"--{key}", chain[key]))) == 0
+    expected = {counters(image): image.data[0, 0] for image in images(tmp_path / "out")}
+    found = {counters(image): image.data[0, 0] for image in answer.images if image.image_series_index == 1}
+    assert found.keys() == expected.keys()
+    assert len(found) == count
+    maps = [image for image in answer.images if image.image_series_index in (4, 5)]
+    wanted = [image for series in ((4, 5) if contrast == "dwi" else ()) for image in images(tmp_path / "out", series)]
+    assert sorted(map(place, maps)) == sorted(map(place, wanted))
+    for image in maps:
+        same = next(other for other in wanted if place(other) == place(image))
+        unit = 1e-6 if image.image_series_index == 5 else 1.0  # a chain rounds to whole numbers
+        assert np.linalg.norm(unit * image.data - same.data) <= 0.02 * np.linalg.norm(same.data)
+    for key, image in found.items():
+        error = distance(image, expected[key])
+        print(f"{name}: slice, contrast, repetition {key}: NRMSE to replay {error:.4f}")
+        assert error <= 0.02
+        if key[1] == 0:
+            placed = without_drift(image) if contrast == "dwi" else image
+            error = distance(placed, truths[key[0]])
+            print(f"  to the truth {error:.4f}")
+            assert error <= limit
+
+
+def noisier(bits, factor):
+    """Noise of `factor` times the energy of the lines, on every sample."""
+    rng = np.random.default_rng(1)
+    for bit in bits:
+        data = bit.data.data
+        level = np.sqrt(factor * np.mean(np.abs(data) ** 2) / 2)
+        bit.data.data = (data + level * (rng.normal(size=data.shape) + 1j * rng.normal(size=data.shape))).astype("c8")
+
+
+def as_images(bits):
+    """As if FFTXGadget were missing."""
+    for bit in bits:
+        lines = torch.from_numpy(np.moveaxis(bit.data.data, 0, -1).copy())
+        bit.data.data = np.moveaxis(to_image(lines, axes=(-1,)).numpy(), -1, 0)
+
+
+@pytest.mark.parametrize("noise", [0, 9])
+@pytest.mark.parametrize("name", [*STREAMS, "t1_brain_r4", "flair_3slices_r4"])
+def test_k_space_is_told_from_images_along_the_readout_whatever_the_noise(name, noise):
+    stream = recorded(name)
+
+    def taken():
+        xml, bits = parsed(stream)
+        noisier(bits, noise)
+        return read_header(xml.replace(b"<trajectory>cartesian", b"<trajectory>epi")), bits
+
+    header, bits = taken()
+    list(slices_of(bits, header))
+    header, bits = taken()
+    as_images(bits)
+    with pytest.raises(BadInputError, match="lacks FFTXGadget"):
+        list(slices_of(bits, header))

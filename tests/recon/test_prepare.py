@@ -1,0 +1,42 @@
+"""One slice that has no coil maps does not end the others."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from dpmrecon.data import LostSlice
+from dpmrecon.errors import BadInputError
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.recon.prepare import with_coil_maps
+from dpmrecon.recon.types import MappedSlice
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def parts(simulated_scan):
+    with open_scan(simulated_scan(n_slices=2)) as scan:
+        return list(slices(scan.acquisitions(), scan.header))
+
+
+def test_a_slice_without_maps_is_lost_and_the_others_go_on(parts):
+    bare, good = replace(parts[0], calibration=None), parts[1]
+    empty = replace(parts[0], calibration=torch.zeros_like(parts[0].calibration))
+    first, second, third = with_coil_maps([bare, empty, good], CPU)
+    assert isinstance(first, LostSlice)
+    assert isinstance(second, LostSlice)
+    assert isinstance(third, MappedSlice)
+    assert first.reason.startswith("it has no calibration lines and no fully sampled centre")
+    assert second.reason.startswith("it has no coil maps: The calibration is zero")
+
+
+def test_where_no_slice_has_maps_the_first_reason_is_the_error(parts):
+    bare = [replace(part, calibration=None) for part in parts]
+    lost = LostSlice(parts[0].key, "incomplete")
+    stream = with_coil_maps([lost, *bare], CPU)
+    assert all(isinstance(item, LostSlice) for item in islice(stream, 3))
+    with pytest.raises(BadInputError, match="slice 0: it has no calibration lines"):
+        next(stream)
+    assert list(with_coil_maps([lost], CPU)) == [lost]  # incomplete slices are no fault of the calibration
