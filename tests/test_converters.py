@@ -15,7 +15,6 @@ import pytest
 from dpmrecon import options
 from dpmrecon.cli import main
 from dpmrecon.hosts.engine import Engine
-from dpmrecon.mrd.file import open_scan
 
 from support import converters, fake_peer
 from support.converters import CASES, CENTER, METRES, Head, copied, nrmse, write
@@ -225,9 +224,7 @@ def generated(width: int, directions: bool) -> tuple[str, list[ismrmrd.Acquisiti
     return xml, lines, truth
 
 
-@pytest.mark.parametrize(
-    ("width", "directions", "right"), [(24, False, 0.063), (24, True, 0.063), (0, False, 0.051)]
-)
+@pytest.mark.parametrize(("width", "directions", "right"), [(24, False, 0.063), (24, True, 0.063), (0, False, 0.051)])
 def test_the_standards_own_generator(tmp_path, width, directions, right):
     xml, lines, truth = generated(width, directions)
     scan = write(tmp_path / "scan.h5", xml, lines)

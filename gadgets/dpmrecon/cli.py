@@ -84,7 +84,9 @@ def _replay(args: argparse.Namespace) -> int:
 
     options = from_arguments(args)
     ignored = IGNORED if options.ignore_flags is None else mask_of(options.ignore_flags)
-    with open_scan(args.scan, group=options.group, changes=options.set, ignored=ignored, own_noise=options.noise is None) as scan:
+    with open_scan(
+        args.scan, group=options.group, changes=options.set, ignored=ignored, own_noise=options.noise is None
+    ) as scan:
         scan.read_ahead()  # while torch is imported
         return _replay_scan(scan, options, args)
 

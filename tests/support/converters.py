@@ -147,7 +147,9 @@ def _phase_correction(head: Head) -> Made:
     """A turbo spin echo's train without phase encoding, on the centre line."""
     train = []
     for echo in range(9):
-        line = copied(head.lines[CENTER], head.lines[CENTER].data * 0.85**echo * np.exp(0.4j * (echo % 2)), segment=echo)
+        line = copied(
+            head.lines[CENTER], head.lines[CENTER].data * 0.85**echo * np.exp(0.4j * (echo % 2)), segment=echo
+        )
         line.set_flag(ismrmrd.ACQ_IS_PHASECORR_DATA)
         train.append(line)
     return head.header(), head.noise + train + head.sampled()
@@ -225,7 +227,9 @@ def _zeros(announced: int) -> Callable[[Head], Made]:
 
     def make(head: Head) -> Made:
         acquired = {line.idx.kspace_encode_step_1 for line in head.sampled()}
-        lines = [line if line.idx.kspace_encode_step_1 in acquired else copied(line, 0 * line.data) for line in head.lines]
+        lines = [
+            line if line.idx.kspace_encode_step_1 in acquired else copied(line, 0 * line.data) for line in head.lines
+        ]
         return head.header(announced), head.noise + lines
 
     return make
@@ -321,8 +325,12 @@ CASES = [
         like="05b",
         remark="line 32 is taken, by idx.user[5] and the energy's peak",
     ),
-    Case("06", "vendor SIEMENS: conjugated", ".581, turned", 0.0454, _forward("SIEMENS"), remark="k-space is conjugated"),
-    Case("06", "the same, `--conjugate off`", "no such option", 0.581, _forward("SIEMENS"), ("--conjugate", "off"), "06b"),
+    Case(
+        "06", "vendor SIEMENS: conjugated", ".581, turned", 0.0454, _forward("SIEMENS"), remark="k-space is conjugated"
+    ),
+    Case(
+        "06", "the same, `--conjugate off`", "no such option", 0.581, _forward("SIEMENS"), ("--conjugate", "off"), "06b"
+    ),
     Case("06b", "another vendor's, conjugated", ".581, turned", 0.581, _forward("SIMULATED"), like="06b"),
     Case(
         "06",
@@ -371,7 +379,9 @@ CASES = [
     Case("20", "the same, then noise at the image's", ".050", 0.0454, _noise(lambda head: _prescan(head) + head.noise)),
     Case("20", "noise at the image's, then the same", ".049", 0.0454, _noise(lambda head: head.noise + _prescan(head))),
     Case("25", "two different echoes of one label", "their mean", "differ by more than noise", _unlabelled),
-    Case("29", "averages bring each other's lines", ".038", 0.038, _interleaved, like="29", remark="all of them together"),
+    Case(
+        "29", "averages bring each other's lines", ".038", 0.038, _interleaved, like="29", remark="all of them together"
+    ),
     Case("29b", "the same, `--combine-averages`", ".027", 0.027, _interleaved, ("--combine-averages",), like="29b"),
     Case("32", "every line carries its trajectory", ".045", 0.0454, _trajectory),
 ]
