@@ -84,7 +84,9 @@ def _replay(args: argparse.Namespace) -> int:
 
     options = from_arguments(args)
     ignored = IGNORED if options.ignore_flags is None else mask_of(options.ignore_flags)
-    with open_scan(args.scan, group=options.group, changes=options.set, ignored=ignored) as scan:
+    with open_scan(
+        args.scan, group=options.group, changes=options.set, ignored=ignored, own_noise=options.noise is None
+    ) as scan:
         scan.read_ahead()  # while torch is imported
         return _replay_scan(scan, options, args)
 
@@ -127,7 +129,7 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
         )
     if report.nrmse is not None:
         print("NRMSE:", ", ".join(f"{name} {found['mean']:.4f}" for name, found in report.nrmse.items()))
-    for note in [*scan.log.remarks, *report.notes]:
+    for note in [*report.remarks, *report.notes]:
         print(f"dpmrecon: {note}", file=sys.stderr)
     names = ("images.h5", "dicom/", "nifti/", "preview.png", "report.json")
     written = [name for name in names if (args.out / name).exists()]

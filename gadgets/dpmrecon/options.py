@@ -92,6 +92,7 @@ class Options:
         str,
         "header values in place of the scan's own, as encoding.reconSpace.fieldOfView_mm.x=230, semicolons between",
         metavar="PATH=VALUE",
+        raw=True,
     )
     output: str = _option(
         "magnitude",

@@ -116,6 +116,8 @@ class MrdClient:
         )
 
     def receiving(self, options: Options, header: Header) -> Receiving:
+        if options.group is not None:
+            raise BadInputError("group names a measurement of a file, and a stream is one: leave it out")
         return Receiving.of(options, header)
 
     def _acquisitions(self, messages: Iterable[tuple[int, Any]]) -> Iterator[ismrmrd.Acquisition]:

@@ -27,11 +27,13 @@ def open_scan(
     changes: str | None = None,
     ignored: int = IGNORED,
     noise_alone: bool = False,
+    own_noise: bool = True,
 ) -> Iterator[Scan]:
     """Open an ISMRMRD HDF5 file for reading and read its header and all acquisition heads (340 bytes a line).
 
     group: of the file, None for the one that holds a scan; changes: header values in place of its own, see
-    `header.overridden`; ignored: mask of flags whose lines are left out; noise_alone: a noise measurement is enough.
+    `header.overridden`; ignored: mask of flags whose lines are left out; noise_alone: a noise measurement is enough;
+    own_noise: where the group has none, that of another group serves, as Siemens's dependency measurements do.
     Raises BadInputError, in one sentence, for anything that is not a readable scan.
     """
     path = Path(path)
@@ -39,7 +41,10 @@ def open_scan(
         if fastmri.is_fastmri(file):
             scan: Scan = fastmri.FastMriScan.of(file, path, changes)
         else:
-            scan = _scan(_group(file, path, group, noise_alone), path, changes, ignored)
+            chosen = _group(file, path, group, noise_alone)
+            scan = _scan(chosen, path, changes, ignored)
+            if own_noise and not noise_alone and not np.any(scan.heads["flags"] & np.uint64(NOISE)):
+                scan.noise_elsewhere = _noise_beside(file, chosen, scan)
         try:
             yield scan
         finally:
@@ -72,18 +77,38 @@ def _scan(measurement: h5py.Group, path: Path, changes: str | None, ignored: int
     return Scan(path, xml, header, heads, _grouped(heads, ignored), lines, log)
 
 
-def _group(file: h5py.File, path: Path, name: str | None, noise_alone: bool) -> h5py.Group:
-    """The group of the scan: the one that is asked for, else `dataset`, else the only one with lines of an image."""
-    found = {
+def _noise_beside(file: h5py.File, chosen: h5py.Group, scan: Scan) -> Scan | None:
+    """The measurement of another group that holds nothing but noise; None where there is none. Of several the last
+    that fits the scan's channels, else the last."""
+    found = []
+    for name, group in _measurements(file).items():
+        if group != chosen and not _holds_image(group["data"]):
+            heads = _heads(group["data"]).astype(ismrmrd.hdf5.acquisition_header_dtype)
+            found.append((bool(np.any(heads["active_channels"] >= scan.n_coils)), name, heads, group["data"]))
+    if not found:
+        return None
+    _, name, heads, lines = ([entry for entry in found if entry[0]] or found)[-1]
+    scan.log.remark(f"the noise measurement is that of the file's group '{name}': the scan's own group has none")
+    return Scan(scan.path, scan.xml, scan.header, heads, [], lines, scan.log)
+
+
+def _measurements(file: h5py.File) -> dict[str, h5py.Group]:
+    """Groups that hold lines, by name."""
+    return {
         key: item
         for key, item in file.items()
         if isinstance(item, h5py.Group) and isinstance(item.get("data"), h5py.Dataset) and item["data"].size
     }
+
+
+def _group(file: h5py.File, path: Path, name: str | None, noise_alone: bool) -> h5py.Group:
+    """The group of the scan: the one that is asked for, else `dataset`, else the only one with lines of an image."""
+    found = _measurements(file)
     if name is not None:
         if name not in found:
             raise BadInputError(f"{path} has no group '{name}' with lines: it has {', '.join(found) or 'none'}")
         return found[name]
-    if "dataset" in found:
+    if "dataset" in found and (len(found) == 1 or noise_alone or _holds_image(found["dataset"]["data"])):
         return found["dataset"]
     if not found:
         if isinstance(file.get("dataset"), h5py.Group):
@@ -93,19 +118,30 @@ def _group(file: h5py.File, path: Path, name: str | None, noise_alone: bool) -> 
         raise BadInputError(
             f"{path}: an ISMRMRD scan has a group 'dataset', this file holds: {', '.join(file) or 'nothing'}"
         )
-    scans = [key for key in found if noise_alone or _holds_image(found[key]["data"])]
-    if len(scans) != 1:
+    wanted = _holds_noise if noise_alone else _holds_image
+    scans = [key for key in found if wanted(found[key]["data"])] or list(found)[:1]
+    if len(scans) > 1:
         told = ", ".join(f"{key} ({len(found[key]['data'])} lines)" for key in found)
-        raise BadInputError(f"{path} holds several measurements: {told}; choose one with --group")
+        advice = "give a file with one noise measurement" if noise_alone else "choose one with --group"
+        raise BadInputError(f"{path} holds several measurements: {told}; {advice}")
     return found[scans[0]]
 
 
 def _holds_image(lines: h5py.Dataset) -> bool:
     """Whether there are other lines than a noise measurement's. Raises nothing: a damaged group is found later."""
+    return bool(np.any(_noise_flags(lines) == 0))
+
+
+def _holds_noise(lines: h5py.Dataset) -> bool:
+    """Whether there are a noise measurement's lines."""
+    return bool(np.any(_noise_flags(lines) != 0))
+
+
+def _noise_flags(lines: h5py.Dataset) -> np.ndarray:
     try:
-        return bool(np.any(_heads(lines)["flags"] & np.uint64(NOISE) == 0))
+        return _heads(lines)["flags"] & np.uint64(NOISE)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError):
-        return True
+        return np.zeros(1)
 
 
 def _heads(lines: h5py.Dataset) -> np.ndarray:

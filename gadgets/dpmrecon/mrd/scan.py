@@ -27,7 +27,7 @@ class Scan:
     as a structured array.
 
     groups: one index array per slice key (contrast, phase, set, repetition, slice, average), in that order; log: what
-    became of the lines so far.
+    became of the lines so far; noise_elsewhere: the noise measurement of another group, where this one has none.
     """
 
     path: Path
@@ -37,6 +37,7 @@ class Scan:
     groups: list[np.ndarray]
     _lines: h5py.Dataset
     log: ScanLog = field(default_factory=ScanLog)
+    noise_elsewhere: "Scan | None" = None
     _ahead: ReadAhead | None = None
     _taken: bool = False  # somebody has the lines that are read ahead
     _closing: bool = False  # nobody wants more of them
@@ -106,6 +107,8 @@ class Scan:
 
     def noise(self) -> Iterator[ismrmrd.Acquisition]:
         """The noise measurement's lines."""
+        if self.noise_elsewhere is not None:
+            yield from self.noise_elsewhere.noise()
         for index, samples in self._samples(np.flatnonzero(self.heads["flags"] & np.uint64(NOISE))):
             yield self._acquisition(index, samples)
 

@@ -49,6 +49,16 @@ class Report:
             return 4
         return 3 if any(entry["fallback"] is not None for entry in self.slices) else 0
 
+    @property
+    def remarks(self) -> list[str]:
+        """What was repaired, left out or is doubtful, in lines for the screen: of the scan, then of slices."""
+        found: dict[str, dict[int, None]] = {}
+        for entry in self.slices:
+            for text in entry.get("remarks", []):
+                found.setdefault(text, {})[entry["slice"]] = None
+        told = [f"slice{'s' * (len(n) > 1)} {', '.join(map(str, n))}: {text}" for text, n in found.items()]
+        return [*self.log.remarks, *told]
+
     def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
         """Note what became of a slice."""
         key = dataclasses.asdict(item.key)
@@ -76,6 +86,7 @@ class Report:
                 "steps": item.steps,
                 "evaluations": item.evaluations,
                 "seconds": item.seconds,
+                "remarks": list(data.remarks),
             }
         )
 
