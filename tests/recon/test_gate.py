@@ -159,7 +159,7 @@ def test_remarks_arrive_wherever_an_image_is_told_of(simulated_scan, model, tmp_
     (entry,) = report(out)["slices"]
     assert entry["trusted"] is False and entry["fallback"] is None
     assert entry["remarks"][0] == gives_up and entry["remarks"][1].startswith("1 spike in k-space (")
-    screen = capsys.readouterr().out
+    screen = "".join(capsys.readouterr())
     for series in (1, 2, 3):
         (image,) = images(out, series)
         meta = image.meta

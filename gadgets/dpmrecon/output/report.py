@@ -86,7 +86,6 @@ class Report:
                 "steps": item.steps,
                 "evaluations": item.evaluations,
                 "seconds": item.seconds,
-                "remarks": list(data.remarks),
             }
         )
 
@@ -138,4 +137,4 @@ def described(item: Reconstruction | LostSlice) -> str:
     seconds = sum(item.seconds.values())
     source = f"DPM, {item.drawn}" if item.fallback is None else f"CG-SENSE FALLBACK: {item.fallback}"
     line = f"slice {item.key.slice}: {source}, residual {item.residual:.2f}, {seconds:.1f} s"
-    return "; ".join([line, *item.remarks])
+    return line if item.trusted else f"{line}, NOT TO BE TRUSTED"
