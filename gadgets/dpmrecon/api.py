@@ -96,7 +96,7 @@ def estimate_coil_maps(
     calibration: Array,
     shape: tuple[int, int],
     *,
-    kernel: int = 6,
+    kernel: int | None = None,
     threshold: float = 0.02,
     crop: float = 0.9,
     max_calibration: int = 24,
@@ -109,8 +109,8 @@ def estimate_coil_maps(
         Fully sampled k-space of the image's field of view, best pre-whitened; index N//2 is the centre.
     shape : (rows, cols)
         Of the image.
-    kernel : int
-        Size of the k-space kernel.
+    kernel : int, optional
+        Size of the k-space kernel; None is 6, and less along an axis with fewer than 13 lines.
     threshold : float
         Share of the largest singular value from which on a singular vector belongs to the signal.
     crop : float
