@@ -393,7 +393,7 @@ def _result(item: Reconstruction, like: Any, placed: Any = lambda image: image) 
     return Result(
         _like(placed(item.image * phase), like),
         None if item.spread is None else _like(placed(item.spread).abs(), like),
-        _like(placed(mapped.conventional * phase), like),
+        _like(placed(mapped.model.combined(mapped.conventional) * phase), like),
         item.residual,
         item.fallback,
         None if draws is None else _like(draws, like),

@@ -83,7 +83,8 @@ def _conventional(image: ismrmrd.Image, item: Reconstruction, header: Header) ->
     meta = dict(image.meta)
     meta.pop("dpmrecon_fallback", None)
     scale = 1 / float(meta.get("RescaleSlope", 1))
-    magnitude = scale * to_recon_space(item.mapped.conventional, header).abs().cpu().numpy()
+    conventional = item.mapped.model.combined(item.mapped.conventional)
+    magnitude = scale * to_recon_space(conventional, header).abs().cpu().numpy()
     head = ismrmrd.ImageHeader.from_buffer_copy(image.getHead())
     head.image_series_index = CONVENTIONAL
     protocol = header.measurementInformation.protocolName if header.measurementInformation else None

@@ -12,9 +12,10 @@ from ..device import synchronize
 from ..errors import BadInputError
 from ..physics.cg_sense import slice_scale
 from ..physics.coil_compression import compressed
-from ..physics.coil_maps import estimate_coil_maps
+from ..physics.coil_maps import estimate_map_sets
 from ..physics.forward import ForwardModel
 from ..physics.phase import smooth_phase
+from ..physics.soft_sense import SoftSense
 from .types import MappedSlice
 
 # Two lines of one row differ by noise alone where the variance of their difference is at most this many times expected
@@ -39,7 +40,8 @@ def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) ->
         calibration = data.calibration.to(device)
         data = with_calibration_as_data(data)
         rows, cols = data.mask.shape
-        maps = estimate_coil_maps(calibration, (rows, cols))
+        sets = estimate_map_sets(calibration, (rows, cols))
+        maps = sets if len(sets) > 1 else sets[0]
         synchronize(device)
         seconds = {"maps": time.perf_counter() - started}
         yield mapped_slice(data, maps, seconds, n_coils)
@@ -48,20 +50,24 @@ def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) ->
 def mapped_slice(
     data: Slice, maps: torch.Tensor, seconds: dict[str, float], n_coils: int = 0
 ) -> MappedSlice | LostSlice:
-    """The slice with its conventional images, on the device of `maps` (n_coils, rows, cols), where its image's smooth
-    phase goes."""
+    """The slice with its conventional images, on the device of `maps`, where the image's smooth phase goes.
+
+    maps: (n_coils, rows, cols), or (n_sets, n_coils, rows, cols) for several, of which each has its own phase.
+    """
     started = time.perf_counter()
     data = replace(data, kspace=data.kspace.to(maps.device), mask=data.mask.to(maps.device))
-    model = ForwardModel(maps, data.mask)
+    form = ForwardModel if maps.ndim == 3 else SoftSense
+    model = form(maps, data.mask)
     zero_filled = model.adjoint(data.kspace)
     scale, conventional = slice_scale(model, zero_filled, data.sigma_n)
     if not (math.isfinite(scale) and scale > 0):
         return LostSlice(data.key, "its k-space holds no signal inside the coil maps' support")
     phase = smooth_phase(conventional)
-    model = ForwardModel(maps * phase, data.mask)
+    model = form(maps * phase.unsqueeze(-3), data.mask)
     zero_filled, conventional = zero_filled * phase.conj(), conventional * phase.conj()
     synchronize(maps.device)
     seconds = {**seconds, "conventional": time.perf_counter() - started}
+    phase = phase if maps.ndim == 3 else phase[0]
     return MappedSlice(data, model, phase, scale, zero_filled, conventional, seconds, n_coils)
 
 
