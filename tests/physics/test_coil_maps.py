@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from dpmrecon.physics import coil_maps
 from dpmrecon.physics.coil_maps import estimate_coil_maps
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 
+from support.bart import bart_maps
 from support.paths import shared
 
 SHAPE = (75, 62)
@@ -65,16 +65,6 @@ def agreement(ours, theirs):
 def dice(ours, theirs):
     a, b = support(ours), support(theirs)
     return float(2 * (a & b).sum() / (a.sum() + b.sum()))
-
-
-def bart_maps(folder, kspace, *options):
-    """`bart ecalib` of k-space (n_coils, rows, cols): (n_coils, rows, cols), with -m2 (2, n_coils, rows, cols)."""
-    n_coils, rows, cols = kspace.shape
-    # BART is column-major: cols, rows, one partition, coils, sets
-    (folder / "kspace.hdr").write_text(f"# Dimensions\n{cols} {rows} 1 {n_coils}\n")
-    kspace.contiguous().numpy().tofile(folder / "kspace.cfl")
-    subprocess.run(["bart", "ecalib", *options, "kspace", "maps"], cwd=folder, check=True, capture_output=True)
-    return torch.from_numpy(np.fromfile(folder / "maps.cfl", np.complex64).reshape(-1, *kspace.shape)).squeeze(0)
 
 
 @pytest.mark.parametrize("calibration", [(24, 24), (75, 62), (17, 62), (21, 12), (75, 13)])

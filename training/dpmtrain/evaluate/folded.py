@@ -35,6 +35,7 @@ from .validation import SIGMA_N, validation_scan
 
 TOO_SMALL = 0.78  # the field of view over the head's extent along the lines
 PIXEL_MM = 0.9
+FOLDED_HEADS = ["scan", "R", "BART, one map", "BART, two maps", "CG-SENSE", "DPM", "DPM / BART two", "residual", "sets"]
 
 
 def nrmse(picture: np.ndarray, truth: np.ndarray) -> float:
@@ -56,6 +57,7 @@ def scan_of(settings: SimulationSettings) -> tuple[Slice, np.ndarray]:
         simulate(path, settings)
         with open_scan(path) as scan:
             (data,) = slices(scan.acquisitions(), scan.header)
+        assert isinstance(data, Slice)
         return data, load_pictures(truth_path(path), settings.matrix)[0]
 
 
@@ -133,8 +135,9 @@ def few_lines_rows(images: Path) -> Iterator[list[str]]:
                 mask = sampling_mask("regular", full.data.mask, acceleration, lines, 0)
                 data = undersampled(full.data, mask, acceleration, lines)
                 assert data.calibration is not None
+                rows, cols = data.mask.shape
                 for maps in ways.values():
-                    mapped = with_maps(data, CPU, maps(data.calibration, tuple(data.mask.shape)))
+                    mapped = with_maps(data, CPU, maps(data.calibration, (rows, cols)))
                     cells.append(f"{nrmse(full.picture(mapped.conventional), full.truth):.3f}")
             yield [str(acceleration), str(lines), *cells]
 
@@ -154,18 +157,7 @@ def main() -> None:
     checkpoint = load_model(args.model, "cpu")
     for part, title in ((TOO_SMALL, "Field of view 22 % too small"), (1.15, "Heads inside the field of view")):
         print(f"## {title}\n")
-        heads = [
-            "scan",
-            "R",
-            "BART, one map",
-            "BART, two maps",
-            "CG-SENSE",
-            "DPM",
-            "DPM / BART two",
-            "residual",
-            "sets",
-        ]
-        table(heads, folded_rows(checkpoint, part))
+        table(FOLDED_HEADS, folded_rows(checkpoint, part))
         print()
     print("## CG-SENSE by maps of few calibration lines: kernel 6, as chosen, BART -k4\n")
     ways = [f"{contrast} {way}" for contrast in ("FLAIR", "T1", "DWI") for way in ("6", "chosen", "BART")]
