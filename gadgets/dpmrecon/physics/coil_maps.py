@@ -14,9 +14,10 @@ FEWEST = 8  # calibration lines, or samples
 KERNEL = 6
 
 # A head folds where, on a coarse grid of LOOKED_AT pixels or more each way, the second eigenvalue is at least FOLDED
-# and the third less than THIRD, in a region at the first or last line with FOLDED_SHARE of the support. Simulated heads
-# that fill the field of view to the last line have .021, with 7 mm to spare .010, folded by 5 mm .026, by 22 % .17
-FOLDED, THIRD, FOLDED_SHARE, LOOKED_AT = 0.95, 0.8, 0.025, 44
+# and the third less than THIRD from the first and last line on: together as deep as DEPTH of the lines, in a tenth of
+# the columns. Simulated heads that just fit have .07 at most, those cut off at the edge .11, and folded ones .13 to .2
+# where 13 % are too much and .26 to .35 where 22 % are; DWI, whose fat is suppressed, .13
+FOLDED, THIRD, DEPTH, LOOKED_AT = 0.95, 0.8, 0.125, 44
 FEWEST_COILS = 4  # of two images at R = 2
 REACH = 0.03  # of the image: how far a map is taken from where it continues
 
@@ -113,8 +114,9 @@ class _Espirit:
         rows, cols = (slice(None, None, max(1, size // LOOKED_AT)) for size in self.shape)
         values = torch.linalg.eigvalsh(self.matrices(rows, cols).cpu()).view(len(self.by_row[rows]), -1, self.n_coils)
         third, second, first = (values[..., -place] for place in (3, 2, 1))
-        strong = (first >= self.crop) & (second >= FOLDED) & (third < THIRD)
-        return float(_at_the_edge(strong).sum()) > FOLDED_SHARE * float((first >= self.crop).sum())
+        strong = ((first >= self.crop) & (second >= FOLDED) & (third < THIRD)).float()
+        depth = (strong.cumprod(0) + strong.flip(0).cumprod(0)).mean(0)
+        return float(depth.quantile(0.9)) > DEPTH
 
     def both(self, first: torch.Tensor) -> torch.Tensor:
         """(2, rows, cols, n_coils): two maps where the second eigenvalue passes the crop, from the edge on.
