@@ -104,7 +104,7 @@ def estimate_coil_maps(
     calibration: Array,
     shape: tuple[int, int],
     *,
-    kernel: int = 6,
+    kernel: int | None = None,
     threshold: float = 0.02,
     crop: float = 0.9,
     max_calibration: int = 24,
@@ -117,8 +117,8 @@ def estimate_coil_maps(
         Fully sampled k-space of the image's field of view, best pre-whitened; index N//2 is the centre.
     shape : (rows, cols)
         Of the image.
-    kernel : int
-        Size of the k-space kernel.
+    kernel : int, optional
+        Size of the k-space kernel; None is 6, and less along an axis with fewer than 13 lines.
     threshold : float
         Share of the largest singular value from which on a singular vector belongs to the signal.
     crop : float
@@ -414,7 +414,7 @@ def _result(item: Reconstruction, like: Any, placed: Any = lambda image: image) 
     return Result(
         _like(placed(item.image * phase), like),
         None if item.spread is None else _like(placed(item.spread).abs(), like),
-        _like(placed(mapped.conventional * phase), like),
+        _like(placed(mapped.model.combined(mapped.conventional) * phase), like),
         item.residual,
         item.fallback,
         None if draws is None else _like(draws, like),

@@ -124,7 +124,7 @@ def _conventional(image: ismrmrd.Image, item: Reconstruction, header: Header) ->
     own = conventional(item.mapped, "asked for")
     comment = commented(RESEARCH, own.remarks)
     scale = 1 / float(meta.get("RescaleSlope", 1))
-    magnitude = scale * to_recon_space(item.mapped.conventional, header).abs().cpu().numpy()
+    magnitude = scale * to_recon_space(own.image, header).abs().cpu().numpy()
     head = ismrmrd.ImageHeader.from_buffer_copy(image.getHead())
     head.image_series_index = CONVENTIONAL
     protocol = header.measurementInformation.protocolName if header.measurementInformation else None

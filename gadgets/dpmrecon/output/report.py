@@ -75,7 +75,7 @@ class Report:
                 "lines": data.n_lines_got,
                 "coils": item.mapped.n_coils,
                 "matrix": list(data.kspace.shape),
-                "maps": {"calibration": list(data.calibration.shape)},
+                "maps": {"calibration": list(data.calibration.shape), "sets": item.mapped.n_sets},
                 "scale": item.mapped.scale,
                 "sigma_n": data.sigma_n,
                 "noise_source": data.noise_source,

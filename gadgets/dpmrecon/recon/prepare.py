@@ -13,10 +13,11 @@ from ..errors import BadInputError
 from ..mrd.completeness import FEWEST_CALIBRATION_LINES
 from ..physics.cg_sense import slice_scale
 from ..physics.coil_compression import compressed
-from ..physics.coil_maps import estimate_coil_maps
+from ..physics.coil_maps import estimate_map_sets
 from ..physics.forward import ForwardModel
 from ..physics.noise import estimated_sigma
 from ..physics.phase import smooth_phase
+from ..physics.soft_sense import SoftSense
 from ..physics.spikes import Spike, without_spikes
 from .types import MappedSlice
 
@@ -60,31 +61,35 @@ def with_maps(data: Slice, device: torch.device) -> MappedSlice | LostSlice:
     data = with_calibration_as_data(data)
     rows, cols = data.mask.shape
     try:
-        maps = estimate_coil_maps(calibration, (rows, cols))
+        sets = estimate_map_sets(calibration, (rows, cols))
     except BadInputError as error:
         return LostSlice(data.key, f"it has no coil maps: {error}")
     synchronize(device)
     seconds = {"maps": time.perf_counter() - started}
-    return mapped_slice(data, maps, seconds, n_coils)
+    return mapped_slice(data, sets if len(sets) > 1 else sets[0], seconds, n_coils)
 
 
 def mapped_slice(
     data: Slice, maps: torch.Tensor, seconds: dict[str, float], n_coils: int = 0
 ) -> MappedSlice | LostSlice:
-    """The slice with its conventional images, on the device of `maps` (n_coils, rows, cols), where its image's smooth
-    phase goes."""
+    """The slice with its conventional images, on the device of `maps`, where the image's smooth phase goes.
+
+    maps: (n_coils, rows, cols), or (n_sets, n_coils, rows, cols) for several, of which each has its own phase.
+    """
     started = time.perf_counter()
     data = replace(data, kspace=data.kspace.to(maps.device), mask=data.mask.to(maps.device))
-    model = ForwardModel(maps, data.mask)
+    form = ForwardModel if maps.ndim == 3 else SoftSense
+    model = form(maps, data.mask)
     zero_filled = model.adjoint(data.kspace)
     scale, conventional = slice_scale(model, zero_filled, data.sigma_n)
     if not (math.isfinite(scale) and scale > 0):
         return LostSlice(data.key, "its k-space holds no signal inside the coil maps' support")
     phase = smooth_phase(conventional)
-    model = ForwardModel(maps * phase, data.mask)
+    model = form(maps * phase.unsqueeze(-3), data.mask)
     zero_filled, conventional = zero_filled * phase.conj(), conventional * phase.conj()
     synchronize(maps.device)
     seconds = {**seconds, "conventional": time.perf_counter() - started}
+    phase = phase if maps.ndim == 3 else phase[0]
     return MappedSlice(data, model, phase, scale, zero_filled, conventional, seconds, n_coils)
 
 
