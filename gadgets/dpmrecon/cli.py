@@ -96,7 +96,7 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
 
     from .dicom.write import DicomOptions
     from .mrd.header import acceleration
-    from .mrd.receiving import Receiving
+    from .mrd.receiving import CONJUGATION, Receiving
     from .output.images_file import Outputs
     from .output.report import described
     from .output.weighting import weighting_from_text
@@ -112,6 +112,9 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
     sampling = sampling_of(options, checkpoint, device, contrast, acceleration(scan.header))
     if contrast is None:
         print("dpmrecon: the protocol names no known contrast: the unlabelled prior is used", file=sys.stderr)
+    receiving = Receiving.of(options, scan.header)
+    if receiving.conjugate:
+        print(CONJUGATION)
     evaluations = scan.n_images(options.combine_averages) * sampling.samples * sampling.settings.steps
     with tqdm(total=None if sampling.deadline else evaluations, unit="eval", smoothing=0.05) as bar:
         report = replay(
@@ -122,7 +125,7 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
             sampling,
             device,
             wanted=wanted,
-            receiving=Receiving.of(options, scan.header),
+            receiving=receiving,
             combine_averages=options.combine_averages,
             progress=Progress(bar.update, lambda item: bar.write(described(item))),
             started=args.started,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.errors import BadInputError, UnsupportedScanError
-from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.collect import NO_NOISE, slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.flags import mask_of
 from dpmrecon.mrd.receiving import Receiving
@@ -95,7 +95,7 @@ def test_a_flag_that_every_line_bears_excludes_none_of_them():
     log = ScanLog()
     others = [line(n, np.full((3, 26), 1e6), flag) for n in range(12, 20)] + point_scan(3, 4)
     assert_point(only(slices(others, header(), log=log)).kspace, 3, 4)
-    assert log.remarks == ["8 lines flagged SURFACECOILCORRECTIONSCAN_DATA are left out"]
+    assert log.remarks == ["8 lines flagged SURFACECOILCORRECTIONSCAN_DATA are left out", NO_NOISE]
 
 
 def test_which_flags_are_ignored_can_be_chosen():
@@ -111,7 +111,7 @@ def test_lines_read_backwards_are_turned_and_among_others_they_are_epi():
     flag, log = (ismrmrd.ACQ_IS_REVERSE,), ScanLog()
     lines = [line(n, samples(n, 3, 4)[:, ::-1], flag, center=26 - 1 - 13) for n in range(33)]
     assert_point(only(slices(lines, header(), log=log)).kspace, 3, 4)
-    assert log.remarks == ["lines that were read backwards are turned (the flag REVERSE)"]
+    assert log.remarks == ["lines that were read backwards are turned (the flag REVERSE)", NO_NOISE]
     with pytest.raises(UnsupportedScanError, match="ghost correction"):
         list(slices(lines[::2] + point_scan(3, 4)[1::2], header()))
 
@@ -184,7 +184,7 @@ def test_lines_of_another_receiver_are_left_out():
     body = [line(n, samples(n, 2, 2)[:2]) for n in range(10, 20)]
     log = ScanLog()
     assert_point(only(slices(body + point_scan(3, 4), header(), log=log)).kspace, 3, 4)
-    assert log.remarks == ["10 lines of 2 channels are left out: the image's have 3"]
+    assert log.remarks == ["10 lines of 2 channels are left out: the image's have 3", NO_NOISE]
 
 
 def test_a_dead_channel_is_left_out():

@@ -325,9 +325,7 @@ CASES = [
         like="05b",
         remark="line 32 is taken, by idx.user[5] and the energy's peak",
     ),
-    Case(
-        "06", "vendor SIEMENS: conjugated", ".581, turned", 0.0454, _forward("SIEMENS"), remark="k-space is conjugated"
-    ),
+    Case("06", "vendor SIEMENS: conjugated", ".581, turned", 0.0454, _forward("SIEMENS")),
     Case(
         "06", "the same, `--conjugate off`", "no such option", 0.581, _forward("SIEMENS"), ("--conjugate", "off"), "06b"
     ),
@@ -339,7 +337,6 @@ CASES = [
         0.0454,
         _forward("SIMULATED"),
         ("--conjugate", "on"),
-        remark="k-space is conjugated",
     ),
     Case("09", "encoded y 128.0", "refused", 0.0454, _values(**{f"{MATRIX}.y": "128.0"})),
     Case("09", "encoded y 128.000", "refused", 0.0454, _values(**{f"{MATRIX}.y": "128.000"})),

@@ -21,6 +21,7 @@ from ..errors import BadInputError, DpmreconError
 from ..mrd.completeness import announced_slices
 from ..mrd.header import acceleration, overridden, read_header
 from ..mrd.lines import LineHeaders
+from ..mrd.receiving import CONJUGATION
 from ..mrd.scan_log import ScanLog
 from ..output.maps import Maps, in_whole_numbers
 from ..output.mrd_images import mrd_images
@@ -152,6 +153,8 @@ class Session:
             self._note("the protocol names no known contrast: the unlabelled prior is used")
         self.peer.patience = wire.SCAN
         receiving = self.host.receiving(options, header)
+        if receiving.conjugate:
+            self._note(CONJUGATION)
         provenance = Provenance.of(
             checkpoint,
             contrast,

@@ -36,6 +36,9 @@ from .scan_log import ScanLog
 
 # A noise measurement that is louder than the quietest part of k-space by more than this is not this scan's
 TOO_LOUD = 1.5
+NO_NOISE = (
+    "no noise measurement came: the noise is estimated from k-space, without whitening (--noise names a file with one)"
+)
 
 
 def slices(
@@ -90,8 +93,6 @@ class _Collector:
         self.came: dict[SliceKey, tuple[float, ...] | None] = {}  # and where it lies
         self.channels: set[int] = set()  # numbers of channels of image lines
         self.noise_is_checked = False
-        if receiving.conjugate:
-            log.remark("k-space is conjugated, as the vendor's files need it (--conjugate off leaves it as it is)")
 
     def add(self, line: ismrmrd.Acquisition) -> SliceKey | None:
         """Keep a line, or say why not; returns the slice's key when this was its last line."""
@@ -339,7 +340,9 @@ class _Collector:
     def _noise(self, lines: Lines, dwell: float, grid: int) -> tuple[torch.Tensor | None, float]:
         """Whitening matrix and noise level of single lines; (None, 0) without a noise measurement of these channels."""
         found = self.noise.whitener(lines.numbers, dwell, grid, self.cols)
-        if found is None and self.noise.lines:
+        if found is None and not self.noise.lines:
+            self.log.remark(NO_NOISE)
+        elif found is None:
             others = sorted({len(numbers) for numbers, _, _ in self.noise.lines})
             self.log.remark(
                 f"the noise measurement has {' and '.join(map(str, others))} channels and none for the image's "

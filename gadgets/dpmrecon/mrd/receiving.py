@@ -18,6 +18,7 @@ from .header import Header
 # columns "to be consistent with ICE" (invertcontrast.py, bartfire.py), Gadgetron's images of them are turned
 # (gadgetron issue 1003). No real file with its DICOM was seen here.
 CONJUGATED = r"siemens"
+CONJUGATION = "k-space is conjugated, as the vendor's files need it (--conjugate off leaves it as it is)"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,14 @@ LARGEST_RESIDUAL = 3.0
 # where the matrix has fewer lines or columns than this, for which the kernel of the maps is long
 MAP_ERROR = 0.04
 MAP_ERROR_FROM = 64
-
+# A row or a channel contradicts the others from this many times what is expected of it on. Rows at the edge of k-space
+# are not asked: what coil maps would mix into them lies beyond it
+ROW, CHANNEL = 1.8, 1.25
+EDGE = 3
+# and a channel is quieter than its noise measurement where the image misses it by less than this
+QUIET = 0.7
+MEASURED = "noise scan"  # what a slice says whose noise level is a measurement's
+TOLD = 4  # rows that a remark names
 
 CHECK = (
     "see whether the head is wider than the field of view or has moved, and whether header, calibration (16 lines or "
@@ -46,8 +53,22 @@ def expected_residual(mapped: MappedSlice) -> float:
     data = mapped.data
     noise = 2 * float(data.mask.sum()) * len(data.kspace) * data.sigma_n**2
     energy = float(torch.view_as_real(data.kspace).square().sum())
-    error = MAP_ERROR * max(1.0, MAP_ERROR_FROM / min(data.mask.shape))
-    return math.sqrt(1 + error**2 * energy / noise)
+    return math.sqrt(1 + _map_error(mapped) ** 2 * energy / noise)
+
+
+def expected_by_part(mapped: MappedSlice) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for every row (rows,) and every channel (n_coils,). A row gets the map error of all others too."""
+    data = mapped.data
+    energy = torch.view_as_real(data.kspace).square().sum(-1) / (2 * data.sigma_n**2)
+    by_row = energy.sum((0, 2)) / (data.mask.sum(1) * len(data.kspace))
+    by_channel = energy.sum((1, 2)) / data.mask.sum()
+    error = _map_error(mapped)
+    acquired = by_row[data.mask.any(1)]
+    return (1 + error**2 * (by_row + acquired.mean())).sqrt().cpu(), (1 + error**2 * by_channel).sqrt().cpu()
+
+
+def _map_error(mapped: MappedSlice) -> float:
+    return MAP_ERROR * max(1.0, MAP_ERROR_FROM / min(mapped.data.mask.shape))
 
 
 def not_finite(item: Reconstruction) -> Verdict | None:
@@ -74,7 +95,47 @@ def misses_data(item: Reconstruction) -> Verdict | None:
     return Verdict("distrust", f"NOT TO BE TRUSTED: the image {misses}, and no other fits better; {CHECK}")
 
 
-CHECKS: tuple[Check, ...] = (not_finite, misses_data)
+def rows_contradict(item: Reconstruction) -> Verdict | None:
+    """Single rows of k-space do not fit the others: few of them hide in the residual of all."""
+    if item.misfit is None or not math.isfinite(item.residual):
+        return None
+    excess = item.misfit.by_row / expected_by_part(item.mapped)[0]
+    count = item.mapped.data.mask.sum(1).cpu() * len(item.mapped.data.kspace)
+    limit = (1 + 3 / count.sqrt()).clamp_min(ROW)  # few samples vary
+    limit[:EDGE] = limit[len(limit) - EDGE :] = math.inf
+    found = torch.nonzero(excess > limit).flatten().tolist()
+    if not found:
+        return None
+    rows = ", ".join(map(str, found[:TOLD])) + (f" and {len(found) - TOLD} more" if len(found) > TOLD else "")
+    rows = f"row {rows} contradicts" if len(found) == 1 else f"rows {rows} contradict"
+    return Verdict(
+        "remark",
+        f"{rows} the others of the k-space of {len(excess)} rows by up to {float(excess[found].max()):.1f} times what "
+        "noise leaves: see whether labels are right, samples lie in their places, and the head lay still",
+    )
+
+
+def channels_contradict(item: Reconstruction) -> Verdict | None:
+    """A channel does not fit the others, or its noise measurement."""
+    if item.misfit is None or not math.isfinite(item.residual):
+        return None
+    by_channel = item.misfit.by_channel
+    excess = by_channel / expected_by_part(item.mapped)[1]
+    loud = excess > CHANNEL
+    quiet = (by_channel < QUIET * by_channel.median().clamp_max(1)) & (item.mapped.data.noise_source == MEASURED)
+    found = torch.nonzero(loud | quiet).flatten().tolist()
+    if not found or len(found) == len(by_channel):
+        return None
+    values = ", ".join(f"{by_channel[place]:.2f}" for place in found)
+    return Verdict(
+        "remark",
+        f"channel{'s' * (len(found) > 1)} {', '.join(map(str, found))} of {len(by_channel)} miss"
+        f"{'es' * (len(found) == 1)} the image by {values} times the noise, the middle one by "
+        f"{float(by_channel.median()):.2f}: see whether gains changed during the scan or since the noise measurement",
+    )
+
+
+CHECKS: tuple[Check, ...] = (not_finite, misses_data, rows_contradict, channels_contradict)
 
 
 def judged(item: Reconstruction) -> tuple[Reconstruction, str | None]:

@@ -129,17 +129,19 @@ def _mean(
     if len(samples) > 1:
         spread = torch.view_as_real(samples).var(0).mean(-1).sqrt() * mapped.scale
         spread = mapped.model.combined_spread(image, spread)
+    misfit = mapped.misfit(image)
     return Reconstruction(
         mapped,
         mapped.model.combined(image),
         spread,
         None,
-        mapped.residual(image),
+        misfit.residual,
         {**mapped.seconds, "sampling": seconds},
         len(samples),
         sampling.settings.steps,
         evaluations,
         mapped.model.combined(samples) * mapped.scale if sampling.keep_samples else None,
+        misfit=misfit,
     )
 
 
@@ -158,6 +160,6 @@ def fall_back(
 def conventional(mapped: MappedSlice, reason: str) -> Reconstruction:
     """The CG-SENSE image, because of `reason`, with what the checks say of it."""
     seconds = {**mapped.seconds, "sampling": 0.0}
-    residual = mapped.residual(mapped.conventional)
+    misfit = mapped.misfit(mapped.conventional)
     image = mapped.model.combined(mapped.conventional)
-    return judged(Reconstruction(mapped, image, None, reason, residual, seconds))[0]
+    return judged(Reconstruction(mapped, image, None, reason, misfit.residual, seconds, misfit=misfit))[0]

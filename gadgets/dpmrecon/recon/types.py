@@ -28,6 +28,18 @@ class Sampling:
     keep_samples: bool = False
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """What an image leaves of its data, over what the noise alone would leave, as root mean squares.
+
+    residual: of all samples; by_row: (rows,) float32, nan where nothing was acquired; by_channel: (n_coils,) float32.
+    """
+
+    residual: float
+    by_row: torch.Tensor
+    by_channel: torch.Tensor
+
+
 @dataclass
 class MappedSlice:
     """A slice with its forward model, conventional images and scale; all in the units of `data.kspace`, whose coils
@@ -62,10 +74,19 @@ class MappedSlice:
 
         image: with all its sets, as `conventional`.
         """
-        kspace = self.data.kspace
-        difference = torch.view_as_real(self.model.forward(image) - kspace).norm()
-        count = float(self.model.mask.sum()) * kspace.shape[0]
-        return float(difference) / (self.data.sigma_n * math.sqrt(2 * count))
+        return self.misfit(image).residual
+
+    def misfit(self, image: torch.Tensor) -> Misfit:
+        """The same of all samples, of every row and of every channel."""
+        kspace, sigma_n, mask = self.data.kspace, self.data.sigma_n, self.model.mask
+        difference = torch.view_as_real(self.model.forward(image) - kspace)
+        count = float(mask.sum()) * kspace.shape[0]
+        square = difference.square().sum(-1) / (2 * sigma_n**2)
+        return Misfit(
+            float(difference.norm()) / (sigma_n * math.sqrt(2 * count)),
+            (square.sum((0, 2)) / (mask.sum(1) * len(kspace))).sqrt().cpu(),
+            (square.sum((1, 2)) / mask.sum()).sqrt().cpu(),
+        )
 
 
 @dataclass
@@ -76,7 +97,7 @@ class Reconstruction:
     samples: drawn; steps: of each, as planned; evaluations: of the network, in all, fewer than planned where the
     deadline stopped it; 0 for the conventional image; draws: the samples (samples, rows, cols) complex64 where they are
     kept. image and draws are without the smooth phase. remarks: what to know before the image is used, of this step and
-    of those before; trusted: False where it contradicts its data beyond use.
+    of those before; trusted: False where it contradicts its data beyond use; misfit: where the residual lies.
     """
 
     mapped: MappedSlice
@@ -91,6 +112,7 @@ class Reconstruction:
     draws: torch.Tensor | None = None
     remarks: tuple[str, ...] = ()
     trusted: bool = True
+    misfit: Misfit | None = None
 
     @property
     def key(self) -> SliceKey:

@@ -1,4 +1,4 @@
-"""`dpmtrain evaluate`, `sweep`, `calibrate` and `residuals`: what a model is worth, what serves it best."""
+"""`dpmtrain evaluate`, `sweep`, `calibrate`, `residuals` and `faults`: what a model is worth, what serves it best."""
 
 import argparse
 from pathlib import Path
@@ -221,4 +221,30 @@ def _residuals(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.model, device_of(args.device))
     args.out.mkdir(parents=True, exist_ok=True)
     write_residuals(args.out, list(residuals(checkpoint, args.scans, kinds, args.seed)), checkpoint.model_id)
+    return 0
+
+
+def add_faults(commands) -> None:
+    parser = add_command(
+        commands,
+        "faults",
+        "Put one random fault into each of many random sound scans, and see which come out without a word",
+        "dpmtrain faults --scans 200 --out faults",
+    )
+    parser.add_argument("--scans", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, metavar="SEED", help="seed of the first scan, others follow")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
+    parser.set_defaults(run=_faults)
+
+
+def _faults(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from .fault_injection import injected, write_faults
+
+    at_least(args, scans=1, first=0)
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = injected(range(args.first, args.first + args.scans), args.model)
+    write_faults(args.out, list(tqdm(rows, total=args.scans, unit="scan")))
     return 0

@@ -16,7 +16,7 @@ from dpmrecon.data import LostSlice
 from dpmrecon.errors import BadInputError
 from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.recon.gate import expected_residual, misses_data
+from dpmrecon.recon.gate import CHECKS, expected_residual
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.sample import draw
@@ -155,8 +155,10 @@ def row_of(checkpoint: Checkpoint, kind: str, settings: SimulationSettings, *, k
     sampling = sampling_of(Options(samples=1), checkpoint, checkpoint.model.device, None, data.acceleration)
     (draws,), _ = draw([mapped], checkpoint, None, sampling)
     image = draws[0] * mapped.scale
-    item = Reconstruction(mapped, image, None, None, mapped.residual(image))
-    verdict, expected = misses_data(item), expected_residual(mapped)
+    misfit = mapped.misfit(image)
+    item = Reconstruction(mapped, mapped.model.combined(image), None, None, misfit.residual, misfit=misfit)
+    verdicts = [verdict.kind for check in CHECKS if (verdict := check(item)) is not None]
+    expected = expected_residual(mapped)
     samples = int(mapped.data.mask.sum()) * len(mapped.data.kspace)
     energy = float(torch.view_as_real(mapped.data.kspace).square().sum())
     return Row(
@@ -173,8 +175,8 @@ def row_of(checkpoint: Checkpoint, kind: str, settings: SimulationSettings, *, k
         cg_sense=mapped.residual(mapped.conventional),
         expected=expected,
         excess=item.residual / expected,
-        nrmse=nrmse(image.abs().cpu().numpy(), truth),
-        verdict="-" if verdict is None else verdict.kind,
+        nrmse=nrmse(item.image.abs().cpu().numpy(), truth),
+        verdict=next((kind for kind in ("fallback", "distrust", "remark") if kind in verdicts), "-"),
     )
 
 
