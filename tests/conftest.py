@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpmrecon.tools.simulate import SimulationSettings, simulate
+from dpmrecon.tools.simulate import simulate
+from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from support.gaussian import GaussianWorld
 from support.models import SAMPLING, TINY, saved_model

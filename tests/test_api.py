@@ -7,7 +7,8 @@ import torch
 from dpmrecon.errors import BadInputError, DpmreconError
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.denoiser import Denoiser
-from dpmrecon.tools.simulate import SimulationSettings, simulated_kspace
+from dpmrecon.tools.simulated_slice import simulated_kspace
+from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from support.results import images, replay
 

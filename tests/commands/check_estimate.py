@@ -10,7 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from dpmrecon.tools.simulate import SimulationSettings, simulate
+from dpmrecon.tools.simulate import simulate
+from dpmrecon.tools.simulation_settings import SimulationSettings
 
 
 def command(*given: object) -> str:

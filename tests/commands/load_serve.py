@@ -17,7 +17,8 @@ import threading
 import time
 from pathlib import Path
 
-from dpmrecon.tools.simulate import SimulationSettings, simulate
+from dpmrecon.tools.simulate import simulate
+from dpmrecon.tools.simulation_settings import SimulationSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where support lies
 

@@ -20,7 +20,9 @@ from dpmrecon.output.mrd_images import RESEARCH, image_of
 from dpmrecon.output.weighting import Weighting, weighting_from_text, weighting_of
 from dpmrecon.prior.checkpoint import DEFAULT
 from dpmrecon.tools.phantom import TISSUES, Phantom
-from dpmrecon.tools.simulate import SimulationSettings, simulate, slice_points, truth_path
+from dpmrecon.tools.simulate import simulate, truth_path
+from dpmrecon.tools.simulated_slice import slice_points
+from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from support.results import images, replay
 

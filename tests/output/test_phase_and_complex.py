@@ -19,7 +19,8 @@ from dpmrecon.output.whole_numbers import FIRST_MRAD, MRAD_PER_STEP, SpreadScale
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.provenance import Provenance
 from dpmrecon.recon.types import Reconstruction
-from dpmrecon.tools import simulate
+from dpmrecon.tools.simulated_slice import coil_maps, object_phase, slice_points
+from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from support.results import images, replay, report
 
@@ -84,11 +85,11 @@ def test_the_phase_of_one_coil_is_that_of_the_simulated_object(simulated_scan, m
     with open_scan(path) as opened:
         (first, *_) = with_coil_maps(slices(opened.acquisitions(), opened.header), torch.device("cpu"))
     assert first.phase.angle().std() > 0.3  # there is something to put back
-    settings = simulate.SimulationSettings(**SCAN)
+    settings = SimulationSettings(**SCAN)
     for image in images(tmp_path, 6):
         number = image.getHead().slice
-        points = simulate.slice_points(settings, number, 1, 1, 0.0)
-        true = np.angle(simulate.coil_maps(points, 1)[0] * simulate._phase(points, 0))
+        points = slice_points(settings, number, 1, 1, 0.0)
+        true = np.angle(coil_maps(points, 1)[0] * object_phase(points, 0))
         magnitude = next(other for other in images(tmp_path, 1) if other.getHead().slice == number).data[0, 0]
         inside = magnitude > 0.5 * np.percentile(magnitude, 99)
         difference = (image.data[0, 0] - true)[inside]

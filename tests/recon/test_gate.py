@@ -14,7 +14,8 @@ from dpmrecon.recon.gate import CHECKS, Verdict, expected_residual, judged, miss
 from dpmrecon.recon.prepare import despiked, with_coil_maps
 from dpmrecon.recon.sample import fall_back
 from dpmrecon.recon.types import Reconstruction, Sampling
-from dpmrecon.tools.simulate import SimulationSettings, simulated_kspace
+from dpmrecon.tools.simulated_slice import simulated_kspace
+from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from support.edited import with_spike
 from support.results import images, replay, report

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import ismrmrd
 import numpy as np
-from dpmrecon.tools.simulate import SimulationSettings, simulate, truth_path
+from dpmrecon.tools.simulate import simulate, truth_path
+from dpmrecon.tools.simulation_settings import SimulationSettings
 
 ROWS, R, CALIBRATION = 128, 3, 24
 CENTER = ROWS // 2

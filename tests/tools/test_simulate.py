@@ -12,15 +12,9 @@ from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.physics.fourier import crop_or_pad, to_image
 from dpmrecon.tools.phantom import TISSUES, Phantom
-from dpmrecon.tools.simulate import (
-    SimulationSettings,
-    add_arguments,
-    coil_maps,
-    run,
-    simulate,
-    slice_points,
-    truth_path,
-)
+from dpmrecon.tools.simulate import add_arguments, run, simulate, truth_path
+from dpmrecon.tools.simulated_slice import coil_maps, slice_points
+from dpmrecon.tools.simulation_settings import SimulationSettings
 
 NOISE = ismrmrd.ACQ_IS_NOISE_MEASUREMENT
 CALIBRATION = ismrmrd.ACQ_IS_PARALLEL_CALIBRATION

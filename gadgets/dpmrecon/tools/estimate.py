@@ -147,7 +147,7 @@ def _slice(load: Load) -> "Slice":
     from ..data import Slice, SliceKey
     from ..physics.fourier import to_kspace
     from ..prior.denoiser import complex_noise
-    from .simulate import coil_maps
+    from .simulated_slice import coil_maps
 
     down, along = np.meshgrid(np.linspace(-115, 115, load.rows), np.linspace(-115, 115, load.cols), indexing="ij")
     maps = torch.from_numpy(coil_maps(np.stack([along, down, 0 * down], -1).astype(np.float32), load.n_coils))

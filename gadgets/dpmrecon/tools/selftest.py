@@ -17,7 +17,9 @@ import numpy as np
 from ..errors import BadInputError, DpmreconError
 from ..mrd.geometry import Plane, plane_of_mrd
 from .phantom import Letters
-from .simulate import SimulationSettings, simulate, the_object
+from .simulate import simulate
+from .simulated_slice import the_object
+from .simulation_settings import SimulationSettings
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.tools.simulate import SimulationSettings, simulate, truth_path
+from dpmrecon.tools.simulate import simulate, truth_path
+from dpmrecon.tools.simulation_settings import SimulationSettings
 from tqdm import tqdm
 
 from ..evaluate.metrics import Moments

@@ -23,7 +23,8 @@ from dpmrecon.prior.kinds import settings_from
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import MappedSlice, Sampling
-from dpmrecon.tools.simulate import SimulationSettings, simulate
+from dpmrecon.tools.simulate import simulate
+from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from ..hardware import PeakMemory, attainable, device_name, network_work
 from ..train.recipe import read_recipe

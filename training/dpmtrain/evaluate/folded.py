@@ -25,7 +25,9 @@ from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import Reconstruction
-from dpmrecon.tools.simulate import SimulationSettings, simulate, slice_points, the_object, truth_path
+from dpmrecon.tools.simulate import simulate, truth_path
+from dpmrecon.tools.simulated_slice import slice_points, the_object
+from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from .baselines import WAVELET_WEIGHTS, bart_maps, bart_pics, tuned_weight
 from .metrics import Moments, scan_factor

@@ -21,7 +21,8 @@ from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.sample import draw
 from dpmrecon.recon.types import Reconstruction
-from dpmrecon.tools.simulate import SimulationSettings, simulated_kspace
+from dpmrecon.tools.simulated_slice import simulated_kspace
+from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from ..files import writing
 from .report import markdown

@@ -1,0 +1,139 @@
+"""The physics of a simulated scan: object, coils and phase, k-space of a slice, and its truth.
+
+The object is evaluated on a grid twice as fine as the matrix, multiplied there by its phase and the coil maps,
+transformed, and k-space is cropped to the matrix: partial volume and Gibbs ringing are those of a scanner. What
+lies outside the field of view is cut off along the lines, unless `wrap` folds it in as a scanner does, and along the
+readout likewise where there is no oversampling.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from .phantom import Letters, Phantom, SmoothNoise
+from .simulation_settings import SimulationSettings
+
+_FINER = 2
+_FOLDS = 3  # fields of view along the lines, with `wrap`: the middle one and one on either side
+_PLANES = (-1 / 3, 0.0, 1 / 3)  # of the slice thickness: the slice profile
+
+
+def simulated_kspace(settings: SimulationSettings, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """One slice as arrays: k-space (n_coils, rows, cols) complex64, whitened, without oversampling and zero where it
+    was not acquired, and its truth (rows, cols) float32, see `simulate.simulate`."""
+    settings = dataclasses.replace(settings, oversampling=1)
+    mixing = noise_mixing(settings)
+    clean, truth = slice_and_truth(the_object(settings), settings, index, settings.b_value, mixing)
+    kspace = np.einsum("ij,jrc->irc", np.linalg.inv(mixing), clean)
+    rng = np.random.default_rng([settings.seed, 24, index])
+    level = settings.noise * float(np.percentile(truth, 99))
+    kspace += level * (rng.normal(size=kspace.shape) + 1j * rng.normal(size=kspace.shape))
+    acquired = sorted({*settings.grid_rows(), *settings.calibration_rows()})
+    kspace[:, np.setdiff1d(np.arange(settings.rows), acquired)] = 0
+    kspace[..., : settings.skipped_samples] = 0
+    return kspace.astype(np.complex64), truth
+
+
+def slice_and_truth(
+    phantom: Phantom | Letters, settings: SimulationSettings, index: int, b_value: float, mixing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noise-free k-space (n_coils, rows, samples) and the truth (rows, cols), noise of unit level being whitened."""
+    import torch
+
+    from ..physics.fourier import crop_or_pad, to_image, to_kspace
+
+    folds = _FOLDS if settings.wrap else 1
+    fine = slice_points(settings, index, _FINER, settings.oversampling, 0.0, folds)
+    image = np.zeros(fine.shape[:2], np.float32)
+    for part in _PLANES:
+        offset = part * settings.slice_thickness_mm
+        plane = slice_points(settings, index, _FINER, settings.oversampling, offset, folds)
+        image += phantom.magnitude(plane, settings.contrast, b_value) / len(_PLANES)
+    maps = coil_maps(fine, settings.n_coils, settings.subject)
+    coil_images = maps * (image * object_phase(fine, settings.subject))
+    if settings.wrap:
+        coil_images = _by_fold(coil_images, folds).sum(1)
+    # orthonormal on both sizes: the factor keeps the units of the image
+    kspace = to_kspace(torch.from_numpy(coil_images)) / _FINER
+    kspace = crop_or_pad(crop_or_pad(kspace, settings.rows, -2), settings.samples, -1)
+
+    coarse = crop_or_pad(to_image(kspace), settings.cols, -1).numpy()
+    whitening = np.linalg.inv(mixing).astype(np.complex64)
+    coarse = np.einsum("ij,jrc->irc", whitening, coarse)
+    points = slice_points(settings, index, 1, 1, 0.0, folds)
+    true_maps = np.einsum("ij,jrc->irc", whitening, coil_maps(points, settings.n_coils, settings.subject))
+    if settings.wrap:
+        return kspace.numpy(), _combined(_by_fold(true_maps, folds), coarse)
+    true_maps /= np.linalg.norm(true_maps, axis=0)
+    return kspace.numpy(), np.abs((true_maps.conj() * coarse).sum(0))
+
+
+def the_object(settings: SimulationSettings) -> Phantom | Letters:
+    """What lies in the scanner."""
+    if settings.phantom == "letters":
+        return Letters(np.array(settings.position_mm), settings.directions()[2])
+    return Phantom(settings.subject, settings.lesion_side, settings.marker_mm)
+
+
+def slice_points(
+    settings: SimulationSettings, index: int, finer: int, oversampling: int, offset: float, folds: int = 1
+) -> np.ndarray:
+    """Points (rows * finer * folds, cols * oversampling * finer, 3) float32 of a slice, LPS mm, `offset` mm off its
+    plane; folds: an odd number of fields of view along the lines."""
+    read, phase, through = settings.directions()
+    rows, cols = settings.rows * finer * folds, settings.cols * oversampling * finer
+    down = (np.arange(rows) - rows // 2)[:, None, None] * (settings.pixel_mm[0] / finer) * phase
+    along = (np.arange(cols) - cols // 2)[None, :, None] * (settings.pixel_mm[1] / finer) * read
+    return (settings.slice_position(index) + offset * through + down + along).astype(np.float32)
+
+
+def coil_maps(points: np.ndarray, n_coils: int, subject: int = 0) -> np.ndarray:
+    """Complex sensitivities (n_coils, ...) complex64 at points (..., 3) in LPS mm, before whitening.
+
+    Each coil is a small loop on a helmet around the head that looks at its centre: the transverse part of a
+    magnetic dipole's field, smoothed over the loop's size.
+    """
+    rng = np.random.default_rng([subject, 21])
+    turn = 2 * np.pi * (np.arange(n_coils) + 0.25 + 0.1 * rng.uniform(-1, 1, n_coils)) / n_coils
+    height = np.where(np.arange(n_coils) % 2, 45.0, -5.0) + rng.uniform(-6, 6, n_coils)
+    maps = np.empty((n_coils, *points.shape[:-1]), np.complex64)
+    for coil in range(n_coils):
+        place = np.array([108 * np.cos(turn[coil]), 128 * np.sin(turn[coil]), height[coil]])
+        aim = np.array([0.0, 0.0, 15.0]) - place
+        aim = (aim / np.linalg.norm(aim)).astype(np.float32)
+        x, y, z = np.moveaxis(points - place.astype(np.float32), -1, 0)
+        square = x * x + y * y + z * z + np.float32(45.0**2)
+        along = 3 * (aim[0] * x + aim[1] * y + aim[2] * z) / square
+        maps[coil] = ((along * x - aim[0]) - 1j * (along * y - aim[1])) * (square / 100**2) ** np.float32(-1.5)
+    return maps
+
+
+def object_phase(points: np.ndarray, subject: int) -> np.ndarray:
+    """exp(i phase), complex64: smooth, of about a radian across the head."""
+    rng = np.random.default_rng([subject, 22])
+    waves = SmoothNoise(rng, 12, 170.0, 0.3)
+    slope = rng.normal(0, 0.006, 3).astype(np.float32)
+    flat = np.ascontiguousarray(points.reshape(-1, 3).T)
+    return np.exp(1j * (0.6 * waves(flat) + slope @ flat)).astype(np.complex64).reshape(points.shape[:-1])
+
+
+def noise_mixing(settings: SimulationSettings) -> np.ndarray:
+    """(n_coils, n_coils) complex128 M: white noise w of unit level becomes M w; the mean channel keeps the level."""
+    rng = np.random.default_rng([settings.subject, 23])
+    count = settings.n_coils
+    off = rng.normal(size=(count, count)) + 1j * rng.normal(size=(count, count))
+    gains = rng.uniform(0.85, 1.15, count)[:, None] if settings.noise_correlation else np.ones((count, 1))
+    mixing = gains * (np.eye(count) + 0.5 * settings.noise_correlation * off)
+    return mixing * np.sqrt(count / (np.abs(mixing) ** 2).sum())
+
+
+def _by_fold(array: np.ndarray, folds: int) -> np.ndarray:
+    """(n_coils, folds * rows, cols) to (n_coils, folds, rows, cols), where what folds onto one pixel is one column."""
+    # rows is even or folds odd: the origin of the whole is the origin of the middle one
+    return array.reshape(len(array), folds, -1, array.shape[-1])
+
+
+def _combined(maps: np.ndarray, coil_images: np.ndarray) -> np.ndarray:
+    """Root of the sum of squares of the images of several maps (n_coils, n_maps, rows, cols), made orthonormal."""
+    basis = np.linalg.qr(maps.transpose(2, 3, 0, 1))[0]
+    return np.linalg.norm(np.einsum("rcim,irc->rcm", basis.conj(), coil_images), axis=-1)
