@@ -25,7 +25,7 @@ from .physics import coil_maps
 from .physics.noise import estimated_sigma
 from .prior.checkpoint import Checkpoint, load_checkpoint
 from .recon.plan import contrast_of, sampling_of
-from .recon.prepare import mapped_slice, with_coil_maps
+from .recon.prepare import despiked, mapped_slice, with_coil_maps
 from .recon.stream import sampled
 from .recon.types import Reconstruction
 
@@ -58,6 +58,10 @@ class Result:
         Slice, contrast, phase, set, repetition and average, as a scan counts them.
     missing : str or None
         Why a scan's slice has no image; None where it has one.
+    remarks : tuple of str
+        What to know before the image is used, such as samples that were left out.
+    trusted : bool
+        False where the image, the conventional one too, contradicts its data beyond use.
     """
 
     image: Any
@@ -68,6 +72,8 @@ class Result:
     samples: Any
     key: SliceKey = SliceKey(0)
     missing: str | None = None
+    remarks: tuple[str, ...] = ()
+    trusted: bool = True
 
 
 def load_model(model: str | PathLike | None = None, device: str | None = None) -> Checkpoint:
@@ -98,7 +104,7 @@ def estimate_coil_maps(
     calibration: Array,
     shape: tuple[int, int],
     *,
-    kernel: int = 6,
+    kernel: int | None = None,
     threshold: float = 0.02,
     crop: float = 0.9,
     max_calibration: int = 24,
@@ -111,8 +117,8 @@ def estimate_coil_maps(
         Fully sampled k-space of the image's field of view, best pre-whitened; index N//2 is the centre.
     shape : (rows, cols)
         Of the image.
-    kernel : int
-        Size of the k-space kernel.
+    kernel : int, optional
+        Size of the k-space kernel; None is 6, and less along an axis with fewer than 13 lines.
     threshold : float
         Share of the largest singular value from which on a singular vector belongs to the signal.
     crop : float
@@ -201,7 +207,7 @@ def reconstruct(
         The model fails and `fallback` is False.
     """
     checkpoint, where = _loaded(model, device)
-    data = _slice(kspace, mask, calibration, noise_std)
+    data = slice_of_arrays(kspace, mask, calibration, noise_std)
     options = _options(contrast, mode, steps, samples, seed, fallback)
     label = contrast_of(options, checkpoint, None)
     sampling = sampling_of(options, checkpoint, where, label, data.acceleration, keep_samples=keep_samples)
@@ -213,7 +219,7 @@ def reconstruct(
             )
         (mapped,) = with_coil_maps([data], where)
     else:
-        mapped = mapped_slice(data, _maps(maps, data).to(where), {})
+        mapped = mapped_slice(despiked(data), _maps(maps, data).to(where), {})
     if isinstance(mapped, LostSlice):
         raise BadInputError(f"the slice cannot be reconstructed: {mapped.reason}")
     (item,) = sampled([mapped], checkpoint, label, sampling)
@@ -299,7 +305,7 @@ def _loaded(model: Model, device: str | None) -> tuple[Checkpoint, torch.device]
     return model, model.model.device
 
 
-def _slice(kspace: Any, mask: Any, calibration: Any, noise_std: float | None) -> Slice:
+def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: float | None) -> Slice:
     """The arrays of `reconstruct` as a slice. Raises BadInputError."""
     samples = _complex(kspace, "the k-space", "(n_coils, rows, cols) of one slice").cpu()
     n_coils, rows, cols = samples.shape
@@ -408,11 +414,13 @@ def _result(item: Reconstruction, like: Any, placed: Any = lambda image: image) 
     return Result(
         _like(placed(item.image * phase), like),
         None if item.spread is None else _like(placed(item.spread).abs(), like),
-        _like(placed(mapped.conventional * phase), like),
+        _like(placed(mapped.model.combined(mapped.conventional) * phase), like),
         item.residual,
         item.fallback,
         None if draws is None else _like(draws, like),
         item.key,
+        remarks=item.remarks,
+        trusted=item.trusted,
     )
 
 

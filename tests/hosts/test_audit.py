@@ -13,8 +13,10 @@ from dpmrecon.cli import main
 from dpmrecon.errors import BadInputError
 from dpmrecon.hosts import audit
 from dpmrecon.hosts.audit import AuditLog
+from dpmrecon.recon.gate import Verdict
 
 from support import fake_peer
+from support.edited import with_spike
 from support.fake_peer import Child
 from support.sessions import exchange
 from support.streams import IDENTIFIER, edited_stream, planted, raw_stream
@@ -49,6 +51,17 @@ def test_a_line_tells_what_was_done_and_names_nobody(start, scan, tmp_path, mode
     assert broken["decisions"][0].startswith("missing: slice ")
     assert "slices are missing" in broken["error"]
     assert IDENTIFIER not in log.path.read_bytes()
+
+
+def test_remarks_are_kept_and_the_peer_gets_them_too(start, scan, tmp_path, monkeypatch):
+    text = "NOT TO BE TRUSTED: the image misses the data by 4.0 times the noise"
+    monkeypatch.setattr("dpmrecon.recon.gate.CHECKS", (lambda item: Verdict("distrust", text),))
+    log = AuditLog(tmp_path / "audit.jsonl")
+    answer = exchange(start(audit=log), *raw_stream(with_spike(scan, tmp_path)))
+    (line,) = lines_of(log.path)
+    remarks = [decision for decision in line["decisions"] if decision.startswith("remark: slice 0: ")]
+    assert len(remarks) == 2 and text in remarks[0] and "1 spike in k-space (coil 2" in remarks[1]
+    assert all(text in image.meta["ImageComments"] for image in answer.images)
 
 
 def test_decisions_of_a_deadline_and_of_an_unknown_contrast_are_kept(start, scan, tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from dpmrecon.physics.forward import ForwardModel
+from dpmrecon.physics.soft_sense import SoftSense
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.prior.problem import Problem
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
@@ -20,6 +21,15 @@ def random_model(rows: int, cols: int, n_coils: int, generator: torch.Generator,
     maps = maps / maps.abs().square().sum(0).sqrt()
     maps[:, :empty_rows] = 0  # outside the head
     return ForwardModel(maps, (torch.rand(rows, cols, generator=generator) < 0.5).float())
+
+
+def random_sets(rows: int, cols: int, n_coils: int, generator: torch.Generator) -> SoftSense:
+    """Two orthonormal maps; the first row is outside the head, and the second map is 0 in the last column too."""
+    maps = complex_noise((rows, cols, n_coils, 2), generator)
+    maps = torch.linalg.qr(maps)[0].permute(3, 2, 0, 1).clone()
+    maps[:, :, :1] = 0
+    maps[1, :, :, -1:] = 0
+    return SoftSense(maps, (torch.rand(rows, cols, generator=generator) < 0.5).float())
 
 
 def dense(model: ForwardModel, rows: int, cols: int) -> torch.Tensor:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from dpmrecon.errors import BadInputError
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
 from dpmrecon.physics.fourier import crop_or_pad, to_image
 from dpmrecon.tools.phantom import TISSUES, Phantom
 from dpmrecon.tools.simulate import (
@@ -327,3 +329,46 @@ def test_the_command_writes_scan_and_truth(tmp_path, capsys):
 def test_bad_simulation_settings_are_refused(changes, words):
     with pytest.raises(BadInputError, match=words):
         SimulationSettings(**changes)
+
+
+WIDE = {
+    "n_slices": 1,
+    "noise_scan": False,
+    "acceleration": 1,
+    "oversampling": 1,
+    "noise": 0.0,
+    "contrast": "t1",
+    "noise_correlation": 0.0,
+}
+
+
+def test_what_lies_beyond_the_field_of_view_folds_in(tmp_path):
+    # every second line of twice the field of view
+    full = SimulationSettings(matrix=(96, 64), fov_mm=(260.0, 230.0), **WIDE)
+    folded = SimulationSettings(matrix=(48, 64), fov_mm=(130.0, 230.0), wrap=True, **WIDE)
+    wide, narrow = (lines_of(tmp_path, settings) for settings in (full, folded))
+    assert np.allclose(np.sqrt(2) * wide[:, ::2], narrow, atol=2e-3 * np.abs(narrow).max())
+
+
+def test_the_truth_of_a_folded_head_is_the_sum_of_squares_over_the_coils(tmp_path):
+    settings = SimulationSettings(matrix=(48, 64), fov_mm=(150.0, 230.0), wrap=True, **WIDE)
+    kspace = lines_of(tmp_path, settings)
+    energy = np.linalg.norm(to_image(torch.from_numpy(kspace)).numpy(), axis=0)
+    truth = np.load(tmp_path / "scan_truth.npy")[0]
+    assert np.linalg.norm(truth - energy) < 0.03 * np.linalg.norm(energy)
+
+
+def test_a_head_inside_the_field_of_view_is_the_same_with_wrap(tmp_path):
+    inside, folded = (
+        lines_of(tmp_path, SimulationSettings(matrix=(48, 64), fov_mm=(230.0, 230.0), wrap=wrap, **WIDE))
+        for wrap in (False, True)
+    )
+    assert np.allclose(inside, folded, atol=1e-5 * np.abs(inside).max())
+
+
+def lines_of(folder, settings):
+    """(n_coils, rows, cols): the k-space of a fully sampled scan of one slice without noise."""
+    simulate(folder / "scan.h5", settings)
+    with open_scan(folder / "scan.h5") as scan:
+        (data,) = slices(scan.acquisitions(), scan.header)
+    return data.kspace.numpy()

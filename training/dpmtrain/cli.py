@@ -7,7 +7,7 @@ from dpmrecon.errors import DpmreconError
 
 from .bench.commands import add_bench, add_bench_gpu
 from .data.commands import add_prepare
-from .evaluate.commands import add_calibrate, add_evaluate, add_sweep
+from .evaluate.commands import add_calibrate, add_evaluate, add_residuals, add_sweep
 from .kit.commands import add_kit
 from .study.commands import add_paper
 from .train.commands import add_finetune, add_pretrain, add_throughput
@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_evaluate(commands)
     add_sweep(commands)
     add_calibrate(commands)
+    add_residuals(commands)
     add_kit(commands)
     add_bench(commands)
     add_bench_gpu(commands)

@@ -22,12 +22,13 @@ from ..mrd.geometry import Plane, plane_of_mrd, slice_spacing
 from ..mrd.header import Header, read_header
 from ..output.images_file import series_of
 from ..output.maps import ADC_SLOPE, ADC_WINDOW
-from ..output.mrd_images import COMPLEX, COUNTERS
+from ..output.mrd_images import COMPLEX, COUNTERS, remarks_of
 from ..output.weighting import Weighting
 from ..output.whole_numbers import FIRST_MRAD, MRAD_PER_STEP, phase_steps
 
 LARGEST_STORED = 65535
 FINENESS = 1000
+LONGEST_TEXT = 1024  # bytes of a comment or description
 SMALL_WINDOW = 100
 # DataRole of the MRD image -> what is added to the tag in ImageType
 SUFFIXES = {
@@ -341,8 +342,8 @@ def _file(common: Any, image: _Image, header: Header, kind: str) -> Any:
     file.AcquisitionNumber = 1 + int(image.head.repetition)
     file.BurnedInAnnotation = "NO"
     file.ContentQualification = "RESEARCH"
-    file.ImageComments = _text(meta.get("ImageComments"), 1024)
-    file.DerivationDescription = _text(_derivation(meta), 1024)
+    file.ImageComments = _text(meta.get("ImageComments"), LONGEST_TEXT)
+    file.DerivationDescription = _text(_derivation(meta), LONGEST_TEXT)
     file.ContributingEquipmentSequence = [_equipment(meta)]
     return file
 
@@ -368,7 +369,10 @@ def _derivation(meta: dict[str, Any]) -> str:
         text += " k-space was conjugated, as the vendor's files need it."
     if "dpmrecon_map" in meta:
         text += f" Computed from these images: {of('map')}."
-    return f"{text} RESEARCH, not for diagnostic use"
+    text += " RESEARCH, not for diagnostic use"
+    remarks = f". Remarks: {'; '.join(remarks_of(meta))}"
+    # what is cut off here is in ImageComments
+    return text + remarks if "dpmrecon_remarks" in meta and len((text + remarks).encode()) <= LONGEST_TEXT else text
 
 
 def _equipment(meta: dict[str, Any]) -> Any:
@@ -382,7 +386,7 @@ def _equipment(meta: dict[str, Any]) -> Any:
     item.Manufacturer = "dpmrecon"
     item.ManufacturerModelName = _text(meta.get("dpmrecon_model"), 64)
     item.SoftwareVersions = _text(meta.get("dpmrecon_version"), 64)
-    item.ContributionDescription = _text(_derivation(meta), 1024)
+    item.ContributionDescription = _text(_derivation(meta), LONGEST_TEXT)
     return item
 
 

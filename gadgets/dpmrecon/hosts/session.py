@@ -96,10 +96,10 @@ class Books:
         record["images"] += len(images)
         for name, seconds in item.seconds.items():
             record["seconds"][name] = round(record["seconds"].get(name, 0.0) + seconds, 3)
-        for remark in item.mapped.data.remarks:
+        record["residuals"].append(round(item.residual, 3) if math.isfinite(item.residual) else None)
+        for remark in item.remarks:
             record["decisions"].append(f"remark: slice {number}: {remark}")
             log.warning("slice %d: %s", number, remark)
-        record["residuals"].append(round(item.residual, 3) if math.isfinite(item.residual) else None)
         if item.fallback is None:
             if item.stopped or (item.samples, item.steps) != (self.asked.samples, self.asked.settings.steps):
                 record["decisions"].append(f"deadline: slice {number}: {item.drawn}")

@@ -14,9 +14,10 @@ from ..data import LostSlice
 from ..errors import BadInputError
 from ..mrd.header import Header
 from ..mrd.scan import Scan
+from ..recon.sample import conventional
 from ..recon.types import Reconstruction
 from ..version import __version__
-from .mrd_images import RESEARCH, image_of, to_recon_space
+from .mrd_images import RESEARCH, commented, image_of, remarks_meta, to_recon_space
 from .writers import telling
 
 ROOM = 1 << 16  # bytes that HDF5 needs at most beside the pixels and texts of an image
@@ -118,9 +119,12 @@ def _claim(path: Path, size: int) -> None:
 def _conventional(image: ismrmrd.Image, item: Reconstruction, header: Header) -> ismrmrd.Image:
     """The CG-SENSE image of a slice beside its reconstruction `image`, in the same scale and place."""
     meta = dict(image.meta)
-    meta.pop("dpmrecon_fallback", None)
+    for name in ("fallback", "remarks", "trusted"):  # of the reconstruction
+        meta.pop(f"dpmrecon_{name}", None)
+    own = conventional(item.mapped, "asked for")
+    comment = commented(RESEARCH, own.remarks)
     scale = 1 / float(meta.get("RescaleSlope", 1))
-    magnitude = scale * to_recon_space(item.mapped.conventional, header).abs().cpu().numpy()
+    magnitude = scale * to_recon_space(own.image, header).abs().cpu().numpy()
     head = ismrmrd.ImageHeader.from_buffer_copy(image.getHead())
     head.image_series_index = CONVENTIONAL
     protocol = header.measurementInformation.protocolName if header.measurementInformation else None
@@ -129,13 +133,14 @@ def _conventional(image: ismrmrd.Image, item: Reconstruction, header: Header) ->
         "GADGETRON_DataRole": "Conventional",
         "SeriesDescription": f"{protocol or 'scan'} CG-SENSE RESEARCH",
         "GADGETRON_SeqDescription": "_CG-SENSE",
-        "ImageComments": RESEARCH,
-        "GADGETRON_ImageComment": RESEARCH,
+        "ImageComments": comment,
+        "GADGETRON_ImageComment": comment,
         "ImageProcessingHistory": f"dpmrecon {__version__} CG-SENSE",
         "GADGETRON_ImageProcessingHistory": f"dpmrecon {__version__} CG-SENSE",
         "ImageType": "DERIVED\\PRIMARY\\OTHER\\CGSENSE",
         "dpmrecon_sampler": "cg-sense",
-        "dpmrecon_residual": f"{item.mapped.residual(item.mapped.conventional):.4g}",
+        "dpmrecon_residual": f"{own.residual:.4g}",
+        **remarks_meta(own.remarks, trusted=own.trusted),
     }
     return image_of(magnitude.astype(np.float32), head, meta)
 

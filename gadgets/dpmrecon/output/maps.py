@@ -16,7 +16,7 @@ from ..data import LostSlice
 from ..errors import BadInputError
 from ..mrd.header import Header
 from ..recon.types import Reconstruction
-from .mrd_images import RECONSTRUCTION, image_of
+from .mrd_images import RECONSTRUCTION, commented, image_of, remarks_meta, remarks_of
 from .weighting import B_VALUE, COUNTERS, Weighting, b_value_comment, weighting_of
 
 TRACE, ADC = 4, 5  # series index: image_4 and image_5 in images.h5
@@ -46,13 +46,15 @@ def adc_map(signals: np.ndarray, b_values: np.ndarray) -> np.ndarray:
 @dataclass
 class _Slice:
     """What came of a slice. By value of the weighting's counter: the sum of its magnitudes (rows, cols) float64, how
-    many they are, header and meta of the first, and the first reason for a conventional one. came: images, lost ones
-    too."""
+    many they are, header and meta of the first, and the first reason for a conventional one. remarks: all, each once;
+    trusted: whether all are; came: images, lost ones too."""
 
     sums: dict[int, np.ndarray] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
     firsts: dict[int, tuple[ismrmrd.ImageHeader, dict[str, Any]]] = field(default_factory=dict)
     fallbacks: dict[int, str] = field(default_factory=dict)
+    remarks: dict[str, None] = field(default_factory=dict)
+    trusted: bool = True
     came: int = 0
 
     def take(self, number: int, image: ismrmrd.Image) -> None:
@@ -62,6 +64,8 @@ class _Slice:
         self.firsts.setdefault(number, (ismrmrd.ImageHeader.from_buffer_copy(image.getHead()), meta))
         if "dpmrecon_fallback" in meta:
             self.fallbacks.setdefault(number, str(meta["dpmrecon_fallback"]))
+        self.remarks |= dict.fromkeys(remarks_of(meta))
+        self.trusted = self.trusted and "dpmrecon_trusted" not in meta
 
     def gap(self, weighting: Weighting) -> str | None:
         """Which b-values lack images, in words."""
@@ -82,17 +86,19 @@ class _Slice:
             b = weighting.b_values[number]
             directions.setdefault(b, []).append(self.sums[number] / self.counts[number])
             example.setdefault(b, number)
-        fallback = self.fallbacks[min(self.fallbacks)] if self.fallbacks else None
+        told = remarks_meta(list(self.remarks), trusted=self.trusted)
+        if self.fallbacks:
+            told["dpmrecon_fallback"] = self.fallbacks[min(self.fallbacks)]
         traces = {
             b: np.exp(np.mean([np.log(image.clip(1e-30)) for image in found], 0)) for b, found in directions.items()
         }
         images = [
-            _derived(*self.firsts[example[b]], traces[b].astype(np.float32), TRACE, "Trace", f"trace b={b:g}", fallback)
+            _derived(*self.firsts[example[b]], traces[b].astype(np.float32), TRACE, "Trace", f"trace b={b:g}", told)
             for b in sorted(traces)
             if b > 0
         ]
         adc = adc_map(np.stack(list(traces.values())), np.array(list(traces)))
-        return [*images, _derived(*self.firsts[example[min(traces)]], adc, ADC, "ADC", "ADC mm2/s", fallback)]
+        return [*images, _derived(*self.firsts[example[min(traces)]], adc, ADC, "ADC", "ADC mm2/s", told)]
 
 
 class Maps:
@@ -196,9 +202,12 @@ def _derived(
     series: int,
     role: str,
     text: str,
-    fallback: str | None,
+    told: dict[str, Any],
 ) -> ismrmrd.Image:
-    """An image at the place of the one with header `source`, with its provenance; meta: of that one."""
+    """An image at the place of the one with header `source`, with its provenance.
+
+    meta: of that one; told: fallback and remarks of all its sources, as meta.
+    """
     head = ismrmrd.ImageHeader.from_buffer_copy(source)
     head.image_series_index = series
     head.average = head.repetition = 0
@@ -225,8 +234,10 @@ def _derived(
         comment = str(meta.get("ImageComments", "")).replace(b_value_comment(meta), "")
         meta = {name: value for name, value in meta.items() if name not in B_VALUE}
         meta |= {"ImageComments": comment, "GADGETRON_ImageComment": comment}
-    if fallback is not None:
-        meta["dpmrecon_fallback"] = fallback
+    meta |= told
+    for name in ("ImageComments", "GADGETRON_ImageComment"):
+        if name in meta:
+            meta[name] = commented(str(meta[name]), remarks_of(told))
     return image_of(pixels, head, meta)
 
 

@@ -1,6 +1,6 @@
 """From reconstructions to ISMRMRD images: recon space, headers and meta."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,6 +164,7 @@ def _texts(item: Reconstruction, header: Header, picture: _Picture, provenance: 
     """What the image is and how to show it, in both key sets: the MRD standard's names and Gadgetron's."""
     protocol = header.measurementInformation.protocolName if header.measurementInformation else None
     comment = RESEARCH if item.fallback is None else f"{RESEARCH}; CG-SENSE FALLBACK: {item.fallback}"
+    comment = commented(comment, item.remarks)
     if picture.role == "Uncertainty" and provenance.mode != "uncertainty":
         comment += "; spread of the fast mode, far below the error: mode uncertainty tells it"
     history = f"dpmrecon {provenance.package_version} {picture.tag}"
@@ -201,8 +202,25 @@ def window(center: int, width: int) -> dict[str, str]:
     return {**values, **{f"GADGETRON_{name}": value for name, value in values.items()}}
 
 
-def _provenance(item: Reconstruction, provenance: Provenance) -> dict[str, str]:
-    """Model and sampler, and what they made of this slice. `dpmrecon_fallback` is there where it has a reason."""
+def commented(comment: str, remarks: Iterable[str]) -> str:
+    """An image's comment with the remarks that it does not have yet."""
+    return "; ".join([comment, *(remark for remark in remarks if remark not in comment)])
+
+
+def remarks_meta(remarks: Sequence[str], *, trusted: bool) -> dict[str, Any]:
+    """Remarks as entries of an image's meta; nothing where there is nothing to say."""
+    found: dict[str, Any] = {"dpmrecon_remarks": list(remarks)} if remarks else {}
+    return found if trusted else {**found, "dpmrecon_trusted": "false"}
+
+
+def remarks_of(meta: Mapping[str, Any]) -> list[str]:
+    """The remarks of an image's meta."""
+    found = meta.get("dpmrecon_remarks", [])
+    return [found] if isinstance(found, str) else list(found)
+
+
+def _provenance(item: Reconstruction, provenance: Provenance) -> dict[str, Any]:
+    """Model and sampler, and what they made of this slice. Fallback, remarks and distrust: where there are any."""
     found = {
         "dpmrecon_version": provenance.package_version,
         "dpmrecon_model": provenance.model_id,
@@ -217,6 +235,7 @@ def _provenance(item: Reconstruction, provenance: Provenance) -> dict[str, str]:
     }
     if provenance.conjugated:
         found["dpmrecon_conjugated"] = "yes"
+    found |= remarks_meta(item.remarks, trusted=item.trusted)
     return found if item.fallback is None else {**found, "dpmrecon_fallback": item.fallback}
 
 

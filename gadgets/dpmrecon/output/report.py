@@ -75,16 +75,17 @@ class Report:
                 "lines": data.n_lines_got,
                 "coils": item.mapped.n_coils,
                 "matrix": list(data.kspace.shape),
-                "maps": {"calibration": list(data.calibration.shape)},
+                "maps": {"calibration": list(data.calibration.shape), "sets": item.mapped.n_sets},
                 "scale": item.mapped.scale,
                 "sigma_n": data.sigma_n,
                 "noise_source": data.noise_source,
                 "residual": item.residual,
+                "remarks": list(item.remarks),
+                "trusted": item.trusted,
                 "samples": item.samples,
                 "steps": item.steps,
                 "evaluations": item.evaluations,
                 "seconds": item.seconds,
-                "remarks": list(data.remarks),
             }
         )
 
@@ -135,4 +136,5 @@ def described(item: Reconstruction | LostSlice) -> str:
         return f"slice {item.key.slice}: MISSING: {item.reason}"
     seconds = sum(item.seconds.values())
     source = f"DPM, {item.drawn}" if item.fallback is None else f"CG-SENSE FALLBACK: {item.fallback}"
-    return f"slice {item.key.slice}: {source}, residual {item.residual:.2f}, {seconds:.1f} s"
+    line = f"slice {item.key.slice}: {source}, residual {item.residual:.2f}, {seconds:.1f} s"
+    return line if item.trusted else f"{line}, NOT TO BE TRUSTED"

@@ -17,7 +17,8 @@ METHODS = ("zero-filled", "CG-SENSE", "DPM")
 
 def pictures_of(item: Reconstruction, header: Header) -> dict[str, np.ndarray]:
     """Magnitudes (rows, cols) on the recon space, by METHODS."""
-    images = (item.mapped.zero_filled, item.mapped.conventional, item.image)
+    combined = item.mapped.model.combined
+    images = (combined(item.mapped.zero_filled), combined(item.mapped.conventional), item.image)
     return {name: to_recon_space(image, header).abs().cpu().numpy() for name, image in zip(METHODS, images)}
 
 

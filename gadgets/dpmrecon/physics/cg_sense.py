@@ -17,8 +17,9 @@ def cg_sense(
 ) -> torch.Tensor:
     """CG-SENSE (Pruessmann et al., MRM 2001) with the l2 weight `factor` (sigma_n / sigma of the image)^2.
 
-    zero_filled: A^H y, (rows, cols), like the result; sigma_n: std per real channel of the noise in y; scale: of the
-    slice, in the same units. The weight shrinks the image; fitting it to the data again takes that back.
+    zero_filled: A^H y, (rows, cols), like the result, or (n_sets, rows, cols); sigma_n: std per real channel of the
+    noise in y; scale: of the slice, in the same units. The weight shrinks the image; fitting it to the
+    data again takes that back.
     """
     weight = torch.tensor([factor * (sigma_n / (PRIOR_STD * scale)) ** 2])
     zeros = torch.zeros_like(zero_filled[None])
@@ -31,15 +32,15 @@ def cg_sense(
 def slice_scale(model: ForwardModel, zero_filled: torch.Tensor, sigma_n: float) -> tuple[float, torch.Tensor]:
     """The scale of an undersampled slice by the rule of `scale.py`, and the CG-SENSE image it was taken from.
 
-    zero_filled: A^H y, (rows, cols). Without the fit to the data the scale of a noisy scan comes out 15 % low. The
+    zero_filled: A^H y. Without the fit to the data the scale of a noisy scan comes out 15 % low. The
     weight needs the scale itself: start from the zero-filled image and repeat once.
     """
-    scale = image_scale(zero_filled)
+    scale = image_scale(model.combined(zero_filled))
     for _ in range(2):
         if scale == 0:  # nothing but zeros inside the support
             break
         image = cg_sense(model, zero_filled, sigma_n, scale)
-        scale = image_scale(image)
+        scale = image_scale(model.combined(image))
     else:
         return scale, image
     return 0.0, zero_filled

@@ -40,6 +40,14 @@ class ForwardModel:
         """(..., rows, cols) float32, 1 where the coil maps are not 0."""
         return (self.coil_maps.abs().sum(-3) > 0).float()
 
+    def combined(self, image: torch.Tensor) -> torch.Tensor:
+        """The image to look at: itself."""
+        return image
+
+    def combined_spread(self, image: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+        """The standard deviation of the image to look at."""
+        return spread
+
     def normal(self, image: torch.Tensor) -> torch.Tensor:
         """A^H A x: (batch, rows, cols) to the same."""
         inside = self._inner.pack(image)
@@ -100,12 +108,16 @@ class _Inner:
         self.full_readouts = full_readouts
         self.shift = (-2,) if full_readouts else (-2, -1)
         self.axes = (-1,) if full_readouts else (-2, -1)  # of the transposed image
-        self.coil_maps = self.pack(model.coil_maps)
+        self.coil_maps = self.packed_maps(model.coil_maps)
         self.conjugate = self.coil_maps.conj().resolve_conj()
         # with the factor 1/N of the transforms there and back
         mask = model.mask.square() / math.prod(model.mask.shape[axis] for axis in self.shift)
         mask = origin_to_corner(mask, self.shift).mT[..., : 1 if full_readouts else None, :]
         self.mask = mask.repeat_interleave(2, -1)  # for real and imaginary part
+
+    def packed_maps(self, coil_maps: torch.Tensor) -> torch.Tensor:
+        """(..., n_coils, cols kept, rows)."""
+        return self.pack(coil_maps)
 
     def pack(self, image: torch.Tensor) -> torch.Tensor:
         """(..., rows, cols) to (..., cols kept, rows)."""
@@ -137,15 +149,20 @@ class _Inner:
 
     def _apply(self, inside: torch.Tensor, images: slice, columns: slice) -> torch.Tensor:
         """A^H A of some images of the batch and some of their columns, `inside`."""
-
-        def part(array: torch.Tensor) -> torch.Tensor:  # of each image's own, or what is one for all
-            return array[images] if array.ndim == 4 and len(array) > 1 else array
-
-        kspace = corner_to_kspace(part(self.coil_maps)[..., columns, :] * inside.unsqueeze(-3), self.axes)
-        kspace.view(torch.float32).mul_(part(self.mask))
-        kspace = corner_to_image(kspace, self.axes)
-        kspace *= part(self.conjugate)[..., columns, :]
+        kspace = self.sampled(self.part(self.coil_maps, images)[..., columns, :] * inside.unsqueeze(-3), images)
+        kspace *= self.part(self.conjugate, images)[..., columns, :]
         return kspace.sum(-3)
+
+    @staticmethod
+    def part(array: torch.Tensor, images: slice) -> torch.Tensor:
+        """Of each image's own, or what is one for all."""
+        return array[images] if array.ndim == 4 and len(array) > 1 else array
+
+    def sampled(self, coil_images: torch.Tensor, images: slice) -> torch.Tensor:
+        """Packed coil images as the sampled part of their k-space alone makes them."""
+        kspace = corner_to_kspace(coil_images, self.axes)
+        kspace.view(torch.float32).mul_(self.part(self.mask, images))
+        return corner_to_image(kspace, self.axes)
 
 
 def _energy(image: torch.Tensor) -> torch.Tensor:

@@ -18,12 +18,12 @@ def smooth_phase(image: torch.Tensor) -> torch.Tensor:
     images that are nearly real, so that the network has little else to learn than magnitudes.
     """
     kspace = to_kspace(image)
-    for axis, size in enumerate(image.shape):
+    for axis, size in zip((-2, -1), image.shape[-2:]):
         lines = min(LINES, size)
         # symmetric about the origin: else a real image would get a phase
         place = torch.arange(lines, device=image.device) - lines // 2
         window = torch.cos(math.pi * place / (lines + 1)).square()
-        centre = crop_or_pad(kspace, lines, axis) * (window[:, None] if axis == 0 else window)
+        centre = crop_or_pad(kspace, lines, axis) * (window[:, None] if axis == -2 else window)
         kspace = crop_or_pad(centre, size, axis)
     # not sgn: where nothing is, the phase is any, but the factor stays 1 in modulus
     return torch.polar(torch.ones_like(kspace.real), to_image(kspace).angle())

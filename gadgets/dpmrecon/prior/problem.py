@@ -21,7 +21,8 @@ class Problem:
 
     kspace: (batch, n_coils, rows, cols) complex64; zero_filled: A^H kspace, (batch, rows, cols) complex64; sigma_n:
     (batch,) float32, the noise of `kspace`; start: (batch, rows, cols) complex64, a conventional reconstruction that a
-    sampler may start from. The model, kspace and zero_filled may be one for all.
+    sampler may start from. The model, kspace and zero_filled may be one for all. With `SoftSense` as the model images
+    are (batch, n_sets, rows, cols).
     """
 
     model: ForwardModel
@@ -51,9 +52,9 @@ class NoiseSource:
         self.device = torch.device(device)
         self.map = map if self.device.type == "cpu" else ThreadPoolExecutor(THREADS).map
 
-    def draw(self, rows: int, cols: int) -> torch.Tensor:
-        """(batch, rows, cols) complex64, unit standard deviation per real channel."""
-        return torch.stack(list(self.map(partial(complex_noise, (rows, cols)), self.generators))).to(self.device)
+    def draw(self, *shape: int) -> torch.Tensor:
+        """(batch, *shape) complex64, unit standard deviation per real channel; shape: (rows, cols) or longer."""
+        return torch.stack(list(self.map(partial(complex_noise, shape), self.generators))).to(self.device)
 
 
 def never() -> bool:

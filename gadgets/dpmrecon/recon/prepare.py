@@ -13,13 +13,18 @@ from ..errors import BadInputError
 from ..mrd.completeness import FEWEST_CALIBRATION_LINES
 from ..physics.cg_sense import slice_scale
 from ..physics.coil_compression import compressed
-from ..physics.coil_maps import estimate_coil_maps
+from ..physics.coil_maps import estimate_map_sets
 from ..physics.forward import ForwardModel
+from ..physics.noise import estimated_sigma
 from ..physics.phase import smooth_phase
+from ..physics.soft_sense import SoftSense
+from ..physics.spikes import Spike, without_spikes
 from .types import MappedSlice
 
 # Two lines of one row differ by noise alone where the variance of their difference is at most this many times expected
 AGREEMENT = 1.5
+ESTIMATED = "k-space periphery"  # what such a slice says its noise level comes from
+TOLD = 3  # spikes whose places a remark has room for
 
 
 def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) -> Iterator[MappedSlice | LostSlice]:
@@ -50,38 +55,75 @@ def with_maps(data: Slice, device: torch.device) -> MappedSlice | LostSlice:
         )
     started = time.perf_counter()
     n_coils = len(data.kspace)
-    data = compressed(data)
+    data = compressed(despiked(data))
     assert data.calibration is not None
     calibration = data.calibration.to(device)
     data = with_calibration_as_data(data)
     rows, cols = data.mask.shape
     try:
-        maps = estimate_coil_maps(calibration, (rows, cols))
+        sets = estimate_map_sets(calibration, (rows, cols))
     except BadInputError as error:
         return LostSlice(data.key, f"it has no coil maps: {error}")
     synchronize(device)
     seconds = {"maps": time.perf_counter() - started}
-    return mapped_slice(data, maps, seconds, n_coils)
+    return mapped_slice(data, sets if len(sets) > 1 else sets[0], seconds, n_coils)
 
 
 def mapped_slice(
     data: Slice, maps: torch.Tensor, seconds: dict[str, float], n_coils: int = 0
 ) -> MappedSlice | LostSlice:
-    """The slice with its conventional images, on the device of `maps` (n_coils, rows, cols), where its image's smooth
-    phase goes."""
+    """The slice with its conventional images, on the device of `maps`, where the image's smooth phase goes.
+
+    maps: (n_coils, rows, cols), or (n_sets, n_coils, rows, cols) for several, of which each has its own phase.
+    """
     started = time.perf_counter()
     data = replace(data, kspace=data.kspace.to(maps.device), mask=data.mask.to(maps.device))
-    model = ForwardModel(maps, data.mask)
+    form = ForwardModel if maps.ndim == 3 else SoftSense
+    model = form(maps, data.mask)
     zero_filled = model.adjoint(data.kspace)
     scale, conventional = slice_scale(model, zero_filled, data.sigma_n)
     if not (math.isfinite(scale) and scale > 0):
         return LostSlice(data.key, "its k-space holds no signal inside the coil maps' support")
     phase = smooth_phase(conventional)
-    model = ForwardModel(maps * phase, data.mask)
+    model = form(maps * phase.unsqueeze(-3), data.mask)
     zero_filled, conventional = zero_filled * phase.conj(), conventional * phase.conj()
     synchronize(maps.device)
     seconds = {**seconds, "conventional": time.perf_counter() - started}
+    phase = phase if maps.ndim == 3 else phase[0]
     return MappedSlice(data, model, phase, scale, zero_filled, conventional, seconds, n_coils)
+
+
+def despiked(data: Slice) -> Slice:
+    """The slice without spikes in its k-space and calibration, and a remark; the same object where there are none."""
+    kspace, found = without_spikes(data.kspace, data.mask, data.sigma_n)
+    calibration = data.calibration
+    apart: list[Spike] = []
+    if calibration is not None:
+        rows, cols = (
+            slice(size // 2 - part // 2, size // 2 - part // 2 + part)
+            for size, part in zip(kspace.shape[1:], calibration.shape[1:])
+        )
+        if torch.equal(calibration, data.kspace[:, rows, cols]):  # embedded
+            calibration = kspace[:, rows, cols]
+        elif calibration.shape[2] == kspace.shape[2]:
+            calibration, apart = without_spikes(calibration, torch.ones(calibration.shape[1:]), data.sigma_n)
+    remarks = [_spike_remark(*part) for part in ((found, "k-space"), (apart, "the calibration")) if part[0]]
+    if not remarks:
+        return data
+    sigma_n = data.sigma_n
+    if found and data.noise_source == ESTIMATED:
+        sigma_n = estimated_sigma(kspace, data.mask)
+    return replace(data, kspace=kspace, calibration=calibration, sigma_n=sigma_n, remarks=(*data.remarks, *remarks))
+
+
+def _spike_remark(spikes: list[Spike], where: str) -> str:
+    places = [str(spike) for spike in spikes[:TOLD]] + ["..."] * (len(spikes) > TOLD)
+    what = "1 spike" if len(spikes) == 1 else f"{len(spikes)} spikes"
+    verb = "was" if len(spikes) == 1 else "were"
+    return (
+        f"{what} in {where} ({'; '.join(places)}) {verb} left out and filled in from the samples beside: have the "
+        "scanner room checked for discharges"
+    )
 
 
 def with_calibration_as_data(data: Slice) -> Slice:

@@ -10,10 +10,9 @@ import torch
 
 from ..device import synchronize
 from ..errors import DpmreconError, first_line
-from ..physics.forward import ForwardModel
 from ..prior.checkpoint import Checkpoint
 from ..prior.problem import NoiseSource, Problem, Stop, never
-from .gate import distrust
+from .gate import judged
 from .types import MappedSlice, Reconstruction, Sampling
 
 log = logging.getLogger("dpmrecon")
@@ -30,7 +29,7 @@ def problem_of(slices: list[MappedSlice]) -> Problem:
     device = slices[0].conventional.device
     scales = torch.tensor([mapped.scale for mapped in slices], device=device)
     return Problem(
-        ForwardModel(
+        type(kept[0].model)(
             torch.stack([mapped.model.coil_maps for mapped in kept]),
             torch.stack([mapped.model.mask for mapped in kept]).unsqueeze(-3),
         ),
@@ -55,7 +54,8 @@ def draw(
     progress: Progress = lambda evaluations: None,
     stop: Stop = never,
 ) -> tuple[list[torch.Tensor], int]:
-    """One (samples, rows, cols) tensor a slice, scale 1, and the evaluations of the network for each slice.
+    """One tensor a slice, (samples, rows, cols) or (samples, n_sets, rows, cols), scale 1, and the evaluations of the
+    network for each slice, one for all its sets.
 
     When `stop` says so there are fewer of them, and fewer samples of a single slice.
     """
@@ -63,9 +63,11 @@ def draw(
     _, sampler = checkpoint.kind.sampler(sampling.sampler)
     entries = [(mapped, index) for mapped in group for index in range(sampling.samples)]
     draws, evaluations = [], 0
+    n_sets = group[0].n_sets  # the network sees an image of each
 
     def count(images: int) -> None:
         nonlocal evaluations
+        images //= n_sets
         evaluations += images
         progress(images)
 
@@ -115,7 +117,7 @@ def sample_group(
     seconds = (time.perf_counter() - started) / len(group)
     for mapped, samples in zip(group, draws):
         item = _mean(mapped, samples, sampling, evaluations, seconds)
-        doubt = distrust(item)
+        item, doubt = judged(item)
         yield item if doubt is None else fall_back(mapped, doubt, sampling)
 
 
@@ -126,9 +128,10 @@ def _mean(
     spread = None
     if len(samples) > 1:
         spread = torch.view_as_real(samples).var(0).mean(-1).sqrt() * mapped.scale
+        spread = mapped.model.combined_spread(image, spread)
     return Reconstruction(
         mapped,
-        image,
+        mapped.model.combined(image),
         spread,
         None,
         mapped.residual(image),
@@ -136,7 +139,7 @@ def _mean(
         len(samples),
         sampling.settings.steps,
         evaluations,
-        samples * mapped.scale if sampling.keep_samples else None,
+        mapped.model.combined(samples) * mapped.scale if sampling.keep_samples else None,
     )
 
 
@@ -149,6 +152,12 @@ def fall_back(
             f"slice {mapped.key.slice}: {reason}; the fallback is off, so the scan stops here "
             "(--fallback on gives the CG-SENSE image instead)"
         ) from cause
+    return conventional(mapped, reason)
+
+
+def conventional(mapped: MappedSlice, reason: str) -> Reconstruction:
+    """The CG-SENSE image, because of `reason`, with what the checks say of it."""
     seconds = {**mapped.seconds, "sampling": 0.0}
     residual = mapped.residual(mapped.conventional)
-    return Reconstruction(mapped, mapped.conventional, None, reason, residual, seconds)
+    image = mapped.model.combined(mapped.conventional)
+    return judged(Reconstruction(mapped, image, None, reason, residual, seconds))[0]

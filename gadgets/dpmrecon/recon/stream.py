@@ -41,10 +41,10 @@ def slices_at_once(batch: int, samples: int) -> int:
 
 
 def _groups(stream: Iterable[MappedSlice | LostSlice], size: int) -> Iterator[list[MappedSlice] | LostSlice]:
-    """Lists of at most `size` neighbours of equal shape, in order."""
+    """Lists of at most `size` neighbours of equal shape and number of maps, in order."""
     group: list[MappedSlice] = []
     for item in stream:
-        if group and (isinstance(item, LostSlice) or item.data.kspace.shape != group[0].data.kspace.shape):
+        if group and (isinstance(item, LostSlice) or item.model.coil_maps.shape != group[0].model.coil_maps.shape):
             yield group
             group = []
         if isinstance(item, LostSlice):

@@ -35,7 +35,8 @@ class MappedSlice:
 
     phase: (rows, cols) complex64 of modulus 1, the slice's smooth phase. The model's coil maps hold it, so that its
     images are nearly real: an image times `phase` is that of the coil maps alone. n_coils: that measured; 0 where not
-    known.
+    known. zero_filled, conventional: (rows, cols), or (n_sets, rows, cols) for a head that folds, whose model has
+    several maps; `model.combined` makes one image of them. Each map has its own phase there, `phase` is the first's.
     """
 
     data: Slice
@@ -51,8 +52,16 @@ class MappedSlice:
     def key(self) -> SliceKey:
         return self.data.key
 
+    @property
+    def n_sets(self) -> int:
+        """Of coil maps: 2 where the head folds into its field of view."""
+        return len(self.conventional) if self.conventional.ndim == 3 else 1
+
     def residual(self, image: torch.Tensor) -> float:
-        """||A x - y|| over sigma_n sqrt(2 n), what the noise of the n acquired samples alone would leave."""
+        """||A x - y|| over sigma_n sqrt(2 n), what the noise of the n acquired samples alone would leave.
+
+        image: with all its sets, as `conventional`.
+        """
         kspace = self.data.kspace
         difference = torch.view_as_real(self.model.forward(image) - kspace).norm()
         count = float(self.model.mask.sum()) * kspace.shape[0]
@@ -66,7 +75,8 @@ class Reconstruction:
     fallback: None, or why the image is the conventional one; residual: ||A x - y|| over what the noise alone leaves;
     samples: drawn; steps: of each, as planned; evaluations: of the network, in all, fewer than planned where the
     deadline stopped it; 0 for the conventional image; draws: the samples (samples, rows, cols) complex64 where they are
-    kept. image and draws are without the smooth phase.
+    kept. image and draws are without the smooth phase. remarks: what to know before the image is used, of this step and
+    of those before; trusted: False where it contradicts its data beyond use.
     """
 
     mapped: MappedSlice
@@ -79,6 +89,8 @@ class Reconstruction:
     steps: int = 0
     evaluations: int = 0
     draws: torch.Tensor | None = None
+    remarks: tuple[str, ...] = ()
+    trusted: bool = True
 
     @property
     def key(self) -> SliceKey:

@@ -2,8 +2,8 @@
 
 The object is evaluated on a grid twice as fine as the matrix, multiplied there by its phase and the coil maps,
 transformed, and k-space is cropped to the matrix: partial volume and Gibbs ringing are those of a scanner. What
-lies outside the field of view is cut off along the lines (it does not wrap), and along the readout likewise where
-there is no oversampling.
+lies outside the field of view is cut off along the lines, unless `wrap` folds it in as a scanner does, and along the
+readout likewise where there is no oversampling.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from .phantom import CONTRASTS, Letters, Phantom, SmoothNoise
 
 _NOISE_LINES = 64
 _FINER = 2
+_FOLDS = 3  # fields of view along the lines, with `wrap`: the middle one and one on either side
 _PLANES = (-1 / 3, 0.0, 1 / 3)  # of the slice thickness: the slice profile
 
 
@@ -54,6 +55,7 @@ class SimulationSettings:
     b_value: float = 1000.0  # s/mm^2, for dwi alone
     b_values: tuple[float, ...] = ()  # several, for dwi alone, in place of b_value; the counter `contrast` tells them
     patient_position: str = "HFS"  # only what the header says: all coordinates are the patient's
+    wrap: bool = False  # what lies beyond the field of view along the lines is folded into it
     swap_phase: bool = False  # lines run where readout samples ran: the two directions change places
     phantom: str = "head"  # or "letters", the test object for geometry
     subject: int = 0
@@ -164,7 +166,8 @@ def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
 
     The truth is float32 (n_slices, rows, cols) in the order of the slice index: magnitude of the noise-free,
     fully sampled, pre-whitened coil images, combined by the true coil maps with sum |s|^2 = 1; that of the first of
-    several b-values.
+    several b-values. With `wrap` there are several maps at a pixel, made orthonormal: the root of the sum of squares
+    of the images that they combine.
     Raises BadInputError where the file cannot be written.
     """
     path = Path(path)
@@ -224,10 +227,13 @@ def truth_path(path: str | os.PathLike) -> Path:
     return path.with_name(path.stem + "_truth.npy")
 
 
-def slice_points(settings: SimulationSettings, index: int, finer: int, oversampling: int, offset: float) -> np.ndarray:
-    """Points (rows * finer, cols * oversampling * finer, 3) float32 of a slice, LPS mm, `offset` mm off its plane."""
+def slice_points(
+    settings: SimulationSettings, index: int, finer: int, oversampling: int, offset: float, folds: int = 1
+) -> np.ndarray:
+    """Points (rows * finer * folds, cols * oversampling * finer, 3) float32 of a slice, LPS mm, `offset` mm off its
+    plane; folds: an odd number of fields of view along the lines."""
     read, phase, through = settings.directions()
-    rows, cols = settings.rows * finer, settings.cols * oversampling * finer
+    rows, cols = settings.rows * finer * folds, settings.cols * oversampling * finer
     down = (np.arange(rows) - rows // 2)[:, None, None] * (settings.pixel_mm[0] / finer) * phase
     along = (np.arange(cols) - cols // 2)[None, :, None] * (settings.pixel_mm[1] / finer) * read
     return (settings.slice_position(index) + offset * through + down + along).astype(np.float32)
@@ -262,25 +268,42 @@ def _simulate_slice(
 
     from ..physics.fourier import crop_or_pad, to_image, to_kspace
 
-    fine = slice_points(settings, index, _FINER, settings.oversampling, 0.0)
+    folds = _FOLDS if settings.wrap else 1
+    fine = slice_points(settings, index, _FINER, settings.oversampling, 0.0, folds)
     image = np.zeros(fine.shape[:2], np.float32)
     for part in _PLANES:
         offset = part * settings.slice_thickness_mm
-        plane = slice_points(settings, index, _FINER, settings.oversampling, offset)
+        plane = slice_points(settings, index, _FINER, settings.oversampling, offset, folds)
         image += phantom.magnitude(plane, settings.contrast, b_value) / len(_PLANES)
     maps = coil_maps(fine, settings.n_coils, settings.subject)
     coil_images = maps * (image * _phase(fine, settings.subject))
+    if settings.wrap:
+        coil_images = _by_fold(coil_images, folds).sum(1)
     # orthonormal on both sizes: the factor keeps the units of the image
     kspace = to_kspace(torch.from_numpy(coil_images)) / _FINER
     kspace = crop_or_pad(crop_or_pad(kspace, settings.rows, -2), settings.samples, -1)
 
     coarse = crop_or_pad(to_image(kspace), settings.cols, -1).numpy()
     whitening = np.linalg.inv(mixing).astype(np.complex64)
-    true_maps = coil_maps(slice_points(settings, index, 1, 1, 0.0), settings.n_coils, settings.subject)
-    true_maps = np.einsum("ij,jrc->irc", whitening, true_maps)
+    coarse = np.einsum("ij,jrc->irc", whitening, coarse)
+    points = slice_points(settings, index, 1, 1, 0.0, folds)
+    true_maps = np.einsum("ij,jrc->irc", whitening, coil_maps(points, settings.n_coils, settings.subject))
+    if settings.wrap:
+        return kspace.numpy(), _combined(_by_fold(true_maps, folds), coarse)
     true_maps /= np.linalg.norm(true_maps, axis=0)
-    combined = (true_maps.conj() * np.einsum("ij,jrc->irc", whitening, coarse)).sum(0)
-    return kspace.numpy(), np.abs(combined)
+    return kspace.numpy(), np.abs((true_maps.conj() * coarse).sum(0))
+
+
+def _by_fold(array: np.ndarray, folds: int) -> np.ndarray:
+    """(n_coils, folds * rows, cols) to (n_coils, folds, rows, cols), where what folds onto one pixel is one column."""
+    # rows is even or folds odd: the origin of the whole is the origin of the middle one
+    return array.reshape(len(array), folds, -1, array.shape[-1])
+
+
+def _combined(maps: np.ndarray, coil_images: np.ndarray) -> np.ndarray:
+    """Root of the sum of squares of the images of several maps (n_coils, n_maps, rows, cols), made orthonormal."""
+    basis = np.linalg.qr(maps.transpose(2, 3, 0, 1))[0]
+    return np.linalg.norm(np.einsum("rcim,irc->rcm", basis.conj(), coil_images), axis=-1)
 
 
 def _phase(points: np.ndarray, subject: int) -> np.ndarray:
@@ -548,6 +571,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--b-value", "b_value", "diffusion weighting in s/mm^2, for dwi", type=float, metavar="B")
     option("--b-values", "b_values", "several of them", nargs="+", type=float, metavar="B")
     option("--patient-position", "patient_position", "what the header says", metavar="HFS")
+    parser.add_argument("--wrap", action="store_true", help="what lies beyond the field of view along the lines folds")
     parser.add_argument("--swap-phase", action="store_true", help="lines and readout change directions")
     option("--phantom", "phantom", "what is scanned", choices=("head", "letters"))
     option("--subject", "subject", "seed of the anatomy, the coils and the phase", type=int, metavar="N")

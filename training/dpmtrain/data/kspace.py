@@ -147,7 +147,7 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
                 else f"SENSE R={mapped.data.acceleration:g}" if accelerated
                 else "fully sampled but for partial Fourier"
             )  # fmt: skip
-            image = mapped.zero_filled if full else mapped.conventional
+            image = mapped.model.combined(mapped.zero_filled if full else mapped.conventional)
             key = mapped.data.key
             place = (key.repetition, key.set, key.phase, key.slice)
             found.setdefault(key.contrast, {})[place] = image.numpy()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.physics.cg_sense import cg_sense
+from dpmrecon.physics.fourier import crop_or_pad
 from dpmrecon.recon.types import MappedSlice
 
 # where the search for a weight begins; it goes on by factors of 2 while the best one lies at an end
@@ -20,7 +21,7 @@ MOST_STEPS = 8
 
 def tuned_cg_sense(case: MappedSlice, weight: float) -> torch.Tensor:
     """The product's CG-SENSE with another factor of its weight, which there is 10: (rows, cols)."""
-    return cg_sense(case.model, case.zero_filled, case.data.sigma_n, case.scale, weight)
+    return case.model.combined(cg_sense(case.model, case.zero_filled, case.data.sigma_n, case.scale, weight))
 
 
 def wavelet_tool(shapes: Sequence[tuple[int, ...]]) -> tuple[str, Callable[[MappedSlice, float], torch.Tensor]]:
@@ -38,21 +39,42 @@ def l1_wavelet(case: MappedSlice, weight: float) -> torch.Tensor:
     size is no multiple of 4 its image has a global phase of its own. Raises BadInputError for odd sizes, where
     version 0.8 misplaces k-space against the maps.
     """
-    shape = tuple(case.data.kspace.shape[-2:])
+    return case.model.combined(bart_pics(case.data.kspace, case.model.coil_maps, weight))
+
+
+def bart_pics(kspace: torch.Tensor, maps: torch.Tensor, weight: float) -> torch.Tensor:
+    """L1-wavelet of k-space (n_coils, rows, cols), maps like it or (n_sets, n_coils, rows, cols): an image of each set
+    of maps, (rows, cols) or (n_sets, rows, cols) complex64."""
+    shape = tuple(kspace.shape[-2:])
     if any(size % 2 for size in shape):
         raise BadInputError(f"the grid is {shape[0]} x {shape[1]}, and BART's pics needs even sizes: leave it out")
+    image = bart(f"pics -S -l1 -r {weight:g}", {"kspace": kspace, "maps": maps})
+    return torch.from_numpy(image.reshape(*maps.shape[:-3], *shape))
+
+
+def bart_maps(calibration: torch.Tensor, shape: tuple[int, int], options: str) -> torch.Tensor:
+    """`bart ecalib` with options such as "-m2" on calibration lines (n_coils, lines, samples): (n_coils, rows, cols)
+    complex64, or (n_sets, n_coils, rows, cols)."""
+    for axis, size in enumerate(shape, 1):
+        calibration = crop_or_pad(calibration, size, axis)
+    maps = bart(f"ecalib {options}", {"calibration": calibration})
+    return torch.from_numpy(maps.reshape(-1, *calibration.shape)).squeeze(0)
+
+
+def bart(command: str, inputs: dict[str, torch.Tensor]) -> np.ndarray:
+    """What a BART command makes of arrays (..., n_coils, rows, cols), flat. Raises BadInputError where it fails."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, array in (("kspace", case.data.kspace), ("maps", case.model.coil_maps)):
-            n_coils, rows, cols = array.shape
-            # BART is column-major: cols, rows, one partition, coils
-            Path(folder, f"{name}.hdr").write_text(f"# Dimensions\n{cols} {rows} 1 {n_coils}\n")
+        for name, array in inputs.items():
+            n_coils, rows, cols = array.shape[-3:]
+            # BART is column-major: cols, rows, one partition, coils, sets of maps
+            n_sets = array[..., 0, 0, 0].numel()
+            Path(folder, f"{name}.hdr").write_text(f"# Dimensions\n{cols} {rows} 1 {n_coils} {n_sets}\n")
             array.cpu().contiguous().numpy().astype(np.complex64).tofile(Path(folder, f"{name}.cfl"))
-        command = ["bart", "pics", "-S", "-l1", "-r", f"{weight:g}", "kspace", "maps", "image"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        words = ["bart", *command.split(), *inputs, "result"]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
         if done.returncode:
-            raise BadInputError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()[-200:]}")
-        image = np.fromfile(Path(folder, "image.cfl"), np.complex64)
-    return torch.from_numpy(image.reshape(shape))
+            raise BadInputError(f"`{' '.join(words)}` failed: {(done.stderr or done.stdout).strip()[-200:]}")
+        return np.fromfile(Path(folder, "result.cfl"), np.complex64)
 
 
 def l1_wavelet_sigpy(case: MappedSlice, weight: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""`dpmtrain evaluate`, `sweep` and `calibrate`: what a model is worth, and which settings serve it best."""
+"""`dpmtrain evaluate`, `sweep`, `calibrate` and `residuals`: what a model is worth, what serves it best."""
 
 import argparse
 from pathlib import Path
@@ -191,4 +191,34 @@ def _calibrate(args: argparse.Namespace) -> int:
     if args.write:
         write_card(args.model, sampling={**checkpoint.card.get("sampling", {}), "uncertainty": chosen})
         print(f"written to the card of {args.model}")
+    return 0
+
+
+def add_residuals(commands) -> None:
+    parser = add_command(
+        commands,
+        "residuals",
+        "Data residuals of simulated scans, sound ones and such as contradict themselves, for the gate's limits",
+        "dpmtrain residuals --scans 200 --out residuals",
+    )
+    parser.add_argument("--scans", type=int, default=100, help="of every kind")
+    parser.add_argument("--kinds", default="sound,few lines,wrap,ghost,centre,spike", help="which, with commas between")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    parser.set_defaults(run=_residuals)
+
+
+def _residuals(args: argparse.Namespace) -> int:
+    from dpmrecon.device import device_of
+    from dpmrecon.prior.checkpoint import load_checkpoint
+
+    from .residuals import SCANS, residuals, write_residuals
+
+    at_least(args, scans=1, seed=0)
+    kinds = words("--kinds", args.kinds, tuple(SCANS))
+    checkpoint = load_checkpoint(args.model, device_of(args.device))
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_residuals(args.out, list(residuals(checkpoint, args.scans, kinds, args.seed)), checkpoint.model_id)
     return 0

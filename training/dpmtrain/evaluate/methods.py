@@ -55,7 +55,9 @@ class Weights:
         found = []
         for name in self.plan.conventional:
             if name == "zero-filled":
-                found.append(Method(name, "", lambda here: here.score(here.mapped.zero_filled)))
+                found.append(
+                    Method(name, "", lambda here: here.score(here.mapped.model.combined(here.mapped.zero_filled)))
+                )
                 continue
             title, run, _ = self.tools[name]
             weight = self._weight(name, contrast, condition)

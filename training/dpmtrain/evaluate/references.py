@@ -50,7 +50,8 @@ def standard_of_care(full: ReferenceSlice, acceleration: int, calibration_lines:
     """The slice as a scan with a low R has it: its CG-SENSE image is the reference, and the noise-free one is lost."""
     mask = sampling_mask("regular", full.data.mask, acceleration, calibration_lines, 0)
     data = undersampled(full.data, mask, acceleration, calibration_lines)
-    truth = full.picture(with_maps(data, CPU).conventional)
+    mapped = with_maps(data, CPU)
+    truth = full.picture(mapped.model.combined(mapped.conventional))
     return replace(full, data=data, truth=truth, coil_images=None)
 
 
@@ -87,7 +88,7 @@ def measured_slices(
             here = ReferenceSlice(path.stem, number, contrast, data, np.empty(0), where, header=scan.header)
             mapped = with_maps(data, CPU)
             full = bool(data.mask.amax(1).all())
-            here.truth = here.picture(mapped.zero_filled if full else mapped.conventional)
+            here.truth = here.picture(mapped.model.combined(mapped.zero_filled if full else mapped.conventional))
             found.append(here)
     if truth is not None:
         given = [truth[here.number].astype(np.float32) for here in found]

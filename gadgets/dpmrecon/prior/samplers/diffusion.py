@@ -64,8 +64,14 @@ def noise_levels(settings: SamplerSettings) -> list[float]:
 
 def initial_image(problem: Problem, noise: NoiseSource, settings: SamplerSettings) -> torch.Tensor:
     """Where the samplers begin: noise of sigma_max, around the conventional image for a warm start."""
-    x = settings.sigma_max * noise.draw(*problem.kspace.shape[-2:])
+    x = settings.sigma_max * noise.draw(*problem.start.shape[1:])
     return problem.start + settings.noise_scale * x if settings.warm_start else x
+
+
+def denoised_images(prior: Prior, x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """D(x; sigma) of (batch, rows, cols) or (batch, n_sets, rows, cols): the image of every map is one to the prior."""
+    images = x.flatten(0, -3)
+    return prior(images, torch.full((len(images),), sigma, device=x.device)).reshape(x.shape)
 
 
 def turned(image: torch.Tensor, orientation: int) -> torch.Tensor:
@@ -99,8 +105,8 @@ def sample_prox(
     x0 = x
     for step, (sigma, sigma_next) in enumerate(zip(levels, levels[1:])):
         orientation = step % 8 if settings.turns else 0
-        level = torch.full((len(x),), sigma, device=x.device)
-        denoised = turned_back(prior(turned(x, orientation), level), orientation) * problem.model.support
+        denoised = turned_back(denoised_images(prior, turned(x, orientation), sigma), orientation)
+        denoised = denoised * problem.model.support
         white = (prior.sigma_data if settings.prior_std is None else settings.prior_std) * sigma**settings.prior_power
         variance = sigma**2 * white**2 / (sigma**2 + white**2)
         weight, tolerance = sigma_n.square() / variance, max(settings.cg_tolerance * sigma, TOLERANCE)
@@ -109,7 +115,7 @@ def sample_prox(
             break
         x = x0 + (sigma_next / sigma) * (1 - settings.eta**2) ** 0.5 * (x - x0)
         if settings.eta > 0:
-            x = x + settings.noise_scale * sigma_next * settings.eta * noise.draw(*x.shape[-2:])
+            x = x + settings.noise_scale * sigma_next * settings.eta * noise.draw(*x.shape[1:])
     return x0
 
 
@@ -130,7 +136,7 @@ def sample_dps(
     for sigma, sigma_next in zip(levels, levels[1:]):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            denoised = prior(x, torch.full((len(x),), sigma, device=x.device)) * problem.model.support
+            denoised = denoised_images(prior, x, sigma) * problem.model.support
             residual = torch.view_as_real(problem.model.forward(denoised) - problem.kspace)
             squared = residual.square().sum((1, 2, 3, 4))
             (gradient,) = torch.autograd.grad(squared.sum(), x)
@@ -138,5 +144,5 @@ def sample_dps(
             return denoised.detach()
         with torch.no_grad():
             step = settings.zeta / squared.sqrt().clamp_min(1e-12)
-            x = x + (sigma_next - sigma) / sigma * (x - denoised) - step[:, None, None] * gradient
+            x = x + (sigma_next - sigma) / sigma * (x - denoised) - step.view(-1, *[1] * (x.ndim - 1)) * gradient
     return x.detach()

@@ -1,0 +1,89 @@
+"""The forward model of a head that folds into its field of view: two maps, two images (soft SENSE).
+
+Uecker et al., Magnetic Resonance in Medicine 71:990, 2014. Where two places of the head share a pixel, one map cannot
+tell how the coils see it; with as many maps as places, every pixel's signal is in their span.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from .forward import TOLERANCE, ForwardModel, _Inner
+from .fourier import to_image, to_kspace
+
+
+@dataclass(frozen=True)
+class SoftSense(ForwardModel):
+    """y = mask * F(sum over sets of coil_maps * x): images are (..., n_sets, rows, cols).
+
+    coil_maps: (..., n_sets, n_coils, rows, cols) complex64, orthonormal where they are not 0: for every set sum over
+    coils |s|^2 is 1 on its support and 0 outside it.
+    """
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(..., n_sets, rows, cols) -> (..., n_coils, rows, cols)."""
+        return self.mask * to_kspace((self.coil_maps * image.unsqueeze(-3)).sum(-4))
+
+    def adjoint(self, kspace: torch.Tensor) -> torch.Tensor:
+        """(..., n_coils, rows, cols) -> (..., n_sets, rows, cols)."""
+        return (self.coil_maps.conj() * to_image(self.mask * kspace).unsqueeze(-4)).sum(-3)
+
+    def combined(self, image: torch.Tensor) -> torch.Tensor:
+        """(..., n_sets, rows, cols) to the one (..., rows, cols) to look at: the root of the sum of squares, with the
+        phase of the strongest. The magnitude is that of all coil images, whatever basis the maps are."""
+        strongest = image.gather(-3, image.abs().argmax(-3, keepdim=True)).squeeze(-3)
+        return torch.linalg.vector_norm(image, dim=-3) * torch.sgn(strongest)
+
+    def combined_spread(self, image: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+        """The standard deviation of `combined` from that of each set's image, to first order."""
+        energy = image.abs().square().clamp_min(1e-30)
+        return ((energy * spread.square()).sum(-3) / energy.sum(-3)).sqrt()
+
+    def normal(self, image: torch.Tensor) -> torch.Tensor:
+        """A^H A x: (batch, n_sets, rows, cols) to the same."""
+        return super().normal(image.flatten(-3, -2)).reshape(image.shape)
+
+    def prox(
+        self,
+        adjoint_kspace: torch.Tensor,
+        start: torch.Tensor,
+        weight: torch.Tensor,
+        steps: int,
+        tolerance: float = TOLERANCE,
+    ) -> torch.Tensor:
+        """As for one set, jointly over the sets: start is (batch, n_sets, rows, cols)."""
+        zero_filled, below = adjoint_kspace.flatten(-3, -2), start.flatten(-3, -2)
+        return super().prox(zero_filled, below, weight, steps, tolerance).reshape(start.shape)
+
+    @cached_property
+    def _inner(self) -> "_InnerSets":
+        return _InnerSets(self)
+
+
+class _InnerSets(_Inner):
+    """A^H A of images whose sets lie one below the other, (batch, n_sets rows, cols): one image to the solver."""
+
+    def __init__(self, model: SoftSense):
+        self.n_sets = model.coil_maps.shape[-4]
+        super().__init__(model)
+
+    def packed_maps(self, coil_maps: torch.Tensor) -> torch.Tensor:
+        return self.pack(coil_maps.movedim(-4, -3).flatten(-3, -2))
+
+    def pack(self, image: torch.Tensor) -> torch.Tensor:
+        """(..., n_sets rows, cols) to (..., cols kept, n_sets rows)."""
+        return super().pack(image.unflatten(-2, (self.n_sets, -1))).movedim(-3, -2).flatten(-2)
+
+    def unpack(self, inside: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        sets = inside.unflatten(-1, (self.n_sets, -1)).movedim(-2, -3)
+        return super().unpack(sets, image.unflatten(-2, (self.n_sets, -1))).flatten(-3, -2)
+
+    def _apply(self, inside: torch.Tensor, images: slice, columns: slice) -> torch.Tensor:
+        maps, conjugate = (
+            self.part(array, images)[..., columns, :].unflatten(-1, (self.n_sets, -1))
+            for array in (self.coil_maps, self.conjugate)
+        )
+        seen = (maps * inside.unsqueeze(-3).unflatten(-1, (self.n_sets, -1))).sum(-2)
+        kspace = self.sampled(seen, images).unsqueeze(-2)
+        return (conjugate * kspace).sum(-4).flatten(-2)
