@@ -117,11 +117,10 @@ def test_a_vendors_conjugation_is_said_in_report_and_dicom(head, tmp_path):
         assert ("k-space was conjugated" in file.DerivationDescription) is said
 
 
-@pytest.mark.parametrize("declared", ["UTF-8", "ISO-8859-1", None])
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize(
+    ("declared", "encoding"), [("UTF-8", "utf-8"), (None, "utf-8"), ("ISO-8859-1", "latin-1"), (None, "latin-1")]
+)
 def test_names_of_a_header_in_any_encoding(head, tmp_path, declared, encoding):
-    if declared is not None and encoding != {"UTF-8": "utf-8", "ISO-8859-1": "latin-1"}[declared]:
-        pytest.skip("a declaration that lies")
     patient = {"subjectInformation.patientName": "Müller^Zoë", "studyInformation.studyDescription": "Schädel"}
     body = head.header(**patient).partition("?>")[2]
     xml = (f'<?xml version="1.0" encoding="{declared}"?>' if declared else "") + body
