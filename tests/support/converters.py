@@ -410,7 +410,12 @@ TOLD = [
     ("12", "the same: both echoes", "one echo", "two images, the second equals the first"),
     ("13", "several groups, or one of any name", "refused", "the only one with image lines, else `--group`"),
     ("13", "a group of noise alone beside the scan's without", "refused", "its noise is used, and it is said"),
-    ("16", "the standard's generator, with and without calibration", "right, refused", "right; no DICOM without directions"),
+    (
+        "16",
+        "the standard's generator, with and without calibration",
+        "right, refused",
+        "right; no DICOM without directions",
+    ),
     ("18", "two inversion times and flip angles", "both images bear the first", "each image bears its own"),
     ("22", "waveforms, gzip chunks, read-only file, umlauts", "right", "right"),
     ("25", "slices without labels", "their mean as one image", "refused: lines lie at 3 positions"),
