@@ -117,11 +117,10 @@ def test_a_vendors_conjugation_is_said_in_report_and_dicom(head, tmp_path):
         assert ("k-space was conjugated" in file.DerivationDescription) is said
 
 
-@pytest.mark.parametrize("declared", ["UTF-8", "ISO-8859-1", None])
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize(
+    ("declared", "encoding"), [("UTF-8", "utf-8"), (None, "utf-8"), ("ISO-8859-1", "latin-1"), (None, "latin-1")]
+)
 def test_names_of_a_header_in_any_encoding(head, tmp_path, declared, encoding):
-    if declared is not None and encoding != {"UTF-8": "utf-8", "ISO-8859-1": "latin-1"}[declared]:
-        pytest.skip("a declaration that lies")
     patient = {"subjectInformation.patientName": "Müller^Zoë", "studyInformation.studyDescription": "Schädel"}
     body = head.header(**patient).partition("?>")[2]
     xml = (f'<?xml version="1.0" encoding="{declared}"?>' if declared else "") + body
@@ -224,14 +223,19 @@ def generated(width: int, directions: bool) -> tuple[str, list[ismrmrd.Acquisiti
     return xml, lines, truth
 
 
-@pytest.mark.parametrize(("width", "directions", "right"), [(24, False, 0.063), (24, True, 0.063), (0, False, 0.051)])
+@pytest.mark.parametrize(
+    ("width", "directions", "right"),
+    [(24, False, (0.064, 0.062)), (24, True, (0.064, 0.062)), (0, False, (0.067, 0.107))],
+)
 def test_the_standards_own_generator(tmp_path, width, directions, right):
     xml, lines, truth = generated(width, directions)
     scan = write(tmp_path / "scan.h5", xml, lines)
     # its edges are sharper than a head's: a few steps would not do
     assert main(["replay", str(scan), "--out", str(tmp_path), "--device", "cpu"]) == 0
     found = [nrmse(image.data[0, 0], truth) for image in images(tmp_path)]
-    assert found == pytest.approx([right] * 2, rel=NEAR)
+    # without calibration lines the other repetition's serve the maps alone: 64 lines, where CG-SENSE has .37 and .52
+    assert found == pytest.approx(right, rel=NEAR)
+    assert [entry["lines"] for entry in report(tmp_path)["slices"]] == [76 if width else 64] * 2
     assert len(list((tmp_path / "dicom").rglob("01_*/*.dcm"))) == (2 if directions else 0)
 
 

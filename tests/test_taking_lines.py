@@ -7,6 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from dpmrecon import options
+from dpmrecon.hosts.adapters import Gadgetron, MrdClient
 from dpmrecon.hosts.engine import Engine
 
 from support import fake_peer
@@ -196,6 +197,14 @@ def test_a_gadgetrons_chain_is_told_that_its_gadgets_took_the_lines(head, engine
     assert answer.errors == [
         f"{name} needs raw acquisitions, which the gadgets before this one have taken: leave it out of the chain"
     ]
+
+
+def test_a_services_convention_is_not_that_of_a_gadgetron(model):
+    defaults = {"model": str(model), "device": "cpu", "steps": "4", "samples": "2", "conjugate": "on"}
+    service = Engine.of(options.from_pairs(defaults))
+    gadgetron, client = Gadgetron(), MrdClient()
+    assert gadgetron.options(b"<configuration/>", service).conjugate == "auto"
+    assert client.options(b"dpm_flair", service).conjugate == "on"
 
 
 def properties(**given: str) -> bytes:

@@ -35,7 +35,8 @@ class Slice:
     "k-space periphery"; acceleration: as announced, or as the lines show it where nothing is announced;
     n_lines_got: different lines acquired; n_lines_needed: lines that limits and acceleration announce;
     seed_key: numbers that enter the seeds of its samples, and nothing else of the scan does; remarks: what was
-    repaired or left out, or is doubtful, a sentence's end each.
+    repaired or left out, or is doubtful, a sentence's end each; pooled: the calibration is made of lines of other
+    averages or repetitions too, which are no data of this one.
     """
 
     key: SliceKey
@@ -49,6 +50,7 @@ class Slice:
     n_lines_needed: int
     seed_key: tuple[int, ...]
     remarks: tuple[str, ...] = ()
+    pooled: bool = False
 
 
 @dataclass

@@ -139,3 +139,15 @@ def test_central_block_has_its_centre_in_the_middle(rows, expected):
     block = central_block(rows, 8)
     assert list(block) == list(expected)
     assert not block or block[len(block) // 2] == 8
+
+
+def test_repetitions_that_bring_each_others_lines_are_calibrated_together_and_stay_apart():
+    lines = [line(n, (1 + n % 2) * samples(n, 2, 3), repetition=n % 2, slice=s) for s in (0, 1) for n in range(33)]
+    limits = "<repetition><minimum>0</minimum><maximum>1</maximum><center>0</center></repetition>"
+    log = ScanLog()
+    items = list(slices(lines, header(acceleration=2, mode="interleaved", extra_limits=limits), log=log))
+    assert sorted((item.key.slice, item.key.repetition) for item in items) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for item in items:
+        assert item.mask[:, 0].nonzero().squeeze(1).tolist() == list(range(item.key.repetition, 33, 2))
+        assert item.calibration.shape == (3, 33, 26) and item.pooled
+    assert log.remarks == ["averages or repetitions with interleaved lines are calibrated by all of them together"]

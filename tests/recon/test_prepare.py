@@ -9,7 +9,7 @@ from dpmrecon.data import LostSlice
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.recon.prepare import with_coil_maps
+from dpmrecon.recon.prepare import with_calibration_as_data, with_coil_maps
 from dpmrecon.recon.types import MappedSlice
 
 CPU = torch.device("cpu")
@@ -40,3 +40,12 @@ def test_where_no_slice_has_maps_the_first_reason_is_the_error(parts):
     with pytest.raises(BadInputError, match="slice 0: it has no calibration lines"):
         next(stream)
     assert list(with_coil_maps([lost], CPU)) == [lost]  # incomplete slices are no fault of the calibration
+
+
+def test_a_pooled_calibration_is_no_data(simulated_scan):
+    """Lines of other averages or repetitions would blur what changes between them."""
+    with open_scan(simulated_scan(n_slices=1, calibration="separate", noise=0.0)) as scan:
+        (part,) = slices(scan.acquisitions(), scan.header)
+    more = with_calibration_as_data(part)
+    assert more.n_lines_got > part.n_lines_got
+    assert with_calibration_as_data(replace(part, pooled=True)).n_lines_got == part.n_lines_got

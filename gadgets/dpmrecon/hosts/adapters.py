@@ -31,7 +31,9 @@ class Gadgetron:
     name = "Gadgetron"
 
     def options(self, config: bytes, engine: Engine) -> Options:
-        return from_properties(config, engine.defaults, service=engine.service)
+        # the service's convention is that of MRD clients
+        defaults = dataclasses.replace(engine.defaults, conjugate=Options().conjugate)
+        return from_properties(config, defaults, service=engine.service)
 
     def slices(
         self,

@@ -234,7 +234,8 @@ class _Collector:
             together = len(own) < FEWEST_CALIBRATION_LINES <= len(all_of_them)
             if together:
                 self.log.remark("averages or repetitions with interleaved lines are calibrated by all of them together")
-            yield self._finished(key, image, pooled if together else None)
+            found = self._finished(key, image, pooled if together else None)
+            yield dataclasses.replace(found, pooled=together) if isinstance(found, Slice) else found
 
     def rest(self) -> Iterator[Slice | LostSlice]:
         """At the end of the stream: the slices still open, complete or not, those that wait, calibrations without an

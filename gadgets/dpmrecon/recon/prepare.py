@@ -132,7 +132,7 @@ def with_calibration_as_data(data: Slice) -> Slice:
     A separate calibration may have another contrast. Rows that came both ways tell: their difference is that of
     noise, to AGREEMENT in variance, or the calibration serves the maps alone.
     """
-    if data.calibration is None:
+    if data.calibration is None or data.pooled:
         return data
     n_rows = data.calibration.shape[1]
     first = data.kspace.shape[1] // 2 - n_rows // 2

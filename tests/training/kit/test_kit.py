@@ -4,12 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import pytest
 from dpmrecon.cli import main as dpmrecon
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmtrain.cli import main
+from dpmtrain.data.dataset import read_manifest
+from dpmtrain.data.items import is_placeholder
 from dpmtrain.evaluate.plan import Condition
 from dpmtrain.evaluate.scoring import Row
+from dpmtrain.kit import data as kit_data
 from dpmtrain.kit.card import findings
 from dpmtrain.kit.data import patterns
 
@@ -241,3 +245,92 @@ def test_findings_say_better_worse_or_cannot_tell(start):
 
 def test_volumes_whose_names_hold_wildcards_are_taken_by_name():
     assert patterns([{"file": "p[1]_a*.npy"}]) == ["p[[]1]_a[*]"]
+
+
+ANONYMISED = {
+    "SIMULATED^HEAD": "xxxxxxxx",
+    "<patientID>SIMULATED{0}": "<patientID>xxxxxxxx",
+    "simulated_{0}_0": "41000_{1}_200_{2}",
+}
+
+
+def anonymised(simulated_scan, folder: Path, names=ANONYMISED, patients=(100, 101, 102, 102)) -> Path:
+    """Four scans of three patients, whose headers tell them apart by their measurementID alone."""
+    folder.mkdir()
+    for number, patient in enumerate(patients):
+        path = shutil.copy(simulated_scan(**SCAN, subject=number), folder / f"meas{number}.h5")
+        with h5py.File(path, "r+") as file:
+            xml = file["dataset/xml"][0].decode()
+            for text, other in names.items():
+                assert text.format(number) in xml
+                xml = xml.replace(text.format(number), other.format(number, patient, 17 + number))
+            file["dataset/xml"][0] = xml.encode()
+    return folder
+
+
+@pytest.mark.parametrize("text", ["xxxxxxxx", "ANONYMOUS", "none", "unknown", "000000", "77777"])
+def test_a_placeholder_is_no_patient(simulated_scan, start, recipe, tmp_path, capsys, text):
+    names = {**ANONYMISED, "<patientID>SIMULATED{0}": f"<patientID>{text}"}
+    scans = anonymised(simulated_scan, tmp_path / "scans", names)
+    check = command(scans, tmp_path / "out", start, recipe, "--contrast", "flair", "--check")
+    assert main(check) == 0
+    told = capsys.readouterr()
+    assert [line for line in told.out.splitlines() if line.startswith("patient")] == [
+        f"patient meas{number}: meas{number}.h5" for number in range(4)
+    ]
+    assert f"a placeholder that anonymisation left there, '{text}' (4): folders or file names" in told.err
+    assert "--patients measurement tells them apart by the header's measurementID" in told.err
+
+
+def test_patients_by_folder_measurement_and_id(simulated_scan, start, recipe, tmp_path, capsys):
+    scans = anonymised(simulated_scan, tmp_path / "scans")
+    check = command(scans, tmp_path / "out", start, recipe, "--contrast", "flair", "--check")
+    assert main([*check, "--patients", "measurement"]) == 0
+    told = capsys.readouterr()
+    assert sum(line.startswith("patient id-") for line in told.out.splitlines()) == 3
+    assert "meas2.h5, meas3.h5" in told.out and "dpmtrain:" not in told.err
+    found = kit_data.check([scans], "flair", "measurement")
+    assert not kit_data.prepared(found, tmp_path / "prepared", 1)
+    assert {v["subject"] for v in read_manifest(tmp_path / "prepared")["volumes"]} == {i.subject for i in found.items}
+    capsys.readouterr()
+    assert main([*check, "--patients", "id"]) == 2
+    assert "its patient ID is 'xxxxxxxx', which tells no patient apart" in capsys.readouterr().err
+    for number in range(4):
+        folder = scans / f"p{number // 2}"
+        folder.mkdir(exist_ok=True)
+        (scans / f"meas{number}.h5").rename(folder / f"{'ab'[number % 2]}.h5")
+    assert main([*check, "--patients", "folder"]) == 2  # two folders are two patients
+    told = capsys.readouterr()
+    assert "patient p0: p0/a.h5, p0/b.h5" in told.out
+    assert "are told apart by --patients folder" in told.err
+    assert "flair scans of 2 patients can be used: 3 are needed" in told.err
+
+
+def test_scans_that_name_no_patient_at_all(simulated_scan, start, recipe, tmp_path, capsys):
+    scans = anonymised(simulated_scan, tmp_path / "scans")
+    for path in scans.iterdir():
+        with h5py.File(path, "r+") as file:
+            xml = file["dataset/xml"][0]
+            before, after = xml.index(b"<subjectInformation>"), xml.index(b"</subjectInformation>")
+            file["dataset/xml"][0] = xml[:before] + xml[after + len(b"</subjectInformation>") :]
+    check = command(scans, tmp_path / "out", start, recipe, "--contrast", "flair", "--check")
+    assert main(check) == 0
+    assert "4 scans have no patient ID in their header: folders or file names" in capsys.readouterr().err
+    # their IDs alone would have made four patients of three
+    assert main([*check, "--patients", "measurement"]) == 0
+    assert "meas2.h5, meas3.h5" in capsys.readouterr().out
+
+
+def test_a_measurement_id_of_another_form_is_named(scans, start, recipe, tmp_path, capsys):
+    check = command(scans, tmp_path / "out", start, recipe, "--contrast", "flair", "--check")
+    assert main([*check, "--patients", "measurement"]) == 2
+    assert "its measurementID is 'simulated_0_0': SERIAL_PATIENT_STUDY_MEASUREMENT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("xxxx", True), ("0", True), ("999", True), ("Anonymized", True), ("No Name", True), ("n/a", True), (" ? ", True)]
+    + [(text, False) for text in ("7", "11", "1000", "P001", "patientB", "test-4711", "Anonuevo", "SIMULATED0")],
+)
+def test_what_a_placeholder_is(text, expected):
+    assert is_placeholder(text) is expected

@@ -1,6 +1,7 @@
 """A piece of work, the volumes that are read from it, and what had to be left out; names of contrasts and patients."""
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -8,13 +9,23 @@ from typing import Any
 
 import numpy as np
 
+# What anonymisation leaves in place of an ID
+_PLACEHOLDER = re.compile(
+    r"[x0*?_.-]+|(.)\1\1+|anon(ym(ous|i[sz]ed)?)?|de-?identified|removed|none|null|nil|n/?a|unknown|unnamed|"
+    r"no[ _-]?(name|id)|patient|subject|test|redacted|private|hidden",
+    re.IGNORECASE,
+)
+
 
 @dataclass(frozen=True)
 class Settings:
     """What `prepare` is asked for, as far as it changes what the readers make.
 
     contrast: label of all inputs, None to find it in each; drop_last: slices at the end of a fastMRI volume that are
-    left out; slices: per simulated volume; seed: of the simulation; source, licence: of data that are no known set.
+    left out; slices: per simulated volume; seed: of the simulation; source, licence: of data that are no known set;
+    patients: what tells patients of ISMRMRD scans apart: "folder", the first one below the input, else the file's name;
+    "id", the header's patient ID; "measurement", serial number and patient of the header's measurementID, as
+    siemens_to_ismrmrd writes it; None is the ID where it is no placeholder, else the folder.
     """
 
     contrast: str | None = None
@@ -23,6 +34,7 @@ class Settings:
     seed: int = 0
     source: str = "own data"
     licence: str = "not stated"
+    patients: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,11 @@ class Fault:
     place: str
     reason: str
     expected: bool = False
+
+
+def is_placeholder(patient_id: str) -> bool:
+    """Whether an ID tells no patient apart: one character over and over, or a word such as anonymous."""
+    return _PLACEHOLDER.fullmatch(patient_id.strip()) is not None
 
 
 @cache

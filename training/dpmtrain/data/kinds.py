@@ -10,9 +10,10 @@ import h5py
 from dpmrecon.contrasts import label_of
 from dpmrecon.errors import BadInputError, first_line
 from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.header import Header
 
 from . import images, kspace, labelmaps
-from .items import Fault, Item, Settings, Volume, pseudonym
+from .items import Fault, Item, Settings, Volume, is_placeholder, pseudonym
 from .open_sets import FASTMRI, KNOWN_SETS, KnownSet
 
 # A file that ends like this and cannot be recognised is damaged; others (LICENSE, notes) are no data
@@ -132,13 +133,32 @@ def _ismrmrd(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
     facts = _path_facts(path, root, settings)
     with open_scan(path) as scan:
         header = scan.header
-    patient = getattr(header.subjectInformation, "patientID", None)
-    if patient:
-        facts["subject"] = pseudonym(str(patient))
     measurement = header.measurementInformation
+    facts["subject"] = _patient(header, settings.patients) or facts["subject"]
     names = [getattr(measurement, name, None) for name in ("protocolName", "sequenceName")]
     contrast = _contrast(settings, "protocol and sequence name", *names)
     return [Item("ISMRMRD", contrast=contrast, files=(path,), **facts)]
+
+
+def _patient(header: Header, patients: str | None) -> str | None:
+    """A pseudonym by what the header holds; None leaves it to the path. Raises BadInputError where what is asked for
+    is not there."""
+    if patients == "folder":
+        return None
+    if patients == "measurement":
+        text = str(getattr(header.measurementInformation, "measurementID", None) or "")
+        parts = text.split("_")
+        if len(parts) < 4 or not all(parts[:2]):
+            raise BadInputError(
+                f"its measurementID is '{text}': SERIAL_PATIENT_STUDY_MEASUREMENT is needed to tell patients apart"
+            )
+        return pseudonym("_".join(parts[:2]))
+    patient = str(getattr(header.subjectInformation, "patientID", None) or "").strip()
+    if patient and not is_placeholder(patient):
+        return pseudonym(patient)
+    if patients == "id":
+        raise BadInputError(f"its patient ID is '{patient}', which tells no patient apart: use another --patients")
+    return None
 
 
 def _nifti(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:

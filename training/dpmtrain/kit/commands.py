@@ -24,6 +24,12 @@ def add_kit(commands) -> None:
         nargs="+",
         help="folders or files. A patient is the patient ID in the header; without one the first folder, else the file",
     )
+    parser.add_argument(
+        "--patients",
+        choices=("folder", "id", "measurement"),
+        help="what tells patients apart: the first folder, the header's patient ID, or serial number and patient of "
+        "its measurementID (default: the ID, where it is no placeholder such as xxxxxxxx, else the folder)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for all results; gone on with if there")
     parser.add_argument("--contrast", help="label to fine-tune for (default: the one that all scans have)")
     parser.add_argument("--check", action="store_true", help="look at the files and stop before anything is prepared")

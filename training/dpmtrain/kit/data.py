@@ -32,11 +32,13 @@ ENOUGH_PATIENTS = 10  # with fewer, one unusual patient decides what is chosen a
 
 @dataclass
 class Scans:
-    """Files that can be used, all of one contrast. broken: whether others should have been, and could not."""
+    """Files that can be used, all of one contrast. broken: whether others should have been, and could not; patients:
+    what tells them apart, see `Settings`."""
 
     contrast: str
     items: list[Item]
     broken: bool
+    patients: str | None = None
 
 
 @dataclass
@@ -48,14 +50,15 @@ class Split:
     volumes: dict[str, list[dict]]
 
 
-def check(inputs: Sequence[Path], contrast: str | None) -> Scans:
+def check(inputs: Sequence[Path], contrast: str | None, patients: str | None = None) -> Scans:
     """Look at the headers of all files; print what is wrong with which one, and whose the others are.
 
-    contrast: None where all scans have the same. Raises BadInputError where no scan, or too few patients, are left.
+    contrast: None where all scans have the same; patients: what tells them apart, see `Settings`. Raises BadInputError
+    where no scan, or too few patients, are left.
     """
     paths = _files(inputs)
     root = Path(os.path.commonpath([path.parent for path in paths]))
-    found = [(path, entry) for path in tqdm(paths, desc="files") for entry in _look_at(path, root, contrast)]
+    found = [(path, entry) for path in tqdm(paths, desc="files") for entry in _look_at(path, root, contrast, patients)]
     faults = [entry for _, entry in found if isinstance(entry, Fault)]
     items = [entry for _, entry in found if isinstance(entry, Item)]
     others = [item for item in items if contrast not in (None, item.contrast)]
@@ -69,20 +72,41 @@ def check(inputs: Sequence[Path], contrast: str | None) -> Scans:
     if len(counts) > 1:
         told = ", ".join(f"{label} ({count})" for label, count in counts.most_common())
         raise BadInputError(f"the scans are of {told}: say with --contrast which of them to fine-tune for")
-    patients: dict[str, list[str]] = {}
+    found_patients: dict[str, list[str]] = {}
     for item in items:
-        patients.setdefault(item.subject, []).append(str(item.files[0].relative_to(root)))
-    for subject, names in sorted(patients.items()):
+        found_patients.setdefault(item.subject, []).append(str(item.files[0].relative_to(root)))
+    for subject, names in sorted(found_patients.items()):
         print(f"patient {subject}: {', '.join(names)}")
+    _say_whose(items, patients)
+    _enough(found_patients, items[0].contrast)
+    return Scans(items[0].contrast, items, any(not fault.expected for fault in faults), patients)
+
+
+def _say_whose(items: Sequence[Item], patients: str | None) -> None:
+    """Where patients are told apart by names of folders and files, say why, and what that means."""
     by_name = [item for item in items if not item.subject.startswith("id-")]
-    if by_name:
-        print(
-            f"dpmtrain: {len(by_name)} scans have no patient ID in their header: folders or file names above stand for "
-            "patients. Make sure that no patient has two of them, or the comparison means nothing",
-            file=sys.stderr,
-        )
-    _enough(patients, items[0].contrast)
-    return Scans(items[0].contrast, items, any(not fault.expected for fault in faults))
+    if not by_name:
+        return
+    reason = "have no patient ID in their header"
+    placeholders = Counter(_placeholder(item) for item in by_name)
+    del placeholders[None]
+    if patients == "folder":
+        reason = "are told apart by --patients folder"
+    elif placeholders:
+        told = ", ".join(f"'{text}' ({count})" for text, count in placeholders.most_common(3))
+        reason = f"have no patient ID in their header, or a placeholder that anonymisation left there, {told}"
+    advice = "" if patients else " (--patients measurement tells them apart by the header's measurementID)"
+    print(
+        f"dpmtrain: {len(by_name)} scans {reason}: folders or file names above stand for patients{advice}. Make sure "
+        "that no patient has two of them, or the comparison means nothing",
+        file=sys.stderr,
+    )
+
+
+def _placeholder(item: Item) -> str | None:
+    """What stands in the header where the patient ID should."""
+    with open_scan(item.files[0]) as scan:
+        return getattr(scan.header.subjectInformation, "patientID", None) or None
 
 
 def _files(inputs: Sequence[Path]) -> list[Path]:
@@ -97,12 +121,12 @@ def _files(inputs: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def _look_at(path: Path, root: Path, contrast: str | None) -> list[Item | Fault]:
+def _look_at(path: Path, root: Path, contrast: str | None, patients: str | None) -> list[Item | Fault]:
     """By its headers alone."""
-    entries = inspect(path, root, Settings(), in_folder=True)
+    entries = inspect(path, root, Settings(patients=patients), in_folder=True)
     if contrast is not None and any(isinstance(entry, Fault) for entry in entries):
         # a protocol whose name tells nothing is what the option says
-        entries = inspect(path, root, Settings(contrast=contrast), in_folder=True)
+        entries = inspect(path, root, Settings(contrast=contrast, patients=patients), in_folder=True)
     return [_checked(entry) if isinstance(entry, Item) else entry for entry in entries]
 
 
@@ -127,14 +151,18 @@ def _enough(patients: Sequence[str] | dict, contrast: str) -> None:
     if len(patients) < FEWEST_PATIENTS:
         raise BadInputError(
             f"{contrast} scans of {len(patients)} patient{'s' * (len(patients) != 1)} can be used: {FEWEST_PATIENTS} "
-            "are needed at least, for training, validation and test, and about 20 are advised"
+            "are needed at least, for training, validation and test, and about 20 are advised (--patients says what "
+            "tells patients apart)"
         )
 
 
 def prepared(scans: Scans, data: Path, jobs: int) -> bool:
     """Read every scan into `data`; what is wrong with which file is printed. Returns whether something was."""
     paths = [item.files[0] for item in scans.items]
-    return prepare(paths, data, Settings(contrast=scans.contrast, source="own scans"), (), jobs) != 0
+    return (
+        prepare(paths, data, Settings(contrast=scans.contrast, source="own scans", patients=scans.patients), (), jobs)
+        != 0
+    )
 
 
 def split(scans: Scans, data: Path) -> Split:

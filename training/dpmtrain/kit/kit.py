@@ -27,7 +27,7 @@ def kit(args: argparse.Namespace) -> int:
     recipe = read_recipe(args.recipe or tuning.default_recipe(), "finetune")
 
     say("1/5 the files")
-    scans = data.check(args.scans, args.contrast)
+    scans = data.check(args.scans, args.contrast, args.patients)
     if args.check:
         return 3 if scans.broken else 0
     recipe["target"] = tuning.target(scans.contrast, start)
