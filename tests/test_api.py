@@ -142,3 +142,14 @@ def test_a_mistake_is_one_sentence(kspace, loaded, arguments, words):
     with pytest.raises(BadInputError, match=words) as caught:
         dpmrecon.reconstruct(**{"model": loaded, **arguments(kspace)})
     assert "\n" not in str(caught.value)
+
+
+def test_a_scan_is_taken_as_the_options_say(simulated_scan, model):
+    scan = simulated_scan(n_coils=6)
+    taken = {"model": model, "steps": 1, "device": "cpu"}
+    (whole,), (some,) = (list(dpmrecon.reconstruct_scan(scan, coils=coils, **taken)) for coils in (None, "0-3"))
+    assert not np.allclose(whole.image, some.image)
+    with pytest.raises(BadInputError, match="header has no"):
+        list(dpmrecon.reconstruct_scan(scan, **taken, header_values="encoding.recon=1"))
+    with pytest.raises(BadInputError, match="conjugate"):
+        list(dpmrecon.reconstruct_scan(scan, **taken, conjugate="perhaps"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +15,8 @@ from .device import device_of
 from .errors import BadInputError
 from .mrd.collect import slices
 from .mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, regular_acceleration
-from .mrd.file import open_scan
 from .mrd.header import Limits, acceleration
-from .mrd.receiving import Receiving
+from .mrd.receiving import Receiving, open_as
 from .mrd.scan import Scan
 from .options import Options, checked
 from .output.mrd_images import to_recon_space
@@ -240,6 +239,12 @@ def reconstruct_scan(
     fallback: bool = True,
     keep_samples: bool = False,
     combine_averages: bool = False,
+    conjugate: str = "auto",
+    noise: str | PathLike | None = None,
+    coils: str | None = None,
+    ignore_flags: str | None = None,
+    group: str | None = None,
+    header_values: str | None = None,
 ) -> Iterator[Result]:
     """Reconstruct an ISMRMRD scan slice by slice, as `dpmrecon replay` does; nothing is written.
 
@@ -251,6 +256,9 @@ def reconstruct_scan(
         None takes it from the protocol's name, as far as the model knows it.
     combine_averages : bool
         One image of all averages.
+    conjugate, noise, coils, ignore_flags, group, header_values
+        How the lines are taken, as the options of `dpmrecon replay`; header_values is its `--set`. The last two and
+        flags are of the opening: an open Scan has them already.
     model, mode, steps, samples, seed, device, fallback, keep_samples
         See `reconstruct`.
 
@@ -268,9 +276,18 @@ def reconstruct_scan(
         The model fails and `fallback` is False.
     """
     checkpoint, where = _loaded(model, device)
-    options = _options(contrast, mode, steps, samples, seed, fallback)
+    options = replace(
+        _options(contrast, mode, steps, samples, seed, fallback),
+        conjugate=conjugate,
+        noise=None if noise is None else Path(noise),
+        coils=coils,
+        ignore_flags=ignore_flags,
+        group=group,
+        set=header_values,
+    )
+    checked(options)
     with ExitStack() as stack:
-        opened = scan if isinstance(scan, Scan) else stack.enter_context(open_scan(scan))
+        opened = scan if isinstance(scan, Scan) else stack.enter_context(open_as(scan, options))
         header = opened.header
         label = contrast_of(options, checkpoint, header)
         sampling = sampling_of(options, checkpoint, where, label, acceleration(header), keep_samples=keep_samples)

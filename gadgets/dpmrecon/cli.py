@@ -78,15 +78,11 @@ def _add_replay(commands) -> None:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from .mrd.file import open_scan
-    from .mrd.flags import IGNORED, mask_of
+    from .mrd.receiving import open_as
     from .options import from_arguments
 
     options = from_arguments(args)
-    ignored = IGNORED if options.ignore_flags is None else mask_of(options.ignore_flags)
-    with open_scan(
-        args.scan, group=options.group, changes=options.set, ignored=ignored, own_noise=options.noise is None
-    ) as scan:
+    with open_as(args.scan, options) as scan:
         scan.read_ahead()  # while torch is imported
         return _replay_scan(scan, options, args)
 

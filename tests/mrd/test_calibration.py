@@ -150,4 +150,5 @@ def test_repetitions_that_bring_each_others_lines_are_calibrated_together_and_st
     for item in items:
         assert item.mask[:, 0].nonzero().squeeze(1).tolist() == list(range(item.key.repetition, 33, 2))
         assert item.calibration.shape == (3, 33, 26) and item.pooled
-    assert log.remarks == ["averages or repetitions with interleaved lines are calibrated by all of them together"]
+    together = "averages or repetitions with interleaved lines are calibrated by all of them together"
+    assert log.remarks == [together, NO_NOISE]

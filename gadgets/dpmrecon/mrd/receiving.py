@@ -1,7 +1,9 @@
 """How a scan's lines are to be taken: what the options say, and conventions of vendors with their evidence."""
 
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import ismrmrd
@@ -11,6 +13,7 @@ from ..options import Options
 from .file import open_scan
 from .flags import IGNORED, mask_of
 from .header import Header
+from .scan import Scan
 
 # Vendors whose MRD files hold k-space for a forward transform from k-space to the image, where ours is the inverse:
 # without conjugation every slice comes out turned by 180 degrees in its plane. Siemens (files of siemens_to_ismrmrd,
@@ -36,10 +39,20 @@ class Receiving:
         """Of a scan in a file or from an MRD client. Raises BadInputError."""
         return cls(
             conjugate=options.conjugate == "on" or (options.conjugate == "auto" and by_vendor(header)),
-            ignored=IGNORED if options.ignore_flags is None else mask_of(options.ignore_flags),
+            ignored=_ignored(options),
             coils=None if options.coils is None else coils_of(options.coils),
             noise=() if options.noise is None else noise_of(options.noise),
         )
+
+
+def open_as(path: str | PathLike, options: Options) -> AbstractContextManager[Scan]:
+    """`open_scan` of a file as the options say. Raises BadInputError."""
+    own_noise = options.noise is None
+    return open_scan(path, group=options.group, changes=options.set, ignored=_ignored(options), own_noise=own_noise)
+
+
+def _ignored(options: Options) -> int:
+    return IGNORED if options.ignore_flags is None else mask_of(options.ignore_flags)
 
 
 def by_vendor(header: Header) -> bool:
