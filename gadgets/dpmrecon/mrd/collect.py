@@ -24,6 +24,7 @@ from .header import (
     calibration_is_interleaved,
     calibration_is_separate,
     check_supported,
+    coarser,
     encoded_grid,
     line_limits,
     receiver_channels,
@@ -93,6 +94,11 @@ class _Collector:
         self.came: dict[SliceKey, tuple[float, ...] | None] = {}  # and where it lies
         self.channels: set[int] = set()  # numbers of channels of image lines
         self.noise_is_checked = False
+        for axis, has, asked in coarser(header):
+            log.remark(
+                f"the header asks for images of {asked} pixels along {axis} where {has} are encoded in their "
+                "field of view: they have less resolution than the data"
+            )
 
     def add(self, line: ismrmrd.Acquisition) -> SliceKey | None:
         """Keep a line, or say why not; returns the slice's key when this was its last line."""

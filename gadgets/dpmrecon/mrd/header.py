@@ -15,6 +15,7 @@ from ..errors import BadInputError, UnsupportedScanError, first_line
 Header: TypeAlias = ismrmrd.xsd.ismrmrdHeader
 
 SMALLEST_VIEW_MM = 5.0  # a smaller field of view is one in metres
+COARSER = 0.9  # share of the pixels that are encoded, from which on images have less resolution than the data
 ROUNDING = 1e-3  # that a whole number of a header may be off
 
 
@@ -240,6 +241,15 @@ def encoded_grid(header: Header) -> tuple[int, int]:
         # no scanner throws half of the resolution away: the encoded FOV was written without its oversampling
         cols = recon.matrixSize.x
     return encoded.matrixSize.y, cols
+
+
+def coarser(header: Header) -> list[tuple[str, int, int]]:
+    """Where images are asked for with less resolution than the data have: axis, pixels encoded in the field of view of
+    the images, pixels of these."""
+    encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
+    rows = round(encoded.matrixSize.y * recon.fieldOfView_mm.y / encoded.fieldOfView_mm.y)
+    pixels = (("y", rows, recon.matrixSize.y), ("x", encoded_grid(header)[1], recon.matrixSize.x))
+    return [(axis, has, asked) for axis, has, asked in pixels if asked < COARSER * has]
 
 
 def line_limits(header: Header, space: int = 0) -> Limits:

@@ -24,6 +24,10 @@ from .types import MappedSlice
 # Two lines of one row differ by noise alone where the variance of their difference is at most this many times expected
 AGREEMENT = 1.5
 ESTIMATED = "k-space periphery"  # what such a slice says its noise level comes from
+FOLDS = (
+    "two sets of coil maps are used: the head folds into its field of view along the lines, or calibration lines "
+    "contradict each other"
+)
 TOLD = 3  # spikes whose places a remark has room for
 
 
@@ -66,7 +70,9 @@ def with_maps(data: Slice, device: torch.device) -> MappedSlice | LostSlice:
         return LostSlice(data.key, f"it has no coil maps: {error}")
     synchronize(device)
     seconds = {"maps": time.perf_counter() - started}
-    return mapped_slice(data, sets if len(sets) > 1 else sets[0], seconds, n_coils)
+    if len(sets) > 1:
+        return mapped_slice(replace(data, remarks=(*data.remarks, FOLDS)), sets, seconds, n_coils)
+    return mapped_slice(data, sets[0], seconds, n_coils)
 
 
 def mapped_slice(

@@ -133,7 +133,8 @@ def wrong_limits(scan: RawScan, rng: np.random.Generator) -> str:
     name, end = rng.choice(["kspace_encoding_step_1", "slice", "average"]), rng.choice(["minimum", "maximum"])
     limit = getattr(limits, name)
     off = int(rng.choice([-1, 1]) * rng.integers(1, 2 + limit.maximum // 4))
-    value = max(0, getattr(limit, end) + off)
+    off = abs(off) if getattr(limit, end) + off < 0 else off
+    value = getattr(limit, end) + off
     setattr(limit, end, value)
     return f"{end} of the header's {name} is {value}, {off:+d}"
 
