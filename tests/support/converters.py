@@ -416,6 +416,7 @@ TOLD = [
     ),
     ("18", "two inversion times and flip angles", "both images bear the first", "each image bears its own"),
     ("22", "waveforms, gzip chunks, read-only file, umlauts", "right", "right"),
+    ("19", "diffusion: a slice lost directions", "wrong ADC, no word", "no map of that slice, said"),
     ("25", "slices without labels", "their mean as one image", "refused: lines lie at 3 positions"),
     ("26", "stream: reference block first, ends its slice too", "no image", "as the file"),
     ("27", "a fastMRI file", "refused", "as the same scan without noise measurement"),
