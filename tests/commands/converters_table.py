@@ -2,8 +2,8 @@
 
     python tests/commands/converters_table.py
 
-What one number does not tell is tested by tests/test_converters.py, tests/output/test_maps.py and tests/training/kit/test_kit.py,
-and stands in the table as it is tested.
+What one number does not tell is tested by tests/test_converters.py, tests/output/test_maps.py and
+tests/training/kit/test_kit.py, and stands in the table as it is tested.
 """
 
 import contextlib
