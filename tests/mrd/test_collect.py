@@ -198,6 +198,8 @@ def test_a_dead_channel_is_left_out():
     assert len(found.kspace) == 2 and found.noise_source == "noise scan"
     found = only(slices(point_scan(3, 4), header(), receiving=Receiving(coils=(0, 2))))
     assert len(found.kspace) == 2 and found.remarks == ()
+    (lost,) = slices(lines, header(), receiving=Receiving(coils=(1,)))
+    assert isinstance(lost, LostSlice) and lost.reason == "the coils that are asked for (1) are dead"
     with pytest.raises(BadInputError, match="coils .* are asked for and the scan has 3"):
         list(slices(point_scan(3, 4), header(), receiving=Receiving(coils=(0, 7))))
 

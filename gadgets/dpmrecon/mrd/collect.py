@@ -322,6 +322,8 @@ class _Collector:
         if dead and len(dead) < n_coils:
             remarks.append(f"channel {', '.join(map(str, dead))} of {n_coils} is dead and left out")
         kept = [place for place in (range(n_coils) if asked is None else asked) if place not in dead]
+        if asked is not None and not kept and len(dead) < n_coils:
+            raise LostError(f"the coils that are asked for ({', '.join(map(str, asked))}) are dead")
         return kept or list(range(n_coils))
 
     def _readout_grid(self, layout: Layout) -> int:
