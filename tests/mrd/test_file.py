@@ -43,6 +43,8 @@ def test_a_file_knows_its_averages(tmp_path, announced):
         first = next(items)
         assert next(stream).idx.slice == 1  # the slice left with its last average, not at the end
         assert first.key.slice == 0 and len(list(items)) == 1
+        said = any("the header's number of averages" in remark for remark in scan.log.remarks)
+        assert said == bool(announced)
     expected = torch.from_numpy((2 * samples(16, 2, 1)).astype(np.complex64))
     torch.testing.assert_close(first.kspace[:, 16], expected)
 

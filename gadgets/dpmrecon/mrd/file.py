@@ -191,7 +191,8 @@ def _open_hdf5(path: Path) -> h5py.File:
 
 
 def _correct(header: Header, heads: np.ndarray, ignored: int, log: ScanLog) -> None:
-    """Headers are wrong about averages and partitions; the image lines of a file know them."""
+    """Headers are wrong about averages and partitions; the image lines of a file know them. What is put right is
+    said."""
     encoding = header.encoding[0]
     image = heads["flags"] & np.uint64(NOISE | ignored | CALIBRATION | PHASE_CORRECTION) == 0
     if not image.any():
@@ -203,7 +204,12 @@ def _correct(header: Header, heads: np.ndarray, ignored: int, log: ScanLog) -> N
         if limits is not None and limits.kspace_encoding_step_2 is not None:
             limits.kspace_encoding_step_2 = ismrmrd.xsd.limitType(minimum=0, maximum=0, center=0)
     if limits is not None:
-        limits.average = ismrmrd.xsd.limitType(minimum=0, maximum=int(heads["idx"]["average"][image].max()), center=0)
+        came = int(heads["idx"]["average"][image].max()) + 1
+        if limits.average is not None and limits.average.maximum + 1 != came:
+            log.remark(
+                f"the header's number of averages is {limits.average.maximum + 1} and {came} came: those are taken"
+            )
+        limits.average = ismrmrd.xsd.limitType(minimum=0, maximum=came - 1, center=0)
 
 
 def _grouped(heads: np.ndarray, ignored: int) -> list[np.ndarray]:
