@@ -182,6 +182,10 @@ def test_files_that_are_no_scans(tmp_path):
         dataset.write_xml_header(header_xml().encode())
         dataset._dataset["data"] = np.ones(4)
     assert "of another format" in refused(tmp_path / "numbers.h5")
+    with h5py.File(tmp_path / "numbers.h5", "a") as file:
+        del file["dataset/data"]
+        file.create_dataset("dataset/data", data=np.ones((4, 8)), chunks=(1, 8))
+    assert "of another format" in refused(tmp_path / "numbers.h5")
 
     with h5py.File(scan, "r+") as file:  # a line that lost half of its samples
         broken = file["dataset/data"][3]

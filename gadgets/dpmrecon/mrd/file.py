@@ -93,11 +93,14 @@ def _noise_beside(file: h5py.File, chosen: h5py.Group, scan: Scan) -> Scan | Non
 
 
 def _measurements(file: h5py.File) -> dict[str, h5py.Group]:
-    """Groups that hold lines, by name."""
+    """Groups that hold lines, by name; other arrays may be called `data` too."""
     return {
         key: item
         for key, item in file.items()
-        if isinstance(item, h5py.Group) and isinstance(item.get("data"), h5py.Dataset) and item["data"].size
+        if isinstance(item, h5py.Group)
+        and isinstance(lines := item.get("data"), h5py.Dataset)
+        and lines.size
+        and "head" in (lines.dtype.names or ())
     }
 
 
@@ -113,7 +116,8 @@ def _group(file: h5py.File, path: Path, name: str | None, noise_alone: bool) -> 
     if not found:
         if isinstance(file.get("dataset"), h5py.Group):
             raise BadInputError(
-                f"{path}: the scan holds no acquisitions ('dataset/data' is empty or missing); raw k-space is needed"
+                f"{path}: the scan holds no acquisitions ('dataset/data' is empty, missing or of another format); raw "
+                "k-space is needed"
             )
         raise BadInputError(
             f"{path}: an ISMRMRD scan has a group 'dataset', this file holds: {', '.join(file) or 'nothing'}"
