@@ -137,6 +137,19 @@ def test_repeated_lines_with_other_data_are_not_added_up():
     assert isinstance(found, LostSlice) and "differ by more than noise (line 20)" in found.reason
 
 
+@pytest.mark.parametrize("coils", [None, (1, 2)])
+@pytest.mark.parametrize("measured", [True, False])
+def test_averages_of_much_noise_are_averages(coils, measured):
+    rng = np.random.default_rng(4)
+    lines = [
+        line(n, samples(n, 1, 1, cols=500) + noisy(rng, 500, 3 * MIXING), average=a) for a in (0, 1) for n in range(33)
+    ]
+    noise = noise_lines(rng, 3) if measured else []
+    head = header(x=500, fov_x=250, recon_x=500, recon_fov_x=250)
+    found = only(slices(noise + lines, head, combine_averages=True, receiving=Receiving(coils=coils)))
+    assert found.n_lines_got == 33 and len(found.kspace) == len(coils or range(3))
+
+
 def peaked(rng, n):
     """A line of something with a peak in the centre of k-space."""
     noise = 0.3 * (rng.standard_normal((3, 26)) + 1j * rng.standard_normal((3, 26)))

@@ -281,8 +281,7 @@ class _Collector:
             raise LostError(gap)
         assert lines.layout is not None and lines.header is not None
         dwell = lines.header.sample_time_us
-        energy = self.noise.energy(lines.numbers, dwell)
-        check_repeats(lines, energy and energy * lines.layout.n_samples, self.combine_averages)
+        check_repeats(lines, self._noise_energy(lines), "averages" if self.combine_averages else "lines of one label")
         grid = self._readout_grid(lines.layout)
         data, columns = lines.mean(grid, self.cols)
         rows = torch.tensor(list(lines.sums)) + (self.rows // 2 - limits.center)
@@ -353,6 +352,12 @@ class _Collector:
             )
         return found or (None, 0.0)
 
+    def _noise_energy(self, lines: Lines) -> float | None:
+        """Expected |.|^2 of the noise of one line; None where it is not known."""
+        assert lines.layout is not None and lines.header is not None
+        energy = self.noise.energy(lines.numbers, lines.header.sample_time_us)
+        return None if energy is None else energy * lines.layout.n_samples
+
     def _check_noise(self, sigma_n: float, kspace: torch.Tensor, mask: torch.Tensor) -> None:
         """Once a scan: signal only adds to the noise of k-space, so that it is never quieter than the measurement."""
         if self.noise_is_checked:
@@ -383,6 +388,7 @@ class _Collector:
                     f"{lines.layout.n_coils}"
                 )
             calibration = calibration.of_channels([calibration.numbers.index(number) for number in lines.numbers])
+            check_repeats(calibration, self._noise_energy(calibration), "calibration lines of one label")
             _check(calibration, "calibration ")
             assert calibration.layout is not None
             block = central_block(calibration.sums, limits.center)

@@ -174,19 +174,19 @@ def placed(lines: Lines, limits: Limits, rows: int, remarks: list[str]) -> tuple
     return lines, inside
 
 
-def check_repeats(lines: Lines, noise: float | None, combine_averages: bool) -> None:
+def check_repeats(lines: Lines, noise: float | None, what: str) -> None:
     """Lines of one number are averages of one thing, to noise and a little drift: others are not added up.
 
-    noise: expected |.|^2 of the noise of one line; None takes that of the quietest line. Raises LostError.
+    noise: expected |.|^2 of the noise of one line; None takes that of the quietest line; what: the lines are. Raises
+    LostError.
     """
     if not lines.repeats:
         return
-    noise = min(lines.energies().values()) if noise is None else noise
+    noise = lines.quietest() if noise is None else noise
     for repeat in lines.repeats:
-        expected = NOISE_MARGIN * noise * (1 + 1 / repeat.count) + DRIFT * max(0.0, repeat.energy - noise)
-        if repeat.difference > expected:
-            what = "averages" if combine_averages else "lines of one label"
-            advice = "reconstruct them apart" if combine_averages else "label what is different about them"
+        difference, energy = float(repeat.difference.sum()), float(repeat.energy.sum())
+        if difference > NOISE_MARGIN * noise * (1 + 1 / repeat.count) + DRIFT * max(0.0, energy - noise):
+            advice = "reconstruct them apart" if what == "averages" else "label what is different about them"
             raise LostError(
                 f"its {what} differ by more than noise (line {repeat.number}): they are not added up, {advice}"
             )
