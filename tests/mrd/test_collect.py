@@ -231,6 +231,14 @@ def test_what_is_announced_and_never_came_is_named():
     assert all(item.reason == "it is announced and none of its lines came" for item in found[1:])
 
 
+def test_limits_that_mean_nothing_are_refused():
+    limits = "".join(
+        f"<{n}><minimum>0</minimum><maximum>65535</maximum><center>0</center></{n}>" for n in ("repetition", "set")
+    )
+    with pytest.raises(BadInputError, match="the header's limits announce 4294967296 slices"):
+        list(slices(point_scan(1, 1), header(extra_limits=limits)))
+
+
 def test_a_stream_gives_each_slice_as_soon_as_its_last_line_came():
     consumed = []
 

@@ -15,7 +15,7 @@ import torch
 from ..data import LostSlice, Slice, SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from ..physics.noise import estimated_sigma
-from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, missing_keys
+from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, completeness, missing_keys
 from .flags import CALIBRATION, LAST_IN_SLICE, NOISE, PHASE_CORRECTION, REVERSED, SURFACE_COIL, names_of
 from .header import (
     Header,
@@ -62,6 +62,7 @@ def slices(
     Raises UnsupportedScanError and BadInputError, in one sentence, for scans that cannot be used at all.
     """
     check_supported(header)
+    check_announced(header, combine_averages=combine_averages)
     heads = {} if line_headers is None else line_headers
     collector = _Collector(header, heads, combine_averages, receiving, ScanLog() if log is None else log)
     for line in acquisitions:
@@ -347,7 +348,7 @@ class _Collector:
         elif found is None:
             others = sorted({len(numbers) for numbers, _, _ in self.noise.lines})
             self.log.remark(
-                f"the noise measurement has {' and '.join(map(str, others))} channels and none for the image's "
+                f"the noise measurement has {' and '.join(map(str, others))} channels and lacks some of the image's "
                 f"{len(lines.numbers)}: the noise is estimated from k-space, without whitening"
             )
         return found or (None, 0.0)
