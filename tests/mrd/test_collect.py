@@ -169,7 +169,9 @@ def test_lines_at_several_positions_are_several_slices():
     moved = point_scan(1, 1)  # the scanner follows the head: no line comes twice
     for acquisition in moved[20:]:
         acquisition.position[2] = 0.6
-    assert_point(only(slices(moved, header())).kspace, 1, 1)
+    log = ScanLog()
+    assert_point(only(slices(moved, header(), log=log)).kspace, 1, 1)
+    assert log.remarks[0].startswith("lines of one slice lie at several positions")
 
 
 def test_a_centre_that_the_lines_contradict_is_put_right():

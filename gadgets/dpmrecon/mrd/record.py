@@ -99,7 +99,7 @@ class Record:
         n_coils = self.channels(receiver)
         if n_coils is None:
             return None if self.calibration_apart(separate) else self._largest("calibration", None)
-        self._check_places(key)
+        self._check_places(key, log)
         if len(self.backwards) > 1:
             raise UnsupportedScanError(
                 f"slice {key.slice} has reversed lines among others (EPI), whose ghost correction is not done here"
@@ -124,8 +124,8 @@ class Record:
             image.zeros = self.zeros
         return image
 
-    def _check_places(self, key: SliceKey) -> None:
-        """Lines of one slice lie at one place, or a few millimetres apart where the scanner follows the head."""
+    def _check_places(self, key: SliceKey, log: ScanLog) -> None:
+        """Lines of one slice lie at one place, or at several where the scanner follows the head, which is said."""
         places = distinct(list(self.places))
         if len(places) < 2:
             return
@@ -135,6 +135,10 @@ class Record:
                 f"lines of slice {key.slice} lie at {len(places)} positions: every slice needs a label (idx.slice) of "
                 "its own, convert the scan again with them"
             )
+        log.remark(
+            "lines of one slice lie at several positions: see whether the scanner followed the head, or slices share a "
+            "label (idx.slice)"
+        )
 
 
 def same_place(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
