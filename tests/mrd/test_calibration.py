@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from dpmrecon.data import LostSlice
 from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd.collect import NO_NOISE, slices
 from dpmrecon.mrd.completeness import central_block
@@ -10,7 +11,7 @@ from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import read_header
 from dpmrecon.mrd.scan_log import ScanLog
 
-from support.hand_made import BOTH, CAL, header, header_xml, line, only, point_scan, samples, write_scan
+from support.hand_made import BOTH, CAL, header, header_xml, line, noise_lines, only, point_scan, samples, write_scan
 
 
 def flagged(number, cal=range(12, 21), step=4):
@@ -152,3 +153,15 @@ def test_repetitions_that_bring_each_others_lines_are_calibrated_together_and_st
         assert item.calibration.shape == (3, 33, 26) and item.pooled
     together = "averages or repetitions with interleaved lines are calibrated by all of them together"
     assert log.remarks == [together, NO_NOISE]
+
+
+def test_repeated_calibration_lines_with_other_data_are_not_added_up():
+    image = noise_lines(np.random.default_rng(5), 0.01) + [line(n, samples(n, 1, 1)) for n in range(0, 33, 2)]
+    apart = [line(n, samples(n, 1, 1), (CAL,)) for n in range(8, 25)]
+    other = [line(n, samples(n, 5, 4), (CAL,)) for n in range(8, 25)]
+    head = header(acceleration=2, mode="separate")
+    assert only(slices(image + apart + apart, head)).calibration.shape == (3, 17, 26)
+    (found,) = slices(image + apart + other, head)
+    assert (
+        isinstance(found, LostSlice) and "its calibration lines of one label differ by more than noise" in found.reason
+    )

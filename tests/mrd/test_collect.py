@@ -137,6 +137,19 @@ def test_repeated_lines_with_other_data_are_not_added_up():
     assert isinstance(found, LostSlice) and "differ by more than noise (line 20)" in found.reason
 
 
+@pytest.mark.parametrize("coils", [None, (1, 2)])
+@pytest.mark.parametrize("measured", [True, False])
+def test_averages_of_much_noise_are_averages(coils, measured):
+    rng = np.random.default_rng(4)
+    lines = [
+        line(n, samples(n, 1, 1, cols=500) + noisy(rng, 500, 3 * MIXING), average=a) for a in (0, 1) for n in range(33)
+    ]
+    noise = noise_lines(rng, 3) if measured else []
+    head = header(x=500, fov_x=250, recon_x=500, recon_fov_x=250)
+    found = only(slices(noise + lines, head, combine_averages=True, receiving=Receiving(coils=coils)))
+    assert found.n_lines_got == 33 and len(found.kspace) == len(coils or range(3))
+
+
 def peaked(rng, n):
     """A line of something with a peak in the centre of k-space."""
     noise = 0.3 * (rng.standard_normal((3, 26)) + 1j * rng.standard_normal((3, 26)))
@@ -156,7 +169,9 @@ def test_lines_at_several_positions_are_several_slices():
     moved = point_scan(1, 1)  # the scanner follows the head: no line comes twice
     for acquisition in moved[20:]:
         acquisition.position[2] = 0.6
-    assert_point(only(slices(moved, header())).kspace, 1, 1)
+    log = ScanLog()
+    assert_point(only(slices(moved, header(), log=log)).kspace, 1, 1)
+    assert log.remarks[0].startswith("lines of one slice lie at several positions")
 
 
 def test_a_centre_that_the_lines_contradict_is_put_right():
@@ -198,6 +213,8 @@ def test_a_dead_channel_is_left_out():
     assert len(found.kspace) == 2 and found.noise_source == "noise scan"
     found = only(slices(point_scan(3, 4), header(), receiving=Receiving(coils=(0, 2))))
     assert len(found.kspace) == 2 and found.remarks == ()
+    (lost,) = slices(lines, header(), receiving=Receiving(coils=(1,)))
+    assert isinstance(lost, LostSlice) and lost.reason == "the coils that are asked for (1) are dead"
     with pytest.raises(BadInputError, match="coils .* are asked for and the scan has 3"):
         list(slices(point_scan(3, 4), header(), receiving=Receiving(coils=(0, 7))))
 
@@ -214,6 +231,14 @@ def test_what_is_announced_and_never_came_is_named():
     found = list(slices(point_scan(1, 1), head))
     assert [item.key.slice for item in found] == [0, 1, 2]
     assert all(item.reason == "it is announced and none of its lines came" for item in found[1:])
+
+
+def test_limits_that_mean_nothing_are_refused():
+    limits = "".join(
+        f"<{n}><minimum>0</minimum><maximum>65535</maximum><center>0</center></{n}>" for n in ("repetition", "set")
+    )
+    with pytest.raises(BadInputError, match="the header's limits announce 4294967296 slices"):
+        list(slices(point_scan(1, 1), header(extra_limits=limits)))
 
 
 def test_a_stream_gives_each_slice_as_soon_as_its_last_line_came():

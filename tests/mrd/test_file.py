@@ -43,6 +43,8 @@ def test_a_file_knows_its_averages(tmp_path, announced):
         first = next(items)
         assert next(stream).idx.slice == 1  # the slice left with its last average, not at the end
         assert first.key.slice == 0 and len(list(items)) == 1
+        said = any("the header's number of averages" in remark for remark in scan.log.remarks)
+        assert said == bool(announced)
     expected = torch.from_numpy((2 * samples(16, 2, 1)).astype(np.complex64))
     torch.testing.assert_close(first.kspace[:, 16], expected)
 
@@ -179,6 +181,10 @@ def test_files_that_are_no_scans(tmp_path):
     with ismrmrd.Dataset(str(tmp_path / "numbers.h5"), "dataset", create_if_needed=True) as dataset:
         dataset.write_xml_header(header_xml().encode())
         dataset._dataset["data"] = np.ones(4)
+    assert "of another format" in refused(tmp_path / "numbers.h5")
+    with h5py.File(tmp_path / "numbers.h5", "a") as file:
+        del file["dataset/data"]
+        file.create_dataset("dataset/data", data=np.ones((4, 8)), chunks=(1, 8))
     assert "of another format" in refused(tmp_path / "numbers.h5")
 
     with h5py.File(scan, "r+") as file:  # a line that lost half of its samples

@@ -15,7 +15,7 @@ import torch
 from ..data import LostSlice, Slice, SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from ..physics.noise import estimated_sigma
-from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, missing_keys
+from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, completeness, missing_keys
 from .flags import CALIBRATION, LAST_IN_SLICE, NOISE, PHASE_CORRECTION, REVERSED, SURFACE_COIL, names_of
 from .header import (
     Header,
@@ -63,6 +63,7 @@ def slices(
     Raises UnsupportedScanError and BadInputError, in one sentence, for scans that cannot be used at all.
     """
     check_supported(header)
+    check_announced(header, combine_averages=combine_averages)
     heads = {} if line_headers is None else line_headers
     collector = _Collector(header, heads, combine_averages, receiving, ScanLog() if log is None else log)
     for line in acquisitions:
@@ -287,8 +288,7 @@ class _Collector:
             raise LostError(gap)
         assert lines.layout is not None and lines.header is not None
         dwell = lines.header.sample_time_us
-        energy = self.noise.energy(lines.numbers, dwell)
-        check_repeats(lines, energy and energy * lines.layout.n_samples, self.combine_averages)
+        check_repeats(lines, self._noise_energy(lines), "averages" if self.combine_averages else "lines of one label")
         grid = self._readout_grid(lines.layout)
         data, columns = lines.mean(grid, self.cols)
         rows = torch.tensor(list(lines.sums)) + (self.rows // 2 - limits.center)
@@ -328,6 +328,8 @@ class _Collector:
         if dead and len(dead) < n_coils:
             remarks.append(f"channel {', '.join(map(str, dead))} of {n_coils} is dead and left out")
         kept = [place for place in (range(n_coils) if asked is None else asked) if place not in dead]
+        if asked is not None and not kept and len(dead) < n_coils:
+            raise LostError(f"the coils that are asked for ({', '.join(map(str, asked))}) are dead")
         return kept or list(range(n_coils))
 
     def _readout_grid(self, layout: Layout) -> int:
@@ -352,10 +354,16 @@ class _Collector:
         elif found is None:
             others = sorted({len(numbers) for numbers, _, _ in self.noise.lines})
             self.log.remark(
-                f"the noise measurement has {' and '.join(map(str, others))} channels and none for the image's "
+                f"the noise measurement has {' and '.join(map(str, others))} channels and lacks some of the image's "
                 f"{len(lines.numbers)}: the noise is estimated from k-space, without whitening"
             )
         return found or (None, 0.0)
+
+    def _noise_energy(self, lines: Lines) -> float | None:
+        """Expected |.|^2 of the noise of one line; None where it is not known."""
+        assert lines.layout is not None and lines.header is not None
+        energy = self.noise.energy(lines.numbers, lines.header.sample_time_us)
+        return None if energy is None else energy * lines.layout.n_samples
 
     def _check_noise(self, sigma_n: float, kspace: torch.Tensor, mask: torch.Tensor) -> None:
         """Once a scan: signal only adds to the noise of k-space, so that it is never quieter than the measurement."""
@@ -387,6 +395,7 @@ class _Collector:
                     f"{lines.layout.n_coils}"
                 )
             calibration = calibration.of_channels([calibration.numbers.index(number) for number in lines.numbers])
+            check_repeats(calibration, self._noise_energy(calibration), "calibration lines of one label")
             _check(calibration, "calibration ")
             assert calibration.layout is not None
             block = central_block(calibration.sums, limits.center)

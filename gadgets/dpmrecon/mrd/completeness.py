@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..data import SliceKey
+from ..errors import BadInputError
 from .header import Header, Limits
 
 # Fewer adjacent lines around the centre of k-space give no coil maps
@@ -17,6 +18,8 @@ REGULAR_SHARE = 0.7
 NEAR, STEEP = 6, 4.0
 # A neighbour of the k-space centre has at least this share of its energy
 ALONE = 0.05
+# Limits that announce more slices, repetitions and so on than this together are no limits
+MOST_SLICES = 100_000
 # Fewer lines outside the centre show no regular pattern
 FEWEST_PATTERN_LINES = 4
 
@@ -117,6 +120,16 @@ def announced_lines(lines: np.ndarray, limits: Limits, acceleration: int) -> tup
 def announced_slices(header: Header, *, combine_averages: bool) -> int:
     """Slices that the limits announce, each contrast, phase, set, repetition and average counted."""
     return math.prod(len(numbers) for numbers in _announced(header, combine_averages).values())
+
+
+def check_announced(header: Header, *, combine_averages: bool) -> None:
+    """Raises BadInputError for limits that announce more than any scan has, as those of 65535 that mean nothing."""
+    count = announced_slices(header, combine_averages=combine_averages)
+    if count > MOST_SLICES:
+        raise BadInputError(
+            f"the header's limits announce {count} slices, with contrasts, phases, sets, repetitions and averages: "
+            "correct encodingLimits (or --set its values)"
+        )
 
 
 def missing_keys(header: Header, came: Iterable[SliceKey], *, combine_averages: bool) -> list[SliceKey]:

@@ -93,11 +93,14 @@ def _noise_beside(file: h5py.File, chosen: h5py.Group, scan: Scan) -> Scan | Non
 
 
 def _measurements(file: h5py.File) -> dict[str, h5py.Group]:
-    """Groups that hold lines, by name."""
+    """Groups that hold lines, by name; other arrays may be called `data` too."""
     return {
         key: item
         for key, item in file.items()
-        if isinstance(item, h5py.Group) and isinstance(item.get("data"), h5py.Dataset) and item["data"].size
+        if isinstance(item, h5py.Group)
+        and isinstance(lines := item.get("data"), h5py.Dataset)
+        and lines.size
+        and "head" in (lines.dtype.names or ())
     }
 
 
@@ -113,7 +116,8 @@ def _group(file: h5py.File, path: Path, name: str | None, noise_alone: bool) -> 
     if not found:
         if isinstance(file.get("dataset"), h5py.Group):
             raise BadInputError(
-                f"{path}: the scan holds no acquisitions ('dataset/data' is empty or missing); raw k-space is needed"
+                f"{path}: the scan holds no acquisitions ('dataset/data' is empty, missing or of another format); raw "
+                "k-space is needed"
             )
         raise BadInputError(
             f"{path}: an ISMRMRD scan has a group 'dataset', this file holds: {', '.join(file) or 'nothing'}"
@@ -191,7 +195,8 @@ def _open_hdf5(path: Path) -> h5py.File:
 
 
 def _correct(header: Header, heads: np.ndarray, ignored: int, log: ScanLog) -> None:
-    """Headers are wrong about averages and partitions; the image lines of a file know them."""
+    """Headers are wrong about averages and partitions; the image lines of a file know them. What is put right is
+    said."""
     encoding = header.encoding[0]
     image = heads["flags"] & np.uint64(NOISE | ignored | CALIBRATION | PHASE_CORRECTION) == 0
     if not image.any():
@@ -203,7 +208,12 @@ def _correct(header: Header, heads: np.ndarray, ignored: int, log: ScanLog) -> N
         if limits is not None and limits.kspace_encoding_step_2 is not None:
             limits.kspace_encoding_step_2 = ismrmrd.xsd.limitType(minimum=0, maximum=0, center=0)
     if limits is not None:
-        limits.average = ismrmrd.xsd.limitType(minimum=0, maximum=int(heads["idx"]["average"][image].max()), center=0)
+        came = int(heads["idx"]["average"][image].max()) + 1
+        if limits.average is not None and limits.average.maximum + 1 != came:
+            log.remark(
+                f"the header's number of averages is {limits.average.maximum + 1} and {came} came: those are taken"
+            )
+        limits.average = ismrmrd.xsd.limitType(minimum=0, maximum=came - 1, center=0)
 
 
 def _grouped(heads: np.ndarray, ignored: int) -> list[np.ndarray]:

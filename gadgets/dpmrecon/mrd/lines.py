@@ -85,12 +85,13 @@ class Layout:
 
 @dataclass
 class Repeat:
-    """How far a line lies from the mean of `count` others of its number: |difference|^2, and its own |.|^2."""
+    """How far a line lies from the mean of `count` others of its number: |difference|^2, and its own |.|^2, both
+    (n_coils,)."""
 
     number: int
     count: int
-    difference: float
-    energy: float
+    difference: np.ndarray
+    energy: np.ndarray
 
 
 @dataclass
@@ -124,7 +125,7 @@ class Lines:
         elif number in self.sums:
             count = self.counts[number]
             difference = data - self.sums[number] / np.float32(count)
-            self.repeats.append(Repeat(number, count, _energy(difference), _energy(data)))
+            self.repeats.append(Repeat(number, count, _energy_by_channel(difference), _energy_by_channel(data)))
             self.sums[number] = self.sums[number] + data
             self.counts[number] += 1
         else:
@@ -149,7 +150,17 @@ class Lines:
     def without(self, numbers: set[int]) -> "Lines":
         """The same without some of the lines."""
         kept = [number for number in self.sums if number not in numbers]
-        return replace(self, sums={n: self.sums[n] for n in kept}, counts={n: self.counts[n] for n in kept})
+        return replace(
+            self,
+            sums={number: self.sums[number] for number in kept},
+            counts={number: self.counts[number] for number in kept},
+            repeats=[repeat for repeat in self.repeats if repeat.number not in numbers],
+        )
+
+    def quietest(self) -> float:
+        """The smallest |.|^2 of a line before its repeats were added to it."""
+        single = [_energy(data) for number, data in self.sums.items() if self.counts[number] == 1]
+        return min([*single, *(float(repeat.energy.sum()) for repeat in self.repeats)])
 
     def of_channels(self, places: list[int]) -> "Lines":
         """The same with some of the channels."""
@@ -161,6 +172,7 @@ class Lines:
             layout=replace(self.layout, n_coils=len(places)),
             sums={number: data[places] for number, data in self.sums.items()},
             numbers=tuple(self.numbers[place] for place in places),
+            repeats=[replace(r, difference=r.difference[places], energy=r.energy[places]) for r in self.repeats],
         )
 
     def mean(self, grid: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,3 +211,7 @@ class Lines:
 
 def _energy(data: np.ndarray) -> float:
     return float(np.vdot(data, data).real)
+
+
+def _energy_by_channel(data: np.ndarray) -> np.ndarray:
+    return np.square(np.abs(data)).sum(1)

@@ -70,9 +70,10 @@ def coils_of(text: str) -> tuple[int, ...]:
     found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None:
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
             raise BadInputError(f"coils are '{text}': give channel numbers from 0 on, as 0-5,7")
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+        found += range(first, last + 1)
     return tuple(sorted(set(found)))
 
 

@@ -99,7 +99,7 @@ class Record:
         n_coils = self.channels(receiver)
         if n_coils is None:
             return None if self.calibration_apart(separate) else self._largest("calibration", None)
-        self._check_places(key)
+        self._check_places(key, log)
         if len(self.backwards) > 1:
             raise UnsupportedScanError(
                 f"slice {key.slice} has reversed lines among others (EPI), whose ghost correction is not done here"
@@ -124,8 +124,8 @@ class Record:
             image.zeros = self.zeros
         return image
 
-    def _check_places(self, key: SliceKey) -> None:
-        """Lines of one slice lie at one place, or a few millimetres apart where the scanner follows the head."""
+    def _check_places(self, key: SliceKey, log: ScanLog) -> None:
+        """Lines of one slice lie at one place, or at several where the scanner follows the head, which is said."""
         places = distinct(list(self.places))
         if len(places) < 2:
             return
@@ -135,6 +135,10 @@ class Record:
                 f"lines of slice {key.slice} lie at {len(places)} positions: every slice needs a label (idx.slice) of "
                 "its own, convert the scan again with them"
             )
+        log.remark(
+            "lines of one slice lie at several positions: see whether the scanner followed the head, or slices share a "
+            "label (idx.slice)"
+        )
 
 
 def same_place(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
@@ -174,19 +178,19 @@ def placed(lines: Lines, limits: Limits, rows: int, remarks: list[str]) -> tuple
     return lines, inside
 
 
-def check_repeats(lines: Lines, noise: float | None, combine_averages: bool) -> None:
+def check_repeats(lines: Lines, noise: float | None, what: str) -> None:
     """Lines of one number are averages of one thing, to noise and a little drift: others are not added up.
 
-    noise: expected |.|^2 of the noise of one line; None takes that of the quietest line. Raises LostError.
+    noise: expected |.|^2 of the noise of one line; None takes that of the quietest line; what: the lines are. Raises
+    LostError.
     """
     if not lines.repeats:
         return
-    noise = min(lines.energies().values()) if noise is None else noise
+    noise = lines.quietest() if noise is None else noise
     for repeat in lines.repeats:
-        expected = NOISE_MARGIN * noise * (1 + 1 / repeat.count) + DRIFT * max(0.0, repeat.energy - noise)
-        if repeat.difference > expected:
-            what = "averages" if combine_averages else "lines of one label"
-            advice = "reconstruct them apart" if combine_averages else "label what is different about them"
+        difference, energy = float(repeat.difference.sum()), float(repeat.energy.sum())
+        if difference > NOISE_MARGIN * noise * (1 + 1 / repeat.count) + DRIFT * max(0.0, energy - noise):
+            advice = "reconstruct them apart" if what == "averages" else "label what is different about them"
             raise LostError(
                 f"its {what} differ by more than noise (line {repeat.number}): they are not added up, {advice}"
             )
