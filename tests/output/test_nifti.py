@@ -135,7 +135,7 @@ def test_without_nibabel_nothing_is_begun(simulated_scan, model, tmp_path, monke
     monkeypatch.setattr(images_file, "has_nibabel", lambda: False)
     assert replay(simulated_scan(**SCAN), tmp_path / "out", model, "--nifti") == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "dpmrecon: NIfTI needs nibabel, which is not installed: pip install dpmrecon[nifti]"
+        "dpmrecon: NIfTI needs nibabel, which is not installed: pip install nibabel"
     )
     assert not (tmp_path / "out").exists()
 

@@ -53,7 +53,7 @@ class Outputs:
                 "for the magnitude as well"
             )
         if self.nifti and not has_nibabel():
-            raise BadInputError("NIfTI needs nibabel, which is not installed: pip install dpmrecon[nifti]")
+            raise BadInputError("NIfTI needs nibabel, which is not installed: pip install nibabel")
 
     @property
     def files(self) -> int:

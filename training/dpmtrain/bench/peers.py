@@ -1,6 +1,6 @@
 """What others would reconstruct: deepinv's DPS and DiffPIR on our denoiser, and what a Gadgetron returned.
 
-deepinv (Tachella et al., 2025) is optional: `pip install dpmrecon[bench]`.
+deepinv (Tachella et al., 2025) is optional: `pip install deepinv`.
 """
 
 import warnings
@@ -22,7 +22,7 @@ def import_deepinv() -> tuple[Any, str | None]:
             warnings.simplefilter("ignore")  # of other people's packages
             import deepinv
     except (ImportError, RuntimeError, OSError) as error:
-        return None, f"deepinv cannot be imported ({str(error).splitlines()[0]}): pip install dpmrecon[bench]"
+        return None, f"deepinv cannot be imported ({str(error).splitlines()[0]}): pip install deepinv"
     return deepinv, None
 
 
