@@ -10,7 +10,7 @@ from dpmrecon.tools.simulation_settings import SimulationSettings
 
 with tempfile.TemporaryDirectory() as folder:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder, "scan.h5")
-    if not path.exists():
+    if len(sys.argv) == 1:
         simulate(path, SimulationSettings(matrix=(128, 128), n_slices=2))
     model = dpmrecon.load_model(device="cpu")
     with dpmrecon.open_scan(path) as scan:

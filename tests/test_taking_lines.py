@@ -247,3 +247,16 @@ def test_a_stream_has_no_groups(head, engine, config):
     header = fake_peer.text_message(fake_peer.HEADER, head.header().encode())
     answer = Here(engine).exchange(config(group="dataset_2"), header, fake_peer.close())
     assert answer.texts == [b"ERROR: group names a measurement of a file, and a stream is one: leave it out\0"]
+
+
+def test_what_data_an_image_is_of_is_in_the_report_and_makes_its_uid(simulated_scan, model, tmp_path):
+    scan = simulated_scan(n_coils=6)
+    uids = []
+    for number, taken in enumerate(({}, {"coils": "0-3"}, {})):
+        out = tmp_path / str(number)
+        asked = [word for name, value in taken.items() for word in (f"--{name}", value)]
+        assert replay(scan, out, model, *asked) == 0
+        assert report(out)["taken"] == taken
+        file = min((out / "dicom").rglob("*.dcm"))
+        uids.append(pydicom.dcmread(file).SOPInstanceUID)
+    assert uids[0] == uids[2] != uids[1]

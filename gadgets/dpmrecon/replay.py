@@ -62,7 +62,12 @@ def replay(
         reserve = seconds_to_finish(n_slices, truth=wanted.truth is not None, files=wanted.outputs.files)
         deadline = Deadline(sampling.deadline, n_slices, started or time.monotonic(), reserve)
     provenance = Provenance.of(
-        checkpoint, contrast, sampling, combine_averages=combine_averages, conjugated=receiving.conjugate
+        checkpoint,
+        contrast,
+        sampling,
+        combine_averages=combine_averages,
+        conjugated=receiving.conjugate,
+        taken=receiving.taken,
     )
     report, maps, writers = result_writers(wanted, scan, out, provenance, n_slices, combine_averages)
     line_headers: LineHeaders = {}

@@ -36,6 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
     except DpmreconError as error:
         print(f"dpmtrain: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("dpmtrain", "dpmrecon"):
+            raise
+        print(f"dpmtrain: {error.name} is not installed: pip install -e .[train]", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -161,6 +161,7 @@ class Session:
             sampling,
             combine_averages=options.combine_averages,
             conjugated=receiving.conjugate,
+            taken=receiving.taken,
         )
         n_slices = announced_slices(header, combine_averages=options.combine_averages)
         line_headers: LineHeaders = {}

@@ -1,8 +1,9 @@
 """How a scan's lines are to be taken: what the options say, and conventions of vendors with their evidence."""
 
 import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
@@ -22,17 +23,20 @@ from .scan import Scan
 # (gadgetron issue 1003). No real file with its DICOM was seen here.
 CONJUGATED = r"siemens"
 CONJUGATION = "k-space is conjugated, as the vendor's files need it (--conjugate off leaves it as it is)"
+TAKEN = ("noise", "coils", "ignore_flags", "group", "set")  # options that say which data an image is of
 
 
 @dataclass(frozen=True)
 class Receiving:
     """conjugate: k-space is conjugated; ignored: mask of flags whose lines are left out; coils: the channels that are
-    used, None for all; noise: noise measurement of elsewhere, in place of the scan's own."""
+    used, None for all; noise: noise measurement of elsewhere, in place of the scan's own; taken: the options that say
+    so, by name, where they are not the defaults."""
 
     conjugate: bool = False
     ignored: int = IGNORED
     coils: tuple[int, ...] | None = None
     noise: tuple[ismrmrd.Acquisition, ...] = ()
+    taken: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, options: Options, header: Header) -> "Receiving":
@@ -42,6 +46,7 @@ class Receiving:
             ignored=_ignored(options),
             coils=None if options.coils is None else coils_of(options.coils),
             noise=() if options.noise is None else noise_of(options.noise),
+            taken={name: str(getattr(options, name)) for name in TAKEN if getattr(options, name) is not None},
         )
 
 

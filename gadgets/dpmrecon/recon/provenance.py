@@ -1,7 +1,8 @@
 """What decides the images of a scan besides the scan itself: told in report, MRD meta, DICOM and audit log."""
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..prior.checkpoint import Checkpoint
@@ -15,7 +16,8 @@ DECIDING = ("package_version", "model_id", "contrast", "sampler", "settings", "s
 
 @dataclass(frozen=True)
 class Provenance:
-    """Version, model, and how it sampled. combine_averages: one image of all averages."""
+    """Version, model, and how it sampled. combine_averages: one image of all averages; taken: options that say which
+    data it was, by name, where they are not the defaults."""
 
     package_version: str
     model_id: str
@@ -30,6 +32,7 @@ class Provenance:
     deadline: float | None
     combine_averages: bool
     conjugated: bool = False  # k-space was, as the vendor's files need it
+    taken: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -40,6 +43,7 @@ class Provenance:
         *,
         combine_averages: bool = False,
         conjugated: bool = False,
+        taken: Mapping[str, str] | None = None,
     ) -> "Provenance":
         """Of a scan that is about to be sampled."""
         return cls(
@@ -56,10 +60,12 @@ class Provenance:
             deadline=sampling.deadline,
             combine_averages=combine_averages,
             conjugated=conjugated,
+            taken=dict(taken or {}),
         )
 
     def deciding(self) -> dict[str, Any]:
         """The part that decides the pixels, as JSON values."""
         values = dataclasses.asdict(self)
         found = {name: values[name] for name in DECIDING}
-        return {**found, "conjugated": True} if self.conjugated else found
+        found |= {"conjugated": True} if self.conjugated else {}
+        return {**found, "taken": dict(self.taken)} if self.taken else found

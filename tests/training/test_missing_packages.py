@@ -1,0 +1,16 @@
+"""A package that is not installed is named in one sentence."""
+
+import sys
+
+import pytest
+from dpmtrain import cli
+
+
+def test_a_missing_package_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "dpmtrain.evaluate.fault_injection", None)  # a fault of ours keeps its traceback
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["faults", "--scans", "1", "--out", str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "dpmtrain.evaluate.fault_injection")
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert cli.main(["faults", "--scans", "1", "--out", str(tmp_path)]) == 2
+    assert "tqdm is not installed: pip install -e .[train]" in capsys.readouterr().err
