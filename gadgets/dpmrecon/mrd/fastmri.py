@@ -45,7 +45,7 @@ class FastMriScan(Scan):
             raise BadInputError(f"{path}: {error}") from error.__cause__
         encoding = header.encoding[0]
         log = ScanLog()
-        log.remark("a fastMRI file holds no positions: its images have no place in the patient, and no DICOM")
+        log.remark("a fastMRI file holds no positions: its images have no place in the patient")
         if encoding.encodedSpace.matrixSize.y != n_lines:
             log.remark(
                 f"its k-space has {n_lines} lines, the header {encoding.encodedSpace.matrixSize.y}: the array is taken"

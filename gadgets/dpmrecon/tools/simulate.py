@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     def option(flag: str, name: str, text: str, **how) -> None:
         value = getattr(default, name)
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        shown = (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else value
         parser.add_argument(flag, dest=name, default=value, help=f"{text} (default: {shown})", **how)
 
     option("--contrast", "contrast", "contrast", choices=tuple(CONTRASTS))
