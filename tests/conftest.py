@@ -3,10 +3,15 @@
 What is only imported lies in support/. Each is made once per session.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# before torch is imported, and for the processes that tests start: threads that spin wait long on a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from dpmrecon.tools.simulate import simulate
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
