@@ -5,24 +5,23 @@ listed. The same scans without a fault come out without a remark.
 """
 
 import contextlib
-import csv
 import io
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
 from dpmrecon.cli import main
+from dpmrecon.mrd.flags import LAST_IN_SLICE
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.tools.simulate import SimulationSettings, simulate, truth_path
 
-from ..files import writing
-from .faults import FAULTS, LAST_IN_SLICE, ORDER, RawScan
-from .report import markdown
+from .faults import FAULTS, ORDER, RawScan
+from .report import markdown, write_tables
 from .residuals import nrmse
 
 SIZES = (64, 72, 77, 80, 91, 96, 112)
@@ -236,13 +235,4 @@ def write_faults(out: Path, rows: Sequence[Row]) -> None:
         for row in rows
         if row.verdict == "UNSEEN"
     ]
-    text = "\n\n".join(parts)
-    with writing(out / "table.csv"), (out / "table.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow([field.name for field in fields(Row)])
-        table.writerows(
-            [f"{value:.3g}" if isinstance(value, float) else value for value in astuple(row)] for row in rows
-        )
-    with writing(out / "table.md"):
-        (out / "table.md").write_text(text + "\n")
-    print(text)
+    write_tables(out, Row, rows, "\n\n".join(parts), digits=3)

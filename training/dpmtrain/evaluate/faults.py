@@ -7,14 +7,11 @@ from pathlib import Path
 import h5py
 import ismrmrd
 import numpy as np
+from dpmrecon.mrd.flags import CALIBRATION, CALIBRATION_AND_IMAGE, NOISE, flags
 from ismrmrd.hdf5 import acquisition_dtype
 
-NOISE = 1 << (ismrmrd.ACQ_IS_NOISE_MEASUREMENT - 1)
-CALIBRATION = 1 << (ismrmrd.ACQ_IS_PARALLEL_CALIBRATION - 1)
-CALIBRATION_AND_IMAGING = 1 << (ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING - 1)
 # which line begins or ends something
-ORDER = sum(1 << (flag - 1) for flag in range(ismrmrd.ACQ_FIRST_IN_ENCODE_STEP1, ismrmrd.ACQ_LAST_IN_REPETITION + 1))
-LAST_IN_SLICE = 1 << (ismrmrd.ACQ_LAST_IN_SLICE - 1)
+ORDER = flags(*range(ismrmrd.ACQ_FIRST_IN_ENCODE_STEP1, ismrmrd.ACQ_LAST_IN_REPETITION + 1))
 
 
 @dataclass
@@ -140,21 +137,21 @@ def wrong_limits(scan: RawScan, rng: np.random.Generator) -> str:
 
 
 def without_calibration(scan: RawScan, rng: np.random.Generator) -> str:
-    flags = scan.heads["flags"]
-    alone = np.flatnonzero(flags & np.uint64(CALIBRATION))
-    flags &= ~np.uint64(CALIBRATION_AND_IMAGING)
-    scan.keep(np.setdiff1d(np.arange(len(flags)), alone))
+    held = scan.heads["flags"]
+    alone = np.flatnonzero(held & np.uint64(CALIBRATION))
+    held &= ~np.uint64(CALIBRATION_AND_IMAGE)
+    scan.keep(np.setdiff1d(np.arange(len(held)), alone))
     return f"{len(alone)} calibration lines are lost"
 
 
 def thin_calibration(scan: RawScan, rng: np.random.Generator) -> str:
     limit = scan.header.encoding[0].encodingLimits.kspace_encoding_step_1
-    flags = scan.heads["flags"]
-    found = np.flatnonzero(flags & np.uint64(CALIBRATION | CALIBRATION_AND_IMAGING))
+    held = scan.heads["flags"]
+    found = np.flatnonzero(held & np.uint64(CALIBRATION | CALIBRATION_AND_IMAGE))
     if not len(found):  # embedded in a scan without undersampling
         found = scan.image[abs(scan.rows[scan.image].astype(int) - limit.center) < 12]
     gone = found[(scan.rows[found] + rng.integers(2)) % 2 == 0]
-    scan.keep(np.setdiff1d(np.arange(len(flags)), gone))
+    scan.keep(np.setdiff1d(np.arange(len(held)), gone))
     return f"every other calibration line is lost, {len(gone)} in all"
 
 

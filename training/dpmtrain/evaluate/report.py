@@ -2,7 +2,9 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -118,6 +120,19 @@ def markdown(lines: Sequence[Sequence[str]]) -> list[str]:
     rule = "|" + "---|" * len(lines[0])
     texts = ["| " + " | ".join(line) + " |" for line in lines]
     return [texts[0], rule, *texts[1:]]
+
+
+def write_tables(out: Path, kind: type, rows: Sequence[Any], text: str, *, digits: int) -> None:
+    """table.csv of all rows, dataclasses of one kind, and table.md with the text, which is printed too."""
+    with writing(out / "table.csv"), (out / "table.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([field.name for field in fields(kind)])
+        table.writerows(
+            [f"{value:.{digits}g}" if isinstance(value, float) else value for value in astuple(row)] for row in rows
+        )
+    with writing(out / "table.md"):
+        (out / "table.md").write_text(text + "\n")
+    print(text)
 
 
 def figure(rows: Sequence[Row], contrast: str) -> Figure:

@@ -4,9 +4,8 @@ The limits of dpmrecon.recon.gate are chosen from its table. Scans are simulated
 matrix, coils, R, calibration, noise, object and source of the noise level.
 """
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,7 @@ from dpmrecon.recon.types import Reconstruction
 from dpmrecon.tools.simulated_slice import simulated_kspace
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
-from ..files import writing
-from .report import markdown
+from .report import markdown, write_tables
 
 MATRICES = ((32, 32), (48, 64), (64, 64), (96, 80), (128, 128), (192, 160), (256, 256))
 NOISES = (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15)  # 0: the floor is the noise level
@@ -196,15 +194,7 @@ def write_residuals(out: Path, rows: Sequence[Row], model_id: str) -> None:
             if some:
                 lines.append(_summary(kind, good, some))
     text = "\n\n".join([f"# Data residuals, {model_id}", NOTES, "\n".join(markdown(lines))])
-    with writing(out / "table.csv"), (out / "table.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow([field.name for field in fields(Row)])
-        table.writerows(
-            [f"{value:.4g}" if isinstance(value, float) else value for value in astuple(row)] for row in rows
-        )
-    with writing(out / "table.md"):
-        (out / "table.md").write_text(text + "\n")
-    print(text)
+    write_tables(out, Row, rows, text, digits=4)
 
 
 def _summary(kind: str, good: bool, rows: Sequence[Row]) -> list[str]:
