@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from .data import LostSlice, Slice, SliceKey
+from .data import ESTIMATED, LostSlice, Slice, SliceKey
 from .device import device_of
 from .errors import BadInputError
 from .mrd.collect import slices
@@ -348,7 +348,7 @@ def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: float |
         mask=acquired.float(),
         calibration=block,
         sigma_n=noise_std or estimated_sigma(samples, acquired.float()),
-        noise_source="given" if noise_std else "k-space periphery",
+        noise_source="given" if noise_std else ESTIMATED,
         acceleration=float(pattern) if pattern > 1 else rows * cols / int(acquired.sum()),
         n_lines_got=len(lines),
         n_lines_needed=len(lines),

@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+# where a slice's noise level is from
+MEASURED = "noise scan"
+ESTIMATED = "k-space periphery"
+
 
 @dataclass(frozen=True, order=True)
 class SliceKey:
@@ -31,8 +35,8 @@ class Slice:
     kspace: (n_coils, rows, cols) complex64, whitened where a noise scan came, zero where not acquired;
     mask: (rows, cols) float32, 1 where acquired;
     calibration: (n_coils, rows_cal, cols) complex64, fully sampled lines with the k-space centre at rows_cal//2, or
-    None; sigma_n: standard deviation of the noise in one real channel of `kspace`; noise_source: "noise scan" or
-    "k-space periphery"; acceleration: as announced, or as the lines show it where nothing is announced;
+    None; sigma_n: standard deviation of the noise in one real channel of `kspace`; noise_source: MEASURED,
+    ESTIMATED or "given"; acceleration: as announced, or as the lines show it where nothing is announced;
     n_lines_got: different lines acquired; n_lines_needed: lines that limits and acceleration announce;
     seed_key: numbers that enter the seeds of its samples, and nothing else of the scan does; remarks: what was
     repaired or left out, or is doubtful, a sentence's end each; pooled: the calibration is made of lines of other

@@ -14,7 +14,7 @@ import ismrmrd
 import numpy as np
 import torch
 
-from ..data import LostSlice, Slice, SliceKey
+from ..data import ESTIMATED, LostSlice, Slice, SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from ..mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, completeness
 from ..mrd.flags import CALIBRATION, CALIBRATION_AND_IMAGE, GHOST_CORRECTION, NOISE
@@ -161,7 +161,7 @@ def _slice(
         calibration=found,
         # noise adjustment leaves a level that depends on the receiver's bandwidth: it is measured, not assumed
         sigma_n=estimated_sigma(kspace, mask),
-        noise_source="k-space periphery",
+        noise_source=ESTIMATED,
         acceleration=float(factor),
         n_lines_got=int(acquired.sum()),
         n_lines_needed=needed,

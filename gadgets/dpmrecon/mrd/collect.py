@@ -12,7 +12,7 @@ import ismrmrd
 import numpy as np
 import torch
 
-from ..data import LostSlice, Slice, SliceKey
+from ..data import ESTIMATED, MEASURED, LostSlice, Slice, SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from ..physics.noise import estimated_sigma
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, completeness, missing_keys
@@ -309,7 +309,7 @@ class _Collector:
             mask=mask,
             calibration=self._calibration_block(lines, limits, kspace, calibration, grid, whitener),
             sigma_n=sigma_n,
-            noise_source="k-space periphery" if whitener is None else "noise scan",
+            noise_source=ESTIMATED if whitener is None else MEASURED,
             acceleration=float(factor),
             n_lines_got=len(lines.sums),
             n_lines_needed=needed,

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from ..data import MEASURED
 from .types import MappedSlice, Reconstruction
 
 # Chosen from training/reports/residuals, which `dpmtrain residuals` measured on simulated scans. A residual is compared
@@ -24,7 +25,6 @@ ROW, CHANNEL = 1.8, 1.25
 EDGE = 3
 # and a channel is quieter than its noise measurement where the image misses it by less than this
 QUIET = 0.7
-MEASURED = "noise scan"  # what a slice says whose noise level is a measurement's
 TOLD = 4  # rows that a remark names
 
 CHECK = (

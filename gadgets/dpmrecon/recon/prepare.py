@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ..data import LostSlice, Slice
+from ..data import ESTIMATED, LostSlice, Slice
 from ..device import synchronize
 from ..errors import BadInputError
 from ..mrd.completeness import FEWEST_CALIBRATION_LINES
@@ -23,7 +23,6 @@ from .types import MappedSlice
 
 # Two lines of one row differ by noise alone where the variance of their difference is at most this many times expected
 AGREEMENT = 1.5
-ESTIMATED = "k-space periphery"  # what such a slice says its noise level comes from
 FOLDS = (
     "two sets of coil maps are used: the head folds into its field of view along the lines, or calibration lines "
     "contradict each other"
