@@ -58,6 +58,17 @@ class Slice:
 
 
 @dataclass
+class Volume(Slice):
+    """One complete volume of a 3D scan: a Slice whose arrays have partitions (kspace_encode_step_2) before the rows.
+
+    kspace: (n_coils, partitions, rows, cols) complex64; mask: (partitions, rows, cols) float32, the same columns in
+    every acquired line; calibration: (n_coils, partitions_cal, rows_cal, cols) complex64, a fully sampled block with
+    the k-space centre at partitions_cal//2 and rows_cal//2, or None; acceleration: of both directions together;
+    key.slice: the slab.
+    """
+
+
+@dataclass
 class LostSlice:
     """A slice that cannot be reconstructed, with the reason as part of a sentence about it."""
 
