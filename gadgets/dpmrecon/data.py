@@ -64,8 +64,10 @@ class Volume(Slice):
     kspace: (n_coils, partitions, rows, cols) complex64; mask: (partitions, rows, cols) float32, the same columns in
     every acquired line; calibration: (n_coils, partitions_cal, rows_cal, cols) complex64, a fully sampled block with
     the k-space centre at partitions_cal//2 and rows_cal//2, or None; acceleration: of both directions together;
-    key.slice: the slab.
+    key.slice: the slab; voxel_mm: along partitions, rows and columns.
     """
+
+    voxel_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 @dataclass
