@@ -1,7 +1,7 @@
 """What a slice is, with no host in it: k-space, where it was acquired, and how noisy it is."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +55,9 @@ class Slice:
     seed_key: tuple[int, ...]
     remarks: tuple[str, ...] = ()
     pooled: bool = False
+
+
+AnySlice = TypeVar("AnySlice", bound=Slice)
 
 
 @dataclass

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 
@@ -27,6 +28,8 @@ class ForwardModel:
 
     coil_maps: torch.Tensor
     mask: torch.Tensor
+
+    cg_steps: ClassVar[int] = 30  # of CG-SENSE
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(..., rows, cols) -> (..., n_coils, rows, cols)."""

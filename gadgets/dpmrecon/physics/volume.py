@@ -8,6 +8,7 @@ and image along the readout (`hybrid`), and solved some positions at a time. An 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 
@@ -33,6 +34,8 @@ class VolumeModel(ForwardModel):
     of |s|^2 is 1 on the head and 0 outside it. mask: (partitions, rows, cols) float32, 1 where k-space was acquired,
     the same columns in every line.
     """
+
+    cg_steps: ClassVar[int] = 12  # twice, the second time from the first image on
 
     @cached_property
     def lines(self) -> torch.Tensor:
@@ -157,7 +160,7 @@ class VolumeModel(ForwardModel):
         """Hybrid lines (cols, partitions, rows) as the part of the readout that was acquired alone makes them."""
         if self.columns is None:
             return lines
-        # the image along cols has its origin in the middle: that is a phase of the k-space, which the mask commutes with
+        # the image along cols has its origin in the middle: a phase of the k-space, which commutes with the mask
         return torch.fft.ifft(torch.fft.fft(lines, dim=0) * self.columns, dim=0)
 
     def _positions(self) -> Iterator[slice]:
