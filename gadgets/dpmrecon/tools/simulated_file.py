@@ -10,10 +10,12 @@ from .phantom import CONTRASTS
 from .simulation_settings import SimulationSettings
 
 _NOISE_LINES = 64
+_RECORDS = 4096  # lines that are written at once
 
 
-def write(path: Path, settings: SimulationSettings, kspace: np.ndarray, mixing: np.ndarray) -> None:
-    """Write k-space (b-values, slices, n_coils, rows, samples), with noise, as group "dataset". Raises OSError.
+def write(path: Path, settings: SimulationSettings, kspace: list[np.ndarray], mixing: np.ndarray) -> None:
+    """Write k-space, of each b-value (slices, n_coils, partitions, rows, samples), with noise, as group "dataset"; 2D
+    scans have one partition. Raises OSError.
 
     mixing: (n_coils, n_coils), noise that is white and of unit level to that of the channels.
     """
@@ -34,8 +36,9 @@ def write(path: Path, settings: SimulationSettings, kspace: np.ndarray, mixing: 
             data[count:] = np.concatenate(records)
 
 
-def _records(settings: SimulationSettings, kspace: np.ndarray, mixing: np.ndarray) -> Iterator[list[np.ndarray]]:
-    """The file's records in the order of acquisition: the noise measurement, then one average of one slice at once."""
+def _records(settings: SimulationSettings, kspace: list[np.ndarray], mixing: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """The file's records in the order of acquisition: the noise measurement, then each average of each
+    slice."""
     import ismrmrd
 
     rng = np.random.default_rng([settings.seed, 24])
@@ -53,11 +56,15 @@ def _records(settings: SimulationSettings, kspace: np.ndarray, mixing: np.ndarra
         range(settings.repetitions), range(len(kspace)), settings.slice_order(), range(settings.averages)
     )
     for repetition, contrast, index, average in places:
-        records = []
-        for row, flags in _lines(settings, index, average, repetition, contrast):
-            line = noise(settings.samples - skipped) + kspace[contrast, index, :, row, skipped:]
+        records: list[np.ndarray] = []
+        for (partition, row), flags in _lines(settings, index, average, repetition, contrast):
+            if len(records) == _RECORDS:
+                yield records
+                records = []
+            line = noise(settings.samples - skipped) + kspace[contrast][index, :, partition, row, skipped:]
             counters = {
                 "kspace_encode_step_1": row - settings.skipped_rows,
+                "kspace_encode_step_2": partition - settings.skipped_partitions,
                 "slice": index,
                 "average": average,
                 "repetition": repetition,
@@ -99,26 +106,27 @@ def _record(
 
 def _lines(
     settings: SimulationSettings, index: int, average: int, repetition: int, contrast: int
-) -> list[tuple[int, list[int]]]:
-    """(row, flags) of one average of one slice at one b-value, in the order of acquisition."""
+) -> list[tuple[tuple[int, int], list[int]]]:
+    """((partition, row), flags) of one average of one slice or slab at one b-value, in the order of acquisition."""
     import ismrmrd
 
-    calibration = settings.calibration_rows()
-    grid = settings.grid_rows()
-    first: list[tuple[int, list[int]]] = []
+    block = settings.calibration_places()
+    grid = settings.grid_places()
+    first: list[tuple[tuple[int, int], list[int]]] = []
     if settings.calibration == "separate" and average == contrast == 0:
-        first = [(row, [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION]) for row in calibration]
-    lines: list[tuple[int, list[int]]] = [(row, []) for row in grid]
-    if settings.calibration == "embedded" and settings.acceleration > 1:
+        first = [(place, [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION]) for place in block]
+    lines: list[tuple[tuple[int, int], list[int]]] = [(place, []) for place in grid]
+    if settings.calibration == "embedded" and settings.acceleration * settings.partition_acceleration > 1:
         lines = []
-        for row in sorted({*grid, *calibration}):
-            if row not in calibration:
+        in_block, in_grid = set(block), set(grid)
+        for place in sorted(in_grid | in_block):
+            if place not in in_block:
                 flags = []
-            elif row in grid:
+            elif place in in_grid:
                 flags = [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING]
             else:
                 flags = [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION]
-            lines.append((row, flags))
+            lines.append((place, flags))
     order = settings.slice_order()
     if settings.averages > 1:
         lines[0][1].append(ismrmrd.ACQ_FIRST_IN_AVERAGE)
@@ -175,10 +183,11 @@ def _encoding(settings: SimulationSettings):
     """Matrices, fields of view, R and calibration, of the header."""
     from ismrmrd import xsd
 
-    def space(cols: int, width: float) -> xsd.encodingSpaceType:
+    def space(cols: int, width: float, partitions: int) -> xsd.encodingSpaceType:
+        depth = partitions * settings.slice_thickness_mm
         return xsd.encodingSpaceType(
-            matrixSize=xsd.matrixSizeType(x=cols, y=settings.rows, z=1),
-            fieldOfView_mm=xsd.fieldOfViewMm(x=width, y=settings.fov_mm[0], z=settings.slice_thickness_mm),
+            matrixSize=xsd.matrixSizeType(x=cols, y=settings.rows, z=partitions),
+            fieldOfView_mm=xsd.fieldOfViewMm(x=width, y=settings.fov_mm[0], z=depth),
         )
 
     modes = {
@@ -188,13 +197,14 @@ def _encoding(settings: SimulationSettings):
     }
     parallel = xsd.parallelImagingType(
         accelerationFactor=xsd.accelerationFactorType(
-            kspace_encoding_step_1=settings.acceleration, kspace_encoding_step_2=1
+            kspace_encoding_step_1=settings.acceleration,
+            kspace_encoding_step_2=settings.partition_acceleration,
         ),
         calibrationMode=modes[settings.calibration],
     )
     return xsd.encodingType(
-        encodedSpace=space(settings.samples, settings.fov_mm[1] * settings.oversampling),
-        reconSpace=space(settings.cols, settings.fov_mm[1]),
+        encodedSpace=space(settings.samples, settings.fov_mm[1] * settings.oversampling, settings.encoded_partitions),
+        reconSpace=space(settings.cols, settings.fov_mm[1], settings.partitions),
         encodingLimits=_limits(settings),
         trajectory=xsd.trajectoryType.CARTESIAN,
         parallelImaging=parallel,
@@ -208,11 +218,13 @@ def _limits(settings: SimulationSettings):
     def limit(count: int, center: int = 0) -> xsd.limitType:
         return xsd.limitType(minimum=0, maximum=count - 1, center=center)
 
-    samples, rows = settings.skipped_samples, settings.skipped_rows
+    samples, rows, partitions = settings.skipped_samples, settings.skipped_rows, settings.skipped_partitions
     return xsd.encodingLimitsType(
         kspace_encoding_step_0=limit(settings.samples - samples, settings.samples // 2 - samples),
         kspace_encoding_step_1=limit(settings.rows - rows, settings.rows // 2 - rows),
-        kspace_encoding_step_2=limit(1),
+        kspace_encoding_step_2=limit(
+            settings.encoded_partitions - partitions, settings.encoded_partitions // 2 - partitions
+        ),
         average=limit(settings.averages),
         slice=limit(settings.n_slices),
         contrast=limit(max(len(settings.b_values), 1)),
