@@ -23,10 +23,11 @@ def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
     """Write the scan to `path` (ISMRMRD HDF5, group "dataset") and its truth to PATH_truth.npy beside it.
 
     The truth is float32 (n_slices, rows, cols) in the order of the slice index, of a 3D scan (partitions, rows, cols)
-    without those that slice oversampling adds: magnitude of the noise-free,
-    fully sampled, pre-whitened coil images, combined by the true coil maps with sum |s|^2 = 1; that of the first of
-    several b-values. With `wrap` there are several maps at a pixel, made orthonormal: the root of the sum of squares
-    of the images that they combine.
+    without those that slice oversampling adds: magnitude of the noise-free, fully sampled, pre-whitened coil images,
+    combined by the true coil maps with sum |s|^2 = 1; that of the first of several b-values or echoes. With `wrap`
+    there are several maps at a pixel, made orthonormal: the root of the sum of squares of the images they combine.
+    Of a swi scan the same with its phase is written too, PATH_truth_complex.npy, complex64 with the echoes before the
+    other axes.
     Raises BadInputError where the file cannot be written.
     """
     path = Path(path)
@@ -36,9 +37,8 @@ def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
         raise BadInputError(f"{path} is a folder; name the file to write")
     phantom = the_object(settings)
     mixing = noise_mixing(settings)
-    b_values = settings.b_values or (settings.b_value,)
-    scans = [_scanned(phantom, settings, b_value, mixing) for b_value in b_values]
-    truth = scans[0][1]
+    scans = [_scanned(phantom, settings, weighting, mixing) for weighting in settings.weightings]
+    truth = np.abs(scans[0][1])
     # sigma is what whitened noise has per real channel in units of the truth
     level = settings.noise * float(np.percentile(truth, 99))
     partial = path.with_name(path.name + ".part")
@@ -47,30 +47,33 @@ def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
         write(partial, settings, [kspace for kspace, _ in scans], level * mixing)
         os.replace(partial, path)
         np.save(truth_path(path), truth)
+        if settings.contrast == "swi":
+            np.save(truth_path(path, "truth_complex"), np.stack([truth for _, truth in scans]))
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise BadInputError(f"{path} cannot be written ({error}); name a file in a folder with free space") from error
 
 
 def _scanned(
-    phantom: Phantom | Letters, settings: SimulationSettings, b_value: float, mixing: np.ndarray
+    phantom: Phantom | Letters, settings: SimulationSettings, weighting: float, mixing: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Noise-free k-space (slices, n_coils, partitions, rows, samples) complex64 and the truth (slices or partitions,
-    rows, cols) float32."""
+    rows, cols) complex64, real with `wrap`."""
     if isinstance(settings, VolumeSettings):
-        lines, volume = volume_and_truth(phantom, settings, b_value, mixing)
-        return lines[None], np.abs(volume)
+        lines, truth = volume_and_truth(phantom, settings, weighting, mixing)
+        return lines[None], truth
     kspace = np.empty((settings.n_slices, settings.n_coils, 1, settings.rows, settings.samples), np.complex64)
-    truth = np.empty((settings.n_slices, settings.rows, settings.cols), np.float32)
+    truths = []
     for index in range(settings.n_slices):
-        kspace[index, :, 0], truth[index] = slice_and_truth(phantom, settings, index, b_value, mixing)
-    return kspace, truth
+        kspace[index, :, 0], truth = slice_and_truth(phantom, settings, index, weighting, mixing)
+        truths.append(truth)
+    return kspace, np.stack(truths)
 
 
-def truth_path(path: str | os.PathLike) -> Path:
-    """OUT_truth.npy of OUT.h5."""
+def truth_path(path: str | os.PathLike, kind: str = "truth") -> Path:
+    """OUT_truth.npy of OUT.h5; kind: "truth_complex" for the other."""
     path = Path(path)
-    return path.with_name(path.stem + "_truth.npy")
+    return path.with_name(f"{path.stem}_{kind}.npy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +126,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--repetitions", "repetitions", "repetitions", type=int, metavar="N")
     option("--b-value", "b_value", "diffusion weighting in s/mm^2, for dwi", type=float, metavar="B")
     option("--b-values", "b_values", "several of them", nargs="+", type=float, metavar="B")
+    option("--echoes", "echoes", "echoes, for swi", type=int, metavar="N")
+    option("--echo-times", "echo_times_ms", "their times in ms", nargs="+", type=float, metavar="MS")
     option("--patient-position", "patient_position", "what the header says", metavar="HFS")
     option("--wrap", "wrap", "what lies beyond the field of view along the lines folds", action="store_true")
     option("--swap-phase", "swap_phase", "lines and readout change directions", action="store_true")

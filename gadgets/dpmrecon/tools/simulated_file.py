@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from .phantom import CONTRASTS
-from .simulation_settings import SimulationSettings
+from .simulation_settings import SimulationSettings, VolumeSettings
 
+_Line = tuple[tuple[int, int], list[int]]  # (partition, row), flags
 _NOISE_LINES = 64
 _RECORDS = 4096  # lines that are written at once
 
 
 def write(path: Path, settings: SimulationSettings, kspace: list[np.ndarray], mixing: np.ndarray) -> None:
-    """Write k-space, of each b-value (slices, n_coils, partitions, rows, samples), with noise, as group "dataset"; 2D
-    scans have one partition. Raises OSError.
+    """Write k-space with noise as group "dataset". Raises OSError.
+
+    kspace: of each b-value or echo (slices, n_coils, partitions, rows, samples); 2D scans have one partition.
 
     mixing: (n_coils, n_coils), noise that is white and of unit level to that of the channels.
     """
@@ -53,11 +55,12 @@ def _records(settings: SimulationSettings, kspace: list[np.ndarray], mixing: np.
         yield [_record(settings, noise(settings.samples), next(number), {}, flags) for _ in range(_NOISE_LINES)]
     skipped = settings.skipped_samples
     places = itertools.product(
-        range(settings.repetitions), range(len(kspace)), settings.slice_order(), range(settings.averages)
+        range(settings.repetitions), _passes(settings), settings.slice_order(), range(settings.averages)
     )
-    for repetition, contrast, index, average in places:
+    for repetition, contrasts, index, average in places:
         records: list[np.ndarray] = []
-        for (partition, row), flags in _lines(settings, index, average, repetition, contrast):
+        lists = [_lines(settings, index, average, repetition, contrast) for contrast in contrasts]
+        for contrast, ((partition, row), flags) in _in_turn(contrasts, lists):
             if len(records) == _RECORDS:
                 yield records
                 records = []
@@ -72,6 +75,20 @@ def _records(settings: SimulationSettings, kspace: list[np.ndarray], mixing: np.
             }
             records.append(_record(settings, line, next(number), counters, flags))
         yield records
+
+
+def _passes(settings: SimulationSettings) -> list[list[int]]:
+    """Values of the counter `contrast` that are acquired together: all echoes of a line, but one b-value at a time."""
+    numbers = list(range(len(settings.weightings)))
+    return [numbers] if settings.contrast == "swi" else [[number] for number in numbers]
+
+
+def _in_turn(contrasts: list[int], lists: list[list[_Line]]) -> Iterator[tuple[int, _Line]]:
+    """(contrast, line): the echoes of a line after each other; those that the first alone has come before all."""
+    extra = len(lists[0]) - len(lists[-1])
+    yield from ((contrasts[0], line) for line in lists[0][:extra])
+    for group in zip(lists[0][extra:], *lists[1:]):
+        yield from zip(contrasts, group)
 
 
 def _record(
@@ -104,18 +121,16 @@ def _record(
     return record
 
 
-def _lines(
-    settings: SimulationSettings, index: int, average: int, repetition: int, contrast: int
-) -> list[tuple[tuple[int, int], list[int]]]:
-    """((partition, row), flags) of one average of one slice or slab at one b-value, in the order of acquisition."""
+def _lines(settings: SimulationSettings, index: int, average: int, repetition: int, contrast: int) -> list[_Line]:
+    """One average of one slice or slab at one b-value or echo, in the order of acquisition."""
     import ismrmrd
 
     block = settings.calibration_places()
     grid = settings.grid_places()
-    first: list[tuple[tuple[int, int], list[int]]] = []
+    first: list[_Line] = []
     if settings.calibration == "separate" and average == contrast == 0:
         first = [(place, [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION]) for place in block]
-    lines: list[tuple[tuple[int, int], list[int]]] = [(place, []) for place in grid]
+    lines: list[_Line] = [(place, []) for place in grid]
     if settings.calibration == "embedded" and settings.acceleration * settings.partition_acceleration > 1:
         lines = []
         in_block, in_grid = set(block), set(grid)
@@ -136,7 +151,7 @@ def _lines(
     lines[-1][1].append(ismrmrd.ACQ_LAST_IN_SLICE)
     if average == contrast == 0 and index == order[0]:
         lines[0][1].append(ismrmrd.ACQ_FIRST_IN_REPETITION)
-    last_contrast = max(len(settings.b_values), 1) - 1
+    last_contrast = len(settings.weightings) - 1
     if average == settings.averages - 1 and contrast == last_contrast and index == order[-1]:
         lines[-1][1].append(ismrmrd.ACQ_LAST_IN_REPETITION)
         if repetition == settings.repetitions - 1:
@@ -149,7 +164,7 @@ def _header(settings: SimulationSettings):
     from ismrmrd import xsd
     from xsdata.models.datatype import XmlDate, XmlTime
 
-    protocol = CONTRASTS[settings.contrast].protocol
+    protocol = CONTRASTS[settings.contrast].protocol + ("_3D" if isinstance(settings, VolumeSettings) else "")
     return xsd.ismrmrdHeader(
         subjectInformation=xsd.subjectInformationType(
             patientName=f"SIMULATED^{settings.phantom.upper()}",
@@ -227,7 +242,7 @@ def _limits(settings: SimulationSettings):
         ),
         average=limit(settings.averages),
         slice=limit(settings.n_slices),
-        contrast=limit(max(len(settings.b_values), 1)),
+        contrast=limit(len(settings.weightings)),
         phase=limit(1),
         repetition=limit(settings.repetitions),
         set=limit(1),
@@ -246,7 +261,7 @@ def _sequence_parameters(settings: SimulationSettings):
     ]
     return xsd.sequenceParametersType(
         TR=[sequence.tr],
-        TE=[sequence.te],
+        TE=list(settings.weightings) if settings.contrast == "swi" else [sequence.te],
         TI=[] if sequence.ti is None else [sequence.ti],
         flipAngle_deg=[sequence.flip_angle],
         diffusionDimension=xsd.diffusionDimensionType.CONTRAST if weightings else None,

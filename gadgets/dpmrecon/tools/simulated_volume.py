@@ -11,22 +11,21 @@ import dataclasses
 import numpy as np
 
 from .phantom import Letters, Phantom
-from .simulated_slice import coil_maps, noise_mixing, object_phase, slice_points, the_object
+from .simulated_slice import coil_maps, noise_mixing, object_image, object_phase, slice_points, the_object
 from .simulation_settings import VolumeSettings
 
 _FINER = 2
 _PLANES = 16  # of the fine grid at once
 
 
-def simulated_volume(settings: VolumeSettings) -> tuple[np.ndarray, np.ndarray]:
+def simulated_volume(settings: VolumeSettings, complex_truth: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """A volume as arrays: k-space (n_coils, encoded partitions, rows, cols) complex64, whitened, without oversampling
-    of the readout and zero where it was not acquired, and its truth (partitions, rows, cols) complex64.
-
-    The magnitude of the truth is what `simulate.simulate` writes, its phase the object's.
+    of the readout and zero where it was not acquired, and its truth (partitions, rows, cols), see `simulate.simulate`:
+    float32, or complex64 with the object's phase. Of several echoes or b-values the first.
     """
     settings = dataclasses.replace(settings, oversampling=1)
     mixing = noise_mixing(settings)
-    kspace, truth = volume_and_truth(the_object(settings), settings, settings.b_value, mixing)
+    kspace, truth = volume_and_truth(the_object(settings), settings, settings.weightings[0], mixing)
     whitening = np.linalg.inv(mixing).astype(np.complex64)
     for partition in range(kspace.shape[1]):
         kspace[:, partition] = np.tensordot(whitening, kspace[:, partition], 1)
@@ -40,14 +39,14 @@ def simulated_volume(settings: VolumeSettings) -> tuple[np.ndarray, np.ndarray]:
         noise = rng.standard_normal((*coil.shape, 2), np.float32).view(np.complex64)[..., 0]
         coil += level * noise
         coil *= acquired
-    return kspace, truth
+    return kspace, truth if complex_truth else np.abs(truth)
 
 
 def volume_and_truth(
-    phantom: Phantom | Letters, settings: VolumeSettings, b_value: float, mixing: np.ndarray
+    phantom: Phantom | Letters, settings: VolumeSettings, weighting: float, mixing: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Noise-free k-space (n_coils, encoded partitions, rows, samples) complex64 and the complex truth (partitions,
-    rows, cols), noise of unit level being whitened."""
+    rows, cols), noise of unit level being whitened; weighting: one of `settings.weightings`."""
     import torch
 
     from ..physics.fourier import crop_or_pad, to_kspace
@@ -58,7 +57,7 @@ def volume_and_truth(
     for start in range(0, fine, _PLANES):
         planes = range(start, min(start + _PLANES, fine))
         points = np.stack([_plane(settings, plane, _FINER) for plane in planes])
-        signal = phantom.magnitude(points, settings.contrast, b_value)
+        signal = object_image(phantom, settings, points, weighting, _FINER, settings.slice_thickness_mm / _FINER)
         inside = np.nonzero(signal)
         points = points[inside]
         signal = signal[inside] * object_phase(points, settings.subject)

@@ -48,6 +48,8 @@ class SimulationSettings:
     repetitions: int = 1
     b_value: float = 1000.0  # s/mm^2, for dwi alone
     b_values: tuple[float, ...] = ()  # several, for dwi alone, in place of b_value; the counter `contrast` tells them
+    echoes: int = 1  # for swi alone; the counter `contrast` tells them
+    echo_times_ms: tuple[float, ...] = ()  # of each; as a rule proportional to their number, 20 ms in the mean
     patient_position: str = "HFS"  # only what the header says: all coordinates are the patient's
     wrap: bool = False  # what lies beyond the field of view along the lines is folded into it
     swap_phase: bool = False  # lines run where readout samples ran: the two directions change places
@@ -72,7 +74,7 @@ class SimulationSettings:
             if value not in choices:
                 raise BadInputError(f"{name} is {value!r}; use one of {', '.join(map(str, choices))}")
         whole = {"rows": self.matrix[0], "cols": self.matrix[1]}
-        for name in ("n_slices", "acceleration", "n_coils", "averages", "repetitions"):
+        for name in ("n_slices", "acceleration", "n_coils", "averages", "repetitions", "echoes"):
             whole[name] = getattr(self, name)
         for name, count in whole.items():
             least = 16 if name in ("rows", "cols") else 1
@@ -88,6 +90,16 @@ class SimulationSettings:
             raise BadInputError(
                 f"b_values are {self.b_values} for {self.contrast}; give values of 0 or more, and contrast dwi"
             )
+        if self.contrast != "swi" and (self.echoes > 1 or self.echo_times_ms):
+            raise BadInputError(f"several echoes or their times are given for {self.contrast}; give contrast swi")
+        if self.echo_times_ms and (
+            len(self.echo_times_ms) != self.echoes or not all(0 < time < np.inf for time in self.echo_times_ms)
+        ):
+            raise BadInputError(
+                f"echo times are {self.echo_times_ms} ms for {self.echoes} echoes; give one above 0 for each echo"
+            )
+        if self.contrast == "swi" and self.wrap:
+            raise BadInputError("swi is simulated without wrap: the phase of what folds is not defined")
         for name in ("partial_fourier", "asymmetric_echo"):
             if not 0.5 < getattr(self, name) <= 1:
                 raise BadInputError(f"{name} is {getattr(self, name)}; it must be above 0.5 and at most 1")
@@ -106,6 +118,15 @@ class SimulationSettings:
     @property
     def cols(self) -> int:
         return self.matrix[1]
+
+    @property
+    def weightings(self) -> tuple[float, ...]:
+        """What tells the images of one place apart, in the order of the counter `contrast`: b-values in s/mm^2 of dwi,
+        echo times in ms of swi; one number without a meaning for others."""
+        if self.contrast == "swi":
+            mean = CONTRASTS["swi"].te
+            return self.echo_times_ms or tuple(2 * mean * (n + 1) / (self.echoes + 1) for n in range(self.echoes))
+        return self.b_values or (self.b_value,)
 
     @property
     def pixel_mm(self) -> tuple[float, float]:
