@@ -102,7 +102,9 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
 
     weighting = None if args.b_values is None else weighting_from_text(args.b_values)
     outputs = Outputs(options.outputs, args.conventional, args.anonymize, args.nifti)
-    wanted = Wanted(outputs, DicomOptions(args.anonymize, args.image_type), weighting, args.truth, args.mask)
+    wanted = Wanted(
+        outputs, DicomOptions(args.anonymize, args.image_type, options.reformat), weighting, args.truth, args.mask
+    )
     checkpoint, device = load(options)
     contrast = contrast_of(options, checkpoint, scan.header)
     sampling = sampling_of(options, checkpoint, device, contrast, acceleration(scan.header))

@@ -1,16 +1,21 @@
 """Volumes made by hand: a header of a 3D scan, a line of it, and what a sampler would leave of it."""
 
+from pathlib import Path
+
 import ismrmrd
 import numpy as np
 import torch
 from dpmrecon.data import MEASURED, SliceKey, Volume
 from dpmrecon.mrd.header import Header, read_header
 from dpmrecon.mrd.lines import LineHeader
+from dpmrecon.output.images_file import store
+from dpmrecon.output.mrd_images import mrd_images
 from dpmrecon.physics.forward import ForwardModel
+from dpmrecon.recon.provenance import Provenance
 from dpmrecon.recon.types import MappedSlice, Reconstruction
 
 SAGITTAL = {"read_dir": (0.0, 0.0, -1.0), "phase_dir": (0.0, 1.0, 0.0), "slice_dir": (1.0, 0.0, 0.0)}
-AXIAL = {"read_dir": (1.0, 0.0, 0.0), "phase_dir": (0.0, 1.0, 0.0), "slice_dir": (0.0, 0.0, 1.0)}
+PROVENANCE = Provenance("1", "tiny", "c0ffee", None, "prox", "fast", None, "given", 1, 0, None, False)
 
 
 def volume_xml(
@@ -82,3 +87,26 @@ def reconstructed(
     scale = float(pixels.abs().max()) if scale is None else scale
     mapped = MappedSlice(data, ForwardModel(maps, data.mask), smooth, scale, pixels, pixels, {})
     return Reconstruction(mapped, pixels, spread, fallback, 1.0, {}, 1, 4, 4)
+
+
+def write_images(path: Path, xml: bytes, line: LineHeader, items: list[Reconstruction], outputs=("magnitude",)) -> Path:
+    """images.h5 as a replay would write it, without what its writers add."""
+    header = read_header(xml)
+    stream = mrd_images(items, header, {item.key: line for item in items}, PROVENANCE, outputs)
+    dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=True)
+    dataset.write_xml_header(xml)
+    for _, images in stream:
+        for image in images:
+            store(dataset, image)
+    dataset.close()
+    return path
+
+
+def points_of(line: LineHeader, shape, fov) -> np.ndarray:
+    """Patient coordinates (partitions, rows, cols, 3) of every voxel, by MRD's convention of the centre alone."""
+    steps = [size / count for size, count in zip(fov, shape)]
+    points = np.array(line.position)
+    for axis, direction in enumerate((line.slice_dir, line.phase_dir, line.read_dir)):
+        places = (np.arange(shape[axis]) - shape[axis] // 2) * steps[axis]
+        points = points + places.reshape([-1 if other == axis else 1 for other in range(3)] + [1]) * np.array(direction)
+    return points

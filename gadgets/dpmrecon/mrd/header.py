@@ -205,6 +205,16 @@ def check_supported(header: Header) -> None:
         )
 
 
+def n_partitions(header: Header) -> int:
+    """Partitions (kspace_encode_step_2) of a 3D scan; 1 for a 2D scan, also where limits of one partition contradict
+    the matrix, as some converters write it."""
+    encoding = header.encoding[0]
+    limit = getattr(encoding.encodingLimits, "kspace_encoding_step_2", None)
+    if limit is None:
+        return max(1, encoding.encodedSpace.matrixSize.z)
+    return max(encoding.encodedSpace.matrixSize.z, limit.maximum + 1) if limit.maximum > 0 else 1
+
+
 def acceleration(header: Header) -> int | None:
     """The announced acceleration R along the phase encoding; None where none is announced."""
     factor = getattr(header.encoding[0].parallelImaging, "accelerationFactor", None)

@@ -47,8 +47,8 @@ def adc_map(signals: np.ndarray, b_values: np.ndarray) -> np.ndarray:
 @dataclass
 class _Slice:
     """What came of a slice. By value of the weighting's counter: the sum of its magnitudes (partitions, rows, cols)
-    float64, how many they are, header and meta of the first, and the first reason for a conventional one. remarks: all, each once;
-    trusted: whether all are; came: images, lost ones too."""
+    float64, how many they are, header and meta of the first, and the first reason for a conventional one. remarks:
+    all, each once; trusted: whether all are; came: images, lost ones too."""
 
     sums: dict[int, np.ndarray] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)

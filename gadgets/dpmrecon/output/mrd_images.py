@@ -22,6 +22,7 @@ RESEARCH = "RESEARCH: not for diagnostic use"
 RECONSTRUCTION, SPREAD, PHASE, COMPLEX = 1, 2, 6, 7
 # The 99th percentile of a series' first slice: fine enough in whole numbers; other slices may be 30 times as bright
 BRIGHT = 1000.0
+THICKNESS = "dpmrecon_thickness_mm"  # in an image's meta: of its slices, where it is not their distance
 COUNTERS = ("contrast", "set", "phase", "repetition", "average")  # set images of one place apart, the last first
 _COUNTERS = ("slice", "contrast", "phase", "set", "repetition", "average")  # the first counts fastest
 
@@ -93,7 +94,8 @@ def mrd_images(
 
 @dataclass(frozen=True)
 class _Picture:
-    """pixels: ([partitions,] rows, cols) on the recon space; role: the meta's DataRole; tag: what it is, in a word or two."""
+    """pixels: ([partitions,] rows, cols) on the recon space; role: the meta's DataRole; tag: what it is, in a word or
+    two."""
 
     pixels: np.ndarray
     series: int
