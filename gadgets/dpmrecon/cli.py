@@ -72,7 +72,9 @@ def _add_replay(commands) -> None:
         metavar="COUNTER:B0,B1,...",
         help="s/mm^2 for each value of the counter that carries them (default: from the scan's header)",
     )
-    parser.add_argument("--truth", type=Path, help=".npy (slices, rows, cols) to score and show errors against")
+    parser.add_argument(
+        "--truth", type=Path, help=".npy (slices or partitions, rows, cols) to score and show errors against"
+    )
     parser.add_argument("--mask", type=Path, help=".npy, where to score")
     parser.set_defaults(run=_replay)
 

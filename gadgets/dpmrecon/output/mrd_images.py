@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..data import LostSlice, SliceKey
-from ..mrd.header import Header
+from ..mrd.header import Header, n_partitions
 from ..mrd.lines import LineHeader
 from ..physics.fourier import crop_or_pad, to_image, to_kspace
 from ..recon.provenance import Provenance
@@ -48,6 +48,12 @@ def to_recon_space(image: torch.Tensor, header: Header) -> torch.Tensor:
     for axis, size in enumerate(target):
         kspace = crop_or_pad(kspace, size, axis)
     return to_image(kspace, axes) * gain
+
+
+def recon_shape(header: Header) -> tuple[int, ...]:
+    """(rows, cols) of the images, in 3D (partitions, rows, cols)."""
+    matrix = header.encoding[0].reconSpace.matrixSize
+    return (matrix.z, matrix.y, matrix.x) if n_partitions(header) > 1 else (matrix.y, matrix.x)
 
 
 def mrd_images(
