@@ -9,8 +9,8 @@ from ..errors import BadInputError
 from .coil_maps import CHUNK, FEWEST, dominant, fourier_matrix, kernel_size, principal_component
 from .fourier import crop_or_pad, origin_to_corner
 
-# Size of the matrix whose eigenvectors span the signal: for 9 coils a kernel of 6, for 16 of 5. A shorter one leaves more
-# of the signal unexplained, a longer one takes minutes
+# Size of the matrix whose eigenvectors span the signal: a kernel of 6 for 9 coils, of 5 for 16. A shorter one leaves
+# more of the signal unexplained, a longer one takes minutes
 MATRIX = 2048
 LARGEST = 24  # samples of the calibration that are used along each axis
 THRESHOLD = 0.02  # of the largest singular value: what is above spans the signal
