@@ -57,7 +57,7 @@ def test_bart_agrees(tmp_path):
     both = (torch.linalg.vector_norm(found, dim=0) > 0) & (torch.linalg.vector_norm(theirs, dim=0) > 0)
     assert both[image.abs() > 0.3].float().mean() > 0.99
     agreement = (found.conj() * theirs).sum(0).abs()[both & (image.abs() > 0.3)]
-    assert agreement.quantile(0.01) > 0.98 and agreement.mean() > 0.998
+    assert agreement.quantile(0.01) > 0.97 and agreement.mean() > 0.997
     assert lost(found, maps, image) < 1.2 * lost(theirs, maps, image) + 1e-4
 
 
