@@ -344,11 +344,11 @@ class _Collector:
         """As `_slice`; takes the lines out of `image`, so that memory holds them or their k-space."""
         remarks: list[str] = []
         shape = self.partitions, self.rows
+        _check(image, "")
         lines = image.of_channels(self._alive(image, remarks))
         lines, limits = placed_in_volume(lines, (self.partition_limits, self.limits), shape, remarks)
         if lines is not image:
             image.sums.clear()
-        _check(lines, "")
         places = places_of(lines.sums) + offsets(limits, shape)
         acquired, announced = on_matrix(places, shape), self.announced_acceleration
         factor, needed, gap = volume_completeness(acquired, limits, announced)

@@ -93,7 +93,7 @@ def estimated_volume_sigma(kspace: torch.Tensor, mask: torch.Tensor) -> float:
     place = acquired.clone()
     place[acquired] = outer
     variance = torch.stack([_median_variance(coil[place][None]) for coil in kspace]).mean()
-    energy = sum(float(torch.linalg.vector_norm(coil)) ** 2 for coil in kspace)
+    energy = sum(float(torch.vdot(coil.flatten(), coil.flatten()).real) for coil in kspace)
     return max(float(variance.sqrt()), FLOOR * math.sqrt(energy / (len(kspace) * len(radius))))
 
 
