@@ -195,10 +195,12 @@ class _Collector:
             raise BadInputError(
                 f"a line refers to encoding space {number}, the header has {len(encodings)}; convert the scan again"
             )
-        if not separate or encodings[number].encodedSpace != encodings[0].encodedSpace:
+        other, own = encodings[number].encodedSpace, encodings[0].encodedSpace
+        # fewer lines of the same field of view lie where the image's do
+        if not separate or other.fieldOfView_mm != own.fieldOfView_mm or other.matrixSize.x != own.matrixSize.x:
             raise UnsupportedScanError(
                 f"lines of encoding space {number} came; only space 0, and separate calibration lines of the same "
-                "matrix and field of view, are reconstructed"
+                "readout and field of view, are reconstructed"
             )
         return line_limits(self.header, number), partition_limits(self.header, number)
 
