@@ -220,3 +220,27 @@ def test_a_slice_without_maps_is_named_in_the_audit_line(simulated_scan, engine)
     answer = session.exchange(*raw_stream(scan, "dpm_dwi", one_more))
     assert [image.image_series_index for image in answer.images] == [1, 1]
     assert session.session.record["decisions"] == ["slice 0: no trace and no ADC, b = 1000 s/mm^2 is missing"]
+
+
+def test_a_swi_scan_has_its_series_as_a_replay_has_them(simulated_scan, model, engine, tmp_path):
+    scan = simulated_scan(matrix=(48, 56), n_slices=4, acceleration=2)
+    session = Here(engine)
+    answer = session.exchange(*raw_stream(scan, "dpm_swi"))
+    assert answer.errors == []
+    assert replay(scan, tmp_path, model, "--contrast", "swi", "--samples", "1") == 0
+    for series, count in ((1, 4), (8, 4), (9, 4), (10, 2)):
+        found = {image.slice: image for image in answer.images if image.image_series_index == series}
+        assert len(found) == count
+        for theirs in images(tmp_path, series):  # the file's slices come in order
+            ours = found[theirs.slice]
+            assert ours.data.dtype == np.uint16
+            assert ours.meta["ImageType"] == theirs.meta["ImageType"]
+            slope, intercept = (float(ours.meta[f"Rescale{name}"]) for name in ("Slope", "Intercept"))
+            if series == 8:  # mrad of a turn
+                turns = (slope * ours.data + intercept - 1000 * theirs.data) / (2000 * np.pi)
+                assert np.abs(turns - np.rint(turns)).max() < 0.51 / 4096
+            else:
+                assert ours.data == pytest.approx(theirs.data, abs=0.51)
+    told = session.session.record["decisions"]
+    assert any("the vendor is not known" in text for text in told)
+    assert session.session.record["images"] == 14
