@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .dicom.folder import DicomFolder
 from .dicom.write import DicomOptions
+from .mrd.header import Header, n_partitions
 from .mrd.scan import Scan
 from .output.folder import cleared
 from .output.images_file import ImagesFile, Outputs
@@ -13,7 +14,7 @@ from .output.nifti import NiftiFolder
 from .output.preview import Preview
 from .output.report import Report
 from .output.scores import Scores, Truth
-from .output.swi import SwiSeries
+from .output.swi import CONTRAST, SwiSeries
 from .output.weighting import Weighting
 from .output.writers import Writer
 from .recon.provenance import Provenance
@@ -30,6 +31,13 @@ class Wanted:
     truth: Path | None = None
     mask: Path | None = None
     vein_phase: str = "auto"
+
+    def files(self, header: Header, contrast: str | None) -> int:
+        """About as many images of a slice, or of a volume's partitions, go to DICOM and NIfTI."""
+        partitions = n_partitions(header)
+        kinds = self.outputs.files * (2 if contrast == CONTRAST else 1)
+        planes = 2 if partitions > 1 and self.dicom is not None and self.dicom.reformat is not None else 1
+        return kinds * planes * partitions
 
 
 def result_writers(
