@@ -16,7 +16,6 @@ from ..data import LostSlice
 from ..errors import BadInputError
 from ..mrd.geometry import plane_of_mrd, slice_spacing
 from ..mrd.header import Header, encoded_grid
-from ..mrd.receiving import is_conjugated
 from ..physics.fourier import to_image, to_kspace
 from ..recon.provenance import Provenance
 from ..recon.types import Reconstruction
@@ -41,9 +40,15 @@ VEIN_PHASE = "dpmrecon_vein_phase"  # in the images' meta: its sign, and how tha
 POWER = 4  # of the phase mask
 SLAB_MM = 16.0  # that a projection is thick, about: 8 partitions of 2 mm
 
-# Sign of the phase of veins along the field in vendors' own images: it rises with the field, for GE it falls (MEDI's
-# Read_DICOM conjugates Philips and not GE; ukat issue 33 has GE against Siemens). No raw file with its SWI was seen.
-VEINS = (("Siemens", r"siemens", 1), ("Philips", r"philips", 1), ("GE", r"\bge\b|general electric", -1))
+# Sign of the phase of veins along the field in vendors' own images: with the field it rises, for GE it falls (MEDI's
+# Read_DICOM conjugates Philips and not GE; ukat issue 33 has GE against Siemens). Ours have the same sign where k-space
+# is taken as it stands, and the other one where it is conjugated. No raw file with its SWI was seen.
+VEINS = (
+    ("Siemens", r"siemens", 1),
+    ("Philips", r"philips", 1),
+    ("GE", r"\bge\b|general electric", -1),
+    ("simulate", r"simulated", -1),
+)
 SIGNS = {"positive": 1, "negative": -1}
 
 
@@ -85,15 +90,14 @@ def slab_count(spacing_mm: float, available: int) -> int:
 def sign_of_veins(asked: str, header: Header, *, conjugated: bool) -> tuple[int, str, str | None]:
     """1 or -1, how it was chosen, and a remark where that is doubtful.
 
-    asked: positive, negative, or auto for the vendor's; conjugated: whether k-space was. Phase has the sign of the
-    vendor's own images where k-space was conjugated for that vendor alone.
+    asked: positive, negative, or auto for the vendor's; conjugated: whether k-space was.
     """
     if asked in SIGNS:
         return SIGNS[asked], f"veins {asked}, as asked", None
     vendor = getattr(header.acquisitionSystemInformation, "systemVendor", None) or ""
     for name, pattern, sign in VEINS:
         if re.search(pattern, vendor, re.IGNORECASE):
-            sign = sign if conjugated == is_conjugated(vendor) else -sign
+            sign = -sign if conjugated else sign
             return sign, f"veins {_word(sign)}, by the vendor {name}", None
     remark = "the vendor is not known: SWI takes the phase of veins as negative, --vein-phase positive is the other"
     return -1, "veins negative, vendor not known", remark
