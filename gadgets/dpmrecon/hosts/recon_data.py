@@ -7,9 +7,10 @@ is noticed here and named.
 """
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ismrmrd

@@ -25,6 +25,7 @@ from ..mrd.receiving import CONJUGATION
 from ..mrd.scan_log import ScanLog
 from ..output.maps import Maps, in_whole_numbers
 from ..output.mrd_images import mrd_images
+from ..output.swi import SwiSeries
 from ..output.whole_numbers import SpreadScale
 from ..output.writers import writing
 from ..read_ahead import ReadAhead
@@ -172,7 +173,8 @@ class Session:
         )
         self.reader = ReadAhead(stream, slices_at_once(sampling.batch, sampling.samples))
         maps = Maps(header, None, self._send_map, self._note, combine_averages=options.combine_averages)
-        with writing([maps, Sender(self.host, self.peer), Books(record, sampling, lines)]) as add:
+        swi = SwiSeries(header, provenance, options.vein_phase, self._send_map, self._note)
+        with writing([maps, swi, Sender(self.host, self.peer), Books(record, sampling, lines)]) as add:
             stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
             stream = mrd_images(stream, header, line_headers, provenance, options.outputs, maps.weighting)
             for item, images in stream:
