@@ -411,8 +411,8 @@ class Letters:
 
 
 class LetterVolume(Letters):
-    """The same for a 3D scan: every letter lies on its own side, 40 mm from the origin, in planes near it alone, and its
-    marker beside it. So each of the three axes of a volume has a letter that tells it and its sign."""
+    """The same for a 3D scan: every letter lies on its own side, 40 mm from the origin, in planes near it alone, and
+    its marker beside it. So each of the three axes of a volume has a letter that tells it and its sign."""
 
     _HALF_DEPTH = 14.0  # mm
 
