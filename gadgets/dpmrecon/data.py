@@ -1,7 +1,7 @@
 """What a slice is, with no host in it: k-space, where it was acquired, and how noisy it is."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +57,9 @@ class Slice:
     pooled: bool = False
 
 
+AnySlice = TypeVar("AnySlice", bound=Slice)
+
+
 @dataclass
 class Volume(Slice):
     """One complete volume of a 3D scan: a Slice whose arrays have partitions (kspace_encode_step_2) before the rows.
@@ -64,8 +67,10 @@ class Volume(Slice):
     kspace: (n_coils, partitions, rows, cols) complex64; mask: (partitions, rows, cols) float32, the same columns in
     every acquired line; calibration: (n_coils, partitions_cal, rows_cal, cols) complex64, a fully sampled block with
     the k-space centre at partitions_cal//2 and rows_cal//2, or None; acceleration: of both directions together;
-    key.slice: the slab.
+    key.slice: the slab; voxel_mm: along partitions, rows and columns.
     """
+
+    voxel_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 @dataclass

@@ -51,9 +51,14 @@ def header(**options):
     return read_header(header_xml(**options))
 
 
+def limits(name, maximum, center=0, minimum=0):
+    """For extra_limits of the header."""
+    return f"<{name}><minimum>{minimum}</minimum><maximum>{maximum}</maximum><center>{center}</center></{name}>"
+
+
 def average_limits(maximum):
     """For extra_limits of the header: averages 0 to `maximum`."""
-    return f"<average><minimum>0</minimum><maximum>{maximum}</maximum><center>0</center></average>"
+    return limits("average", maximum)
 
 
 def line(number, data, flags=(), center=None, dwell=5.0, space=0, pre=0, post=0, **counters):

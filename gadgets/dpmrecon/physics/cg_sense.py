@@ -9,21 +9,29 @@ from .scale import image_scale
 # held-out label map, whose CG-SENSE scores `dpmtrain sweep` prints
 WEIGHT_FACTOR = 10.0
 PRIOR_STD = 0.25  # rms per real channel of a slice whose scale is 1
-CG_STEPS = 30
 
 
 def cg_sense(
-    model: ForwardModel, zero_filled: torch.Tensor, sigma_n: float, scale: float, factor: float = WEIGHT_FACTOR
+    model: ForwardModel,
+    zero_filled: torch.Tensor,
+    sigma_n: float,
+    scale: float,
+    factor: float = WEIGHT_FACTOR,
+    start: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """CG-SENSE (Pruessmann et al., MRM 2001) with the l2 weight `factor` (sigma_n / sigma of the image)^2.
 
-    zero_filled: A^H y, (rows, cols), like the result, or (n_sets, rows, cols); sigma_n: std per real channel of the
-    noise in y; scale: of the slice, in the same units. The weight shrinks the image; fitting it to the
-    data again takes that back.
+    zero_filled: A^H y, (rows, cols), like the result, or (n_sets, rows, cols), or a volume's; sigma_n: std per real
+    channel of the noise in y; scale: of the slice, in the same units; start: where the iterations begin. The weight
+    shrinks the image; fitting it to the data again takes that back.
     """
-    weight = torch.tensor([factor * (sigma_n / (PRIOR_STD * scale)) ** 2])
-    zeros = torch.zeros_like(zero_filled[None])
-    image = model.prox(zero_filled, zeros, weight.clamp_min(1e-4), CG_STEPS)[0]
+    weight = torch.tensor([factor * (sigma_n / (PRIOR_STD * scale)) ** 2]).clamp_min(1e-4)
+    if start is None:
+        zeros = torch.zeros_like(zero_filled[None])
+        image = model.prox(zero_filled, zeros, weight, model.cg_steps)[0]
+    else:  # prox draws to its start: the target takes that back
+        target = zero_filled - weight.to(start.device) * start
+        image = model.prox(target, start[None], weight, model.cg_steps)[0]
     # <A x, y> / ||A x||^2, in the image
     energy = torch.vdot(image.flatten(), model.normal(image[None]).flatten()).real
     return image * (torch.vdot(image.flatten(), zero_filled.flatten()).real / energy.clamp_min(1e-30))
@@ -44,3 +52,15 @@ def slice_scale(model: ForwardModel, zero_filled: torch.Tensor, sigma_n: float) 
     else:
         return scale, image
     return 0.0, zero_filled
+
+
+def volume_scale(model: ForwardModel, zero_filled: torch.Tensor, sigma_n: float) -> tuple[float, torch.Tensor]:
+    """The same of a volume, whose second image goes on from the first."""
+    scale, image = image_scale(zero_filled), None
+    for _ in range(2):
+        if scale == 0:
+            return 0.0, zero_filled
+        image = cg_sense(model, zero_filled, sigma_n, scale, start=image)
+        scale = image_scale(image)
+    assert image is not None
+    return scale, image

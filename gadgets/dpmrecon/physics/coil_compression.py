@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import torch
 
-from ..data import Slice
+from ..data import AnySlice
 
 FEWEST = 12  # coils; as many or fewer stay as they are
 SIGNAL = 3.0  # a component is kept where it holds this many times the energy of noise alone
 
 
-def compressed(data: Slice) -> Slice:
+def compressed(data: AnySlice) -> AnySlice:
     """The slice in the virtual coils whose calibration stands out from the noise, at least FEWEST of them."""
     calibration = data.calibration
     if calibration is None or len(calibration) <= FEWEST:

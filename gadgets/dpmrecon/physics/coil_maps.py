@@ -77,13 +77,13 @@ class _Espirit:
     ):
         if not 0.6 <= crop <= 1:
             raise BadInputError(f"The crop of the coil maps is {crop}, but .6 to 1 is needed: choose about .9.")
-        sizes = (kernel,) * 2 if kernel is not None else tuple(_kernel_size(size) for size in calibration.shape[-2:])
+        sizes = (kernel,) * 2 if kernel is not None else tuple(kernel_size(size) for size in calibration.shape[-2:])
         calibration = _middle(calibration, shape, sizes, FEWEST if kernel is None else kernel + 2, max_calibration)
         self.shape, self.crop, self.n_coils = shape, crop, len(calibration)
         operator = _kernel_correlations(calibration, sizes, threshold)
-        self.reference = _principal_component(calibration)
+        self.reference = principal_component(calibration)
         self.by_row, by_col = (
-            _fourier_matrix(size, 2 * taps - 1, calibration.device) for size, taps in zip(shape, sizes)
+            fourier_matrix(size, 2 * taps - 1, calibration.device) for size, taps in zip(shape, sizes)
         )
         # (cols, n_coils, n_coils) matrices per row of the kernel
         self.hybrid = torch.einsum("qe,decC->dqcC", by_col, operator)
@@ -99,8 +99,8 @@ class _Espirit:
         step = max(1, CHUNK // self.hybrid[0].numel())
         for start in range(0, self.shape[0], step):
             rows = slice(start, min(start + step, self.shape[0]))
-            found = _dominant(self.matrices(rows), self.reference, self.crop)
-            maps[rows] = found.view(-1, self.shape[1], self.n_coils)
+            vectors, values = dominant(self.matrices(rows), self.reference)
+            maps[rows] = (vectors * (values >= self.crop)[:, None]).view(-1, self.shape[1], self.n_coils)
         return maps
 
     def folds(self) -> bool:
@@ -181,7 +181,8 @@ def _basis(span: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> tor
     return torch.stack([(span @ one[..., None])[..., 0] for one in (a, other)])
 
 
-def _kernel_size(lines: int) -> int:
+def kernel_size(lines: int) -> int:
+    """Samples of the kernel along an axis of the calibration."""
     return min(KERNEL, max(1, (lines - 1) // 2))
 
 
@@ -228,31 +229,32 @@ def _kernel_correlations(calibration: torch.Tensor, kernel: tuple[int, ...], thr
     return convolution
 
 
-def _principal_component(calibration: torch.Tensor) -> torch.Tensor:
+def principal_component(calibration: torch.Tensor) -> torch.Tensor:
     """(n_coils,): the dominant eigenvector of the covariance between coils, its largest element positive."""
     samples = calibration.flatten(1)
     component = torch.linalg.eigh((samples @ samples.mH).cpu())[1][:, -1].to(samples.device)
     return component * torch.sgn(component[component.abs().argmax()]).conj()
 
 
-def _fourier_matrix(size: int, taps: int, device: torch.device) -> torch.Tensor:
+def fourier_matrix(size: int, taps: int, device: torch.device) -> torch.Tensor:
     """(size, taps): the image-space values, unnormalized, of unit samples around the centre of k-space."""
     units = torch.eye(taps, dtype=torch.complex64, device=device)
     return to_image(crop_or_pad(units, size, 0), (0,)) * size**0.5
 
 
-def _dominant(matrices: torch.Tensor, reference: torch.Tensor, crop: float) -> torch.Tensor:
-    """(pixels, n_coils): eigenvector of the largest eigenvalue of Hermitian (pixels, n_coils, n_coils) matrices with
-    eigenvalues in [0, 1]; zero where the eigenvalue is below `crop`."""
+def dominant(matrices: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(pixels, n_coils), (pixels,): eigenvector of the largest eigenvalue of Hermitian (pixels, n_coils, n_coils)
+    matrices with eigenvalues in [0, 1], its combination along `reference` being real, and that eigenvalue; both are of
+    no use where it is below .6."""
     power = matrices
     for _ in range(SQUARINGS):  # power iteration by squaring: fewer passes over memory than vector by vector
         power = power @ power
     # Every column of the power is the eigenvector, times the conjugate of its own element: take the largest
     column = power.diagonal(dim1=1, dim2=2).real.argmax(1)
     vector = power.gather(2, column.view(-1, 1, 1).expand(-1, power.shape[1], 1))
-    # Eigenvalues below .6 leave less than the clamp, or underflow, and fail the test below: no normalization needed
+    # Eigenvalues below .6 leave less than the clamp, or underflow, and look small: no normalization needed
     vector = vector / vector.abs().square().sum(1, keepdim=True).sqrt().clamp_min(1e-17)
     value = (vector.conj() * (matrices @ vector)).real.sum(1)
     vector = vector[..., 0]
     phase = torch.sgn(vector @ reference.conj()).conj()
-    return vector * phase[:, None] * (value >= crop)
+    return vector * phase[:, None], value[:, 0]

@@ -5,8 +5,10 @@ columns are readout samples, as the scan's header orders them.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 
@@ -26,6 +28,8 @@ class ForwardModel:
 
     coil_maps: torch.Tensor
     mask: torch.Tensor
+
+    cg_steps: ClassVar[int] = 30  # of CG-SENSE
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(..., rows, cols) -> (..., n_coils, rows, cols)."""
@@ -72,24 +76,42 @@ class ForwardModel:
         right-hand side. Scalars are kept per image of the batch, so that batching changes nothing.
         """
         weight = torch.as_tensor(weight, dtype=torch.float32, device=start.device).reshape(-1, 1, 1)
-        limit = tolerance**2 * _energy(adjoint_kspace + weight * start)
+        limit = tolerance**2 * energy_of(adjoint_kspace + weight * start)
         solution = self._inner.pack(start)
         # the weight's terms cancel at x = start
         residual = self._inner.pack(adjoint_kspace) - self._inner.normal(solution)
-        direction, energy = residual, _energy(residual)
-        for _ in range(steps):
-            active = energy > limit
-            if start.device.type == "cpu" and not bool(active.any()):  # a GPU would have to wait for the answer
-                break
-            applied = self._inner.normal(direction) + weight * direction
-            # a converged image stays as it is while others of the batch go on
-            length = active * energy / (direction.conj() * applied).real.sum((-2, -1), keepdim=True).clamp_min(1e-30)
-            solution = solution + length * direction
-            residual = residual - length * applied
-            new = _energy(residual)
-            direction = residual + new / energy.clamp_min(1e-30) * direction
-            energy = new
-        return self._inner.unpack(solution, start)
+        return self._inner.unpack(
+            conjugate_gradients(self._inner.normal, solution, residual, weight, steps, limit), start
+        )
+
+
+def conjugate_gradients(
+    normal: Callable[[torch.Tensor], torch.Tensor],
+    solution: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    steps: int,
+    limit: torch.Tensor,
+) -> torch.Tensor:
+    """Solves (normal + weight) x = b for a batch (batch, rows, cols), from `solution` with its `residual` on.
+
+    At most `steps` iterations, fewer when the energy of every residual is below `limit`, (batch, 1, 1). Scalars are
+    kept per image, so that batching changes nothing.
+    """
+    direction, energy = residual, energy_of(residual)
+    for _ in range(steps):
+        active = energy > limit
+        if solution.device.type == "cpu" and not bool(active.any()):  # a GPU would have to wait for the answer
+            break
+        applied = normal(direction) + weight * direction
+        # a converged image stays as it is while others of the batch go on
+        length = active * energy / (direction.conj() * applied).real.sum((-2, -1), keepdim=True).clamp_min(1e-30)
+        solution = solution + length * direction
+        residual = residual - length * applied
+        new = energy_of(residual)
+        direction = residual + new / energy.clamp_min(1e-30) * direction
+        energy = new
+    return solution
 
 
 class _Inner:
@@ -165,5 +187,6 @@ class _Inner:
         return corner_to_image(kspace, self.axes)
 
 
-def _energy(image: torch.Tensor) -> torch.Tensor:
+def energy_of(image: torch.Tensor) -> torch.Tensor:
+    """Sum of |x|^2 of each image of a batch, (batch, 1, 1)."""
     return torch.view_as_real(image).square().sum((-3, -2, -1), keepdim=True).squeeze(-1)

@@ -79,6 +79,24 @@ def estimated_sigma(kspace: torch.Tensor, mask: torch.Tensor) -> float:
     return max(float(torch.minimum(beside, _median_variance(corners)).sqrt()), floor)
 
 
+def estimated_volume_sigma(kspace: torch.Tensor, mask: torch.Tensor) -> float:
+    """The same of a volume: from the acquired samples that are farthest from the k-space centre, a tenth of them.
+
+    kspace: (n_coils, partitions, rows, cols); mask: (partitions, rows, cols).
+    """
+    axes = [((torch.arange(size) - size // 2) / (size / 2)).square() for size in mask.shape]
+    acquired = mask > 0
+    radius = (axes[0][:, None, None] + axes[1][:, None] + axes[2])[acquired]
+    count = max(1, round(QUIET_SHARE * len(radius)))
+    outer = torch.zeros(len(radius), dtype=torch.bool)
+    outer[radius.topk(count, sorted=False).indices] = True
+    place = acquired.clone()
+    place[acquired] = outer
+    variance = torch.stack([_median_variance(coil[place][None]) for coil in kspace]).mean()
+    energy = sum(float(torch.linalg.vector_norm(coil)) ** 2 for coil in kspace)
+    return max(float(variance.sqrt()), FLOOR * math.sqrt(energy / (len(kspace) * len(radius))))
+
+
 def _median_variance(samples: torch.Tensor) -> torch.Tensor:
     """The variance of a real channel from (n_coils, n) samples of noise: |n|^2 is exponential, its median is
     2 ln 2 sigma^2, and blind to single bright samples."""

@@ -91,3 +91,11 @@ class ContrastDenoiser:
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         self.count(len(x))
         return self.denoiser(x, sigma, self.label.expand(len(x), -1).contiguous())
+
+    def of_planes(self, planes: torch.Tensor, sigma: float, at_once: int) -> torch.Tensor:
+        """D of all planes (n_planes, rows, cols) of a volume, which are counted as one image."""
+        levels = torch.full((len(planes),), sigma, device=planes.device)
+        parts = zip(planes.split(at_once), levels.split(at_once))
+        found = torch.cat([self.denoiser(part, level, self.label.expand(len(part), -1)) for part, level in parts])
+        self.count(1)
+        return found

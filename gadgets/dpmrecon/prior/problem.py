@@ -16,13 +16,23 @@ THREADS = 8  # that draw noise for a GPU, a millisecond an image of 320x320
 
 
 @dataclass(frozen=True)
+class Planes:
+    """How a volume (partitions, rows, cols) is shown to a prior of slices: cut across one of `axes` in each step, the
+    next one in the next. at_once: planes that the network sees."""
+
+    axes: tuple[int, ...]
+    at_once: int
+
+
+@dataclass(frozen=True)
 class Problem:
     """A batch of reconstruction problems y = A x + n in units where the image's scale is 1.
 
     kspace: (batch, n_coils, rows, cols) complex64; zero_filled: A^H kspace, (batch, rows, cols) complex64; sigma_n:
     (batch,) float32, the noise of `kspace`; start: (batch, rows, cols) complex64, a conventional reconstruction that a
     sampler may start from. The model, kspace and zero_filled may be one for all. With `SoftSense` as the model images
-    are (batch, n_sets, rows, cols).
+    are (batch, n_sets, rows, cols), with `VolumeModel` (batch, partitions, rows, cols); then `planes` says how a prior
+    sees them.
     """
 
     model: ForwardModel
@@ -30,6 +40,7 @@ class Problem:
     zero_filled: torch.Tensor
     sigma_n: torch.Tensor
     start: torch.Tensor
+    planes: Planes | None = None
 
     @classmethod
     def without_data(cls, batch: int, rows: int, cols: int, device: torch.device) -> "Problem":

@@ -50,21 +50,17 @@ def expected_residual(mapped: MappedSlice) -> float:
 
     The number of samples does not enter: the few hundred of the smallest matrix already tell 1 to a few percent.
     """
-    data = mapped.data
-    noise = 2 * float(data.mask.sum()) * len(data.kspace) * data.sigma_n**2
-    energy = float(torch.view_as_real(data.kspace).square().sum())
-    return math.sqrt(1 + _map_error(mapped) ** 2 * energy / noise)
+    return math.sqrt(1 + (_map_error(mapped) * mapped.energy.residual) ** 2)
 
 
 def expected_by_part(mapped: MappedSlice) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for every row (rows,) and every channel (n_coils,). A row gets the map error of all others too."""
-    data = mapped.data
-    energy = torch.view_as_real(data.kspace).square().sum(-1) / (2 * data.sigma_n**2)
-    by_row = energy.sum((0, 2)) / (data.mask.sum(1) * len(data.kspace))
-    by_channel = energy.sum((1, 2)) / data.mask.sum()
-    error = _map_error(mapped)
-    acquired = by_row[data.mask.any(1)]
-    return (1 + error**2 * (by_row + acquired.mean())).sqrt().cpu(), (1 + error**2 * by_channel).sqrt().cpu()
+    """The same for every row (rows,), of a volume every line, and every channel (n_coils,). A row gets the map error of
+    all others too."""
+    error, by_row = _map_error(mapped), mapped.energy.by_row.square()
+    return (
+        (1 + error**2 * (by_row + by_row[by_row.isfinite()].mean())).sqrt(),
+        (1 + (error * mapped.energy.by_channel).square()).sqrt(),
+    )
 
 
 def _map_error(mapped: MappedSlice) -> float:
@@ -100,17 +96,23 @@ def rows_contradict(item: Reconstruction) -> Verdict | None:
     if item.misfit is None or not math.isfinite(item.residual):
         return None
     excess = item.misfit.by_row / expected_by_part(item.mapped)[0]
-    count = item.mapped.data.mask.sum(1).cpu() * len(item.mapped.data.kspace)
+    count = item.mapped.data.mask.sum(-1).cpu() * len(item.mapped.data.kspace)
     limit = (1 + 3 / count.sqrt()).clamp_min(ROW)  # few samples vary
-    limit[:EDGE] = limit[len(limit) - EDGE :] = math.inf
-    found = torch.nonzero(excess > limit).flatten().tolist()
-    if not found:
+    inside = tuple(slice(EDGE, size - EDGE) for size in limit.shape)
+    contradicts = torch.zeros_like(limit, dtype=torch.bool)
+    contradicts[inside] = excess[inside] > limit[inside]
+    found = torch.nonzero(contradicts)
+    if not len(found):
         return None
-    rows = ", ".join(map(str, found[:TOLD])) + (f" and {len(found) - TOLD} more" if len(found) > TOLD else "")
-    rows = f"row {rows} contradicts" if len(found) == 1 else f"rows {rows} contradict"
+    one, several = ("row", "rows") if excess.ndim == 1 else ("line (partition, row)", "lines (partition, row)")
+    names = [str(place[0]) if len(place) == 1 else str(tuple(place)) for place in found.tolist()]
+    rows = ", ".join(names[:TOLD]) + (f" and {len(names) - TOLD} more" if len(names) > TOLD else "")
+    rows = f"{one} {rows} contradicts" if len(names) == 1 else f"{several} {rows} contradict"
+    matrix = " x ".join(map(str, excess.shape))
     return Verdict(
         "remark",
-        f"{rows} the others of the k-space of {len(excess)} rows by up to {float(excess[found].max()):.1f} times what "
+        f"{rows} the others of the k-space of {matrix} {several.split()[0]} by up to "
+        f"{float(excess[contradicts].max()):.1f} times what "
         "noise leaves: see whether labels are right, samples lie in their places, and the head lay still",
     )
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ..data import ESTIMATED, LostSlice, Slice
+from ..data import LostSlice, Slice, Volume
 from ..device import synchronize
 from ..errors import BadInputError
 from ..mrd.completeness import FEWEST_CALIBRATION_LINES
@@ -15,19 +15,16 @@ from ..physics.cg_sense import slice_scale
 from ..physics.coil_compression import compressed
 from ..physics.coil_maps import estimate_map_sets
 from ..physics.forward import ForwardModel
-from ..physics.noise import estimated_sigma
 from ..physics.phase import smooth_phase
 from ..physics.soft_sense import SoftSense
-from ..physics.spikes import Spike, without_spikes
+from .repairs import despiked, with_calibration_as_data
 from .types import MappedSlice
+from .volumes import with_volume_maps
 
-# Two lines of one row differ by noise alone where the variance of their difference is at most this many times expected
-AGREEMENT = 1.5
 FOLDS = (
     "two sets of coil maps are used: the head folds into its field of view along the lines, or calibration lines "
     "contradict each other"
 )
-TOLD = 3  # spikes whose places a remark has room for
 
 
 def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) -> Iterator[MappedSlice | LostSlice]:
@@ -56,6 +53,8 @@ def with_maps(data: Slice, device: torch.device) -> MappedSlice | LostSlice:
             "it has no calibration lines and no fully sampled centre of k-space: coil maps need at least "
             f"{FEWEST_CALIBRATION_LINES} adjacent lines around the centre, embedded or separate",
         )
+    if isinstance(data, Volume):
+        return with_volume_maps(data, device)
     started = time.perf_counter()
     n_coils = len(data.kspace)
     data = compressed(despiked(data))
@@ -96,59 +95,3 @@ def mapped_slice(
     seconds = {**seconds, "conventional": time.perf_counter() - started}
     phase = phase if maps.ndim == 3 else phase[0]
     return MappedSlice(data, model, phase, scale, zero_filled, conventional, seconds, n_coils)
-
-
-def despiked(data: Slice) -> Slice:
-    """The slice without spikes in its k-space and calibration, and a remark; the same object where there are none."""
-    kspace, found = without_spikes(data.kspace, data.mask, data.sigma_n)
-    calibration = data.calibration
-    apart: list[Spike] = []
-    if calibration is not None:
-        rows, cols = (
-            slice(size // 2 - part // 2, size // 2 - part // 2 + part)
-            for size, part in zip(kspace.shape[1:], calibration.shape[1:])
-        )
-        if torch.equal(calibration, data.kspace[:, rows, cols]):  # embedded
-            calibration = kspace[:, rows, cols]
-        elif calibration.shape[2] == kspace.shape[2]:
-            calibration, apart = without_spikes(calibration, torch.ones(calibration.shape[1:]), data.sigma_n)
-    remarks = [_spike_remark(*part) for part in ((found, "k-space"), (apart, "the calibration")) if part[0]]
-    if not remarks:
-        return data
-    sigma_n = data.sigma_n
-    if found and data.noise_source == ESTIMATED:
-        sigma_n = estimated_sigma(kspace, data.mask)
-    return replace(data, kspace=kspace, calibration=calibration, sigma_n=sigma_n, remarks=(*data.remarks, *remarks))
-
-
-def _spike_remark(spikes: list[Spike], where: str) -> str:
-    places = [str(spike) for spike in spikes[:TOLD]] + ["..."] * (len(spikes) > TOLD)
-    what = "1 spike" if len(spikes) == 1 else f"{len(spikes)} spikes"
-    verb = "was" if len(spikes) == 1 else "were"
-    return (
-        f"{what} in {where} ({'; '.join(places)}) {verb} left out and filled in from the samples beside: have the "
-        "scanner room checked for discharges"
-    )
-
-
-def with_calibration_as_data(data: Slice) -> Slice:
-    """The slice with its separate calibration lines as image lines too, where they are shown to be the same data.
-
-    A separate calibration may have another contrast. Rows that came both ways tell: their difference is that of
-    noise, to AGREEMENT in variance, or the calibration serves the maps alone.
-    """
-    if data.calibration is None or data.pooled:
-        return data
-    n_rows = data.calibration.shape[1]
-    first = data.kspace.shape[1] // 2 - n_rows // 2
-    block = slice(first, first + n_rows)
-    columns, acquired = data.mask.amax(0) > 0, data.mask[block].amax(1) > 0
-    if bool(acquired.all()) or not bool(acquired.any()):
-        return data
-    difference = (data.calibration - data.kspace[:, block])[:, acquired][..., columns]
-    if float(torch.view_as_real(difference).square().mean()) > AGREEMENT * 2 * data.sigma_n**2:
-        return data
-    kspace, mask = data.kspace.clone(), data.mask.clone()
-    kspace[:, block][:, ~acquired] = data.calibration[:, ~acquired] * columns
-    mask[block][~acquired] = columns.float()
-    return replace(data, kspace=kspace, mask=mask, n_lines_got=int(mask.amax(1).sum()))

@@ -11,9 +11,9 @@ import torch
 from ..device import synchronize
 from ..errors import DpmreconError, first_line
 from ..prior.checkpoint import Checkpoint
-from ..prior.problem import NoiseSource, Problem, Stop, never
+from ..prior.problem import NoiseSource, Planes, Problem, Stop, never
 from .gate import judged
-from .types import MappedSlice, Reconstruction, Sampling
+from .types import MappedSlice, MappedVolume, Reconstruction, Sampling
 
 log = logging.getLogger("dpmrecon")
 
@@ -22,8 +22,11 @@ Progress = Callable[[int], object]  # called with the images of each evaluation 
 DEVICE_ERRORS = (RuntimeError, MemoryError)
 
 
-def problem_of(slices: list[MappedSlice]) -> Problem:
-    """The slices at scale 1, an entry of the batch each. The samples of one slice share its maps and data."""
+def problem_of(slices: list[MappedSlice], at_once: int = 1) -> Problem:
+    """The slices at scale 1, an entry of the batch each. The samples of one slice share its maps and data. A volume is
+    alone, of whose planes the network sees `at_once`."""
+    if isinstance(slices[0], MappedVolume):
+        return volume_problem(slices[0], at_once)
     # by broadcasting instead of copies
     kept = slices[:1] if all(mapped is slices[0] for mapped in slices) else slices
     device = slices[0].conventional.device
@@ -38,6 +41,14 @@ def problem_of(slices: list[MappedSlice]) -> Problem:
         torch.tensor([mapped.data.sigma_n for mapped in slices], device=device) / scales,
         torch.stack([mapped.conventional / mapped.scale for mapped in slices]),
     )
+
+
+def volume_problem(mapped: MappedVolume, at_once: int) -> Problem:
+    """A volume at scale 1, without copies of its maps; of its data the sampler needs `zero_filled` alone."""
+    sigma_n = torch.tensor([mapped.data.sigma_n / mapped.scale], device=mapped.conventional.device)
+    zero_filled, start = (image[None] / mapped.scale for image in (mapped.zero_filled, mapped.conventional))
+    planes = Planes(mapped.planes, at_once)
+    return Problem(mapped.model, mapped.data.kspace[None], zero_filled, sigma_n, start, planes)
 
 
 def sample_seed(seed: int, seed_key: tuple[int, ...], index: int) -> int:
@@ -72,12 +83,13 @@ def draw(
         progress(images)
 
     prior = checkpoint.model.of_contrast(contrast, count)
-    for first in range(0, len(entries), sampling.batch):
+    at_once = 1 if isinstance(group[0], MappedVolume) else sampling.batch
+    for first in range(0, len(entries), at_once):
         if first and len(group) == 1 and stop():
             break
-        chunk = entries[first : first + sampling.batch]
+        chunk = entries[first : first + at_once]
         seeds = [sample_seed(sampling.seed, mapped.data.seed_key, index) for mapped, index in chunk]
-        problem = problem_of([mapped for mapped, _ in chunk])
+        problem = problem_of([mapped for mapped, _ in chunk], sampling.batch)
         draws.append(sampler.sample(problem, prior, sampling.settings, NoiseSource(seeds, device), stop))
     synchronize(device)
     return list(torch.cat(draws).unflatten(0, (len(group), -1))), evaluations // len(group)

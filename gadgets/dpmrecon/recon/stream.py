@@ -8,7 +8,7 @@ from ..device import synchronize
 from ..prior.checkpoint import Checkpoint
 from .deadline import Deadline
 from .sample import DEVICE_ERRORS, Progress, draw, fall_back, sample_group
-from .types import MappedSlice, Reconstruction, Sampling
+from .types import MappedSlice, MappedVolume, Reconstruction, Sampling
 
 
 def sampled(
@@ -41,14 +41,16 @@ def slices_at_once(batch: int, samples: int) -> int:
 
 
 def _groups(stream: Iterable[MappedSlice | LostSlice], size: int) -> Iterator[list[MappedSlice] | LostSlice]:
-    """Lists of at most `size` neighbours of equal shape and number of maps, in order."""
+    """Lists of at most `size` neighbours of equal shape and number of maps, in order; a volume is alone."""
     group: list[MappedSlice] = []
     for item in stream:
-        if group and (isinstance(item, LostSlice) or item.model.coil_maps.shape != group[0].model.coil_maps.shape):
+        if group and (
+            isinstance(item, LostSlice | MappedVolume) or item.model.coil_maps.shape != group[0].model.coil_maps.shape
+        ):
             yield group
             group = []
-        if isinstance(item, LostSlice):
-            yield item
+        if isinstance(item, LostSlice | MappedVolume):
+            yield [item] if isinstance(item, MappedVolume) else item
             continue
         group.append(item)
         if len(group) == size:

@@ -1,13 +1,18 @@
 """What passes between the steps of a reconstruction."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
-from ..data import Slice, SliceKey
+from ..data import Slice, SliceKey, Volume
 from ..physics.forward import ForwardModel
+from ..physics.volume import VolumeModel
 from ..prior.kinds import Settings
+
+SHORTEST, LONGEST_PIXEL = 40, 2.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class Sampling:
 class Misfit:
     """What an image leaves of its data, over what the noise alone would leave, as root mean squares.
 
-    residual: of all samples; by_row: (rows,) float32, nan where nothing was acquired; by_channel: (n_coils,) float32.
+    residual: of all samples; by_row: (rows,) float32, of a volume (partitions, rows), nan where nothing was acquired;
+    by_channel: (n_coils,) float32.
     """
 
     residual: float
@@ -88,10 +94,74 @@ class MappedSlice:
             (square.sum((1, 2)) / mask.sum()).sqrt().cpu(),
         )
 
+    @cached_property
+    def energy(self) -> Misfit:
+        """What an image of nothing would leave."""
+        data = self.data
+        square = torch.view_as_real(data.kspace).square().sum(-1) / (2 * data.sigma_n**2)
+        count, n_coils = data.mask.sum(1), len(data.kspace)
+        return Misfit(
+            math.sqrt(float(square.sum()) / (float(count.sum()) * n_coils)),
+            (square.sum((0, 2)) / (count * n_coils)).sqrt().cpu(),
+            (square.sum((1, 2)) / count.sum()).sqrt().cpu(),
+        )
+
+
+def planes_of(shape: tuple[int, ...], voxel_mm: tuple[float, ...]) -> tuple[int, ...]:
+    """The axes whose planes a prior of slices can judge: large enough, and of pixels that are nearly square."""
+    found = []
+    for axis in range(3):
+        down, across = (other for other in range(3) if other != axis)
+        ratio = voxel_mm[down] / voxel_mm[across]
+        if min(shape[down], shape[across]) >= SHORTEST and max(ratio, 1 / ratio) <= LONGEST_PIXEL:
+            found.append(axis)
+    return tuple(found) or (0,)
+
+
+@dataclass
+class MappedVolume(MappedSlice):
+    """The same of a volume, whose images are (partitions, rows, cols) and whose `data.kspace` is a `hybrid`: what it
+    misses and holds is counted there, one coil at a time."""
+
+    data: Volume
+    model: VolumeModel
+
+    @property
+    def n_sets(self) -> int:
+        return 1
+
+    @property
+    def planes(self) -> tuple[int, ...]:
+        """Axes across which it is cut for the prior, see `planes_of`."""
+        return planes_of(tuple(self.data.mask.shape), self.data.voxel_mm)
+
+    def misfit(self, image: torch.Tensor) -> Misfit:
+        coils = self.model.coils(image)
+        return self._parts(coil - measured for coil, measured in zip(coils, self.data.kspace))
+
+    @cached_property
+    def energy(self) -> Misfit:
+        return self._parts(self.data.kspace)
+
+    def _parts(self, coils: Iterable[torch.Tensor]) -> Misfit:
+        """Root mean squares of coils (partitions, rows, cols) over that of the noise."""
+        lines, by_channel = torch.zeros_like(self.model.mask[..., 0]), []
+        for coil in coils:
+            square = torch.view_as_real(coil).square().sum((-2, -1)) / (2 * self.data.sigma_n**2)
+            lines += square
+            by_channel.append(square.sum())
+        count, n_coils = self.model.mask.sum(-1), len(by_channel)
+        return Misfit(
+            math.sqrt(float(lines.sum()) / (float(count.sum()) * n_coils)),
+            (lines / (count * n_coils)).sqrt().cpu(),
+            (torch.stack(by_channel) / count.sum()).sqrt().cpu(),
+        )
+
 
 @dataclass
 class Reconstruction:
-    """One image (rows, cols) complex64, the spread of its samples (float32, std of a real channel) or None.
+    """One image (rows, cols) complex64, of a volume (partitions, rows, cols), the spread of its samples (float32,
+    standard deviation of a real channel) or None.
 
     fallback: None, or why the image is the conventional one; residual: ||A x - y|| over what the noise alone leaves;
     samples: drawn; steps: of each, as planned; evaluations: of the network, in all, fewer than planned where the

@@ -9,8 +9,9 @@ from typing import Protocol
 
 import torch
 
+from ...errors import UnsupportedScanError
 from ...physics.forward import TOLERANCE
-from ..problem import NoiseSource, Problem, Stop, never
+from ..problem import NoiseSource, Planes, Problem, Stop, never
 
 
 class Prior(Protocol):
@@ -20,6 +21,8 @@ class Prior(Protocol):
     def sigma_data(self) -> float: ...
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor: ...
+
+    def of_planes(self, planes: torch.Tensor, sigma: float, at_once: int) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,20 @@ def denoised_images(prior: Prior, x: torch.Tensor, sigma: float) -> torch.Tensor
     return prior(images, torch.full((len(images),), sigma, device=x.device)).reshape(x.shape)
 
 
+def denoised_step(
+    prior: Prior, x: torch.Tensor, sigma: float, orientation: int, planes: Planes | None, step: int
+) -> torch.Tensor:
+    """What the network makes of the image of a step, shown to it in one of its orientations: of slices, or of the
+    planes of a volume."""
+    if planes is None:
+        return turned_back(denoised_images(prior, turned(x, orientation), sigma), orientation)
+    axis = planes.axes[step % len(planes.axes)] + 1
+    across = x.movedim(axis, 1)
+    images = turned(across.flatten(0, 1), orientation).contiguous()
+    found = turned_back(prior.of_planes(images, sigma, planes.at_once), orientation)
+    return found.unflatten(0, across.shape[:2]).movedim(1, axis).contiguous()
+
+
 def turned(image: torch.Tensor, orientation: int) -> torch.Tensor:
     """One of the 8 orientations of (..., rows, cols): bits 1 and 2 flip rows and columns, bit 4 then swaps them."""
     image = image.flip([axis for axis, bit in ((-2, 1), (-1, 2)) if orientation & bit])
@@ -105,8 +122,7 @@ def sample_prox(
     x0 = x
     for step, (sigma, sigma_next) in enumerate(zip(levels, levels[1:])):
         orientation = step % 8 if settings.turns else 0
-        denoised = turned_back(denoised_images(prior, turned(x, orientation), sigma), orientation)
-        denoised = denoised * problem.model.support
+        denoised = denoised_step(prior, x, sigma, orientation, problem.planes, step) * problem.model.support
         white = (prior.sigma_data if settings.prior_std is None else settings.prior_std) * sigma**settings.prior_power
         variance = sigma**2 * white**2 / (sigma**2 + white**2)
         weight, tolerance = sigma_n.square() / variance, max(settings.cg_tolerance * sigma, TOLERANCE)
@@ -129,8 +145,11 @@ def sample_dps(
     """Algorithm 1 of the paper in its consistent form, the reference (DPS: Chung et al., ICLR 2023).
 
     Euler steps of the probability-flow ODE, each with a step of size zeta down the gradient of ||A D(x) - y||,
-    taken through the network. zeta = 1 equals scale 2 in the authors' code.
+    taken through the network. zeta = 1 equals scale 2 in the authors' code. Raises UnsupportedScanError for a volume,
+    for whose gradients memory lacks.
     """
+    if problem.planes is not None:
+        raise UnsupportedScanError("the sampler dps is for slices, and the scan is a volume: choose prox")
     levels = noise_levels(settings)
     x = initial_image(problem, noise, settings)
     for sigma, sigma_next in zip(levels, levels[1:]):

@@ -1,0 +1,127 @@
+"""Coil maps of a volume: ESPIRiT with a kernel along all three axes, on a grid as coarse as smooth maps allow."""
+
+import itertools
+import math
+
+import torch
+
+from ..errors import BadInputError
+from .coil_maps import CHUNK, FEWEST, dominant, fourier_matrix, kernel_size, principal_component
+from .fourier import crop_or_pad, origin_to_corner
+
+LARGEST = 24  # samples of the calibration that are used along each axis
+THRESHOLD = 0.02  # of the largest singular value: what is above spans the signal
+CROP = 0.9  # of the eigenvalue, which is 1 where the signal explains the coils
+# Maps are found on at most this many points along an axis, and interpolated between them
+POINTS = 128
+
+
+def estimate_volume_maps(calibration: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Coil maps of a volume in the layout of `VolumeModel`: (cols, n_coils, partitions, rows) complex64, the origin of
+    partitions and rows at index 0; sum over coils of |s|^2 is 1 in the support and 0 outside it.
+
+    calibration: (n_coils, partitions, rows, samples) complex64 k-space, fully sampled, pre-whitened, of the same field
+    of view as the volume; index N//2 of each axis is the centre. shape: (partitions, rows, cols) of the volume. Phase:
+    as of `estimate_coil_maps`. Raises BadInputError for a calibration too small for the kernel, zero or not finite.
+    """
+    calibration = _middle(calibration)
+    operator = _kernel_correlations(calibration)
+    reference = principal_component(calibration)
+    grid = tuple(size if size <= POINTS else -(-size // 2) for size in shape)
+    maps, values = _eigenvectors(operator, reference, grid)
+    return _on_grid(maps, values, shape)
+
+
+def _middle(calibration: torch.Tensor) -> torch.Tensor:
+    for size, name in zip(calibration.shape[1:], ("partitions", "lines", "samples")):
+        if size < FEWEST:
+            raise BadInputError(
+                f"The calibration has {size} {name}, but at least {FEWEST} are needed for coil maps: acquire a larger "
+                "block of central k-space."
+            )
+    for axis in (1, 2, 3):
+        calibration = crop_or_pad(calibration, min(calibration.shape[axis], LARGEST), axis)
+    if not bool(torch.isfinite(torch.view_as_real(calibration)).all()) or not bool((calibration != 0).any()):
+        raise BadInputError("The calibration is zero or has values that are not finite: check the scan's samples.")
+    return calibration / calibration.abs().max()
+
+
+def _kernel_correlations(calibration: torch.Tensor) -> torch.Tensor:
+    """(taps, taps, taps, n_coils, n_coils): the projection of all patches on the signal space, averaged over the
+    patches that hold a sample, as a convolution of 2 kernel - 1 taps an axis."""
+    n_coils, kernel = len(calibration), [kernel_size(size) for size in calibration.shape[1:]]
+    patches = calibration
+    for axis, size in enumerate(kernel, 1):
+        patches = patches.unfold(axis, size, 1)
+    patches = patches.permute(1, 2, 3, 0, 4, 5, 6).flatten(0, 2).flatten(1)
+    energies, vectors = torch.linalg.eigh((patches.T @ patches.conj()).cpu())
+    signal = vectors[:, energies > THRESHOLD**2 * energies[-1]].to(patches.device)
+    projection = (signal @ signal.mH).view(n_coils, *kernel, n_coils, *kernel)
+    projection = projection.permute(1, 2, 3, 5, 6, 7, 0, 4).flip(3, 4, 5) / math.prod(kernel)
+    convolution = projection.new_zeros((*(2 * size - 1 for size in kernel), n_coils, n_coils))
+    for place in itertools.product(*map(range, kernel)):
+        some = tuple(slice(first, first + size) for first, size in zip(place, kernel))
+        convolution[some] += projection[place]
+    return convolution
+
+
+def _eigenvectors(
+    operator: torch.Tensor, reference: torch.Tensor, grid: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """On a grid (partitions, rows, cols): dominant eigenvectors (cols, n_coils, partitions, rows) of unit norm, and
+    their eigenvalues (cols, partitions, rows)."""
+    n_coils = len(reference)
+    by_partition, by_row, by_col = (
+        fourier_matrix(size, taps, operator.device) for size, taps in zip(grid, operator.shape)
+    )
+    partitions, rows, cols = grid
+    along = torch.einsum("xk,ijkcC->xijcC", by_col, operator)
+    maps = operator.new_empty((cols, n_coils, partitions, rows))
+    values = torch.empty((cols, partitions, rows), device=operator.device)
+    step = max(1, CHUNK // (rows * n_coils**2))
+    for col in range(cols):
+        across = torch.einsum("yj,ijcC->iycC", by_row, along[col])
+        for first in range(0, partitions, step):
+            some = slice(first, min(first + step, partitions))
+            matrices = (by_partition[some] @ across.flatten(1)).view(-1, n_coils, n_coils)
+            vectors, found = dominant(matrices, reference)
+            maps[col, :, some] = vectors.view(-1, rows, n_coils).permute(2, 0, 1)
+            values[col, some] = found.view(-1, rows)
+    return maps, values
+
+
+def _on_grid(maps: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Maps as `estimate_volume_maps` gives them, interpolated coil by coil where the grid is coarser."""
+    partitions, rows, cols = shape
+    coarse = maps.shape[0], *maps.shape[2:]
+    if coarse != (cols, partitions, rows):
+        values = _interpolated(values, (cols, partitions, rows))
+        finer = maps.new_empty((cols, maps.shape[1], partitions, rows))
+        for coil in range(maps.shape[1]):
+            parts = [
+                _interpolated(part, (cols, partitions, rows)) for part in torch.view_as_real(maps[:, coil]).unbind(-1)
+            ]
+            finer[:, coil] = torch.complex(*parts)
+        maps = finer
+    for position, value in zip(maps, values):
+        norm = torch.linalg.vector_norm(position, dim=0).clamp_min(1e-17)
+        position.copy_(origin_to_corner(position * ((value >= CROP) / norm)))
+    return maps
+
+
+def _interpolated(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """(cols, partitions, rows) float32 on a finer grid of the same field of view, by trilinear interpolation.
+
+    Index N//2 of both grids is one place.
+    """
+    for axis, size in enumerate(shape):
+        if values.shape[axis] == size:
+            continue
+        place = torch.arange(size, device=values.device)
+        ratio = values.shape[axis] / size
+        where = (place - size // 2) * ratio + values.shape[axis] // 2
+        lower = where.floor().clamp(0, values.shape[axis] - 1).long()
+        upper = (lower + 1).clamp_max(values.shape[axis] - 1)
+        part = (where - lower).clamp(0, 1).view([-1 if a == axis else 1 for a in range(3)])
+        values = torch.lerp(values.index_select(axis, lower), values.index_select(axis, upper), part.to(values))
+    return values

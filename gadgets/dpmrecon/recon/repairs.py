@@ -1,0 +1,77 @@
+"""Repairs of a slice's data before it is reconstructed: spikes are taken out, calibration lines join the image's."""
+
+from dataclasses import replace
+
+import torch
+
+from ..data import ESTIMATED, AnySlice, Slice
+from ..physics.noise import estimated_sigma
+from ..physics.spikes import Spike, without_spikes
+
+# Two lines of one row differ by noise alone where the variance of their difference is at most this many times expected
+AGREEMENT = 1.5
+TOLD = 3  # spikes whose places a remark has room for
+
+
+def despiked(data: Slice) -> Slice:
+    """The slice without spikes in its k-space and calibration, and a remark; the same object where there are none."""
+    kspace, found = without_spikes(data.kspace, data.mask, data.sigma_n)
+    calibration = data.calibration
+    apart: list[Spike] = []
+    if calibration is not None:
+        block = centre_block(kspace, calibration)
+        if torch.equal(calibration, data.kspace[block]):  # embedded
+            calibration = kspace[block]
+        elif calibration.shape[2] == kspace.shape[2]:
+            calibration, apart = without_spikes(calibration, torch.ones(calibration.shape[1:]), data.sigma_n)
+    remarks = [
+        spike_remark([str(spike) for spike in spikes], where)
+        for spikes, where in ((found, "k-space"), (apart, "the calibration"))
+        if spikes
+    ]
+    if not remarks:
+        return data
+    sigma_n = data.sigma_n
+    if found and data.noise_source == ESTIMATED:
+        sigma_n = estimated_sigma(kspace, data.mask)
+    return replace(data, kspace=kspace, calibration=calibration, sigma_n=sigma_n, remarks=(*data.remarks, *remarks))
+
+
+def centre_block(kspace: torch.Tensor, part: torch.Tensor) -> tuple[slice, ...]:
+    """Where `part`, whose centre of k-space is at index n//2 of each axis, lies in `kspace`; the coils come first."""
+    sizes = zip(kspace.shape[1:], part.shape[1:])
+    return (slice(None), *(slice(size // 2 - n // 2, size // 2 - n // 2 + n) for size, n in sizes))
+
+
+def spike_remark(spikes: list[str], where: str) -> str:
+    """places: of all of them, in words."""
+    places = spikes[:TOLD] + ["..."] * (len(spikes) > TOLD)
+    what = "1 spike" if len(spikes) == 1 else f"{len(spikes)} spikes"
+    verb = "was" if len(spikes) == 1 else "were"
+    return (
+        f"{what} in {where} ({'; '.join(places)}) {verb} left out and filled in from the samples beside: have the "
+        "scanner room checked for discharges"
+    )
+
+
+def with_calibration_as_data(data: AnySlice) -> AnySlice:
+    """The slice with its separate calibration lines as image lines too, where they are shown to be the same data.
+
+    A separate calibration may have another contrast. Rows that came both ways tell: their difference is that of
+    noise, to AGREEMENT in variance, or the calibration serves the maps alone.
+    """
+    if data.calibration is None or data.pooled:
+        return data
+    # all columns: those of the calibration are all that it has
+    block = (*centre_block(data.kspace, data.calibration)[:-1], slice(None))
+    columns = data.mask.flatten(0, -2).amax(0) > 0
+    acquired = data.mask[block[1:]].amax(-1) > 0
+    if bool(acquired.all()) or not bool(acquired.any()):
+        return data
+    difference = (data.calibration - data.kspace[block])[:, acquired][..., columns]
+    if float(torch.view_as_real(difference).square().mean()) > AGREEMENT * 2 * data.sigma_n**2:
+        return data
+    kspace, mask = data.kspace.clone(), data.mask.clone()
+    kspace[block][:, ~acquired] = data.calibration[:, ~acquired] * columns
+    mask[block[1:]][~acquired] = columns.float()
+    return replace(data, kspace=kspace, mask=mask, n_lines_got=int(mask.amax(-1).sum()))

@@ -1,0 +1,94 @@
+"""From a volume to a problem: as `prepare` does for a slice, with one coil or some lines of it at a time in memory."""
+
+import math
+import time
+from dataclasses import replace
+
+import torch
+
+from ..data import ESTIMATED, LostSlice, Volume
+from ..device import synchronize
+from ..errors import BadInputError
+from ..physics.cg_sense import volume_scale
+from ..physics.coil_compression import compressed
+from ..physics.fourier import origin_to_corner
+from ..physics.noise import estimated_sigma
+from ..physics.phase import smooth_phase
+from ..physics.spikes import Spike, without_spikes
+from ..physics.volume import VolumeModel, hybrid
+from ..physics.volume_maps import estimate_volume_maps
+from .repairs import centre_block, spike_remark, with_calibration_as_data
+from .types import MappedVolume
+
+LINES = 2048  # that are searched for spikes at once
+AXES = (-3, -2, -1)
+
+
+def with_volume_maps(data: Volume, device: torch.device) -> MappedVolume | LostSlice:
+    """The volume with ESPIRiT maps of its calibration, scale and CG-SENSE image; lost, with the reason, without them.
+
+    Its k-space is used up: the data of what comes back are `hybrid`, in the same memory where they can be.
+    """
+    assert data.calibration is not None
+    started = time.perf_counter()
+    n_coils = len(data.kspace)
+    data = with_calibration_as_data(compressed(despiked_volume(data)))
+    assert data.calibration is not None
+    partitions, rows, cols = data.mask.shape
+    try:
+        maps = estimate_volume_maps(data.calibration.to(device), (partitions, rows, cols))
+    except BadInputError as error:
+        return LostSlice(data.key, f"it has no coil maps: {error}")
+    synchronize(device)
+    return mapped_volume(data, maps, {"maps": time.perf_counter() - started}, n_coils)
+
+
+def mapped_volume(
+    data: Volume, maps: torch.Tensor, seconds: dict[str, float], n_coils: int = 0
+) -> MappedVolume | LostSlice:
+    """The volume with its conventional images, on the device of `maps`, where its smooth phase goes.
+
+    maps: (cols, n_coils, partitions, rows), see `VolumeModel`; used up as the k-space is.
+    """
+    started = time.perf_counter()
+    data = replace(data, kspace=hybrid(data.kspace.to(maps.device)), mask=data.mask.to(maps.device))
+    model = VolumeModel(maps, data.mask)
+    zero_filled = model.adjoint(data.kspace)
+    scale, conventional = volume_scale(model, zero_filled, data.sigma_n)
+    if not (math.isfinite(scale) and scale > 0):
+        return LostSlice(data.key, "its k-space holds no signal inside the coil maps' support")
+    phase = smooth_phase(conventional, AXES)
+    for position, part in zip(maps, origin_to_corner(phase.permute(2, 0, 1))):
+        position *= part
+    zero_filled, conventional = zero_filled * phase.conj(), conventional * phase.conj()
+    synchronize(maps.device)
+    seconds = {**seconds, "conventional": time.perf_counter() - started}
+    return MappedVolume(data, model, phase, scale, zero_filled, conventional, seconds, n_coils)
+
+
+def despiked_volume(data: Volume) -> Volume:
+    """The volume without spikes in its k-space and embedded calibration, and a remark; the same object where there are
+    none. Lines follow from themselves alone, so they are searched some at a time."""
+    kspace, lines = data.kspace, data.mask.amax(-1).nonzero()
+    found: list[tuple[Spike, int, int]] = []
+    for some in lines.split(LINES):
+        partitions, rows = some.unbind(1)
+        part, spikes = without_spikes(kspace[:, partitions, rows], data.mask[partitions, rows], data.sigma_n)
+        if spikes:
+            if kspace is data.kspace:
+                kspace = kspace.clone()
+            kspace[:, partitions, rows] = part
+            found += [(spike, *some[spike.row].tolist()) for spike in spikes]
+    if not found:
+        return data
+    calibration = data.calibration
+    if calibration is not None:
+        block = centre_block(data.kspace, calibration)
+        if torch.equal(calibration, data.kspace[block]):  # embedded
+            calibration = kspace[block]
+    sigma_n = data.sigma_n
+    if data.noise_source == ESTIMATED:
+        sigma_n = estimated_sigma(kspace, data.mask)
+    places = [f"{spike} of partition {partition}" for spike, partition in ((replace(s, row=r), p) for s, p, r in found)]
+    remarks = (*data.remarks, spike_remark(places, "k-space"))
+    return replace(data, kspace=kspace, calibration=calibration, sigma_n=sigma_n, remarks=remarks)

@@ -1,0 +1,99 @@
+"""Simulated volumes with a known truth: the held-out label map in three contrasts, as a 3D scan would bring it."""
+
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from dpmrecon.data import SliceKey, Volume
+from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
+from dpmrecon.physics.scale import image_scale
+from dpmrecon.prior.denoiser import complex_noise
+from dpmrecon.tools.simulated_slice import coil_maps
+
+from ..data.labelmaps import simulate, smooth_field
+
+HELD_OUT = "training_seg_02"
+N_COILS = 8
+BLOCK = 24  # lines of the calibration each way
+# contrast -> noise per real channel over the volume's scale, and voxel size in mm along partitions, rows and columns
+VOLUMES = {"t1": (0.02, (2.0, 2.0, 2.0)), "flair": (0.03, (2.5, 2.0, 2.0)), "swi": (0.03, (2.0, 1.0, 1.0))}
+
+
+@dataclass
+class ReferenceVolume:
+    """data: the undersampled volume; truth: magnitude (partitions, rows, cols) float32; maps: the true coil maps,
+    (n_coils, partitions, rows, cols) complex64."""
+
+    contrast: str
+    data: Volume
+    truth: np.ndarray
+    maps: torch.Tensor
+
+
+@lru_cache
+def validation_volume(images: Path, contrast: str) -> ReferenceVolume:
+    """Sagittal partitions (axial ones of swi), R = 2 x 2 shifted by one partition on every other line."""
+    import nibabel
+
+    noise, voxel = VOLUMES[contrast]
+    rng = np.random.default_rng(zlib.crc32(contrast.encode()))
+    image: Any = nibabel.as_closest_canonical(nibabel.load(images / f"synthseg_labels/{HELD_OUT}.nii.gz"))
+    labels = np.asarray(image.dataobj).astype(np.int16)
+    inside = np.argwhere(labels > 0)
+    low, high = np.maximum(inside.min(0) - 8, 0), inside.max(0) + 9
+    head = simulate(labels[tuple(slice(a, b) for a, b in zip(low, high))], contrast, rng)
+    head = head[::-1, ::-1]  # to the left and to the back
+    if contrast == "swi":  # partitions run to the head, rows to the back, columns to the left
+        head = head.transpose(2, 1, 0)[-120:]
+    else:  # partitions run to the left, rows to the back, columns to the feet
+        head = head[:, :, ::-1]
+    kspace = to_kspace(torch.from_numpy(np.ascontiguousarray(head)), (0, 1, 2))
+    for axis, size in enumerate(head.shape):
+        kspace = crop_or_pad(kspace, round(size / voxel[axis] / 2) * 2, axis)
+    magnitude = to_image(kspace, (0, 1, 2)).abs()
+    magnitude = magnitude / image_scale(magnitude)
+    shape = tuple(magnitude.shape)
+    return _acquired(contrast, magnitude, noise, voxel, _points(contrast, shape, voxel), rng)
+
+
+def _points(contrast: str, shape: tuple[int, ...], voxel: tuple[float, ...]) -> np.ndarray:
+    """(partitions, rows, cols, 3) LPS mm, the origin in the middle."""
+    axes = [(np.arange(size) - size // 2) * step for size, step in zip(shape, voxel)]
+    partition, row, col = np.meshgrid(*axes, indexing="ij")
+    points = (col, row, partition) if contrast == "swi" else (partition, row, -col)
+    return np.stack(points, -1).astype(np.float32)
+
+
+def _acquired(
+    contrast: str,
+    magnitude: torch.Tensor,
+    noise: float,
+    voxel: tuple[float, ...],
+    points: np.ndarray,
+    rng: np.random.Generator,
+) -> ReferenceVolume:
+    shape = tuple(magnitude.shape)
+    maps = torch.from_numpy(coil_maps(points, N_COILS))
+    maps /= torch.linalg.vector_norm(maps, dim=0)
+    phase = torch.from_numpy(1.2 * smooth_field(shape, 4, rng))
+    image = magnitude * torch.polar(torch.ones(shape), phase)
+    lines = torch.zeros(shape[:2])
+    for row in range(shape[1] // 2 % 2, shape[1], 2):
+        lines[(shape[0] // 2 + row // 2) % 2 :: 2, row] = 1
+    block = tuple(slice(size // 2 - BLOCK // 2, size // 2 + BLOCK // 2) for size in shape[:2])
+    lines[block] = 1
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    mask = lines[..., None].expand(shape)
+    kspace = torch.stack(
+        [mask * (to_kspace(one * image, (0, 1, 2)) + noise * complex_noise(shape, generator)) for one in maps]
+    )
+    count, key = int(lines.sum()), SliceKey(0)
+    data = Volume(
+        key, kspace, mask, kspace[(slice(None), *block)], noise, "known", 4.0, count, count, key.seed_key,
+        voxel_mm=voxel,
+    )  # fmt: skip
+    return ReferenceVolume(contrast, data, magnitude.numpy(), maps)
