@@ -48,8 +48,22 @@ def bart_pics(kspace: torch.Tensor, maps: torch.Tensor, weight: float) -> torch.
     shape = tuple(kspace.shape[-2:])
     if any(size % 2 for size in shape):
         raise BadInputError(f"the grid is {shape[0]} x {shape[1]}, and BART's pics needs even sizes: leave it out")
-    image = bart(f"pics -S -l1 -r {weight:g}", {"kspace": kspace, "maps": maps})
+    image = bart(f"pics -S -l1 -r {weight:g}", {"kspace": kspace.unsqueeze(-3), "maps": maps.unsqueeze(-3)})
     return torch.from_numpy(image.reshape(*maps.shape[:-3], *shape))
+
+
+def bart_volume(kspace: torch.Tensor, maps: torch.Tensor, penalty: str, weight: float) -> torch.Tensor:
+    """`bart pics` in three dimensions, (n_coils, partitions, rows, cols) to (partitions, rows, cols) complex64.
+
+    penalty: "W", wavelets, or "T", total variation, along all three axes; ADMM, which BART takes for the latter, is
+    far from done after its usual 30 iterations. Raises BadInputError for odd sizes.
+    """
+    shape = tuple(kspace.shape[-3:])
+    if any(size % 2 for size in shape):
+        raise BadInputError(f"the grid is {shape}, and BART's pics needs even sizes: leave it out")
+    iterations = {"W": 30, "T": 100}[penalty]
+    command = f"pics -S -i {iterations} -R {penalty}:7:0:{weight:g}"
+    return torch.from_numpy(bart(command, {"kspace": kspace, "maps": maps})).view(shape)
 
 
 def bart_maps(calibration: torch.Tensor, shape: tuple[int, int], options: str) -> torch.Tensor:
@@ -57,18 +71,19 @@ def bart_maps(calibration: torch.Tensor, shape: tuple[int, int], options: str) -
     complex64, or (n_sets, n_coils, rows, cols)."""
     for axis, size in enumerate(shape, 1):
         calibration = crop_or_pad(calibration, size, axis)
-    maps = bart(f"ecalib {options}", {"calibration": calibration})
+    maps = bart(f"ecalib {options}", {"calibration": calibration.unsqueeze(-3)})
     return torch.from_numpy(maps.reshape(-1, *calibration.shape)).squeeze(0)
 
 
 def bart(command: str, inputs: dict[str, torch.Tensor]) -> np.ndarray:
-    """What a BART command makes of arrays (..., n_coils, rows, cols), flat. Raises BadInputError where it fails."""
+    """What a BART command makes of arrays (..., n_coils, partitions, rows, cols), flat. Raises BadInputError where it
+    fails."""
     with tempfile.TemporaryDirectory() as folder:
         for name, array in inputs.items():
-            n_coils, rows, cols = array.shape[-3:]
-            # BART is column-major: cols, rows, one partition, coils, sets of maps
-            n_sets = array[..., 0, 0, 0].numel()
-            Path(folder, f"{name}.hdr").write_text(f"# Dimensions\n{cols} {rows} 1 {n_coils} {n_sets}\n")
+            n_coils, partitions, rows, cols = array.shape[-4:]
+            # BART is column-major: cols, rows, partitions, coils, sets of maps
+            n_sets = array[..., 0, 0, 0, 0].numel()
+            Path(folder, f"{name}.hdr").write_text(f"# Dimensions\n{cols} {rows} {partitions} {n_coils} {n_sets}\n")
             array.cpu().contiguous().numpy().astype(np.complex64).tofile(Path(folder, f"{name}.cfl"))
         words = ["bart", *command.split(), *inputs, "result"]
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True)

@@ -35,11 +35,17 @@ class ReferenceVolume:
 
 
 @lru_cache
-def validation_volume(images: Path, contrast: str) -> ReferenceVolume:
-    """Sagittal partitions (axial ones of swi), R = 2 x 2 shifted by one partition on every other line."""
+def validation_volume(
+    images: Path, contrast: str, voxel_mm: tuple[float, float, float] | None = None, partitions: int | None = None
+) -> ReferenceVolume:
+    """Sagittal partitions (axial ones of swi), R = 2 x 2 shifted by one partition on every other line.
+
+    voxel_mm: None as in VOLUMES; partitions: in the middle of the head, None for all.
+    """
     import nibabel
 
     noise, voxel = VOLUMES[contrast]
+    voxel = voxel_mm or voxel
     rng = np.random.default_rng(zlib.crc32(contrast.encode()))
     image: Any = nibabel.as_closest_canonical(nibabel.load(images / f"synthseg_labels/{HELD_OUT}.nii.gz"))
     labels = np.asarray(image.dataobj).astype(np.int16)
@@ -47,10 +53,11 @@ def validation_volume(images: Path, contrast: str) -> ReferenceVolume:
     low, high = np.maximum(inside.min(0) - 8, 0), inside.max(0) + 9
     head = simulate(labels[tuple(slice(a, b) for a, b in zip(low, high))], contrast, rng)
     head = head[::-1, ::-1]  # to the left and to the back
-    if contrast == "swi":  # partitions run to the head, rows to the back, columns to the left
-        head = head.transpose(2, 1, 0)[-120:]
-    else:  # partitions run to the left, rows to the back, columns to the feet
-        head = head[:, :, ::-1]
+    # partitions run to the head, rows to the back, columns to the left; else to the left, the back and the feet
+    head = head.transpose(2, 1, 0)[-120:] if contrast == "swi" else head[:, :, ::-1]
+    if partitions is not None:
+        first = (len(head) - round(partitions * voxel[0])) // 2
+        head = head[first : first + round(partitions * voxel[0])]
     kspace = to_kspace(torch.from_numpy(np.ascontiguousarray(head)), (0, 1, 2))
     for axis, size in enumerate(head.shape):
         kspace = crop_or_pad(kspace, round(size / voxel[axis] / 2) * 2, axis)
@@ -84,7 +91,7 @@ def _acquired(
     lines = torch.zeros(shape[:2])
     for row in range(shape[1] // 2 % 2, shape[1], 2):
         lines[(shape[0] // 2 + row // 2) % 2 :: 2, row] = 1
-    block = tuple(slice(size // 2 - BLOCK // 2, size // 2 + BLOCK // 2) for size in shape[:2])
+    block = tuple(slice(max(size // 2 - BLOCK // 2, 0), size // 2 + BLOCK // 2) for size in shape[:2])
     lines[block] = 1
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     mask = lines[..., None].expand(shape)
