@@ -86,10 +86,11 @@ def read_fastmri(item: Item) -> tuple[list[Volume], list[Fault]]:
     if not images:
         raise BadInputError(f"none of its {kept} slices can be used; the first: {faults[0].reason}")
     recon = header.encoding[0].reconSpace
-    pixel = max(recon.fieldOfView_mm.x / recon.matrixSize.x, recon.fieldOfView_mm.y / recon.matrixSize.y)
+    field, matrix = recon.fieldOfView_mm, recon.matrixSize
+    voxel = field.z / max(matrix.z, 1), field.y / matrix.y, field.x / matrix.x
     sides = sorted((n_lines // 2 - first, end - n_lines // 2))
     reference = "fully sampled" if sides[0] >= SYMMETRIC * sides[1] else "fully sampled but for partial Fourier"
-    return [Volume(item.name, np.stack(images), pixel, reference)], faults
+    return [Volume(item.name, np.stack(images), voxel, reference, coherent=False)], faults
 
 
 def _acquired_lines(kspace: Any, header: Any) -> tuple[int, int]:
@@ -155,14 +156,15 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
         raise BadInputError(f"none of its slices can be used; the first: {faults[0].reason}")
     recon = header.encoding[0].reconSpace.fieldOfView_mm
     rows, cols = next(iter(next(iter(found.values())).values())).shape
-    pixel = max(header.encoding[0].encodedSpace.fieldOfView_mm.y / rows, recon.x / cols)
+    voxel = recon.z, header.encoding[0].encodedSpace.fieldOfView_mm.y / rows, recon.x / cols
     reference = ", ".join(sorted(references))
     return [
         Volume(
             item.name if len(found) == 1 else f"{item.name}_contrast{number}",
             np.stack([images[place] for place in sorted(images)]),
-            pixel,
+            voxel,
             reference,
+            coherent=False,
         )
         for number, images in sorted(found.items())
     ], faults
