@@ -20,6 +20,7 @@ from support.hand_made import (
     average_limits,
     header,
     header_xml,
+    limits,
     line,
     noise_lines,
     noisy,
@@ -316,14 +317,8 @@ def test_what_refuses_the_scan(lines, text):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"z": 8}, "3D .8 partitions"),
-        (
-            {
-                "extra_limits": "<kspace_encoding_step_2><minimum>0</minimum><maximum>15</maximum><center>8</center>"
-                "</kspace_encoding_step_2>"
-            },
-            "3D .16 partitions",
-        ),
+        ({"z": 9, "extra_limits": limits("slice", 1)}, "3D with 2 slabs"),
+        ({"z": 9, "mode": "interleaved"}, "interleaved calibration"),
         ({"trajectory": "<trajectory>radial</trajectory>"}, "trajectory is 'radial'"),
         ({"trajectory": "<trajectory>epi</trajectory>"}, "ghost correction"),
         (
@@ -344,8 +339,13 @@ def test_unsupported_scans_are_refused(options, text):
 def test_lines_that_belie_the_header_are_refused():
     acquisition = line(3, samples(3, 1, 1))
     acquisition.idx.kspace_encode_step_2 = 2
-    with pytest.raises(UnsupportedScanError, match="3D"):
+    with pytest.raises(BadInputError, match="announces a 2D scan"):
         list(slices([acquisition], header()))
+    with pytest.raises(BadInputError, match="16 partitions and its matrixSize.z is 1"):
+        list(slices([acquisition], header(extra_limits=limits("kspace_encoding_step_2", 15))))
+    acquisition.idx.slice = 1
+    with pytest.raises(UnsupportedScanError, match="several slabs"):
+        list(slices([acquisition], header(z=9)))
     spiral = ismrmrd.Acquisition.from_array(np.ones((3, 26), np.complex64), np.zeros((26, 2), np.float32))
     with pytest.raises(UnsupportedScanError, match="trajectory"):
         list(slices([spiral], header(trajectory="")))

@@ -6,16 +6,16 @@ What a line is, is decided in `_Collector.add`, and for a slice as a whole in `r
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import ismrmrd
 import numpy as np
 import torch
 
-from ..data import ESTIMATED, MEASURED, LostSlice, Slice, SliceKey
+from ..data import ESTIMATED, MEASURED, LostSlice, Slice, SliceKey, Volume
 from ..errors import BadInputError, UnsupportedScanError
-from ..physics.noise import estimated_sigma
-from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, completeness, missing_keys
+from ..physics.noise import estimated_sigma, estimated_volume_sigma
+from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, completeness, missing_keys, within
 from .flags import CALIBRATION, LAST_IN_SLICE, NOISE, PHASE_CORRECTION, REVERSED, SURFACE_COIL, names_of
 from .header import (
     Header,
@@ -27,13 +27,16 @@ from .header import (
     coarser,
     encoded_grid,
     line_limits,
+    n_partitions,
+    partition_limits,
     receiver_channels,
 )
-from .lines import Layout, LineHeaders, Lines, LostError
+from .lines import Layout, LineHeaders, Lines, LostError, line_name, number_of, places_of
 from .noise_lines import NoiseLines, whitened
 from .receiving import Receiving
-from .record import Record, check_repeats, placed, same_place
+from .record import Record, check_repeats, offsets, placed, placed_in_volume, same_place
 from .scan_log import ScanLog
+from .volumes import central_box, on_matrix, volume_completeness
 
 # A noise measurement that is louder than the quietest part of k-space by more than this is not this scan's
 TOO_LOUD = 1.5
@@ -51,7 +54,8 @@ def slices(
     receiving: Receiving = Receiving(),  # noqa: B008
     log: ScanLog | None = None,
 ) -> Iterator[Slice | LostSlice]:
-    """Collect lines into slices; each leaves when its line flagged ACQ_LAST_IN_SLICE came, or at the end.
+    """Collect lines into slices; each leaves when its line flagged ACQ_LAST_IN_SLICE came, or at the end. A volume
+    leaves with such a line once it is complete, because some scanners end each partition with one.
 
     line_headers: gets that of the image line nearest the k-space centre of each slice, before the slice leaves.
     Averages are slices of their own unless `combine_averages`; then their mean is one slice that leaves with the last
@@ -79,7 +83,8 @@ class _Collector:
     ) -> None:
         self.header, self.line_headers, self.receiving, self.log = header, line_headers, receiving, log
         self.rows, self.cols = encoded_grid(header)
-        self.limits = line_limits(header)
+        self.partitions = n_partitions(header)
+        self.limits, self.partition_limits = line_limits(header), partition_limits(header)
         self.announced_acceleration = acceleration(header)
         self.separate, self.interleaved = calibration_is_separate(header), calibration_is_interleaved(header)
         self.combine_averages = combine_averages
@@ -122,7 +127,17 @@ class _Collector:
             return None
         if self.combine_averages and (self.last_average is None or line.idx.average < self.last_average):
             return None
+        if self.partitions > 1 and not self._is_whole(record):
+            return None
         return key
+
+    def _is_whole(self, record: Record) -> bool:
+        """Whether a volume has what it needs: the flag of the last line may end each of its partitions."""
+        shape = self.partitions, self.rows
+        limits = within(self.partition_limits, shape[0]), within(self.limits, shape[1])
+        numbers = set().union(*(lines.sums for lines in record.groups.values()))
+        acquired = on_matrix(places_of(numbers) + offsets(limits, shape), shape)
+        return volume_completeness(acquired, limits, self.announced_acceleration)[2] is None
 
     def _key(self, counters: ismrmrd.EncodingCounters) -> SliceKey:
         average = 0 if self.combine_averages else counters.average
@@ -136,22 +151,30 @@ class _Collector:
     def _add_to(self, record: Record, line: ismrmrd.Acquisition, flags: int) -> None:
         counters = line.idx
         only_calibration = bool(flags & CALIBRATION)
-        limits = self.limits
+        limits, partition_limits = self.limits, self.partition_limits
         if line.encoding_space_ref:
-            limits = self._other_space(line.encoding_space_ref, only_calibration and self.separate)
+            limits, partition_limits = self._other_space(line.encoding_space_ref, only_calibration and self.separate)
         if line.trajectory_dimensions and self.header.encoding[0].trajectory is None:
             raise UnsupportedScanError(
                 "the lines carry a trajectory and the header names none; only Cartesian scans are reconstructed"
             )
-        if counters.kspace_encode_step_2:
-            raise UnsupportedScanError(
-                f"the scan is 3D (a line of partition {counters.kspace_encode_step_2} came); only 2D multi-slice scans "
-                "are reconstructed"
+        if self.partitions == 1 and counters.kspace_encode_step_2:
+            raise BadInputError(
+                f"a line of partition {counters.kspace_encode_step_2} came and the header announces a 2D scan: correct "
+                "its matrixSize.z and encodingLimits.kspace_encoding_step_2 (or --set their values)"
             )
+        if self.partitions > 1 and counters.slice:
+            raise UnsupportedScanError(
+                f"the scan is 3D with several slabs (a line of slab {counters.slice} came); one is reconstructed: "
+                "convert each slab to a scan of its own"
+            )
+        row = counters.kspace_encode_step_1 - limits.center
+        partition = counters.kspace_encode_step_2 - partition_limits.center
+        number = number_of(row + self.limits.center, partition + self.partition_limits.center)
         data, backwards = line.data, bool(flags & REVERSED)
         if not data.any():
             self.log.count("left out: zeros, which are no data", flags)
-            record.zeros.add(counters.kspace_encode_step_1 - limits.center + self.limits.center)
+            record.zeros.add(number)
             return
         if self.receiving.conjugate:
             data = data.conj()
@@ -159,14 +182,14 @@ class _Collector:
             data = np.ascontiguousarray(data[:, ::-1])
         self.log.count("calibration" if only_calibration else "image", flags)
         kind = "calibration" if only_calibration else ("doubtful" if flags & SURFACE_COIL else "image")
-        number = counters.kspace_encode_step_1 - limits.center + self.limits.center
         self.channels.add(len(data))
         head = line.getHead()
         layout = Layout.of(line, backwards=backwards)
-        record.add(kind, head, data, layout, number, abs(number - self.limits.center), backwards)
+        record.add(kind, head, data, layout, number, math.hypot(row, partition), backwards)
 
-    def _other_space(self, number: int, separate: bool) -> Limits:
-        """Limits of another encoding space: a calibration of the image's own geometry may use one."""
+    def _other_space(self, number: int, separate: bool) -> tuple[Limits, Limits]:
+        """Limits of lines and partitions of another encoding space, which a calibration of the image's geometry may
+        use."""
         encodings = self.header.encoding
         if number >= len(encodings):
             raise BadInputError(
@@ -177,7 +200,7 @@ class _Collector:
                 f"lines of encoding space {number} came; only space 0, and separate calibration lines of the same "
                 "matrix and field of view, are reconstructed"
             )
-        return line_limits(self.header, number)
+        return line_limits(self.header, number), partition_limits(self.header, number)
 
     def close(self, key: SliceKey) -> Iterator[Slice | LostSlice]:
         """The slice of `key`; nothing where only its calibration came, which is kept for others, or where it waits."""
@@ -270,7 +293,7 @@ class _Collector:
 
     def _finished(self, key: SliceKey, image: Lines, calibration: Lines | None) -> Slice | LostSlice:
         try:
-            return self._slice(key, image, calibration)
+            return (self._volume if self.partitions > 1 else self._slice)(key, image, calibration)
         except LostError as lost:
             return LostSlice(key, str(lost))
 
@@ -302,7 +325,7 @@ class _Collector:
         else:
             # the variance of a mean of n lines is 1/n of one line's
             sigma_n *= math.sqrt(np.mean([1 / count for count in lines.counts.values()]))
-            self._check_noise(sigma_n, kspace, mask)
+            self._check_noise(sigma_n, estimated_sigma, kspace, mask)
         return Slice(
             key=key,
             kspace=kspace,
@@ -312,6 +335,53 @@ class _Collector:
             noise_source=ESTIMATED if whitener is None else MEASURED,
             acceleration=float(factor),
             n_lines_got=len(lines.sums),
+            n_lines_needed=needed,
+            seed_key=key.seed_key,
+            remarks=tuple(remarks),
+        )
+
+    def _volume(self, key: SliceKey, image: Lines, calibration: Lines | None) -> Volume:
+        """As `_slice`; takes the lines out of `image`, so that memory holds them or their k-space."""
+        remarks: list[str] = []
+        shape = self.partitions, self.rows
+        _check(image, "")
+        lines = image.of_channels(self._alive(image, remarks))
+        lines, limits = placed_in_volume(lines, (self.partition_limits, self.limits), shape, remarks)
+        if lines is not image:
+            image.sums.clear()
+        places = places_of(lines.sums) + offsets(limits, shape)
+        acquired, announced = on_matrix(places, shape), self.announced_acceleration
+        factor, needed, gap = volume_completeness(acquired, limits, announced)
+        if gap is not None and lines.zeros:
+            factor, needed, gap = volume_completeness(acquired, limits, None)
+            remarks.append(f"R = {announced} is announced, and lines of zeros among the others tell R = {factor}")
+        if gap is not None:
+            raise LostError(gap)
+        assert lines.layout is not None and lines.header is not None
+        check_repeats(lines, self._noise_energy(lines), "averages" if self.combine_averages else "lines of one label")
+        grid = self._readout_grid(lines.layout)
+        whitener, sigma_n = self._noise(lines, lines.header.sample_time_us, grid)
+        # pages of memory come as they are written
+        kspace = torch.from_numpy(np.zeros((len(lines.numbers), *shape, self.cols), np.complex64))
+        columns = lines.echo(grid).columns(grid, self.cols)
+        for numbers, data in lines.emptied(grid, self.cols):
+            partitions, rows = torch.from_numpy(places_of(numbers) + offsets(limits, shape)).T
+            kspace[:, partitions, rows] = whitened(data, whitener)
+        mask = torch.from_numpy(acquired)[..., None] * columns.float()
+        if whitener is None:
+            sigma_n = estimated_volume_sigma(kspace, mask)
+        else:
+            sigma_n *= math.sqrt(np.mean([1 / count for count in lines.counts.values()]))
+            self._check_noise(sigma_n, estimated_volume_sigma, kspace, mask)
+        return Volume(
+            key=key,
+            kspace=kspace,
+            mask=mask,
+            calibration=self._calibration_of_volume(lines, limits, acquired, kspace, calibration, grid, whitener),
+            sigma_n=sigma_n,
+            noise_source=ESTIMATED if whitener is None else MEASURED,
+            acceleration=float(factor),
+            n_lines_got=int(acquired.sum()),
             n_lines_needed=needed,
             seed_key=key.seed_key,
             remarks=tuple(remarks),
@@ -368,12 +438,14 @@ class _Collector:
         energy = self.noise.energy(lines.numbers, lines.header.sample_time_us)
         return None if energy is None else energy * lines.layout.n_samples
 
-    def _check_noise(self, sigma_n: float, kspace: torch.Tensor, mask: torch.Tensor) -> None:
+    def _check_noise(
+        self, sigma_n: float, estimate: Callable[..., float], kspace: torch.Tensor, mask: torch.Tensor
+    ) -> None:
         """Once a scan: signal only adds to the noise of k-space, so that it is never quieter than the measurement."""
         if self.noise_is_checked:
             return
         self.noise_is_checked = True
-        quiet = estimated_sigma(kspace, mask)
+        quiet = estimate(kspace, mask)
         if sigma_n > TOO_LOUD * quiet:
             self.log.remark(
                 f"the noise measurement is {sigma_n / quiet:.1f} times as loud as the quietest part of k-space: it is "
@@ -391,26 +463,60 @@ class _Collector:
     ) -> torch.Tensor | None:
         """(n_coils, rows_cal, cols) of the separate calibration, else of the image's own centre, else None."""
         if calibration is not None:
-            assert calibration.layout is not None and lines.layout is not None
-            if not set(lines.numbers) <= set(calibration.numbers):
-                raise LostError(
-                    f"its calibration has {calibration.layout.n_coils} channels, its image lines have "
-                    f"{lines.layout.n_coils}"
-                )
-            calibration = calibration.of_channels([calibration.numbers.index(number) for number in lines.numbers])
-            check_repeats(calibration, self._noise_energy(calibration), "calibration lines of one label")
-            _check(calibration, "calibration ")
-            assert calibration.layout is not None
+            calibration = self._checked(calibration, lines)
             block = central_block(calibration.sums, limits.center)
             if len(block) >= FEWEST_CALIBRATION_LINES:
-                if not calibration.layout.fits(grid):
-                    raise LostError(f"its calibration lines have {calibration.layout}, its image lines {lines.layout}")
-                data, _ = calibration.mean(grid, self.cols)
+                data = self._beside(calibration, lines, grid)
                 index = {number: place for place, number in enumerate(calibration.sums)}
                 return whitened(data[[index[number] for number in block]], whitener)
         center = self.rows // 2
         block = central_block((number + center - limits.center for number in lines.sums), center)
         return kspace[:, block.start : block.stop] if len(block) >= FEWEST_CALIBRATION_LINES else None
+
+    def _calibration_of_volume(
+        self,
+        lines: Lines,
+        limits: tuple[Limits, Limits],
+        acquired: np.ndarray,
+        kspace: torch.Tensor,
+        calibration: Lines | None,
+        grid: int,
+        whitener: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """(n_coils, partitions_cal, rows_cal, cols), as `_calibration_block`."""
+        if calibration is not None:
+            calibration = self._checked(calibration, lines)
+            places = places_of(calibration.sums) + offsets(limits, acquired.shape)
+            box = central_box(on_matrix(places, acquired.shape))
+            if box is not None:
+                data = whitened(self._beside(calibration, lines, grid), whitener)
+                block = data.new_zeros((len(data), *acquired.shape, self.cols))
+                inside = ((places >= 0) & (places < acquired.shape)).all(1)
+                partitions, rows = torch.from_numpy(places[inside]).T
+                block[:, partitions, rows] = data[:, torch.from_numpy(inside)]
+                return block[:, box[0], box[1]].clone()
+        box = central_box(acquired)
+        return None if box is None else kspace[:, box[0], box[1]]
+
+    def _checked(self, calibration: Lines, lines: Lines) -> Lines:
+        """A separate calibration, of the image lines' channels alone."""
+        assert calibration.layout is not None and lines.layout is not None
+        if not set(lines.numbers) <= set(calibration.numbers):
+            raise LostError(
+                f"its calibration has {calibration.layout.n_coils} channels, its image lines have "
+                f"{lines.layout.n_coils}"
+            )
+        calibration = calibration.of_channels([calibration.numbers.index(number) for number in lines.numbers])
+        check_repeats(calibration, self._noise_energy(calibration), "calibration lines of one label")
+        _check(calibration, "calibration ")
+        return calibration
+
+    def _beside(self, calibration: Lines, lines: Lines, grid: int) -> torch.Tensor:
+        """(n_lines, n_coils, cols) of a separate calibration on the grid of the image lines."""
+        assert calibration.layout is not None
+        if not calibration.layout.fits(grid):
+            raise LostError(f"its calibration lines have {calibration.layout}, its image lines {lines.layout}")
+        return calibration.mean(grid, self.cols)[0]
 
 
 def _check(lines: Lines, kind: str) -> None:
@@ -421,4 +527,4 @@ def _check(lines: Lines, kind: str) -> None:
         raise LostError(f"all samples of its {kind}lines are zero")
     for number, data in lines.sums.items():
         if not np.isfinite(data).all():
-            raise LostError(f"{kind}line {number} holds NaN or infinite values")
+            raise LostError(f"{kind}{line_name(number)} holds NaN or infinite values")

@@ -201,12 +201,8 @@ def _correct(header: Header, heads: np.ndarray, ignored: int, log: ScanLog) -> N
     image = heads["flags"] & np.uint64(NOISE | ignored | CALIBRATION | PHASE_CORRECTION) == 0
     if not image.any():
         return
-    partitions, limits = encoding.encodedSpace.matrixSize.z, encoding.encodingLimits
-    if partitions > 1 and not heads["idx"]["kspace_encode_step_2"][image].any():
-        log.remark(f"the header announces {partitions} partitions and every line is of the first: the scan is 2D")
-        encoding.encodedSpace.matrixSize.z = 1
-        if limits is not None and limits.kspace_encoding_step_2 is not None:
-            limits.kspace_encoding_step_2 = ismrmrd.xsd.limitType(minimum=0, maximum=0, center=0)
+    _correct_partitions(header, heads["idx"][image], log)
+    limits = encoding.encodingLimits
     if limits is not None:
         came = int(heads["idx"]["average"][image].max()) + 1
         if limits.average is not None and limits.average.maximum + 1 != came:
@@ -214,6 +210,25 @@ def _correct(header: Header, heads: np.ndarray, ignored: int, log: ScanLog) -> N
                 f"the header's number of averages is {limits.average.maximum + 1} and {came} came: those are taken"
             )
         limits.average = ismrmrd.xsd.limitType(minimum=0, maximum=came - 1, center=0)
+
+
+def _correct_partitions(header: Header, counters: np.ndarray, log: ScanLog) -> None:
+    """A scan of one slice number whose limits announce more than two partitions is 3D: it ended early where all lines
+    are of the first. Else such a scan is 2D. Limits of one partition are wrong where lines of several came."""
+    encoding = header.encoding[0]
+    partitions, limits = encoding.encodedSpace.matrixSize.z, encoding.encodingLimits
+    if partitions <= 1:
+        return
+    limit = getattr(limits, "kspace_encoding_step_2", None)
+    if counters["kspace_encode_step_2"].any():
+        if limit is not None and limit.maximum == 0:
+            log.remark(f"the header's limits announce one partition and lines of others came: {partitions} are taken")
+            limits.kspace_encoding_step_2 = None
+    elif limit is None or limit.maximum <= 1 or counters["slice"].any():
+        log.remark(f"the header announces {partitions} partitions and every line is of the first: the scan is 2D")
+        encoding.encodedSpace.matrixSize.z = 1
+        if limit is not None:
+            limits.kspace_encoding_step_2 = ismrmrd.xsd.limitType(minimum=0, maximum=0, center=0)
 
 
 def _grouped(heads: np.ndarray, ignored: int) -> list[np.ndarray]:

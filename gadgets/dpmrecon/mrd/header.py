@@ -1,6 +1,7 @@
 """The facts of an ISMRMRD (MRD) header: grid, limits, contrast, what is supported."""
 
 import dataclasses
+import math
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -21,7 +22,7 @@ ROUNDING = 1e-3  # that a whole number of a header may be off
 
 @dataclass(frozen=True)
 class Limits:
-    """First, last and centre phase-encoding line as announced."""
+    """First, last and centre phase-encoding line, or partition, as announced."""
 
     minimum: int
     maximum: int
@@ -186,13 +187,8 @@ def contrast_label(header: Header) -> str | None:
 def check_supported(header: Header) -> None:
     """Raises UnsupportedScanError, in one sentence with the reason, for scans that cannot be reconstructed."""
     encoding = header.encoding[0]
-    partitions = encoding.encodedSpace.matrixSize.z or 1
-    step_2 = getattr(encoding.encodingLimits, "kspace_encoding_step_2", None)
-    if partitions > 1 or (step_2 is not None and step_2.maximum > 0):
-        raise UnsupportedScanError(
-            f"the scan is 3D ({max(partitions, step_2.maximum + 1 if step_2 else 1)} partitions); only 2D multi-slice "
-            "scans are reconstructed"
-        )
+    if n_partitions(header) > 1:
+        _check_volume(header)
     trajectory = str(getattr(encoding.trajectory, "value", encoding.trajectory) or "cartesian")
     if trajectory == "epi":
         raise UnsupportedScanError("the scan is EPI (trajectory 'epi'), whose ghost correction is not done here")
@@ -205,11 +201,55 @@ def check_supported(header: Header) -> None:
         )
 
 
+def _check_volume(header: Header) -> None:
+    """What a 3D scan may not have."""
+    encoding, partitions = header.encoding[0], n_partitions(header)
+    if encoding.encodedSpace.matrixSize.z <= 1:
+        raise BadInputError(
+            f"the header's limits announce {partitions} partitions and its matrixSize.z is "
+            f"{encoding.encodedSpace.matrixSize.z}: correct one of them (or --set its value)"
+        )
+    for space in ("encodedSpace", "reconSpace"):
+        if getattr(encoding, space).fieldOfView_mm.z <= 0 or getattr(encoding, space).matrixSize.z < 1:
+            raise BadInputError(
+                f"the scan is 3D and its header gives {space} without z: a matrix size and a field of view are needed, "
+                "correct the header (or --set its values)"
+            )
+    slabs = getattr(encoding.encodingLimits, "slice", None)
+    if slabs is not None and slabs.maximum > 0:
+        raise UnsupportedScanError(
+            f"the scan is 3D with {slabs.maximum + 1} slabs; one is reconstructed: convert each slab to a scan of its "
+            "own (or --set encoding.encodingLimits.slice.maximum=0 if there is one)"
+        )
+    if calibration_is_interleaved(header):
+        raise UnsupportedScanError(
+            "the scan is 3D with interleaved calibration (TPAT), which is done for 2D scans alone: acquire it with "
+            "calibration lines"
+        )
+
+
+def n_partitions(header: Header) -> int:
+    """Partitions (kspace_encode_step_2) of a 3D scan; 1 for a 2D scan, also where limits of one partition contradict
+    the matrix, as some converters write it."""
+    encoding = header.encoding[0]
+    limit = getattr(encoding.encodingLimits, "kspace_encoding_step_2", None)
+    size = max(1, encoding.encodedSpace.matrixSize.z)
+    if limit is None:
+        return size
+    if limit.maximum == 0:
+        return 1
+    return size if size > 1 else limit.maximum + 1
+
+
 def acceleration(header: Header) -> int | None:
-    """The announced acceleration R along the phase encoding; None where none is announced."""
+    """The announced acceleration R along the phase encoding, in 3D that of both directions together; None where none
+    is announced."""
     factor = getattr(header.encoding[0].parallelImaging, "accelerationFactor", None)
-    value = _number(factor, "kspace_encoding_step_1", whole=True)
-    return max(1, value) if isinstance(value, int) else None  # 2.7 is a net factor: the lines tell R
+    steps = ["kspace_encoding_step_1", *(["kspace_encoding_step_2"] if n_partitions(header) > 1 else [])]
+    values = [_number(factor, step, whole=True) for step in steps]
+    if not all(isinstance(value, int) for value in values):
+        return None  # 2.7 is a net factor: the lines tell R
+    return math.prod(max(1, value) for value in values)
 
 
 def calibration_is_separate(header: Header) -> bool:
@@ -248,14 +288,27 @@ def coarser(header: Header) -> list[tuple[str, int, int]]:
     the images, pixels of these."""
     encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
     rows = round(encoded.matrixSize.y * recon.fieldOfView_mm.y / encoded.fieldOfView_mm.y)
-    pixels = (("y", rows, recon.matrixSize.y), ("x", encoded_grid(header)[1], recon.matrixSize.x))
+    pixels = [("y", rows, recon.matrixSize.y), ("x", encoded_grid(header)[1], recon.matrixSize.x)]
+    if n_partitions(header) > 1:
+        partitions = round(encoded.matrixSize.z * recon.fieldOfView_mm.z / encoded.fieldOfView_mm.z)
+        pixels.append(("z", partitions, recon.matrixSize.z))
     return [(axis, has, asked) for axis, has, asked in pixels if asked < COARSER * has]
 
 
 def line_limits(header: Header, space: int = 0) -> Limits:
     """The announced phase-encoding lines of an encoding space; the whole matrix where the header says nothing."""
-    rows = header.encoding[space].encodedSpace.matrixSize.y
-    limit = getattr(header.encoding[space].encodingLimits, "kspace_encoding_step_1", None)
+    return _limits(header, space, "kspace_encoding_step_1", header.encoding[space].encodedSpace.matrixSize.y)
+
+
+def partition_limits(header: Header, space: int = 0) -> Limits:
+    """The announced partitions of an encoding space, as `line_limits`; partition 0 alone of a 2D scan."""
+    if n_partitions(header) == 1:
+        return Limits(0, 0, 0)
+    return _limits(header, space, "kspace_encoding_step_2", header.encoding[space].encodedSpace.matrixSize.z)
+
+
+def _limits(header: Header, space: int, name: str, size: int) -> Limits:
+    limit = getattr(header.encoding[space].encodingLimits, name, None)
     if limit is None or limit.maximum <= limit.minimum:
-        return Limits(0, rows - 1, rows // 2)
+        return Limits(0, size - 1, size // 2)
     return Limits(limit.minimum, limit.maximum, limit.center)

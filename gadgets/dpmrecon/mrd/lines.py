@@ -1,5 +1,7 @@
 """The lines of one kind of one slice, and what its images take over from a line."""
 
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import ismrmrd
@@ -46,7 +48,27 @@ class LineHeader:
         )
 
 
+STRIDE = 1 << 20  # between the numbers of a line in two neighbouring partitions
+BATCH = 256  # lines of a volume that are taken at once
 LineHeaders = dict[SliceKey, LineHeader]  # of the slices that have left, beside them
+
+
+def number_of(line: int, partition: int) -> int:
+    """The number of a line: that of its phase-encoding step 1, to which step 2 adds in a volume."""
+    return partition * STRIDE + line
+
+
+def places_of(numbers: Iterable[int]) -> np.ndarray:
+    """(n_lines, 2): partition and line of each number."""
+    found = np.fromiter(numbers, np.int64)
+    partitions = (found + STRIDE // 2) // STRIDE
+    return np.stack([partitions, found - STRIDE * partitions], 1)
+
+
+def line_name(number: int) -> str:
+    """A line in words."""
+    ((partition, line),) = places_of([number]).tolist()
+    return f"line {line} of partition {partition}" if partition else f"line {line}"
 
 
 class LostError(Exception):
@@ -96,7 +118,7 @@ class Repeat:
 
 @dataclass
 class Lines:
-    """Lines of one kind of one slice, by their number (see `rows`); repeated ones are summed."""
+    """Lines of one kind of one slice, by their number; repeated ones are summed."""
 
     layout: Layout | None = None
     sums: dict[int, np.ndarray] = field(default_factory=dict)
@@ -106,11 +128,11 @@ class Lines:
     numbers: tuple[int, ...] = ()  # of the channels
     told_centre: int | None = None  # idx.user[5], where converters put the number of the centre line
     zeros: set[int] = field(default_factory=set)  # numbers of lines that came and hold nothing
-    nearest: int = 0
+    nearest: float = 0
     fault: str | None = None
 
     def add(
-        self, head: ismrmrd.AcquisitionHeader, data: np.ndarray, layout: Layout, number: int, distance: int
+        self, head: ismrmrd.AcquisitionHeader, data: np.ndarray, layout: Layout, number: int, distance: float
     ) -> None:
         """Keep one line; its header stays when no line was nearer to the k-space centre."""
         if self.header is None or distance < self.nearest:
@@ -177,36 +199,72 @@ class Lines:
 
     def mean(self, grid: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The lines (n_lines, n_coils, cols) and the columns (cols,) that they hold, bool."""
+        echo = self.echo(grid)
+        return self._gridded(list(self.sums), echo, grid, cols), echo.columns(grid, cols)
+
+    def emptied(self, grid: int, cols: int) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Numbers and lines as of `mean`, a few at a time, which are here no longer: memory holds them once."""
+        echo = self.echo(grid)
+        while self.sums:
+            numbers = list(itertools.islice(self.sums, BATCH))
+            data = self._gridded(numbers, echo, grid, cols)
+            for number in numbers:
+                del self.sums[number]
+            yield numbers, data
+
+    def echo(self, grid: int) -> "Echo":
+        """The samples that the lines hold. Raises LostError where there are none."""
         layout = self.layout
         assert layout is not None
-        samples = np.stack([self.sums[row][:, layout.first : layout.end] for row in self.sums])
         # some writers fill a cut echo up with zeros: those are no samples
-        held = np.flatnonzero(samples.any((0, 1)))
+        samples = np.zeros(layout.n_samples, bool)
+        for data in self.sums.values():
+            samples |= data.any(0)
+        held = np.flatnonzero(samples[layout.first : layout.end])
         if not len(held):
             raise LostError(f"its lines hold nothing between discard_pre and discard_post ({layout})")
-        samples = samples[..., held[0] : held[-1] + 1]
-        low = layout.first + int(held[0]) - layout.center  # the samples held, counted from the centre
+        first, end = layout.first + int(held[0]), layout.first + int(held[-1]) + 1
         # a centre that is one sample off costs a linear phase along the readout, which coil maps and image share
-        low = min(max(low, -(grid // 2)), grid - grid // 2 - samples.shape[-1])
-        high = low + samples.shape[-1] - 1
-        data = torch.from_numpy(samples)
-        if max(self.counts.values()) > 1:
-            data = data / torch.tensor(list(self.counts.values()))[:, None, None]
+        low = min(max(first - layout.center, -(grid // 2)), grid - grid // 2 - (end - first))
+        return Echo(first, end, low)
+
+    def _gridded(self, numbers: list[int], echo: "Echo", grid: int, cols: int) -> torch.Tensor:
+        data = torch.from_numpy(np.stack([self.sums[number][:, echo.first : echo.end] for number in numbers]))
+        counts = [self.counts[number] for number in numbers]
+        if max(counts) > 1:
+            data = data / torch.tensor(counts)[:, None, None]
         if data.shape[-1] != grid:
             placed = data.new_zeros((*data.shape[:-1], grid))
-            placed[..., grid // 2 + low : grid // 2 + high + 1] = data
+            placed[..., grid // 2 + echo.low : grid // 2 + echo.high + 1] = data
             data = placed
-        columns = torch.arange(cols) - cols // 2
         if grid != cols:
             data = without_oversampling(data, cols)
-            position = columns * grid / cols
-            margin = EDGE_MARGIN * grid / cols
-            low_edge = low + (margin if low > -(grid // 2) else 0)
-            high_edge = high - (margin if high < grid - grid // 2 - 1 else 0)
-            acquired = (position >= low_edge) & (position <= high_edge)
-        else:
-            acquired = (columns >= low) & (columns <= high)
-        return data * acquired, acquired
+        return data * echo.columns(grid, cols)
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Samples first..end-1 of a line are data; `low` is the first, counted from the k-space centre."""
+
+    first: int
+    end: int
+    low: int
+
+    @property
+    def high(self) -> int:
+        """The last, counted from the k-space centre."""
+        return self.low + self.end - self.first - 1
+
+    def columns(self, grid: int, cols: int) -> torch.Tensor:
+        """(cols,) bool: those of the `cols` kept columns that the echo covers on a readout of `grid` samples."""
+        columns = torch.arange(cols) - cols // 2
+        if grid == cols:
+            return (columns >= self.low) & (columns <= self.high)
+        position = columns * grid / cols
+        margin = EDGE_MARGIN * grid / cols
+        low_edge = self.low + (margin if self.low > -(grid // 2) else 0)
+        high_edge = self.high - (margin if self.high < grid - grid // 2 - 1 else 0)
+        return (position >= low_edge) & (position <= high_edge)
 
 
 def _energy(data: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from ..data import SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from .completeness import energy_peak, within
 from .header import Limits
-from .lines import Layout, Lines, LostError
+from .lines import Layout, Lines, LostError, line_name, places_of
 from .scan_log import ScanLog
 
 SAME_PLACE_MM = 0.1  # rounding of positions in headers
@@ -47,7 +47,7 @@ class Record:
         data: np.ndarray,
         layout: Layout,
         number: int,
-        distance: int,
+        distance: float,
         backwards: bool,
     ) -> None:
         """Keep one line. backwards: its samples came in reversed order."""
@@ -159,16 +159,7 @@ def distinct(places: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
 def placed(lines: Lines, limits: Limits, rows: int, remarks: list[str]) -> tuple[Lines, Limits]:
     """The lines that lie in the matrix of `rows` lines, and the limits there, the k-space centre put right where the
     lines' energies contradict the header."""
-    peak = energy_peak(lines.energies(), limits)
-    if peak is not None:
-        told = lines.told_centre
-        center = told if told is not None and abs(told - peak) <= 2 else peak
-        source = "idx.user[5] and the energy's peak" if center == told else "the energy's peak"
-        remarks.append(
-            f"the header's centre line {limits.center} is not the k-space centre: line {center} is taken, by {source}"
-        )
-        limits = Limits(limits.minimum, limits.maximum, center)
-    inside = within(limits, rows)
+    inside = within(_centred(lines.energies(), limits, lines.told_centre, "line", remarks), rows)
     outside = {
         number for number in lines.sums if not inside.center - rows // 2 <= number < inside.center - rows // 2 + rows
     }
@@ -176,6 +167,49 @@ def placed(lines: Lines, limits: Limits, rows: int, remarks: list[str]) -> tuple
         remarks.append(f"{len(outside)} lines outside the encoded matrix of {rows} lines are left out")
         lines = lines.without(outside)
     return lines, inside
+
+
+def placed_in_volume(
+    lines: Lines, limits: tuple[Limits, Limits], shape: tuple[int, int], remarks: list[str]
+) -> tuple[Lines, tuple[Limits, Limits]]:
+    """The same of a volume whose matrix has the `shape` (partitions, rows): limits of partitions and of lines."""
+    places, found = places_of(lines.sums), []
+    energies = np.array(list(lines.energies().values()))
+    told = (None, lines.told_centre)
+    for axis, name in enumerate(("partition", "line")):
+        largest = np.full(np.ptp(places[:, axis]) + 1, -1.0)
+        first = places[:, axis].min()
+        np.maximum.at(largest, places[:, axis] - first, energies)
+        by_number = {int(first + index): float(largest[index]) for index in np.flatnonzero(largest >= 0)}
+        found.append(within(_centred(by_number, limits[axis], told[axis], name, remarks), shape[axis]))
+    index = places + offsets((found[0], found[1]), shape)
+    outside = ((index < 0) | (index >= shape)).any(1)
+    if outside.any():
+        remarks.append(
+            f"{outside.sum()} lines outside the encoded matrix of {shape[0]} partitions of {shape[1]} lines are left "
+            "out"
+        )
+        lines = lines.without(set(np.array(list(lines.sums))[outside].tolist()))
+    return lines, (found[0], found[1])
+
+
+def offsets(limits: tuple[Limits, Limits], shape: tuple[int, int]) -> np.ndarray:
+    """What is added to (partition, line) for the place in the matrix of a volume, whose centre is at n//2."""
+    return np.array([size // 2 - limit.center for size, limit in zip(shape, limits)])
+
+
+def _centred(energies: dict[int, float], limits: Limits, told: int | None, name: str, remarks: list[str]) -> Limits:
+    """The limits with the k-space centre put right where the energies contradict it; told: centre as the lines say;
+    name: of what is counted."""
+    peak = energy_peak(energies, limits)
+    if peak is None:
+        return limits
+    center = told if told is not None and abs(told - peak) <= 2 else peak
+    source = "idx.user[5] and the energy's peak" if center == told else "the energy's peak"
+    remarks.append(
+        f"the header's centre {name} {limits.center} is not the k-space centre: {name} {center} is taken, by {source}"
+    )
+    return Limits(limits.minimum, limits.maximum, center)
 
 
 def check_repeats(lines: Lines, noise: float | None, what: str) -> None:
@@ -192,5 +226,5 @@ def check_repeats(lines: Lines, noise: float | None, what: str) -> None:
         if difference > NOISE_MARGIN * noise * (1 + 1 / repeat.count) + DRIFT * max(0.0, energy - noise):
             advice = "reconstruct them apart" if what == "averages" else "label what is different about them"
             raise LostError(
-                f"its {what} differ by more than noise (line {repeat.number}): they are not added up, {advice}"
+                f"its {what} differ by more than noise ({line_name(repeat.number)}): they are not added up, {advice}"
             )
