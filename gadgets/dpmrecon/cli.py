@@ -72,7 +72,9 @@ def _add_replay(commands) -> None:
         metavar="COUNTER:B0,B1,...",
         help="s/mm^2 for each value of the counter that carries them (default: from the scan's header)",
     )
-    parser.add_argument("--truth", type=Path, help=".npy (slices, rows, cols) to score and show errors against")
+    parser.add_argument(
+        "--truth", type=Path, help=".npy (slices or partitions, rows, cols) to score and show errors against"
+    )
     parser.add_argument("--mask", type=Path, help=".npy, where to score")
     parser.set_defaults(run=_replay)
 
@@ -102,7 +104,9 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
 
     weighting = None if args.b_values is None else weighting_from_text(args.b_values)
     outputs = Outputs(options.outputs, args.conventional, args.anonymize, args.nifti)
-    wanted = Wanted(outputs, DicomOptions(args.anonymize, args.image_type), weighting, args.truth, args.mask)
+    wanted = Wanted(
+        outputs, DicomOptions(args.anonymize, args.image_type, options.reformat), weighting, args.truth, args.mask
+    )
     checkpoint, device = load(options)
     contrast = contrast_of(options, checkpoint, scan.header)
     sampling = sampling_of(options, checkpoint, device, contrast, acceleration(scan.header))

@@ -103,6 +103,15 @@ class Options:
         metavar="KIND,...",
     )
 
+    reformat: str | None = _option(
+        None,
+        str,
+        "DICOM of a volume in this plane too, beside the acquired one: axial, coronal or sagittal; what a peer is sent "
+        "stays as acquired",
+        choices=("axial", "coronal", "sagittal"),
+        metavar="PLANE",
+    )
+
     @property
     def outputs(self) -> tuple[str, ...]:
         """The kinds of image that are wanted."""

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 
-def dcm2niix(dicom: Path, out: Path) -> dict[int, Any]:
-    """Its images by series number; skips where it is not installed."""
+def dcm2niix(dicom: Path, out: Path, *options: str) -> dict[int, Any]:
+    """Its images by series number, one a series; skips where it is not installed."""
     if shutil.which("dcm2niix") is None:
         pytest.skip("dcm2niix is not installed (Debian package dcm2niix): its NIfTI files are the oracle")
     out.mkdir()
-    command = ["dcm2niix", "-b", "n", "-z", "n", "-f", "%s", "-o", str(out), str(dicom)]
+    command = ["dcm2niix", "-b", "n", "-z", "n", "-f", "%s", "-o", str(out), *options, str(dicom)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {int(path.stem.split("_")[0]): nibabel.load(path) for path in out.glob("*.nii")}

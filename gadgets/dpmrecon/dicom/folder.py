@@ -36,7 +36,9 @@ class DicomFolder:
             run["weighting"] = asdict(weighting)
         target, files = self.images.with_name("dicom"), []
         try:
-            files = write_dicom(self.images, target, self.scan.digest, run, self.options, weighting)
+            files = write_dicom(
+                self.images, target, self.scan.digest, run, self.options, weighting, report.notes.append
+            )
         except BadInputError as error:
             shutil.rmtree(target, ignore_errors=True)  # half a series looks like a whole one
             report.notes.append(f"no DICOM: {error}")

@@ -1,7 +1,10 @@
 """DICOM series (classic MR Image Storage) from a replay's images.h5.
 
+A slice is a file; of a volume, each partition is, in the plane it was acquired in. `reformat` adds series of volumes in
+another plane of the patient.
+
 They are written when the scan is done: one rescale and one window for a whole series need its largest value, and
-half a series should not reach an archive. images.h5 is read twice, image by image, so memory holds one image.
+half a series should not reach an archive. images.h5 is read twice, image by image, so memory holds one slice or volume.
 Nothing of the clock or of chance is in the files: the same scan and options give the same bytes, UIDs included.
 """
 
@@ -9,6 +12,7 @@ import datetime
 import json
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +22,17 @@ import ismrmrd
 import numpy as np
 
 from ..errors import BadInputError
-from ..mrd.geometry import Plane, plane_of_mrd, slice_spacing
-from ..mrd.header import Header, read_header
+from ..mrd.geometry import ORIENTATIONS, Plane, grid_of_mrd, plane_of_mrd, slice_spacing
+from ..mrd.header import Header, n_partitions, read_header
 from ..output.images_file import series_of
 from ..output.maps import ADC_SLOPE, ADC_WINDOW
-from ..output.mrd_images import COMPLEX, COUNTERS, remarks_of
+from ..output.mrd_images import COMPLEX, COUNTERS, THICKNESS, remarks_of
 from ..output.weighting import Weighting
 from ..output.whole_numbers import FIRST_MRAD, MRAD_PER_STEP, phase_steps
 
 LARGEST_STORED = 65535
+REFORMATTED = 50  # is added to the number of a series that is reformatted
+STRAIGHT = 5.0  # degrees between the axes of a volume and the patient's that nobody is told of
 FINENESS = 1000
 LONGEST_TEXT = 1024  # bytes of a comment or description
 SMALL_WINDOW = 100
@@ -46,16 +52,20 @@ _SEQUENCES = ((r"epi", "EP"), (r"flash|gre|gradient|spgr|mprage", "GR"), (r"tse|
 
 @dataclass(frozen=True)
 class DicomOptions:
-    """anonymize: leave patient and study data out; tag: last value of ImageType, before what tells the series."""
+    """anonymize: leave patient and study data out; tag: last value of ImageType, before what tells the series;
+    reformat: one of ORIENTATIONS, in which volumes get series of their own beside the acquired ones."""
 
     anonymize: bool = False
     tag: str = "DPM"
+    reformat: str | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Z0-9][A-Z0-9_]{0,9}", self.tag):
             raise BadInputError(
                 f"image type tag '{self.tag}' is not usable: give 1 to 10 capital letters, digits or underscores"
             )
+        if self.reformat is not None and self.reformat not in ORIENTATIONS:
+            raise BadInputError(f"plane '{self.reformat}' is unknown: give {', '.join(ORIENTATIONS)}")
 
 
 @dataclass(frozen=True)
@@ -102,13 +112,15 @@ class _Scale:
 
 @dataclass
 class _Image:
-    """One image of a series without its pixels."""
+    """One slice of a series without its pixels: the one numbered `part` of the MRD image numbered `index`."""
 
     index: int
+    part: int
     head: ismrmrd.ImageHeader
     meta: dict[str, Any]
     plane: Plane
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
+    thickness_mm: float
 
     @property
     def order(self) -> tuple:
@@ -124,11 +136,13 @@ def write_dicom(
     run: dict[str, Any],
     options: DicomOptions,
     weighting: Weighting | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Write every image series of `images` (images.h5) to folder/NUMBER_KIND/IMnnnn.dcm; returns the files.
 
     digest: of the scan, see `Scan.digest`; run: what else decides the images (JSON values: model, sampler, seed ...).
-    Both make the UIDs. weighting: of a diffusion scan, for the b-value of each image. Raises BadInputError, in one
+    Both make the UIDs. weighting: of a diffusion scan, for the b-value of each image. note: gets a line where volumes
+    are not reformatted as the options say. Raises BadInputError, in one
     sentence, where the headers hold no geometry or nothing can be written.
     """
     with h5py.File(images, "r") as file:
@@ -136,9 +150,13 @@ def write_dicom(
     dataset = ismrmrd.Dataset(str(images), "dataset", create_if_needed=False)
     try:
         written: list[Path] = []
-        for number in series_of(images):
-            if number != COMPLEX:  # which a classic MR image cannot hold
-                written += _write_series(dataset, f"image_{number}", header, folder, digest, run, options, weighting)
+        scan = _Scan(header, digest, run, options, weighting)
+        numbers = [number for number in series_of(images) if number != COMPLEX]  # which a classic MR image cannot hold
+        for number in numbers:
+            written += _write_series(dataset, number, scan, folder)
+        if numbers and _may_be_reformatted(dataset, numbers[0], options.reformat, note):
+            for number in numbers:
+                written += _write_series(dataset, number, scan, folder, options.reformat)
         return written
     except OSError as error:
         raise BadInputError(f"cannot write to {folder} ({error}): make room or choose another --out") from error
@@ -165,58 +183,107 @@ def reproducible_uid(*parts: Any) -> str:
     return f"2.25.{uuid.uuid5(uuid.UUID(int=0), text).int}"
 
 
-def _pixels(image: ismrmrd.Image) -> np.ndarray:
-    return np.asarray(image.data[0, 0], np.float32)
+def _slices(image: ismrmrd.Image, orientation: str | None) -> tuple[list[Plane], np.ndarray, float]:
+    """The planes of an image's slices, their pixels (slices, rows, columns) float32, and their thickness in mm.
+
+    A volume has a slice for each partition, or those of its reformatted grid where an orientation is named.
+    """
+    head, pixels = image.getHead(), np.asarray(image.data[0], np.float32)
+    if len(pixels) == 1:
+        return [plane_of_mrd(head, pixels.shape[1:])], pixels, float(head.field_of_view[2])
+    grid = grid_of_mrd(head, pixels.shape)
+    if orientation is not None:
+        grid, pixels = grid.resliced(pixels, orientation)
+    return [grid.plane(number) for number in range(len(pixels))], pixels, grid.spacing_mm[0]
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What all series of a scan follow from, see `write_dicom`."""
+
+    header: Header
+    digest: str
+    run: dict[str, Any]
+    options: DicomOptions
+    weighting: Weighting | None
+
+    def series_uid(self, name: str, orientation: str | None) -> str:
+        told = {"anonymize": self.options.anonymize, "tag": self.options.tag}
+        return reproducible_uid("series", self.digest, self.run, told, name, *([orientation] if orientation else []))
 
 
 def _write_series(
-    dataset: ismrmrd.Dataset,
-    name: str,
-    header: Header,
-    folder: Path,
-    digest: str,
-    run: dict[str, Any],
-    options: DicomOptions,
-    weighting: Weighting | None,
+    dataset: ismrmrd.Dataset, number: int, scan: _Scan, folder: Path, orientation: str | None = None
 ) -> list[Path]:
-    number = int(name.removeprefix("image_"))
+    """orientation: of the reformatted series of volumes; None for the slices as they were acquired."""
+    name, header = f"image_{number}", scan.header
     images, bright, largest = [], 0.0, 0.0
     for index in range(dataset.number_of_images(name)):
         image = dataset.read_image(name, index)
-        pixels = _pixels(image)
-        head = image.getHead()
-        images.append(_Image(index, head, dict(image.meta), plane_of_mrd(head, pixels.shape), pixels.shape))
-        bright = max(bright, float(np.percentile(pixels, 99.5)))
-        largest = max(largest, float(pixels.max()))
+        planes, pixels, thickness = _slices(image, orientation)
+        head, meta = image.getHead(), dict(image.meta)
+        thickness = float(meta.get(THICKNESS, thickness))
+        for part, plane in enumerate(planes):
+            images.append(_Image(index, part, head, meta, plane, pixels[part].shape, thickness))
+            bright = max(bright, float(np.percentile(pixels[part], 99.5)))
+            largest = max(largest, float(pixels[part].max()))
     images.sort(key=lambda image: image.order)
     role = str(images[0].meta.get("DataRole", "Image"))
-    kind = options.tag + SUFFIXES.get(role, f"_{number}")
-    series_uid = reproducible_uid("series", digest, run, vars(options), name)
-    common = _common(header, digest, options)
+    kind = scan.options.tag + SUFFIXES.get(role, f"_{number}")
+    series_uid = scan.series_uid(name, orientation)
+    common = _common(header, scan.digest, scan.options)
     common.SeriesInstanceUID = series_uid
-    common.SeriesNumber = 100 * (_number(header.measurementInformation, "initialSeriesNumber") or 0) + number
-    common.SeriesDescription = _text(images[0].meta.get("SeriesDescription") or f"{kind} RESEARCH", 64)
+    first = 100 * (_number(header.measurementInformation, "initialSeriesNumber") or 0)
+    common.SeriesNumber = first + number + (REFORMATTED if orientation else 0)
+    description, plane_name = images[0].meta.get("SeriesDescription") or f"{kind} RESEARCH", (orientation or "").upper()
+    common.SeriesDescription = _text(f"{description} {plane_name}", 64)
     scale = _Scale.of(role, bright, largest)
     spacing = slice_spacing([image.plane for image in images])
-    target = folder / f"{number:02d}_{kind.replace(' ', '_')}"
+    names = (f"{number + (REFORMATTED if orientation else 0):02d}", kind.replace(" ", "_"), plane_name)
+    target = folder / "_".join(filter(None, names))
     target.mkdir(parents=True, exist_ok=True)
-    files = []
+    files, held, stored = [], -1, np.empty(0)
     for instance, image in enumerate(images, 1):
-        stored = scale.stored(_pixels(dataset.read_image(name, image.index)))
-        file = _file(common, image, header, kind)
+        if image.index != held:  # a volume's slices follow each other
+            held = image.index
+            stored = scale.stored(_slices(dataset.read_image(name, held), orientation)[1])
+        file = _file(common, image, header, kind, reformatted=orientation is not None)
         file.InstanceNumber = instance
         file.SOPInstanceUID = reproducible_uid("image", series_uid, image.order, file.ImageType[-1])
         file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID
         if spacing is not None:
             file.SpacingBetweenSlices = _decimal(spacing)
         scale.tell(file)
-        if weighting is not None and role != "ADC":
-            file.DiffusionBValue = weighting.of(image.head)
-        file.PixelData = stored.astype("<u2").tobytes()
+        if scan.weighting is not None and role != "ADC":
+            file.DiffusionBValue = scan.weighting.of(image.head)
+        file.PixelData = stored[image.part].astype("<u2").tobytes()
         path = target / f"IM{instance:04d}.dcm"
         file.save_as(path, enforce_file_format=True)
         files.append(path)
     return files
+
+
+def _may_be_reformatted(
+    dataset: ismrmrd.Dataset, number: int, orientation: str | None, note: Callable[[str], None]
+) -> bool:
+    """Whether a series is of volumes whose partitions lie another way; note: gets a line where it is not, or where they
+    lie across the patient's axes."""
+    if orientation is None:
+        return False
+    image = dataset.read_image(f"image_{number}", 0)
+    if image.data.shape[1] == 1:
+        note(f"no {orientation} series: the images are 2D slices, and volumes alone are reformatted")
+        return False
+    grid = grid_of_mrd(image.getHead(), image.data.shape)
+    if grid.orientation == orientation:
+        note(f"no second {orientation} series: the acquired one is {orientation}")
+        return False
+    if grid.tilt() > STRAIGHT:
+        note(
+            f"the {orientation} series is tilted by {grid.tilt():.0f} degrees, as the acquired one is: voxels are "
+            "swapped and never interpolated"
+        )
+    return True
 
 
 def _common(header: Header, digest: str, options: DicomOptions) -> Any:
@@ -309,7 +376,7 @@ def _add_sequence(file: Any, header: Header) -> None:
     length = encoding.echoTrainLength if isinstance(encoding.echoTrainLength, int) else None
     file.SequenceVariant = "SK" if (length or 1) > 1 else "NONE"
     file.ScanOptions = ""
-    file.MRAcquisitionType = "2D"
+    file.MRAcquisitionType = "3D" if n_partitions(header) > 1 else "2D"
     repetition = _first(sequence, "TR")
     file.RepetitionTime = "" if repetition is None else _decimal(repetition)
     file.EchoTrainLength = "" if length is None else str(length)
@@ -317,7 +384,7 @@ def _add_sequence(file: Any, header: Header) -> None:
         file.SequenceName = _text(header.measurementInformation.sequenceName, 16)
 
 
-def _file(common: Any, image: _Image, header: Header, kind: str) -> Any:
+def _file(common: Any, image: _Image, header: Header, kind: str, *, reformatted: bool) -> Any:
     """The DICOM data set of one image, without pixels, numbers and UIDs of its own."""
     from copy import deepcopy
 
@@ -327,12 +394,12 @@ def _file(common: Any, image: _Image, header: Header, kind: str) -> Any:
     meta, plane = image.meta, image.plane
     fallback = meta.get("dpmrecon_fallback")
     what = "P" if meta.get("DataRole") == "Phase" else "OTHER"
-    file.ImageType = ["DERIVED", "PRIMARY", what, kind if fallback is None else FALLBACK_TAG]
+    order = ("SECONDARY", "MPR") if reformatted else ("PRIMARY", what)
+    file.ImageType = ["DERIVED", *order, kind if fallback is None else FALLBACK_TAG]
     file.ImagePositionPatient = [_decimal(value) for value in plane.first]
     file.ImageOrientationPatient = [_decimal(value) for value in (*plane.along_columns, *plane.along_rows)]
     file.PixelSpacing = [_decimal(value) for value in plane.spacing_mm]
-    thickness = float(image.head.field_of_view[2])
-    file.SliceThickness = _decimal(thickness) if thickness > 0 else ""
+    file.SliceThickness = _decimal(image.thickness_mm) if image.thickness_mm > 0 else ""
     file.SliceLocation = _decimal(float(plane.first @ plane.normal))
     file.Rows, file.Columns = image.shape
     for keyword, name in (("EchoTime", "TE"), ("InversionTime", "TI"), ("FlipAngle", "flipAngle_deg")):

@@ -73,7 +73,7 @@ class Gadgetron:
         if kind == ismrmrd.IMTYPE_PHASE:
             image = to_uint16(image)
         elif kind == ismrmrd.IMTYPE_COMPLEX:
-            image = image_like(image, image.data[0, 0].astype(np.complex128), dict(image.meta))
+            image = image_like(image, image.data[0].astype(np.complex128), dict(image.meta))
         peer.send_image(image)
 
     def fail(self, peer: Wire, message: str) -> None:

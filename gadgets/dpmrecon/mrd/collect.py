@@ -30,6 +30,7 @@ from .header import (
     n_partitions,
     partition_limits,
     receiver_channels,
+    voxel_mm,
 )
 from .lines import Layout, LineHeaders, Lines, LostError, line_name, number_of, places_of
 from .noise_lines import NoiseLines, whitened
@@ -385,6 +386,7 @@ class _Collector:
             n_lines_needed=needed,
             seed_key=key.seed_key,
             remarks=tuple(remarks),
+            voxel_mm=voxel_mm(self.header),
         )
 
     def _alive(self, lines: Lines, remarks: list[str]) -> list[int]:

@@ -12,7 +12,8 @@ where the scanner put the slice: `position`. Voxel (row, column) lies at
     position + (column - columns//2) * column_spacing * read_dir + (row - rows//2) * row_spacing * phase_dir
 
 with spacing = field of view / matrix, and ImagePositionPatient is this at (0, 0). Zero-filling and cropping in
-`images.to_recon_space` keep voxel N//2 where it is.
+`mrd_images.to_recon_space` keep voxel N//2 where it is. In a volume the same holds for the partitions, along
+slice_dir: partition N//2 is the plane through `position`.
 
 Hosts that subtract half of the field of view, position - FOV/2 read_dir - FOV/2 phase_dir, arrive at the same point
 where N is even (N//2 * FOV/N = FOV/2) and half a voxel too far out where N is odd. Hosts that take that point for the
@@ -21,6 +22,7 @@ it is odd.
 """
 
 from dataclasses import dataclass
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +64,98 @@ class Plane:
         offset = np.asarray(point, float) - self.first
         down, across = self.spacing_mm
         return offset @ self.along_rows / down, offset @ self.along_columns / across, offset @ self.normal
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The voxel grid of a volume in LPS mm, its axes in the order partitions, rows, columns.
+
+    first: centre of voxel (0, 0, 0); directions: (3, 3), the unit vector in which each axis' index increases;
+    spacing_mm: between neighbours along each axis.
+    """
+
+    first: np.ndarray
+    directions: np.ndarray
+    spacing_mm: tuple[float, float, float]
+
+    def plane(self, partition: int) -> Plane:
+        """The plane of one partition."""
+        through, down, across = self.directions
+        return Plane(self.first + partition * self.spacing_mm[0] * through, across, down, self.spacing_mm[1:])
+
+    def patient_axes(self) -> tuple[int, ...]:
+        """Which axis of the patient, 0 to 2 for x, y and z, each axis of the grid is nearest to."""
+        return max(permutations(range(3)), key=lambda axes: sum(abs(self.directions[range(3), axes])))
+
+    def tilt(self) -> float:
+        """Degrees between an axis of the grid and the patient's that it is nearest to, the largest."""
+        nearest = np.abs(self.directions[range(3), self.patient_axes()])
+        return float(np.degrees(np.arccos(nearest.min().clip(0, 1))))
+
+    @property
+    def orientation(self) -> str:
+        """The one of ORIENTATIONS that its partitions are nearest to."""
+        return next(name for name, axes in ORIENTATIONS.items() if axes[0][0] == self.patient_axes()[0])
+
+    def resliced(self, pixels: np.ndarray, orientation: str) -> "tuple[Grid, np.ndarray]":
+        """The grid and its pixels (partitions, rows, columns) with partitions nearest to one of ORIENTATIONS.
+
+        Axes are swapped and turned round, as a reader expects them; no voxel changes its value or its place.
+        """
+        mine, first, turned = self.patient_axes(), self.first, []
+        order = [mine.index(axis) for axis, _ in ORIENTATIONS[orientation]]
+        directions, spacing = self.directions[order].copy(), [self.spacing_mm[axis] for axis in order]
+        pixels = pixels.transpose(order)
+        for number, (axis, sign) in enumerate(ORIENTATIONS[orientation]):
+            turned.append(slice(None))
+            if directions[number, axis] * sign < 0:
+                first = first + (pixels.shape[number] - 1) * spacing[number] * directions[number]
+                directions[number] *= -1
+                turned[-1] = slice(None, None, -1)
+        return Grid(first, directions, (spacing[0], spacing[1], spacing[2])), pixels[tuple(turned)]
+
+
+# How readers look at slices: the patient's axis (x left, y back, z head) and sign of slices, rows and columns
+ORIENTATIONS = {
+    "axial": ((2, 1), (1, 1), (0, 1)),
+    "coronal": ((1, 1), (2, -1), (0, 1)),
+    "sagittal": ((0, -1), (2, -1), (1, 1)),
+}
+
+
+def grid_of_mrd(head: "ismrmrd.ImageHeader", shape: tuple[int, ...]) -> Grid:
+    """The voxel grid of the MRD image of a volume, of shape (..., partitions, rows, columns).
+
+    Raises BadInputError as `plane_of_mrd`, and where slice_dir is not at right angles to the plane.
+    """
+    partitions, rows, columns = shape[-3:]
+    plane = plane_of_mrd(head, (rows, columns))
+    through, depth = _unit("slice_dir", head.slice_dir), float(head.field_of_view[2])
+    if abs(abs(through @ plane.normal) - 1) > _TOLERANCE:
+        raise BadInputError(
+            f"slice_dir of the scan's lines is {np.degrees(np.arccos(abs(through @ plane.normal).clip(0, 1))):.1f} "
+            "degrees off the normal of read_dir and phase_dir; the partitions of a volume lie along it, correct the "
+            "scan's headers"
+        )
+    if not 0 < depth < np.inf:
+        raise BadInputError(
+            f"the image of {partitions} partitions has a field of view of {depth:g} mm along them; a positive length "
+            "is needed, correct the scan's header"
+        )
+    through = plane.normal * np.sign(through @ plane.normal)
+    spacing = (depth / partitions, *plane.spacing_mm)
+    first = plane.first - (partitions // 2) * spacing[0] * through
+    return Grid(first, np.stack([through, plane.along_rows, plane.along_columns]), spacing)
+
+
+def plane_of_partition(head: "ismrmrd.ImageHeader", shape: tuple[int, ...], partition: int) -> Plane:
+    """The plane of a partition of an MRD image of shape (..., partitions, rows, columns); a slice has one.
+
+    Raises BadInputError as `grid_of_mrd`.
+    """
+    if shape[-3] == 1:
+        return plane_of_mrd(head, (shape[-2], shape[-1]))
+    return grid_of_mrd(head, shape).plane(partition)
 
 
 def plane_of_mrd(head: "ismrmrd.ImageHeader", shape: tuple[int, int]) -> Plane:

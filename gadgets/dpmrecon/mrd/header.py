@@ -283,6 +283,14 @@ def encoded_grid(header: Header) -> tuple[int, int]:
     return encoded.matrixSize.y, cols
 
 
+def voxel_mm(header: Header) -> tuple[float, float, float]:
+    """Of the encoded grid of a volume: along partitions, rows and columns."""
+    encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
+    rows, cols = encoded_grid(header)
+    view = encoded.fieldOfView_mm
+    return view.z / encoded.matrixSize.z, view.y / rows, min(view.x, recon.fieldOfView_mm.x) / cols
+
+
 def coarser(header: Header) -> list[tuple[str, int, int]]:
     """Where images are asked for with less resolution than the data have: axis, pixels encoded in the field of view of
     the images, pixels of these."""

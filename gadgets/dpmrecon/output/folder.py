@@ -40,9 +40,9 @@ def seconds_to_finish(n_slices: int, *, truth: bool, files: int = 2) -> float:
     files: images of a slice in DICOM and NIfTI, see `Outputs.files`.
     """
     row = {name: np.zeros((256, 256)) for name in (*METHODS, "std of samples x5")}
-    write_preview(BytesIO(), [{name: image[:8, :8] for name, image in row.items()}], [""])  # what is set up once
+    write_preview(BytesIO(), [{name: image[:8, :8] for name, image in row.items()}], [""], [1.0])  # what is set up once
     started = time.perf_counter()
-    write_preview(BytesIO(), [row], [""])
+    write_preview(BytesIO(), [row], [""], [1.0])
     one = time.perf_counter() - started
     # a picture of something takes a fifth more, and with a truth there are twice as many columns; a DICOM file, or
     # as much of a NIfTI file, takes an eighth of a row, and what writes them three rows to load

@@ -27,11 +27,12 @@ AIR = 0.05
 
 
 def adc_map(signals: np.ndarray, b_values: np.ndarray) -> np.ndarray:
-    """ADC (rows, cols) float32 in mm^2/s, not negative, from magnitudes (n_b, rows, cols) at b-values (n_b,) s/mm^2."""
+    """ADC (..., rows, cols) float32 in mm^2/s, not negative, from magnitudes (n_b, ..., rows, cols) at b-values (n_b,)
+    s/mm^2."""
     signals = np.asarray(signals, float)
     floor = 1e-6 * max(float(signals.max()), 1e-30)
     logs, weights = np.log(signals.clip(floor)), signals.clip(floor) ** 2
-    b = np.asarray(b_values, float)[:, None, None]
+    b = np.asarray(b_values, float).reshape(-1, *[1] * (signals.ndim - 1))
     total = weights.sum(0)
     mean_b, mean_log = (weights * b).sum(0) / total, (weights * logs).sum(0) / total
     covariance = (weights * (b - mean_b) * (logs - mean_log)).sum(0)
@@ -45,9 +46,9 @@ def adc_map(signals: np.ndarray, b_values: np.ndarray) -> np.ndarray:
 
 @dataclass
 class _Slice:
-    """What came of a slice. By value of the weighting's counter: the sum of its magnitudes (rows, cols) float64, how
-    many they are, header and meta of the first, and the first reason for a conventional one. remarks: all, each once;
-    trusted: whether all are; came: images, lost ones too."""
+    """What came of a slice. By value of the weighting's counter: the sum of its magnitudes (partitions, rows, cols)
+    float64, how many they are, header and meta of the first, and the first reason for a conventional one. remarks:
+    all, each once; trusted: whether all are; came: images, lost ones too."""
 
     sums: dict[int, np.ndarray] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
@@ -58,7 +59,7 @@ class _Slice:
     came: int = 0
 
     def take(self, number: int, image: ismrmrd.Image) -> None:
-        pixels, meta = image.data[0, 0], dict(image.meta)
+        pixels, meta = image.data[0], dict(image.meta)
         self.sums[number] = self.sums[number] + pixels if number in self.sums else pixels.astype(float)
         self.counts[number] = self.counts.get(number, 0) + 1
         self.firsts.setdefault(number, (ismrmrd.ImageHeader.from_buffer_copy(image.getHead()), meta))
@@ -255,4 +256,4 @@ def in_whole_numbers(image: ismrmrd.Image) -> ismrmrd.Image:
         "GADGETRON_ScaleRatio": f"{1 / ADC_SLOPE:.9g}",
         "dpmrecon_map": f"ADC {ADC_SLOPE:g} mm2/s",
     }
-    return image_of(image.data[0, 0] / np.float32(ADC_SLOPE), image.getHead(), meta)
+    return image_of(image.data[0] / np.float32(ADC_SLOPE), image.getHead(), meta)

@@ -1,5 +1,6 @@
 """From reconstructions to ISMRMRD images: recon space, headers and meta."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from ..data import LostSlice, SliceKey
-from ..mrd.header import Header
+from ..mrd.header import Header, n_partitions
 from ..mrd.lines import LineHeader
 from ..physics.fourier import crop_or_pad, to_image, to_kspace
 from ..recon.provenance import Provenance
@@ -21,29 +22,38 @@ RESEARCH = "RESEARCH: not for diagnostic use"
 RECONSTRUCTION, SPREAD, PHASE, COMPLEX = 1, 2, 6, 7
 # The 99th percentile of a series' first slice: fine enough in whole numbers; other slices may be 30 times as bright
 BRIGHT = 1000.0
+THICKNESS = "dpmrecon_thickness_mm"  # in an image's meta: of its slices, where it is not their distance
 COUNTERS = ("contrast", "set", "phase", "repetition", "average")  # set images of one place apart, the last first
 _COUNTERS = ("slice", "contrast", "phase", "set", "repetition", "average")  # the first counts fastest
 
 
 def to_recon_space(image: torch.Tensor, header: Header) -> torch.Tensor:
-    """(rows, cols), complex or real, of the encoded matrix to the recon space's field of view and matrix.
+    """([partitions,] rows, cols), complex or real, of the encoded matrix to the recon space's view and matrix.
 
-    The field of view is cropped in the image, the matrix is reached by zero-filling (or cropping) k-space, which makes
-    a complex image of a real one; index N//2 stays the slice centre throughout. Columns have lost their oversampling
-    already.
+    The field of view is cropped in the image, partitions' oversampling among it; the matrix is reached by zero-filling
+    (or cropping) k-space, which makes a complex image of a real one; index N//2 stays the centre throughout. Columns
+    have lost their oversampling already.
     """
     encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
-    rows = round(encoded.matrixSize.y * recon.fieldOfView_mm.y / encoded.fieldOfView_mm.y)
-    image = crop_or_pad(image, rows, 0)
-    target = (recon.matrixSize.y, recon.matrixSize.x)
+    for axis, name in ((-2, "y"), (-3, "z"))[: image.ndim - 1]:
+        share = getattr(recon.fieldOfView_mm, name) / getattr(encoded.fieldOfView_mm, name)
+        image = crop_or_pad(image, round(getattr(encoded.matrixSize, name) * share), axis)
+    target = tuple(getattr(recon.matrixSize, name) for name in "zyx"[-image.ndim :])
     if tuple(image.shape) == target:
         return image
     # orthonormal transforms of another size: keep the intensities, not the energy
-    gain = (target[0] * target[1] / image.numel()) ** 0.5
-    kspace = to_kspace(image)
+    gain = (math.prod(target) / image.numel()) ** 0.5
+    axes = tuple(range(-image.ndim, 0))
+    kspace = to_kspace(image, axes)
     for axis, size in enumerate(target):
         kspace = crop_or_pad(kspace, size, axis)
-    return to_image(kspace) * gain
+    return to_image(kspace, axes) * gain
+
+
+def recon_shape(header: Header) -> tuple[int, ...]:
+    """(rows, cols) of the images, in 3D (partitions, rows, cols)."""
+    matrix = header.encoding[0].reconSpace.matrixSize
+    return (matrix.z, matrix.y, matrix.x) if n_partitions(header) > 1 else (matrix.y, matrix.x)
 
 
 def mrd_images(
@@ -55,6 +65,8 @@ def mrd_images(
     weighting: Weighting | None = None,
 ) -> Iterator[tuple[Reconstruction | LostSlice, list[ismrmrd.Image]]]:
     """Each reconstruction with its images: those of `outputs`, and the spread where several samples were drawn.
+
+    A volume is one image of all its partitions, as Gadgetron's own 3D chain gives it.
 
     line_headers: geometry and time stamps of each slice. outputs: magnitude (float32), phase (float32, radians, the
     smooth phase included), complex (complex64, that phase included). weighting: of a diffusion scan, for the b-value in
@@ -88,7 +100,8 @@ def mrd_images(
 
 @dataclass(frozen=True)
 class _Picture:
-    """pixels: (rows, cols) on the recon space; role: the meta's DataRole; tag: what it is, in a word or two."""
+    """pixels: ([partitions,] rows, cols) on the recon space; role: the meta's DataRole; tag: what it is, in a word or
+    two."""
 
     pixels: np.ndarray
     series: int
@@ -121,8 +134,11 @@ def _placed(
 
 
 def image_of(pixels: np.ndarray, head: ismrmrd.ImageHeader, meta: Mapping[str, Any]) -> ismrmrd.Image:
-    """An MRD image of one channel from (rows, cols), with the geometry, counters and indices of `head`."""
-    image = ismrmrd.Image.from_array(pixels[None, None], transpose=False)
+    """An MRD image of one channel from ([partitions,] rows, cols), with the geometry, counters and indices of `head`.
+
+    Its `data[0]` is (partitions, rows, cols), one partition for a slice.
+    """
+    image = ismrmrd.Image.from_array(pixels.reshape(1, -1, *pixels.shape[-2:]), transpose=False)
     own = image.getHead()
     head.data_type, head.channels, head.matrix_size[:] = own.data_type, own.channels, own.matrix_size[:]
     image.setHead(head)

@@ -1,7 +1,7 @@
 """nifti/ of a result folder: a file for each series of images.h5, in dcm2niix's order of voxels.
 
-That order is of our DICOM series: columns from the first one on, rows from the last one on, slices along DICOM's
-normal, then volumes, one for each setting of the counters. The affine takes voxels to mm, RAS+.
+That order is of our DICOM series: columns from the first one on, rows from the last one on, slices (partitions of a 3D
+scan) along DICOM's normal, then volumes, one for each setting of the counters. The affine takes voxels to mm, RAS+.
 """
 
 import shutil
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data import LostSlice
 from ..errors import BadInputError
-from ..mrd.geometry import Plane, plane_of_mrd, slice_spacing
+from ..mrd.geometry import Plane, plane_of_partition, slice_spacing
 from ..recon.types import Reconstruction
 from .images_file import series_of
 from .mrd_images import COUNTERS, RESEARCH
@@ -82,23 +82,23 @@ def stack(images: list[ismrmrd.Image]) -> tuple[np.ndarray, np.ndarray]:
 
     Raises BadInputError where the slices are no even stack, or a volume lacks some of them.
     """
-    planes = [plane_of_mrd(image.getHead(), image.data.shape[-2:]) for image in images]
     shapes = {image.data.shape for image in images}
+    slices = [(image, partition) for image in images for partition in range(image.data.shape[-3])]
+    planes = [plane_of_partition(image.getHead(), image.data.shape, partition) for image, partition in slices]
     normal = planes[0].normal
     placed = sorted(
         (tuple(int(getattr(image.getHead(), name)) for name in COUNTERS), round(float(plane.first @ normal), 3), index)
-        for index, (image, plane) in enumerate(zip(images, planes))
+        for index, ((image, _), plane) in enumerate(zip(slices, planes))
     )
     volumes = [list(group) for _, group in groupby(placed, lambda entry: entry[0])]
     places = sorted({place for _, place, _ in placed})
     if len(shapes) > 1 or any([place for _, place, _ in volume] != places for volume in volumes):
-        raise BadInputError(f"{len(images)} images are not {len(volumes)} volumes of {len(places)} slices each")
+        raise BadInputError(f"{len(slices)} images are not {len(volumes)} volumes of {len(places)} slices each")
     spacing = slice_spacing(planes) if len(places) > 1 else float(images[0].getHead().field_of_view[2]) or 1.0
     if spacing is None:
         raise BadInputError(f"its {len(places)} slices do not lie evenly in one stack")
-    voxels = np.stack(
-        [np.stack([images[index].data[0, 0, ::-1].T for *_, index in volume], -1) for volume in volumes], -1
-    )
+    pixels = [image.data[0, partition] for image, partition in slices]
+    voxels = np.stack([np.stack([pixels[index][::-1].T for *_, index in volume], -1) for volume in volumes], -1)
     first, last = (planes[volumes[0][end][-1]] for end in (0, -1))
     through = (last.first - first.first) / (len(places) - 1) if len(places) > 1 else spacing * normal
     return voxels[..., 0] if len(volumes) == 1 else voxels, _affine(first, images[0].data.shape[-2], through)

@@ -9,7 +9,7 @@ from typing import Any
 
 import ismrmrd
 
-from ..data import LostSlice
+from ..data import LostSlice, Volume
 from ..mrd.scan_log import ScanLog
 from ..recon.provenance import Provenance
 from ..recon.types import Reconstruction
@@ -66,10 +66,12 @@ class Report:
             self.slices.append({**key, "missing": item.reason, "fallback": None})
             return
         data = item.mapped.data
+        volume = {"partitions": len(data.mask)} if isinstance(data, Volume) else {}
         assert data.calibration is not None  # else there were no maps
         self.slices.append(
             {
                 **key,
+                **volume,
                 "fallback": item.fallback,
                 "R": data.acceleration,
                 "lines": data.n_lines_got,
@@ -131,10 +133,12 @@ class Report:
 
 
 def described(item: Reconstruction | LostSlice) -> str:
-    """A slice in one line, for the screen."""
+    """A slice, or a volume, in one line, for the screen."""
     if isinstance(item, LostSlice):
         return f"slice {item.key.slice}: MISSING: {item.reason}"
     seconds = sum(item.seconds.values())
     source = f"DPM, {item.drawn}" if item.fallback is None else f"CG-SENSE FALLBACK: {item.fallback}"
-    line = f"slice {item.key.slice}: {source}, residual {item.residual:.2f}, {seconds:.1f} s"
+    data = item.mapped.data
+    what = f"volume of {len(data.mask)} partitions" if isinstance(data, Volume) else f"slice {item.key.slice}"
+    line = f"{what}: {source}, residual {item.residual:.2f}, {seconds:.1f} s"
     return line if item.trusted else f"{line}, NOT TO BE TRUSTED"

@@ -1,4 +1,7 @@
-"""How far images are from a truth: NRMSE with one least-squares factor a scan."""
+"""How far images are from a truth: NRMSE with one least-squares factor a scan.
+
+A volume is scored as a whole, as one slice of a 2D scan is.
+"""
 
 from pathlib import Path
 
@@ -9,14 +12,14 @@ from ..data import LostSlice
 from ..errors import BadInputError
 from ..mrd.header import Header
 from ..recon.types import Reconstruction
-from .mrd_images import to_recon_space
+from .mrd_images import recon_shape, to_recon_space
 from .report import Report
 
 METHODS = ("zero-filled", "CG-SENSE", "DPM")
 
 
 def pictures_of(item: Reconstruction, header: Header) -> dict[str, np.ndarray]:
-    """Magnitudes (rows, cols) on the recon space, by METHODS."""
+    """Magnitudes ([partitions,] rows, cols) on the recon space, by METHODS."""
     combined = item.mapped.model.combined
     images = (combined(item.mapped.zero_filled), combined(item.mapped.conventional), item.image)
     return {name: to_recon_space(image, header).abs().cpu().numpy() for name, image in zip(METHODS, images)}
@@ -24,12 +27,13 @@ def pictures_of(item: Reconstruction, header: Header) -> dict[str, np.ndarray]:
 
 class Truth:
     """What a scan's images should be. truth, mask: .npy files (slices, rows, cols) of the recon space; one slice may
-    be (rows, cols), and a mask of one slice serves all. Raises BadInputError for files that do not fit the scan."""
+    be (rows, cols), a volume is (partitions, rows, cols), and a mask of one slice serves all. Raises BadInputError for
+    files that do not fit the scan."""
 
     def __init__(self, truth: Path | None, mask: Path | None, header: Header):
-        matrix = header.encoding[0].reconSpace.matrixSize
-        self.slices = None if truth is None else load_pictures(truth, (matrix.y, matrix.x))
-        self.masks = None if mask is None else load_pictures(mask, (matrix.y, matrix.x)) > 0
+        shape = recon_shape(header)
+        self.slices = None if truth is None else load_pictures(truth, shape)
+        self.masks = None if mask is None else load_pictures(mask, shape) > 0
         if self.masks is not None and (self.slices is None or len(self.masks) not in (1, len(self.slices))):
             raise BadInputError(f"mask {mask} needs a truth of as many slices: give --truth as well, or a mask of one")
 
@@ -82,17 +86,16 @@ def fitting_factor(image: np.ndarray, target: np.ndarray) -> float:
     return float((image * target).sum() / max((image * image).sum(), 1e-30))
 
 
-def load_pictures(path: Path, matrix: tuple[int, int]) -> np.ndarray:
-    """A .npy file of real numbers as (slices, *matrix); one slice may be without the first axis."""
+def load_pictures(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A .npy file of real numbers as (slices, *shape); one slice, or volume, may be without the first axis."""
+    axes = "(slices, rows, cols)" if len(shape) == 2 else "(partitions, rows, cols)"
     try:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise BadInputError(f"{path} is not a readable .npy file ({error})") from error
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
-        raise BadInputError(f"{path} holds no single array of real numbers: a .npy file (slices, rows, cols) is needed")
-    array = found[None] if found.ndim == 2 else found
-    if array.ndim != 3 or array.shape[1:] != matrix:
-        raise BadInputError(
-            f"{path} is {found.shape} and the scan's images are {matrix}: give (slices, rows, cols) of that matrix"
-        )
+        raise BadInputError(f"{path} holds no single array of real numbers: a .npy file {axes} is needed")
+    array = found[None] if found.ndim == len(shape) else found
+    if array.shape[1:] != shape:
+        raise BadInputError(f"{path} is {found.shape} and the scan's images are {shape}: give {axes} of that matrix")
     return array

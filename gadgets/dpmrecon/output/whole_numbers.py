@@ -19,7 +19,7 @@ def phase_steps(radians: np.ndarray) -> np.ndarray:
 
 def to_uint16(image: ismrmrd.Image) -> ismrmrd.Image:
     """The same image in whole numbers: a magnitude in its scale, 0 to LARGEST, phase in steps; complex ones stay."""
-    pixels, meta = image.data[0, 0], dict(image.meta)
+    pixels, meta = image.data[0], dict(image.meta)
     kind = image.getHead().image_type
     if kind == ismrmrd.IMTYPE_COMPLEX:
         return image
@@ -32,7 +32,7 @@ def to_uint16(image: ismrmrd.Image) -> ismrmrd.Image:
 
 
 def image_like(image: ismrmrd.Image, pixels: np.ndarray, meta: dict) -> ismrmrd.Image:
-    """Other pixels (rows, cols) and meta at the place of an image."""
+    """Other pixels ([partitions,] rows, cols) and meta at the place of an image."""
     return image_of(pixels, ismrmrd.ImageHeader.from_buffer_copy(image.getHead()), meta)
 
 
@@ -49,7 +49,7 @@ class SpreadScale:
     def __call__(self, image: ismrmrd.Image) -> ismrmrd.Image:
         if image.getHead().image_series_index != SPREAD:
             return image
-        pixels, meta = image.data[0, 0], dict(image.meta)
+        pixels, meta = image.data[0], dict(image.meta)
         self.factor = self.factor or _factor(pixels)
         pixels = pixels * np.float32(self.factor)
         meta |= bright_window(pixels)

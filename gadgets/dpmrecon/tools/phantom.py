@@ -27,6 +27,19 @@ _PROPERTIES = {
     "gliosis": (0.80, 1250.0, 118.0, 1.0),
 }
 
+# T2* in ms at 3 T, rounded from Peters et al., Magnetic Resonance Imaging 2007, and guessed where it has none
+_T2_STAR = {
+    "white": 53.0,
+    "grey": 66.0,
+    "deep_grey": 45.0,
+    "csf": 500.0,
+    "fat": 30.0,
+    "muscle": 28.0,
+    "marrow": 10.0,
+    "bone": 2.0,
+    "lesion": 66.0,
+    "gliosis": 72.0,
+}
 
 _CHUNK = 16384  # points at a time: temporaries stay in the cache
 
@@ -47,21 +60,33 @@ CONTRASTS = {
     "t1": Contrast("T1_MPRAGE", 2300.0, 3.0, 950.0, 9.0),
     "t2": Contrast("T2_TSE", 5000.0, 100.0, None, 150.0),
     "dwi": Contrast("DWI", 6000.0, 80.0, None, 90.0),
+    "swi": Contrast("SWI", 28.0, 20.0, None, 15.0),
 }
 
 
-def tissue_signal(tissue: str, contrast: str, b_value: float = 0.0) -> float:
-    """Magnitude by the signal equation of the sequence; `b_value` in s/mm^2 counts for dwi alone."""
+def tissue_signal(tissue: str, contrast: str, weighting: float = 0.0) -> float:
+    """Magnitude by the signal equation of the sequence; `weighting` is the b-value in s/mm^2 of dwi, the echo time in
+    ms of swi, and nothing to the others."""
     density, t1, t2, diffusion = _PROPERTIES[tissue]
     sequence = CONTRASTS[contrast]
+    if contrast == "swi":
+        return gradient_echo(density, t1, _T2_STAR[tissue], weighting)
     signal = density * np.exp(-sequence.te / t2)
     if contrast == "dwi":
-        signal *= (1 - np.exp(-sequence.tr / t1)) * np.exp(-b_value * diffusion * 1e-3)
+        signal *= (1 - np.exp(-sequence.tr / t1)) * np.exp(-weighting * diffusion * 1e-3)
         return float(signal * (0.08 if tissue in ("fat", "marrow") else 1.0))  # fat is suppressed
     if sequence.ti is None:
         return float(signal * (1 - np.exp(-sequence.tr / t1)))
     inverted = 1 - 2 * np.exp(-sequence.ti / t1) + np.exp(-sequence.tr / t1)
     return float(signal * abs(inverted))
+
+
+def gradient_echo(density: float, t1: float, t2_star: float, te: float) -> float:
+    """Magnitude of the spoiled gradient echo of swi after `te` ms, times 5 to be of order 1 as others are."""
+    sequence = CONTRASTS["swi"]
+    angle, recovery = np.deg2rad(sequence.flip_angle), np.exp(-sequence.tr / t1)
+    steady = np.sin(angle) * (1 - recovery) / (1 - np.cos(angle) * recovery)
+    return float(5 * density * steady * np.exp(-te / t2_star))
 
 
 class Phantom:
@@ -92,22 +117,28 @@ class Phantom:
         self.spots = [(spot.astype(np.float32), float(rng.uniform(1.2, 2.8))) for spot in spots]
         self.gain = {name: rng.normal(1.0, 0.02) for name in TISSUES}
 
-    def magnitude(self, points: np.ndarray, contrast: str, b_value: float = 0.0) -> np.ndarray:
-        """Signal at points (..., 3) in LPS mm -> (...) float32, of order 1 and not negative."""
+    def magnitude(self, points: np.ndarray, contrast: str, weighting: float = 0.0) -> np.ndarray:
+        """Signal at points (..., 3) in LPS mm -> (...) float32, of order 1 and not negative; weighting: as
+        `tissue_signal` has it."""
         shape = points.shape[:-1]
         points = np.ascontiguousarray(points.reshape(-1, 3).T, np.float32)
         signal = np.zeros(points.shape[1], np.float32)
-        levels = np.array([tissue_signal(name, contrast, b_value) * self.gain[name] for name in TISSUES], np.float32)
+        levels = np.array([tissue_signal(name, contrast, weighting) * self.gain[name] for name in TISSUES], np.float32)
         for start in range(0, len(signal), _CHUNK):
             block = points[:, start : start + _CHUNK]
-            inside = np.flatnonzero(self._head(block / self.size) < 1.0)
+            inside = np.flatnonzero(self.inside(block))
             near = np.ascontiguousarray(block[:, inside])
             texture = 1 + 0.02 * self.fine(near) + 0.03 * self.coarse(near)
             signal[start + inside] = (levels @ self.fractions(near)) * texture.clip(0.7, 1.3)
         if self.marker is not None:
             offset = points - np.array(self.marker, np.float32)[:, None]
-            signal += 2 * _soft(_norm(offset) - 3.0)
+            signal += 2 * soft(length(offset) - 3.0)
         return signal.reshape(shape)
+
+    def inside(self, points: np.ndarray) -> np.ndarray:
+        """Whether points (3, ...) in LPS mm lie in the head or within 1 mm of it: (...) bool."""
+        flat = points.reshape(3, -1)
+        return (self._head(flat / self.size) < 1.0).reshape(points.shape[1:])
 
     def fractions(self, points: np.ndarray) -> np.ndarray:
         """Tissue fractions (len(TISSUES), n) float32 at points (3, n) in LPS mm; they sum to 1 in the head's solid
@@ -118,48 +149,46 @@ class Phantom:
         inner = np.flatnonzero(cranium < 0.5)
         outer = np.flatnonzero(cranium > -0.5)
         fractions = np.zeros((len(TISSUES), p.shape[1]), np.float32)
-        brain = _Paint(_soft(cranium[inner]))
+        brain = _Paint(soft(cranium[inner]))
         self._paint_brain(brain, p[:, inner], warp[:, inner])
         fractions[:, inner] = brain.fractions
-        cover = _Paint(1 - _soft(cranium[outer]))
+        cover = _Paint(1 - soft(cranium[outer]))
         self._paint_cover(cover, p[:, outer], warp[:, outer], cranium[outer])
         fractions[:, outer] += cover.fractions
         return fractions
 
     def _cranium(self, p: np.ndarray) -> np.ndarray:
         """Inner surface of the skull."""
-        return _smooth_min(_cerebrum(p), _ellipsoid(p, (0, 46, -36), (51, 32, 26)), 15.0) - 1.9
+        return _smooth_min(_cerebrum(p), ellipsoid(p, (0, 46, -36), (51, 32, 26)), 15.0) - 1.9
 
     def _head(self, p: np.ndarray) -> np.ndarray:
         head = self._cranium(p) - 13.0
-        head = _smooth_min(head, _ellipsoid(p, (0, -44, -72), (64, 56, 66)), 20.0)
-        head = _smooth_min(head, _ellipsoid(p, (0, -103, -62), (13, 17, 24)), 10.0)  # nose
+        head = _smooth_min(head, ellipsoid(p, (0, -44, -72), (64, 56, 66)), 20.0)
+        head = _smooth_min(head, ellipsoid(p, (0, -103, -62), (13, 17, 24)), 10.0)  # nose
         head = _smooth_min(head, _capsule(p, (0, 18, -70), (0, 30, -190), 56.0), 25.0)
-        return _smooth_min(head, _ellipsoid(_mirror(p), (82, 18, -32), (6, 15, 25)), 5.0)  # ears
+        return _smooth_min(head, ellipsoid(mirror(p), (82, 18, -32), (6, 15, 25)), 5.0)  # ears
 
     def _paint_brain(self, paint: "_Paint", p: np.ndarray, warp: np.ndarray) -> None:
         x, y, z = p
-        mirrored = _mirror(p)
+        mirrored = mirror(p)
         side = mirrored[0]
         ventricles = self._ventricles(p, mirrored, warp)
-        paint("csf", _soft(ventricles))
+        paint("csf", soft(ventricles))
 
         # Cerebellum and brainstem
-        stem = _smooth_min(
-            _capsule(p, (0, 12, -6), (0, 30, -100), 10.5), _ellipsoid(p, (0, 11, -28), (18, 14, 15)), 8.0
-        )
-        cerebellum = _ellipsoid(p, (0, 46, -36), (50.5, 31.5, 25.5)) + 0.8 * warp[1]
+        stem = _smooth_min(_capsule(p, (0, 12, -6), (0, 30, -100), 10.5), ellipsoid(p, (0, 11, -28), (18, 14, 15)), 8.0)
+        cerebellum = ellipsoid(p, (0, 46, -36), (50.5, 31.5, 25.5)) + 0.8 * warp[1]
         cerebellum = np.maximum(cerebellum, 5 - np.hypot(side, (y - 80) / 1.6))  # notch between the hemispheres
         course = z * 0.9 + 0.55 * np.hypot(side * 0.7, y - 24) + 1.4 * warp[0]
         folia = np.sin(2 * np.pi / 4.6 * course)
         arms = np.sin(2 * np.pi / 18.4 * course)  # the arbor vitae follows every fourth folium
-        below = _soft(cerebellum)
-        paint("csf", below * _soft(-9 - cerebellum) * 0.6 * _soft(0.72 - folia, 0.1))
-        paint("white", below * _soft(cerebellum + 9.5 + 5.0 * arms))
+        below = soft(cerebellum)
+        paint("csf", below * soft(-9 - cerebellum) * 0.6 * soft(0.72 - folia, 0.1))
+        paint("white", below * soft(cerebellum + 9.5 + 5.0 * arms))
         paint("grey", below * 0.94)
-        paint("white", _soft(stem) * 0.62)
-        paint("deep_grey", _soft(stem))
-        paint("csf", _soft(_capsule(p, (0, 22, -60), (0, 31, -110), 14.0)))
+        paint("white", soft(stem) * 0.62)
+        paint("deep_grey", soft(stem))
+        paint("csf", soft(_capsule(p, (0, 22, -60), (0, 31, -110), 14.0)))
 
         # Cerebrum: depth below the pia, which follows the hull, the folds and the great fissures
         around = np.minimum(cerebellum, stem + 0.9 * (z + 16).clip(0, 40))
@@ -168,52 +197,52 @@ class Phantom:
         midline = np.hypot(x + 1.1 * warp[0], (-callosum).clip(0)) - 0.6 - 0.5 * self.sulcus
         midline = midline + 0.8 * (-22 - z).clip(0, 40)
         outer = np.minimum(-shell, midline)
-        core = -np.minimum(_ellipsoid(p, (0, 4, 8), (27, 43, 27)), _ellipsoid(p, (0, 8, -12), (26, 26, 16)))
+        core = -np.minimum(ellipsoid(p, (0, 4, 8), (27, 43, 27)), ellipsoid(p, (0, 8, -12), (26, 26, 16)))
         folds = self._folds(p, warp, outer, core)
         pia = _smooth_min(_smooth_min(outer, folds, 3.0), self._sylvian(mirrored, warp), 3.0)
-        inside = _soft(shell)
+        inside = soft(shell)
         paint("csf", 1 - inside)
-        paint("csf", _soft(pia))
+        paint("csf", soft(pia))
 
         # Deep grey matter
-        thalamus = _ellipsoid(mirrored, (11.5, 14, 6), (8.5, 14, 10), turn=-0.45) + 0.7 * warp[2]
+        thalamus = ellipsoid(mirrored, (11.5, 14, 6), (8.5, 14, 10), turn=-0.45) + 0.7 * warp[2]
         thin = 5.4 - 0.06 * (y + 19).clip(0, 40)
         caudate = _capsule(mirrored, (14, -20, 9), (21, 12, 25), thin) + 0.7 * warp[1]
-        putamen = _ellipsoid(mirrored, (26.5, -1, 4), (5.6, 16, 11), turn=-0.2) + 0.7 * warp[0]
-        pallidum = _ellipsoid(mirrored, (19.5, 1, 1), (4.6, 9, 7), turn=-0.35)
+        putamen = ellipsoid(mirrored, (26.5, -1, 4), (5.6, 16, 11), turn=-0.2) + 0.7 * warp[0]
+        globus = pallidum(mirrored)
         claustrum = np.maximum(np.abs(side - 33.6 - 0.6 * warp[2]) - 0.5, np.hypot(y - 1, z - 4) - 13)
         amygdala = _capsule(mirrored, (22, -8, -21), (28, 22, -14), 6.0)
-        paint("deep_grey", _soft(np.minimum(caudate, putamen)) * 0.95)
-        paint("deep_grey", _soft(thalamus) * 0.75)
-        paint("deep_grey", _soft(pallidum) * 0.5)
-        paint("grey", _soft(np.minimum(claustrum, amygdala)))
+        paint("deep_grey", soft(np.minimum(caudate, putamen)) * 0.95)
+        paint("deep_grey", soft(thalamus) * 0.75)
+        paint("deep_grey", soft(globus) * 0.5)
+        paint("grey", soft(np.minimum(claustrum, amygdala)))
 
         # The ribbon, but not where the fissure ends on the corpus callosum
-        cortex = _soft(pia - 2.8 - 0.45 * warp[2])
-        paint("grey", cortex * (1 - _soft(side - 6, 0.8) * _soft(callosum - 3, 0.8)))
+        cortex = soft(pia - 2.8 - 0.45 * warp[2])
+        paint("grey", cortex * (1 - soft(side - 6, 0.8) * soft(callosum - 3, 0.8)))
         old = np.full(len(x), 99.0, np.float32)
         for centre, radius in self.spots:
-            old = np.minimum(old, _norm(p - centre[:, None]) - radius)
-        caps = 0.5 * np.exp(-ventricles.clip(0, 20) / 2.2) * _soft(26 - np.abs(y - 2), 2.0) * _soft(-5 - z, 2.0)
-        paint("gliosis", np.maximum(_soft(old + 0.8 * warp[0], 0.6) * 0.9, caps))
+            old = np.minimum(old, length(p - centre[:, None]) - radius)
+        caps = 0.5 * np.exp(-ventricles.clip(0, 20) / 2.2) * soft(26 - np.abs(y - 2), 2.0) * soft(-5 - z, 2.0)
+        paint("gliosis", np.maximum(soft(old + 0.8 * warp[0], 0.6) * 0.9, caps))
         paint("white", np.ones_like(x))
 
         # The acute infarct replaces grey and white matter alike, a wedge with a ragged border
         centre, radii = self.lesion
-        infarct = _ellipsoid(p, centre, radii) + 3.2 * warp[0] + 2.6 * warp[1] + 0.9 * self.fine(p)
-        paint.replace(("grey", "white", "deep_grey", "gliosis"), "lesion", 0.92 * _soft(infarct, 0.8))
+        infarct = ellipsoid(p, centre, radii) + 3.2 * warp[0] + 2.6 * warp[1] + 0.9 * self.fine(p)
+        paint.replace(("grey", "white", "deep_grey", "gliosis"), "lesion", 0.92 * soft(infarct, 0.8))
 
     def _folds(self, p: np.ndarray, warp: np.ndarray, outer: np.ndarray, core: np.ndarray) -> np.ndarray:
         """Distance to the walls of the sulci: zero levels of narrow-band noise on the hull, carried inwards to a
         depth that varies, but not into the core (depth in mm) of callosum and brainstem."""
         q = p - np.array([[0], [2], [4]], np.float32)
         radii = np.array([[68], [86], [64]], np.float32)
-        stretch = _norm(q / radii).clip(0.3) ** -0.75
+        stretch = length(q / radii).clip(0.3) ** -0.75
         u = q * stretch + 3.4 * warp
         u[0] += 31.0 * np.sign(p[0])  # the hemispheres fold differently
         value, gradient = self.folds.with_gradient(u)
         normal = q / radii**2
-        normal = normal / _norm(normal).clip(1e-6)
+        normal = normal / length(normal).clip(1e-6)
         gradient = gradient - (gradient * normal).sum(0) * normal
         slope = np.sqrt((gradient**2).sum(0) + 0.045**2) * stretch
         deep = 18.5 + 7.0 * self.depth(u).clip(-1.3, 1.3)
@@ -242,66 +271,66 @@ class Phantom:
         lateral = np.maximum(lateral + 0.8 * warp[0] + 0.5 * warp[1], 0.9 - mirrored[0])  # septum
         x, y, z = p
         third = np.maximum(np.abs(x) - 1.4 - 0.35 * grow, np.hypot((y - 7) / 1.5, z - 2) - 10)
-        fourth = _ellipsoid(p, (0, 33, -31), (8, 5, 10))
+        fourth = ellipsoid(p, (0, 33, -31), (8, 5, 10))
         cisterns = np.minimum(
-            _ellipsoid(p, (0, 31, -2), (12, 4, 6)) + warp[1],  # quadrigeminal
-            _ellipsoid(p, (0, -7, -22), (12, 8, 6)) + 1.5 * warp[0],  # suprasellar
+            ellipsoid(p, (0, 31, -2), (12, 4, 6)) + warp[1],  # quadrigeminal
+            ellipsoid(p, (0, -7, -22), (12, 8, 6)) + 1.5 * warp[0],  # suprasellar
         )
         return np.minimum(np.minimum(lateral, third), np.minimum(fourth, cisterns))
 
     def _paint_cover(self, paint: "_Paint", p: np.ndarray, warp: np.ndarray, cranium: np.ndarray) -> None:
         """Skull, face and scalp."""
         x, y, z = p
-        mirrored = _mirror(p)
+        mirrored = mirror(p)
         side = mirrored[0]
         head = self._head(p)
-        paint.keep(_soft(head))
-        paint("muscle", _soft(-head - 1.6))  # skin
+        paint.keep(soft(head))
+        paint("muscle", soft(-head - 1.6))  # skin
 
         # Skull: two tables of compact bone with marrow between them, thinner at the temples
-        thickness = 5.6 + 1.1 * warp[0] - 1.8 * _soft(48 - side, 1.0) * _soft(z - 20, 1.0)
-        calvaria = _soft(cranium - thickness) * _soft(-22 - z - 0.25 * np.abs(y + 40), 4.0)
-        marrow = _soft(np.abs(cranium - thickness / 2) - (thickness / 2 - 1.5))
+        thickness = 5.6 + 1.1 * warp[0] - 1.8 * soft(48 - side, 1.0) * soft(z - 20, 1.0)
+        calvaria = soft(cranium - thickness) * soft(-22 - z - 0.25 * np.abs(y + 40), 4.0)
+        marrow = soft(np.abs(cranium - thickness / 2) - (thickness / 2 - 1.5))
         paint("marrow", calvaria * marrow * (0.75 + 0.25 * warp[1].clip(-1, 1)))
         paint("bone", calvaria)
 
-        eye = _norm(mirrored - np.array([[32], [-80], [-30]], np.float32)) - 12.2
-        lens = _ellipsoid(mirrored, (32, -89, -30), (5, 2.4, 5))
+        eye = length(mirrored - np.array([[32], [-80], [-30]], np.float32)) - 12.2
+        lens = ellipsoid(mirrored, (32, -89, -30), (5, 2.4, 5))
         nerve = _capsule(mirrored, (31, -69, -30), (9, -34, -26), 2.2)
         recti = np.minimum(
             _capsule(mirrored, (42, -74, -30), (20, -46, -28), 2.3),
             _capsule(mirrored, (21, -74, -30), (15, -46, -28), 2.0),
         )
-        orbit = _ellipsoid(mirrored, (30, -72, -30), (20, 28, 19), turn=0.3)
-        paint("muscle", _soft(lens))
-        paint("csf", _soft(eye + 1.0))
-        paint("muscle", _soft(eye))
-        paint("white", _soft(nerve))
-        paint("muscle", _soft(recti))
-        paint("fat", _soft(orbit))
-        paint("bone", _soft(orbit - 2.5))
+        orbit = ellipsoid(mirrored, (30, -72, -30), (20, 28, 19), turn=0.3)
+        paint("muscle", soft(lens))
+        paint("csf", soft(eye + 1.0))
+        paint("muscle", soft(eye))
+        paint("white", soft(nerve))
+        paint("muscle", soft(recti))
+        paint("fat", soft(orbit))
+        paint("bone", soft(orbit - 2.5))
 
-        airway = _ellipsoid(p, (0, -74, -62), (13, 28, 24))
+        airway = ellipsoid(p, (0, -74, -62), (13, 28, 24))
         septum = np.abs(x - 1 - warp[1]) - 1.5
         airway = np.maximum(airway, -septum)
         for cavity in (
-            _ellipsoid(mirrored, (27, -66, -62), (12, 14, 13)),  # maxillary
-            _ellipsoid(p, (0, -66, -32), (9, 20, 10)),  # ethmoid
-            _ellipsoid(p, (4, -91, -8), (11, 4, 8)),  # frontal, off the midline
+            ellipsoid(mirrored, (27, -66, -62), (12, 14, 13)),  # maxillary
+            ellipsoid(p, (0, -66, -32), (9, 20, 10)),  # ethmoid
+            ellipsoid(p, (4, -91, -8), (11, 4, 8)),  # frontal, off the midline
             _capsule(p, (0, -30, -60), (0, -25, -150), 9.0),  # pharynx
-            np.maximum(_ellipsoid(mirrored, (53, 28, -42), (12, 14, 18)), 1.2 - 2.5 * np.abs(warp[1])),  # mastoid
+            np.maximum(ellipsoid(mirrored, (53, 28, -42), (12, 14, 18)), 1.2 - 2.5 * np.abs(warp[1])),  # mastoid
         ):
             airway = np.minimum(airway, cavity)
-        paint.keep(1 - _soft(airway))
-        paint("bone", _soft(airway - 1.8))
-        paint("bone", 0.9 * _soft(cranium - 5.5) * _soft(z + 12, 4.0))
+        paint.keep(1 - soft(airway))
+        paint("bone", soft(airway - 1.8))
+        paint("bone", 0.9 * soft(cranium - 5.5) * soft(z + 12, 4.0))
 
         # Scalp: fat, with muscle over the temples, in the face and at the neck
-        temporalis = _soft(_ellipsoid(mirrored, (74, -22, -8), (12, 36, 34)) + 1.5 * warp[2])
-        neck = _soft(_ellipsoid(p, (0, 62, -75), (58, 36, 50)) + 2 * warp[0])
+        temporalis = soft(ellipsoid(mirrored, (74, -22, -8), (12, 36, 34)) + 1.5 * warp[2])
+        neck = soft(ellipsoid(p, (0, 62, -75), (58, 36, 50)) + 2 * warp[0])
         paint("muscle", np.maximum(temporalis, neck) * (0.88 + 0.1 * warp[1].clip(-1, 1)))
-        paint("muscle", _soft(np.abs(cranium - thickness - 1.0) - 0.5))  # galea and periosteum
-        paint("muscle", _soft(z + 38, 4.0) * (0.6 + 0.3 * np.tanh(3 * warp[2] + 2 * self.coarse(3 * p))))
+        paint("muscle", soft(np.abs(cranium - thickness - 1.0) - 0.5))  # galea and periosteum
+        paint("muscle", soft(z + 38, 4.0) * (0.6 + 0.3 * np.tanh(3 * warp[2] + 2 * self.coarse(3 * p))))
         paint("fat", np.ones_like(x))
 
 
@@ -331,23 +360,41 @@ class Letters:
         self.right, self.down = (np.array(vector, np.float32) for vector in self._VIEWS[self.axis])
         self.places: dict[str, np.ndarray] = {}
         self.markers: dict[str, np.ndarray] = {}
-        # the middle one's marker, on the side that no letter takes
-        away = -36.0 * self.right * sum(self.right @ np.array(side) for side in self.SIDES.values())
         for letter, aside, depth in (("L", -6.0, 2.3), ("A", -9.0, -3.4), ("H", -4.0, 4.1)):
             side = np.array(self.SIDES[letter])
-            across = bool(self.SIDES[letter][self.axis])
-            place = np.zeros(3) if across else 40.0 * side
+            place = self._place(letter)
             self.places[letter] = place.astype(np.float32)
-            # well away from all ink
-            beside = np.asarray(self.down if abs(side @ self.right) > 0.5 else self.right, float)
-            marker = away if across else place + aside * side + 36.0 * beside
-            off_plane = (marker - self.centre) @ self.normal
-            self.markers[letter] = marker + (depth - off_plane) * self.normal
+            if self._across(letter):  # on the side that no letter takes
+                marker = place - 36.0 * self.right * sum(self.right @ np.array(other) for other in self.SIDES.values())
+            else:  # well away from all ink
+                beside = np.asarray(self.down if abs(side @ self.right) > 0.5 else self.right, float)
+                marker = place + aside * side + 36.0 * beside
+            self.markers[letter] = self._in_depth(marker, depth)
 
-    def magnitude(self, points: np.ndarray, contrast: str = "", b_value: float = 0.0) -> np.ndarray:
+    def _across(self, letter: str) -> bool:
+        """Whether a letter's side is one that the slices' normal points to."""
+        return bool(self.SIDES[letter][self.axis])
+
+    def _place(self, letter: str) -> np.ndarray:
+        """Middle (3,) of a letter, LPS mm."""
+        return np.zeros(3) if self._across(letter) else 40.0 * np.array(self.SIDES[letter])
+
+    def _in_depth(self, marker: np.ndarray, depth: float) -> np.ndarray:
+        """A marker at `depth` mm from the middle slice, where it would be somewhere along the normal."""
+        return marker + (depth - (marker - self.centre) @ self.normal) * self.normal
+
+    def _weight(self, letter: str, points: np.ndarray) -> np.ndarray | float:
+        """Part of 0 to 1 of a letter's ink that is there at points (3, n)."""
+        if not self._across(letter):
+            return 1.0
+        facing = self.normal * np.sign(np.array(self.SIDES[letter]) @ self.normal)
+        offset = facing.astype(np.float32) @ (points - self.centre[:, None].astype(np.float32))
+        return soft(1.0 - offset, 1.0)
+
+    def magnitude(self, points: np.ndarray, contrast: str = "", weighting: float = 0.0) -> np.ndarray:
         """Signal at points (..., 3) in LPS mm -> (...) float32; the same for every contrast."""
         flat = np.ascontiguousarray(points.reshape(-1, 3).T, np.float32)
-        signal = 0.5 * _soft(_ellipsoid(flat, (0, 0, 0), (84, 96, 84)), 1.0)
+        signal = 0.5 * soft(ellipsoid(flat, (0, 0, 0), (84, 96, 84)), 1.0)
         for letter, strokes in self._STROKES.items():
             q = flat - self.places[letter][:, None]
             u, v = self.right @ q, self.down @ q
@@ -355,16 +402,29 @@ class Letters:
             for start, end in strokes:
                 line = np.array([u, v, np.zeros_like(u)])
                 ink = np.minimum(ink, _capsule(line, (*(11.0 * np.array(start)), 0), (*(11.0 * np.array(end)), 0), 2.4))
-            weight = _soft(ink, 1.0)
-            if self.SIDES[letter][self.axis]:
-                facing = self.normal * np.sign(np.array(self.SIDES[letter]) @ self.normal)
-                offset = facing.astype(np.float32) @ (flat - self.centre[:, None].astype(np.float32))
-                weight = weight * _soft(1.0 - offset, 1.0)
+            weight = soft(ink, 1.0) * self._weight(letter, flat)
             signal += 0.4 * weight
         for place in self.markers.values():
-            distance = _norm(flat - place.astype(np.float32)[:, None])
+            distance = length(flat - place.astype(np.float32)[:, None])
             signal += 2.0 * np.exp(-0.5 * (distance / self.MARKER_SIGMA_MM) ** 2)
         return signal.astype(np.float32).reshape(points.shape[:-1])
+
+
+class LetterVolume(Letters):
+    """The same for a 3D scan: every letter lies on its own side, 40 mm from the origin, in planes near it alone, and
+    its marker beside it. So each of the three axes of a volume has a letter that tells it and its sign."""
+
+    _HALF_DEPTH = 14.0  # mm
+
+    def _place(self, letter: str) -> np.ndarray:
+        return 40.0 * np.array(self.SIDES[letter])
+
+    def _in_depth(self, marker: np.ndarray, depth: float) -> np.ndarray:
+        return marker + depth * self.normal
+
+    def _weight(self, letter: str, points: np.ndarray) -> np.ndarray | float:
+        offset = points[self.axis] - self.places[letter][self.axis]
+        return soft(np.abs(offset) - self._HALF_DEPTH, 1.0)
 
 
 class _Paint:
@@ -419,15 +479,15 @@ class SmoothNoise:
 # Points are (3, n) float32 below, distances (n,) in mm, negative inside.
 
 
-def _norm(p: np.ndarray) -> np.ndarray:
+def length(p: np.ndarray) -> np.ndarray:
     return np.sqrt(p[0] * p[0] + p[1] * p[1] + p[2] * p[2])
 
 
-def _mirror(p: np.ndarray) -> np.ndarray:
+def mirror(p: np.ndarray) -> np.ndarray:
     return np.stack([np.abs(p[0]), p[1], p[2]])
 
 
-def _soft(distance: np.ndarray, width: float = 0.25) -> np.ndarray:
+def soft(distance: np.ndarray, width: float = 0.25) -> np.ndarray:
     """1 inside, 0 outside; the edge is a ramp of 4 `width` mm."""
     return (0.5 - distance * np.float32(0.25 / width)).clip(0, 1)
 
@@ -438,7 +498,7 @@ def _smooth_min(a: np.ndarray, b: np.ndarray, radius: float) -> np.ndarray:
     return np.minimum(a, b) - blend * blend * np.float32(0.25 / radius)
 
 
-def _ellipsoid(p: np.ndarray, centre, radii, turn: float = 0.0) -> np.ndarray:
+def ellipsoid(p: np.ndarray, centre, radii, turn: float = 0.0) -> np.ndarray:
     """Near-distance to an ellipsoid, turned by `turn` rad about the head-feet axis."""
     q = p - np.asarray(centre, np.float32)[:, None]
     if turn:
@@ -446,8 +506,12 @@ def _ellipsoid(p: np.ndarray, centre, radii, turn: float = 0.0) -> np.ndarray:
         q = np.stack([c * q[0] + s * q[1], c * q[1] - s * q[0], q[2]])
     radii = np.asarray(radii, np.float32)[:, None]
     scaled = q / radii
-    norm = _norm(scaled)
-    return norm * (norm - 1) / _norm(scaled / radii).clip(1e-6)
+    norm = length(scaled)
+    return norm * (norm - 1) / length(scaled / radii).clip(1e-6)
+
+
+def pallidum(mirrored: np.ndarray) -> np.ndarray:
+    return ellipsoid(mirrored, (19.5, 1, 1), (4.6, 9, 7), turn=-0.35)
 
 
 def _ellipse_2d(a: np.ndarray, b: np.ndarray, radius_a: float, radius_b: float) -> np.ndarray:
@@ -460,7 +524,7 @@ def _capsule(p: np.ndarray, start, end, radius) -> np.ndarray:
     axis = np.asarray(end, np.float32) - first
     q = p - first[:, None]
     along = (axis @ q / (axis @ axis)).clip(0, 1)
-    return _norm(q - axis[:, None] * along) - radius
+    return length(q - axis[:, None] * along) - radius
 
 
 def _cerebrum(p: np.ndarray) -> np.ndarray:
@@ -470,6 +534,6 @@ def _cerebrum(p: np.ndarray) -> np.ndarray:
     width = 1 - 0.10 * (-y / 86).clip(-0.5, 1)
     height = np.where(z > 6, np.float32(1.0), np.float32(66 / 42))
     bent = np.stack([x / width, y, 6 + (z - 6) * height])
-    upper = _ellipsoid(bent, (0, 0, 6), (68, 86, 66))
-    lobes = _ellipsoid(np.stack([np.abs(x), y, z]), (41, -8, -18), (24, 38, 22))
+    upper = ellipsoid(bent, (0, 0, 6), (68, 86, 66))
+    lobes = ellipsoid(np.stack([np.abs(x), y, z]), (41, -8, -18), (24, 38, 22))
     return _smooth_min(upper, lobes, 10.0)

@@ -4,23 +4,30 @@ import argparse
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import BadInputError
-from .phantom import CONTRASTS
+from .phantom import CONTRASTS, Letters, Phantom
 from .simulated_file import write
 from .simulated_slice import noise_mixing, slice_and_truth, the_object
-from .simulation_settings import SimulationSettings
+from .simulated_volume import volume_and_truth
+from .simulation_settings import SimulationSettings, VolumeSettings
+
+# options of one or two numbers: rows, and partitions
+_PAIRS = {"acceleration": "partition_acceleration", "partial_fourier": "partition_partial_fourier"}
 
 
 def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
     """Write the scan to `path` (ISMRMRD HDF5, group "dataset") and its truth to PATH_truth.npy beside it.
 
-    The truth is float32 (n_slices, rows, cols) in the order of the slice index: magnitude of the noise-free,
-    fully sampled, pre-whitened coil images, combined by the true coil maps with sum |s|^2 = 1; that of the first of
-    several b-values. With `wrap` there are several maps at a pixel, made orthonormal: the root of the sum of squares
-    of the images that they combine.
+    The truth is float32 (n_slices, rows, cols) in the order of the slice index, of a 3D scan (partitions, rows, cols)
+    without those that slice oversampling adds: magnitude of the noise-free, fully sampled, pre-whitened coil images,
+    combined by the true coil maps with sum |s|^2 = 1; that of the first of several b-values or echoes. With `wrap`
+    there are several maps at a pixel, made orthonormal: the root of the sum of squares of the images they combine.
+    Of a swi scan the same with its phase is written too, PATH_truth_complex.npy, complex64 with the echoes before the
+    other axes.
     Raises BadInputError where the file cannot be written.
     """
     path = Path(path)
@@ -30,87 +37,144 @@ def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
         raise BadInputError(f"{path} is a folder; name the file to write")
     phantom = the_object(settings)
     mixing = noise_mixing(settings)
-    b_values = settings.b_values or (settings.b_value,)
-    shape = (settings.n_slices, settings.n_coils, settings.rows, settings.samples)
-    kspace = np.empty((len(b_values), *shape), np.complex64)
-    truths = np.empty((len(b_values), settings.n_slices, settings.rows, settings.cols), np.float32)
-    for number, b_value in enumerate(b_values):
-        for index in range(settings.n_slices):
-            kspace[number, index], truths[number, index] = slice_and_truth(phantom, settings, index, b_value, mixing)
-    truth = truths[0]
+    scans = [_scanned(phantom, settings, weighting, mixing) for weighting in settings.weightings]
+    truth = np.abs(scans[0][1])
     # sigma is what whitened noise has per real channel in units of the truth
     level = settings.noise * float(np.percentile(truth, 99))
     partial = path.with_name(path.name + ".part")
     try:
         partial.unlink(missing_ok=True)
-        write(partial, settings, kspace, level * mixing)
+        write(partial, settings, [kspace for kspace, _ in scans], level * mixing)
         os.replace(partial, path)
         np.save(truth_path(path), truth)
+        if settings.contrast == "swi":
+            np.save(truth_path(path, "truth_complex"), np.stack([truth for _, truth in scans]))
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise BadInputError(f"{path} cannot be written ({error}); name a file in a folder with free space") from error
 
 
-def truth_path(path: str | os.PathLike) -> Path:
-    """OUT_truth.npy of OUT.h5."""
+def _scanned(
+    phantom: Phantom | Letters, settings: SimulationSettings, weighting: float, mixing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noise-free k-space (slices, n_coils, partitions, rows, samples) complex64 and the truth (slices or partitions,
+    rows, cols) complex64, real with `wrap`."""
+    if isinstance(settings, VolumeSettings):
+        lines, truth = volume_and_truth(phantom, settings, weighting, mixing)
+        return lines[None], truth
+    kspace = np.empty((settings.n_slices, settings.n_coils, 1, settings.rows, settings.samples), np.complex64)
+    truths = []
+    for index in range(settings.n_slices):
+        kspace[index, :, 0], truth = slice_and_truth(phantom, settings, index, weighting, mixing)
+        truths.append(truth)
+    return kspace, np.stack(truths)
+
+
+def truth_path(path: str | os.PathLike, kind: str = "truth") -> Path:
+    """OUT_truth.npy of OUT.h5; kind: "truth_complex" for the other."""
     path = Path(path)
-    return path.with_name(path.stem + "_truth.npy")
+    return path.with_name(f"{path.stem}_{kind}.npy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `dpmrecon simulate`; the defaults are those of SimulationSettings."""
-    default = SimulationSettings()
+    """The options of `dpmrecon simulate`; the defaults are those of SimulationSettings and VolumeSettings."""
+    flat, deep = SimulationSettings(), VolumeSettings()
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
-        "example:\n  dpmrecon simulate scan.h5 --contrast t1 --matrix 240 320 --R 3 --calibration separate\n"
-        "writes scan.h5 and scan_truth.npy, float32 (slices, rows, cols)"
+        "examples:\n  dpmrecon simulate scan.h5 --contrast t1 --matrix 240 320 --R 3 --calibration separate\n"
+        "writes scan.h5 and scan_truth.npy, float32 (slices, rows, cols)\n"
+        "  dpmrecon simulate mprage.h5 --three-d --contrast t1 --orientation sagittal --partitions 96 --R 2 2\n"
+        "writes a volume and its truth (partitions, rows, cols)"
     )
     parser.add_argument("out", metavar="OUT.h5", type=Path, help="ISMRMRD file to write; the truth goes beside it")
 
+    def shown(value) -> str:
+        return (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
+
     def option(flag: str, name: str, text: str, **how) -> None:
-        value = getattr(default, name)
-        shown = (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else value
-        parser.add_argument(flag, dest=name, default=value, help=f"{text} (default: {shown})", **how)
+        """One that is left out is left to the settings, whose defaults differ between 2D and 3D."""
+        values = [shown(getattr(settings, name)) for settings in (flat, deep) if name in _names(type(settings))]
+        default = values[0] if len(set(values)) == 1 else f"{values[0]}, in 3D {values[1]}"
+        text = text if "action" in how else f"{text} (default: {default})"
+        parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=text, **how)
 
     option("--contrast", "contrast", "contrast", choices=tuple(CONTRASTS))
     option("--matrix", "matrix", "lines and readout samples", nargs=2, type=int, metavar=("ROWS", "COLS"))
     option("--fov", "fov_mm", "field of view in mm", nargs=2, type=float, metavar=("ROWS", "COLS"))
     option("--slices", "n_slices", "number of slices", type=int, metavar="N")
-    option("--thickness", "slice_thickness_mm", "slice thickness in mm", type=float, metavar="MM")
+    option("--thickness", "slice_thickness_mm", "thickness of a slice or partition in mm", type=float, metavar="MM")
     option("--gap", "slice_gap_mm", "gap between slices in mm", type=float, metavar="MM")
-    option("--R", "acceleration", "undersampling factor", type=int, metavar="R")
+    option(
+        "--R", "acceleration", "undersampling factor; in 3D of rows and partitions", nargs="+", type=int, metavar="R"
+    )
     option("--calibration", "calibration", "calibration lines", choices=("embedded", "separate", "none"))
-    option("--calibration-lines", "calibration_lines", "their number", type=int, metavar="N")
+    option("--calibration-lines", "calibration_lines", "their number, in 3D in both directions", type=int, metavar="N")
     option("--coils", "n_coils", "number of coils", type=int, metavar="N")
     option("--noise", "noise", "sigma per real channel over the image's 99th percentile", type=float, metavar="LEVEL")
     option("--noise-correlation", "noise_correlation", "typical correlation of two channels", type=float, metavar="C")
-    parser.add_argument("--no-noise-scan", dest="noise_scan", action="store_false", help="no noise measurement")
+    option("--no-noise-scan", "noise_scan", "no noise measurement", action="store_false")
     option("--oversampling", "oversampling", "readout oversampling", type=int, choices=(1, 2))
-    option("--partial-fourier", "partial_fourier", "part of the lines acquired", type=float, metavar="PART")
+    text = "part of the lines acquired; in 3D of rows and partitions"
+    option("--partial-fourier", "partial_fourier", text, nargs="+", type=float, metavar="PART")
     option("--asymmetric-echo", "asymmetric_echo", "part of each readout acquired", type=float, metavar="PART")
+    option("--orientation", "orientation", "plane before the rotation", choices=("axial", "sagittal", "coronal"))
     degrees = ("X", "Y", "Z")
     option("--rotation", "rotation_deg", "slice rotation in degrees", nargs=3, type=float, metavar=degrees)
     option("--position", "position_mm", "centre of the slices, LPS mm", nargs=3, type=float, metavar=degrees)
-    parser.add_argument("--sequential", dest="interleaved", action="store_false", help="slices in order of position")
+    option("--sequential", "interleaved", "slices in order of position", action="store_false")
     option("--averages", "averages", "averages", type=int, metavar="N")
     option("--repetitions", "repetitions", "repetitions", type=int, metavar="N")
     option("--b-value", "b_value", "diffusion weighting in s/mm^2, for dwi", type=float, metavar="B")
     option("--b-values", "b_values", "several of them", nargs="+", type=float, metavar="B")
+    option("--echoes", "echoes", "echoes, for swi", type=int, metavar="N")
+    option("--echo-times", "echo_times_ms", "their times in ms", nargs="+", type=float, metavar="MS")
     option("--patient-position", "patient_position", "what the header says", metavar="HFS")
-    parser.add_argument("--wrap", action="store_true", help="what lies beyond the field of view along the lines folds")
-    parser.add_argument("--swap-phase", action="store_true", help="lines and readout change directions")
+    option("--wrap", "wrap", "what lies beyond the field of view along the lines folds", action="store_true")
+    option("--swap-phase", "swap_phase", "lines and readout change directions", action="store_true")
     option("--phantom", "phantom", "what is scanned", choices=("head", "letters"))
     option("--subject", "subject", "seed of the anatomy, the coils and the phase", type=int, metavar="N")
     option("--seed", "seed", "seed of the noise", type=int, metavar="N")
     option("--vendor", "vendor", "of the scanner, whose convention the file follows", metavar="NAME")
     option("--lesion-side", "lesion_side", "hemisphere of the acute infarct", choices=("left", "right"))
 
+    parser.add_argument("--three-d", action="store_true", help="a 3D scan: one slab of partitions")
+    option("--partitions", "partitions", "3D: partitions of the image", type=int, metavar="N")
+    option("--slice-oversampling", "slice_oversampling", "3D: encoded partitions over these", type=float, metavar="X")
+    option("--caipirinha", "caipirinha", "3D: shift of the grid from row to row", type=int, metavar="SHIFT")
+    option("--elliptical", "elliptical", "3D: no corners of k-space", action="store_true")
+    option("--sampling", "sampling", "3D: pattern of the lines", choices=("regular", "random", "poisson"))
+
+
+def _names(kind: type[SimulationSettings]) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def settings_of(args: argparse.Namespace) -> SimulationSettings:
+    """The settings that the options of `add_arguments` say. Raises BadInputError."""
+    kind = VolumeSettings if args.three_d else SimulationSettings
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()
+    }
+    for name, second in _PAIRS.items():
+        if name not in given:
+            continue
+        first, *others = given[name]
+        given[name] = first
+        if len(others) > 1:
+            raise BadInputError(
+                f"{name} has {1 + len(others)} values; give one for the rows and one for the partitions"
+            )
+        if others or args.three_d:
+            given[second] = others[0] if others else 1
+    known = _names(VolumeSettings)
+    alien = sorted((given.keys() & known) - _names(kind))
+    if alien:
+        raise BadInputError(f"{', '.join(alien)}: only a 3D scan has that; add --three-d or leave it out")
+    return kind(**{name: value for name, value in given.items() if name in known})
+
 
 def run(args: argparse.Namespace) -> int:
     """`dpmrecon simulate`; the exit code. Raises BadInputError."""
-    names = {field.name for field in dataclasses.fields(SimulationSettings)}
-    chosen = {name: value for name, value in vars(args).items() if name in names}
-    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
-    simulate(args.out, SimulationSettings(**chosen))
+    simulate(args.out, settings_of(args))
     print(f"wrote {args.out} and {truth_path(args.out)}")
     return 0

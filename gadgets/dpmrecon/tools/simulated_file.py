@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from .phantom import CONTRASTS
-from .simulation_settings import SimulationSettings
+from .simulation_settings import SimulationSettings, VolumeSettings
 
+_Line = tuple[tuple[int, int], list[int]]  # (partition, row), flags
 _NOISE_LINES = 64
+_RECORDS = 4096  # lines that are written at once
 
 
-def write(path: Path, settings: SimulationSettings, kspace: np.ndarray, mixing: np.ndarray) -> None:
-    """Write k-space (b-values, slices, n_coils, rows, samples), with noise, as group "dataset". Raises OSError.
+def write(path: Path, settings: SimulationSettings, kspace: list[np.ndarray], mixing: np.ndarray) -> None:
+    """Write k-space with noise as group "dataset". Raises OSError.
+
+    kspace: of each b-value or echo (slices, n_coils, partitions, rows, samples); 2D scans have one partition.
 
     mixing: (n_coils, n_coils), noise that is white and of unit level to that of the channels.
     """
@@ -34,8 +38,9 @@ def write(path: Path, settings: SimulationSettings, kspace: np.ndarray, mixing: 
             data[count:] = np.concatenate(records)
 
 
-def _records(settings: SimulationSettings, kspace: np.ndarray, mixing: np.ndarray) -> Iterator[list[np.ndarray]]:
-    """The file's records in the order of acquisition: the noise measurement, then one average of one slice at once."""
+def _records(settings: SimulationSettings, kspace: list[np.ndarray], mixing: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """The file's records in the order of acquisition: the noise measurement, then each average of each
+    slice."""
     import ismrmrd
 
     rng = np.random.default_rng([settings.seed, 24])
@@ -50,14 +55,19 @@ def _records(settings: SimulationSettings, kspace: np.ndarray, mixing: np.ndarra
         yield [_record(settings, noise(settings.samples), next(number), {}, flags) for _ in range(_NOISE_LINES)]
     skipped = settings.skipped_samples
     places = itertools.product(
-        range(settings.repetitions), range(len(kspace)), settings.slice_order(), range(settings.averages)
+        range(settings.repetitions), _passes(settings), settings.slice_order(), range(settings.averages)
     )
-    for repetition, contrast, index, average in places:
-        records = []
-        for row, flags in _lines(settings, index, average, repetition, contrast):
-            line = noise(settings.samples - skipped) + kspace[contrast, index, :, row, skipped:]
+    for repetition, contrasts, index, average in places:
+        records: list[np.ndarray] = []
+        lists = [_lines(settings, index, average, repetition, contrast) for contrast in contrasts]
+        for contrast, ((partition, row), flags) in _in_turn(contrasts, lists):
+            if len(records) == _RECORDS:
+                yield records
+                records = []
+            line = noise(settings.samples - skipped) + kspace[contrast][index, :, partition, row, skipped:]
             counters = {
                 "kspace_encode_step_1": row - settings.skipped_rows,
+                "kspace_encode_step_2": partition - settings.skipped_partitions,
                 "slice": index,
                 "average": average,
                 "repetition": repetition,
@@ -65,6 +75,20 @@ def _records(settings: SimulationSettings, kspace: np.ndarray, mixing: np.ndarra
             }
             records.append(_record(settings, line, next(number), counters, flags))
         yield records
+
+
+def _passes(settings: SimulationSettings) -> list[list[int]]:
+    """Values of the counter `contrast` that are acquired together: all echoes of a line, but one b-value at a time."""
+    numbers = list(range(len(settings.weightings)))
+    return [numbers] if settings.contrast == "swi" else [[number] for number in numbers]
+
+
+def _in_turn(contrasts: list[int], lists: list[list[_Line]]) -> Iterator[tuple[int, _Line]]:
+    """(contrast, line): the echoes of a line after each other; those that the first alone has come before all."""
+    extra = len(lists[0]) - len(lists[-1])
+    yield from ((contrasts[0], line) for line in lists[0][:extra])
+    for group in zip(lists[0][extra:], *lists[1:]):
+        yield from zip(contrasts, group)
 
 
 def _record(
@@ -97,28 +121,27 @@ def _record(
     return record
 
 
-def _lines(
-    settings: SimulationSettings, index: int, average: int, repetition: int, contrast: int
-) -> list[tuple[int, list[int]]]:
-    """(row, flags) of one average of one slice at one b-value, in the order of acquisition."""
+def _lines(settings: SimulationSettings, index: int, average: int, repetition: int, contrast: int) -> list[_Line]:
+    """One average of one slice or slab at one b-value or echo, in the order of acquisition."""
     import ismrmrd
 
-    calibration = settings.calibration_rows()
-    grid = settings.grid_rows()
-    first: list[tuple[int, list[int]]] = []
+    block = settings.calibration_places()
+    grid = settings.grid_places()
+    first: list[_Line] = []
     if settings.calibration == "separate" and average == contrast == 0:
-        first = [(row, [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION]) for row in calibration]
-    lines: list[tuple[int, list[int]]] = [(row, []) for row in grid]
-    if settings.calibration == "embedded" and settings.acceleration > 1:
+        first = [(place, [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION]) for place in block]
+    lines: list[_Line] = [(place, []) for place in grid]
+    if settings.calibration == "embedded" and settings.acceleration * settings.partition_acceleration > 1:
         lines = []
-        for row in sorted({*grid, *calibration}):
-            if row not in calibration:
+        in_block, in_grid = set(block), set(grid)
+        for place in sorted(in_grid | in_block):
+            if place not in in_block:
                 flags = []
-            elif row in grid:
+            elif place in in_grid:
                 flags = [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING]
             else:
                 flags = [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION]
-            lines.append((row, flags))
+            lines.append((place, flags))
     order = settings.slice_order()
     if settings.averages > 1:
         lines[0][1].append(ismrmrd.ACQ_FIRST_IN_AVERAGE)
@@ -128,7 +151,7 @@ def _lines(
     lines[-1][1].append(ismrmrd.ACQ_LAST_IN_SLICE)
     if average == contrast == 0 and index == order[0]:
         lines[0][1].append(ismrmrd.ACQ_FIRST_IN_REPETITION)
-    last_contrast = max(len(settings.b_values), 1) - 1
+    last_contrast = len(settings.weightings) - 1
     if average == settings.averages - 1 and contrast == last_contrast and index == order[-1]:
         lines[-1][1].append(ismrmrd.ACQ_LAST_IN_REPETITION)
         if repetition == settings.repetitions - 1:
@@ -141,7 +164,7 @@ def _header(settings: SimulationSettings):
     from ismrmrd import xsd
     from xsdata.models.datatype import XmlDate, XmlTime
 
-    protocol = CONTRASTS[settings.contrast].protocol
+    protocol = CONTRASTS[settings.contrast].protocol + ("_3D" if isinstance(settings, VolumeSettings) else "")
     return xsd.ismrmrdHeader(
         subjectInformation=xsd.subjectInformationType(
             patientName=f"SIMULATED^{settings.phantom.upper()}",
@@ -175,10 +198,11 @@ def _encoding(settings: SimulationSettings):
     """Matrices, fields of view, R and calibration, of the header."""
     from ismrmrd import xsd
 
-    def space(cols: int, width: float) -> xsd.encodingSpaceType:
+    def space(cols: int, width: float, partitions: int) -> xsd.encodingSpaceType:
+        depth = partitions * settings.slice_thickness_mm
         return xsd.encodingSpaceType(
-            matrixSize=xsd.matrixSizeType(x=cols, y=settings.rows, z=1),
-            fieldOfView_mm=xsd.fieldOfViewMm(x=width, y=settings.fov_mm[0], z=settings.slice_thickness_mm),
+            matrixSize=xsd.matrixSizeType(x=cols, y=settings.rows, z=partitions),
+            fieldOfView_mm=xsd.fieldOfViewMm(x=width, y=settings.fov_mm[0], z=depth),
         )
 
     modes = {
@@ -188,13 +212,14 @@ def _encoding(settings: SimulationSettings):
     }
     parallel = xsd.parallelImagingType(
         accelerationFactor=xsd.accelerationFactorType(
-            kspace_encoding_step_1=settings.acceleration, kspace_encoding_step_2=1
+            kspace_encoding_step_1=settings.acceleration,
+            kspace_encoding_step_2=settings.partition_acceleration,
         ),
         calibrationMode=modes[settings.calibration],
     )
     return xsd.encodingType(
-        encodedSpace=space(settings.samples, settings.fov_mm[1] * settings.oversampling),
-        reconSpace=space(settings.cols, settings.fov_mm[1]),
+        encodedSpace=space(settings.samples, settings.fov_mm[1] * settings.oversampling, settings.encoded_partitions),
+        reconSpace=space(settings.cols, settings.fov_mm[1], settings.partitions),
         encodingLimits=_limits(settings),
         trajectory=xsd.trajectoryType.CARTESIAN,
         parallelImaging=parallel,
@@ -208,14 +233,16 @@ def _limits(settings: SimulationSettings):
     def limit(count: int, center: int = 0) -> xsd.limitType:
         return xsd.limitType(minimum=0, maximum=count - 1, center=center)
 
-    samples, rows = settings.skipped_samples, settings.skipped_rows
+    samples, rows, partitions = settings.skipped_samples, settings.skipped_rows, settings.skipped_partitions
     return xsd.encodingLimitsType(
         kspace_encoding_step_0=limit(settings.samples - samples, settings.samples // 2 - samples),
         kspace_encoding_step_1=limit(settings.rows - rows, settings.rows // 2 - rows),
-        kspace_encoding_step_2=limit(1),
+        kspace_encoding_step_2=limit(
+            settings.encoded_partitions - partitions, settings.encoded_partitions // 2 - partitions
+        ),
         average=limit(settings.averages),
         slice=limit(settings.n_slices),
-        contrast=limit(max(len(settings.b_values), 1)),
+        contrast=limit(len(settings.weightings)),
         phase=limit(1),
         repetition=limit(settings.repetitions),
         set=limit(1),
@@ -234,7 +261,7 @@ def _sequence_parameters(settings: SimulationSettings):
     ]
     return xsd.sequenceParametersType(
         TR=[sequence.tr],
-        TE=[sequence.te],
+        TE=list(settings.weightings) if settings.contrast == "swi" else [sequence.te],
         TI=[] if sequence.ti is None else [sequence.ti],
         flipAngle_deg=[sequence.flip_angle],
         diffusionDimension=xsd.diffusionDimensionType.CONTRAST if weightings else None,

@@ -7,11 +7,14 @@ readout likewise where there is no oversampling.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
-from .phantom import Letters, Phantom, SmoothNoise
-from .simulation_settings import SimulationSettings
+from ..errors import BadInputError
+from .phantom import Letters, LetterVolume, Phantom, SmoothNoise
+from .simulation_settings import SimulationSettings, VolumeSettings
+from .susceptibility import GradientEchoHead
 
 _FINER = 2
 _FOLDS = 3  # fields of view along the lines, with `wrap`: the middle one and one on either side
@@ -23,7 +26,8 @@ def simulated_kspace(settings: SimulationSettings, index: int = 0) -> tuple[np.n
     was not acquired, and its truth (rows, cols) float32, see `simulate.simulate`."""
     settings = dataclasses.replace(settings, oversampling=1)
     mixing = noise_mixing(settings)
-    clean, truth = slice_and_truth(the_object(settings), settings, index, settings.b_value, mixing)
+    clean, truth = slice_and_truth(the_object(settings), settings, index, settings.weightings[0], mixing)
+    truth = np.abs(truth)
     kspace = np.einsum("ij,jrc->irc", np.linalg.inv(mixing), clean)
     rng = np.random.default_rng([settings.seed, 24, index])
     level = settings.noise * float(np.percentile(truth, 99))
@@ -35,20 +39,22 @@ def simulated_kspace(settings: SimulationSettings, index: int = 0) -> tuple[np.n
 
 
 def slice_and_truth(
-    phantom: Phantom | Letters, settings: SimulationSettings, index: int, b_value: float, mixing: np.ndarray
+    phantom: Phantom | Letters, settings: SimulationSettings, index: int, weighting: float, mixing: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Noise-free k-space (n_coils, rows, samples) and the truth (rows, cols), noise of unit level being whitened."""
+    """Noise-free k-space (n_coils, rows, samples) and the truth (rows, cols), noise of unit level being whitened; the
+    truth is complex, but with `wrap`. weighting: one of `settings.weightings`."""
     import torch
 
     from ..physics.fourier import crop_or_pad, to_image, to_kspace
 
     folds = _FOLDS if settings.wrap else 1
     fine = slice_points(settings, index, _FINER, settings.oversampling, 0.0, folds)
-    image = np.zeros(fine.shape[:2], np.float32)
+    image: np.ndarray | np.float32 = np.float32(0)
     for part in _PLANES:
         offset = part * settings.slice_thickness_mm
         plane = slice_points(settings, index, _FINER, settings.oversampling, offset, folds)
-        image += phantom.magnitude(plane, settings.contrast, b_value) / len(_PLANES)
+        depth = settings.slice_thickness_mm / len(_PLANES)
+        image = image + object_image(phantom, settings, plane, weighting, _FINER, depth) / len(_PLANES)
     maps = coil_maps(fine, settings.n_coils, settings.subject)
     coil_images = maps * (image * object_phase(fine, settings.subject))
     if settings.wrap:
@@ -65,14 +71,33 @@ def slice_and_truth(
     if settings.wrap:
         return kspace.numpy(), _combined(_by_fold(true_maps, folds), coarse)
     true_maps /= np.linalg.norm(true_maps, axis=0)
-    return kspace.numpy(), np.abs((true_maps.conj() * coarse).sum(0))
+    return kspace.numpy(), (true_maps.conj() * coarse).sum(0)
 
 
 def the_object(settings: SimulationSettings) -> Phantom | Letters:
     """What lies in the scanner."""
     if settings.phantom == "letters":
-        return Letters(np.array(settings.position_mm), settings.directions()[2])
-    return Phantom(settings.subject, settings.lesion_side, settings.marker_mm)
+        letters = LetterVolume if isinstance(settings, VolumeSettings) else Letters
+        return letters(np.array(settings.position_mm), settings.directions()[2])
+    kind = GradientEchoHead if settings.contrast == "swi" else Phantom
+    return kind(settings.subject, settings.lesion_side, settings.marker_mm)
+
+
+def object_image(
+    thing: Phantom | Letters,
+    settings: SimulationSettings,
+    points: np.ndarray,
+    weighting: float,
+    finer: int,
+    depth: float,
+) -> np.ndarray:
+    """What the object sends from points (..., 3), LPS mm, of a grid `finer` times as fine as the matrix and `depth` mm
+    from plane to plane: float32, or complex64 of a head that makes its own field."""
+    if not isinstance(thing, GradientEchoHead):
+        return thing.magnitude(points, settings.contrast, weighting)
+    read, phase, through = settings.directions()
+    down, along = (size / finer for size in settings.pixel_mm)
+    return thing.signal(points, weighting, np.stack([along * read, down * phase, depth * through]))
 
 
 def slice_points(
@@ -85,6 +110,41 @@ def slice_points(
     down = (np.arange(rows) - rows // 2)[:, None, None] * (settings.pixel_mm[0] / finer) * phase
     along = (np.arange(cols) - cols // 2)[None, :, None] * (settings.pixel_mm[1] / finer) * read
     return (settings.slice_position(index) + offset * through + down + along).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class SwiMasks:
+    """Where a swi scan has what it is made for: (n_slices or partitions, rows, cols) bool each, voxels of which veins
+    or the microbleed fill a quarter or more."""
+
+    veins: np.ndarray
+    bleed: np.ndarray
+
+
+def swi_masks(settings: SimulationSettings) -> SwiMasks:
+    """On the grid of the truth. Raises BadInputError where the scan is no swi of a head."""
+    head = the_object(settings)
+    if not isinstance(head, GradientEchoHead):
+        raise BadInputError(f"{settings.contrast} of {settings.phantom} has no veins to mask; give swi of the head")
+    middle = settings.partitions // 2
+    places = [
+        (index, (partition - middle) * settings.slice_thickness_mm)
+        for index in range(settings.n_slices)
+        for partition in range(settings.partitions)
+    ]
+    read, phase, through = settings.directions()
+    within = np.array(_PLANES)[:, None]
+    sides = (settings.pixel_mm[0] * phase, settings.pixel_mm[1] * read, settings.slice_thickness_mm * through)
+    corners = [down + along + deep for down, along, deep in itertools.product(*(within * side for side in sides))]
+    shape = len(places), settings.rows, settings.cols
+    veins, bleed = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for number, (index, offset) in enumerate(places):
+        points = slice_points(settings, index, 1, 1, offset)
+        for corner in corners:
+            part = points + corner.astype(np.float32)
+            veins[number] += head.vein_fraction(part) / len(corners)
+            bleed[number] += (np.linalg.norm(part - head.bleed, axis=-1) < head.bleed_radius) / len(corners)
+    return SwiMasks(veins >= 0.25, bleed >= 0.25)
 
 
 def coil_maps(points: np.ndarray, n_coils: int, subject: int = 0) -> np.ndarray:
