@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from dpmrecon.errors import DpmreconError
 from dpmrecon.physics.cg_sense import cg_sense
-from dpmrecon.physics.fourier import origin_to_centre, to_kspace
 from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults
 from dpmrecon.prior.kinds import settings_from
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
@@ -33,7 +32,7 @@ from .methods import label_for
 from .metrics import Moments, high_band_energy, neighbour_nrmse, scan_factor
 from .report import markdown, write_tables
 from .score_lines import ScoreLines
-from .validation_volumes import VOLUMES, ReferenceVolume, validation_volume
+from .validation_volumes import COARSE, VOLUMES, ReferenceVolume, validation_volume
 from .volume_schemes import Scheme, sampled_volume
 
 R = 4
@@ -50,7 +49,7 @@ SCHEMES = {
 }
 TV_STRENGTHS = (0.05, 0.1, 0.2)
 PENALTIES = {"L1-wavelet 3D (BART)": ("W", (0.007, 0.014, 0.028)), "TV 3D (BART)": ("T", (0.004, 0.008, 0.016))}
-COARSE = {"t1": (3.0, 3.0, 3.0), "flair": (3.75, 3.0, 3.0), "swi": (4.0, 2.0, 2.0)}  # voxels in mm
+CONTRASTS = ("t1", "flair", "swi")
 GRID: dict[str, tuple[float | int, ...]] = {
     "steps": (10, 15, 30),
     "sigma_max": (0.3, 0.8),
@@ -112,9 +111,7 @@ class Case:
         return settings_from(sampler_defaults(checkpoint.card, "prox", label, R)[0])
 
     def bart(self, penalty: str, weight: float) -> torch.Tensor:
-        maps = origin_to_centre(self.mapped.model.coil_maps, (-2, -1)).permute(1, 2, 3, 0)
-        kspace = to_kspace(self.mapped.data.kspace, (-1,))
-        return bart_volume(kspace, maps, penalty, weight)
+        return bart_volume(self.mapped, penalty, weight)
 
     def cg_sense(self, weight: float) -> torch.Tensor:
         mapped = self.mapped
@@ -349,7 +346,7 @@ def main() -> None:
     parser.add_argument("part", choices=("schemes", "settings", "planes"), help="what to choose")
     parser.add_argument("--images", type=Path, required=True, help="folder with synthseg_labels/")
     parser.add_argument("--out", type=Path, required=True, help="folder for tables and images; gone on with if there")
-    parser.add_argument("--contrasts", nargs="+", choices=tuple(VOLUMES), default=list(VOLUMES), help="volumes")
+    parser.add_argument("--contrasts", nargs="+", choices=tuple(VOLUMES), default=list(CONTRASTS), help="volumes")
     parser.add_argument("--coarse", action="store_true", help="voxels of 3 mm or 4 x 2 x 2: a quarter of the time")
     parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     args = parser.parse_args()
