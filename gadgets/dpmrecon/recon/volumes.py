@@ -10,7 +10,7 @@ from ..data import ESTIMATED, LostSlice, Volume
 from ..device import synchronize
 from ..errors import BadInputError
 from ..physics.cg_sense import volume_scale
-from ..physics.coil_compression import compressed
+from ..physics.coil_compression import compressed_volume
 from ..physics.fourier import origin_to_corner
 from ..physics.noise import estimated_volume_sigma
 from ..physics.phase import smooth_phase
@@ -32,7 +32,7 @@ def with_volume_maps(data: Volume, device: torch.device) -> MappedVolume | LostS
     assert data.calibration is not None
     started = time.perf_counter()
     n_coils = len(data.kspace)
-    data = with_calibration_as_data(compressed(despiked_volume(data)))
+    data = with_calibration_as_data(compressed_volume(despiked_volume(data)))
     assert data.calibration is not None
     partitions, rows, cols = data.mask.shape
     try:
