@@ -73,6 +73,7 @@ def test_the_filter_knows_no_constant_phase_and_no_scale():
 def test_a_real_image_has_no_filtered_phase():
     blob = torch.tensor(smooth_object((1, 24, 31)), dtype=torch.complex64) + 0.1
     assert filtered_phase(blob, (6, 8)).abs().max() < 1e-5
+    assert filtered_phase(-0.0 * blob, (6, 8)).abs().max() == 0
 
 
 def test_the_mask_is_linear_on_the_side_of_veins():
