@@ -296,6 +296,20 @@ def test_slices_with_a_gap_have_no_projection(simulated_scan, model, tmp_path):
         images(tmp_path / "out", MINIP)
 
 
+def test_a_vendors_conjugated_files_give_the_same_series(simulated_scan, model, tmp_path):
+    settings = {"matrix": (64, 56), "n_slices": 2, "contrast": "swi", "n_coils": 4, "acceleration": 1}
+    found = {}
+    for vendor in ("SIMULATED", "SIEMENS"):
+        out = tmp_path / vendor
+        assert replay(simulated_scan(**settings, vendor=vendor), out, model, "--samples", "1") == 0
+        found[vendor] = [image for number in (1, SWI, MINIP) for image in images(out, number)]
+    for one, other in zip(*found.values(), strict=True):
+        assert other.data == pytest.approx(one.data, rel=1e-3, abs=0.5)
+    assert {image.meta["dpmrecon_vein_phase"] for image in found["SIEMENS"][2:]} == {
+        "veins negative, by the vendor Siemens"
+    }
+
+
 @pytest.mark.parametrize("name", ["CLEARSWI", "ROMEO"])
 def test_measured_gradient_echoes_have_darker_veins_and_no_wraps(name):
     """7 T, 3 echoes. Veins: the voxels of the last echo's magnitude that are far below their surroundings."""
