@@ -1,7 +1,7 @@
 """Write the chains: `python config_xml/make_chains.py`. The XML files here are its output: change this file instead.
 
-One chain per contrast, each in two forms that differ in one line: dpm_LABEL.xml starts the gadget for each scan,
-dpm_LABEL_connect.xml uses a running `dpmrecon serve`.
+One chain per contrast, for its 2D and its 3D scans, and one under the name of MPRAGE. Each has two forms that differ in
+one line: dpm_NAME.xml starts the gadget for each scan, dpm_NAME_connect.xml uses a running `dpmrecon serve`.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 from dpmrecon.options import OPTIONS
 
 COMPOSE = Path(__file__).parent.parent / "docker/chains"  # of docker/compose.yaml, where the service has a name
-CONTRASTS = ("flair", "t1", "t2", "swi", "dwi")
+CONTRASTS = {"flair": "flair", "t1": "t1", "mprage": "t1", "t2": "t2", "swi": "swi", "dwi": "dwi"}  # of chains, by name
 
 CARTESIAN = (
     ("mricore", "NoiseAdjustGadget", {}),
@@ -77,7 +77,7 @@ def gadget(library: str, name: str, properties: dict[str, str]) -> str:
 def chain(contrast: str, connect: tuple[str, int] | None) -> str:
     """The XML of one chain; connect: address and port of the service, None starts the gadget instead."""
     before = (*(EPI if contrast == "dwi" else CARTESIAN), *SLICES)
-    what = "2D EPI, ghosts corrected by Gadgetron." if contrast == "dwi" else "2D scans."
+    what = "2D EPI, ghosts corrected by Gadgetron." if contrast == "dwi" else "2D and 3D scans."
     service = [name for name, option in OPTIONS.items() if not (option.raw or (connect and option.process))]
     return TEMPLATE.format(
         what=what,
@@ -92,9 +92,9 @@ def chain(contrast: str, connect: tuple[str, int] | None) -> str:
 def chains(address: str, port: int) -> dict[str, str]:
     """File names and texts of all chains."""
     found = {}
-    for contrast in CONTRASTS:
-        found[f"dpm_{contrast}.xml"] = chain(contrast, None)
-        found[f"dpm_{contrast}_connect.xml"] = chain(contrast, (address, port))
+    for name, contrast in CONTRASTS.items():
+        found[f"dpm_{name}.xml"] = chain(contrast, None)
+        found[f"dpm_{name}_connect.xml"] = chain(contrast, (address, port))
     return found
 
 

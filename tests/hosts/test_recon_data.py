@@ -175,7 +175,7 @@ def test_a_calibration_of_other_channels_loses_its_slice(scan):
 def test_an_odd_readout_is_put_where_replay_puts_it(y, x):
     """RemoveROOversamplingGadget crops 54 columns from (54 - 27) // 2 = 13 on, and the centre is 27 - 13 = 14."""
     lines, head = point_scan(y, x, cols=27, oversampling=2), header(x=54, fov_x=270, recon_x=27, recon_fov_x=135)
-    assert_point(only(slices(lines, head)).kspace, y, x, 0.03)  # its oversampling is removed by a convolution
+    assert_point(only(slices(lines, head)).kspace, y, x, contrast=0.03)  # its oversampling is removed by a convolution
     data, heads = np.zeros((27, 33, 1, 3, 1, 1, 1), np.complex64), np.full((33, 1, 1, 1, 1), None, object)
     for line in lines:
         row, own = line.idx.kspace_encode_step_1, line.getHead()
@@ -184,7 +184,7 @@ def test_an_odd_readout_is_put_where_replay_puts_it(y, x):
         own.number_of_samples, own.center_sample = 27, 13
         heads[row, 0, 0, 0, 0] = own
     found = only(slices_of([ReconBit(ReconBuffer(data, heads), None)], head))
-    assert_point(found.kspace, y, x, 0.03)
+    assert_point(found.kspace, y, x, contrast=0.03)
 
 
 REFUSED = "NoiseAdjustGadget ends every scan that has noise lines"
@@ -231,7 +231,7 @@ def test_nan_loses_its_slice_alone(scan, part):
         (flagged(ismrmrd.ACQ_IS_REVERSE), epi, BadInputError, "and EPICorrGadget"),
         (hybrid, epi, BadInputError, "lacks FFTXGadget"),
         (other_dimensions, bytes, BadInputError, "6 dimensions"),
-        (partitions, bytes, UnsupportedScanError, "3D"),
+        (partitions, bytes, BadInputError, "announces a 2D scan"),
         (lambda bits: bits, lambda text: text.replace(b"cartesian", b"spiral"), UnsupportedScanError, "spiral"),
         (lambda bits: [], bytes, BadInputError, "no image lines came"),
     ],

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from dpmrecon import options
-from dpmrecon.errors import BadInputError
+from dpmrecon.data import Volume
+from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.hosts.engine import Engine
 from dpmrecon.hosts.recon_data import slices_of
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import read_header
 from dpmrecon.physics.fourier import to_image, to_kspace
 from dpmrecon.prior.checkpoint import DEFAULT
@@ -126,3 +129,79 @@ def test_k_space_is_told_from_images_along_the_readout_whatever_the_noise(name, 
     as_images(bits)
     with pytest.raises(BadInputError, match="lacks FFTXGadget"):
         list(slices_of(bits, header))
+
+
+def volume_of(name):
+    """What slices_of makes of a recorded 3D stream."""
+    xml, bits = parsed(recorded(name))
+    heads: dict = {}
+    (volume,) = slices_of(bits, read_header(xml), heads)
+    assert isinstance(volume, Volume) and list(heads) == [volume.key]
+    return volume, heads[volume.key]
+
+
+def apart(one, other):
+    """Relative distance of two arrays that may differ in their scale."""
+    factor = (other.conj() * one).sum() / other.abs().square().sum()
+    return float((one - factor * other).norm() / one.norm())
+
+
+def test_a_recorded_volume_is_that_of_the_file():
+    found, place = volume_of("flair3d_r2x2")
+    with open_scan(shared("scans3d/flair3d_r2x2.h5")) as scan:
+        heads: dict = {}
+        (expected,) = slices(scan.acquisitions(), scan.header, heads)
+    assert found.mask.equal(expected.mask) and found.kspace.shape == (8, 40, 56, 64)
+    assert (found.n_lines_got, found.n_lines_needed, found.acceleration) == (752, 560, 4)
+    assert apart(found.kspace, expected.kspace) < 1e-3
+    assert found.calibration.shape == expected.calibration.shape == (8, 16, 16, 64)
+    assert found.calibration.equal(found.kspace[:, 12:28, 20:36])
+    level = float(found.kspace.norm() / expected.kspace.norm())
+    assert found.sigma_n == pytest.approx(level * expected.sigma_n, rel=0.1)
+    assert place == heads[expected.key]
+
+
+def test_a_recorded_separate_calibration_of_a_volume():
+    found, _ = volume_of("flair3d_r2x2_separate")
+    whole, _ = volume_of("flair3d_r2x2")
+    regular = torch.zeros(40, 56, 64)
+    regular[::2, ::2] = 1
+    assert found.mask.equal(regular) and found.n_lines_got == 560
+    # its block lies where the embedded one does: the noise is another
+    assert found.calibration.shape == (8, 16, 16, 64)
+    assert apart(found.calibration, whole.calibration) < 0.05
+    shifted = found.calibration.roll(1, 1)
+    assert apart(shifted, whole.calibration) > 0.5
+
+
+def test_a_recorded_volume_with_lost_lines_is_no_image():
+    for name in ("flair3d_r2x2", "flair3d_r2x2_separate"):
+        xml, bits = parsed(recorded(name))
+        bits[0].data.data[:, 4, 2] = 0
+        bits[0].data.headers[4, 2, 0, 0, 0].number_of_samples = 0
+        (lost,) = slices_of(bits, read_header(xml))
+        assert lost.reason == (
+            "incomplete: 559 of the 560 lines came that the limits (partitions 0 to 39, lines 0 to 55) and R = 4 "
+            "announce"
+        )
+
+
+def test_a_repetition_without_calibration_uses_the_last_of_its_volume():
+    xml, bits = parsed(recorded("flair3d_r2x2_separate"))
+    _, again = parsed(recorded("flair3d_r2x2_separate"))
+    for head in again[0].data.headers.ravel():
+        head.idx.repetition = 1
+    again[0].ref = again[0].data  # a copy of the image lines, as the reference preparation leaves it
+    first, second = slices_of([*bits, *again], read_header(xml))
+    assert second.key.repetition == 1 and second.calibration.equal(first.calibration)
+
+
+def test_slabs_and_misplaced_partitions_are_refused():
+    xml, bits = parsed(recorded("flair3d_r2x2"))
+    bits[0].data.headers[0, 0, 0, 0, 0].idx.slice = 1
+    with pytest.raises(UnsupportedScanError, match="several slabs"):
+        list(slices_of(bits, read_header(xml)))
+    xml, bits = parsed(recorded("flair3d_r2x2"))
+    bits[0].data.headers = np.roll(bits[0].data.headers, 1, axis=1)
+    with pytest.raises(BadInputError, match="not at the row of their own header"):
+        list(slices_of(bits, read_header(xml)))

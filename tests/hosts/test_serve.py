@@ -119,7 +119,8 @@ def test_a_peer_without_a_thread_is_let_go_and_the_others_are_served(start, scan
     [
         (
             lambda s: [config_name("invertcontrast"), *s[1:]],
-            "config 'invertcontrast' is unknown: valid ones are dpm, dpm_flair, dpm_t1, dpm_t2, dpm_dwi, dpm_swi",
+            "config 'invertcontrast' is unknown: valid ones are dpm, dpm_flair, dpm_t1, dpm_t2, dpm_dwi, dpm_swi, "
+            "dpm_mprage, with _3d after a label or without it",
         ),
         (
             lambda s: [*s[:2], close()],

@@ -6,6 +6,7 @@ import struct
 import ismrmrd
 import numpy as np
 import pytest
+from dpmrecon.hosts.adapters import MrdClient
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.denoiser import Denoiser
 
@@ -220,6 +221,22 @@ def test_a_slice_without_maps_is_named_in_the_audit_line(simulated_scan, engine)
     answer = session.exchange(*raw_stream(scan, "dpm_dwi", one_more))
     assert [image.image_series_index for image in answer.images] == [1, 1]
     assert session.session.record["decisions"] == ["slice 0: no trace and no ADC, b = 1000 s/mm^2 is missing"]
+
+
+@pytest.mark.parametrize(
+    ("name", "contrast"),
+    [
+        ("dpm", None),
+        ("dpm_flair", "flair"),
+        ("dpm_flair_3d", "flair"),
+        ("dpm_swi_3d_connect.xml", "swi"),
+        ("dpm_mprage", "t1"),
+        ("dpm_mprage_connect.xml", "t1"),
+        ("mprage", "t1"),
+    ],
+)
+def test_config_names_of_clients(name, contrast, engine):
+    assert MrdClient().options(name.encode() + b"\0\0", engine).contrast == contrast
 
 
 def test_a_swi_scan_has_its_series_as_a_replay_has_them(simulated_scan, model, engine, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from dpmrecon.mrd.collect import slices
 from dpmrecon.physics.fourier import to_image, to_kspace
-from dpmrecon.physics.noise import estimated_sigma, whitening
+from dpmrecon.physics.noise import estimated_sigma, estimated_volume_sigma, whitening
 
 from support.hand_made import MIXING, OVERSAMPLED, header, line, noise_lines, noisy, only
 
@@ -72,6 +72,27 @@ def test_noise_level_estimated_without_a_noise_scan(level, pattern):
     elif pattern == "partial Fourier":
         mask[:30] = 0
     assert estimated_sigma(kspace * mask, mask) == pytest.approx(level, rel=0.12)
+
+
+@pytest.mark.parametrize("pattern", ["full", "2 x 2", "elliptical", "asymmetric"])
+def test_noise_level_of_a_volume_estimated_without_a_noise_scan(pattern):
+    level, profile = 0.02, torch.hann_window(41)[:, None, None]  # of the object along the partitions
+    kspace = to_kspace(smooth_object(48, 40)[:, None] * profile, axes=(-3, -2, -1))
+    kspace += level * torch.view_as_complex(torch.randn(*kspace.shape, 2, generator=torch.Generator().manual_seed(4)))
+    mask = torch.ones(41, 48, 40)
+    if pattern == "2 x 2":
+        mask[1::2], mask[:, ::2] = 0, 0
+        mask[14:26, 18:30] = 1
+    elif pattern == "elliptical":
+        down, along = torch.arange(41) - 20, torch.arange(48) - 24
+        mask *= ((down[:, None] / 20.5) ** 2 + (along / 24) ** 2 <= 1)[..., None]
+    elif pattern == "asymmetric":
+        mask[..., :9] = 0
+    assert estimated_volume_sigma(kspace * mask, mask) == pytest.approx(level, rel=0.1)
+    kspace = torch.full_like(kspace, 1e-9)
+    kspace[:, 20, 24] = 1
+    rms = float((kspace * mask).abs().square().sum().div(4 * mask.sum()).sqrt())
+    assert estimated_volume_sigma(kspace * mask, mask) == pytest.approx(1e-4 * rms)
 
 
 def test_noise_level_has_a_floor():

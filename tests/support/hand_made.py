@@ -23,6 +23,7 @@ def header_xml(
     maximum=None,
     center=None,
     acceleration=1,
+    acceleration_2=1,
     mode="embedded",
     trajectory="<trajectory>cartesian</trajectory>",
     z=1,
@@ -42,7 +43,7 @@ def header_xml(
     <encodingLimits><kspace_encoding_step_1><minimum>{minimum}</minimum><maximum>{maximum}</maximum>
     <center>{center}</center></kspace_encoding_step_1>{extra_limits}</encodingLimits>{trajectory}
     <parallelImaging><accelerationFactor><kspace_encoding_step_1>{acceleration}</kspace_encoding_step_1>
-    <kspace_encoding_step_2>1</kspace_encoding_step_2></accelerationFactor><calibrationMode>{mode}</calibrationMode>
+    <kspace_encoding_step_2>{acceleration_2}</kspace_encoding_step_2></accelerationFactor><calibrationMode>{mode}</calibrationMode>
     {parallel}</parallelImaging></encoding>{encodings}</ismrmrdHeader>"""
 
 
@@ -94,6 +95,26 @@ def point_scan(y, x, numbers=range(33), center=16, rows=33, **options):
     return [line(n, samples(n - center + rows // 2, y, x, rows=rows, **options), **layout) for n in numbers]
 
 
+def volume_scan(z, y, x, places, partitions=13, rows=33, centers=None, **options):
+    """Lines of a point in a volume, at the (partition, line) of `places`; centers: numbers of the k-space centre;
+    options: of `point_scan`."""
+    center_2, center_1 = centers or (partitions // 2, rows // 2)
+    lines = []
+    for partition, number in places:
+        (found,) = point_scan(y, x, [number], center_1, rows, **options)
+        found.data[:] *= np.exp(-2j * np.pi * (partition - center_2) * z / partitions)
+        found.idx.kspace_encode_step_2 = partition
+        lines.append(found)
+    return lines
+
+
+def volume_header(partitions=13, partition_limits=None, **options):
+    """`header` of a 3D scan; partition_limits: minimum, maximum and centre."""
+    minimum, maximum, center = partition_limits or (0, partitions - 1, partitions // 2)
+    own = limits("kspace_encoding_step_2", maximum, center, minimum)
+    return header(z=partitions, extra_limits=own + options.pop("extra_limits", ""), **options)
+
+
 def write_scan(path, lines, xml=None):
     with ismrmrd.Dataset(str(path), "dataset", create_if_needed=True) as dataset:
         dataset.write_xml_header((xml or header_xml()).encode())
@@ -116,13 +137,13 @@ def reason(stream):
     return item.reason
 
 
-def assert_point(kspace, y, x, contrast=1e-4):
-    """Each coil's image is its sensitivity at one pixel and nothing elsewhere."""
-    image = to_image(kspace)
-    rows, cols = image.shape[-2:]
-    peak = image[:, rows // 2 + y, cols // 2 + x]
+def assert_point(kspace, *place, contrast=1e-4):
+    """Each coil's image is its sensitivity at one pixel, (z,) y, x from the centre, and nothing elsewhere."""
+    image = to_image(kspace, tuple(range(-len(place), 0)))
+    pixel = (slice(None), *(size // 2 + offset for size, offset in zip(image.shape[1:], place)))
+    peak = image[pixel]
     rest = image.clone()
-    rest[:, rows // 2 + y, cols // 2 + x] = 0
+    rest[pixel] = 0
     assert rest.abs().max() < contrast * peak.abs().max()
     torch.testing.assert_close(peak / peak[0], torch.tensor(COILS, dtype=torch.complex64), rtol=1e-3, atol=1e-3)
 

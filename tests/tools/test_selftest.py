@@ -30,8 +30,9 @@ def measured(model, tmp_path_factory):
 
 def test_markers_are_within_a_tenth_of_a_voxel(measured):
     folder, findings = measured
-    assert len(findings) == len(selftest.ORIENTATIONS) * 3 * 3
-    assert {finding.output for finding in findings} == {"MRD", "DICOM", "NIfTI"}
+    # three markers in three outputs, and of two volumes in the series that is reformatted
+    assert len(findings) == 3 * (3 * len(selftest.ORIENTATIONS) + 3 * len(selftest.VOLUMES) + 2)
+    assert {finding.output for finding in findings} == {"MRD", "DICOM", "NIfTI", "DICOM axial"}
     for finding in findings:
         assert finding.passed, finding
     assert (folder / "selftest.png").stat().st_size > 50_000
@@ -42,6 +43,10 @@ def test_markers_are_within_a_tenth_of_a_voxel(measured):
     assert {settings.swap_phase for settings in chosen} == {True, False}
     assert {settings.interleaved for settings in chosen} == {True, False}
     assert all(abs(settings.pixel_mm[0] - settings.pixel_mm[1]) > 0.1 for settings in chosen[:3])
+    volumes = [selftest.settings_of(name) for name in selftest.VOLUMES]
+    assert {selftest.the_object(settings).axis for settings in volumes} == {0, 1, 2}
+    assert {settings.partitions % 2 for settings in volumes} == {0, 1}
+    assert any(settings.encoded_partitions > settings.partitions for settings in volumes)
 
 
 def test_both_files_say_the_same_as_arithmetic_on_their_tags(measured):
@@ -50,7 +55,7 @@ def test_both_files_say_the_same_as_arithmetic_on_their_tags(measured):
     for name in selftest.ORIENTATIONS:
         settings = selftest.settings_of(name)
         read, phase, through = settings.directions()
-        here = folder / name.replace(" ", "_")
+        here = selftest.folder_of(folder, name)
         files = [pydicom.dcmread(path) for path in sorted((here / "dicom").rglob("*.dcm"))]
         dataset = ismrmrd.Dataset(str(here / "images.h5"), "dataset", create_if_needed=False)
         images = [dataset.read_image("image_1", index) for index in range(dataset.number_of_images("image_1"))]
@@ -91,17 +96,16 @@ def test_an_independent_reader_agrees(measured):
 def test_dcm2niix_makes_the_same_of_the_dicom_files(measured, tmp_path):
     """Affines and voxels, in the same order: oblique, every main plane, feet first, odd sizes, swapped phase."""
     folder, _ = measured
-    for name in selftest.ORIENTATIONS:
-        here = folder / name.replace(" ", "_")
-        (found,) = dcm2niix(here / "dicom", tmp_path / here.name).values()
-        same(found, nibabel.load(here / "nifti/01_reconstruction.nii.gz"))
+    for here in sorted(path.parent for path in folder.glob("*/scan.h5")):
+        found = dcm2niix(here / "dicom", tmp_path / here.name, "-x", "i")  # 3D scans are not turned round
+        same(found[min(found)], nibabel.load(here / "nifti/01_reconstruction.nii.gz"))
 
 
+@pytest.mark.parametrize("name", ["axial oblique", "volume, sagittal"])
 @pytest.mark.parametrize("fault", ["half a voxel", "first corner", "mirrored", "transposed spacing", "slice order"])
-def test_the_selftest_finds_the_usual_faults(measured, fault):
+def test_the_selftest_finds_the_usual_faults(measured, name, fault):
     folder, _ = measured
-    name = "axial oblique"
-    images = selftest.dicom_images(folder / name.replace(" ", "_") / "dicom")
+    images = selftest.dicom_images(selftest.folder_of(folder, name) / "dicom")
     broken = []
     for number, (plane, pixels) in enumerate(images):
         change = {}
@@ -122,6 +126,7 @@ def test_the_selftest_finds_the_usual_faults(measured, fault):
 
 def test_the_command_reports_and_fails_by_its_exit_code(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(selftest, "ORIENTATIONS", {"coronal": selftest.ORIENTATIONS["coronal"]})
+    monkeypatch.setattr(selftest, "VOLUMES", {})
     monkeypatch.setattr(selftest, "TOLERANCE", 1e-6)
     small = {**selftest._SHARED, "n_slices": 3, "n_coils": 3, "acceleration": 1}
     monkeypatch.setattr(selftest, "_SHARED", small)

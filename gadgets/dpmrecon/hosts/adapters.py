@@ -92,11 +92,14 @@ class MrdClient:
         if text.startswith("{"):
             return from_pairs(_parameters(text), engine.defaults, service=engine.service)
         labels = [label for label in engine.checkpoint.model.labels if not label.startswith("spare")]
-        match = re.fullmatch(rf"(?:dpm_?|default)?({'|'.join(labels)})?(?:_connect)?(?:\.xml)?", text)
+        names = {**{label: label for label in labels}, **{f"{label}_3d": label for label in labels}, "mprage": "t1"}
+        match = re.fullmatch(rf"(?:dpm_?|default)?({'|'.join(names)})?(?:_connect)?(?:\.xml)?", text)
         if match is None:
-            valid = ", ".join(["dpm", *(f"dpm_{label}" for label in labels)])
-            raise BadInputError(f"config '{printable(text)}' is unknown: valid ones are {valid}")
-        return dataclasses.replace(engine.defaults, contrast=match[1]) if match[1] else engine.defaults
+            valid = ", ".join(["dpm", *(f"dpm_{label}" for label in [*labels, "mprage"])])
+            raise BadInputError(
+                f"config '{printable(text)}' is unknown: valid ones are {valid}, with _3d after a label or without it"
+            )
+        return dataclasses.replace(engine.defaults, contrast=names[match[1]]) if match[1] else engine.defaults
 
     def slices(
         self,

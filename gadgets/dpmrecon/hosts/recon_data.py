@@ -1,34 +1,42 @@
 """Gadgetron's ReconData to slices: the one place that knows its seven dimensions [E0,E1,E2,CHA,N,S,LOC].
 
-E0 is the readout, E1 the phase-encoding lines (row i of the encoded matrix at index i), E2 the partitions; N and S
-are free dimensions, LOC is the slice. A Gadgetron without the gadgets that our chains put before us sends data that
-look alike: each piece that can be missing is noticed here and named.
+E0 is the readout, E1 the phase-encoding lines (row i of the encoded matrix at index i), E2 the partitions of a volume;
+N and S are free dimensions, LOC is the slice. In here a place is (partition, row), and all arrays have partitions. A
+Gadgetron without the gadgets that our chains put before us sends data that look alike: each piece that can be missing
+is noticed here and named.
 """
 
 import dataclasses
+import functools
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ismrmrd
 import numpy as np
 import torch
 
-from ..data import ESTIMATED, LostSlice, Slice, SliceKey
+from ..data import ESTIMATED, LostSlice, Slice, SliceKey, Volume
 from ..errors import BadInputError, UnsupportedScanError
 from ..mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, completeness
 from ..mrd.flags import CALIBRATION, CALIBRATION_AND_IMAGE, GHOST_CORRECTION, NOISE
 from ..mrd.header import (
     Header,
+    Limits,
     acceleration,
     calibration_is_separate,
     check_supported,
     encoded_grid,
     line_limits,
+    n_partitions,
+    partition_limits,
+    voxel_mm,
 )
 from ..mrd.lines import EDGE_MARGIN, LineHeader, LineHeaders
+from ..mrd.volumes import central_box, on_matrix, volume_completeness
 from ..physics.fourier import to_kspace, without_oversampling
-from ..physics.noise import estimated_sigma
+from ..physics.noise import estimated_sigma, estimated_volume_sigma
 from .wire import ReconBit, ReconBuffer
 
 # An image along the readout is wider than its k-space at least this many times, noise taken off; k-space is narrower
@@ -36,8 +44,10 @@ IMAGE_WIDTH = 2.0
 # Noise is what the quietest samples hold: those below this quantile
 QUIET = 0.1
 
-# The last calibration (n_coils, rows_cal, cols) of each slice number, for what brings none of its own
+# The last calibration (n_coils, partitions_cal, rows_cal, cols) of each slice number, for what brings none of its own
 Kept = dict[int, torch.Tensor]
+# Headers of lines by their place
+Heads = dict[tuple[int, ...], ismrmrd.AcquisitionHeader]
 
 
 def slices_of(
@@ -105,10 +115,11 @@ def _slice(
 ) -> Slice | LostSlice | None:
     """The slice at (n, s, loc) = index; None where nothing was acquired."""
     rows, cols = encoded_grid(header)
-    limits = line_limits(header)
+    shape = n_partitions(header), rows
+    limits = partition_limits(header), line_limits(header)
     headers = _headers(bit.data, index)
     separate = calibration_is_separate(header)
-    ref_headers: dict[int, ismrmrd.AcquisitionHeader] = {}
+    ref_headers: Heads = {}
     calibration = own = None
     if bit.ref is not None and bit.ref.data.size:
         ref_headers, calibration = _calibration_lines(bit.ref, index)
@@ -118,49 +129,55 @@ def _slice(
         return None
     _check_chain(bit, headers, header, epi)
     lines = _lines(bit.data, index, headers)
-    if lines.shape[1] < rows:  # without parallel imaging only the announced lines have a place
-        lines = np.pad(lines, ((0, 0), (0, rows - lines.shape[1]), (0, 0)))
+    # without parallel imaging only the announced lines have a place
+    lines = _padded(lines, ((0, 0), *((0, max(0, size - n)) for size, n in zip(shape, lines.shape[1:])), (0, 0)))
     lines = _readout(lines, header, cols)
-    acquired: np.ndarray = np.asarray((lines != 0).any((0, 2)))
+    acquired = np.logical_or.reduce([(coil != 0).any(-1) for coil in lines])
     if calibration is not None and not separate:
-        filled = {row for row in _rows(ref_headers, header) if 0 <= row < rows}
-        if missing := filled - set(np.flatnonzero(acquired).tolist()):
+        missing = sum(not acquired[place] for place in _places(ref_headers, header) if _is_in(place, shape))
+        if missing:
             raise BadInputError(
-                f"{len(missing)} calibration lines are not in the image's k-space: the chain lacks "
+                f"{missing} calibration lines are not in the image's k-space: the chain lacks "
                 "GenericReconCartesianReferencePrepGadget with ref_fill_into_data_embedded=true"
             )
         headers = {**ref_headers, **headers}
-    line_header = min(headers.values(), key=lambda head: abs(head.idx.kspace_encode_step_1 - limits.center))
+    line_header = min(headers.values(), key=lambda head: _distance(head, limits))
     counters = line_header.idx
     key = SliceKey(
         *(getattr(counters, name) for name in ("slice", "contrast", "phase", "set", "repetition", "average"))
     )
     line_headers[key] = LineHeader.of(line_header)
-    numbers = np.flatnonzero(acquired) + limits.center - rows // 2
-    factor, needed, gap = completeness(numbers, limits, acceleration(header))
+    factor, needed, gap = _completeness(acquired, limits, header)
     if not acquired.any():
         return LostSlice(key, "all samples of its lines are zero")
     if gap is not None:
         return LostSlice(key, gap)
     for part, name in ((lines, "lines"), (calibration, "calibration lines")):
-        if part is not None and not np.isfinite(part.view(np.float32)).all():
+        if part is not None and not all(np.isfinite(coil.view(np.float32)).all() for coil in part):
             return LostSlice(key, f"its {name} hold NaN or infinite values")
     columns = _columns(lines, oversampled=header.encoding[0].encodedSpace.matrixSize.x > cols)
-    mask = torch.from_numpy(np.outer(acquired, columns).astype(np.float32))
-    kspace = torch.from_numpy(lines) * mask
+    mask = torch.from_numpy((acquired[..., None] & columns).astype(np.float32))
+    kspace = torch.from_numpy(lines).mul_(mask)
     centre = _centre(kspace, acquired)
     if calibration is not None and not separate and centre is not None:
         own, kept[key.slice] = centre, centre.clone()  # a view would keep the whole slice
     found = next((block for block in (own, kept.get(key.slice), centre) if block is not None), None)
     if found is not None and len(found) != len(kspace):
         return LostSlice(key, f"its calibration has {len(found)} channels, its image lines have {len(kspace)}")
-    return Slice(
+    kind: Callable[..., Slice]
+    if shape[0] > 1:
+        kind = functools.partial(Volume, voxel_mm=voxel_mm(header))
+        sigma_n = estimated_volume_sigma(kspace, mask)
+    else:
+        kspace, mask, found = kspace[:, 0], mask[0], None if found is None else found[:, 0]
+        kind, sigma_n = Slice, estimated_sigma(kspace, mask)
+    return kind(
         key=key,
         kspace=kspace,
         mask=mask,
         calibration=found,
         # noise adjustment leaves a level that depends on the receiver's bandwidth: it is measured, not assumed
-        sigma_n=estimated_sigma(kspace, mask),
+        sigma_n=sigma_n,
         noise_source=ESTIMATED,
         acceleration=float(factor),
         n_lines_got=int(acquired.sum()),
@@ -169,32 +186,63 @@ def _slice(
     )
 
 
+def _completeness(acquired: np.ndarray, limits: tuple[Limits, Limits], header: Header) -> tuple[int, int, str | None]:
+    """As that of slices and volumes, of places (partitions, rows)."""
+    if len(acquired) > 1:
+        return volume_completeness(acquired, limits, acceleration(header))
+    numbers = np.flatnonzero(acquired) + limits[1].center - acquired.shape[1] // 2
+    return completeness(numbers, limits[1], acceleration(header))
+
+
 def _within(index: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """A calibration that was averaged over N or S has fewer of them than the image."""
     return tuple(min(number, size - 1) for number, size in zip(index, shape))
 
 
-def _headers(buffer: ReconBuffer, index: tuple[int, ...]) -> dict[int, ismrmrd.AcquisitionHeader]:
-    """The headers of lines that were acquired, by their position along E1."""
-    place: Any = (slice(None), 0, *_within(index, buffer.headers.shape[2:]))
-    return {position: head for position, head in enumerate(buffer.headers[place]) if head.number_of_samples > 0}
+def _headers(buffer: ReconBuffer, index: tuple[int, ...]) -> Heads:
+    """The headers of lines that were acquired, by their place in the buffer."""
+    place: Any = (slice(None), slice(None), *_within(index, buffer.headers.shape[2:]))
+    heads = buffer.headers[place].T
+    return {where: heads[where] for where in np.ndindex(heads.shape) if heads[where].number_of_samples > 0}
 
 
-def _rows(headers: dict[int, ismrmrd.AcquisitionHeader], header: Header) -> list[int]:
-    """Rows of the encoded matrix that the lines' own counters tell."""
-    offset = encoded_grid(header)[0] // 2 - line_limits(header).center
-    return sorted(head.idx.kspace_encode_step_1 + offset for head in headers.values())
+def _places(headers: Heads, header: Header) -> list[tuple[int, int]]:
+    """Places in the encoded matrix that the lines' own counters tell."""
+    down = n_partitions(header) // 2 - partition_limits(header).center
+    along = encoded_grid(header)[0] // 2 - line_limits(header).center
+    counters = [head.idx for head in headers.values()]
+    return sorted((idx.kspace_encode_step_2 + down, idx.kspace_encode_step_1 + along) for idx in counters)
 
 
-def _lines(buffer: ReconBuffer, index: tuple[int, ...], headers: dict[int, ismrmrd.AcquisitionHeader]) -> np.ndarray:
-    """(n_coils, rows, n_samples) complex64, a copy of our own: what the wire gives is read-only and Fortran-ordered."""
-    place: Any = (slice(None), slice(None), 0, slice(None), *_within(index, buffer.data.shape[4:]))
-    lines = buffer.data[place].transpose(2, 1, 0)
-    missing = _cut(lines.shape[2], headers)
-    return np.pad(lines, ((0, 0), (0, 0), missing)).astype(np.complex64, order="C")
+def _is_in(place: tuple[int, int], shape: tuple[int, int]) -> bool:
+    return 0 <= place[0] < shape[0] and 0 <= place[1] < shape[1]
 
 
-def _cut(n_samples: int, headers: dict[int, ismrmrd.AcquisitionHeader]) -> tuple[int, int]:
+def _distance(head: ismrmrd.AcquisitionHeader, limits: tuple[Limits, Limits]) -> float:
+    """Of a line from the k-space centre."""
+    down, along = (limit.center for limit in limits)
+    return math.hypot(head.idx.kspace_encode_step_2 - down, head.idx.kspace_encode_step_1 - along)
+
+
+def _lines(buffer: ReconBuffer, index: tuple[int, ...], headers: Heads) -> np.ndarray:
+    """(n_coils, partitions, rows, n_samples) complex64, writable and in this order.
+
+    A slice is a copy; a volume that lies like this is not, because memory holds few of them.
+    """
+    place: Any = (slice(None), slice(None), slice(None), slice(None), *_within(index, buffer.data.shape[4:]))
+    lines = buffer.data[place].transpose(3, 2, 1, 0)
+    missing = _cut(lines.shape[3], headers)
+    lines = _padded(lines, ((0, 0), (0, 0), (0, 0), missing))
+    if lines.shape[1] > 1:
+        return np.require(lines, np.complex64, ["C", "W"])
+    return lines.astype(np.complex64, order="C")
+
+
+def _padded(lines: np.ndarray, widths: Sequence[tuple[int, int]]) -> np.ndarray:
+    return np.pad(lines, widths) if any(map(any, widths)) else lines
+
+
+def _cut(n_samples: int, headers: Heads) -> tuple[int, int]:
     """Samples that buffers leave out before and after those of an asymmetric echo, where they leave them out."""
     for head in headers.values():
         if n_samples < head.number_of_samples == n_samples + head.discard_pre + head.discard_post:
@@ -202,13 +250,18 @@ def _cut(n_samples: int, headers: dict[int, ismrmrd.AcquisitionHeader]) -> tuple
     return 0, 0
 
 
-def _check_chain(bit: ReconBit, headers: dict[int, ismrmrd.AcquisitionHeader], header: Header, epi: bool) -> None:
+def _check_chain(bit: ReconBit, headers: Heads, header: Header, epi: bool) -> None:
     rows, cols = encoded_grid(header)
     n_samples, n_lines, partitions = bit.data.data.shape[:3]
     n_samples += sum(_cut(n_samples, headers))
-    if partitions > 1:
+    if n_partitions(header) == 1 < partitions:
+        raise BadInputError(
+            f"{partitions} partitions came and the header announces a 2D scan: correct its matrixSize.z and "
+            "encodingLimits.kspace_encoding_step_2"
+        )
+    if n_partitions(header) > 1 and any(head.idx.slice for head in headers.values()):
         raise UnsupportedScanError(
-            f"the scan is 3D ({partitions} partitions); only 2D multi-slice scans are reconstructed"
+            "the scan is 3D with several slabs; one is reconstructed: send each slab as a scan of its own"
         )
     if any(head.encoding_space_ref for head in headers.values()):
         raise UnsupportedScanError("lines of a second encoding space came as image; only space 0 is reconstructed")
@@ -220,9 +273,8 @@ def _check_chain(bit: ReconBit, headers: dict[int, ismrmrd.AcquisitionHeader], h
         raise BadInputError(
             f"the lines have {n_samples} samples where {cols} are needed: the chain lacks {gadget} before this gadget"
         )
-    offset = rows // 2 - line_limits(header).center
-    misplaced = [place for place, head in headers.items() if head.idx.kspace_encode_step_1 + offset != place]
-    if misplaced or n_lines > rows:
+    misplaced = [one for one, head in headers.items() if _places({one: head}, header) != [one]]
+    if misplaced or n_lines > rows or partitions > n_partitions(header):
         raise BadInputError(
             f"{n_lines} lines came, {len(misplaced)} of them not at the row of their own header, where {rows} rows in "
             "order are needed: use BucketToBufferGadget right before GenericReconCartesianReferencePrepGadget"
@@ -254,8 +306,8 @@ def _is_image(data: np.ndarray) -> bool:
 
 
 def _readout(lines: np.ndarray, header: Header, cols: int) -> np.ndarray:
-    """Lines (n_coils, rows, n_samples) on the grid of `cols` columns, whose image has its centre at cols//2."""
-    if lines.shape[2] != cols:
+    """Lines (n_coils, partitions, rows, n_samples) on the grid of `cols` columns, the image's centre at cols//2."""
+    if lines.shape[-1] != cols:
         return without_oversampling(torch.from_numpy(lines), cols).numpy()
     epi = str(getattr(header.encoding[0].trajectory, "value", "")) == "epi"
     if cols % 2 and header.encoding[0].encodedSpace.matrixSize.x % 2 == 0 and not epi:
@@ -268,8 +320,8 @@ def _readout(lines: np.ndarray, header: Header, cols: int) -> np.ndarray:
 
 def _columns(lines: np.ndarray, oversampled: bool) -> np.ndarray:
     """(cols,) bool: the columns that an echo covers, without those that lost accuracy beside its cut edge."""
-    held = np.flatnonzero(lines.any((0, 1)))
-    columns = np.zeros(lines.shape[2], bool)
+    held = np.flatnonzero(np.logical_or.reduce([coil.any((0, 1)) for coil in lines]))
+    columns = np.zeros(lines.shape[-1], bool)
     margin = EDGE_MARGIN if oversampled else 0
     first = held[0] + (margin if held[0] > 0 else 0)
     last = held[-1] - (margin if held[-1] < len(columns) - 1 else 0)
@@ -277,9 +329,7 @@ def _columns(lines: np.ndarray, oversampled: bool) -> np.ndarray:
     return columns
 
 
-def _calibration_lines(
-    ref: ReconBuffer, index: tuple[int, ...]
-) -> tuple[dict[int, ismrmrd.AcquisitionHeader], np.ndarray | None]:
+def _calibration_lines(ref: ReconBuffer, index: tuple[int, ...]) -> tuple[Heads, np.ndarray | None]:
     """Headers and lines of `ref`; ({}, None) for lines that no flag calls a calibration.
 
     Where none came the reference preparation puts a copy of the image lines there, undersampled as they are.
@@ -291,28 +341,47 @@ def _calibration_lines(
 
 
 def _keep(ref: ReconBuffer, index: tuple[int, ...], header: Header, kept: Kept) -> torch.Tensor | None:
-    """(n_coils, rows_cal, cols) of a calibration of its own, which is kept for its slice; None where there is none.
+    """A calibration of its own, which is kept for its slice; None where there is none, or it is too small.
 
-    The k-space centre is at rows_cal//2.
+    (n_coils, partitions_cal, rows_cal, cols) with the k-space centre at partitions_cal//2 and rows_cal//2.
     """
     headers, lines = _calibration_lines(ref, index)
     if lines is None or not np.isfinite(lines.view(np.float32)).all():
         return None
-    grid, cols = encoded_grid(header)
-    rows, centre = _rows(headers, header), grid // 2
+    rows, cols = encoded_grid(header)
+    centre = n_partitions(header) // 2, rows // 2
     lines = _readout(lines, header, cols)
-    # the reference preparation keeps the rows of the calibration region alone, in order
-    if len(rows) != lines.shape[1]:
-        rows = [row + centre - lines.shape[1] // 2 for row in range(lines.shape[1])]
-    block = central_block(rows, centre)
-    if len(block) < FEWEST_CALIBRATION_LINES:
+    told = _places(headers, header)
+    # the reference preparation keeps the lines of the calibration region alone, in order
+    numbers = [sorted({place[axis] for place in told}) for axis in (0, 1)]
+    if [len(one) for one in numbers] != list(lines.shape[1:3]):
+        numbers = [[n + c - size // 2 for n in range(size)] for c, size in zip(centre, lines.shape[1:3])]
+    box = _box(lines, numbers, centre)
+    if box is None:
         return None
     number = next(iter(headers.values())).idx.slice
-    kept[number] = torch.from_numpy(lines[:, [rows.index(row) for row in block]])
+    kept[number] = torch.from_numpy(lines[:, box[0]][:, :, box[1]])
     return kept[number]
+
+
+def _box(lines: np.ndarray, numbers: list[list[int]], centre: tuple[int, int]) -> tuple[list[int], list[int]] | None:
+    """Which partitions and rows of calibration lines are the fully sampled block around `centre`."""
+    if lines.shape[1] == 1:
+        block = central_block(numbers[1], centre[1])
+        return ([0], [numbers[1].index(row) for row in block]) if len(block) >= FEWEST_CALIBRATION_LINES else None
+    held = np.argwhere(np.logical_or.reduce([coil.any(-1) for coil in lines]))
+    places = np.stack([np.array(numbers[axis])[held[:, axis]] for axis in (0, 1)], 1)
+    box = central_box(on_matrix(places, (2 * centre[0] + 1, 2 * centre[1] + 1)))
+    if box is None:
+        return None
+    down, along = ([one.index(n) for n in range(part.start, part.stop)] for one, part in zip(numbers, box))
+    return down, along
 
 
 def _centre(kspace: torch.Tensor, acquired: np.ndarray) -> torch.Tensor | None:
     """The fully sampled centre of the slice's own lines, as of `_keep`; None where it is too small."""
-    block = central_block(np.flatnonzero(acquired).tolist(), kspace.shape[1] // 2)
-    return kspace[:, block.start : block.stop] if len(block) >= FEWEST_CALIBRATION_LINES else None
+    if len(acquired) > 1:
+        box = central_box(acquired)
+        return None if box is None else kspace[:, box[0], box[1]]
+    block = central_block(np.flatnonzero(acquired).tolist(), kspace.shape[2] // 2)
+    return kspace[:, :, block.start : block.stop] if len(block) >= FEWEST_CALIBRATION_LINES else None

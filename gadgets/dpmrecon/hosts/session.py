@@ -19,7 +19,7 @@ import ismrmrd
 from ..data import LostSlice, Slice
 from ..errors import BadInputError, DpmreconError
 from ..mrd.completeness import announced_slices
-from ..mrd.header import acceleration, overridden, read_header
+from ..mrd.header import acceleration, n_partitions, overridden, read_header
 from ..mrd.lines import LineHeaders
 from ..mrd.receiving import CONJUGATION
 from ..mrd.scan_log import ScanLog
@@ -171,7 +171,9 @@ class Session:
         stream: Iterator[Any] = self.host.slices(
             messages, header, line_headers, receiving, lines, combine_averages=combine
         )
-        self.reader = ReadAhead(stream, slices_at_once(sampling.batch, sampling.samples))
+        # a volume takes as much memory as hundreds of slices
+        waiting = 1 if n_partitions(header) > 1 else slices_at_once(sampling.batch, sampling.samples)
+        self.reader = ReadAhead(stream, waiting)
         maps = Maps(header, None, self._send_map, self._note, combine_averages=options.combine_averages)
         swi = SwiSeries(header, provenance, options.vein_phase, self._send_map, self._note)
         with writing([maps, swi, Sender(self.host, self.peer), Books(record, sampling, lines)]) as add:

@@ -204,7 +204,7 @@ def check_supported(header: Header) -> None:
 def _check_volume(header: Header) -> None:
     """What a 3D scan may not have."""
     encoding, partitions = header.encoding[0], n_partitions(header)
-    if encoding.encodedSpace.matrixSize.z < partitions:
+    if encoding.encodedSpace.matrixSize.z <= 1:
         raise BadInputError(
             f"the header's limits announce {partitions} partitions and its matrixSize.z is "
             f"{encoding.encodedSpace.matrixSize.z}: correct one of them (or --set its value)"
@@ -233,9 +233,12 @@ def n_partitions(header: Header) -> int:
     the matrix, as some converters write it."""
     encoding = header.encoding[0]
     limit = getattr(encoding.encodingLimits, "kspace_encoding_step_2", None)
+    size = max(1, encoding.encodedSpace.matrixSize.z)
     if limit is None:
-        return max(1, encoding.encodedSpace.matrixSize.z)
-    return max(encoding.encodedSpace.matrixSize.z, limit.maximum + 1) if limit.maximum > 0 else 1
+        return size
+    if limit.maximum == 0:
+        return 1
+    return size if size > 1 else limit.maximum + 1
 
 
 def acceleration(header: Header) -> int | None:

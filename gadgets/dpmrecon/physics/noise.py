@@ -68,33 +68,40 @@ def estimated_sigma(kspace: torch.Tensor, mask: torch.Tensor) -> float:
     distance = (rows - mask.shape[0] // 2).abs()
     outward = rows[distance.argsort(descending=True)]
     outer = outward[: max(1, len(rows) // 2)]
-    lines, inner = kspace[:, outer], kspace[:, outward[-len(outer) :]]
+    level = _level(kspace[:, outer], kspace[:, outward[-len(outer) :]], columns)
+    return max(float(level), floor)
+
+
+def _level(lines: torch.Tensor, inner: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """The smaller of the two estimates.
+
+    lines, inner: (n_coils, n_lines, cols), outermost first; columns: those that hold data.
+    """
+    cols = lines.shape[2]
     # the window keeps the head's edges, and those of a cut echo, from leaking into the quiet columns
-    window = torch.zeros(mask.shape[1])
+    window = torch.zeros(cols)
     window[columns] = torch.hann_window(len(columns) + 2, periodic=False)[1:-1]
-    quiet = _column_variance(inner, window).argsort()[: max(1, round(QUIET_SHARE * mask.shape[1]))]
+    quiet = _column_variance(inner, window).argsort()[: max(1, round(QUIET_SHARE * cols))]
     beside = _column_variance(lines, window)[quiet].mean()
-    edge = columns[((columns - mask.shape[1] // 2).abs()).argsort(descending=True)[: max(1, len(columns) // 5)]]
-    corners = lines[:, : max(1, len(outer) // 4)][..., edge].flatten(1)
-    return max(float(torch.minimum(beside, _median_variance(corners)).sqrt()), floor)
+    edge = columns[((columns - cols // 2).abs()).argsort(descending=True)[: max(1, len(columns) // 5)]]
+    corners = lines[:, : max(1, lines.shape[1] // 4)][..., edge].flatten(1)
+    return torch.minimum(beside, _median_variance(corners)).sqrt()
 
 
 def estimated_volume_sigma(kspace: torch.Tensor, mask: torch.Tensor) -> float:
-    """The same of a volume: from the acquired samples that are farthest from the k-space centre, a tenth of them.
+    """The same of a volume, whose lines are those of both phase encodings: the outermost tenth, and the innermost.
 
-    kspace: (n_coils, partitions, rows, cols); mask: (partitions, rows, cols).
+    kspace: (n_coils, partitions, rows, cols); mask: (partitions, rows, cols), the same columns in every acquired line.
     """
-    axes = [((torch.arange(size) - size // 2) / (size / 2)).square() for size in mask.shape]
-    acquired = mask > 0
-    radius = (axes[0][:, None, None] + axes[1][:, None] + axes[2])[acquired]
-    count = max(1, round(QUIET_SHARE * len(radius)))
-    outer = torch.zeros(len(radius), dtype=torch.bool)
-    outer[radius.topk(count, sorted=False).indices] = True
-    place = acquired.clone()
-    place[acquired] = outer
-    variance = torch.stack([_median_variance(coil[place][None]) for coil in kspace]).mean()
-    energy = sum(float(torch.linalg.vector_norm(coil)) ** 2 for coil in kspace)
-    return max(float(variance.sqrt()), FLOOR * math.sqrt(energy / (len(kspace) * len(radius))))
+    places, columns = mask.amax(2).nonzero(), mask.amax((0, 1)).nonzero().squeeze(1)
+    size = torch.tensor(mask.shape[:2])
+    radius = (2 * (places - size // 2) / size).square().sum(1)
+    outward = places[radius.argsort(descending=True)]
+    count = max(1, round(QUIET_SHARE * len(places)))
+    outer, inner = (kspace[:, down, along] for down, along in (outward[:count].T, outward[-count:].T))
+    energy = sum(float(torch.vdot(coil.flatten(), coil.flatten()).real) for coil in kspace)
+    floor = FLOOR * math.sqrt(energy / (len(kspace) * len(places) * len(columns)))
+    return max(float(_level(outer, inner, columns)), floor)
 
 
 def _median_variance(samples: torch.Tensor) -> torch.Tensor:

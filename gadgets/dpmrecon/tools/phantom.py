@@ -360,18 +360,36 @@ class Letters:
         self.right, self.down = (np.array(vector, np.float32) for vector in self._VIEWS[self.axis])
         self.places: dict[str, np.ndarray] = {}
         self.markers: dict[str, np.ndarray] = {}
-        # the middle one's marker, on the side that no letter takes
-        away = -36.0 * self.right * sum(self.right @ np.array(side) for side in self.SIDES.values())
         for letter, aside, depth in (("L", -6.0, 2.3), ("A", -9.0, -3.4), ("H", -4.0, 4.1)):
             side = np.array(self.SIDES[letter])
-            across = bool(self.SIDES[letter][self.axis])
-            place = np.zeros(3) if across else 40.0 * side
+            place = self._place(letter)
             self.places[letter] = place.astype(np.float32)
-            # well away from all ink
-            beside = np.asarray(self.down if abs(side @ self.right) > 0.5 else self.right, float)
-            marker = away if across else place + aside * side + 36.0 * beside
-            off_plane = (marker - self.centre) @ self.normal
-            self.markers[letter] = marker + (depth - off_plane) * self.normal
+            if self._across(letter):  # on the side that no letter takes
+                marker = place - 36.0 * self.right * sum(self.right @ np.array(other) for other in self.SIDES.values())
+            else:  # well away from all ink
+                beside = np.asarray(self.down if abs(side @ self.right) > 0.5 else self.right, float)
+                marker = place + aside * side + 36.0 * beside
+            self.markers[letter] = self._in_depth(marker, depth)
+
+    def _across(self, letter: str) -> bool:
+        """Whether a letter's side is one that the slices' normal points to."""
+        return bool(self.SIDES[letter][self.axis])
+
+    def _place(self, letter: str) -> np.ndarray:
+        """Middle (3,) of a letter, LPS mm."""
+        return np.zeros(3) if self._across(letter) else 40.0 * np.array(self.SIDES[letter])
+
+    def _in_depth(self, marker: np.ndarray, depth: float) -> np.ndarray:
+        """A marker at `depth` mm from the middle slice, where it would be somewhere along the normal."""
+        return marker + (depth - (marker - self.centre) @ self.normal) * self.normal
+
+    def _weight(self, letter: str, points: np.ndarray) -> np.ndarray | float:
+        """Part of 0 to 1 of a letter's ink that is there at points (3, n)."""
+        if not self._across(letter):
+            return 1.0
+        facing = self.normal * np.sign(np.array(self.SIDES[letter]) @ self.normal)
+        offset = facing.astype(np.float32) @ (points - self.centre[:, None].astype(np.float32))
+        return soft(1.0 - offset, 1.0)
 
     def magnitude(self, points: np.ndarray, contrast: str = "", weighting: float = 0.0) -> np.ndarray:
         """Signal at points (..., 3) in LPS mm -> (...) float32; the same for every contrast."""
@@ -384,16 +402,29 @@ class Letters:
             for start, end in strokes:
                 line = np.array([u, v, np.zeros_like(u)])
                 ink = np.minimum(ink, _capsule(line, (*(11.0 * np.array(start)), 0), (*(11.0 * np.array(end)), 0), 2.4))
-            weight = soft(ink, 1.0)
-            if self.SIDES[letter][self.axis]:
-                facing = self.normal * np.sign(np.array(self.SIDES[letter]) @ self.normal)
-                offset = facing.astype(np.float32) @ (flat - self.centre[:, None].astype(np.float32))
-                weight = weight * soft(1.0 - offset, 1.0)
+            weight = soft(ink, 1.0) * self._weight(letter, flat)
             signal += 0.4 * weight
         for place in self.markers.values():
             distance = length(flat - place.astype(np.float32)[:, None])
             signal += 2.0 * np.exp(-0.5 * (distance / self.MARKER_SIGMA_MM) ** 2)
         return signal.astype(np.float32).reshape(points.shape[:-1])
+
+
+class LetterVolume(Letters):
+    """The same for a 3D scan: every letter lies on its own side, 40 mm from the origin, in planes near it alone, and
+    its marker beside it. So each of the three axes of a volume has a letter that tells it and its sign."""
+
+    _HALF_DEPTH = 14.0  # mm
+
+    def _place(self, letter: str) -> np.ndarray:
+        return 40.0 * np.array(self.SIDES[letter])
+
+    def _in_depth(self, marker: np.ndarray, depth: float) -> np.ndarray:
+        return marker + depth * self.normal
+
+    def _weight(self, letter: str, points: np.ndarray) -> np.ndarray | float:
+        offset = points[self.axis] - self.places[letter][self.axis]
+        return soft(np.abs(offset) - self._HALF_DEPTH, 1.0)
 
 
 class _Paint:

@@ -1,9 +1,9 @@
 """`dpmrecon selftest`: is an image's place in the patient right, at this site, through every output?
 
 An object with the letters L, A and H and a marker beside each, at known patient coordinates, is scanned in several
-orientations and goes the whole way: acquisitions, coil maps, sampler, MRD image, DICOM and, where nibabel is
-installed, NIfTI. The markers are found in the files alone, as a viewer finds them, and must lie within a tenth of a
-voxel of their true place.
+orientations, in 2D and in 3D, and goes the whole way: acquisitions, coil maps, sampler, MRD image, DICOM and, where
+nibabel is installed, NIfTI. The markers are found in the files alone, as a viewer finds them, and must lie within a
+tenth of a voxel of their true place.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BadInputError, DpmreconError
-from ..mrd.geometry import Plane, plane_of_mrd
+from ..mrd.geometry import Plane, plane_of_partition
 from .phantom import Letters
 from .simulate import simulate
 from .simulated_slice import the_object
-from .simulation_settings import SimulationSettings
+from .simulation_settings import SimulationSettings, VolumeSettings
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,18 @@ _SHARED: dict[str, Any] = {
     "n_slices": 7,
     "acceleration": 2,
     "n_coils": 4,
+    "noise": 0.003,
+}
+_VOLUME: dict[str, Any] = {
+    "phantom": "letters",
+    "matrix": (50, 47),
+    "fov_mm": (210.0, 206.8),
+    "slice_thickness_mm": 4.6,
+    "partitions": 44,
+    "acceleration": 2,
+    "partition_acceleration": 1,
+    "n_coils": 4,
+    "calibration_lines": 16,
     "noise": 0.003,
 }
 # rotations are of the slices, about x, then y, then z; no matrix, pixel or position is symmetric
@@ -63,6 +75,32 @@ ORIENTATIONS: dict[str, dict[str, Any]] = {
     },
     "Siemens's convention": {"rotation_deg": (9.0, 14.0, -11.0), "position_mm": (-4.0, 7.0, 5.0), "vendor": "SIEMENS"},
 }
+# volumes by their acquired plane; those that are not axial are reformatted too
+VOLUMES: dict[str, dict[str, Any]] = {
+    "volume, axial": {
+        "rotation_deg": (12.0, -7.0, 9.0),
+        "position_mm": (4.0, -3.0, 6.0),
+        "slice_oversampling": 1.1,
+        "acceleration": 1,
+        "partition_acceleration": 2,
+        "patient_position": "FFS",
+    },
+    "volume, sagittal": {
+        "orientation": "sagittal",
+        "rotation_deg": (-6.0, 5.0, 8.0),
+        "position_mm": (-3.0, 5.0, 4.0),
+        "partitions": 45,
+        "partial_fourier": 0.8,
+    },
+    "volume, coronal": {
+        "orientation": "coronal",
+        "rotation_deg": (7.0, 6.0, -5.0),
+        "position_mm": (5.0, 4.0, -6.0),
+        "matrix": (48, 51),
+        "fov_mm": (206.4, 209.1),
+        "vendor": "SIEMENS",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -81,11 +119,18 @@ class Finding:
 
 def settings_of(orientation: str, **changes: Any) -> SimulationSettings:
     """What the scan of an orientation is simulated with."""
+    if orientation in VOLUMES:
+        return VolumeSettings(**{**_VOLUME, **VOLUMES[orientation], **changes})
     return SimulationSettings(**{**_SHARED, **ORIENTATIONS[orientation], **changes})
 
 
+def folder_of(out: Path, orientation: str) -> Path:
+    """Where an orientation's scan and images lie under the folder of the self-test."""
+    return out / orientation.replace(",", "").replace(" ", "_")
+
+
 def mrd_images(path: Path) -> list[tuple[Plane, np.ndarray]]:
-    """Planes and magnitudes (rows, columns) of `image_1` in images.h5."""
+    """Planes and magnitudes (rows, columns) of `image_1` in images.h5, one for each partition of a volume."""
     import ismrmrd
 
     dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=False)
@@ -93,15 +138,19 @@ def mrd_images(path: Path) -> list[tuple[Plane, np.ndarray]]:
         images = [dataset.read_image("image_1", index) for index in range(dataset.number_of_images("image_1"))]
     finally:
         dataset.close()
-    return [(plane_of_mrd(image.getHead(), image.data.shape[-2:]), np.asarray(image.data[0, 0])) for image in images]
+    return [
+        (plane_of_partition(image.getHead(), image.data.shape, number), np.asarray(pixels))
+        for image in images
+        for number, pixels in enumerate(image.data[0])
+    ]
 
 
-def dicom_images(folder: Path) -> list[tuple[Plane, np.ndarray]]:
-    """The same of the first DICOM series under a folder."""
+def dicom_images(folder: Path, series: int = 0) -> list[tuple[Plane, np.ndarray]]:
+    """The same of a DICOM series under a folder, the first being the acquired one."""
     from ..dicom.viewer import read_series, values
     from ..mrd.geometry import plane_of_dicom
 
-    return [(plane_of_dicom(file), values(file)) for file in read_series(folder)[0]]
+    return [(plane_of_dicom(file), values(file)) for file in read_series(folder)[series]]
 
 
 def nifti_images(path: Path) -> list[tuple[Plane, np.ndarray]]:
@@ -163,7 +212,9 @@ def compare(
     assert isinstance(letters, Letters)
     found = find_markers(images)
     plane = images[0][0]
-    step = settings.slice_thickness_mm + settings.slice_gap_mm
+    # a reformatted volume has another axis along the normal
+    sizes = *settings.pixel_mm[::-1], settings.slice_thickness_mm + settings.slice_gap_mm
+    step = sizes[int(np.argmax(np.abs(np.stack(settings.directions()) @ plane.normal)))]
     findings = []
     for letter, true in letters.markers.items():
         error = found[np.argmin(np.linalg.norm(found - true, axis=1))] - true
@@ -180,9 +231,10 @@ def compare(
 def selftest(
     out: Path, checkpoint: "Checkpoint", device: "torch.device", orientations: Iterable[str] | None = None
 ) -> list[Finding]:
-    """Scan, reconstruct and measure orientations (all by default) under the folder `out`; draws out/selftest.png.
+    """Scan, reconstruct and measure orientations under the folder `out`; draws out/selftest.png.
 
-    checkpoint, device: as `replay` takes them. Raises DpmreconError where a step fails.
+    orientations: names of ORIENTATIONS and VOLUMES, all by default; checkpoint, device: as `replay` takes them.
+    Raises DpmreconError where a step fails.
     """
     from ..dicom.write import DicomOptions
     from ..mrd.file import open_scan
@@ -198,9 +250,9 @@ def selftest(
     sampling = Sampling(name, sampler.settings_from({**values, "steps": 4}), 1, 0, 4, True)
     findings: list[Finding] = []
     folders: dict[str, Path] = {}
-    for orientation in ORIENTATIONS if orientations is None else orientations:
+    for orientation in (*ORIENTATIONS, *VOLUMES) if orientations is None else orientations:
         settings = settings_of(orientation)
-        folder = folders[orientation] = out / orientation.replace(" ", "_")
+        folder = folders[orientation] = folder_of(out, orientation)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -208,7 +260,8 @@ def selftest(
         simulate(folder / "scan.h5", settings)
         with open_scan(folder / "scan.h5") as scan:
             outputs = Outputs(nifti=has_nibabel())
-            wanted, receiving = Wanted(outputs, DicomOptions()), Receiving.of(Options(), scan.header)
+            reformat = "axial" if orientation in VOLUMES and settings.orientation != "axial" else None
+            wanted, receiving = Wanted(outputs, DicomOptions(reformat=reformat)), Receiving.of(Options(), scan.header)
             report = replay(scan, folder, checkpoint, None, sampling, device, wanted=wanted, receiving=receiving)
         if report.exit_code:
             raise DpmreconError(
@@ -217,6 +270,8 @@ def selftest(
             )
         findings += compare(orientation, "MRD", mrd_images(folder / "images.h5"), settings)
         findings += compare(orientation, "DICOM", dicom_images(folder / "dicom"), settings)
+        if reformat is not None:
+            findings += compare(orientation, f"DICOM {reformat}", dicom_images(folder / "dicom", 1), settings)
         if outputs.nifti:
             images = nifti_images(folder / "nifti/01_reconstruction.nii.gz")
             findings += compare(orientation, "NIfTI", images, settings)
@@ -269,11 +324,11 @@ def run(args: argparse.Namespace) -> int:
     from ..recon.plan import load
 
     findings = selftest(args.out, *load(Options(model=args.model, device=args.device)))
-    print(f"{'orientation':22} {'output':6} marker   voxels off along rows, columns, slices")
+    print(f"{'orientation':22} {'output':11} marker   voxels off along rows, columns, slices")
     for finding in findings:
         off = "  ".join(f"{value:+.3f}" for value in finding.off)
         verdict = "" if finding.passed else "   FAIL"
-        print(f"{finding.orientation:22} {finding.output:6} {finding.letter:6}   {off}{verdict}")
+        print(f"{finding.orientation:22} {finding.output:11} {finding.letter:6}   {off}{verdict}")
     failed = [finding for finding in findings if not finding.passed]
     worst = max(abs(value) for finding in findings for value in finding.off)
     print(f"{args.out}/selftest.png")

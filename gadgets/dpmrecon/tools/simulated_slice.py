@@ -12,8 +12,8 @@ import itertools
 import numpy as np
 
 from ..errors import BadInputError
-from .phantom import Letters, Phantom, SmoothNoise
-from .simulation_settings import SimulationSettings
+from .phantom import Letters, LetterVolume, Phantom, SmoothNoise
+from .simulation_settings import SimulationSettings, VolumeSettings
 from .susceptibility import GradientEchoHead
 
 _FINER = 2
@@ -77,7 +77,8 @@ def slice_and_truth(
 def the_object(settings: SimulationSettings) -> Phantom | Letters:
     """What lies in the scanner."""
     if settings.phantom == "letters":
-        return Letters(np.array(settings.position_mm), settings.directions()[2])
+        letters = LetterVolume if isinstance(settings, VolumeSettings) else Letters
+        return letters(np.array(settings.position_mm), settings.directions()[2])
     kind = GradientEchoHead if settings.contrast == "swi" else Phantom
     return kind(settings.subject, settings.lesion_side, settings.marker_mm)
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 HZ_PER_PPM = 127.731  # of protons at 3 T
 _WATER = -9.4  # susceptibility of tissue less that of air, ppm (Schenck, Medical Physics 1996)
 _OTHER = {"bone": -2.0, "fat": 0.6}  # less that of water, ppm
-_VEIN = 0.45  # of venous blood, oxygenated to 60 %, less that of tissue, ppm (Weisskoff and Kiihne, MRM 1992)
-_BLEED = 2.5  # of haemosiderin in a microbleed, ppm
+VEIN_PPM = 0.45  # of venous blood, oxygenated to 60 %, less that of tissue, ppm (Weisskoff and Kiihne, MRM 1992)
+BLEED_PPM = 2.5  # of haemosiderin in a microbleed, ppm
 # iron: susceptibility in ppm, transverse relaxation 1/s beside the tissue's own
 _IRON = {"pallidum": (0.18, 22.0), "red nucleus": (0.13, 15.0), "substantia nigra": (0.16, 18.0)}
 _BLOOD = (0.80, 1600.0, 25.0)  # proton density, T1 and T2* in ms, of venous blood
@@ -47,7 +47,7 @@ class GradientEchoHead(Phantom):
         self.veins = _veins(rng)
         self.bleed = np.array([-31.0 if lesion_side == "left" else 31.0, 22.0, 31.0]) + rng.uniform(-3, 3, 3)
         self.bleed_radius = float(rng.uniform(1.1, 1.5))
-        self._tubes = _Tubes(self.veins)
+        self._tubes = Tubes(self.veins)
         self._subject = seed, lesion_side
 
     def signal(self, points: np.ndarray, te: float, cell: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ class GradientEchoHead(Phantom):
         inside = np.flatnonzero(magnitude)
         p = np.ascontiguousarray(points[inside], np.float32)
         value, gradient = _at(_background(*self._subject), p)
-        own, own_gradient = _ball_field(p - self.bleed.astype(np.float32), self.bleed_radius)
+        own, own_gradient = ball_field(p - self.bleed.astype(np.float32), self.bleed_radius)
         vein, tube = self._tubes(p)
         turns = te * 1e-3 * HZ_PER_PPM
         weight = np.ones(len(p), np.float32)
@@ -97,9 +97,6 @@ def _nuclei(p: np.ndarray) -> list[np.ndarray]:
 def _background(seed: int, lesion_side: str) -> "torch.Tensor":
     """Field of air, bone, fat and iron in ppm and its gradient in ppm/mm along x, y and z, on the grid of _CORNER:
     (1, 4, nz, ny, nx) float32. Shimmed: without its second-order polynomial over the brain.
-
-    The convolution with a dipole's field by way of k-space, 1/3 - kz^2/k^2 (Salomir et al., Concepts in MR 2003), on a
-    grid twice as long in each direction.
     """
     import torch
 
@@ -120,7 +117,24 @@ def _background(seed: int, lesion_side: str) -> "torch.Tensor":
         brain[number][inside] = sum(tissues[name] for name in ("white", "grey", "deep_grey")) > 0.5
     brain &= grid[2] > -60  # not the cord
 
-    double = [2 * size for size in shape]
+    field = dipole_field(map_ppm)
+    x, y, z = (axis / 100 for axis in grid)
+    terms = np.stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, y * z, z * x])
+    fit = np.linalg.lstsq(terms[:, brain].T, field[brain], rcond=None)[0]
+    field = field - np.tensordot(fit.astype(np.float32), terms, 1)
+    gz, gy, gx = np.gradient(field, _SPACING)
+    return torch.from_numpy(np.stack([field, gx, gy, gz]).astype(np.float32))[None]
+
+
+def dipole_field(map_ppm: np.ndarray) -> np.ndarray:
+    """Field along z in ppm of a susceptibility (nz, ny, nx) float32 in ppm on a grid of cubes, but for a constant.
+
+    The convolution with a dipole's field by way of k-space, 1/3 - kz^2/k^2 (Salomir et al., Concepts in MR 2003), on a
+    grid twice as long in each direction.
+    """
+    import torch
+
+    double = [2 * size for size in map_ppm.shape]
     kz, ky, kx = (np.fft.fftfreq(size).astype(np.float32) for size in double)
     kx = kx[: double[2] // 2 + 1]
     square = kz[:, None, None] ** 2 + ky[:, None] ** 2 + kx**2
@@ -128,14 +142,8 @@ def _background(seed: int, lesion_side: str) -> "torch.Tensor":
     kernel = 1 / 3 - kz[:, None, None] ** 2 / square
     kernel[0, 0, 0] = 0
     spectrum = torch.fft.rfftn(torch.from_numpy(map_ppm), double) * torch.from_numpy(kernel)
-    field = torch.fft.irfftn(spectrum, double)[: shape[0], : shape[1], : shape[2]].numpy()
-
-    x, y, z = (axis / 100 for axis in grid)
-    terms = np.stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, y * z, z * x])
-    fit = np.linalg.lstsq(terms[:, brain].T, field[brain], rcond=None)[0]
-    field = field - np.tensordot(fit.astype(np.float32), terms, 1)
-    gz, gy, gx = np.gradient(field, _SPACING)
-    return torch.from_numpy(np.stack([field, gx, gy, gz]).astype(np.float32))[None]
+    depth, rows, cols = map_ppm.shape
+    return torch.fft.irfftn(spectrum, double)[:depth, :rows, :cols].numpy()
 
 
 def _at(field: "torch.Tensor", points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -150,13 +158,13 @@ def _at(field: "torch.Tensor", points: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return values[0], values[1:].T
 
 
-def _ball_field(offset: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+def ball_field(offset: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """Field (n,) in ppm of the microbleed outside it and its gradient (n, 3) in ppm/mm, 0 inside; offset: (n, 3) mm
     from its middle."""
     z = offset[:, 2]
     square = (offset**2).sum(1).clip(radius**2)
     outside = square > radius**2
-    strength = np.where(outside, np.float32(_BLEED / 3 * radius**3), 0)
+    strength = np.where(outside, np.float32(BLEED_PPM / 3 * radius**3), 0)
     field = strength * (3 * z * z - square) * square**-2.5
     # of 3 z^2 r^-5 - r^-3
     gradient = (strength * (3 * square - 15 * z * z) * square**-3.5)[:, None] * offset
@@ -164,7 +172,7 @@ def _ball_field(offset: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarr
     return field, gradient
 
 
-class _Tubes:
+class Tubes:
     """Looks up the nearest point of the veins' axes: for each cell of 1 mm within reach of one, which it is."""
 
     def __init__(self, veins: list[Vein]) -> None:
@@ -211,7 +219,7 @@ class _Tubes:
         up = offset[:, 2] / away.clip(1e-6)
         outside = (2 * up**2 - (1 - cosine**2)) * (radius / away.clip(1e-6)) ** 2
         window = (1 - (away / _REACH) ** 2).clip(0) ** 2 * ends
-        field[within] = _VEIN / 2 * window * np.where(away < radius, inside, outside)
+        field[within] = VEIN_PPM / 2 * window * np.where(away < radius, inside, outside)
         return part, field
 
 

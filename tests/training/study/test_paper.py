@@ -37,7 +37,8 @@ def folders(tmp_path_factory):
         np.save(prepared / f"{name}.npy", np.stack([head(rng, (44, 40)) for _ in range(3)]).astype(np.float16))
         entries.append(
             {"file": f"{name}.npy", "contrast": contrast, "subject": name[:9], "source": "a test", "licence": "none",
-             "reference": "none", "pixel_mm": 1.0, "shape": [3, 44, 40]}
+             "reference": "none", "simulated": False, "voxel_mm": [3.0, 1.0, 1.0], "shape": [3, 44, 40],
+             "spans": [[0, 3]]}
         )  # fmt: skip
     manifest = {"scale_rule": RULE, "exclude": list(HELD_OUT), "volumes": entries}
     (prepared / "manifest.json").write_text(json.dumps(manifest))

@@ -15,7 +15,7 @@ def add_prepare(commands) -> None:
     parser = add_command(
         commands,
         "prepare",
-        "Scans, images and label maps to prepared slices: fastMRI, ISMRMRD, DICOM, NIfTI, label maps (NIfTI, named "
+        "Scans, images and label maps to prepared volumes: fastMRI, ISMRMRD, DICOM, NIfTI, label maps (NIfTI, named "
         "*seg* or *label*). Exit code 3: some inputs were left out, each is named; 2: none could be used. Run again "
         "after an interruption: what is done is kept.",
         "dpmtrain prepare scans/ more/patient7.h5 --out prepared --exclude patient3 patient5",
@@ -27,7 +27,7 @@ def add_prepare(commands) -> None:
         help="files and folders. The subject is the patient ID in the header (as a pseudonym); without one the first "
         "folder below the input, else the file's name without its contrast",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the prepared slices")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the prepared volumes")
     parser.add_argument(
         "--exclude",
         nargs="*",
@@ -38,7 +38,7 @@ def add_prepare(commands) -> None:
     )
     parser.add_argument("--contrast", choices=CONTRAST_LABELS, help="of all inputs (default: what each says of itself)")
     parser.add_argument("--drop-last", type=int, default=5, help="slices at the end of a fastMRI volume to leave out")
-    parser.add_argument("--slices", type=int, default=24, help="slices to simulate for a label map and contrast")
+    parser.add_argument("--volumes", type=int, default=1, help="volumes to simulate for a label map and sequence")
     parser.add_argument("--seed", type=int, default=0, help="of the simulation")
     parser.add_argument("--source", default="own data", help="of inputs that are no known open set, for the card")
     parser.add_argument("--licence", default="not stated", help="of inputs that are no known open set, for the card")
@@ -50,8 +50,8 @@ def _prepare(args: argparse.Namespace) -> int:
     from .items import Settings
     from .prepare import prepare
 
-    at_least(args, jobs=1, slices=1, drop_last=0, seed=0)
-    settings = Settings(args.contrast, args.drop_last, args.slices, args.seed, args.source, args.licence)
+    at_least(args, jobs=1, volumes=1, drop_last=0, seed=0)
+    settings = Settings(args.contrast, args.drop_last, args.volumes, args.seed, args.source, args.licence)
     try:
         return prepare(args.inputs, args.out, settings, args.exclude, args.jobs)
     except KeyboardInterrupt:

@@ -1,11 +1,22 @@
-"""Training examples from prepared slices: crops at random pixel sizes, their phase measured or drawn, and mostly
-without its smooth part."""
+"""Training examples from prepared volumes: slices in up to three directions, crops of them at random pixel sizes,
+their phase measured or drawn, and mostly without its smooth part.
+
+Pixel sizes. A volume at 1 mm becomes one of up to 2 mm by keeping the centre of k-space, as a scanner would measure it:
+heads of 96 to 250 pixels; clinical slices of .5 to .9 mm have up to 448. Coarser scans are rare in stroke imaging, and
+finer voxels than the volume's would be blurred ones. In a share of the slices one axis is 1.5 to 3.5 times as coarse as
+the other, as planes through the voxels of a 3D SWI are (.6 x .6 x 2 mm). What counts is the ratio: a label map's 1 mm
+stands for .6 as well.
+
+Scale. A reconstruction of slices scales each by its own 99th percentile, one of a volume all planes by the volume's: a
+share of the slices from volumes has theirs, with those at the edges of the head, dim, bright or empty.
+"""
 
 import json
 import math
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +31,33 @@ TISSUE_PHASE = 0.5
 # share of the examples whose smooth phase is taken off as in a reconstruction; the rest keep any, so that the network
 # stands an image whose phase could not be told. And the largest standard deviation of what is left of it, in radians
 DEMODULATED, LEFT_PHASE = 0.8, 0.25
+# shares of the slices of volumes that may be cut in three directions: with the volume's scale and not their own; one
+# voxel thick; with pixels that are not square; with air around, as a larger field of view has it
+VOLUME_SCALE, THIN, OBLONG, AIR = 0.4, 0.5, 0.35, 0.5
+# share of all slices that keep their pixels where none is made oblong
+THICKEST_MM = 5.0
+# share of the planes along a volume's slices whose lower end fades, as the neck does where coils end, and over what
+# share of its extent at most: cut off, it would ring across the field of view
+FADING, FADE = 0.7, 0.2
+COARSEST_MM, OBLONG_RATIO, MOST_AIR = 2.0, (1.5, 3.5), 1.35
+# share of the other slices that keep their pixels
+NATIVE = 0.3
+# a slice is not made smaller than this share of the crop: the rest of that would be air
+SMALLEST = 0.7
+
+
+class Cut(NamedTuple):
+    """A slice of a volume: image (rows, cols) float32, or complex64 where the phase was measured; pixel_mm: along rows
+    and columns; from_3d: of a volume that is cut in three directions; scaled: by the volume's factor, to be kept."""
+
+    image: torch.Tensor
+    pixel_mm: tuple[float, ...]
+    from_3d: bool
+    scaled: bool
 
 
 class PreparedSlices:
-    """Memory-mapped prepared volumes; `real_fraction` of the examples are real images, the rest simulated.
+    """Slices of memory-mapped prepared volumes; `real_fraction` of the examples are real images, the rest simulated.
 
     patterns: of the names of the volumes to take (`patient0[13]_*_FLAIR`). Raises BadInputError where none fits.
     """
@@ -35,15 +69,16 @@ class PreparedSlices:
             names = ", ".join(v["file"].removesuffix(".npy") for v in found[:4])
             raise BadInputError(f"none of the volumes in {folder} ({names} ...) is named like {', '.join(patterns)}")
         self.data = [_open(folder, v) for v in self.volumes]
-        # Real and simulated data have fixed shares; within each, contrasts are equally likely, then slices.
-        kinds = [("simulated" if _is_simulated(v) else "real", v["contrast"]) for v in self.volumes]
+        # Real and simulated data have fixed shares; within each, contrasts are equally likely, then the directions in
+        # which a volume can be cut: not slices, of which a volume at 1 mm has 20 times as many as a clinical one
+        kinds = [("simulated" if v["simulated"] else "real", v["contrast"]) for v in self.volumes]
         totals: dict = {}
         for kind, volume in zip(kinds, self.volumes):
-            totals[kind] = totals.get(kind, 0) + volume["shape"][0]
+            totals[kind] = totals.get(kind, 0) + len(volume["spans"])
         share = {"real": real_fraction, "simulated": 1 - real_fraction}
         contrasts = {name: len({c for k, c in totals if k == name}) for name in share}
         self.weights = torch.tensor(
-            [v["shape"][0] / totals[k] * share[k[0]] / contrasts[k[0]] for k, v in zip(kinds, self.volumes)],
+            [len(v["spans"]) / totals[k] * share[k[0]] / contrasts[k[0]] for k, v in zip(kinds, self.volumes)],
             dtype=torch.float64,
         )
 
@@ -55,31 +90,23 @@ class PreparedSlices:
 
         index = int(torch.multinomial(self.weights, 1, generator=generator))
         volume = self.volumes[index]
-        chosen = int(uniform(0, volume["shape"][0]))
-        # a magnitude, real and positive, or complex where the phase was measured
-        image = torch.from_numpy(np.array(self.data[index][chosen], dtype=np.float32))
-        measured = image.ndim == 3
-        image = torch.view_as_complex(image) if measured else image
+        cut = _cut(self.data[index], volume, generator)
+        image, measured = cut.image, cut.image.is_complex()
         if uniform(0, 1) < 0.25:
             image = affine(image, uniform(-0.3, 0.3), uniform(0.85, 1.2), uniform(0.85, 1.2))
         if uniform(0, 1) < 0.25:
             power = uniform(0.8, 1.25)
-            image = torch.polar(image.abs() ** power, image.angle()) if image.is_complex() else image.clamp(0) ** power
+            image = torch.polar(image.abs() ** power, image.angle()) if measured else image.clamp(0) ** power
         if not measured and uniform(0, 1) < TISSUE_PHASE:
-            image = image * tissue_phase(image / image_scale(image), generator)
-        # a coarser pixel, as an MRI scanner would make it: keep the centre of k-space
-        coarsest = min(2.0 / volume["pixel_mm"], min(image.shape) / crop)
-        if uniform(0, 1) < 0.6 and coarsest > 1:
-            factor = math.exp(uniform(0, math.log(coarsest)))
-            kspace = to_kspace(image)
+            image = image * tissue_phase(image / (image_scale(image) or 1.0), generator)
+        image = coarser(image, _matrix(cut, crop, generator))
+        if cut.from_3d and uniform(0, 1) < AIR:
             for axis, size in enumerate(image.shape):
-                kspace = crop_or_pad(kspace, min(max(crop, round(size / factor / uniform(0.9, 1.1))), size), axis)
-            coarse = to_image(kspace)
-            image = coarse if image.is_complex() else coarse.real
+                image = crop_or_pad(image, round(size * uniform(1, MOST_AIR)), axis)
         demodulated = uniform(0, 1) < DEMODULATED
         if demodulated:
             image = image * smooth_phase(image.to(torch.complex64)).conj()
-        image = image / (image_scale(image) * math.exp(uniform(-0.1, 0.1)))
+        image = image / ((1.0 if cut.scaled else image_scale(image) or 1.0) * math.exp(uniform(-0.1, 0.1)))
         for axis, size in enumerate(image.shape):  # a small matrix gets air around it; its scale is its own
             image = crop_or_pad(image, max(crop, size), axis)
         for _ in range(8):  # a crop with some head in it
@@ -98,6 +125,58 @@ class PreparedSlices:
         return piece, volume["contrast"]
 
 
+def _cut(data: np.ndarray, volume: dict, generator: torch.Generator) -> Cut:
+    """A slice in one of the directions that the volume allows, several voxels thick at times."""
+    draw = torch.rand(6, generator=generator).tolist()
+    spans, voxel = volume["spans"], volume["voxel_mm"]
+    from_3d = len(spans) == 3
+    axis = int(draw[0] * len(spans))
+    scaled = from_3d and draw[1] < VOLUME_SCALE
+    first, end = (0, data.shape[axis]) if scaled else spans[axis]
+    number = first + int(draw[2] * (end - first))
+    count = 1
+    if from_3d and draw[3] > THIN:
+        count += int((draw[3] - THIN) / (1 - THIN) * (THICKEST_MM / voxel[axis]))
+    thick = data[(*[slice(None)] * axis, slice(number, number + count))]
+    image = torch.from_numpy(np.asarray(thick, dtype=np.float32).mean(axis))
+    if axis > 0 and draw[5] < FADING:
+        rows = 2 + int(draw[5] / FADING * FADE * len(image))
+        ramp = torch.sin(math.pi / 2 * (torch.arange(rows) + 0.5) / rows).square()
+        image[:rows] *= ramp.reshape(-1, *[1] * (image.ndim - 1))
+    if image.ndim == 3:
+        image = torch.view_as_complex(image)
+        image = image if draw[4] < 0.5 else image.conj().resolve_conj()  # vendors' signs differ
+    return Cut(image, tuple(np.delete(voxel, axis).tolist()), from_3d, scaled)
+
+
+def _matrix(cut: Cut, crop: int, generator: torch.Generator) -> tuple[int, ...]:
+    """The matrix at a coarser pixel, square or oblong (see the file's head); the same one at times."""
+    draw = torch.rand(5, generator=generator).tolist()
+    shape, pixels = cut.image.shape, np.array(cut.pixel_mm)
+    if cut.from_3d and draw[0] < OBLONG:
+        factors = np.exp(draw[1] * np.log(1.25)) * np.ones(2)
+        low, high = np.log(OBLONG_RATIO)
+        factors[int(2 * draw[2])] *= np.exp(low + draw[3] * (high - low))
+        return tuple(round(size / factor) for size, factor in zip(shape, factors))
+    coarsest = min(COARSEST_MM / pixels.max(), min(shape) / (SMALLEST * crop))
+    if draw[0] > 1 - NATIVE or coarsest <= 1:
+        return tuple(shape)
+    pixel = pixels.max() * np.exp(draw[1] * np.log(coarsest)) * (0.9 + 0.2 * np.array(draw[2:4]))
+    return tuple(min(round(size * old / new), size) for size, old, new in zip(shape, pixels, pixel))
+
+
+def coarser(image: torch.Tensor, matrix: tuple[int, ...]) -> torch.Tensor:
+    """The image on a smaller matrix, as an MRI scanner would make it: the centre of k-space is kept."""
+    if tuple(image.shape) == matrix:
+        return image
+    kspace = to_kspace(image)
+    for axis, size in enumerate(matrix):
+        kspace = crop_or_pad(kspace, size, axis)
+    # the transform is orthonormal: a pixel's value falls with its size otherwise
+    small = to_image(kspace) * math.sqrt(math.prod(matrix) / math.prod(image.shape))
+    return small if image.is_complex() else small.real
+
+
 def _open(folder: Path, volume: dict) -> np.ndarray:
     """A volume's memory map. Raises BadInputError where the file is not what the manifest says."""
     file = folder / volume["file"]
@@ -105,16 +184,13 @@ def _open(folder: Path, volume: dict) -> np.ndarray:
         data = np.load(file, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise BadInputError(f"{file} cannot be read ({first_line(error)}): run `dpmtrain prepare` again") from error
+    if "spans" not in volume:
+        raise BadInputError(f"{folder} was prepared by an earlier version: run `dpmtrain prepare` again")
     if list(data.shape[:3]) != list(volume["shape"]):
         raise BadInputError(
             f"{file} has the shape {data.shape} where the manifest says {volume['shape']}: run `dpmtrain prepare` again"
         )
     return data
-
-
-def _is_simulated(volume: dict) -> bool:
-    """Manifests of earlier versions tell it by the source alone."""
-    return bool(volume.get("simulated", volume["source"].startswith("SynthSeg")))
 
 
 def affine(image: torch.Tensor, angle: float, scale_rows: float, scale_cols: float) -> torch.Tensor:

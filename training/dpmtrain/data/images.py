@@ -31,8 +31,8 @@ def read_nifti(item: Item) -> tuple[list[Volume], list[Fault]]:
     volumes = [data] if data.ndim == 3 else list(np.moveaxis(data, 3, 0))
     made = []
     for number, volume in enumerate(volumes, 1):
-        slices, pixel = oriented(volume, image.affine)
-        made.append(Volume(_numbered(item.name, number, len(volumes)), slices, pixel, MAGNITUDE))
+        slices, voxel = oriented(volume, image.affine)
+        made.append(Volume(_numbered(item.name, number, len(volumes)), slices, voxel, MAGNITUDE))
     return made, []
 
 
@@ -78,8 +78,8 @@ def read_dicom(item: Item) -> tuple[list[Volume], list[Fault]]:
         affine[:3, 1] = planes[0].along_rows * planes[0].spacing_mm[0]
         affine[:3, 2] = planes[0].along_columns * planes[0].spacing_mm[1]
         affine[:2] *= -1  # LPS to RAS
-        slices, pixel = oriented(np.stack(images), affine, slice_axis=0)
-        made.append(Volume(_numbered(item.name, number + 1, count), slices, pixel, MAGNITUDE))
+        slices, voxel = oriented(np.stack(images), affine, slice_axis=0)
+        made.append(Volume(_numbered(item.name, number + 1, count), slices, voxel, MAGNITUDE))
     return made, faults
 
 
@@ -104,8 +104,10 @@ def b_value(dataset: Any) -> int | None:
     return None
 
 
-def oriented(volume: np.ndarray, affine: np.ndarray, slice_axis: int | None = None) -> tuple[np.ndarray, float]:
-    """(slices, rows, cols) float32 of a volume (i, j, k) with its RAS affine, and the larger in-plane pixel in mm.
+def oriented(
+    volume: np.ndarray, affine: np.ndarray, slice_axis: int | None = None
+) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """(slices, rows, cols) float32 of a volume (i, j, k) with its RAS affine, and the steps along these in mm.
 
     Axial: slices upwards, rows to the back, columns to the patient's left; coronal and sagittal ones: rows downwards,
     columns to the left or to the back. slice_axis: of `volume`; None is the thick one, else axial.
@@ -127,12 +129,13 @@ def oriented(volume: np.ndarray, affine: np.ndarray, slice_axis: int | None = No
         axis = int(target[slice_axis])
     canonical = nibabel.orientations.apply_orientation(volume, orientation)
     if axis == 2:
-        slices = canonical[::-1, ::-1].transpose(2, 1, 0)
+        slices, order = canonical[::-1, ::-1], (2, 1, 0)
     elif axis == 1:
-        slices = canonical[::-1, :, ::-1].transpose(1, 2, 0)
+        slices, order = canonical[::-1, :, ::-1], (1, 2, 0)
     else:
-        slices = canonical[:, ::-1, ::-1].transpose(0, 2, 1)
-    return np.ascontiguousarray(slices, np.float32).clip(min=0), float(np.delete(spacing, axis).max())
+        slices, order = canonical[:, ::-1, ::-1], (0, 2, 1)
+    step, row, col = (float(spacing[of]) for of in order)
+    return np.ascontiguousarray(slices.transpose(order), np.float32).clip(min=0), (step, row, col)
 
 
 def axial(path: Path) -> np.ndarray:

@@ -22,7 +22,8 @@ class Settings:
     """What `prepare` is asked for, as far as it changes what the readers make.
 
     contrast: label of all inputs, None to find it in each; drop_last: slices at the end of a fastMRI volume that are
-    left out; slices: per simulated volume; seed: of the simulation; source, licence: of data that are no known set;
+    left out; volumes: simulated ones of a label map and sequence; seed: of the simulation; source, licence: of data
+    that are no known set;
     patients: what tells patients of ISMRMRD scans apart: "folder", the first one below the input, else the file's name;
     "id", the header's patient ID; "measurement", serial number and patient of the header's measurementID, as
     siemens_to_ismrmrd writes it; None is the ID where it is no placeholder, else the folder.
@@ -30,7 +31,7 @@ class Settings:
 
     contrast: str | None = None
     drop_last: int = 5
-    slices: int = 14
+    volumes: int = 1
     seed: int = 0
     source: str = "own data"
     licence: str = "not stated"
@@ -55,13 +56,15 @@ class Item:
 class Volume:
     """Slices (slices, rows, cols) as read: complex64 with the measured phase, or float32 magnitudes without any.
 
-    name: of the volume; pixel_mm: the larger of the two in-plane pixel sizes; reference: how the image came about.
+    name: of the volume; voxel_mm: from slice to slice, row to row, column to column; reference: how the image came
+    about; coherent: whether neighbouring slices have one phase, as magnitudes and 3D scans have.
     """
 
     name: str
     slices: np.ndarray
-    pixel_mm: float
+    voxel_mm: tuple[float, float, float]
     reference: str
+    coherent: bool = True
 
 
 @dataclass(frozen=True)

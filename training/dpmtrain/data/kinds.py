@@ -170,16 +170,16 @@ def _nifti(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
 
 def _label_map(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
     facts = _path_facts(path, root, settings)
-    options = {"count": settings.slices, "seed": settings.seed}
     return [
         Item(
             "label map",
             contrast=sequence.contrast,
             files=(path,),
-            options={**options, "sequence": name},
-            **{**facts, "name": f"{facts['name']}_{name}"},
+            options={"sequence": name, "number": number, "seed": settings.seed},
+            **{**facts, "name": f"{facts['name']}_{name}_{number}"},
         )
-        for name, sequence in labelmaps.SEQUENCES.items()
+        for number in range(1, settings.volumes + 1)
+        for name, sequence in labelmaps.PREPARED.items()
         if settings.contrast in (None, sequence.contrast)
     ]
 

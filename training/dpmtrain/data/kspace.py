@@ -11,7 +11,7 @@ from dpmrecon.data import LostSlice, Slice
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.mrd.header import encoded_grid, line_limits, read_header
+from dpmrecon.mrd.header import encoded_grid, line_limits, n_partitions, read_header, voxel_mm
 from dpmrecon.mrd.receiving import Receiving
 from dpmrecon.options import Options
 from dpmrecon.output.mrd_images import to_recon_space
@@ -86,10 +86,11 @@ def read_fastmri(item: Item) -> tuple[list[Volume], list[Fault]]:
     if not images:
         raise BadInputError(f"none of its {kept} slices can be used; the first: {faults[0].reason}")
     recon = header.encoding[0].reconSpace
-    pixel = max(recon.fieldOfView_mm.x / recon.matrixSize.x, recon.fieldOfView_mm.y / recon.matrixSize.y)
+    field, matrix = recon.fieldOfView_mm, recon.matrixSize
+    voxel = field.z / max(matrix.z, 1), field.y / matrix.y, field.x / matrix.x
     sides = sorted((n_lines // 2 - first, end - n_lines // 2))
     reference = "fully sampled" if sides[0] >= SYMMETRIC * sides[1] else "fully sampled but for partial Fourier"
-    return [Volume(item.name, np.stack(images), pixel, reference)], faults
+    return [Volume(item.name, np.stack(images), voxel, reference, coherent=False)], faults
 
 
 def _acquired_lines(kspace: Any, header: Any) -> tuple[int, int]:
@@ -122,7 +123,8 @@ def _corner_noise(kspace: Any, first: int, end: int) -> list[np.ndarray]:
 
 
 def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
-    """A hospital's scan, through the same steps as a reconstruction, to images on the encoded grid.
+    """A hospital's scan, through the same steps as a reconstruction, to images on the encoded grid. Of a 3D scan each
+    repetition is a volume.
 
     Fully sampled scans are combined with the maps; scans with R up to LARGEST_ACCELERATION become CG-SENSE images
     ("SENSE R=2"), as in the source paper's clinical data. The grid is the one on which the sampler will work: no
@@ -140,7 +142,7 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
             if isinstance(mapped, LostSlice):
                 faults.append(Fault(str(path), f"slice {mapped.key.slice} is left out: {mapped.reason}"))
                 continue
-            full = bool(mapped.data.mask.amax(1).all())
+            full = bool(mapped.data.mask.amax(-1).all())
             accelerated = mapped.data.acceleration > 1
             references.add(
                 "fully sampled" if full
@@ -153,19 +155,19 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
             found.setdefault(key.contrast, {})[place] = image.numpy()
     if not found:
         raise BadInputError(f"none of its slices can be used; the first: {faults[0].reason}")
-    recon = header.encoding[0].reconSpace.fieldOfView_mm
-    rows, cols = next(iter(next(iter(found.values())).values())).shape
-    pixel = max(header.encoding[0].encodedSpace.fieldOfView_mm.y / rows, recon.x / cols)
     reference = ", ".join(sorted(references))
-    return [
-        Volume(
-            item.name if len(found) == 1 else f"{item.name}_contrast{number}",
-            np.stack([images[place] for place in sorted(images)]),
-            pixel,
-            reference,
-        )
-        for number, images in sorted(found.items())
-    ], faults
+    three_d = n_partitions(header) > 1
+    encoded, recon = header.encoding[0].encodedSpace.fieldOfView_mm, header.encoding[0].reconSpace.fieldOfView_mm
+    rows, cols = next(iter(next(iter(found.values())).values())).shape[-2:]
+    voxel = voxel_mm(header) if three_d else (recon.z, encoded.y / rows, recon.x / cols)
+    volumes = []
+    for number, images in sorted(found.items()):
+        name = item.name if len(found) == 1 else f"{item.name}_contrast{number}"
+        stacks = list(images.values()) if three_d else [np.stack([images[place] for place in sorted(images)])]
+        names = [name] if len(stacks) == 1 else [f"{name}_repetition{n}" for n in range(len(stacks))]
+        for own, stack in zip(names, stacks):
+            volumes.append(Volume(own, stack, voxel, reference, coherent=three_d))
+    return volumes, faults
 
 
 def _usable(stream: Iterable[Slice | LostSlice]) -> Iterator[Slice | LostSlice]:

@@ -1,22 +1,23 @@
 """Contrasts simulated from label maps: signal equations, literature tissue values, veins, lesions and texture."""
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from dpmrecon.errors import BadInputError
 from scipy import ndimage
 
 from .items import Fault, Item, Volume
-from .veins import FLUID_LABELS, WHITE_MATTER, susceptibility, susceptibility_weight, veins
+from .lesions import Lesion, foci, lesions, smooth_field
+from .veins import WHITE_MATTER, complex_echo, masked_magnitude, susceptibility, veins
 
 # tissue: T1 ms, T2 ms, T2* ms, proton density, ADC 1e-3 mm2/s; typical values at 3 T
 # (Stanisz et al., MRM 2005; Wansapura et al., JMRI 1999; Helenius et al., AJNR 2002). Lesions: acute infarcts have a
-# low ADC and a longer T2, chronic ones are nearly CSF, gliosis (their rim, small vessel disease, plaques) lies between
+# low ADC and a longer T2, chronic ones are nearly CSF, gliosis (their rim, small vessel disease, plaques) lies between;
+# iron in what is left of a bleed shortens T2*
 TISSUES = {
     "csf": (4000, 1800, 1000, 1.00, 3.0),
     "grey": (1400, 95, 60, 0.84, 0.85),
@@ -33,6 +34,7 @@ TISSUES = {
     "acute": (1550, 135, 75, 0.88, 0.42),
     "chronic": (3600, 1300, 700, 0.99, 2.7),
     "gliosis": (1500, 145, 80, 0.86, 1.15),
+    "bleed": (1250, 45, 7, 0.75, 0.6),
 }
 FATTY = ("fat", "marrow")
 # FreeSurfer numbers; 5xx are the extra-cerebral ones, named by looking at them
@@ -50,17 +52,15 @@ TISSUE_OF_LABEL = {
 }
 
 
-Lesion = tuple[str, np.ndarray, tuple[slice, ...]]  # tissue, its fraction of each voxel of the box, the box
-
-
 @dataclass(frozen=True)
 class Sequence:
-    """One simulated contrast. TR, TE, TI in ms (ti 0: no inversion), b in s/mm^2; times are drawn within `spread`.
+    """One simulated contrast. TR, TE, TI in ms (ti 0: no inversion), b in s/mm^2; times are drawn within SPREAD, b up
+    to most_b where that is given.
 
     flip_deg: of a spoiled gradient echo, whose decay is T2*, None for spin echoes; turned: share of the slices that
     are sagittal or coronal; spin_echo: another sequence of the same contrast, taken for this share of the volumes;
-    susceptibility: the field of veins, iron and air shapes phase and magnitude; fat_left: what fat suppression leaves
-    of the signal of fat and marrow.
+    field: how the field of veins, iron and air shapes the signal, a function of susceptibility and TE; fat_left: what
+    fat suppression leaves of the signal of fat and marrow.
     """
 
     contrast: str
@@ -68,10 +68,11 @@ class Sequence:
     te: float
     ti: float = 0.0
     b: float = 0.0
+    most_b: float = 0.0
     flip_deg: float | None = None
     turned: float = 0.0
     spin_echo: tuple[float, float, float] = (0.0, 0.0, 0.0)  # share of the volumes, TR, TE
-    susceptibility: bool = False
+    field: Callable[[np.ndarray, float], np.ndarray] | None = None
     fat_left: float = 1.0
 
 
@@ -81,40 +82,49 @@ SEQUENCES = {
     "t2": Sequence("t2", tr=4500, te=95),
     "dwi_b0": Sequence("dwi", tr=5000, te=80, fat_left=0.1),
     "dwi_b1000": Sequence("dwi", tr=5000, te=80, b=1000, fat_left=0.1),
-    "swi": Sequence("swi", tr=28, te=20, flip_deg=15, susceptibility=True),
+    "swi": Sequence("swi", tr=28, te=20, flip_deg=15, field=masked_magnitude),
+}
+# What is prepared for training: diffusion at any b-value too, SWI's complex image as a scanner measures it, and an
+# MPRAGE whose fat is 1.3 to 1.6 times as bright as white matter, as in colin27: its readout train saturates
+PREPARED = {
+    **SEQUENCES,
+    "dwi": Sequence("dwi", tr=5000, te=80, b=50, most_b=1200, fat_left=0.1),
+    "mprage": Sequence("t1", tr=2300, te=3, ti=1000, fat_left=0.55),
+    "gre": Sequence("swi", tr=28, te=20, flip_deg=15, field=complex_echo),
 }
 SPREAD = (0.9, 1.1)
 CEREBELLUM = (7, 46)  # its white matter
 
 
 def read_label_map(item: Item) -> tuple[list[Volume], list[Fault]]:
-    """One simulated volume of the label map: options sequence, count (slices) and seed."""
+    """One simulated volume of the label map, with foci besides the lesions, axial: slices upwards, rows to the back,
+    columns to the left. Options: sequence, number (of the simulation) and seed.
+
+    What lies further below the brain than 10 to 60 mm is cut off, as a scan's field of view does.
+    """
     (path,) = item.files
-    options = item.options
-    slices = simulated_slices(path, options["sequence"], options["count"], options["seed"])
-    return [Volume(item.name, slices, 1.0, "simulated from a label map, random smooth phase in training")], []
+    sequence, number = item.options["sequence"], item.options["number"]
+    rng = np.random.default_rng([item.options["seed"], number, zlib.crc32(f"{path.name}{sequence}".encode())])
+    labels = _head(path)
+    painted = lesions(labels, rng) + foci(labels, item.contrast, rng)
+    below = max(0, int(_brain_span(labels)[0] - rng.uniform(10, 60)))
+    volume = simulate(labels, sequence, rng, painted)[::-1, ::-1, below:].transpose(2, 1, 0)
+    phase = "its phase that of veins, iron and air" if np.iscomplexobj(volume) else "random smooth phase in training"
+    return [Volume(item.name, volume, (1.0, 1.0, 1.0), f"simulated from a label map, {phase}")], []
 
 
 def simulated_slices(path: Path, sequence: str, count: int, seed: int) -> np.ndarray:
     """`count` slices of a simulated volume, 1 to 3 mm thick, (count, size, size) float32: axial, rows to the back and
-    columns to the left, or sagittal and coronal for a share of those of some sequences."""
-    import nibabel
-
+    columns to the left, or sagittal and coronal for a share of those of some sequences. For validation."""
     rng = np.random.default_rng([seed, zlib.crc32(f"{path.name}{sequence}".encode())])
-    image: Any = nibabel.as_closest_canonical(nibabel.load(path))
-    labels = np.asarray(image.dataobj).astype(np.int16)
-    inside = np.argwhere(labels > 0)
-    if labels.ndim != 3 or not np.isin(labels, WHITE_MATTER).any():
-        raise BadInputError("it is no head's label map in FreeSurfer's numbers (labels 2 and 41, white matter, lack)")
-    low, high = np.maximum(inside.min(0) - 6, 0), inside.max(0) + 7
-    labels = labels[tuple(slice(a, b) for a, b in zip(low, high))]
+    labels = _head(path)
     volume = simulate(labels, sequence, rng)[::-1, ::-1]
-    brain = np.flatnonzero(np.isin(labels, WHITE_MATTER + CEREBELLUM).any((0, 1)))  # not the neck
+    lowest, highest = _brain_span(labels)  # not the neck
     size = max(volume.shape)
     slices = []
     for _ in range(count):
         axis = int(rng.integers(2)) if rng.random() < SEQUENCES[sequence].turned else 2
-        span = (brain[0] + 5, brain[-1] - 5) if axis == 2 else (0.25 * volume.shape[axis], 0.75 * volume.shape[axis])
+        span = (lowest + 5, highest - 5) if axis == 2 else (0.25 * volume.shape[axis], 0.75 * volume.shape[axis])
         first = int(rng.uniform(*span))
         thick = volume.take(range(first, min(first + int(rng.integers(1, 4)), volume.shape[axis])), axis).mean(axis)
         rows, cols = thick.shape[1], thick.shape[0]
@@ -123,6 +133,25 @@ def simulated_slices(path: Path, sequence: str, count: int, seed: int) -> np.nda
         square[top : top + rows, left : left + cols] = thick.T if axis == 2 else thick.T[::-1]
         slices.append(square)
     return np.stack(slices)
+
+
+def _head(path: Path) -> np.ndarray:
+    """The label map in RAS, int16, with 6 voxels of air around the head. Raises BadInputError for what is no head's."""
+    import nibabel
+
+    image: Any = nibabel.as_closest_canonical(nibabel.load(path))
+    labels = np.asarray(image.dataobj).astype(np.int16)
+    inside = np.argwhere(labels > 0)
+    if labels.ndim != 3 or not np.isin(labels, WHITE_MATTER).any():
+        raise BadInputError("it is no head's label map in FreeSurfer's numbers (labels 2 and 41, white matter, lack)")
+    low, high = np.maximum(inside.min(0) - 6, 0), inside.max(0) + 7
+    return labels[tuple(slice(a, b) for a, b in zip(low, high))]
+
+
+def _brain_span(labels: np.ndarray) -> tuple[int, int]:
+    """First and last axial slice with white matter."""
+    brain = np.flatnonzero(np.isin(labels, WHITE_MATTER + CEREBELLUM).any((0, 1)))
+    return brain[0], brain[-1]
 
 
 def signal(tissue: str, sequence: Sequence, rng: np.random.Generator) -> float:
@@ -145,24 +174,21 @@ def drawn(sequence: Sequence, rng: np.random.Generator) -> Sequence:
     if rng.random() < share:
         sequence = replace(sequence, tr=tr * rng.uniform(*SPREAD), te=te, ti=0.0)
     spread = rng.uniform(*SPREAD)
+    if sequence.most_b:
+        sequence = replace(sequence, b=rng.uniform(sequence.b, sequence.most_b))
     inversion = sequence.ti * (spread if sequence.ti < 1500 else 1.0)  # FLAIR's must null CSF
     return replace(sequence, te=sequence.te * spread, ti=inversion)
-
-
-def smooth_field(shape: tuple[int, ...], points: int, rng: np.random.Generator) -> np.ndarray:
-    """Smooth random field of about unit standard deviation: a coarse grid of normals, interpolated."""
-    coarse = torch.from_numpy(rng.standard_normal([1, 1] + [points] * len(shape)).astype(np.float32))
-    return F.interpolate(coarse, shape, mode="trilinear", align_corners=True)[0, 0].numpy()
 
 
 def simulate(
     labels: np.ndarray, sequence: str, rng: np.random.Generator, painted: list[Lesion] | None = None
 ) -> np.ndarray:
-    """Float32 magnitude volume of the shape of `labels` (integer label map at 1 mm, RAS); sequence: of SEQUENCES.
+    """Volume of the shape of `labels` (integer label map at 1 mm, RAS), float32 magnitudes, or complex64 where the
+    sequence's field gives it a phase; sequence: of PREPARED.
 
     painted: lesions, random ones unless given.
     """
-    timing = drawn(SEQUENCES[sequence], rng)
+    timing = drawn(PREPARED[sequence], rng)
     table = np.zeros(int(labels.max()) + 1, np.float32)
     for label in np.unique(labels[labels > 0]):
         table[label] = signal(TISSUE_OF_LABEL.get(int(label), "grey"), timing, rng)
@@ -172,44 +198,18 @@ def simulate(
     fat = soft & (smooth_field(labels.shape, 12, rng) > -0.2)
     volume[fat] = signal("fat", timing, rng)
     volume[soft & ~fat] = signal("muscle", timing, rng)
+    bleeds = np.zeros(labels.shape, np.float32)
     for tissue, fraction, box in lesions(labels, rng) if painted is None else painted:
         volume[box] += fraction * (signal(tissue, timing, rng) - volume[box])
+        if tissue == "bleed":
+            bleeds[box] = np.maximum(bleeds[box], fraction)
     brain = (labels > 0) & (labels < 500)
     texture = 0.035 * smooth_field(labels.shape, 64, rng) + 0.03 * smooth_field(labels.shape, 16, rng)
     volume *= 1 + texture * np.where(brain, 1.0, 3.0).astype(np.float32)
-    if timing.susceptibility:
+    if timing.field is not None:
         fraction = veins(labels, rng)
         volume += fraction * (signal("vein", timing, rng) - volume)
-        volume *= susceptibility_weight(susceptibility(labels, fat, fraction), timing.te)
+        volume = volume * timing.field(susceptibility(labels, fat, fraction, bleeds), timing.te)
     volume = ndimage.gaussian_filter(volume, rng.uniform(0.3, 0.6))  # partial volume
-    return np.abs(volume * np.exp(0.2 * smooth_field(labels.shape, 4, rng))).astype(np.float32)
-
-
-def lesions(labels: np.ndarray, rng: np.random.Generator) -> list[Lesion]:
-    """Blobs with soft, uneven edges in white and deep grey matter: acute infarcts, chronic ones with a gliotic rim, and
-    small spots of gliosis."""
-    centres = np.argwhere(np.isin(labels, (*WHITE_MATTER, 10, 49)))
-    kinds = ["acute"] * int(rng.integers(0, 3)) + ["chronic"] * int(rng.integers(0, 2))
-    kinds += ["gliosis"] * int(rng.integers(0, 10))
-    painted = []
-    for kind in kinds if len(centres) else ():
-        centre = centres[rng.integers(len(centres))]
-        radii = rng.uniform(1.5, 5, 3) if kind == "gliosis" else rng.uniform(4, 14, 3)
-        box = tuple(
-            slice(max(0, int(c - 2 * r)), min(size, int(c + 2 * r) + 2))
-            for c, r, size in zip(centre, radii, labels.shape)
-        )
-        grid = np.meshgrid(*[np.arange(b.start, b.stop, dtype=np.float32) for b in box], indexing="ij")
-        radius = np.sqrt(sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radii)))
-        radius = radius * np.exp(0.25 * smooth_field(radius.shape, 5, rng))
-        brain = (labels[box] > 0) & (labels[box] < 500) & ~np.isin(labels[box], FLUID_LABELS)
-        depth = (1 - radius) * radii.mean()  # mm from the edge inwards
-        strength = rng.uniform(0.6, 1.0)
-        edge = (np.clip(depth / 1.5 + 0.5, 0, 1) * brain).astype(np.float32)
-        if kind == "chronic":
-            painted.append(("gliosis", edge, box))
-            core = np.clip((depth - 2) / 1.5 + 0.5, 0, 1) * brain
-            painted.append(("chronic", core.astype(np.float32), box))
-        else:
-            painted.append((kind, strength * edge, box))
-    return painted
+    volume = volume * np.exp(0.2 * smooth_field(labels.shape, 4, rng))
+    return volume.astype(np.complex64) if np.iscomplexobj(volume) else np.abs(volume).astype(np.float32)

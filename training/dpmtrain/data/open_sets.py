@@ -21,6 +21,12 @@ KNOWN_SETS = {
     ),
     "philips_dwi": KnownSet("philips_dwi, BSD-2-Clause, Chris Rorden 2021", "BSD-2-Clause", subject="philips_dwi"),
     "flair_1mm/py_synthsr": KnownSet("SynthSR example FLAIR, Apache-2.0", "Apache-2.0", named_by_subject=True),
+    "t1_3d/colin27": KnownSet(
+        "colin27, BSD-3-Clause as Debian's mricron-data has it, Holmes et al., JCAT 1998",
+        "BSD-3-Clause",
+        named_by_subject=True,
+    ),
+    "t1_3d/seg3d": KnownSet("Seg3D example T1, MIT", "MIT", named_by_subject=True),
     "flair_1mm/torchio_fernando": KnownSet("TorchIO example FLAIR, MIT", "MIT", named_by_subject=True),
 }
 FASTMRI = KnownSet(

@@ -1,9 +1,9 @@
 """`dpmtrain prepare`: scans, images and label maps to one prepared form, which training memory-maps.
 
 The folder holds one file for each volume, NAME.npy: magnitudes (slices, rows, cols) float16, or, where the phase was
-measured, real and imaginary parts (slices, rows, cols, 2) float16. Each slice is divided by its scale
-(dpmrecon.physics.scale). manifest.json lists the volumes; it is there when all of them are. done.jsonl has a line for
-each finished input, from which a run that was cut off goes on.
+measured, real and imaginary parts (slices, rows, cols, 2) float16, divided by the 99th percentile over the volume.
+Training cuts slices from it, in three directions where its voxels allow it. manifest.json lists the volumes; it is
+there when all of them are. done.jsonl has a line for each finished input, from which a run that was cut off goes on.
 """
 
 import hashlib
@@ -125,7 +125,7 @@ def _split(items: list[Item], exclude: Sequence[str]) -> tuple[list[Item], list[
 def _summary(out: Path, volumes: list[dict], kept: int, without: list[str], broken: list[Fault]) -> str:
     slices: Counter = Counter()
     for volume in volumes:
-        slices[volume["contrast"]] += volume["shape"][0]
+        slices[volume["contrast"]] += sum(end - first for first, end in volume["spans"])
     subjects = {volume["subject"] for volume in volumes}
     told = ", ".join(f"{label} {count}" for label, count in sorted(slices.items()))
     text = f"{out}: {sum(slices.values())} slices ({told}) in {len(volumes)} volumes of {len(subjects)} subjects"

@@ -9,8 +9,8 @@ WHITE_MATTER = (2, 41)
 VENTRICLES = (4, 43)
 FLUID_LABELS = (4, 43, 24, 14, 15)
 # susceptibility relative to tissue in ppm (SI): veins at 40 % deoxygenation, iron in the deep grey matter, air
-# (Haacke et al., AJNR 2009; Schenck, Med Phys 1996)
-VEIN_PPM, DEEP_PPM, PALLIDUM_PPM, FAT_PPM, BONE_PPM, AIR_PPM = 0.45, 0.05, 0.13, 0.6, -2.0, 9.4
+# (Haacke et al., AJNR 2009; Schenck, Med Phys 1996), what is left of blood
+VEIN_PPM, DEEP_PPM, PALLIDUM_PPM, FAT_PPM, BONE_PPM, AIR_PPM, BLEED_PPM = 0.45, 0.05, 0.13, 0.6, -2.0, 9.4, 0.8
 LARMOR_HZ_PER_PPM = 127.7  # 3 T
 MASK_POWER = 4  # the phase mask's, as scanners apply it (Haacke et al., MRM 2004)
 
@@ -86,30 +86,52 @@ def _splat(volume: np.ndarray, position: np.ndarray, amount: np.ndarray) -> None
         np.add.at(volume, tuple(index[held].T), share[held])
 
 
-def susceptibility(labels: np.ndarray, fat: np.ndarray, vein: np.ndarray) -> np.ndarray:
-    """Susceptibility relative to tissue in ppm, float32."""
+def susceptibility(labels: np.ndarray, fat: np.ndarray, vein: np.ndarray, bleed: np.ndarray) -> np.ndarray:
+    """Susceptibility relative to tissue in ppm, float32. vein, bleed: the share of each voxel."""
     ppm = np.where(labels == 0, AIR_PPM, 0).astype(np.float32)
     ppm[np.isin(labels, (165, 515))] = BONE_PPM
     ppm[np.isin(labels, (10, 11, 12, 49, 50, 51))] = DEEP_PPM
     ppm[np.isin(labels, (13, 52))] = PALLIDUM_PPM
     ppm[fat] = FAT_PPM
     ppm[labels == 514] = VEIN_PPM
-    return ppm + vein * (VEIN_PPM - ppm)
+    return ppm + vein * (VEIN_PPM - ppm) + bleed * BLEED_PPM
 
 
-def susceptibility_weight(ppm: np.ndarray, te: float) -> np.ndarray:
-    """What the field of `ppm` does to a gradient echo at `te` ms, factors of the magnitude: dephasing within voxels,
-    and the phase mask of SWI (Haacke et al., MRM 2004). The main field runs along the last axis."""
+def complex_echo(ppm: np.ndarray, te: float) -> np.ndarray:
+    """What the field of `ppm` does to a gradient echo at `te` ms: factors of the signal, complex64, its phase as a
+    shimmed scanner measures it and its dephasing within voxels. The main field runs along the last axis."""
+    phase = _phase(ppm, te)
+    tissue = np.argwhere(np.abs(ppm) < 1)[:: max(1, ppm.size // 20_000)]
+
+    def terms(index: np.ndarray) -> np.ndarray:  # of a shim of second order
+        x, y, z = (index / ppm.shape - 0.5).T
+        return np.stack([np.ones_like(x), x, y, z, x * y, x * z, y * z, x * x - y * y, 2 * z * z - x * x - y * y], -1)
+
+    shim = np.linalg.lstsq(terms(tissue), phase[tuple(tissue.T)], rcond=None)[0]
+    grid = np.moveaxis(np.indices(ppm.shape, dtype=np.float32), 0, -1)
+    phase = phase - np.stack([terms(plane.reshape(-1, 3)) @ shim for plane in grid]).reshape(ppm.shape)
+    return (_dephasing(phase) * np.exp(1j * phase)).astype(np.complex64)
+
+
+def masked_magnitude(ppm: np.ndarray, te: float) -> np.ndarray:
+    """The same as factors of the magnitude of SWI (Haacke et al., MRM 2004): dephasing, and the phase mask."""
+    phase = _phase(ppm, te)
+    signal_of = np.exp(1j * phase)
+    smooth = ndimage.gaussian_filter(signal_of.real, 4) + 1j * ndimage.gaussian_filter(signal_of.imag, 4)
+    rest = np.angle(signal_of * smooth.conj())  # high-pass filtered
+    mask = np.clip(1 - np.maximum(rest, 0) / np.pi, 0, 1) ** MASK_POWER
+    return (_dephasing(phase) * mask).astype(np.float32)
+
+
+def _phase(ppm: np.ndarray, te: float) -> np.ndarray:
     axes = (0, 1, 2)
     frequency = [torch.arange(size) / size - (size // 2) / size for size in ppm.shape]
     squares = torch.meshgrid(*[f.square() for f in frequency], indexing="ij")
     dipole = 1 / 3 - squares[2] / (squares[0] + squares[1] + squares[2]).clamp_min(1e-12)
     field = to_image(to_kspace(torch.from_numpy(ppm).to(torch.complex64), axes) * dipole, axes).real.numpy()
-    phase = 2 * np.pi * LARMOR_HZ_PER_PPM * field * te * 1e-3
+    return 2 * np.pi * LARMOR_HZ_PER_PPM * field * te * 1e-3
+
+
+def _dephasing(phase: np.ndarray) -> np.ndarray:
     slope = np.sqrt(sum(g**2 for g in np.gradient(phase)))  # rad a voxel
-    dephasing = np.abs(np.sinc(slope.clip(max=2 * np.pi) / (2 * np.pi)))
-    signal_of = np.exp(1j * phase)
-    smooth = ndimage.gaussian_filter(signal_of.real, 4) + 1j * ndimage.gaussian_filter(signal_of.imag, 4)
-    rest = np.angle(signal_of * smooth.conj())  # high-pass filtered
-    mask = np.clip(1 - np.maximum(rest, 0) / np.pi, 0, 1) ** MASK_POWER
-    return (dephasing * mask).astype(np.float32)
+    return np.abs(np.sinc(slope.clip(max=2 * np.pi) / (2 * np.pi)))

@@ -15,9 +15,11 @@ from .items import Fault, Item, Volume
 from .journal import unwritable
 from .kinds import read
 
-FORMAT = 2  # of what the readers make: a new number has everything read anew
+FORMAT = 3  # of what the readers make: a new number has everything read anew
 # A slice is kept where this share of it is brighter than a tenth of its scale: the ends of a volume hold no head
 HEAD_SHARE = 0.08
+# Slices no thicker may be cut across, and have to be as many: planes through .6 x .6 x 2 mm are what a sampler sees
+THROUGH_MM, FEWEST = 2.5, 32
 
 
 def key_of(item: Item) -> str:
@@ -42,39 +44,56 @@ def prepare_item(task: tuple[str, Item], out: Path) -> tuple[list[dict], list[Fa
     entries = []
     for volume in volumes:
         try:
-            slices = scaled(volume.slices)
+            slices, spans = stored(volume)
         except BadInputError as error:
             named = "" if len(volumes) == 1 else f"volume {volume.name}: "
             faults.append(Fault(place, named + str(error)))
             continue
         _write(out / f"{volume.name}.npy", slices)
-        entries.append(_entry(item, volume, slices.shape[:3]))
+        entries.append(_entry(item, volume, slices.shape[:3], spans))
     return entries, faults
 
 
-def scaled(slices: np.ndarray) -> np.ndarray:
-    """Each slice by the scale rule: (slices, rows, cols) float16 magnitudes, or with a last axis of real and imaginary
-    part. Slices with hardly any head in them are dropped. Raises BadInputError where none is left."""
-    kept = []
-    for number, image in enumerate(slices):
-        scale = image_scale(torch.from_numpy(np.ascontiguousarray(image)))
-        if scale > 0 and (abs(image) > 0.1 * scale).mean() > HEAD_SHARE:
-            kept.append(image / scale)
-            if not abs(kept[-1]).max() < np.finfo(np.float16).max:
-                raise BadInputError(f"slice {number} has values far beyond its 99th percentile, {scale:.3g}: damaged")
-    if not kept:
+def stored(volume: Volume) -> tuple[np.ndarray, list[list[int]]]:
+    """The volume by its 99th percentile: (slices, rows, cols) float16 magnitudes, or with a last axis of real and
+    imaginary part; and the spans that may be cut.
+
+    A span is the first slice with a head in it and the end of them: of the volume's own slices, and, where they are no
+    thicker than THROUGH_MM, those across its rows and its columns. Of a volume that is cut in its own plane alone,
+    slices with hardly any head are dropped. Raises BadInputError where none is left.
+    """
+    slices = volume.slices
+    scale = image_scale(torch.from_numpy(np.ascontiguousarray(slices)))
+    heads = [_with_head(slices, axis) for axis in range(3)]
+    if not scale > 0 or not heads[0].any():
         raise BadInputError(f"its {len(slices)} slices are empty, or hold hardly anything but background")
-    stack = np.stack(kept)
-    if np.iscomplexobj(stack):
-        stack = np.stack([stack.real, stack.imag], -1)
-    return stack.astype(np.float16)
+    slices = slices / np.float32(scale)
+    beyond = ~(abs(slices).max((1, 2)) < np.finfo(np.float16).max)
+    if beyond.any():
+        raise BadInputError(f"slice {beyond.argmax()} has values far beyond the 99th percentile, {scale:.3g}: damaged")
+    across = volume.coherent and volume.voxel_mm[0] <= THROUGH_MM and all(head.sum() >= FEWEST for head in heads)
+    if not across:
+        slices, heads = slices[heads[0]], [heads[0][heads[0]]]
+    spans = [[int(head.argmax()), int(len(head) - head[::-1].argmax())] for head in heads]
+    if np.iscomplexobj(slices):
+        slices = np.stack([slices.real, slices.imag], -1)
+    return slices.astype(np.float16), spans
+
+
+def _with_head(slices: np.ndarray, axis: int) -> np.ndarray:
+    """Of each slice along `axis`: whether HEAD_SHARE of it is brighter than a tenth of its scale."""
+    found = []
+    for image in np.moveaxis(abs(slices), axis, 0):
+        scale = image_scale(torch.from_numpy(np.ascontiguousarray(image)))
+        found.append(scale > 0 and (image > 0.1 * scale).mean() > HEAD_SHARE)
+    return np.array(found)
 
 
 def _kind_and_text(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _entry(item: Item, volume: Volume, shape: tuple[int, ...]) -> dict[str, Any]:
+def _entry(item: Item, volume: Volume, shape: tuple[int, ...], spans: list[list[int]]) -> dict[str, Any]:
     return {
         "file": f"{volume.name}.npy",
         "contrast": item.contrast,
@@ -83,8 +102,9 @@ def _entry(item: Item, volume: Volume, shape: tuple[int, ...]) -> dict[str, Any]
         "licence": item.licence,
         "reference": volume.reference,
         "simulated": item.kind == "label map",
-        "pixel_mm": round(volume.pixel_mm, 4),
+        "voxel_mm": [round(size, 4) for size in volume.voxel_mm],
         "shape": list(shape),
+        "spans": spans,
     }
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.physics.cg_sense import cg_sense
-from dpmrecon.physics.fourier import crop_or_pad
-from dpmrecon.recon.types import MappedSlice
+from dpmrecon.physics.fourier import crop_or_pad, origin_to_centre, to_kspace
+from dpmrecon.recon.types import MappedSlice, MappedVolume
 
 # where the search for a weight begins; it goes on by factors of 2 while the best one lies at an end
 WAVELET_WEIGHTS = (0.005, 0.01, 0.02)
@@ -25,7 +25,7 @@ def tuned_cg_sense(case: MappedSlice, weight: float) -> torch.Tensor:
 
 
 def wavelet_tool(shapes: Sequence[tuple[int, ...]]) -> tuple[str, Callable[[MappedSlice, float], torch.Tensor]]:
-    """Name and function of L1-wavelet for slices of these shapes: BART where it is installed and all sizes are even,
+    """Name and function of L1-wavelet for slices or volumes of these shapes: BART where it is installed and all sizes are even,
     else sigpy. Their weights have different units, so one tool serves a whole comparison."""
     if shutil.which("bart") is not None and not any(size % 2 for shape in shapes for size in shape):
         return "L1-wavelet (BART)", l1_wavelet
@@ -33,13 +33,22 @@ def wavelet_tool(shapes: Sequence[tuple[int, ...]]) -> tuple[str, Callable[[Mapp
 
 
 def l1_wavelet(case: MappedSlice, weight: float) -> torch.Tensor:
-    """`bart pics -l1 -r weight` on the slice's coil maps and k-space: (rows, cols) complex64.
+    """`bart pics -l1 -r weight` on the slice's coil maps and k-space: (rows, cols) complex64; in three dimensions on a
+    volume's.
 
     BART divides by a scale of its own, to which the weight refers, and multiplies by it again (-S). On grids whose
     size is no multiple of 4 its image has a global phase of its own. Raises BadInputError for odd sizes, where
     version 0.8 misplaces k-space against the maps.
     """
+    if isinstance(case, MappedVolume):
+        return bart_volume(case, "W", weight)
     return case.model.combined(bart_pics(case.data.kspace, case.model.coil_maps, weight))
+
+
+def volume_arrays(case: MappedVolume) -> tuple[torch.Tensor, torch.Tensor]:
+    """K-space and coil maps (n_coils, partitions, rows, cols) of a volume, whose model has them in other layouts."""
+    maps = origin_to_centre(case.model.coil_maps, (-2, -1)).permute(1, 2, 3, 0)
+    return to_kspace(case.data.kspace, (-1,)), maps
 
 
 def bart_pics(kspace: torch.Tensor, maps: torch.Tensor, weight: float) -> torch.Tensor:
@@ -48,8 +57,23 @@ def bart_pics(kspace: torch.Tensor, maps: torch.Tensor, weight: float) -> torch.
     shape = tuple(kspace.shape[-2:])
     if any(size % 2 for size in shape):
         raise BadInputError(f"the grid is {shape[0]} x {shape[1]}, and BART's pics needs even sizes: leave it out")
-    image = bart(f"pics -S -l1 -r {weight:g}", {"kspace": kspace, "maps": maps})
+    image = bart(f"pics -S -l1 -r {weight:g}", {"kspace": kspace.unsqueeze(-3), "maps": maps.unsqueeze(-3)})
     return torch.from_numpy(image.reshape(*maps.shape[:-3], *shape))
+
+
+def bart_volume(case: MappedVolume, penalty: str, weight: float) -> torch.Tensor:
+    """`bart pics` in three dimensions: (partitions, rows, cols) complex64.
+
+    penalty: "W", wavelets, or "T", total variation, along all three axes; ADMM, which BART takes for the latter, is
+    far from done after its usual 30 iterations. Raises BadInputError for odd sizes.
+    """
+    kspace, maps = volume_arrays(case)
+    shape = tuple(kspace.shape[-3:])
+    if any(size % 2 for size in shape):
+        raise BadInputError(f"the grid is {shape}, and BART's pics needs even sizes: leave it out")
+    iterations = {"W": 30, "T": 100}[penalty]
+    command = f"pics -S -i {iterations} -R {penalty}:7:0:{weight:g}"
+    return torch.from_numpy(bart(command, {"kspace": kspace, "maps": maps})).view(shape)
 
 
 def bart_maps(calibration: torch.Tensor, shape: tuple[int, int], options: str) -> torch.Tensor:
@@ -57,18 +81,19 @@ def bart_maps(calibration: torch.Tensor, shape: tuple[int, int], options: str) -
     complex64, or (n_sets, n_coils, rows, cols)."""
     for axis, size in enumerate(shape, 1):
         calibration = crop_or_pad(calibration, size, axis)
-    maps = bart(f"ecalib {options}", {"calibration": calibration})
+    maps = bart(f"ecalib {options}", {"calibration": calibration.unsqueeze(-3)})
     return torch.from_numpy(maps.reshape(-1, *calibration.shape)).squeeze(0)
 
 
 def bart(command: str, inputs: dict[str, torch.Tensor]) -> np.ndarray:
-    """What a BART command makes of arrays (..., n_coils, rows, cols), flat. Raises BadInputError where it fails."""
+    """What a BART command makes of arrays (..., n_coils, partitions, rows, cols), flat. Raises BadInputError where it
+    fails."""
     with tempfile.TemporaryDirectory() as folder:
         for name, array in inputs.items():
-            n_coils, rows, cols = array.shape[-3:]
-            # BART is column-major: cols, rows, one partition, coils, sets of maps
-            n_sets = array[..., 0, 0, 0].numel()
-            Path(folder, f"{name}.hdr").write_text(f"# Dimensions\n{cols} {rows} 1 {n_coils} {n_sets}\n")
+            n_coils, partitions, rows, cols = array.shape[-4:]
+            # BART is column-major: cols, rows, partitions, coils, sets of maps
+            n_sets = array[..., 0, 0, 0, 0].numel()
+            Path(folder, f"{name}.hdr").write_text(f"# Dimensions\n{cols} {rows} {partitions} {n_coils} {n_sets}\n")
             array.cpu().contiguous().numpy().astype(np.complex64).tofile(Path(folder, f"{name}.cfl"))
         words = ["bart", *command.split(), *inputs, "result"]
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
@@ -81,10 +106,13 @@ def l1_wavelet_sigpy(case: MappedSlice, weight: float) -> torch.Tensor:
     """As `l1_wavelet`, by sigpy: the weight refers to a slice of scale 1."""
     from sigpy.mri.app import L1WaveletRecon
 
-    kspace = (case.data.kspace / case.scale).cpu().numpy()
-    maps, mask = case.model.coil_maps.cpu().numpy(), case.model.mask.cpu().numpy()
+    kspace, maps = case.data.kspace, case.model.coil_maps
+    if isinstance(case, MappedVolume):
+        kspace, maps = volume_arrays(case)
+    mask = case.model.mask.cpu().numpy()
     # the step size 1: the largest singular value of A is at most 1
-    found = L1WaveletRecon(kspace, maps, weight, weights=mask, max_iter=60, alpha=1, show_pbar=False).run()
+    arrays = [array.cpu().numpy() for array in (kspace / case.scale, maps)]
+    found = L1WaveletRecon(*arrays, weight, weights=mask, max_iter=60, alpha=1, show_pbar=False).run()
     return torch.from_numpy(np.asarray(found, np.complex64)) * case.scale
 
 

@@ -21,12 +21,14 @@ def add_evaluate(commands) -> None:
     parser = add_command(
         commands,
         "evaluate",
-        "Score models and conventional methods on slices with a reference: a table, plots, confidence intervals",
+        "Score models and conventional methods on slices or volumes with a reference: a table, plots, confidence intervals",
         "dpmtrain evaluate full_scan.h5 --images images --subjects patient12 --R 3,4,6,8 --sampling regular,poisson "
         "--acs 24,0 --out results",
     )
     parser.add_argument("scans", type=Path, nargs="*", help="ISMRMRD scans, fully sampled or of R about 2")
-    parser.add_argument("--truth", nargs="+", metavar="FILE", help=".npy (slices, rows, cols) of each scan, - for none")
+    parser.add_argument(
+        "--truth", nargs="+", metavar="FILE", help=".npy (slices or partitions, rows, cols) of each scan, - for none"
+    )
     parser.add_argument("--mask", nargs="+", metavar="FILE", help=".npy of each scan, where to score, - for everywhere")
     parser.add_argument("--contrast", help="of the scans (default: from their protocol names)")
     parser.add_argument(
@@ -38,7 +40,9 @@ def add_evaluate(commands) -> None:
     parser.add_argument("--slices", type=int, default=2, help="of each volume of a subject")
     parser.add_argument("--out", type=Path, required=True, help="folder for report and scores; gone on with if there")
     parser.add_argument("--R", default="4,8", help="accelerations, with commas between them")
-    parser.add_argument("--sampling", default="regular,poisson", help="regular (1D), random (1D) and poisson (2D)")
+    parser.add_argument(
+        "--sampling", default="regular,poisson", help="regular (1D; 2D of volumes), random (1D), poisson (2D)"
+    )
     parser.add_argument("--acs", default="24", help="calibration lines; 0: none, coil maps from the full data")
     parser.add_argument("--scan-R", default="1", dest="scan_R", help="2: undersample a simulated R=2 scan further")
     parser.add_argument("--conventional", default=",".join(CONVENTIONAL), help="methods to compare with")
@@ -60,6 +64,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from .references import ReferenceSlice, measured_slices
     from .undersampling import MASKS
     from .validation import subject_slices, validation_scan
+    from .validation_volumes import full_volume
 
     plan = Plan(
         numbers("--R", args.R, 2),
@@ -81,7 +86,13 @@ def _evaluate(args: argparse.Namespace) -> int:
         slices += subject_slices(args.images, subject, args.slices)
     if not slices:
         raise BadInputError("there is nothing to evaluate: name scans, or --subjects such as patient12")
-    evaluate(slices, lambda contrast: validation_scan(args.images, contrast), checkpoints, plan, args.out, device)
+    volumes = any(full.is_volume for full in slices)
+
+    def tuning(contrast: str) -> list[ReferenceSlice]:
+        found = validation_scan(args.images, contrast)
+        return [*found, full_volume(args.images, contrast)] if volumes else found
+
+    evaluate(slices, tuning, checkpoints, plan, args.out, device)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Every method on every slice in every way of undersampling it, resumable; `dpmtrain evaluate` and `kit` call it.
+"""Every method on every slice, or volume, in every way of undersampling it, resumable; `dpmtrain evaluate` and `kit` call it.
 
 Methods share coil maps, scale and noise level. Weights of the conventional ones are the best on validation data; a
 model's settings are those of its card.
@@ -28,15 +28,19 @@ def evaluate(
     out: Path,
     device: torch.device,
 ) -> list[Row]:
-    """Score the slices, those that `out`/scores.jsonl holds already excepted, and write the report to `out`.
+    """Score the slices and volumes, but for those that `out`/scores.jsonl holds, and write the report to `out`.
 
     tuning: a contrast's validation slices, none of those that are scored.
     """
     lines = ScoreLines(out / "scores.jsonl")
-    weights = Weights(tuning, plan, lines, device, [full.data.kspace.shape[-2:] for full in slices])
+    weights = Weights(tuning, plan, lines, device, [tuple(full.data.mask.shape) for full in slices])
     if len({checkpoint.model_id for checkpoint in checkpoints}) < len(checkpoints):
         raise BadInputError("two of the models are the same: name each once")
-    asked = [(full, condition) for full in slices for condition in plan.conditions(round(full.data.acceleration))]
+    asked = [
+        (full, condition)
+        for full in slices
+        for condition in plan.conditions(round(full.data.acceleration), full.is_volume)
+    ]
     if not asked:
         raise BadInputError(
             "nothing is left to evaluate: accelerated scans need R in multiples of theirs, and 1D masks"

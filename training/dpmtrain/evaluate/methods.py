@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dpmrecon.errors import BadInputError
 from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.plan import sampling_of
@@ -20,6 +21,7 @@ from .plan import Condition, Plan
 from .references import ReferenceSlice
 from .score_lines import ScoreLines
 from .scoring import Row, Undersampled
+from .undersampling import VOLUME_MASKS
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,14 @@ class Weights:
         key |= dataclasses.asdict(condition)
 
         def make() -> dict[str, Any]:
-            cases = [Undersampled(full, condition, self.device) for full in self.tuning(contrast)]
-            cases = cases[: self.plan.tuning_slices]
+            volume = condition.mask in VOLUME_MASKS.values()
+            fitting = [full for full in self.tuning(contrast) if full.is_volume == volume]
+            if not fitting:
+                raise BadInputError(
+                    f"no validation scan of {contrast} is {'3D' if volume else '2D'}, on which weights could be tuned: "
+                    "leave the conventional methods out, or add such a scan"
+                )
+            cases = [Undersampled(full, condition, self.device) for full in fitting[: self.plan.tuning_slices]]
 
             def error(weight: float) -> float:
                 scores = [(case.full, case.score(run(case.mapped, weight)), "") for case in cases]

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from .undersampling import VOLUME_MASKS
+
 CONVENTIONAL = ("zero-filled", "CG-SENSE", "L1-wavelet")
 
 
@@ -17,7 +19,13 @@ class Condition:
 
     def sampling(self) -> str:
         """All but R, in words."""
-        text = {"regular": "1D regular", "random": "1D random", "poisson": "2D Poisson"}[self.mask]
+        text = {
+            "regular": "1D regular",
+            "random": "1D random",
+            "poisson": "2D Poisson",
+            "caipirinha": "volumes, 2D regular (CAIPIRINHA)",
+            "poisson 3D": "volumes, 2D Poisson",
+        }[self.mask]
         text += f", ACS {self.calibration_lines}" if self.calibration_lines else ", no ACS (maps from the full data)"
         return text + (f", of an R={self.scan_R} scan" if self.scan_R > 1 else "")
 
@@ -37,14 +45,15 @@ class Plan:
     seed: int = 0
     tuning_slices: int = 2
 
-    def conditions(self, own_R: int) -> list[Condition]:
+    def conditions(self, own_R: int, volume: bool = False) -> list[Condition]:
         """Those that data with R = own_R can be undersampled to, in whole multiples and along the rows alone where
-        they are not fully sampled."""
+        they are not fully sampled. Volumes have masks of their own, and no random ones."""
+        masks = [VOLUME_MASKS[mask] for mask in self.masks if mask in VOLUME_MASKS] if volume else self.masks
         return [
             Condition(mask, acceleration, lines, scan_R)
             for scan_R in (self.scan_Rs if own_R == 1 else (own_R,))
-            for mask in self.masks
+            for mask in masks
             for lines in self.calibration
             for acceleration in self.accelerations
-            if scan_R == 1 or (mask != "poisson" and acceleration > scan_R and acceleration % scan_R == 0)
+            if scan_R == 1 or ("poisson" not in mask and acceleration > scan_R and acceleration % scan_R == 0)
         ]

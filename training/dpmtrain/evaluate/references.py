@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from dpmrecon.data import LostSlice, Slice
+from dpmrecon.data import LostSlice, Slice, Volume
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import contrast_label
 from dpmrecon.mrd.receiving import Receiving
 from dpmrecon.options import Options
-from dpmrecon.output.mrd_images import to_recon_space
+from dpmrecon.output.mrd_images import recon_shape, to_recon_space
 from dpmrecon.output.scores import load_pictures
 
 from ..data.kspace import LARGEST_ACCELERATION
@@ -25,11 +25,11 @@ CPU = torch.device("cpu")
 
 @dataclass
 class ReferenceSlice:
-    """A slice to undersample, and what its reconstructions are scored against.
+    """A slice or a volume to undersample, and what its reconstructions are scored against.
 
     data: its k-space, fully sampled or of R about 2; truth: magnitude (rows, cols) float32; mask: bool, where to
     score; coil_images: without noise, (n_coils, rows, cols) complex64, None where not known; header: of a measured
-    scan, whose truth lies on the recon space, None for a simulated one.
+    scan, whose truth lies on the recon space, None for a simulated one. Arrays of a volume have partitions first.
     """
 
     scan: str
@@ -41,14 +41,19 @@ class ReferenceSlice:
     coil_images: torch.Tensor | None = None
     header: Any = None
 
+    @property
+    def is_volume(self) -> bool:
+        return isinstance(self.data, Volume)
+
     def picture(self, image: torch.Tensor) -> np.ndarray:
-        """Magnitude of a reconstruction (rows, cols) on the truth's grid."""
+        """Magnitude of a reconstruction on the truth's grid."""
         return (image if self.header is None else to_recon_space(image, self.header)).abs().cpu().numpy()
 
 
 def standard_of_care(full: ReferenceSlice, acceleration: int, calibration_lines: int) -> ReferenceSlice:
     """The slice as a scan with a low R has it: its CG-SENSE image is the reference, and the noise-free one is lost."""
-    mask = sampling_mask("regular", full.data.mask, acceleration, calibration_lines, 0)
+    kind = "caipirinha" if full.is_volume else "regular"
+    mask = sampling_mask(kind, full.data.mask, acceleration, calibration_lines, 0)
     data = undersampled(full.data, mask, acceleration, calibration_lines)
     mapped = with_maps(data, CPU)
     truth = full.picture(mapped.model.combined(mapped.conventional))
@@ -58,16 +63,15 @@ def standard_of_care(full: ReferenceSlice, acceleration: int, calibration_lines:
 def measured_slices(
     path: Path, truth_file: Path | None = None, mask_file: Path | None = None, contrast: str | None = None
 ) -> list[ReferenceSlice]:
-    """The slices of an ISMRMRD scan, fully sampled or accelerated up to LARGEST_ACCELERATION.
+    """The slices, or the volume, of an ISMRMRD scan, fully sampled or accelerated up to LARGEST_ACCELERATION.
 
-    truth_file, mask_file: .npy (slices, rows, cols) on the recon space; the truth is taken to the scan's scale by one
-    factor. Without it, the coil combination of the full data is the truth, or the CG-SENSE image of accelerated ones.
-    contrast: None takes it from the protocol's name. Raises BadInputError for a scan that cannot serve.
+    truth_file, mask_file: .npy (slices or partitions, rows, cols) on the recon space; the truth is taken to the scan's
+    scale by one factor. Without it, the coil combination of the full data is the truth, or the CG-SENSE image of
+    accelerated ones. contrast: None takes it from the protocol's name. Raises BadInputError for a scan that cannot serve.
     """
     found: list[ReferenceSlice] = []
     with open_scan(path) as scan:
-        matrix = scan.header.encoding[0].reconSpace.matrixSize
-        shape = (matrix.y, matrix.x)
+        shape = recon_shape(scan.header)
         truth, mask = (None if file is None else load_pictures(file, shape) for file in (truth_file, mask_file))
         contrast = contrast or contrast_label(scan.header)
         if contrast is None:
@@ -87,7 +91,7 @@ def measured_slices(
             where = np.ones(shape, bool) if mask is None else mask[number if len(mask) > number else 0] > 0
             here = ReferenceSlice(path.stem, number, contrast, data, np.empty(0), where, header=scan.header)
             mapped = with_maps(data, CPU)
-            full = bool(data.mask.amax(1).all())
+            full = bool(data.mask.amax(-1).all())
             here.truth = here.picture(mapped.model.combined(mapped.zero_filled if full else mapped.conventional))
             found.append(here)
     if truth is not None:

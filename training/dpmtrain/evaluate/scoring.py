@@ -6,7 +6,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from dpmrecon.data import Volume
 from dpmrecon.physics.coil_maps import estimate_coil_maps
+from dpmrecon.physics.volume_maps import estimate_volume_maps
 from dpmrecon.recon.types import MappedSlice
 
 from .metrics import Moments, psnr, scan_factor, ssim, variance_and_error
@@ -35,8 +37,13 @@ class Undersampled:
         maps = None
         if not condition.calibration_lines:
             assert data.calibration is not None
-            rows, cols = data.mask.shape
-            maps = estimate_coil_maps(data.calibration.to(self.device), (rows, cols))
+            calibration = data.calibration.to(self.device)
+            if isinstance(data, Volume):
+                partitions, rows, cols = data.mask.shape
+                maps = estimate_volume_maps(calibration, (partitions, rows, cols))
+            else:
+                rows, cols = data.mask.shape
+                maps = estimate_coil_maps(calibration, (rows, cols))
         return with_maps(data_here, self.device, maps)
 
     def score(self, image: torch.Tensor, spread: torch.Tensor | None = None, samples: int = 1) -> dict[str, Any]:

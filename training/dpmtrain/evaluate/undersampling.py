@@ -5,13 +5,18 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from dpmrecon.data import Slice
+from dpmrecon.data import Slice, Volume
 from dpmrecon.errors import BadInputError
 from dpmrecon.physics.fourier import crop_or_pad
 from dpmrecon.recon.prepare import mapped_slice, with_coil_maps
 from dpmrecon.recon.types import MappedSlice
+from dpmrecon.recon.volumes import mapped_volume
+from dpmrecon.tools.simulated_sampling import Pattern
 
 MASKS = ("regular", "random", "poisson")
+VOLUME_MASKS = {"regular": "caipirinha", "poisson": "poisson 3D"}  # what volumes have in place of those of slices
+# A regular mask takes this share of the lines that R leaves at least: corners may lack, but no lines between
+LEAST_SHARE = 0.7
 CALIBRATION_LINES = 24  # as the shared scans have them, wherever none are asked for
 # 1D random rows are drawn with a probability that falls as (1 - |k| / k_max) to this power (Lustig et al., MRM 2007)
 DENSITY_POWER = 4
@@ -25,9 +30,11 @@ def sampling_mask(
     regular: every R-th row, beginning with the first R rows' one that has the most data, the centre where all have
     them; random: rows / R rows, denser at the centre; in both the `calibration_lines` around the centre come on top,
     so that R is the nominal one. poisson: variable-density Poisson disc in both axes by sigpy, with a square of
-    calibration lines; R is the net one, to 10 %. Equal arguments give equal masks.
+    calibration lines; R is the net one, to 10 %. Equal arguments give equal masks. For volumes see `volume_mask`.
     Raises BadInputError where such a mask cannot be had.
     """
+    if acquired.ndim == 3:
+        return volume_mask(kind, acquired, int(acceleration), calibration_lines, seed)
     rows, cols = acquired.shape
     if kind == "poisson":
         if not bool((acquired > 0).all()):
@@ -51,6 +58,36 @@ def sampling_mask(
         raise BadInputError(f"R = {acceleration:g} cannot be had from the lines of this scan: give a multiple of its R")
     chosen[_centre(rows, calibration_lines)] = True
     return acquired * torch.from_numpy(chosen).float()[:, None]
+
+
+def volume_mask(
+    kind: str, acquired: torch.Tensor, acceleration: int, calibration_lines: int, seed: int
+) -> torch.Tensor:
+    """(partitions, rows, cols) float32, a part of `acquired`; a block of calibration lines comes on top.
+
+    caipirinha: R in both directions, as equally as whole numbers allow, or along the one that the data leave;
+    partitions move by half a step from row to row; poisson 3D: a Poisson disc of lines. Raises BadInputError as
+    `sampling_mask`.
+    """
+    lines = (acquired.amax(-1) > 0).numpy()
+    shape = (lines.shape[0], lines.shape[1])
+    if kind == "poisson 3D":
+        if not lines.all():
+            raise BadInputError("a Poisson-disc mask needs fully sampled data: leave it out for an accelerated scan")
+        chosen = Pattern(shape, (1, acceleration), (0, 0), False).poisson(np.random.default_rng([seed, acceleration]))
+    else:
+        factors = [(n, acceleration // n) for n in range(1, acceleration + 1) if acceleration % n == 0]
+        factors.sort(key=lambda pair: (max(pair), pair[0] > pair[1]))
+        patterns = [Pattern(shape, pair, (0, 0), False).regular(pair[0] // 2) for pair in factors]
+        chosen = max(patterns, key=lambda pattern: int((pattern & lines).sum()))
+        announced = lines.any(1).sum() * lines.any(0).sum() / acceleration
+        if (chosen & lines).sum() < LEAST_SHARE * announced:
+            raise BadInputError(
+                f"R = {acceleration} cannot be had from the lines of this volume: give a multiple of its R"
+            )
+    block = tuple(_centre(size, min(calibration_lines, size)) for size in shape)
+    chosen[block] = True
+    return acquired * torch.from_numpy(chosen).float()[..., None]
 
 
 def _centre(size: int, count: int) -> slice:
@@ -83,14 +120,16 @@ def undersampled(data: Slice, mask: torch.Tensor, acceleration: float, calibrati
     mask = mask * data.mask
     kspace = mask * data.kspace
     calibration = None
-    if calibration_lines:
+    if isinstance(data, Volume):
+        calibration = _block(data, kspace, calibration_lines)
+    elif calibration_lines:
         centre = _centre(len(mask), calibration_lines)
         calibration = kspace[:, centre]
         if data.calibration is not None and not bool(data.mask[centre].amax(1).all()):  # it came apart
             calibration = crop_or_pad(data.calibration, min(calibration_lines, data.calibration.shape[1]), 1)
         elif not torch.equal(mask[centre], data.mask[centre]):  # undersampled along the columns too
             calibration = crop_or_pad(calibration, calibration_lines, 2)
-    n_lines = int(mask.amax(1).sum())
+    n_lines = int(mask.amax(-1).sum())
     return replace(
         data,
         kspace=kspace,
@@ -102,13 +141,30 @@ def undersampled(data: Slice, mask: torch.Tensor, acceleration: float, calibrati
     )
 
 
+def _block(data: Volume, kspace: torch.Tensor, calibration_lines: int) -> torch.Tensor | None:
+    """The calibration of a volume: as that of a slice, in both directions."""
+    if not calibration_lines:
+        return None
+    block = tuple(_centre(size, min(calibration_lines, size)) for size in data.mask.shape[:2])
+    if data.calibration is None or bool(data.mask[block].amax(-1).all()):
+        return kspace[(slice(None), *block)]
+    calibration = data.calibration  # it came apart
+    for axis in (1, 2):
+        calibration = crop_or_pad(calibration, min(calibration_lines, calibration.shape[axis]), axis)
+    return calibration
+
+
 def with_maps(data: Slice, device: torch.device, maps: torch.Tensor | None = None) -> MappedSlice:
     """The slice with maps of its own calibration, as in a reconstruction, or with `maps` of elsewhere.
 
     Raises BadInputError where it cannot be used.
     """
+    if isinstance(data, Volume):  # whose k-space is used up
+        data = replace(data, kspace=data.kspace.clone())
     if maps is None:
         (found,) = with_coil_maps([data], device)
+    elif isinstance(data, Volume):
+        found = mapped_volume(data, maps.to(device), {})
     else:
         found = mapped_slice(data, maps.to(device), {})
     if not isinstance(found, MappedSlice):

@@ -9,18 +9,27 @@ from typing import Any
 import numpy as np
 import torch
 from dpmrecon.data import SliceKey, Volume
+from dpmrecon.errors import BadInputError
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.tools.simulated_slice import coil_maps
 
-from ..data.labelmaps import simulate, smooth_field
+from ..data.labelmaps import simulate
+from ..data.lesions import smooth_field
+from .references import ReferenceSlice
 
 HELD_OUT = "training_seg_02"
 N_COILS = 8
 BLOCK = 24  # lines of the calibration each way
 # contrast -> noise per real channel over the volume's scale, and voxel size in mm along partitions, rows and columns
-VOLUMES = {"t1": (0.02, (2.0, 2.0, 2.0)), "flair": (0.03, (2.5, 2.0, 2.0)), "swi": (0.03, (2.0, 1.0, 1.0))}
+VOLUMES = {
+    "t1": (0.02, (2.0, 2.0, 2.0)),
+    "t2": (0.02, (2.0, 2.0, 2.0)),
+    "flair": (0.03, (2.5, 2.0, 2.0)),
+    "swi": (0.03, (2.0, 1.0, 1.0)),
+}
+COARSE = {"t1": (3.0, 3.0, 3.0), "t2": (3.0, 3.0, 3.0), "flair": (3.75, 3.0, 3.0), "swi": (4.0, 2.0, 2.0)}
 
 
 @dataclass
@@ -35,29 +44,54 @@ class ReferenceVolume:
 
 
 @lru_cache
-def validation_volume(images: Path, contrast: str) -> ReferenceVolume:
-    """Sagittal partitions (axial ones of swi), R = 2 x 2 shifted by one partition on every other line."""
+def validation_volume(
+    images: Path,
+    contrast: str,
+    voxel_mm: tuple[float, float, float] | None = None,
+    partitions: int | None = None,
+    *,
+    full: bool = False,
+) -> ReferenceVolume:
+    """Sagittal partitions (axial ones of swi), R = 2 x 2 shifted by one partition on every other line.
+
+    voxel_mm: None as in VOLUMES; partitions: in the middle of the head, None for all; full: every line is acquired.
+    Raises BadInputError where the images lack the head, or there are none of that contrast.
+    """
     import nibabel
 
+    path = images / f"synthseg_labels/{HELD_OUT}.nii.gz"
+    if contrast not in VOLUMES:
+        raise BadInputError(f"there is no validation volume of contrast '{contrast}': there are {', '.join(VOLUMES)}")
+    if not path.is_file():
+        raise BadInputError(f"{path} does not exist: give the folder with synthseg_labels/ as --images")
     noise, voxel = VOLUMES[contrast]
+    voxel = voxel_mm or voxel
     rng = np.random.default_rng(zlib.crc32(contrast.encode()))
-    image: Any = nibabel.as_closest_canonical(nibabel.load(images / f"synthseg_labels/{HELD_OUT}.nii.gz"))
+    image: Any = nibabel.as_closest_canonical(nibabel.load(path))
     labels = np.asarray(image.dataobj).astype(np.int16)
     inside = np.argwhere(labels > 0)
     low, high = np.maximum(inside.min(0) - 8, 0), inside.max(0) + 9
     head = simulate(labels[tuple(slice(a, b) for a, b in zip(low, high))], contrast, rng)
     head = head[::-1, ::-1]  # to the left and to the back
-    if contrast == "swi":  # partitions run to the head, rows to the back, columns to the left
-        head = head.transpose(2, 1, 0)[-120:]
-    else:  # partitions run to the left, rows to the back, columns to the feet
-        head = head[:, :, ::-1]
+    # partitions run to the head, rows to the back, columns to the left; else to the left, the back and the feet
+    head = head.transpose(2, 1, 0)[-120:] if contrast == "swi" else head[:, :, ::-1]
+    if partitions is not None:
+        first = (len(head) - round(partitions * voxel[0])) // 2
+        head = head[first : first + round(partitions * voxel[0])]
     kspace = to_kspace(torch.from_numpy(np.ascontiguousarray(head)), (0, 1, 2))
     for axis, size in enumerate(head.shape):
         kspace = crop_or_pad(kspace, round(size / voxel[axis] / 2) * 2, axis)
     magnitude = to_image(kspace, (0, 1, 2)).abs()
     magnitude = magnitude / image_scale(magnitude)
     shape = tuple(magnitude.shape)
-    return _acquired(contrast, magnitude, noise, voxel, _points(contrast, shape, voxel), rng)
+    return _acquired(contrast, magnitude, noise, voxel, _points(contrast, shape, voxel), rng, full)
+
+
+def full_volume(images: Path, contrast: str) -> ReferenceSlice:
+    """A coarse one, fully sampled, on which `evaluate` tunes weights for volumes."""
+    found = validation_volume(images, contrast, COARSE.get(contrast), full=True)
+    where = np.ones(found.truth.shape, bool)
+    return ReferenceSlice(f"validation {contrast} volume", 0, contrast, found.data, found.truth, where)
 
 
 def _points(contrast: str, shape: tuple[int, ...], voxel: tuple[float, ...]) -> np.ndarray:
@@ -72,9 +106,10 @@ def _acquired(
     contrast: str,
     magnitude: torch.Tensor,
     noise: float,
-    voxel: tuple[float, ...],
+    voxel: tuple[float, float, float],
     points: np.ndarray,
     rng: np.random.Generator,
+    full: bool,
 ) -> ReferenceVolume:
     shape = tuple(magnitude.shape)
     maps = torch.from_numpy(coil_maps(points, N_COILS))
@@ -84,16 +119,18 @@ def _acquired(
     lines = torch.zeros(shape[:2])
     for row in range(shape[1] // 2 % 2, shape[1], 2):
         lines[(shape[0] // 2 + row // 2) % 2 :: 2, row] = 1
-    block = tuple(slice(size // 2 - BLOCK // 2, size // 2 + BLOCK // 2) for size in shape[:2])
+    block = tuple(slice(max(size // 2 - BLOCK // 2, 0), size // 2 + BLOCK // 2) for size in shape[:2])
     lines[block] = 1
+    if full:
+        lines[:] = 1
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     mask = lines[..., None].expand(shape)
     kspace = torch.stack(
         [mask * (to_kspace(one * image, (0, 1, 2)) + noise * complex_noise(shape, generator)) for one in maps]
     )
-    count, key = int(lines.sum()), SliceKey(0)
+    count, key, factor = int(lines.sum()), SliceKey(0), 1.0 if full else 4.0
     data = Volume(
-        key, kspace, mask, kspace[(slice(None), *block)], noise, "known", 4.0, count, count, key.seed_key,
+        key, kspace, mask, kspace[(slice(None), *block)], noise, "known", factor, count, count, key.seed_key,
         voxel_mm=voxel,
     )  # fmt: skip
     return ReferenceVolume(contrast, data, magnitude.numpy(), maps)

@@ -185,7 +185,7 @@ def split(scans: Scans, data: Path) -> Split:
         {part: [volume for volume in volumes if volume["subject"] in patients[part]] for part in PARTS},
     )
     for part in PARTS:
-        slices = sum(volume["shape"][0] for volume in found.volumes[part])
+        slices = sum(end - first for volume in found.volumes[part] for first, end in volume["spans"])
         print(f"{part}: {len(patients[part])} patients, {slices} slices ({', '.join(patients[part])})")
     if len(subjects) < ENOUGH_PATIENTS:
         print(f"dpmtrain: {len(subjects)} patients are few: the comparison can only be rough", file=sys.stderr)
@@ -198,7 +198,8 @@ def patterns(volumes: Sequence[dict]) -> list[str]:
 
 
 def references(items: Sequence[Item], contrast: str, count: int) -> list[ReferenceSlice]:
-    """`count` slices of each scan, evenly from the middle half, where there is a head; from more where it has fewer.
+    """`count` slices of each scan, evenly from the middle half, where there is a head; from more where it has fewer. Of
+    a 3D scan its volume.
 
     A scan with incomplete slices is left out and named. Raises BadInputError where no scan is left.
     """
@@ -250,5 +251,5 @@ def hardware(items: Sequence[Item]) -> dict[str, list[str]]:
         names.append(f"{field:g} T" if field else None)
         found["scanners"].add(" ".join(str(name) for name in names if name) or "not said")
         found["protocols"].add(str(getattr(measurement, "protocolName", None) or "not said"))
-        found["matrices"].add(f"{recon.y}x{recon.x}")
+        found["matrices"].add("x".join(str(size) for size in (recon.z, recon.y, recon.x) if size > 1))
     return {name: sorted(values) for name, values in found.items()}

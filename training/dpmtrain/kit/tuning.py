@@ -50,7 +50,8 @@ def target(contrast: str, start: Start) -> dict[str, str]:
 
 def settings(recipe: dict, split: Split) -> dict:
     """Table [train] for these volumes: crops no larger than the smallest of them."""
-    smallest = min(min(volume["shape"][1:3]) for volume in split.volumes["train"])
+    # all sides of a volume that is cut in three directions, else those of its slices
+    smallest = min(min(volume["shape"][len(volume["spans"]) == 1 :]) for volume in split.volumes["train"])
     volumes = {"volumes": patterns(split.volumes["train"]), "real_fraction": 1.0}
     return {**recipe, **volumes, "crops": [min(crop, smallest) for crop in recipe["crops"]]}
 
@@ -77,7 +78,7 @@ def tune(
     cases = [
         Undersampled(full, condition, device)
         for full in validation
-        for condition in plan.conditions(round(full.data.acceleration))
+        for condition in plan.conditions(round(full.data.acceleration), full.is_volume)
     ]
     if not cases:
         raise BadInputError("the validation scans cannot be undersampled so: give --R in multiples of the scans' own R")

@@ -1,0 +1,363 @@
+"""What serves volumes best, on simulated ones: `python -m dpmtrain.evaluate.volumes --images DATA --out DIR`.
+
+schemes: how planes are shown to the prior, beside conventional methods at the weights that are best for that very
+volume (BART's where it is installed). settings: of the sampler, one changed at a time. planes: thin slabs and long
+voxels, for `planes_of`. Each writes a table in markdown and CSV to a folder of its name, schemes pictures as well.
+Images and scores that are there already are not made again.
+"""
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from dpmrecon.errors import DpmreconError
+from dpmrecon.physics.cg_sense import cg_sense
+from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults
+from dpmrecon.prior.kinds import settings_from
+from dpmrecon.prior.samplers.diffusion import SamplerSettings
+from dpmrecon.recon.types import MappedVolume
+from dpmrecon.recon.volumes import with_volume_maps
+from matplotlib.figure import Figure
+
+from ..files import writing
+from .baselines import SENSE_WEIGHTS, bart_volume, tuned_weight
+from .methods import label_for
+from .metrics import Moments, high_band_energy, neighbour_nrmse, scan_factor
+from .report import markdown, write_tables
+from .score_lines import ScoreLines
+from .validation_volumes import COARSE, VOLUMES, ReferenceVolume, validation_volume
+from .volume_schemes import Scheme, sampled_volume
+
+R = 4
+HEAD = 0.1  # of the truth's scale, which is 1: what is brighter is head
+TURNS = (0, 1, 2)
+SCHEMES = {
+    "planes 0": Scheme((0,)),
+    "planes 1": Scheme((1,)),
+    "planes 2": Scheme((2,)),
+    "planes 0, 1 in turn": Scheme((0, 1)),
+    "planes 0, 1, 2 in turn": Scheme(TURNS),
+    "planes 0, noise shared .8": Scheme((0,), correlation=0.8),
+    "in turn, noise shared .8": Scheme(TURNS, correlation=0.8),
+}
+TV_STRENGTHS = (0.05, 0.1, 0.2)
+PENALTIES = {"L1-wavelet 3D (BART)": ("W", (0.007, 0.014, 0.028)), "TV 3D (BART)": ("T", (0.004, 0.008, 0.016))}
+CONTRASTS = ("t1", "flair", "swi")
+GRID: dict[str, tuple[float | int, ...]] = {
+    "steps": (10, 15, 30),
+    "sigma_max": (0.3, 0.8),
+    "noise_scale": (0.2, 0.6),
+    "noise_factor": (0.6, 0.9),
+    "cg_steps": (2, 8),
+}
+SAMPLES = 3
+# the voxel in mm and the partitions of slabs of SWI
+SLABS = [
+    ((2.0, 2.0, 2.0), 16),
+    ((2.0, 2.0, 2.0), 24),
+    ((2.0, 2.0, 2.0), 40),
+    ((4.0, 2.0, 2.0), 24),
+    ((4.0, 2.0, 2.0), 30),
+    ((6.0, 2.0, 2.0), 20),
+]
+SLAB_AXES = ((0,), (0, 1), TURNS)
+PICTURED = ["zero-filled", "CG-SENSE", *PENALTIES, "planes 0", "planes 0, 1, 2 in turn"]
+NOTES = """NRMSE: of the volume, one least-squares factor. Neighbours: NRMSE of the differences of neighbouring slices
+along partitions, rows and columns. High band: energy in the upper third of |k| along each of them, inside the head,
+over the truth's; noise counts too, so that 1 alone says nothing. Conventional methods and TV across the planes have the
+weight that is best for that very volume. Ours: one sample by the card's settings. Seconds: on a machine that other jobs
+share."""
+
+
+class Case:
+    """A simulated volume, mapped when it is first used."""
+
+    def __init__(self, reference: ReferenceVolume):
+        self.reference, self.contrast, self.truth = reference, reference.contrast, reference.truth
+
+    @property
+    def name(self) -> str:
+        """Such as "t1 90x118x112, 2x2x2 mm"."""
+        size = "x".join(map(str, self.truth.shape))
+        return f"{self.contrast} {size}, {'x'.join(f'{side:g}' for side in self.reference.data.voxel_mm)} mm"
+
+    @cached_property
+    def mapped(self) -> MappedVolume:
+        data = self.reference.data
+        mapped = with_volume_maps(replace(data, kspace=data.kspace.clone()), torch.device("cpu"))
+        if not isinstance(mapped, MappedVolume):
+            raise DpmreconError(f"the simulated volume of {self.contrast} is lost: {mapped.reason}")
+        return mapped
+
+    def scored(self, image: torch.Tensor | np.ndarray) -> np.ndarray:
+        """The magnitude, times its least-squares factor."""
+        found = np.abs(np.asarray(image)).astype(np.float32)
+        moments = Moments.of(found, self.truth, np.ones(self.truth.shape, bool))
+        return np.float32(scan_factor([moments])) * found
+
+    def nrmse(self, image: torch.Tensor | np.ndarray) -> float:
+        return float(np.linalg.norm(self.scored(image) - self.truth) / np.linalg.norm(self.truth))
+
+    def card_settings(self, checkpoint: Checkpoint) -> SamplerSettings:
+        """What the card has for such a contrast and R."""
+        label = label_for(checkpoint, self.contrast)
+        return settings_from(sampler_defaults(checkpoint.card, "prox", label, R)[0])
+
+    def bart(self, penalty: str, weight: float) -> torch.Tensor:
+        return bart_volume(self.mapped, penalty, weight)
+
+    def cg_sense(self, weight: float) -> torch.Tensor:
+        mapped = self.mapped
+        return cg_sense(mapped.model, mapped.zero_filled, mapped.data.sigma_n, mapped.scale, weight)
+
+
+@dataclass(frozen=True)
+class VolumeRow:
+    """A line of the table of schemes; neighbours and high band along partitions, rows and columns."""
+
+    volume: str
+    method: str
+    weight: float
+    nrmse: float
+    neighbours: str
+    high_band: str
+    seconds: float
+
+
+Best = tuple[torch.Tensor, float, float]  # image, weight, seconds of it alone
+
+
+def once(run: Callable[[], torch.Tensor]) -> Best:
+    started = time.perf_counter()
+    return run(), float("nan"), time.perf_counter() - started
+
+
+def best(case: Case, run: Callable[[float], torch.Tensor], weights: tuple[float, ...]) -> Best:
+    """With the weight that is best for the volume."""
+    found: dict[float, Best] = {}
+
+    def error(weight: float) -> float:
+        image, _, seconds = once(lambda: run(weight))
+        found[weight] = image, weight, seconds
+        return case.nrmse(image)
+
+    return found[tuned_weight(error, weights)[0]]
+
+
+def methods(case: Case, checkpoint: Checkpoint) -> dict[str, Callable[[], Best]]:
+    settings = case.card_settings(checkpoint)
+
+    def ours(scheme: Scheme) -> torch.Tensor:
+        return sampled_volume(case.mapped, checkpoint, case.contrast, settings, scheme)
+
+    found: dict[str, Callable[[], Best]] = {
+        "zero-filled": lambda: once(lambda: case.mapped.zero_filled),
+        "CG-SENSE": lambda: best(case, case.cg_sense, SENSE_WEIGHTS),
+        **{name: partial(once, partial(ours, scheme)) for name, scheme in SCHEMES.items()},
+        "planes 0, TV across": lambda: best(case, lambda tv: ours(Scheme((0,), tv=tv)), TV_STRENGTHS),
+    }
+    if shutil.which("bart") is not None:
+        for name, (penalty, weights) in PENALTIES.items():
+            found[name] = partial(best, case, partial(case.bart, penalty), weights)
+    return found
+
+
+def scheme_rows(case: Case, checkpoint: Checkpoint, folder: Path) -> Iterator[tuple[VolumeRow, np.ndarray]]:
+    """Every method's row and scaled magnitude, which is kept in a file of `folder`."""
+    head = case.truth > HEAD
+    for name, run in methods(case, checkpoint).items():
+        path = folder / f"{case.name} {name}.npz"
+        if not path.exists():
+            _ = case.mapped
+            image, weight, seconds = run()
+            with writing(path):
+                np.savez(path, image=case.scored(image).astype(np.float16), weight=weight, seconds=seconds)
+        kept = np.load(path)
+        image = kept["image"].astype(np.float32)
+        row = VolumeRow(
+            case.name,
+            name,
+            float(kept["weight"]),
+            case.nrmse(image),
+            ", ".join(f"{neighbour_nrmse(image, case.truth, axis):.3f}" for axis in range(3)),
+            ", ".join(f"{high_band_energy(image, case.truth, head, axis):.2f}" for axis in range(3)),
+            float(kept["seconds"]),
+        )
+        print(f"{row.volume}, {row.method}: {row.nrmse:.4f}, {row.seconds:.0f} s", flush=True)
+        yield row, image
+
+
+def schemes(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
+    rows = []
+    for case in cases:
+        pictures = {"truth": case.truth}
+        for row, image in scheme_rows(case, checkpoint, out / "schemes" / "images"):
+            rows.append(row)
+            if row.method in PICTURED:
+                pictures[row.method] = image
+        picture(pictures).savefig(out / "schemes" / f"{case.contrast}.png", dpi=60)
+    head = ["volume", "method", "weight", "NRMSE", "neighbours", "high band", "seconds"]
+    lines = [
+        [
+            row.volume,
+            row.method,
+            "" if np.isnan(row.weight) else f"{row.weight:g}",
+            f"{row.nrmse:.4f}",
+            row.neighbours,
+            row.high_band,
+            f"{row.seconds:.0f}",
+        ]
+        for row in rows
+    ]
+    text = "\n\n".join([f"# Volumes, {checkpoint.model_id}", NOTES, "\n".join(markdown([head, *lines]))])
+    write_tables(out / "schemes", VolumeRow, rows, text, digits=5)
+
+
+def picture(volumes: dict[str, np.ndarray]) -> Figure:
+    """The middle planes across the three axes, a column for each volume."""
+    made = Figure((2.2 * len(volumes), 6.6), layout="constrained")
+    axes = made.subplots(3, len(volumes), squeeze=False)
+    for column, (name, volume) in enumerate(volumes.items()):
+        axes[0, column].set_title(name, fontsize=8)
+        for axis in range(3):
+            plane = volume.take(volume.shape[axis] // 2, axis)
+            axes[axis, column].imshow(plane, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+            axes[axis, column].set_axis_off()
+    return made
+
+
+@dataclass(frozen=True)
+class SettingsRow:
+    """NRMSE of one sample of a volume, and of the mean of SAMPLES of them (nan where one alone was drawn)."""
+
+    volume: str
+    key: str
+    value: float
+    present: bool
+    nrmse: float
+    nrmse_mean: float
+    seconds: float
+
+
+def settings_row(
+    case: Case, checkpoint: Checkpoint, lines: ScoreLines, changes: dict[str, float | int], samples: int
+) -> SettingsRow:
+    """One sample, and the mean of `samples` where there are more, by the card's settings with `changes`."""
+    settings = replace(case.card_settings(checkpoint), **changes)  # type: ignore[arg-type]
+
+    def make() -> dict[str, Any]:
+        _ = case.mapped
+        started = time.perf_counter()
+        draws = [
+            sampled_volume(case.mapped, checkpoint, case.contrast, settings, Scheme(TURNS), sample)
+            for sample in range(samples)
+        ]
+        seconds = (time.perf_counter() - started) / samples
+        return {"one": case.nrmse(draws[0]), "mean": case.nrmse(torch.stack(draws).mean(0)), "seconds": seconds}
+
+    voxel = case.reference.data.voxel_mm
+    place = {"contrast": case.contrast, "voxel": voxel, "shape": case.truth.shape, "model": checkpoint.model_id}
+    found = lines.get({**place, "settings": vars(settings), "samples": samples}, make)
+    ((key, value),) = changes.items() or [("card", float("nan"))]
+    mean = found["mean"] if samples > 1 else float("nan")
+    row = SettingsRow(case.name, key, value, not changes, found["one"], mean, found["seconds"])
+    print(f"{row.volume}, {key} {value:g}: {row.nrmse:.4f}, mean {mean:.4f}, {row.seconds:.0f} s", flush=True)
+    return row
+
+
+def settings(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
+    lines = ScoreLines(out / "settings" / "scores.jsonl")
+    volumes, rows = [case.name for case in cases], []
+    for case in cases:
+        rows.append(settings_row(case, checkpoint, lines, {}, SAMPLES))
+        for key, values in GRID.items():
+            rows += [settings_row(case, checkpoint, lines, {key: value}, 1) for value in values]
+    base = {row.volume: row.nrmse for row in rows if row.present}
+    head = ["setting", "value", *volumes, "mean change"]
+    table = [head]
+    for key, value in dict.fromkeys((row.key, row.value) for row in rows if not row.present):
+        here = [row for row in rows if (row.key, row.value) == (key, value)]
+        change = np.mean([row.nrmse / base[row.volume] - 1 for row in here])
+        table.append([key, f"{value:g}", *(f"{row.nrmse:.4f}" for row in here), f"{100 * change:+.1f} %"])
+    present = [["card", "", *(f"{base[volume]:.4f}" for volume in volumes), ""]]
+    means = [row.nrmse_mean for row in rows if row.present]
+    change = np.mean([mean / base[volume] - 1 for volume, mean in zip(volumes, means)])
+    present.append([f"card, {SAMPLES} samples", "", *(f"{mean:.4f}" for mean in means), f"{100 * change:+.1f} %"])
+    text = "\n\n".join(
+        [
+            f"# Settings for volumes, {checkpoint.model_id}",
+            "NRMSE of one sample by the card's settings with one of them changed; planes in turn.",
+            "\n".join(markdown([head, *present, *table[1:]])),
+        ]
+    )
+    write_tables(out / "settings", SettingsRow, rows, text, digits=5)
+
+
+@dataclass(frozen=True)
+class SlabRow:
+    slab: str
+    axes: str
+    nrmse: float
+    seconds: float
+
+
+def planes(images: Path, checkpoint: Checkpoint, out: Path) -> None:
+    lines = ScoreLines(out / "planes" / "scores.jsonl")
+    rows = []
+    for voxel, partitions in SLABS:
+        case = Case(validation_volume(images, "swi", voxel, partitions))
+        name = f"{partitions} partitions of {voxel[0]:g} mm, pixels of {voxel[1]:g} mm"
+        for axes in SLAB_AXES:
+
+            def make(case: Case = case, axes: tuple[int, ...] = axes) -> dict[str, Any]:
+                _ = case.mapped
+                by_card = case.card_settings(checkpoint)
+                image, _weight, seconds = once(
+                    lambda: sampled_volume(case.mapped, checkpoint, case.contrast, by_card, Scheme(axes))
+                )
+                return {"nrmse": case.nrmse(image), "seconds": seconds}
+
+            found = lines.get({"slab": name, "axes": axes, "model": checkpoint.model_id}, make)
+            rows.append(SlabRow(name, " ".join(map(str, axes)), found["nrmse"], found["seconds"]))
+            print(f"{name}, axes {rows[-1].axes}: {rows[-1].nrmse:.4f}", flush=True)
+    table = [["slab", *(f"planes {' '.join(map(str, axes))}" for axes in SLAB_AXES)]]
+    for name in dict.fromkeys(row.slab for row in rows):
+        table.append([name, *(f"{row.nrmse:.4f}" for row in rows if row.slab == name)])
+    text = "\n\n".join(
+        [
+            f"# Which planes of a slab help, {checkpoint.model_id}",
+            "SWI, axial partitions: NRMSE of one sample by the card's settings with planes cut across these axes in "
+            "turn. Planes 0 are the acquired ones; planes 1 and 2 have the partitions as their rows.",
+            "\n".join(markdown(table)),
+        ]
+    )
+    write_tables(out / "planes", SlabRow, rows, text, digits=5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("schemes", "settings", "planes"), help="what to choose")
+    parser.add_argument("--images", type=Path, required=True, help="folder with synthseg_labels/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for tables and images; gone on with if there")
+    parser.add_argument("--contrasts", nargs="+", choices=tuple(VOLUMES), default=list(CONTRASTS), help="volumes")
+    parser.add_argument("--coarse", action="store_true", help="voxels of 3 mm or 4 x 2 x 2: a quarter of the time")
+    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
+    args = parser.parse_args()
+    checkpoint = load_checkpoint(args.model)
+    if args.part == "planes":
+        planes(args.images, checkpoint, args.out)
+        return
+    voxels = COARSE if args.coarse else {}
+    cases = [Case(validation_volume(args.images, name, voxels.get(name))) for name in args.contrasts]
+    (schemes if args.part == "schemes" else settings)(cases, checkpoint, args.out)
+
+
+if __name__ == "__main__":
+    main()
