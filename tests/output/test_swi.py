@@ -73,6 +73,7 @@ def test_the_filter_knows_no_constant_phase_and_no_scale():
 def test_a_real_image_has_no_filtered_phase():
     blob = torch.tensor(smooth_object((1, 24, 31)), dtype=torch.complex64) + 0.1
     assert filtered_phase(blob, (6, 8)).abs().max() < 1e-5
+    assert filtered_phase(-0.0 * blob, (6, 8)).abs().max() == 0
 
 
 def test_the_mask_is_linear_on_the_side_of_veins():
@@ -293,6 +294,20 @@ def test_slices_with_a_gap_have_no_projection(simulated_scan, model, tmp_path):
     assert "no minimum-intensity projection: the 4 slices do not lie evenly in one stack" in notes
     with pytest.raises(LookupError):
         images(tmp_path / "out", MINIP)
+
+
+def test_a_vendors_conjugated_files_give_the_same_series(simulated_scan, model, tmp_path):
+    settings = {"matrix": (64, 56), "n_slices": 2, "contrast": "swi", "n_coils": 4, "acceleration": 1}
+    found = {}
+    for vendor in ("SIMULATED", "SIEMENS"):
+        out = tmp_path / vendor
+        assert replay(simulated_scan(**settings, vendor=vendor), out, model, "--samples", "1") == 0
+        found[vendor] = [image for number in (1, SWI, MINIP) for image in images(out, number)]
+    for one, other in zip(*found.values(), strict=True):
+        assert other.data == pytest.approx(one.data, rel=1e-3, abs=0.5)
+    assert {image.meta["dpmrecon_vein_phase"] for image in found["SIEMENS"][2:]} == {
+        "veins negative, by the vendor Siemens"
+    }
 
 
 @pytest.mark.parametrize("name", ["CLEARSWI", "ROMEO"])

@@ -55,11 +55,12 @@ SIGNS = {"positive": 1, "negative": -1}
 def filtered_phase(image: torch.Tensor, widths: tuple[int, int]) -> torch.Tensor:
     """Phase in radians (..., rows, cols) float32 of a complex image over its low-pass, in-plane.
 
-    widths: of the Hann window about the centre of k-space, in rows and columns of it.
+    widths: of the Hann window about the centre of k-space, in rows and columns of it. The phase of nothing is 0.
     """
     rows, cols = (_hann(size, width, image.device) for size, width in zip(image.shape[-2:], widths))
     low = to_image(to_kspace(image) * rows[:, None] * cols)
-    return (image * low.conj()).angle()
+    quotient = image * low.conj()  # but for its modulus
+    return torch.where(quotient == 0, 0, quotient.angle())
 
 
 def _hann(size: int, width: int, device: torch.device) -> torch.Tensor:
