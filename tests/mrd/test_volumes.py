@@ -218,6 +218,10 @@ def test_header_of_a_volume():
     assert n_partitions(header(z=2, extra_limits=limits("kspace_encoding_step_2", 0))) == 1
     head.encoding[0].reconSpace.matrixSize.z = 6
     assert coarser(head) == [("z", 13, 6)]
+    head.encoding[0].reconSpace.fieldOfView_mm.z *= 6 / 13  # slice oversampling, which stays in k-space
+    assert coarser(head) == []
+    head.encoding[0].parallelImaging = None
+    assert only(slices(volume_scan(*PLACE, ALL), head)).kspace.shape == (3, 13, 33, 26)
     head.encoding[0].reconSpace.fieldOfView_mm.z = 0
     with pytest.raises(BadInputError, match="reconSpace without z"):
         list(slices(volume_scan(*PLACE, ALL), head))
