@@ -104,9 +104,8 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
 
     weighting = None if args.b_values is None else weighting_from_text(args.b_values)
     outputs = Outputs(options.outputs, args.conventional, args.anonymize, args.nifti)
-    wanted = Wanted(
-        outputs, DicomOptions(args.anonymize, args.image_type, options.reformat), weighting, args.truth, args.mask
-    )
+    dicom = DicomOptions(args.anonymize, args.image_type, options.reformat)
+    wanted = Wanted(outputs, dicom, weighting, args.truth, args.mask, options.vein_phase)
     checkpoint, device = load(options)
     contrast = contrast_of(options, checkpoint, scan.header)
     sampling = sampling_of(options, checkpoint, device, contrast, acceleration(scan.header))

@@ -103,6 +103,12 @@ class Options:
         metavar="KIND,...",
     )
 
+    vein_phase: str = _option(
+        "auto",
+        str,
+        "sign of the phase of veins, which SWI makes dark; auto: by the scanner's vendor (default: auto)",
+        choices=("auto", "positive", "negative"),
+    )
     reformat: str | None = _option(
         None,
         str,

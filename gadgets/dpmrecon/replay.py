@@ -59,7 +59,7 @@ def replay(
     header, n_slices = scan.header, scan.n_images(combine_averages)
     deadline = None
     if sampling.deadline is not None:
-        reserve = seconds_to_finish(n_slices, truth=wanted.truth is not None, files=wanted.outputs.files)
+        reserve = seconds_to_finish(n_slices, truth=wanted.truth is not None, files=wanted.files(header, contrast))
         deadline = Deadline(sampling.deadline, n_slices, started or time.monotonic(), reserve)
     provenance = Provenance.of(
         checkpoint,

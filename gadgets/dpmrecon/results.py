@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .dicom.folder import DicomFolder
 from .dicom.write import DicomOptions
+from .mrd.header import Header, n_partitions
 from .mrd.scan import Scan
 from .output.folder import cleared
 from .output.images_file import ImagesFile, Outputs
@@ -13,6 +14,7 @@ from .output.nifti import NiftiFolder
 from .output.preview import Preview
 from .output.report import Report
 from .output.scores import Scores, Truth
+from .output.swi import CONTRAST, SwiSeries
 from .output.weighting import Weighting
 from .output.writers import Writer
 from .recon.provenance import Provenance
@@ -21,13 +23,21 @@ from .recon.provenance import Provenance
 @dataclass(frozen=True)
 class Wanted:
     """What is to be written. dicom: None writes none; weighting: the user's b-values, None for the header's; truth,
-    mask: files to score against, see `Truth`."""
+    mask: files to score against, see `Truth`; vein_phase: sign of the phase of veins in SWI, auto for the vendor's."""
 
     outputs: Outputs = Outputs()
     dicom: DicomOptions | None = None
     weighting: Weighting | None = None
     truth: Path | None = None
     mask: Path | None = None
+    vein_phase: str = "auto"
+
+    def files(self, header: Header, contrast: str | None) -> int:
+        """About as many images of a slice, or of a volume's partitions, go to DICOM and NIfTI."""
+        partitions = n_partitions(header)
+        kinds = self.outputs.files * (2 if contrast == CONTRAST else 1)
+        planes = 2 if partitions > 1 and self.dicom is not None and self.dicom.reformat is not None else 1
+        return kinds * planes * partitions
 
 
 def result_writers(
@@ -42,8 +52,10 @@ def result_writers(
     report = Report(folder / "report.json", name, provenance, scan.log, secret)
     images = ImagesFile(folder / "images.h5", scan, wanted.outputs)
     maps = Maps(header, wanted.weighting, images.put, report.notes.append, combine_averages=combine_averages)
+    swi = SwiSeries(header, provenance, wanted.vein_phase, images.put, report.notes.append)
     writers: list[Writer] = [
         maps,
+        swi,
         images,
         Scores(truth, header, report),
         report,

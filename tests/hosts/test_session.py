@@ -237,3 +237,26 @@ def test_a_slice_without_maps_is_named_in_the_audit_line(simulated_scan, engine)
 )
 def test_config_names_of_clients(name, contrast, engine):
     assert MrdClient().options(name.encode() + b"\0\0", engine).contrast == contrast
+
+
+def test_a_swi_scan_has_its_series_as_a_replay_has_them(simulated_scan, model, engine, tmp_path):
+    scan = simulated_scan(matrix=(48, 56), n_slices=4, acceleration=2)
+    session = Here(engine)
+    answer = session.exchange(*raw_stream(scan, "dpm_swi"))
+    assert answer.errors == []
+    assert replay(scan, tmp_path, model, "--contrast", "swi", "--samples", "1") == 0
+    for series, count in ((1, 4), (8, 4), (9, 4), (10, 2)):
+        found = {image.slice: image for image in answer.images if image.image_series_index == series}
+        assert len(found) == count
+        for theirs in images(tmp_path, series):  # the file's slices come in order
+            ours = found[theirs.slice]
+            assert ours.data.dtype == np.uint16
+            assert ours.meta["ImageType"] == theirs.meta["ImageType"]
+            slope, intercept = (float(ours.meta[f"Rescale{name}"]) for name in ("Slope", "Intercept"))
+            if series == 8:  # mrad of a turn
+                turns = (slope * ours.data + intercept - 1000 * theirs.data) / (2000 * np.pi)
+                assert np.abs(turns - np.rint(turns)).max() < 0.51 / 4096
+            else:  # the first slice that comes tells the unit
+                scale = slope / float(theirs.meta["RescaleSlope"])
+                assert scale * ours.data == pytest.approx(theirs.data, abs=0.51 * scale)
+    assert session.session.record["images"] == 14

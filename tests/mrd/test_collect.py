@@ -6,9 +6,10 @@ import pytest
 import torch
 from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.errors import BadInputError, UnsupportedScanError
-from dpmrecon.mrd.collect import NO_NOISE, slices
+from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.flags import mask_of
+from dpmrecon.mrd.making import NO_NOISE
 from dpmrecon.mrd.receiving import Receiving
 from dpmrecon.mrd.scan_log import ScanLog
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from dpmrecon.cli import main
 from dpmrecon.dicom.viewer import read_series, values
+from dpmrecon.dicom.write import DicomOptions
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
@@ -19,10 +20,12 @@ from dpmrecon.output.whole_numbers import FIRST_MRAD, MRAD_PER_STEP, SpreadScale
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.provenance import Provenance
 from dpmrecon.recon.types import Reconstruction
+from dpmrecon.results import Wanted
 from dpmrecon.tools.simulated_slice import coil_maps, object_phase, slice_points
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from support.results import images, replay, report
+from support.volumes import volume_header
 
 SCAN = {"matrix": (48, 64), "n_slices": 2}
 ALL = "magnitude,phase,complex"
@@ -153,6 +156,11 @@ def test_output_is_checked():
 def test_a_deadline_knows_how_many_files_are_to_come(monkeypatch):
     assert Outputs().files == 2
     assert Outputs(("magnitude", "phase", "complex"), conventional=True, nifti=True).files == 10
+    plane, volume = volume_header(matrix=(1, 8, 6)), volume_header(matrix=(5, 8, 6))
+    wanted = [Wanted(), Wanted(dicom=DicomOptions()), Wanted(dicom=DicomOptions(reformat="axial"))]
+    assert [one.files(plane, "t1") for one in wanted] == [2, 2, 2]
+    assert [one.files(volume, "t1") for one in wanted] == [10, 10, 20]
+    assert [one.files(volume, "swi") for one in wanted] == [20, 20, 40]
     monkeypatch.setattr(folder, "write_preview", lambda *given: None)
     readings = iter([0.0, 1.0, 0.0, 1.0])
     monkeypatch.setattr(folder.time, "perf_counter", lambda: next(readings))

@@ -16,6 +16,8 @@ EXPLAINED = {
     "this is a Standard Extended SOP Class": "follows from the attributes above",
     "Non-identity Modality LUT Module": "series whose values are far from 1 to 65535: uncertainty, trace, ADC, phase",
     "Unrecognized defined term <P>": "how vendors' phase images are known by their readers",
+    "Unrecognized defined term <M>": "the same of magnitudes and SWI",
+    "Unrecognized defined term <MNIP>": "the same of minimum-intensity projections",
 }
 
 

@@ -27,6 +27,7 @@ from ..mrd.header import Header, n_partitions, read_header
 from ..output.images_file import series_of
 from ..output.maps import ADC_SLOPE, ADC_WINDOW
 from ..output.mrd_images import COMPLEX, COUNTERS, THICKNESS, remarks_of
+from ..output.swi import MINIP, VEIN_PHASE
 from ..output.weighting import Weighting
 from ..output.whole_numbers import FIRST_MRAD, MRAD_PER_STEP, phase_steps
 
@@ -44,7 +45,12 @@ SUFFIXES = {
     "Trace": "_TRACE",
     "ADC": "_ADC",
     "Phase": "_PHASE",
+    "FilteredPhase": "_HPASS",
+    "SWI": "_SWI",
+    "MinIP": "_MNIP",
 }
+# DataRole -> ImageType's third value and what follows it, as readers of vendors' series look for them
+TYPES = {"Phase": ("P",), "FilteredPhase": ("P", "SWI"), "SWI": ("M", "SWI"), "MinIP": ("MNIP", "SWI")}
 FALLBACK_TAG = "CGSENSE_FALLBACK"
 # parts of MRD sequence_type -> DICOM's ScanningSequence; what is not known is RM, research mode
 _SEQUENCES = ((r"epi", "EP"), (r"flash|gre|gradient|spgr|mprage", "GR"), (r"tse|fse|rare|haste|spin", "SE"))
@@ -88,7 +94,7 @@ class _Scale:
         """Of a series; bright, largest: see `stored_unit`."""
         if role == "ADC":
             return cls(ADC_SLOPE, ADC_WINDOW, "mm2/s", label="ADC", text="Apparent diffusion coefficient")
-        if role == "Phase":
+        if role in ("Phase", "FilteredPhase"):
             return cls(MRAD_PER_STEP, -2 * FIRST_MRAD, "mrad", FIRST_MRAD, 0.0, "PHASE", "Phase of the signal")
         return cls(stored_unit(bright, largest), bright or 1.0)
 
@@ -156,7 +162,8 @@ def write_dicom(
             written += _write_series(dataset, number, scan, folder)
         if numbers and _may_be_reformatted(dataset, numbers[0], options.reformat, note):
             for number in numbers:
-                written += _write_series(dataset, number, scan, folder, options.reformat)
+                if number != MINIP:  # thick in the acquired plane
+                    written += _write_series(dataset, number, scan, folder, options.reformat)
         return written
     except OSError as error:
         raise BadInputError(f"cannot write to {folder} ({error}): make room or choose another --out") from error
@@ -207,9 +214,9 @@ class _Scan:
     options: DicomOptions
     weighting: Weighting | None
 
-    def series_uid(self, name: str, orientation: str | None) -> str:
+    def series_uid(self, *parts: str | None) -> str:
         told = {"anonymize": self.options.anonymize, "tag": self.options.tag}
-        return reproducible_uid("series", self.digest, self.run, told, name, *([orientation] if orientation else []))
+        return reproducible_uid("series", self.digest, self.run, told, *filter(None, parts))
 
 
 def _write_series(
@@ -230,7 +237,7 @@ def _write_series(
     images.sort(key=lambda image: image.order)
     role = str(images[0].meta.get("DataRole", "Image"))
     kind = scan.options.tag + SUFFIXES.get(role, f"_{number}")
-    series_uid = scan.series_uid(name, orientation)
+    series_uid = scan.series_uid(name, orientation, images[0].meta.get(VEIN_PHASE))
     common = _common(header, scan.digest, scan.options)
     common.SeriesInstanceUID = series_uid
     first = 100 * (_number(header.measurementInformation, "initialSeriesNumber") or 0)
@@ -393,8 +400,8 @@ def _file(common: Any, image: _Image, header: Header, kind: str, *, reformatted:
     file = FileDataset("", deepcopy(common), file_meta=deepcopy(common.file_meta), preamble=b"\0" * 128)
     meta, plane = image.meta, image.plane
     fallback = meta.get("dpmrecon_fallback")
-    what = "P" if meta.get("DataRole") == "Phase" else "OTHER"
-    order = ("SECONDARY", "MPR") if reformatted else ("PRIMARY", what)
+    types = TYPES.get(str(meta.get("DataRole")), ("OTHER",))
+    order = ("SECONDARY", "MPR", *types[1:]) if reformatted else ("PRIMARY", *types)
     file.ImageType = ["DERIVED", *order, kind if fallback is None else FALLBACK_TAG]
     file.ImagePositionPatient = [_decimal(value) for value in plane.first]
     file.ImageOrientationPatient = [_decimal(value) for value in (*plane.along_columns, *plane.along_rows)]

@@ -7,9 +7,10 @@ is noticed here and named.
 """
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ismrmrd
@@ -30,6 +31,7 @@ from ..mrd.header import (
     line_limits,
     n_partitions,
     partition_limits,
+    voxel_mm,
 )
 from ..mrd.lines import EDGE_MARGIN, LineHeader, LineHeaders
 from ..mrd.volumes import central_box, on_matrix, volume_completeness
@@ -162,9 +164,10 @@ def _slice(
     found = next((block for block in (own, kept.get(key.slice), centre) if block is not None), None)
     if found is not None and len(found) != len(kspace):
         return LostSlice(key, f"its calibration has {len(found)} channels, its image lines have {len(kspace)}")
-    kind: type[Slice]
+    kind: Callable[..., Slice]
     if shape[0] > 1:
-        kind, sigma_n = Volume, estimated_volume_sigma(kspace, mask)
+        kind = functools.partial(Volume, voxel_mm=voxel_mm(header))
+        sigma_n = estimated_volume_sigma(kspace, mask)
     else:
         kspace, mask, found = kspace[:, 0], mask[0], None if found is None else found[:, 0]
         kind, sigma_n = Slice, estimated_sigma(kspace, mask)

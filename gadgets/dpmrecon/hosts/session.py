@@ -19,12 +19,13 @@ import ismrmrd
 from ..data import LostSlice, Slice
 from ..errors import BadInputError, DpmreconError
 from ..mrd.completeness import announced_slices
-from ..mrd.header import acceleration, overridden, read_header
+from ..mrd.header import acceleration, n_partitions, overridden, read_header
 from ..mrd.lines import LineHeaders
 from ..mrd.receiving import CONJUGATION
 from ..mrd.scan_log import ScanLog
 from ..output.maps import Maps, in_whole_numbers
 from ..output.mrd_images import mrd_images
+from ..output.swi import SwiSeries
 from ..output.whole_numbers import SpreadScale
 from ..output.writers import writing
 from ..read_ahead import ReadAhead
@@ -170,9 +171,12 @@ class Session:
         stream: Iterator[Any] = self.host.slices(
             messages, header, line_headers, receiving, lines, combine_averages=combine
         )
-        self.reader = ReadAhead(stream, slices_at_once(sampling.batch, sampling.samples))
+        # a volume takes as much memory as hundreds of slices
+        waiting = 1 if n_partitions(header) > 1 else slices_at_once(sampling.batch, sampling.samples)
+        self.reader = ReadAhead(stream, waiting)
         maps = Maps(header, None, self._send_map, self._note, combine_averages=options.combine_averages)
-        with writing([maps, Sender(self.host, self.peer), Books(record, sampling, lines)]) as add:
+        swi = SwiSeries(header, provenance, options.vein_phase, self._send_map, self._note)
+        with writing([maps, swi, Sender(self.host, self.peer), Books(record, sampling, lines)]) as add:
             stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
             stream = mrd_images(stream, header, line_headers, provenance, options.outputs, maps.weighting)
             for item, images in stream:

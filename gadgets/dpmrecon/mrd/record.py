@@ -40,6 +40,11 @@ class Record:
         """Whether lines other than calibration came."""
         return bool(self.zeros) or any(kind != "calibration" for kind, _ in self.groups)
 
+    @property
+    def numbers(self) -> set[int]:
+        """Of all lines that came."""
+        return set().union(*(lines.sums for lines in self.groups.values()))
+
     def add(
         self,
         kind: str,

@@ -14,8 +14,9 @@ from .header import Limits
 
 # Lines by which a scanner's ellipse may differ from the one that the limits' box holds
 ELLIPSE_MARGIN = 1.5
-# Of a pattern by chance each half of k-space has at least this share of the lines that the other has
-EVEN_SHARE = 0.75
+# Of a pattern by chance, as BART's Poisson discs: the share of the announced lines that come, the share in one half of
+# k-space of those in the other, and by how much more it stops short of the limits at one end, times the root of R
+CHANCE_SHARE, EVEN_SHARE, END_GAP = 0.95, 0.85, 2.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def volume_completeness(
     holds are not needed where no line of them came: an elliptical scan. That is all that tells it from a full one that
     was acquired from the centre outwards and ended before its corners: both have the ellipse's resolution, and count
     as complete. Where no lattice explains the lines (random and Poisson patterns), 1/R of the box, or of the ellipse,
-    will do, with about as many of the lines in each half: a few lost lines of such a pattern are not noticed.
+    will do, about as many in each half and as near to each end: a few lost lines of such a pattern are not noticed.
     """
     box, distances = _box(acquired.shape, limits)
     factor = announced or _regular_acceleration(acquired, box)
@@ -89,19 +90,20 @@ def volume_completeness(
     sparse = acquired & ~_dense(acquired, box) & box
     points = np.argwhere(sparse if sparse.any() else acquired & box)
     lattice, coset, hits = _best_lattice(points, factor)
+    ended_early = False
     if sparse.any() and hits < REGULAR_SHARE * len(points):
-        got, needed, uneven = int((acquired & box).sum()), int(box.sum()) // factor, _uneven(sparse, box)
+        got, needed = int((acquired & box).sum()), int(CHANCE_SHARE * box.sum() / factor)
+        ended_early = _ended_early(acquired, sparse, box, factor)
     else:
         every = np.argwhere(box)
         wanted = every[lattice.cosets(every) == coset]
-        got, needed, uneven = int(acquired[tuple(wanted.T)].sum()), len(wanted), False
-    if got >= needed and not uneven:
+        got, needed = int(acquired[tuple(wanted.T)].sum()), len(wanted)
+    if got >= needed and not ended_early:
         return factor, needed, None
     (first, last), (low, high) = ((limit.minimum, limit.maximum) for limit in limits)
     ranges = f"(partitions {first} to {last}, lines {low} to {high})"
     if got >= needed:
-        says = f"incomplete: {got} lines came, far fewer in one half of k-space than in the other"
-        return factor, needed, f"{says}, where {needed} are needed within the limits {ranges}"
+        return factor, needed, f"incomplete: {got} lines came, and at one end of the limits {ranges} they are missing"
     says = f"incomplete: {got} of the {needed} lines came that the limits {ranges}"
     if announced is None:
         return factor, needed, f"{says} give at R = {factor}, and the header announces no R"
@@ -167,13 +169,15 @@ def _regular_acceleration(acquired: np.ndarray, box: np.ndarray) -> int:
     return max(1, a * abs(b))
 
 
-def _uneven(sparse: np.ndarray, box: np.ndarray) -> bool:
-    """Whether one half of k-space has far fewer lines than the other, where both are within the limits, as of a scan
-    that ended early."""
+def _ended_early(acquired: np.ndarray, sparse: np.ndarray, box: np.ndarray, acceleration: int) -> bool:
+    """Whether lines of a pattern by chance are missing at one end: one half of k-space has far fewer of them than the
+    other, where both are within the limits, or they end farther from the limits than at the other end."""
     for axis, size in enumerate(box.shape):
         mirrored = np.take(box, (2 * (size // 2) - np.arange(size)) % size, axis)  # the first of an even size is alone
-        both = np.moveaxis(sparse & box & mirrored, axis, 0)
+        both = np.moveaxis(sparse & mirrored, axis, 0)
         halves = int(both[: size // 2].sum()), int(both[size // 2 + 1 :].sum())
-        if min(halves) < EVEN_SHARE * max(halves):
+        within, came = (np.flatnonzero(lines.any(1 - axis)) for lines in (box, acquired & box))
+        gaps = came[0] - within[0], within[-1] - came[-1]
+        if min(halves) < EVEN_SHARE * max(halves) or abs(gaps[0] - gaps[1]) > END_GAP * math.sqrt(acceleration):
             return True
     return False

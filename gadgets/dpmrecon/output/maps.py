@@ -16,7 +16,7 @@ from ..data import LostSlice
 from ..errors import BadInputError
 from ..mrd.header import Header
 from ..recon.types import Reconstruction
-from .mrd_images import RECONSTRUCTION, commented, image_of, remarks_meta, remarks_of
+from .mrd_images import RECONSTRUCTION, commented, derived_meta, image_of, remarks_meta, remarks_of
 from .weighting import B_VALUE, COUNTERS, Weighting, b_value_comment, weighting_of
 
 TRACE, ADC = 4, 5  # series index: image_4 and image_5 in images.h5
@@ -212,24 +212,14 @@ def _derived(
     head = ismrmrd.ImageHeader.from_buffer_copy(source)
     head.image_series_index = series
     head.average = head.repetition = 0
-    protocol = str(meta.get("SeriesDescription", "")).split(" ")[0]
     largest = float(np.percentile(pixels, 99.5))
-    history = f"{meta.get('ImageProcessingHistory', 'dpmrecon')} {text}"
+    limits = {"WindowCenter": f"{largest / 2:.6g}", "WindowWidth": f"{largest:.6g}"}
+    title = text.split(" ")[0].upper()
     meta = {
-        **meta,
-        "DataRole": role,
-        "GADGETRON_DataRole": "Image",  # another role would not become DICOM there
-        "SeriesDescription": f"{protocol} {text.split(' ')[0].upper()} RESEARCH".strip(),
-        "GADGETRON_SeqDescription": f"_{role}",
-        "ImageType": f"DERIVED\\PRIMARY\\OTHER\\{role.upper()}",
-        "ImageProcessingHistory": history,
-        "GADGETRON_ImageProcessingHistory": history,
+        **derived_meta(meta, role, title, f"DERIVED\\PRIMARY\\OTHER\\{role.upper()}", text),
         "RescaleSlope": "1",
-        "WindowCenter": f"{largest / 2:.6g}",
-        "WindowWidth": f"{largest:.6g}",
-        "GADGETRON_WindowCenter": f"{largest / 2:.6g}",
-        "GADGETRON_WindowWidth": f"{largest:.6g}",
-        "dpmrecon_map": text,
+        **limits,
+        **{f"GADGETRON_{name}": value for name, value in limits.items()},
     }
     if role == "ADC":  # it is of no b-value
         comment = str(meta.get("ImageComments", "")).replace(b_value_comment(meta), "")

@@ -18,10 +18,14 @@ from ..recon.types import Reconstruction
 from .weighting import Weighting, b_value_comment
 
 RESEARCH = "RESEARCH: not for diagnostic use"
-# series index, image_1 and so on in the file; 3 is the conventional image, 4 and 5 are the maps of diffusion
+# series index, image_1 and so on in the file; 3 is the conventional image, 4 and 5 are the maps of diffusion, 8 to 10
+# those of SWI
 RECONSTRUCTION, SPREAD, PHASE, COMPLEX = 1, 2, 6, 7
 # The 99th percentile of a series' first slice: fine enough in whole numbers; other slices may be 30 times as bright
 BRIGHT = 1000.0
+# of phase in radians: the scale of its DICOM, and a window's centre and width that show all of a turn
+MRAD = {"GADGETRON_ScaleRatio": "1", "RescaleSlope": "1000", "RescaleIntercept": "0", "RescaleType": "mrad"}
+TURN = (0, 7)
 THICKNESS = "dpmrecon_thickness_mm"  # in an image's meta: of its slices, where it is not their distance
 COUNTERS = ("contrast", "set", "phase", "repetition", "average")  # set images of one place apart, the last first
 _COUNTERS = ("slice", "contrast", "phase", "set", "repetition", "average")  # the first counts fastest
@@ -195,15 +199,38 @@ def _texts(item: Reconstruction, header: Header, picture: _Picture, provenance: 
         "ImageProcessingHistory": history,
         "GADGETRON_ImageProcessingHistory": history,
         "ImageType": f"DERIVED\\PRIMARY\\{'P' if is_phase else 'OTHER'}\\{picture.tag.replace(' ', '_')}",
-        **(window(0, 7) if is_phase else bright_window(picture.pixels)),  # radians, all of them
+        **(window(*TURN) if is_phase else bright_window(picture.pixels)),
     }
 
 
 def _scale(picture: _Picture, factor: float) -> dict[str, str]:
     """From the pixels to what they mean: radians to mrad, others to the units of the k-space."""
     if picture.series == PHASE:
-        return {"GADGETRON_ScaleRatio": "1", "RescaleSlope": "1000", "RescaleIntercept": "0", "RescaleType": "mrad"}
+        return MRAD
     return {"GADGETRON_ScaleRatio": f"{factor:.9g}", "RescaleSlope": f"{1 / factor:.9g}", "RescaleIntercept": "0"}
+
+
+def radians_meta() -> dict[str, str]:
+    """How to read and show an image of phase."""
+    return {**MRAD, **window(*TURN)}
+
+
+def derived_meta(meta: Mapping[str, Any], role: str, title: str, image_type: str, text: str) -> dict[str, Any]:
+    """Of an image that is computed of others, one of which has `meta`. title: in the series' description; text: what
+    was computed."""
+    protocol = str(meta.get("SeriesDescription", "")).split(" ")[0]
+    history = f"{meta.get('ImageProcessingHistory', 'dpmrecon')} {text}"
+    return {
+        **meta,
+        "DataRole": role,
+        "GADGETRON_DataRole": "Image",  # another role would not become DICOM there
+        "SeriesDescription": f"{protocol} {title} RESEARCH".strip(),
+        "GADGETRON_SeqDescription": f"_{role}",
+        "ImageType": image_type,
+        "ImageProcessingHistory": history,
+        "GADGETRON_ImageProcessingHistory": history,
+        "dpmrecon_map": text,
+    }
 
 
 def bright_window(pixels: np.ndarray) -> dict[str, str]:

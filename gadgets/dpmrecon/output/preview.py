@@ -18,6 +18,7 @@ from .mrd_images import recon_shape, to_recon_space
 from .scores import METHODS, Truth, fitting_factor, pictures_of
 from .writers import telling
 
+TITLE = 0.1  # widths of a picture
 ROWS = 6  # slices that are shown at most, spread over the scan
 
 
@@ -91,6 +92,8 @@ def write_preview(
     columns = list(rows[0])
     shapes = [row[columns[0]].shape for row in rows]
     heights = [aspect * shape[0] / shape[1] for aspect, shape in zip(aspects, shapes)]
+    if len(set(heights)) > 1:  # equal rows make room for their titles by getting narrower, others cannot
+        heights = [height + TITLE for height in heights]
     figure = Figure(figsize=(2.6 * len(columns), 2.6 * sum(heights) + 0.4), facecolor="black")
     grid = figure.subplots(len(rows), len(columns), squeeze=False, height_ratios=heights)
     for axes, images, title, aspect in zip(grid, rows, titles, aspects):

@@ -8,22 +8,48 @@ from dataclasses import replace
 
 import torch
 
-from ..data import AnySlice
+from ..data import Slice, Volume
 
 FEWEST = 12  # coils; as many or fewer stay as they are
 SIGNAL = 3.0  # a component is kept where it holds this many times the energy of noise alone
 
 
-def compressed(data: AnySlice) -> AnySlice:
+def compressed(data: Slice) -> Slice:
     """The slice in the virtual coils whose calibration stands out from the noise, at least FEWEST of them."""
+    mixing = _mixing(data)
+    if mixing is None or data.calibration is None:
+        return data
+    parts = [(mixing @ part.flatten(1)).view(-1, *part.shape[1:]) for part in (data.kspace, data.calibration)]
+    return replace(data, kspace=parts[0], calibration=parts[1])
+
+
+def compressed_volume(data: Volume) -> Volume:
+    """The same of a volume, whose k-space is used up: the virtual coils take the place of the first ones."""
+    mixing = _mixing(data)
+    if mixing is None or data.calibration is None:
+        return data
+    calibration = (mixing @ data.calibration.flatten(1)).view(-1, *data.calibration.shape[1:])
+    virtual = data.kspace[: len(mixing)]
+    for partition in range(data.kspace.shape[1]):
+        part = data.kspace[:, partition]
+        virtual[:, partition] = (mixing @ part.flatten(1)).view(-1, *part.shape[1:])
+    return replace(data, kspace=virtual, calibration=calibration)
+
+
+def n_kept(data: Slice) -> int:
+    """Coils that are left, virtual or its own."""
+    mixing = _mixing(data)
+    return len(data.kspace) if mixing is None else len(mixing)
+
+
+def _mixing(data: Slice) -> torch.Tensor | None:
+    """(n_kept, n_coils) complex64, or None where all coils stay."""
     calibration = data.calibration
     if calibration is None or len(calibration) <= FEWEST:
-        return data
+        return None
     samples = calibration.flatten(1).to(torch.complex128)
     energies, components = torch.linalg.eigh(samples @ samples.mH)
     kept = max(FEWEST, int((energies > SIGNAL * 2 * data.sigma_n**2 * samples.shape[1]).sum()))
     if kept >= len(calibration):
-        return data
-    mixing = components[:, -kept:].flip(1).mH.to(torch.complex64)
-    parts = [(mixing @ part.flatten(1)).view(kept, *part.shape[1:]) for part in (data.kspace, calibration)]
-    return replace(data, kspace=parts[0], calibration=parts[1])
+        return None
+    return components[:, -kept:].flip(1).mH.to(torch.complex64)

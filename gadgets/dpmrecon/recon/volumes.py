@@ -10,9 +10,9 @@ from ..data import ESTIMATED, LostSlice, Volume
 from ..device import synchronize
 from ..errors import BadInputError
 from ..physics.cg_sense import volume_scale
-from ..physics.coil_compression import compressed
+from ..physics.coil_compression import compressed_volume
 from ..physics.fourier import origin_to_corner
-from ..physics.noise import estimated_sigma
+from ..physics.noise import estimated_volume_sigma
 from ..physics.phase import smooth_phase
 from ..physics.spikes import Spike, without_spikes
 from ..physics.volume import VolumeModel, hybrid
@@ -32,7 +32,7 @@ def with_volume_maps(data: Volume, device: torch.device) -> MappedVolume | LostS
     assert data.calibration is not None
     started = time.perf_counter()
     n_coils = len(data.kspace)
-    data = with_calibration_as_data(compressed(despiked_volume(data)))
+    data = with_calibration_as_data(compressed_volume(despiked_volume(data)))
     assert data.calibration is not None
     partitions, rows, cols = data.mask.shape
     try:
@@ -88,7 +88,7 @@ def despiked_volume(data: Volume) -> Volume:
             calibration = kspace[block]
     sigma_n = data.sigma_n
     if data.noise_source == ESTIMATED:
-        sigma_n = estimated_sigma(kspace, data.mask)
+        sigma_n = estimated_volume_sigma(kspace, data.mask)
     places = [f"{spike} of partition {partition}" for spike, partition in ((replace(s, row=r), p) for s, p, r in found)]
     remarks = (*data.remarks, spike_remark(places, "k-space"))
     return replace(data, kspace=kspace, calibration=calibration, sigma_n=sigma_n, remarks=remarks)

@@ -84,7 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "examples:\n  dpmrecon simulate scan.h5 --contrast t1 --matrix 240 320 --R 3 --calibration separate\n"
         "writes scan.h5 and scan_truth.npy, float32 (slices, rows, cols)\n"
         "  dpmrecon simulate mprage.h5 --three-d --contrast t1 --orientation sagittal --partitions 96 --R 2 2\n"
-        "writes a volume and its truth (partitions, rows, cols)"
+        "writes a volume and its truth (partitions, rows, cols)\n"
+        "  dpmrecon simulate swi.h5 --three-d --contrast swi --partitions 48 --R 2 2 --echoes 3\n"
+        "writes swi_truth_complex.npy too, complex64 (echoes, partitions, rows, cols)"
     )
     parser.add_argument("out", metavar="OUT.h5", type=Path, help="ISMRMRD file to write; the truth goes beside it")
 
@@ -94,6 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def option(flag: str, name: str, text: str, **how) -> None:
         """One that is left out is left to the settings, whose defaults differ between 2D and 3D."""
         values = [shown(getattr(settings, name)) for settings in (flat, deep) if name in _names(type(settings))]
+        if name in _PAIRS:
+            values[1] += f" {getattr(deep, _PAIRS[name])}"
         default = values[0] if len(set(values)) == 1 else f"{values[0]}, in 3D {values[1]}"
         text = text if "action" in how else f"{text} (default: {default})"
         parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=text, **how)
@@ -175,6 +179,9 @@ def settings_of(args: argparse.Namespace) -> SimulationSettings:
 
 def run(args: argparse.Namespace) -> int:
     """`dpmrecon simulate`; the exit code. Raises BadInputError."""
-    simulate(args.out, settings_of(args))
+    settings = settings_of(args)
+    simulate(args.out, settings)
     print(f"wrote {args.out} and {truth_path(args.out)}")
+    if settings.contrast == "swi":
+        print(f"and, with its phase, {truth_path(args.out, 'truth_complex')}")
     return 0

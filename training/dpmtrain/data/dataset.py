@@ -1,11 +1,11 @@
 """Training examples from prepared volumes: slices in up to three directions, crops of them at random pixel sizes,
 their phase measured or drawn, and mostly without its smooth part.
 
-Pixel sizes. A volume at 1 mm becomes one of up to 2 mm by keeping the centre of k-space, as a scanner would measure it:
-heads of 96 to 250 pixels; clinical slices of .5 to .9 mm have up to 448. Coarser scans are rare in stroke imaging, and
-finer voxels than the volume's would be blurred ones. In a share of the slices one axis is 1.5 to 3.5 times as coarse as
-the other, as planes through the voxels of a 3D SWI are (.6 x .6 x 2 mm). What counts is the ratio: a label map's 1 mm
-stands for .6 as well.
+Pixel sizes. A volume at 1 mm becomes one of up to 2 mm by keeping the centre of k-space, as a scanner would measure it;
+clinical slices of .5 to .9 mm are made coarser likewise, from up to 448 pixels. Coarser scans are rare in stroke
+imaging, and finer voxels than the volume's would be blurred ones. In a share of the slices one axis is 1.5 to 3.5 times
+as coarse as the other, as planes through the voxels of a 3D SWI are (.6 x .6 x 2 mm). What counts is the ratio: a label
+map's 1 mm stands for .6 as well.
 
 Scale. A reconstruction of slices scales each by its own 99th percentile, one of a volume all planes by the volume's: a
 share of the slices from volumes has theirs, with those at the edges of the head, dim, bright or empty.
@@ -36,6 +36,9 @@ DEMODULATED, LEFT_PHASE = 0.8, 0.25
 VOLUME_SCALE, THIN, OBLONG, AIR = 0.4, 0.5, 0.35, 0.5
 # share of all slices that keep their pixels where none is made oblong
 THICKEST_MM = 5.0
+# share of the planes along a volume's slices whose lower end fades, as the neck does where coils end, and over what
+# share of its extent at most: cut off, it would ring across the field of view
+FADING, FADE = 0.7, 0.2
 COARSEST_MM, OBLONG_RATIO, MOST_AIR = 2.0, (1.5, 3.5), 1.35
 # share of the other slices that keep their pixels
 NATIVE = 0.3
@@ -124,7 +127,7 @@ class PreparedSlices:
 
 def _cut(data: np.ndarray, volume: dict, generator: torch.Generator) -> Cut:
     """A slice in one of the directions that the volume allows, several voxels thick at times."""
-    draw = torch.rand(5, generator=generator).tolist()
+    draw = torch.rand(6, generator=generator).tolist()
     spans, voxel = volume["spans"], volume["voxel_mm"]
     from_3d = len(spans) == 3
     axis = int(draw[0] * len(spans))
@@ -136,6 +139,10 @@ def _cut(data: np.ndarray, volume: dict, generator: torch.Generator) -> Cut:
         count += int((draw[3] - THIN) / (1 - THIN) * (THICKEST_MM / voxel[axis]))
     thick = data[(*[slice(None)] * axis, slice(number, number + count))]
     image = torch.from_numpy(np.asarray(thick, dtype=np.float32).mean(axis))
+    if axis > 0 and draw[5] < FADING:
+        rows = 2 + int(draw[5] / FADING * FADE * len(image))
+        ramp = torch.sin(math.pi / 2 * (torch.arange(rows) + 0.5) / rows).square()
+        image[:rows] *= ramp.reshape(-1, *[1] * (image.ndim - 1))
     if image.ndim == 3:
         image = torch.view_as_complex(image)
         image = image if draw[4] < 0.5 else image.conj().resolve_conj()  # vendors' signs differ

@@ -106,7 +106,7 @@ def _acquired(
     contrast: str,
     magnitude: torch.Tensor,
     noise: float,
-    voxel: tuple[float, ...],
+    voxel: tuple[float, float, float],
     points: np.ndarray,
     rng: np.random.Generator,
     full: bool,

@@ -29,8 +29,8 @@ SCRATCH: dict[str, Any] = {
 FINE_TUNING: dict[str, Any] = {"seed": 12, "warmup": 20, "ema_half_life": 160}
 FINE_TUNING_GRID: tuple[tuple[float, ...], tuple[int, ...]] = ((3e-4, 1e-3), (100, 400, 1600))
 
-EXTERNAL = ["*_T1W", "*_T2W", *(f"training_seg_*_{name}" for name in ("t1", "t2", "dwi_b*", "swi"))]
-ALL_FLAIR = ["*_FLAIR", "py_synthsr", "torchio_fernando", "training_seg_*_flair"]
+EXTERNAL = ["*_T1W", "*_T2W", *(f"training_seg_*_{name}_*" for name in ("t1", "t2", "dwi", "swi"))]
+ALL_FLAIR = ["*_FLAIR", "py_synthsr", "torchio_fernando", "training_seg_*_flair_*"]
 FEW = ["patient01_*_FLAIR", "patient03_*_FLAIR"]
 
 

@@ -1,0 +1,215 @@
+"""Volumes from their k-space to an image: maps, scale, phase, misfit, samples, and what happens when they fail."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from dpmrecon.data import ESTIMATED, LostSlice
+from dpmrecon.errors import UnsupportedScanError
+from dpmrecon.physics.fourier import origin_to_corner
+from dpmrecon.physics.scale import image_scale
+from dpmrecon.physics.volume import VolumeModel, hybrid
+from dpmrecon.prior.checkpoint import load_checkpoint
+from dpmrecon.prior.denoiser import complex_noise
+from dpmrecon.prior.problem import NoiseSource, Planes, Problem
+from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_dps, sample_prox
+from dpmrecon.recon.deadline import Deadline
+from dpmrecon.recon.prepare import with_maps
+from dpmrecon.recon.stream import sampled
+from dpmrecon.recon.types import MappedVolume, Sampling, planes_of
+from dpmrecon.recon.volumes import despiked_volume
+
+from support.clock import Clock
+from support.volumes import SHAPE, head, volume
+
+CPU = torch.device("cpu")
+SAMPLING = Sampling("prox", SamplerSettings(steps=4, sigma_max=0.5, cg_steps=8), 1, 0, 4, fallback=True)
+
+
+def mapped(**settings) -> MappedVolume:
+    found = with_maps(volume(**settings), CPU)
+    assert isinstance(found, MappedVolume)
+    return found
+
+
+def error(image: torch.Tensor) -> float:
+    truth = head()[0].abs()
+    return float((image.abs() - truth).norm() / truth.norm())
+
+
+@pytest.mark.parametrize("first_col", [0, 9])
+def test_a_volume_gets_maps_scale_and_phase(first_col):
+    found = mapped(first_col=first_col)
+    truth, maps = head()
+    assert found.zero_filled.shape == found.conventional.shape == found.phase.shape == SHAPE
+    assert error(found.conventional) < 0.05 < 0.07 < error(found.zero_filled)
+    assert found.scale == pytest.approx(image_scale(truth), rel=0.05)
+    inside = (truth.abs() > 0.5) & (found.model.support > 0)
+    assert inside.sum() > 0.99 * (truth.abs() > 0.5).sum()
+    estimated = found.model.coil_maps.permute(1, 2, 3, 0)
+    agreement = (estimated.conj() * origin_to_corner(maps, (1, 2))).sum(0).abs()
+    assert agreement[origin_to_corner(inside, (0, 1))].min() > 0.97
+    # the smooth phase is in the maps: the image is nearly real
+    assert found.conventional[inside].imag.abs().mean() < 0.05 * found.conventional[inside].abs().mean()
+    assert (found.phase.abs() - 1).abs().max() < 1e-5
+    assert found.residual(found.conventional) < 1.3
+
+
+def test_misfit_and_energy_are_counted_line_by_line_and_coil_by_coil():
+    found = mapped()
+    image = complex_noise(SHAPE, torch.Generator().manual_seed(3))
+    misfit = found.misfit(image)
+    difference = (found.model.forward(image) - found.data.kspace).abs().square()
+    variance, lines = 2 * found.data.sigma_n**2, found.data.mask[..., 0] > 0
+    assert misfit.residual == pytest.approx(float((difference[:, lines].mean() / variance).sqrt()), rel=1e-4)
+    by_line = (difference.mean((0, -1)) / variance).sqrt()
+    assert torch.allclose(misfit.by_row[lines], by_line[lines], rtol=1e-4)
+    assert misfit.by_row[~lines].isnan().all()
+    assert torch.allclose(misfit.by_channel, (difference[:, lines].mean((1, 2)) / variance).sqrt(), rtol=1e-4)
+    energy = found.data.kspace.abs().square()[:, lines].mean() / variance
+    assert found.energy.residual == pytest.approx(float(energy.sqrt()), rel=1e-4)
+
+
+def test_spikes_are_taken_out_and_named():
+    data = volume()
+    clean = data.kspace.clone()
+    place = (3, 10, 12, 20)  # coil, partition, row, sample
+    data.kspace[place] += 40 * data.kspace.abs().mean()
+    found = despiked_volume(replace(data, noise_source=ESTIMATED))
+    assert (found.kspace - clean)[place].abs() < 0.2 * (data.kspace - clean)[place].abs()
+    assert torch.equal(found.calibration, found.kspace[:, 6:22, 9:24])
+    (remark,) = found.remarks
+    assert "coil 3" in remark and "line 12, sample 20 of partition 10" in remark
+    assert despiked_volume(volume()).remarks == ()
+
+
+def test_a_block_of_its_own_joins_the_data_where_it_is_the_same():
+    data, full = volume(), volume(seed=1)
+    apart = replace(data, calibration=full.kspace[:, 6:22, 9:24].clone())
+    lines = data.mask.clone()
+    lines[6:22, 9:24] = 0
+    lines[6:22:2, 9:24:2] = 1
+    apart = replace(apart, mask=lines, kspace=data.kspace * lines)
+    found = with_maps(apart, CPU)
+    assert int(found.data.mask[..., 0].sum()) == int(volume().mask[..., 0].sum())
+    brighter = replace(apart, calibration=1.5 * apart.calibration, kspace=data.kspace * lines)
+    assert int(with_maps(brighter, CPU).data.mask[..., 0].sum()) == int(lines[..., 0].sum())
+
+
+def test_many_coils_are_compressed():
+    found = mapped(n_coils=24)
+    assert 12 <= found.model.coil_maps.shape[1] < 24 and found.n_coils == 24
+    assert error(found.conventional) < 0.07
+
+
+def test_lost_without_signal_or_calibration():
+    data = volume()
+    assert "no calibration" in with_maps(replace(data, calibration=None), CPU).reason
+    small = replace(data, calibration=data.calibration[:, :5])
+    found = with_maps(small, CPU)
+    assert isinstance(found, LostSlice) and "5 partitions" in found.reason
+
+
+@pytest.mark.parametrize(("axes", "cut"), [((1,), 2), ((0, 1, 2), 0)])
+def test_samples_are_those_of_the_posterior(axes, cut):
+    """A white prior, whose denoiser is the same in all planes: mean and variance in closed form."""
+    size, sigma_data, sigma_n, count = (5, 4, 6), 0.25, 0.1, 100
+    generator = torch.Generator().manual_seed(0)
+    maps = complex_noise((2, *size), generator)
+    maps = maps / torch.linalg.vector_norm(maps, dim=0)
+    mask = (torch.rand(*size[:2], 1, generator=generator) < 0.6).float().expand(size).clone()
+    mask[..., :cut] = 0
+    model = VolumeModel(origin_to_corner(maps.permute(3, 0, 1, 2)).contiguous(), mask)
+    units = torch.eye(120, dtype=torch.complex64).view(-1, *size)
+    matrix = torch.stack([model.forward(unit).flatten() for unit in units], 1)
+    covariance = torch.linalg.inv(matrix.mH @ matrix / sigma_n**2 + torch.eye(120) / sigma_data**2)
+    y = matrix @ (sigma_data * complex_noise((120,), generator)) + sigma_n * complex_noise((240,), generator)
+    y = y.view(2, *size)
+    mean = covariance @ (matrix.mH @ y.flatten()) / sigma_n**2
+
+    class White:
+        sigma_data = 0.25
+
+        def of_planes(self, planes, sigma, at_once):
+            assert planes.shape[1:] == tuple(s for a, s in enumerate(size) if a != axes[self.step % len(axes)])
+            self.step += 1
+            return planes * self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
+
+    prior = White()
+    prior.step = 0
+    settings = SamplerSettings(steps=40, sigma_max=5.0, sigma_min=0.01, eta=0.0, warm_start=False, cg_steps=40)
+    zero_filled = model.adjoint(y)[None]
+    start, sigmas = zero_filled.expand(count, *size), torch.full((count,), sigma_n)
+    problem = Problem(model, y[None], zero_filled, sigmas, start, Planes(axes, 4))
+    draws = sample_prox(problem, prior, settings, NoiseSource(list(range(count)))).flatten(1)
+    assert (draws.mean(0) - mean).abs().max() < 0.1
+    variance, exact = draws.var(0).mean() / 2, covariance.diagonal().real.mean()
+    assert float(variance / exact) == pytest.approx(1, abs=0.1)
+
+
+def test_seeds_planes_at_once_and_samples(model):
+    checkpoint, problem = load_checkpoint(model), mapped()
+    two = replace(SAMPLING, samples=2)
+    found = [list(sampled([problem], checkpoint, "t1", sampling)) for sampling in (two, two, replace(two, batch=7))]
+    (first,), (again,), (other,) = found
+    assert torch.equal(first.image, again.image)
+    assert torch.allclose(first.image, other.image, atol=1e-4 * problem.scale)
+    assert first.spread.shape == SHAPE and first.fallback is None
+    assert first.evaluations == 8
+    (reseeded,) = sampled([problem], checkpoint, "t1", replace(two, seed=1))
+    assert not torch.allclose(first.image, reseeded.image, atol=1e-3 * problem.scale)
+
+
+def test_volumes_pass_alone_between_slices_and_the_lost(model):
+    stream = [mapped(), LostSlice(volume().key, "x"), mapped()]
+    found = list(sampled(stream, load_checkpoint(model), None, SAMPLING))
+    assert [isinstance(item, LostSlice) for item in found] == [False, True, False]
+
+
+def test_a_deadline_cuts_steps_and_then_falls_back(model):
+    clock, checkpoint, problem = Clock(per_image=0.01), load_checkpoint(model), mapped()
+    clock.watch(checkpoint.denoiser)
+    many = replace(SAMPLING, settings=replace(SAMPLING.settings, steps=400))
+    (found,) = sampled([problem], checkpoint, None, many, deadline=Deadline(10.0, 1, clock(), clock=clock))
+    assert 3 <= found.evaluations < 100 and found.fallback is None and clock.now <= 11
+    (late,) = sampled([problem], checkpoint, None, many, deadline=Deadline(1.0, 1, clock() - 5, clock=clock))
+    assert late.fallback is not None and torch.equal(late.image, problem.conventional)
+
+
+def test_a_broken_device_gives_the_conventional_volume(model, monkeypatch):
+    checkpoint, problem = load_checkpoint(model), mapped()
+
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(VolumeModel, "prox", broken)
+    (found,) = sampled([problem], checkpoint, None, SAMPLING)
+    assert "out of memory" in found.fallback and torch.equal(found.image, problem.conventional)
+
+
+def test_dps_is_refused():
+    problem = Problem(None, None, None, None, None, Planes((0,), 1))
+    with pytest.raises(UnsupportedScanError, match="prox"):
+        sample_dps(problem, None, SamplerSettings(), None)
+
+
+def test_a_line_that_contradicts_the_others_is_named(model):
+    data = volume()
+    data.kspace[:, 12, 20] *= -1
+    (found,) = sampled([with_maps(data, CPU)], load_checkpoint(model), None, SAMPLING)
+    assert any("line (partition, row) (12, 20) contradicts" in remark for remark in found.remarks)
+
+
+def test_planes_are_large_enough_and_of_nearly_square_pixels():
+    assert planes_of((88, 120, 96), (2, 2, 2)) == (0, 1, 2)
+    assert planes_of((24, 256, 256), (1, 1, 1)) == (0,)  # a thin slab
+    assert planes_of((64, 256, 256), (3, 0.7, 0.7)) == (0,)  # and thick partitions
+    assert planes_of((8, 8, 8), (1, 1, 1)) == (0,)
+
+
+def test_hybrid_is_the_image_along_the_readout_in_place():
+    kspace = complex_noise((2, *SHAPE), torch.Generator().manual_seed(0))
+    kept = kspace.clone()
+    found = hybrid(kspace)
+    assert found is kspace and not torch.equal(found, kept)
+    assert torch.linalg.vector_norm(found) == pytest.approx(float(torch.linalg.vector_norm(kept)), rel=1e-5)
