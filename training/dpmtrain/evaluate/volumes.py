@@ -349,14 +349,16 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder with synthseg_labels/")
     parser.add_argument("--out", type=Path, required=True, help="folder for tables and images; gone on with if there")
     parser.add_argument("--contrasts", nargs="+", choices=tuple(VOLUMES), default=list(CONTRASTS), help="volumes")
-    parser.add_argument("--coarse", action="store_true", help="voxels of 3 mm or 4 x 2 x 2: a quarter of the time")
+    parser.add_argument(
+        "--coarse", nargs="+", choices=tuple(VOLUMES), default=[], help="volumes with voxels of 3 mm, or 4 x 2 x 2 mm"
+    )
     parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     args = parser.parse_args()
     checkpoint = load_checkpoint(args.model)
     if args.part == "planes":
         planes(args.images, checkpoint, args.out)
         return
-    voxels = COARSE if args.coarse else {}
+    voxels = {name: COARSE[name] for name in args.coarse}
     cases = [Case(validation_volume(args.images, name, voxels.get(name))) for name in args.contrasts]
     (schemes if args.part == "schemes" else settings)(cases, checkpoint, args.out)
 
