@@ -9,7 +9,7 @@ Images and scores that are there already are not made again.
 import argparse
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from dpmrecon.recon.types import MappedVolume
 from dpmrecon.recon.volumes import with_volume_maps
 from matplotlib.figure import Figure
 
+from ..arguments import read_grid
 from ..files import writing
 from .baselines import SENSE_WEIGHTS, bart_volume, tuned_weight
 from .methods import label_for
@@ -274,12 +275,12 @@ def settings_row(
     return row
 
 
-def settings(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
+def settings(cases: list[Case], checkpoint: Checkpoint, out: Path, grid: Mapping[str, Sequence[float | int]]) -> None:
     lines = ScoreLines(out / "settings" / "scores.jsonl")
     volumes, rows = [case.name for case in cases], []
     for case in cases:
         rows.append(settings_row(case, checkpoint, lines, {}, SAMPLES))
-        for key, values in GRID.items():
+        for key, values in grid.items():
             rows += [settings_row(case, checkpoint, lines, {key: value}, 1) for value in values]
     base = {row.volume: row.nrmse for row in rows if row.present}
     head = ["setting", "value", *volumes, "mean change"]
@@ -352,6 +353,7 @@ def main() -> None:
     parser.add_argument(
         "--coarse", nargs="+", choices=tuple(VOLUMES), default=[], help="volumes with voxels of 3 mm, or 4 x 2 x 2 mm"
     )
+    parser.add_argument("--grid", nargs="+", metavar="KEY=V1,V2", help="settings to change instead of the usual ones")
     parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     args = parser.parse_args()
     checkpoint = load_checkpoint(args.model)
@@ -360,7 +362,10 @@ def main() -> None:
         return
     voxels = {name: COARSE[name] for name in args.coarse}
     cases = [Case(validation_volume(args.images, name, voxels.get(name))) for name in args.contrasts]
-    (schemes if args.part == "schemes" else settings)(cases, checkpoint, args.out)
+    if args.part == "schemes":
+        schemes(cases, checkpoint, args.out)
+    else:
+        settings(cases, checkpoint, args.out, read_grid(args.grid) if args.grid else GRID)
 
 
 if __name__ == "__main__":
