@@ -34,6 +34,11 @@ def estimate_volume_maps(calibration: torch.Tensor, shape: tuple[int, int, int])
     return _on_grid(maps, values, shape)
 
 
+def packed_maps(maps: torch.Tensor) -> torch.Tensor:
+    """(n_coils, partitions, rows, cols) in the layout of `VolumeModel`."""
+    return origin_to_corner(maps.permute(3, 0, 1, 2)).contiguous()
+
+
 def grid_of(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Points of the grid on which the maps of a volume of this shape are found."""
     return tuple(size if size <= POINTS else -(-size // 2) for size in shape)

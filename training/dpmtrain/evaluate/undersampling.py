@@ -81,11 +81,12 @@ def volume_mask(
         factors.sort(key=lambda pair: (max(pair), pair))
         least = LEAST_SHARE * np.prod(np.ptp(np.argwhere(lines), axis=0) + 1) / acceleration
         lattices = (lattice for pair in factors for lattice in _lattices(shape, *pair))
-        chosen = next((lattice for lattice in lattices if (lattice & lines).sum() >= least), None)
-        if chosen is None:
+        fitting = [lattice for lattice in lattices if (lattice & lines).sum() >= least]
+        if not fitting:
             raise BadInputError(
                 f"R = {acceleration} cannot be had from the lines of this volume: give a multiple of its R"
             )
+        chosen = fitting[0]
     block = tuple(_centre(size, min(calibration_lines, size)) for size in shape)
     chosen[block] = True
     return acquired * torch.from_numpy(chosen).float()[..., None]
