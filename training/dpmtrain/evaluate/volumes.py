@@ -38,6 +38,7 @@ from .volume_schemes import Scheme, sampled_volume
 
 R = 4
 HEAD = 0.1  # of the truth's scale, which is 1: what is brighter is head
+MAGNIFIED, BRIGHTEST = 4, 0.7  # of pictures: errors, and what is shown white
 TURNS = (0, 1, 2)
 SCHEMES = {
     "planes 0": Scheme((0,)),
@@ -71,7 +72,7 @@ SLABS = [
     ((6.0, 2.0, 2.0), 20),
 ]
 SLAB_AXES = ((0,), (0, 1), TURNS)
-PICTURED = ["zero-filled", "CG-SENSE", *PENALTIES, "planes 0", "planes 0, 1, 2 in turn"]
+PICTURED = ["CG-SENSE", *PENALTIES, "planes 0", "planes 0, TV across", "planes 0, 1, 2 in turn"]
 NOTES = """NRMSE: of the volume, one least-squares factor. Neighbours: NRMSE of the differences of neighbouring slices
 along partitions, rows and columns. High band: energy in the upper third of |k| along each of them, inside the head,
 over the truth's; noise counts too, so that 1 alone says nothing. Conventional methods and TV across the planes have the
@@ -205,7 +206,8 @@ def schemes(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
             rows.append(row)
             if row.method in PICTURED:
                 pictures[row.method] = image
-        picture(pictures).savefig(out / "schemes" / f"{case.contrast}.png", dpi=60)
+        voxel = case.reference.data.voxel_mm
+        picture(pictures, voxel).savefig(out / "schemes" / f"{case.contrast}.png", dpi=60)
     head = ["volume", "method", "weight", "NRMSE", "neighbours", "high band", "seconds"]
     lines = [
         [
@@ -223,16 +225,23 @@ def schemes(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
     write_tables(out / "schemes", VolumeRow, rows, text, digits=5)
 
 
-def picture(volumes: dict[str, np.ndarray]) -> Figure:
-    """The middle planes across the three axes, a column for each volume."""
-    made = Figure((2.2 * len(volumes), 6.6), layout="constrained")
-    axes = made.subplots(3, len(volumes), squeeze=False)
+def picture(volumes: dict[str, np.ndarray], voxel_mm: tuple[float, ...]) -> Figure:
+    """The middle planes across the three axes, a column for each volume, and MAGNIFIED errors below. The first one is
+    the truth."""
+    made = Figure((2.2 * len(volumes), 13.2), layout="constrained")
+    axes = made.subplots(6, len(volumes), squeeze=False)
+    truth = next(iter(volumes.values()))
     for column, (name, volume) in enumerate(volumes.items()):
         axes[0, column].set_title(name, fontsize=8)
         for axis in range(3):
-            plane = volume.take(volume.shape[axis] // 2, axis)
-            axes[axis, column].imshow(plane, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-            axes[axis, column].set_axis_off()
+            down, across = np.delete(voxel_mm, axis)
+            middle = volume.shape[axis] // 2
+            error = MAGNIFIED * np.abs(volume - truth)
+            for row, image in ((axis, volume), (axis + 3, error)):
+                plane = image.take(middle, axis)
+                panel = axes[row, column]
+                panel.imshow(plane, cmap="gray", vmin=0, vmax=BRIGHTEST, aspect=down / across, interpolation="nearest")
+                panel.set_axis_off()
     return made
 
 
