@@ -58,6 +58,7 @@ GRID: dict[str, tuple[float | int, ...]] = {
     "noise_scale": (0.2, 0.6),
     "noise_factor": (0.6, 0.9),
     "cg_steps": (2, 8),
+    "cg_tolerance": (0.08,),
 }
 SAMPLES = 3
 # the voxel in mm and the partitions of slabs of SWI
