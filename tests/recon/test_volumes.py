@@ -202,7 +202,8 @@ def test_a_line_that_contradicts_the_others_is_named(model):
 
 def test_planes_are_large_enough_and_of_nearly_square_pixels():
     assert planes_of((88, 120, 96), (2, 2, 2)) == (0, 1, 2)
-    assert planes_of((24, 256, 256), (1, 1, 1)) == (0,)  # a thin slab
+    assert planes_of((15, 256, 256), (1, 1, 1)) == (0,)  # a thin slab
+    assert planes_of((16, 256, 256), (1.25, 1, 1)) == (0, 1, 2)
     assert planes_of((64, 256, 256), (3, 0.7, 0.7)) == (0,)  # and thick partitions
     assert planes_of((8, 8, 8), (1, 1, 1)) == (0,)
 
