@@ -10,54 +10,33 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from dpmrecon.api import load_model
-from dpmrecon.data import SliceKey, Volume
 from dpmrecon.errors import DpmreconError
 from dpmrecon.options import Options
 from dpmrecon.output.swi import LOW_PASS, filtered_phase, minimum_projection, slab_count, weighted
-from dpmrecon.physics.fourier import origin_to_corner, to_kspace
-from dpmrecon.physics.scale import image_scale
-from dpmrecon.physics.volume import hybrid
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.prior.denoiser import complex_noise
+from dpmrecon.prior.kinds import settings_from
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import MappedVolume, Reconstruction
-from dpmrecon.recon.volumes import mapped_volume, with_volume_maps
-from dpmrecon.tools.simulated_slice import SwiMasks, coil_maps, swi_masks
-from dpmrecon.tools.simulated_volume import simulated_volume
-from dpmrecon.tools.simulation_settings import VolumeSettings
+from dpmrecon.recon.types import Reconstruction
+from dpmrecon.tools.simulated_slice import SwiMasks, swi_masks
 
+from ..files import writing
 from .baselines import bart_volume, tuned_weight
+from .methods import label_for
 from .metrics import Moments, high_band_energy, scan_factor
 from .references import CPU
 from .report import markdown, write_tables
+from .swi_cases import GRE_BLOCK, GRE_NOISE, NOISE, PATTERNS, Case, gre_cases, in_map_phase, phantom, phantom_cases
 from .swi_figures import bleed_size, dark_phase, local_contrast, phase_error, picture, slope
 from .volumes import HEAD, PENALTIES
 
 VEINS = -1  # sign of their phase in simulated scans
-NOISE = 0.03  # per real channel, over the truth's 99th percentile
-PATTERNS = {"2 x 2 CAIPIRINHA": (2, 2, 1), "4 x 1": (4, 1, 0)}  # R of rows, of partitions, shift of partitions
 WEIGHTS = PENALTIES["L1-wavelet 3D (BART)"][1]
-GRE_VOXEL = (1.0, 0.47, 0.47)  # mm
-GRE_NOISE, GRE_BLOCK, GRE_FOV = 0.02, 12, 190.0  # of the scale; lines; mm that the coils take the small volume for
-
-
-@dataclass
-class Case:
-    """A scan: fully sampled, undersampled, and its truth (partitions, rows, cols) complex64 with the phase that the
-    coil maps, which both share, leave it. voxel_mm: along partitions, rows and columns."""
-
-    name: str
-    full: MappedVolume
-    mapped: MappedVolume
-    truth: np.ndarray
-    voxel_mm: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -93,118 +72,15 @@ class PhaseRow:
     seconds: float
 
 
-NOTES = f"""NRMSE: of the magnitude, one least-squares factor. SWI, minIP: contrast of veins, 1 less their mean over that
-of the head within {{window:g}} mm in the plane; vein: the mean of their filtered phase, where the truth's is negative;
-in brackets the ratio to the full scan's. Phase error, filtered phase error: root mean square inside the head, weighted
-by the truth's magnitude, a constant taken off. Microbleed: contrast of its darkest voxel in the magnitude, and the
-diameter of a ball of the volume below half of it. High band: energy in the upper third of |k| along rows and columns,
-inside the head, over the truth's. The truth has no noise, the full scan has that of R = 1: {NOISE:g} of the scale a
-channel. L1-wavelet has the weight that is best for this very scan. Seconds: on a machine that other jobs share."""
-WINDOW_MM = 9.0
-
-
-def phantom(subject: int, partitions: int, matrix: tuple[int, int]) -> VolumeSettings:
-    """Fully sampled, voxels of 2 x .9 x .9 mm."""
-    return VolumeSettings(
-        contrast="swi",
-        subject=subject,
-        matrix=matrix,
-        fov_mm=(0.9 * matrix[0], 0.9 * matrix[1]),
-        partitions=partitions,
-        position_mm=(0.0, 2.0, 28.0),
-        acceleration=1,
-        partition_acceleration=1,
-        calibration_lines=min(24, partitions),
-        noise=0.0,
-    )
-
-
-def lines_of(settings: VolumeSettings) -> torch.Tensor:
-    """(partitions, rows) float32, 1 where acquired."""
-    lines = torch.zeros(settings.partitions, settings.rows)
-    for place in (*settings.grid_places(), *settings.calibration_places()):
-        lines[place] = 1
-    return lines
-
-
-def acquired(kspace: torch.Tensor, lines: torch.Tensor, block: int, noise: float, voxel_mm, factor: float) -> Volume:
-    """A Volume of k-space with its noise; block: lines of the calibration each way, at most."""
-    shape = kspace.shape[1:]
-    centre = tuple(
-        slice(size // 2 - min(block, size) // 2, size // 2 + (min(block, size) + 1) // 2) for size in shape[:2]
-    )
-    mask = lines[..., None].expand(shape).contiguous()
-    calibration, count = kspace[(slice(None), *centre)].clone(), int(lines.sum())
-    key = SliceKey(0)
-    return Volume(
-        key, kspace * mask, mask, calibration, noise, "known", factor, count, count, key.seed_key, voxel_mm=voxel_mm
-    )  # fmt: skip
-
-
-def in_map_phase(mapped: MappedVolume, image: torch.Tensor) -> np.ndarray:
-    return (image * mapped.phase).numpy()
-
-
-def mapped(data: Volume) -> MappedVolume:
-    found = with_volume_maps(data, CPU)
-    if not isinstance(found, MappedVolume):
-        raise DpmreconError(f"the scan is lost: {found.reason}")
-    return found
-
-
-def phantom_cases(settings: VolumeSettings, patterns: list[str]) -> Iterator[Case]:
-    clean, magnitude = (torch.from_numpy(array) for array in simulated_volume(settings))
-    noise = NOISE * image_scale(magnitude)
-    generator = torch.Generator().manual_seed(settings.seed)
-    noisy = torch.stack([coil + noise * complex_noise(coil.shape, generator) for coil in clean])
-    voxel = (settings.slice_thickness_mm, *settings.pixel_mm)
-    take = partial(acquired, noisy, block=settings.calibration_lines, noise=noise, voxel_mm=voxel)
-    full = mapped(take(torch.ones(noisy.shape[1:3]), factor=1.0))
-    truth = in_map_phase(full, full.model.adjoint(hybrid(clean)))
-    for name in patterns:
-        rows, partitions, shift = PATTERNS[name]
-        under = replace(settings, acceleration=rows, partition_acceleration=partitions, caipirinha=shift)
-        yield Case(name, full, mapped(take(lines_of(under), factor=float(rows * partitions))), truth, voxel)
-
-
-def gre_cases(images: Path) -> Iterator[Case]:
-    """The first echo of both measured volumes, R = 2 x 2."""
-    import nibabel
-
-    for name in ("CLEARSWI", "ROMEO"):
-        parts = [
-            np.asarray(nibabel.load(images / f"gre_complex/{name}_{kind}.nii").dataobj) for kind in ("Mag", "Phase")
-        ]
-        for echo in range(parts[0].shape[3] if parts[0].ndim == 4 else 1):
-            magnitude, phase = (part[..., echo] if part.ndim == 4 else part for part in parts)
-            image = magnitude * np.exp(1j * np.pi * phase / 0.0036743774)
-            image = np.ascontiguousarray(image.T[tuple(slice(size // 2 * 2) for size in image.T.shape)])
-            yield gre_case(f"{name}, echo {echo + 1}", torch.from_numpy(image.astype(np.complex64)))
-
-
-def gre_case(name: str, image: torch.Tensor) -> Case:
-    """The coils are those of a head: the small volume is taken for one."""
-    image = image / image_scale(image.abs())
-    shape = tuple(image.shape)
-    axes = [(np.arange(size) - size // 2) * GRE_FOV / size for size in shape]
-    points = np.stack(np.meshgrid(*axes, indexing="ij")[::-1], -1).astype(np.float32)
-    maps = torch.from_numpy(coil_maps(points, 8))
-    maps /= torch.linalg.vector_norm(maps, dim=0)
-    generator = torch.Generator().manual_seed(0)
-    kspace = to_kspace(maps * image, (1, 2, 3)) + GRE_NOISE * complex_noise(maps.shape, generator)
-    lines = torch.zeros(shape[:2])
-    for row in range(shape[1] // 2 % 2, shape[1], 2):
-        lines[(shape[0] // 2 + row // 2) % 2 :: 2, row] = 1
-    low, high = ([size // 2 + side * GRE_BLOCK // 2 for size in shape[:2]] for side in (-1, 1))
-    lines[low[0] : high[0], low[1] : high[1]] = 1
-    found = []
-    for some, factor in ((torch.ones(shape[:2]), 1.0), (lines, 4.0)):
-        data = acquired(kspace, some, GRE_BLOCK, GRE_NOISE, GRE_VOXEL, factor)
-        packed = origin_to_corner(maps.permute(3, 0, 1, 2), (-2, -1)).clone()
-        one = mapped_volume(data, packed, {})
-        assert isinstance(one, MappedVolume)
-        found.append(one)
-    return Case(name, found[0], found[1], image.numpy(), GRE_VOXEL)
+WINDOW_MM = 9.0  # in the plane, of what is around a vein
+NOTES = f"""NRMSE: of the magnitude, one least-squares factor. Veins in SWI and in its minIP: 1 less their mean over
+that of the head around them, within {WINDOW_MM:g} mm in the plane. Vein phase: mean filtered phase of veins, where the
+truth's is negative. In brackets: over the full scan's. Phase errors, of the image and of the filtered phase: root mean
+square inside the head, weighted by the truth's magnitude, but for a constant. Microbleed: 1 less its darkest voxel over
+what is around it, in the magnitude, and the diameter of a ball of the volume that is darker than half way. High band:
+energy in the upper third of |k| along rows and along columns, inside the head, over the truth's. The full scan has the
+noise of R = 1, {NOISE:g} of the scale a channel. L1-wavelet has the weight that is best for this very scan. Seconds:
+one thread of a machine that other jobs share."""
 
 
 def nrmse(image: np.ndarray, truth: np.ndarray) -> float:
@@ -212,13 +88,12 @@ def nrmse(image: np.ndarray, truth: np.ndarray) -> float:
     return moments.nrmse(scan_factor([moments]))
 
 
+Changes = dict[str, float | int]  # settings of the sampler in place of the card's
 Found = tuple[str, np.ndarray, float]  # method, image with its phase, seconds
 
 
-def images_of(
-    case: Case, checkpoint: Checkpoint, tries: list[dict[str, float]], samples: int | None
-) -> Iterator[Found]:
-    """Every method's; tries: settings of the sampler in place of the card's, a method each."""
+def images_of(case: Case, checkpoint: Checkpoint, tries: list[Changes], samples: int | None) -> Iterator[Found]:
+    """Every method's; a method for each of `tries`."""
     yield "full scan", in_map_phase(case.full, case.full.zero_filled), case.full.seconds["conventional"]
     yield "truth, without noise", case.truth, 0.0
     yield "CG-SENSE", in_map_phase(case.mapped, case.mapped.conventional), case.mapped.seconds["conventional"]
@@ -233,11 +108,12 @@ def images_of(
 
         weight = tuned_weight(error, WEIGHTS)[0]
         yield f"L1-wavelet 3D (BART), {weight:g}", *images[weight]
+    label = label_for(checkpoint, "swi")
     for changes in tries:
         options = Options() if samples is None else Options(samples=samples)
-        plan = sampling_of(options, checkpoint, CPU, "swi", case.mapped.data.acceleration, keep_samples=True)
-        plan = replace(plan, settings=replace(plan.settings, **changes))
-        (item,) = sampled([case.mapped], checkpoint, "swi", plan)
+        plan = sampling_of(options, checkpoint, CPU, label, case.mapped.data.acceleration, keep_samples=True)
+        plan = replace(plan, settings=settings_from({**vars(plan.settings), **changes}))
+        (item,) = sampled([case.mapped], checkpoint, label, plan)
         assert isinstance(item, Reconstruction) and item.draws is not None
         if item.fallback:
             raise DpmreconError(f"the sampler's image is not used: {item.fallback}")
@@ -266,7 +142,8 @@ class Judge:
         self.weight = self.magnitude * self.head
         self.filtered = filtered(case.truth)
         self.count = slab_count(case.voxel_mm[0], len(case.truth))
-        self.window = tuple(2 * round(WINDOW_MM / side / 2) + 1 for side in case.voxel_mm[1:])
+        rows, cols = (2 * round(WINDOW_MM / side / 2) + 1 for side in case.voxel_mm[1:])
+        self.window = rows, cols
         self.of_full: tuple[float, float, float] | None = None
 
     def swi(self, image: np.ndarray) -> np.ndarray:
@@ -290,11 +167,17 @@ class Judge:
             self.case.name,
             method,
             nrmse(image, self.truth),
-            *(value for pair in zip(contrasts, np.divide(contrasts, full).tolist()) for value in pair),
+            contrasts[0],
+            contrasts[0] / full[0],
+            contrasts[1],
+            contrasts[1] / full[1],
+            contrasts[2],
+            contrasts[2] / full[2],
             phase_error(np.angle(image), np.angle(self.truth), self.weight),
             phase_error(phase, self.filtered, self.weight),
             *bleed_size(np.abs(image), self.masks.bleed, self.case.voxel_mm),
-            *(high_band_energy(scale * np.abs(image), self.magnitude, self.head, axis) for axis in (1, 2)),
+            high_band_energy(scale * np.abs(image), self.magnitude, self.head, 1),
+            high_band_energy(scale * np.abs(image), self.magnitude, self.head, 2),
             seconds,
         )
 
@@ -360,14 +243,14 @@ def phantom_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
             columns[found[0].split(",")[0]] = judge.pictures(found[1])
         if case.name == args.patterns[0]:
             figure = picture(columns)
-            args.out.mkdir(parents=True, exist_ok=True)
-            figure.savefig(args.out / "swi.png", dpi=110)
+            with writing(args.out / "swi.png"):
+                figure.savefig(args.out / "swi.png", dpi=80)
     size = f"{settings.partitions} x {settings.rows} x {settings.cols}"
     text = [
         f"# SWI in three dimensions, {checkpoint.model_id}",
         f"Phantom, subject {settings.subject}, {size} voxels of 2 x .9 x .9 mm, {settings.n_coils} coils, calibration "
         f"block of {settings.calibration_lines}.",
-        NOTES.format(window=WINDOW_MM),
+        NOTES,
         "\n".join(markdown([HEADS, *map(told, rows)])),
     ]
     write_tables(args.out, SwiRow, rows, "\n\n".join(text), digits=5)
@@ -391,17 +274,18 @@ def measured_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     ]  # fmt: skip
     text = [
         f"# Measured gradient echoes, R = 2 x 2 CAIPIRINHA, {checkpoint.model_id}",
-        f"gre_complex/, every echo, {GRE_NOISE:g} of the scale added as noise to 8 simulated coils, whose maps are known;"
-        f" block of {GRE_BLOCK}. Errors as for the phantom, against the measured images, whose own noise counts; slope: "
-        "of the filtered phase against the measured one's, weighted by magnitude.",
+        f"Every echo of gre_complex/, 8 simulated coils of known maps with noise of {GRE_NOISE:g} of the scale, a "
+        f"calibration block of {GRE_BLOCK}. Errors as for the phantom, but against the measured images, whose own "
+        "noise counts. Slope: of the filtered phase against the measured one's, weighted by magnitude.",
         "\n".join(markdown([heads, *means, *table])),
     ]
     write_tables(args.out / "measured", PhaseRow, rows, "\n\n".join(text), digits=5)
 
 
-def changes(text: str) -> dict[str, float]:
+def changes_of(text: str) -> Changes:
     """Settings such as "noise_factor=.6,noise_scale=.4"."""
-    return {name: float(value) for name, _, value in (part.partition("=") for part in text.split(","))}
+    pairs = (part.partition("=") for part in text.split(","))
+    return {name: int(value) if value.isdecimal() else float(value) for name, _, value in pairs}
 
 
 def main() -> None:
@@ -413,7 +297,7 @@ def main() -> None:
     parser.add_argument("--partitions", type=int, default=40)
     parser.add_argument("--matrix", type=int, nargs=2, default=(224, 176), metavar=("ROWS", "COLS"))
     parser.add_argument("--samples", type=int, help="to average (default: the model's)")
-    parser.add_argument("--try", dest="tries", type=changes, nargs="*", default=[], metavar="KEY=VALUE,...")
+    parser.add_argument("--try", dest="tries", type=changes_of, nargs="*", default=[], metavar="KEY=VALUE,...")
     parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     args = parser.parse_args()
     args.tries = [{}, *args.tries]

@@ -43,7 +43,7 @@ def bleed_size(magnitude: np.ndarray, bleed: np.ndarray, voxel_mm: tuple[float, 
     """(contrast, diameter in mm) of a dark ball in (partitions, rows, cols); bleed: bool, where it is.
 
     The contrast is 1 less its darkest voxel over the median of a shell around it; the diameter that of a ball of the
-    volume which is darker than half way between, between voxels by linear interpolation.
+    volume which is darker than half way between, between voxels by cubic splines.
     """
     middle = np.round(ndimage.center_of_mass(bleed)).astype(int)
     reach = np.ceil(SHELL_MM[1] / np.array(voxel_mm)).astype(int)
@@ -55,7 +55,7 @@ def bleed_size(magnitude: np.ndarray, bleed: np.ndarray, voxel_mm: tuple[float, 
     lowest = np.unravel_index(np.where(away <= BLEED_MM, part, np.inf).argmin(), part.shape)
     darkest = float(part[lowest])
     sizes = [FINER * (size - 1) + 1 for size in part.shape]
-    fine = ndimage.map_coordinates(part, np.meshgrid(*[np.arange(n) / FINER for n in sizes], indexing="ij"), order=1)
+    fine = ndimage.map_coordinates(part, np.meshgrid(*[np.arange(n) / FINER for n in sizes], indexing="ij"), order=3)
     labels = ndimage.label(fine <= (around + darkest) / 2)[0]
     voxels = (labels == labels[tuple(FINER * place for place in lowest)]).sum()
     volume = float(voxels) * float(np.prod(voxel_mm)) / FINER**3
