@@ -1,9 +1,19 @@
 """What SWI is judged by: contrast of veins, errors of phase, the size of a microbleed; and the picture of it."""
 
+from dataclasses import dataclass
+
 import numpy as np
+import torch
+from dpmrecon.output.swi import LOW_PASS, filtered_phase, minimum_projection, slab_count, weighted
+from dpmrecon.tools.simulated_slice import SwiMasks
 from matplotlib.figure import Figure
 from scipy import ndimage
 
+from .metrics import Moments, high_band_energy, scan_factor
+from .swi_cases import NOISE, Case
+from .volumes import HEAD
+
+VEINS = -1  # sign of their phase in simulated scans
 FINER = 4  # of the grid on which a microbleed is measured
 BLEED_MM, SHELL_MM = 3.0, (6.0, 9.0)  # from its middle: where its darkest voxel is, and what is around it
 
@@ -80,3 +90,162 @@ def picture(columns: dict[str, dict[str, np.ndarray]]) -> Figure:
             if column == 0:
                 axes[row, column].set_ylabel(name, fontsize=9)
     return made
+
+
+Found = tuple[str, np.ndarray, float]  # method, image with its phase, seconds
+
+
+WINDOW_MM = 9.0  # in the plane, of what is around a vein
+NOTES = f"""NRMSE: of the magnitude, one least-squares factor. Veins in SWI and in its minIP: 1 less their mean over
+that of the head around them, within {WINDOW_MM:g} mm in the plane. Vein phase: mean filtered phase of veins, where the
+truth's is negative. In brackets: over the full scan's. Phase errors, of the image and of the filtered phase: root mean
+square inside the head, weighted by the truth's magnitude, but for a constant. Microbleed: 1 less its darkest voxel over
+what is around it, in the magnitude, and the diameter of a ball of the volume that is darker than half way. High band:
+energy in the upper third of |k| along rows and along columns, inside the head, over the truth's. The full scan has the
+noise of R = 1, {NOISE:g} of the scale a channel. L1-wavelet has the weight that is best for this very scan. Seconds:
+one thread of a machine that other jobs share."""
+
+
+@dataclass(frozen=True)
+class SwiRow:
+    """Ratios are over the full scan's. See NOTES."""
+
+    scan: str
+    method: str
+    nrmse: float
+    swi: float
+    swi_ratio: float
+    minip: float
+    minip_ratio: float
+    vein_rad: float
+    vein_ratio: float
+    phase_rad: float
+    filtered_rad: float
+    bleed: float
+    bleed_mm: float
+    high_rows: float
+    high_cols: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PhaseRow:
+    scan: str
+    method: str
+    nrmse: float
+    phase_rad: float
+    filtered_rad: float
+    slope: float
+    seconds: float
+
+
+def nrmse(image: np.ndarray, truth: np.ndarray) -> float:
+    moments = Moments.of(image, truth, np.ones(truth.shape, bool))
+    return moments.nrmse(scan_factor([moments]))
+
+
+def widths(shape: tuple[int, ...]) -> tuple[int, int]:
+    return round(LOW_PASS * shape[1]), round(LOW_PASS * shape[2])
+
+
+def filtered(image: np.ndarray) -> np.ndarray:
+    return filtered_phase(torch.from_numpy(image), widths(image.shape)).numpy()
+
+
+class Judge:
+    """Of a case's images against its truth and its full scan, the first one that is asked for."""
+
+    def __init__(self, case: Case, masks: SwiMasks):
+        self.case, self.masks, self.truth = case, masks, case.truth
+        self.magnitude = np.abs(case.truth)
+        self.head = self.magnitude > HEAD * np.percentile(self.magnitude, 99)
+        self.weight = self.magnitude * self.head
+        self.filtered = filtered(case.truth)
+        self.count = slab_count(case.voxel_mm[0], len(case.truth))
+        rows, cols = (2 * round(WINDOW_MM / side / 2) + 1 for side in case.voxel_mm[1:])
+        self.window = rows, cols
+        self.of_full: tuple[float, float, float] | None = None
+
+    def swi(self, image: np.ndarray) -> np.ndarray:
+        return weighted(np.abs(image), filtered(image), VEINS)
+
+    def minip(self, volume: np.ndarray) -> np.ndarray:
+        return minimum_projection(volume, self.count)
+
+    def row(self, found: Found) -> SwiRow:
+        method, image, seconds = found
+        phase, swi = filtered(image), self.swi(image)
+        veins = -minimum_projection(-self.masks.veins.astype(np.int8), self.count) > 0
+        contrasts = (
+            local_contrast(swi, self.masks.veins, self.head, self.window),
+            local_contrast(self.minip(swi), veins, self.minip(self.head), self.window),
+            dark_phase(phase, self.filtered, self.masks.veins & self.head),
+        )
+        self.of_full = full = self.of_full or contrasts
+        scale = scan_factor([Moments.of(image, self.truth, np.ones(image.shape, bool))])
+        return SwiRow(
+            self.case.name,
+            method,
+            nrmse(image, self.truth),
+            contrasts[0],
+            contrasts[0] / full[0],
+            contrasts[1],
+            contrasts[1] / full[1],
+            contrasts[2],
+            contrasts[2] / full[2],
+            phase_error(np.angle(image), np.angle(self.truth), self.weight),
+            phase_error(phase, self.filtered, self.weight),
+            *bleed_size(np.abs(image), self.masks.bleed, self.case.voxel_mm),
+            high_band_energy(scale * np.abs(image), self.magnitude, self.head, 1),
+            high_band_energy(scale * np.abs(image), self.magnitude, self.head, 2),
+            seconds,
+        )
+
+    def pictures(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Projection through the microbleed, and magnitude and phase around veins and it."""
+        partition, row, col = (int(round(places.mean())) for places in self.masks.bleed.nonzero())
+        first = min(max(partition - self.count // 2, 0), len(image) - self.count)
+        near = (partition, slice(max(row - 48, 0), row + 32), slice(max(col - 16, 0), col + 72))
+        scale = scan_factor([Moments.of(image, self.truth, np.ones(image.shape, bool))])
+        return {
+            "projection of SWI": scale * self.minip(self.swi(image))[first],
+            "magnitude": scale * np.abs(image)[near],
+            "filtered phase": filtered(image)[near],
+        }
+
+
+def phase_row(case: Case, found: Found) -> PhaseRow:
+    method, image, seconds = found
+    magnitude = np.abs(case.truth)
+    weight = magnitude * (magnitude > HEAD * np.percentile(magnitude, 99))
+    phase, true_phase = filtered(image), filtered(case.truth)
+    return PhaseRow(
+        case.name,
+        method,
+        nrmse(image, case.truth),
+        phase_error(np.angle(image), np.angle(case.truth), weight),
+        phase_error(phase, true_phase, weight),
+        slope(phase, true_phase, weight),
+        seconds,
+    )
+
+
+def told(row: SwiRow) -> list[str]:
+    return [
+        row.scan,
+        row.method,
+        f"{row.nrmse:.4f}",
+        f"{row.swi:.3f} ({row.swi_ratio:.2f})",
+        f"{row.minip:.3f} ({row.minip_ratio:.2f})",
+        f"{row.vein_rad:.3f} ({row.vein_ratio:.2f})",
+        f"{row.phase_rad:.3f}",
+        f"{row.filtered_rad:.3f}",
+        f"{row.bleed:.3f}",
+        f"{row.bleed_mm:.2f}",
+        f"{row.high_rows:.2f}, {row.high_cols:.2f}",
+        f"{row.seconds:.0f}",
+    ]
+
+
+HEADS = ["R = 4", "method", "NRMSE", "veins in SWI", "in the minIP", "vein phase, rad", "phase error, rad",
+         "filtered phase error, rad", "microbleed", "its diameter, mm", "high band", "seconds"]  # fmt: skip
