@@ -93,7 +93,7 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
     from tqdm import tqdm
 
     from .dicom.write import DicomOptions
-    from .mrd.header import acceleration
+    from .mrd.header import acceleration, n_partitions
     from .mrd.receiving import CONJUGATION, Receiving
     from .output.images_file import Outputs
     from .output.report import described
@@ -108,7 +108,9 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
     wanted = Wanted(outputs, dicom, weighting, args.truth, args.mask, options.vein_phase)
     checkpoint, device = load(options)
     contrast = contrast_of(options, checkpoint, scan.header)
-    sampling = sampling_of(options, checkpoint, device, contrast, acceleration(scan.header))
+    sampling = sampling_of(
+        options, checkpoint, device, contrast, acceleration(scan.header), volume=n_partitions(scan.header) > 1
+    )
     if contrast is None:
         print("dpmrecon: the protocol names no known contrast: the unlabelled prior is used", file=sys.stderr)
     receiving = Receiving.of(options, scan.header)

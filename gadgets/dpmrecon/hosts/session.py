@@ -148,7 +148,9 @@ class Session:
         header = read_header(overridden(header_xml, options.set))
         record["header"] = header_digest(header)
         contrast = contrast_of(options, checkpoint, header)
-        sampling = sampling_of(options, checkpoint, engine.device, contrast, acceleration(header))
+        sampling = sampling_of(
+            options, checkpoint, engine.device, contrast, acceleration(header), volume=n_partitions(header) > 1
+        )
         record.update(contrast=contrast, parameters=asdict(sampling), residuals=[], decisions=[])
         if contrast is None:
             self._note("the protocol names no known contrast: the unlabelled prior is used")

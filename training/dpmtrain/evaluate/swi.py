@@ -57,7 +57,9 @@ def images_of(case: Case, checkpoint: Checkpoint, tries: list[Changes], samples:
     label = label_for(checkpoint, "swi")
     for changes in tries:
         options = Options() if samples is None else Options(samples=samples)
-        plan = sampling_of(options, checkpoint, CPU, label, case.mapped.data.acceleration, keep_samples=True)
+        plan = sampling_of(
+            options, checkpoint, CPU, label, case.mapped.data.acceleration, volume=True, keep_samples=True
+        )
         plan = replace(plan, settings=settings_from({**vars(plan.settings), **changes}))
         (item,) = sampled([case.mapped], checkpoint, label, plan)
         assert isinstance(item, Reconstruction) and item.draws is not None
