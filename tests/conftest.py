@@ -13,11 +13,12 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from dpmrecon.tools.simulate import simulate
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.tools.simulation_settings import SimulationSettings, VolumeSettings
 
 from support.gaussian import GaussianWorld
 from support.models import SAMPLING, TINY, saved_model
 
+_SMALL_VOLUME = {"matrix": (26, 24), "n_coils": 5, "calibration_lines": 12, "slice_thickness_mm": 8.0}
 _SMALL = {"matrix": (64, 64), "n_slices": 1, "n_coils": 6, "calibration_lines": 16, "acceleration": 2}
 
 
@@ -25,14 +26,16 @@ _SMALL = {"matrix": (64, 64), "n_slices": 1, "n_coils": 6, "calibration_lines": 
 def simulated_scan(tmp_path_factory):
     """simulated_scan(**settings) -> Path of the scan; its truth lies at dpmrecon.tools.simulate.truth_path(path).
 
-    Settings are those of SimulationSettings; what is not given is small: one slice of 64x64, 6 coils, R=2 with 16
-    calibration lines. Equal settings give the same file: tests must not write to it.
+    Settings are those of SimulationSettings, with `partitions` those of VolumeSettings; what is not given is small: one
+    slice of 64x64, 6 coils, R=2 with 16 calibration lines, or a volume of 26x24 with R=2x2 and a block of 12x12. Equal
+    settings give the same file: tests must not write to it.
     """
     folder = tmp_path_factory.mktemp("scans")
     made: dict[SimulationSettings, Path] = {}
 
     def make(**settings) -> Path:
-        chosen = SimulationSettings(**{**_SMALL, **settings})
+        kind, small = (VolumeSettings, _SMALL_VOLUME) if "partitions" in settings else (SimulationSettings, _SMALL)
+        chosen = kind(**{**small, **settings})
         if chosen not in made:
             path = folder / f"scan{len(made)}.h5"
             simulate(path, chosen)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from .data import ESTIMATED, LostSlice, Slice, SliceKey
+from .data import ESTIMATED, LostSlice, Slice, SliceKey, Volume
 from .device import device_of
 from .errors import BadInputError
 from .mrd.collect import slices
@@ -18,15 +18,19 @@ from .mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, regular_a
 from .mrd.header import Limits, acceleration
 from .mrd.receiving import Receiving, open_as
 from .mrd.scan import Scan
+from .mrd.volumes import central_box
 from .options import Options, checked
 from .output.mrd_images import to_recon_space
 from .physics import coil_maps
-from .physics.noise import estimated_sigma
+from .physics.noise import estimated_sigma, estimated_volume_sigma
+from .physics.volume_maps import packed_maps
 from .prior.checkpoint import Checkpoint, load_checkpoint
 from .recon.plan import contrast_of, sampling_of
-from .recon.prepare import despiked, mapped_slice, with_coil_maps
+from .recon.prepare import mapped_slice, with_coil_maps
+from .recon.repairs import despiked
 from .recon.stream import sampled
 from .recon.types import Reconstruction
+from .recon.volumes import despiked_volume, mapped_volume
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 Model = Checkpoint | str | PathLike | None
@@ -36,7 +40,7 @@ UNIT = 0.05  # sum |s|^2 of coil maps that were given may be this far from 1
 
 @dataclass(frozen=True)
 class Result:
-    """One reconstructed slice.
+    """One reconstructed slice, or volume: there every array has the partitions before the rows.
 
     Attributes
     ----------
@@ -149,6 +153,7 @@ def reconstruct(
     *,
     calibration: Array | None = None,
     noise_std: float | None = None,
+    voxel_mm: tuple[float, float, float] | None = None,
     model: Model = None,
     contrast: str | None = None,
     mode: str = "fast",
@@ -159,21 +164,23 @@ def reconstruct(
     fallback: bool = True,
     keep_samples: bool = False,
 ) -> Result:
-    """Reconstruct one slice from its undersampled multi-coil k-space.
+    """Reconstruct one slice, or one volume, from its undersampled multi-coil k-space.
 
     k-space and images are linked by the centred orthonormal FFT: index N//2 of every axis is the origin on both sides.
 
     Parameters
     ----------
-    kspace : (n_coils, rows, cols) complex
-        Zero where not acquired; rows are phase-encoding lines, cols readout samples without oversampling. Best
-        pre-whitened: noise of equal size and no correlation in all coils.
-    maps : (n_coils, rows, cols) complex, optional
+    kspace : (n_coils, rows, cols) or (n_coils, partitions, rows, cols) complex
+        Zero where not acquired; partitions and rows are phase encodings, cols readout samples without oversampling.
+        Best pre-whitened: noise of equal size and no correlation in all coils.
+    maps : complex, of the shape of `kspace`, optional
         Coil maps with sum |s|^2 of 1 on the head and 0 outside it; None estimates them.
-    mask : (rows, cols) or (rows,), optional
-        1 where k-space was acquired; None takes it from the k-space.
-    calibration : (n_coils, lines, samples) complex, optional
+    mask : (rows, cols) or (rows,), of a volume (partitions, rows, cols) or (partitions, rows), optional
+        1 where k-space was acquired; None takes it from the k-space. Every line of a volume has the same columns.
+    calibration : (n_coils, lines, samples) or (n_coils, partitions, lines, samples) complex, optional
         Fully sampled lines to estimate coil maps from; None takes the fully sampled centre of the k-space.
+    voxel_mm : (float, float, float), optional
+        Of a volume, along partitions, rows and cols: the model is shown planes of nearly square pixels. None is a cube.
     noise_std : float, optional
         Standard deviation of the noise in one real channel of the k-space; None estimates it.
     model : Checkpoint or path, optional
@@ -207,6 +214,8 @@ def reconstruct(
     """
     checkpoint, where = _loaded(model, device)
     data = slice_of_arrays(kspace, mask, calibration, noise_std)
+    if isinstance(data, Volume):
+        data = replace(data, voxel_mm=_voxel(voxel_mm))
     options = _options(contrast, mode, steps, samples, seed, fallback)
     label = contrast_of(options, checkpoint, None)
     sampling = sampling_of(options, checkpoint, where, label, data.acceleration, keep_samples=keep_samples)
@@ -217,6 +226,8 @@ def reconstruct(
                 "`calibration` or `maps`"
             )
         (mapped,) = with_coil_maps([data], where)
+    elif isinstance(data, Volume):
+        mapped = mapped_volume(despiked_volume(data), packed_maps(_maps(maps, data).to(where)), {})
     else:
         mapped = mapped_slice(despiked(data), _maps(maps, data).to(where), {})
     if isinstance(mapped, LostSlice):
@@ -323,10 +334,10 @@ def _loaded(model: Model, device: str | None) -> tuple[Checkpoint, torch.device]
 
 
 def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: float | None) -> Slice:
-    """The arrays of `reconstruct` as a slice. Raises BadInputError."""
-    samples = _complex(kspace, "the k-space", "(n_coils, rows, cols) of one slice").cpu()
-    n_coils, rows, cols = samples.shape
-    acquired = (samples != 0).any(0) if mask is None else _mask(mask, rows, cols)
+    """The arrays of `reconstruct` as a slice or a volume. Raises BadInputError."""
+    samples = _complex(kspace, "the k-space", "(n_coils, rows, cols) of one slice", dimensions=(3, 4)).cpu()
+    n_coils, *shape = samples.shape
+    acquired = _acquired(samples) if mask is None else _mask(mask, tuple(shape))
     if not bool(acquired.any()) or not bool((samples[:, acquired] != 0).any()):
         raise BadInputError("the k-space is zero wherever it was acquired: give the measured samples")
     samples = samples * acquired
@@ -334,43 +345,70 @@ def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: float |
         raise BadInputError(f"noise_std is {noise_std}: give a number above 0, or None to have it estimated")
     block = _centre(samples, acquired)
     if calibration is not None:
-        block = _complex(calibration, "the calibration", "(n_coils, lines, samples)").cpu()
+        wanted = "(n_coils, lines, samples)" if samples.ndim == 3 else "(n_coils, partitions, lines, samples)"
+        block = _complex(calibration, "the calibration", wanted, dimensions=(samples.ndim,)).cpu()
         if len(block) != n_coils:
             raise BadInputError(
                 f"the calibration has {len(block)} coils and the k-space {n_coils}: give the same coils"
             )
-    lines = np.flatnonzero(acquired.any(1).numpy())
-    pattern = regular_acceleration(lines, Limits(0, rows - 1, rows // 2))
-    key = SliceKey(0)
-    return Slice(
+    key, mask = SliceKey(0), acquired.float()
+    lines = acquired.any(-1)
+    net, kind, sigma = acquired.numel() / int(acquired.sum()), Slice, estimated_sigma
+    if samples.ndim == 4:
+        kind, sigma = Volume, estimated_volume_sigma
+    elif (pattern := regular_acceleration(np.flatnonzero(lines.numpy()), Limits(0, shape[0] - 1, shape[0] // 2))) > 1:
+        net = float(pattern)
+    return kind(
         key=key,
         kspace=samples,
-        mask=acquired.float(),
+        mask=mask,
         calibration=block,
-        sigma_n=noise_std or estimated_sigma(samples, acquired.float()),
+        sigma_n=noise_std or sigma(samples, mask),
         noise_source="given" if noise_std else ESTIMATED,
-        acceleration=float(pattern) if pattern > 1 else rows * cols / int(acquired.sum()),
-        n_lines_got=len(lines),
-        n_lines_needed=len(lines),
+        acceleration=net,
+        n_lines_got=int(lines.sum()),
+        n_lines_needed=int(lines.sum()),
         seed_key=key.seed_key,
     )
 
 
-def _mask(mask: Any, rows: int, cols: int) -> torch.Tensor:
+def _acquired(kspace: torch.Tensor) -> torch.Tensor:
+    """Where samples came: of a volume, the columns that its lines have, in every line that came."""
+    came = (kspace != 0).any(0)
+    return came if came.ndim == 2 else came.any(-1, keepdim=True) & came.any(0).any(0)
+
+
+def _mask(mask: Any, shape: tuple[int, ...]) -> torch.Tensor:
     given = _tensor(mask)
     found = given.cpu()
-    if found.ndim == 1 and len(found) == rows:
-        found = found[:, None].expand(rows, cols)
-    if found.shape != (rows, cols) or not bool(((found == 0) | (found == 1)).all()):
+    if found.shape == shape[:-1]:
+        found = found[..., None].expand(shape)
+    if found.shape != shape or not bool(((found == 0) | (found == 1)).all()):
         raise BadInputError(
-            f"the mask has shape {tuple(given.shape)}: zeros and ones of shape ({rows}, {cols}) or "
-            f"({rows},) are needed, 1 where k-space was acquired"
+            f"the mask has shape {tuple(given.shape)}: zeros and ones of shape {shape} or {shape[:-1]} are needed, "
+            "1 where k-space was acquired"
         )
-    return found != 0
+    found = found != 0
+    if found.ndim == 3 and not torch.equal(found, found.any(-1, keepdim=True) & found.any(0).any(0)):
+        raise BadInputError(
+            "the mask of the volume has other columns in some lines than in others: every acquired line needs the same"
+        )
+    return found
+
+
+def _voxel(voxel_mm: Any) -> tuple[float, float, float]:
+    if voxel_mm is None:
+        return 1.0, 1.0, 1.0
+    if len(voxel_mm) != 3 or not all(0 < side < float("inf") for side in voxel_mm):
+        raise BadInputError(f"voxel_mm is {voxel_mm}: three lengths above 0, of partitions, rows and cols, are needed")
+    return tuple(float(side) for side in voxel_mm)  # type: ignore[return-value]
 
 
 def _centre(kspace: torch.Tensor, acquired: torch.Tensor) -> torch.Tensor | None:
     """The fully sampled centre: whole lines, else a square, as with 2D undersampling; None where it is too small."""
+    if acquired.ndim == 3:
+        box = central_box(acquired.any(-1).numpy())
+        return None if box is None else kspace[:, box[0], box[1]]
     rows, cols = acquired.shape
     columns = acquired.any(0)
     block = central_block(np.flatnonzero((acquired | ~columns).all(1).numpy()).tolist(), rows // 2)
@@ -388,7 +426,7 @@ def _square(array: torch.Tensor, half: int) -> torch.Tensor:
 
 
 def _maps(maps: Any, data: Slice) -> torch.Tensor:
-    found = _complex(maps, "the coil maps", "(n_coils, rows, cols)")
+    found = _complex(maps, "the coil maps", str(tuple(data.kspace.shape)), dimensions=(data.kspace.ndim,))
     if found.shape != data.kspace.shape:
         raise BadInputError(
             f"the coil maps have shape {tuple(found.shape)} and the k-space {tuple(data.kspace.shape)}: give the same"
@@ -403,12 +441,12 @@ def _maps(maps: Any, data: Slice) -> torch.Tensor:
     return found
 
 
-def _complex(array: Any, what: str, shape: str) -> torch.Tensor:
-    """A complex64 tensor of three dimensions and finite values. Raises BadInputError."""
+def _complex(array: Any, what: str, shape: str, dimensions: tuple[int, ...] = (3,)) -> torch.Tensor:
+    """A complex64 tensor of so many dimensions and finite values. Raises BadInputError."""
     if not isinstance(array, np.ndarray | torch.Tensor):
         raise BadInputError(f"{what} is a {type(array).__name__}: a numpy array or torch tensor {shape} is needed")
     found = _tensor(array)
-    if found.ndim != 3 or 0 in found.shape:
+    if found.ndim not in dimensions or 0 in found.shape:
         raise BadInputError(f"{what} has shape {tuple(found.shape)}: {shape} is needed")
     if not found.is_complex():
         raise BadInputError(f"{what} is {found.dtype}: complex values are needed")

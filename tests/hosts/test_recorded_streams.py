@@ -97,6 +97,30 @@ def test_every_repetition_and_b_value_is_as_with_a_calibration_of_its_own(name, 
             assert error <= limit
 
 
+def test_a_recorded_volume_is_imaged_as_its_file_is_replayed(default, tmp_path):
+    _, header, rest = parts_of(recorded("flair3d_r2x2"))
+    engine = Engine.of(options.from_pairs({"model": str(default), "device": "cpu"}))
+    answer = Here(engine).exchange(config(contrast="flair", **FEW), header, rest)
+    assert answer.errors == []
+    scan = shared("scans3d/flair3d_r2x2.h5")
+    assert replay(scan, tmp_path, default, "--contrast", "flair", "--steps", "6", "--samples", "1") == 0
+    (found,), (expected,) = answer.images, images(tmp_path)
+    assert found.data.shape == expected.data.shape == (1, 40, 56, 64)
+    error = distance(found.data, expected.data)
+    print(f"flair3d_r2x2: NRMSE to replay {error:.4f}")
+    assert error <= 0.02
+    assert distance(found.data[0], np.load(shared("scans3d/flair3d_r2x2_truth.npy"))) <= 0.075
+
+
+def test_a_recorded_volume_with_a_separate_block(default):
+    _, header, rest = parts_of(recorded("flair3d_r2x2_separate"))
+    engine = Engine.of(options.from_pairs({"model": str(default), "device": "cpu"}))
+    answer = Here(engine).exchange(config(contrast="flair", **FEW), header, rest)
+    assert answer.errors == []
+    (found,) = answer.images
+    assert distance(found.data[0], np.load(shared("scans3d/flair3d_r2x2_separate_truth.npy"))) <= 0.075
+
+
 def noisier(bits, factor):
     """Noise of `factor` times the energy of the lines, on every sample."""
     rng = np.random.default_rng(1)

@@ -108,12 +108,22 @@ def test_a_deadline_gives_labelled_images(scan, engine):
     assert len(answer.images) == 2
 
 
-def test_a_3d_scan_is_refused(scan, engine):
-    xml = (b"<encodedSpace><matrixSize><x>128</x><y>48</y><z>1<", b"<encodedSpace><matrixSize><x>128</x><y>48</y><z>8<")
+def test_several_slabs_are_refused(scan, engine):
     stream = edited_stream(scan)
-    assert xml[0] in stream[1]
-    stream[1] = stream[1].replace(*xml)
-    expected = "the scan is 3D (8 partitions); only 2D multi-slice scans are reconstructed"
+    for old, new in (
+        (b"<y>48</y><z>1<", b"<y>48</y><z>8<"),
+        (
+            b"<kspace_encoding_step_2><minimum>0</minimum><maximum>0<",
+            b"<kspace_encoding_step_2><minimum>0</minimum><maximum>7<",
+        ),
+    ):
+        assert old in stream[1]
+        stream[1] = stream[1].replace(old, new)
+    stream[1] = fake_peer.text_message(fake_peer.HEADER, stream[1][6:])
+    expected = (
+        "the scan is 3D with 2 slabs; one is reconstructed: convert each slab to a scan of its own (or --set "
+        "encoding.encodingLimits.slice.maximum=0 if there is one)"
+    )
     assert Here(engine).exchange(*stream).raw == fake_peer.error(expected)
 
 

@@ -104,6 +104,33 @@ def test_the_lines_tell_r_where_the_header_names_none(lines, factor):
     assert "the header announces no R" in volume_completeness(lines & block(12), BOX, None)[2]
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_any_lattice_is_complete_and_a_line_less_is_not(seed):
+    rng = np.random.default_rng(seed)
+    shape = rng.integers(24, 110, size=2)
+    step_1, step_2 = rng.choice([(1, 1), (2, 1), (1, 2), (2, 2), (3, 1), (3, 2), (1, 4), (4, 1), (3, 3), (2, 4)])
+    shift, *first = rng.integers([step_1, step_2, step_1])
+    e2, e1 = grid(shape)
+    lattice = (e2 % step_2 == first[0]) & ((e1 - shift * (e2 // step_2)) % step_1 == first[1])
+    begin = rng.choice([0, 0.1, 0.25], size=2) * shape  # partial Fourier
+    inside = (e2 >= begin[0]) & (e1 >= begin[1])
+    if rng.integers(2):
+        inside &= distance(shape) <= 1
+    calibration = [np.zeros(shape, bool), block(12, shape), np.hypot(e2 - shape[0] // 2, e1 - shape[1] // 2) <= 7]
+    lines = inside & (lattice | calibration[rng.integers(3)])
+    bounds = tuple(Limits(int(np.ceil(b)), int(n) - 1, int(n) // 2) for b, n in zip(begin, shape))
+    factor = int(step_1 * step_2)
+    assert volume_completeness(lines, bounds, factor)[::2] == (factor, None)
+    regular = np.argwhere(lines & lattice & (distance(shape) > 0.5) & (distance(shape) < 0.85))
+    lost = lines.copy()
+    lost[tuple(rng.choice(regular))] = False
+    assert "incomplete" in volume_completeness(lost, bounds, factor)[2]
+    order = np.argwhere(lines)
+    lost = lines.copy()
+    lost[tuple(order[int(rng.uniform(0.1, 0.93) * len(order)) :].T)] = False  # the peer died
+    assert "incomplete" in volume_completeness(lost, bounds, factor)[2]
+
+
 def test_counts_of_lines():
     e2, e1 = grid()
     lines = (e1 % 2 == 0) & (e2 % 2 == 0)
@@ -218,6 +245,10 @@ def test_header_of_a_volume():
     assert n_partitions(header(z=2, extra_limits=limits("kspace_encoding_step_2", 0))) == 1
     head.encoding[0].reconSpace.matrixSize.z = 6
     assert coarser(head) == [("z", 13, 6)]
+    head.encoding[0].reconSpace.fieldOfView_mm.z *= 6 / 13  # slice oversampling, which stays in k-space
+    assert coarser(head) == []
+    head.encoding[0].parallelImaging = None
+    assert only(slices(volume_scan(*PLACE, ALL), head)).kspace.shape == (3, 13, 33, 26)
     head.encoding[0].reconSpace.fieldOfView_mm.z = 0
     with pytest.raises(BadInputError, match="reconSpace without z"):
         list(slices(volume_scan(*PLACE, ALL), head))

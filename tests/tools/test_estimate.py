@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from dpmrecon.cli import main
@@ -55,6 +56,36 @@ def test_the_estimate_of_any_load_is_what_the_machine_takes(machine):
         assert model.seconds(more) == pytest.approx(7 + more.n_slices * slice_seconds)
         assert model.seconds(more) > model.seconds(load)
         assert model.peak(more) >= model.peak(load) > model.base
+
+
+def test_a_volume_is_estimated_from_smaller_ones(monkeypatch):
+    """Costs that go as the features of volumes do are found again, and the memory is counted."""
+    tried: list[Load] = []
+
+    def volume_cost(checkpoint, sampling, load, device):
+        tried.append(load)
+        size = load.megapixels
+        maps = float(estimate._maps(load) @ np.array([0.1, 0.2, 0.3]))
+        return Measurement(load, maps, 0.1 + 3 * size * load.n_coils, 20 * size + size * load.n_coils, 0.0)
+
+    monkeypatch.setattr(estimate, "measure", volume_cost)
+    monkeypatch.setattr(estimate, "memory_peak", lambda device: 500.0)
+    load = Load(256, 256, 16, 1, 2, 15, 4, partitions=176)
+    model = cost_model(None, SAMPLING, load, CPU)
+    assert max(one.megapixels for one in tried) < 0.5 and {one.n_coils for one in tried} == {8, 16}
+    found, exact = model.stages(load), volume_cost(None, None, load, None)
+    assert found["maps"] == pytest.approx(exact.maps, rel=0.05)
+    assert found["conventional"] == pytest.approx(exact.conventional, rel=1e-3)
+    assert found["sampling"] == pytest.approx(30 * exact.evaluation, rel=1e-3)
+    assert 500 + 2 * 8 * 16 * load.megapixels < model.peak(load) < 8000
+
+
+def test_estimate_of_a_volume(simulated_scan, model, capsys):
+    scan = str(simulated_scan(partitions=20))
+    assert main(["estimate", scan, "--model", str(model), "--device", "cpu", "--samples", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 volumes of 20 x 26 x 24, 5 coils; prox, mode fast: 1 samples of 4 steps" in printed
+    assert re.search(r"sampling +\d+\.\d+ s a volume", printed) and "reading" in printed
 
 
 def test_an_evaluation_is_measured_for_one_image_and_step(model):

@@ -53,7 +53,8 @@ Heads = dict[tuple[int, ...], ismrmrd.AcquisitionHeader]
 def slices_of(
     bits: Iterable[ReconBit], header: Header, line_headers: LineHeaders | None = None
 ) -> Iterator[Slice | LostSlice]:
-    """Every slice of a stream of ReconBit, complete ones as Slice, others as LostSlice with the lines got and needed.
+    """Every slice or volume of a stream of ReconBit: complete ones as Slice or Volume, others as LostSlice with the
+    lines got and needed.
 
     line_headers: gets that of the line nearest the k-space centre of each slice, before the slice leaves. Memory holds
     one calibration a slice number, which repetitions, averages and contrasts without one use. Raises

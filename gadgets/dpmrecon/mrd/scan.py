@@ -26,8 +26,9 @@ class Scan:
     """An open scan. xml: its header as it stands in the file; header: the same, read; heads: every acquisition's head
     as a structured array.
 
-    groups: one index array per slice key (contrast, phase, set, repetition, slice, average), in that order; log: what
-    became of the lines so far; noise_elsewhere: the noise measurement of another group, where this one has none.
+    groups: one index array per slice key (contrast, phase, set, repetition, slice, average), in that order, of a volume
+    all its partitions; log: what became of the lines so far; noise_elsewhere: the noise measurement of another group,
+    where this one has none.
     """
 
     path: Path
@@ -44,7 +45,7 @@ class Scan:
 
     @property
     def n_slices(self) -> int:
-        """Slices in the file, each contrast, phase, set, repetition and average counted."""
+        """Slices in the file, or volumes of a 3D scan, each contrast, phase, set, repetition and average counted."""
         return sum(bool(np.any(self._of_image(group))) for group in self.groups)
 
     @property

@@ -79,8 +79,9 @@ def volume_completeness(
     calibration; every point of it within the limits is needed. The corners beyond the ellipse that the limits' box
     holds are not needed where no line of them came: an elliptical scan. That is all that tells it from a full one that
     was acquired from the centre outwards and ended before its corners: both have the ellipse's resolution, and count
-    as complete. Where no lattice explains the lines (random and Poisson patterns), 1/R of the box, or of the ellipse,
-    will do, about as many in each half and as near to each end: a few lost lines of such a pattern are not noticed.
+    as complete, and lines at the ellipse's rim, within ELLIPSE_MARGIN, may be missing. Where no lattice explains the
+    lines (random and Poisson patterns), 1/R of the box, or of the ellipse, will do, about as many in each half and as
+    near to each end: a few lost lines of such a pattern are not noticed.
     """
     box, distances = _box(acquired.shape, limits)
     factor = announced or _regular_acceleration(acquired, box)

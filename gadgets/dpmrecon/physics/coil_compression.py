@@ -36,6 +36,12 @@ def compressed_volume(data: Volume) -> Volume:
     return replace(data, kspace=virtual, calibration=calibration)
 
 
+def n_kept(data: Slice) -> int:
+    """Coils that are left, virtual or its own."""
+    mixing = _mixing(data)
+    return len(data.kspace) if mixing is None else len(mixing)
+
+
 def _mixing(data: Slice) -> torch.Tensor | None:
     """(n_kept, n_coils) complex64, or None where all coils stay."""
     calibration = data.calibration

@@ -6,7 +6,7 @@ import math
 import torch
 
 from ..errors import BadInputError
-from .coil_maps import CHUNK, FEWEST, dominant, fourier_matrix, kernel_size, principal_component
+from .coil_maps import CHUNK, FEWEST, KERNEL, dominant, fourier_matrix, kernel_size, principal_component
 from .fourier import crop_or_pad, origin_to_corner
 
 # Size of the matrix whose eigenvectors span the signal: a kernel of 6 for 9 coils, of 5 for 16. A shorter one leaves
@@ -30,9 +30,23 @@ def estimate_volume_maps(calibration: torch.Tensor, shape: tuple[int, int, int])
     calibration = _middle(calibration)
     operator = _kernel_correlations(calibration)
     reference = principal_component(calibration)
-    grid = tuple(size if size <= POINTS else -(-size // 2) for size in shape)
-    maps, values = _eigenvectors(operator, reference, grid)
+    maps, values = _eigenvectors(operator, reference, grid_of(shape))
     return _on_grid(maps, values, shape)
+
+
+def packed_maps(maps: torch.Tensor) -> torch.Tensor:
+    """(n_coils, partitions, rows, cols) in the layout of `VolumeModel`."""
+    return origin_to_corner(maps.permute(3, 0, 1, 2)).contiguous()
+
+
+def grid_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Points of the grid on which the maps of a volume of this shape are found."""
+    return tuple(size if size <= POINTS else -(-size // 2) for size in shape)
+
+
+def longest_kernel(n_coils: int) -> int:
+    """Samples of the kernel along an axis whose calibration is long enough."""
+    return min(KERNEL, max(2, int((MATRIX / n_coils) ** (1 / 3) + 1e-9)))
 
 
 def _middle(calibration: torch.Tensor) -> torch.Tensor:
@@ -53,7 +67,7 @@ def _kernel_correlations(calibration: torch.Tensor) -> torch.Tensor:
     """(taps, taps, taps, n_coils, n_coils): the projection of all patches on the signal space, averaged over the
     patches that hold a sample, as a convolution of 2 kernel - 1 taps an axis."""
     n_coils = len(calibration)
-    longest = max(2, int((MATRIX / n_coils) ** (1 / 3) + 1e-9))
+    longest = longest_kernel(n_coils)
     kernel = [min(longest, kernel_size(size)) for size in calibration.shape[1:]]
     patches = calibration
     for axis, size in enumerate(kernel, 1):

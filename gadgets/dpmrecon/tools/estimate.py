@@ -2,9 +2,11 @@
 
 Slices of three sizes go through the steps of a reconstruction; a line through the measurements, with no negative
 coefficient, gives each stage's cost for any matrix, number of coils, slices, samples and steps. Nothing is kept.
+A volume takes minutes: smaller ones stand for it, and its memory is counted, array by array.
 """
 
 import argparse
+import math
 import resource
 import time
 from collections.abc import Callable
@@ -17,17 +19,21 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from ..data import Slice
+    from ..data import Slice, Volume
     from ..prior.checkpoint import Checkpoint
     from ..recon.types import Sampling
 
 STEPS = 3  # of a measurement
+LARGEST_MEASURED = 400_000  # voxels of a volume that stands for a larger one
+# MB a million voxels of a volume, and as much for each of its coils: images of 8 bytes, k-space and maps
+VOLUME_MEMORY = (8.0 * 14, 8.0 * 2)
 MEGA = 1e6
 
 
 @dataclass(frozen=True)
 class Load:
-    """What there is to do: a matrix (rows, cols), coils, slices, samples of so many steps, images at once."""
+    """What there is to do: a matrix (rows, cols), coils, slices, samples of so many steps, images at once. partitions:
+    of a volume, each of which counts as one slice; 1 for slices."""
 
     rows: int
     cols: int
@@ -36,20 +42,25 @@ class Load:
     samples: int
     steps: int
     batch: int
+    partitions: int = 1
+
+    @property
+    def is_volume(self) -> bool:
+        return self.partitions > 1
 
     @property
     def megapixels(self) -> float:
-        return self.rows * self.cols / MEGA
+        return self.partitions * self.rows * self.cols / MEGA
 
     @property
     def slices_at_once(self) -> int:
         from ..recon.stream import slices_at_once
 
-        return min(self.n_slices, slices_at_once(self.batch, self.samples))
+        return 1 if self.is_volume else min(self.n_slices, slices_at_once(self.batch, self.samples))
 
     @property
     def images_at_once(self) -> int:
-        return min(self.batch, self.samples * self.slices_at_once)
+        return 1 if self.is_volume else min(self.batch, self.samples * self.slices_at_once)
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,14 @@ class CostModel:
 
 
 def _maps(load: Load) -> np.ndarray:
-    return np.array([1.0, load.megapixels * load.n_coils**2])
+    if not load.is_volume:
+        return np.array([1.0, load.megapixels * load.n_coils**2])
+    from ..physics.volume_maps import grid_of, longest_kernel
+
+    # eigenvectors of the calibration's matrix, then of one at each point of the grid, then what goes by sample
+    size = load.n_coils * longest_kernel(load.n_coils) ** 3 / 1000
+    points = math.prod(grid_of((load.partitions, load.rows, load.cols))) / MEGA
+    return np.array([size**3, points * load.n_coils**2, load.megapixels * load.n_coils])
 
 
 def _conventional(load: Load) -> np.ndarray:
@@ -106,6 +124,8 @@ def _evaluation(load: Load) -> np.ndarray:
 
 
 def _memory(load: Load) -> np.ndarray:
+    if load.is_volume:
+        return np.array([load.megapixels, load.megapixels * load.n_coils])
     images = load.megapixels * load.images_at_once
     return np.array([images, images * load.n_coils, load.megapixels * load.n_coils])
 
@@ -117,8 +137,8 @@ def measure(
     device: "torch.device",
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measurement:
-    """Run a slice of this size through maps and conventional image, and as many as the scan samples at once through
-    STEPS steps of the sampler. clock: seconds that only grow, for the steps."""
+    """Run a slice or volume of this size through maps and conventional image, and as many as the scan samples at once
+    through STEPS steps of the sampler. clock: seconds that only grow, for the steps."""
     import torch
 
     from ..recon.prepare import with_coil_maps
@@ -127,9 +147,10 @@ def measure(
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    (mapped,) = with_coil_maps([_slice(load)], device)
+    (mapped,) = with_coil_maps([_volume(load) if load.is_volume else _slice(load)], device)
     assert isinstance(mapped, MappedSlice), mapped.reason
     group, samples = [replace(mapped) for _ in range(load.slices_at_once)], min(load.batch, load.samples)
+    samples = 1 if load.is_volume else samples
     seconds = 0.0
     for steps in (1, STEPS):  # the first run of a size pays for its start
         brief = replace(sampling, samples=samples, settings=replace(sampling.settings, steps=steps))
@@ -164,6 +185,33 @@ def _slice(load: Load) -> "Slice":
     return Slice(key, kspace, mask, calibration, 0.01, "known", 4, n_lines, n_lines, key.seed_key)
 
 
+def _volume(load: Load) -> "Volume":
+    """An ellipsoid seen by smooth coils, R = 2 x 2 and a block of 24 x 24 in the centre acquired."""
+    import torch
+
+    from ..data import SliceKey, Volume
+    from ..physics.fourier import to_kspace
+    from ..prior.denoiser import complex_noise
+    from .simulated_slice import coil_maps
+
+    shape = (load.partitions, load.rows, load.cols)
+    places = np.meshgrid(*(np.linspace(-115, 115, size) for size in shape), indexing="ij")
+    points = np.stack(places[::-1], -1).astype(np.float32)
+    head = torch.from_numpy((np.square(np.stack(places) / 95).sum(0) < 1).astype(np.float32))
+    block = tuple(slice(max(0, size // 2 - 12), size // 2 + 12) for size in shape[:2])
+    lines = torch.zeros(shape[:2])
+    lines[shape[0] // 2 % 2 :: 2, shape[1] // 2 % 2 :: 2] = 1
+    lines[block] = 1
+    mask, generator = lines[..., None].expand(shape).clone(), torch.Generator().manual_seed(0)
+    maps = torch.from_numpy(coil_maps(points, load.n_coils))
+    kspace = torch.stack(
+        [mask * (to_kspace(one * head, (0, 1, 2)) + 0.01 * complex_noise(shape, generator)) for one in maps]
+    )
+    key, n_lines = SliceKey(0), int(lines.sum())
+    calibration = kspace[:, block[0], block[1]]
+    return Volume(key, kspace, mask, calibration, 0.01, "known", 4, n_lines, n_lines, key.seed_key)
+
+
 def memory_peak(device: "torch.device") -> float:
     """MB at most so far: torch's on a GPU, else the process's."""
     if device.type == "cuda":
@@ -176,16 +224,41 @@ def memory_peak(device: "torch.device") -> float:
 def cost_model(
     checkpoint: "Checkpoint", sampling: "Sampling", load: Load, device: "torch.device", start: float = 0.0
 ) -> CostModel:
-    """Measure at half the matrix, at half the coils and at the scan's own size, and fit."""
+    """Measure at half the matrix, at half the coils and at the scan's own size, and fit; a volume at smaller sizes."""
     base = memory_peak(device)
+    if load.is_volume:
+        return _volume_cost_model(checkpoint, sampling, load, device, start, base)
     half = replace(load, rows=max(32, load.rows // 2), cols=max(32, load.cols // 2), n_coils=max(2, load.n_coils // 2))
     sizes = [half, replace(load, n_coils=half.n_coils), load]  # ascending: the process's peak never falls
     measure(checkpoint, sampling, half, device)  # pays for the first start of everything
     found = [measure(checkpoint, sampling, size, device) for size in sizes]
-    fits = {}
+    memory = _fit([_memory(m.load) for m in found], [max(1.0, m.peak - base) for m in found])
+    return _fitted(found, memory, start, base)
+
+
+def _volume_cost_model(
+    checkpoint: "Checkpoint", sampling: "Sampling", load: Load, device: "torch.device", start: float, base: float
+) -> CostModel:
+    """As `cost_model`, from volumes of at most LARGEST_MEASURED voxels."""
+    shape = (load.partitions, load.rows, load.cols)
+    sizes = []
+    for voxels, n_coils in (
+        (LARGEST_MEASURED / 4, load.n_coils),
+        (LARGEST_MEASURED, max(2, load.n_coils // 2)),
+        (LARGEST_MEASURED, load.n_coils),
+    ):
+        factor = min(1.0, (voxels / math.prod(shape)) ** (1 / 3))
+        partitions, rows, cols = (max(min(size, 16), round(factor * size)) for size in shape)
+        sizes.append(replace(load, partitions=partitions, rows=rows, cols=cols, n_coils=n_coils))
+    measure(checkpoint, sampling, sizes[0], device)  # pays for the first start of everything
+    found = [measure(checkpoint, sampling, size, device) for size in sizes]
+    return _fitted(found, np.array(VOLUME_MEMORY), start, base)
+
+
+def _fitted(found: list[Measurement], memory: np.ndarray, start: float, base: float) -> CostModel:
+    load, fits = found[-1].load, {}
     for stage, features in (("maps", _maps), ("conventional", _conventional), ("evaluation", _evaluation)):
         fits[stage] = _fit([features(m.load) for m in found], [getattr(m, stage) for m in found])
-    memory = _fit([_memory(m.load) for m in found], [max(1.0, m.peak - base) for m in found])
     model = CostModel(**fits, memory=memory, start=start, base=base, error=0.0)
     evaluations = load.samples * load.steps
     measured = [m.maps + m.conventional + evaluations * m.evaluation for m in found]
@@ -222,12 +295,12 @@ def run(args: argparse.Namespace) -> int:
     from ..data import Slice
     from ..mrd.collect import slices
     from ..mrd.file import open_scan
-    from ..mrd.header import acceleration, check_supported, encoded_grid
+    from ..mrd.header import acceleration, check_supported, encoded_grid, n_partitions
     from ..mrd.receiving import Receiving
     from ..options import from_arguments
     from ..output.folder import seconds_to_finish
     from ..output.images_file import Outputs
-    from ..physics.coil_compression import compressed
+    from ..physics.coil_compression import n_kept
     from ..recon import plan
     from ..recon.deadline import chosen
 
@@ -239,23 +312,31 @@ def run(args: argparse.Namespace) -> int:
         contrast = plan.contrast_of(options, checkpoint, scan.header)
         sampling = plan.sampling_of(options, checkpoint, device, contrast, acceleration(scan.header))
         rows, cols = encoded_grid(scan.header)
+        partitions = n_partitions(scan.header)
         n_coils, n_slices = scan.n_coils, scan.n_images(options.combine_averages)
         receiving, combine = Receiving.of(options, scan.header), options.combine_averages
         stream = slices(scan.acquisitions(), scan.header, combine_averages=combine, receiving=receiving)
+        began = time.monotonic()
         first = next((data for data in stream if isinstance(data, Slice)), None)
-    kept = n_coils if first is None else len(compressed(first).kspace)
+        reading = time.monotonic() - began if partitions > 1 else 0.0
+    kept = n_coils if first is None else n_kept(first)
+    del first, stream
     settings = sampling.settings
-    load = Load(rows, cols, kept, n_slices, sampling.samples, settings.steps, sampling.batch)
-    finish = seconds_to_finish(n_slices, truth=False, files=Outputs(options.outputs).files)
+    load = Load(rows, cols, kept, n_slices, sampling.samples, settings.steps, sampling.batch, partitions)
+    files = Outputs(options.outputs).files * partitions
+    finish = seconds_to_finish(n_slices, truth=False, files=files)
     began = time.monotonic()
-    model = cost_model(checkpoint, sampling, load, device, start)
+    model = cost_model(checkpoint, sampling, load, device, start + n_slices * reading)
     virtual = f" ({kept} virtual ones)" if kept < n_coils else ""
-    print(f"{n_slices} slices of {rows} x {cols}, {n_coils} coils{virtual}; {sampling.sampler}, mode {sampling.mode}: "
+    what, matrix = ("volumes", f"{partitions} x {rows} x {cols}") if load.is_volume else ("slices", f"{rows} x {cols}")
+    unit = what[:-1]
+    print(f"{n_slices} {what} of {matrix}, {n_coils} coils{virtual}; {sampling.sampler}, mode {sampling.mode}: "
           f"{load.samples} samples of {load.steps} steps, {load.batch} images at once on {device}")  # fmt: skip
     print(f"measured at three sizes in {time.monotonic() - began:.1f} s; the fit misses them by {model.error:.0%}")
     for stage, seconds in model.stages(load).items():
-        print(f"  {stage:<13}{seconds:9.3f} s a slice")
-    print(f"  start {start:.1f} s, preview and DICOM {finish:.1f} s")
+        print(f"  {stage:<13}{seconds:9.3f} s a {unit}")
+    told = f", reading {n_slices * reading:.1f} s" if load.is_volume else ""
+    print(f"  start {start:.1f} s{told}, preview and DICOM {finish:.1f} s")
     print(f"the scan: {model.seconds(load) + finish:.1f} s, about {model.peak(load):.0f} MB")
     for words, other in _others(load):
         print(f"  {words:<22}{model.seconds(other) + finish:9.1f} s {model.peak(other):7.0f} MB")
@@ -266,7 +347,7 @@ def run(args: argparse.Namespace) -> int:
         words = "no time for the model: CG-SENSE for"
         if cut is not None:
             words = f"{cut.samples} x {cut.settings.steps} steps for"
-        print(f"deadline of {sampling.deadline:g} s: {words} every slice")
+        print(f"deadline of {sampling.deadline:g} s: {words} every {unit}")
     return 0
 
 
@@ -275,7 +356,7 @@ def _others(load: Load) -> list[tuple[str, Load]]:
     return [
         ("one sample", replace(load, samples=1)),
         (f"{load.samples} samples of 10 steps", replace(load, steps=10)),
-        ("twice the slices", replace(load, n_slices=2 * load.n_slices)),
+        (f"twice the {'volumes' if load.is_volume else 'slices'}", replace(load, n_slices=2 * load.n_slices)),
         ("twice these coils", replace(load, n_coils=2 * load.n_coils)),
         ("twice the matrix", replace(load, rows=2 * load.rows, cols=2 * load.cols)),
     ]

@@ -17,7 +17,7 @@ from .veins import WHITE_MATTER, complex_echo, masked_magnitude, susceptibility,
 # tissue: T1 ms, T2 ms, T2* ms, proton density, ADC 1e-3 mm2/s; typical values at 3 T
 # (Stanisz et al., MRM 2005; Wansapura et al., JMRI 1999; Helenius et al., AJNR 2002). Lesions: acute infarcts have a
 # low ADC and a longer T2, chronic ones are nearly CSF, gliosis (their rim, small vessel disease, plaques) lies between;
-# iron in what is left of a bleed shortens T2*
+# iron in what is left of a bleed shortens T2* (chosen by eye, so that small ones bloom in SWI)
 TISSUES = {
     "csf": (4000, 1800, 1000, 1.00, 3.0),
     "grey": (1400, 95, 60, 0.84, 0.85),
@@ -85,7 +85,7 @@ SEQUENCES = {
     "swi": Sequence("swi", tr=28, te=20, flip_deg=15, field=masked_magnitude),
 }
 # What is prepared for training: diffusion at any b-value too, SWI's complex image as a scanner measures it, and an
-# MPRAGE whose fat is 1.3 to 1.6 times as bright as white matter, as in colin27: its readout train saturates
+# MPRAGE with less bright fat: the signal equation leaves out the readout train, which saturates it most
 PREPARED = {
     **SEQUENCES,
     "dwi": Sequence("dwi", tr=5000, te=80, b=50, most_b=1200, fat_left=0.1),

@@ -63,7 +63,10 @@ def read_start(path: Path | None) -> Start:
         raise BadInputError(f"{path} has no state.pt: give a model (.safetensors) or the folder of a run")
     state, digest = read_state(file), hashlib.sha256(file.read_bytes()).hexdigest()
     recipe = state["recipe"]
-    history = {"images": state["step"] * recipe["train"]["batch"], "note": recipe.get("history")}
+    history = {
+        "images": state["step"] * recipe["train"]["batch"], "note": recipe.get("history"),
+        "start_checksum_sha256": state["start"],
+    }  # fmt: skip
     return Start(
         f"run {path.resolve().name}, step {state['step']}", digest, recipe["model"], state["model"], state["ema"],
         state["optimizers"], recipe["train"]["optimizer"], recipe.get("sampling", {}), history,

@@ -118,6 +118,6 @@ def data_card(data: Path, settings: dict) -> dict[str, Any]:
         "references": distinct("reference"),
         "subjects": distinct("subject"),
         "excluded": read_manifest(data).get("exclude", []),
-        "slices": sum(volume["shape"][0] for volume in volumes),
+        "slices": sum(end - first for volume in volumes for first, end in volume["spans"]),
     }
     return {key: value for key, value in found.items() if value or key == "excluded"}

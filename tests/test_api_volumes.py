@@ -1,0 +1,68 @@
+"""The front door for Python takes volumes as it takes slices."""
+
+import dpmrecon
+import numpy as np
+import pytest
+from dpmrecon.errors import BadInputError, DpmreconError
+
+from support.volumes import SHAPE, VOXEL_MM, head, volume
+
+
+@pytest.fixture(scope="module")
+def loaded(model):
+    return dpmrecon.load_model(model, "cpu")
+
+
+def error(image):
+    truth = head()[0].abs().numpy()
+    return np.linalg.norm(np.abs(image) - truth) / np.linalg.norm(truth)
+
+
+def test_a_volume_in_and_a_volume_out(loaded):
+    data = volume()
+    kspace = data.kspace.numpy().copy()
+    kept = kspace.copy()
+    found = dpmrecon.reconstruct(
+        kspace, model=loaded, contrast="t1", noise_std=0.01, samples=2, keep_samples=True, voxel_mm=VOXEL_MM
+    )
+    assert np.array_equal(kspace, kept)  # the caller's own
+    assert found.image.shape == found.std.shape == found.conventional.shape == SHAPE
+    assert found.samples.shape == (2, *SHAPE) and found.fallback is None and 0.7 < found.residual < 1.2
+    assert error(found.conventional) < 0.05
+    lines = data.mask[..., 0].numpy()
+    again = dpmrecon.reconstruct(kspace, mask=lines, model=loaded, contrast="t1", noise_std=0.01, samples=2)
+    np.testing.assert_allclose(again.image, found.image, atol=1e-5)
+
+
+def test_maps_and_calibration_may_be_given(loaded):
+    data = volume()
+    given = dpmrecon.reconstruct(data.kspace, head()[1] * (head()[0].abs() > 0.02), model=loaded, noise_std=0.01)
+    assert error(given.conventional.numpy()) < 0.06
+    # the phase is that of the maps' coil combination: the object's own
+    inside = head()[0].abs() > 0.5
+    turn = (given.conventional * head()[0].conj())[inside].angle().abs()
+    assert turn.mean() < 0.1
+    apart = dpmrecon.reconstruct(data.kspace, calibration=data.calibration, model=loaded, noise_std=0.01)
+    assert error(apart.conventional.numpy()) < 0.05
+
+
+def test_what_a_volume_cannot_be_is_said(loaded):
+    data = volume()
+    uneven = data.mask.clone()
+    uneven[12, 12, 5] = 0
+    sparse = data.kspace * (data.mask[..., :1] * 0)
+    for kwargs, told in (
+        ({"mask": uneven}, "other columns"),
+        ({"mask": data.mask[0]}, "mask has shape"),
+        ({"voxel_mm": (1, 0, 1)}, "voxel_mm"),
+        ({"calibration": data.calibration[:, 0]}, "calibration has shape"),
+        ({"maps": head()[1][:, 0]}, "coil maps"),
+    ):
+        with pytest.raises(BadInputError, match=told):
+            dpmrecon.reconstruct(data.kspace, model=loaded, **kwargs)
+    with pytest.raises(BadInputError, match="zero"):
+        dpmrecon.reconstruct(sparse, model=loaded)
+    without = data.kspace.clone()
+    without[:, 14] = 0
+    with pytest.raises(DpmreconError, match="no fully sampled centre"):
+        dpmrecon.reconstruct(without, model=loaded)
