@@ -2,15 +2,17 @@
 
 Simulates SWI of the phantom in three dimensions, fully sampled and at R = 4, and writes a table in markdown and CSV and
 a picture. With --images, the same of the measured gradient echoes of gre_complex/, whose coils are simulated: their
-phase. --try measures other settings of the sampler beside the card's.
+phase. --try measures other settings of the sampler beside the card's. Images of the same scan that are there already
+are not made again.
 """
 
 import argparse
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,44 +34,63 @@ from .report import markdown, write_tables
 from .swi_cases import GRE_BLOCK, GRE_NOISE, PATTERNS, Case, gre_cases, in_map_phase, phantom, phantom_cases
 from .swi_figures import HEADS, NOTES, Found, Judge, PhaseRow, SwiRow, nrmse, phase_row, picture, told
 
+WAVELET = "L1-wavelet 3D (BART)"
 TRUTH = "truth, without noise"
 WEIGHTS = (0.014, 0.028, 0.056)  # where the search for the best one begins
 
 Changes = dict[str, float | int]  # settings of the sampler in place of the card's
 
 
-def images_of(case: Case, checkpoint: Checkpoint, tries: list[Changes], samples: int | None) -> Iterator[Found]:
-    """Every method's; a method for each of `tries`."""
+def images_of(
+    case: Case, checkpoint: Checkpoint, tries: list[Changes], samples: int | None, folder: Path
+) -> Iterator[Found]:
+    """Every method's, ours for each of `tries`; those that are in the folder already are not made again."""
     yield "full scan", in_map_phase(case.full, case.full.zero_filled), case.full.seconds["conventional"]
     yield TRUTH, case.truth, 0.0
     yield "CG-SENSE", in_map_phase(case.mapped, case.mapped.conventional), case.mapped.seconds["conventional"]
+
+    def wavelet(weight: float) -> list[Found]:
+        name, started = f"{WAVELET}, {weight:g}", time.perf_counter()
+        image = in_map_phase(case.mapped, bart_volume(case.mapped, "W", weight))
+        return [(name, image, time.perf_counter() - started)]
+
+    def kept(name: str, make: Callable[[], list[Found]]) -> list[Found]:
+        path = folder / f"{case.name}, {name}.npz"
+        if not path.exists():
+            found = make()
+            with writing(path):
+                np.savez(path, *(image for _, image, _ in found), told=[(name, str(time)) for name, _, time in found])
+        with np.load(path) as file:
+            return [(str(name), file[f"arr_{n}"], float(time)) for n, (name, time) in enumerate(file["told"])]
+
     if shutil.which("bart") is not None:
-        images: dict[float, tuple[np.ndarray, float]] = {}
+        images: dict[float, list[Found]] = {}
 
         def error(weight: float) -> float:
-            started = time.perf_counter()
-            image = in_map_phase(case.mapped, bart_volume(case.mapped, "W", weight))
-            images[weight] = image, time.perf_counter() - started
-            return nrmse(image, case.truth)
+            images[weight] = kept(f"{WAVELET}, {weight:g}", partial(wavelet, weight))
+            return nrmse(images[weight][0][1], case.truth)
 
-        weight = tuned_weight(error, WEIGHTS)[0]
-        yield f"L1-wavelet 3D (BART), {weight:g}", *images[weight]
-    label = label_for(checkpoint, "swi")
+        yield from images[tuned_weight(error, WEIGHTS)[0]]
     for changes in tries:
-        options = Options() if samples is None else Options(samples=samples)
-        plan = sampling_of(
-            options, checkpoint, CPU, label, case.mapped.data.acceleration, volume=True, keep_samples=True
-        )
-        plan = replace(plan, settings=settings_from({**vars(plan.settings), **changes}))
-        (item,) = sampled([case.mapped], checkpoint, label, plan)
-        assert isinstance(item, Reconstruction) and item.draws is not None
-        if item.fallback:
-            raise DpmreconError(f"the sampler's image is not used: {item.fallback}")
         said = "".join(f", {name} {value:g}" for name, value in changes.items())
-        seconds = item.seconds["sampling"]
-        if plan.samples > 1:
-            yield f"dpmrecon, 1 sample{said}", in_map_phase(case.mapped, item.draws[0]), seconds / plan.samples
-        yield f"dpmrecon{said}", in_map_phase(case.mapped, item.image), seconds
+        name = f"{checkpoint.model_id}{said}, {samples or 'default'} samples"
+        yield from kept(name, partial(ours, case, checkpoint, changes, samples, said))
+
+
+def ours(case: Case, checkpoint: Checkpoint, changes: Changes, samples: int | None, said: str) -> list[Found]:
+    """One sample's image and the mean of all, of which there may be one."""
+    label, options = label_for(checkpoint, "swi"), Options() if samples is None else Options(samples=samples)
+    R = case.mapped.data.acceleration
+    plan = sampling_of(options, checkpoint, CPU, label, R, volume=True, keep_samples=True)
+    plan = replace(plan, settings=settings_from({**vars(plan.settings), **changes}))
+    (item,) = sampled([case.mapped], checkpoint, label, plan)
+    assert isinstance(item, Reconstruction) and item.draws is not None
+    if item.fallback:
+        raise DpmreconError(f"the sampler's image is not used: {item.fallback}")
+    seconds = item.seconds["sampling"]
+    mean = f"dpmrecon{said}", in_map_phase(case.mapped, item.image), seconds
+    one = f"dpmrecon, 1 sample{said}", in_map_phase(case.mapped, item.draws[0]), seconds / plan.samples
+    return [one, mean] if plan.samples > 1 else [mean]
 
 
 def phantom_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
@@ -78,12 +99,12 @@ def phantom_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     for case in phantom_cases(settings, args.patterns):
         judge = Judge(case, masks)
         columns = {}
-        for found in images_of(case, checkpoint, args.tries, args.samples):
+        for found in images_of(case, checkpoint, args.tries, args.samples, args.out / "images"):
             rows.append(judge.row(found))
             print(" | ".join(told(rows[-1])), flush=True)
             if found[0] != TRUTH and ", 1 sample" not in found[0]:
                 columns[without_weight(found[0])] = judge.pictures(found[1])
-        if case.name == args.patterns[0]:
+        if case.name.endswith(args.patterns[0]):
             figure = picture(columns)
             with writing(args.out / "swi.png"):
                 figure.savefig(args.out / "swi.png", dpi=80)
@@ -101,7 +122,7 @@ def phantom_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
 def measured_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     rows = []
     for case in gre_cases(args.images):
-        for found in images_of(case, checkpoint, args.tries, args.samples):
+        for found in images_of(case, checkpoint, args.tries, args.samples, args.out / "images"):
             if found[0] != TRUTH:
                 rows.append(phase_row(case, found))
                 print(rows[-1], flush=True)
@@ -136,7 +157,7 @@ def changes_of(text: str) -> Changes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for tables and the picture")
+    parser.add_argument("--out", type=Path, required=True, help="folder for tables, picture and images; gone on with")
     parser.add_argument("--images", type=Path, help="folder with gre_complex/: measured instead of simulated")
     parser.add_argument("--patterns", nargs="+", choices=tuple(PATTERNS), default=list(PATTERNS)[:1])
     parser.add_argument("--subject", type=int, default=0, help="of the phantom")

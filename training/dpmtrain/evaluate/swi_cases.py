@@ -78,7 +78,7 @@ def phantom_cases(settings: VolumeSettings, patterns: Sequence[str]) -> Iterator
         rows, partitions, shift = PATTERNS[name]
         lines = lines_of(replace(settings, acceleration=rows, partition_acceleration=partitions, caipirinha=shift))
         data = _acquired(noisy, lines, block, noise, voxel, rows * partitions)
-        yield Case(name, full, _mapped(with_volume_maps(data, CPU)), truth)
+        yield Case(f"subject {settings.subject}, {name}", full, _mapped(with_volume_maps(data, CPU)), truth)
 
 
 def lines_of(settings: VolumeSettings) -> torch.Tensor:
