@@ -178,7 +178,7 @@ class Session:
         self.reader = ReadAhead(stream, waiting)
         maps = Maps(header, None, self._send_map, self._note, combine_averages=options.combine_averages)
         swi = SwiSeries(header, provenance, options.vein_phase, self._send_map, self._note)
-        with writing([maps, swi, Sender(self.host, self.peer), Books(record, sampling, lines)]) as add:
+        with writing([Sender(self.host, self.peer), maps, swi, Books(record, sampling, lines)]) as add:
             stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
             stream = mrd_images(stream, header, line_headers, provenance, options.outputs, maps.weighting)
             for item, images in stream:
