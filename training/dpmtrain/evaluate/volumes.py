@@ -38,7 +38,7 @@ from .volume_schemes import Scheme, sampled_volume
 
 R = 4
 HEAD = 0.1  # of the truth's scale, which is 1: what is brighter is head
-MAGNIFIED, BRIGHTEST = 4, 0.7  # of pictures: errors, and what is shown white
+MAGNIFIED, BRIGHTEST = 4, 0.9  # of pictures: errors, and the share of the head that is not shown white
 TURNS = (0, 1, 2)
 SCHEMES = {
     "planes 0": Scheme((0,)),
@@ -232,6 +232,7 @@ def picture(volumes: dict[str, np.ndarray], voxel_mm: tuple[float, ...]) -> Figu
     made = Figure((2.2 * len(volumes), 13.2), layout="constrained")
     axes = made.subplots(6, len(volumes), squeeze=False)
     truth = next(iter(volumes.values()))
+    white = float(np.quantile(truth[truth > HEAD], BRIGHTEST))
     for column, (name, volume) in enumerate(volumes.items()):
         axes[0, column].set_title(name, fontsize=8)
         for axis in range(3):
@@ -241,7 +242,7 @@ def picture(volumes: dict[str, np.ndarray], voxel_mm: tuple[float, ...]) -> Figu
             for row, image in ((axis, volume), (axis + 3, error)):
                 plane = image.take(middle, axis)
                 panel = axes[row, column]
-                panel.imshow(plane, cmap="gray", vmin=0, vmax=BRIGHTEST, aspect=down / across, interpolation="nearest")
+                panel.imshow(plane, cmap="gray", vmin=0, vmax=white, aspect=down / across, interpolation="nearest")
                 panel.set_axis_off()
     return made
 
