@@ -18,11 +18,10 @@ from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import Reconstruction, Sampling
 
 from . import baselines
-from .plan import Condition, Plan
+from .plan import VOLUME_MASKS, Condition, Plan
 from .references import ReferenceSlice
 from .score_lines import ScoreLines
 from .scoring import Row, Undersampled
-from .undersampling import VOLUME_MASKS
 
 
 @dataclass(frozen=True)

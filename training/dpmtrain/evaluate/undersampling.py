@@ -16,7 +16,6 @@ from dpmrecon.recon.volumes import mapped_volume
 from dpmrecon.tools.simulated_sampling import Pattern
 
 MASKS = ("regular", "random", "poisson")
-VOLUME_MASKS = {"regular": "caipirinha", "poisson": "poisson 3D"}  # what volumes have in place of those of slices
 LEAST_SHARE = 0.7  # of the lines that R leaves: a regular mask may lack corners, but no lines between
 CALIBRATION_LINES = 24  # as the shared scans have them, wherever none are asked for
 # 1D random rows are drawn with a probability that falls as (1 - |k| / k_max) to this power (Lustig et al., MRM 2007)
