@@ -14,6 +14,7 @@ from dpmrecon.prior.problem import NoiseSource, Planes, Problem
 from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox
 from dpmrecon.recon.deadline import Deadline
 from dpmrecon.recon.prepare import with_maps
+from dpmrecon.recon.sample import volume_problem
 from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import MappedVolume, Sampling, planes_of
 from dpmrecon.recon.volumes import despiked_volume
@@ -144,6 +145,26 @@ def test_samples_are_those_of_the_posterior(axes, cut):
     assert (draws.mean(0) - mean).abs().max() < 0.1
     variance, exact = draws.var(0).mean() / 2, covariance.diagonal().real.mean()
     assert float(variance / exact) == pytest.approx(1, abs=0.1)
+
+
+def test_planes_of_one_direction_are_made_to_agree():
+    """A weight across the planes changes a volume that is cut in one direction, and no other."""
+    problem = volume_problem(mapped(), 4)
+
+    class Unchanged:
+        sigma_data = 0.25
+
+        def of_planes(self, planes, sigma, at_once):
+            return planes
+
+    def drawn(axes, across):
+        settings = SamplerSettings(steps=4, sigma_max=0.5, across=across)
+        return sample_prox(replace(problem, planes=Planes(axes, 4)), Unchanged(), settings, NoiseSource([0]))[0]
+
+    assert torch.equal(drawn((0, 1), 0.0), drawn((0, 1), 0.5))
+    for axis in range(3):
+        loose, tight = (torch.diff(drawn((axis,), across), dim=axis).abs().mean() for across in (0.0, 0.5))
+        assert tight < 0.97 * loose
 
 
 def test_seeds_planes_at_once_and_samples(model):

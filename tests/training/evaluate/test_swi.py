@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 from dpmtrain.evaluate import swi
-from dpmtrain.evaluate.swi_cases import gre_cases
+from dpmtrain.evaluate.swi_cases import gre_cases, phantom, phantom_cases
 from dpmtrain.evaluate.swi_figures import bleed_size, dark_phase, local_contrast, phase_error, slope
 
 SHAPE = (5, 31, 26)
@@ -62,6 +62,8 @@ def test_a_dark_balls_diameter_and_contrast(diameter):
 def test_the_command_compares_with_the_full_scan(model, tmp_path, monkeypatch, capsys):
     args = ["--patterns", "2 x 2 CAIPIRINHA", "--partitions", "10", "--matrix", "88", "82", "--samples", "1"]
     args += ["--model", str(model)]
+    cases = list(phantom_cases(phantom(0, 10, (88, 82)), ["2 x 2 CAIPIRINHA"]))
+    monkeypatch.setattr(swi, "phantom_cases", lambda *_: cases)
     monkeypatch.setattr("sys.argv", ["swi", "--out", str(tmp_path), *args, "--try", "noise_factor=.5,steps=2"])
     monkeypatch.setattr(swi.shutil, "which", lambda name: None)  # without BART
     swi.main()
@@ -76,7 +78,7 @@ def test_the_command_compares_with_the_full_scan(model, tmp_path, monkeypatch, c
     assert (tmp_path / "swi.png").stat().st_size > 10_000
     first = capsys.readouterr().out
     assert "| dpmrecon |" in first
-    monkeypatch.setattr(swi, "ours", None)  # every image is there already
+    monkeypatch.setattr(swi, "ours", lambda *_: pytest.fail("made again"))
     swi.main()
     assert capsys.readouterr().out == first
 

@@ -1,13 +1,12 @@
 """What volumes are judged by: metrics on known volumes, correlated noise, total variation across planes."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from dpmtrain.evaluate.metrics import high_band_energy, neighbour_nrmse
-from dpmtrain.evaluate.volume_schemes import CorrelatedNoise, SmoothAcross, smooth_across
+from dpmtrain.evaluate.volume_schemes import CorrelatedNoise, SmoothAcross
 
 
 def test_slices_of_wrong_brightness_show_between_neighbours_of_their_axis_alone():
@@ -54,20 +53,6 @@ def test_correlated_noise_has_the_stated_covariance_along_the_planes_of_its_step
         for other in {1, 2, 3} - {axis + 1}:
             moved = torch.view_as_real(drawn.movedim(other, 0))
             assert (moved[1:] * moved[:-1]).mean().item() == pytest.approx(0, abs=0.02)
-
-
-def test_total_variation_across_planes_against_exact_solutions():
-    """A step of height h between m and n planes: the plateaus come nearer by weight/m and weight/n, or meet in the
-    mean; pixels have nothing to do with each other."""
-    phase = complex(math.cos(0.7), math.sin(0.7))
-    column = torch.tensor([1.0, 1, 1, 3, 3], dtype=torch.complex64) * phase
-    planes = torch.stack([column, 5 * torch.ones(5) * phase, column * 0.01], 1).view(5, 1, 3).to(torch.complex64)
-    found = smooth_across(planes, 0.6, steps=400)
-    wanted = torch.tensor([1.2, 1.2, 1.2, 2.7, 2.7]) * phase
-    torch.testing.assert_close(found[:, 0, 0], wanted.to(torch.complex64), atol=1e-4, rtol=0)
-    torch.testing.assert_close(found[:, 0, 1], planes[:, 0, 1], atol=1e-5, rtol=0)
-    torch.testing.assert_close(found[:, 0, 2], planes[:, 0, 2].mean().expand(5), atol=1e-4, rtol=0)
-    assert torch.equal(smooth_across(planes[:1], 0.6), planes[:1])
 
 
 @dataclass(frozen=True)

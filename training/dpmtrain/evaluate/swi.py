@@ -107,7 +107,7 @@ def phantom_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
         if case.name.endswith(args.patterns[0]):
             figure = picture(columns)
             with writing(args.out / "swi.png"):
-                figure.savefig(args.out / "swi.png", dpi=80)
+                figure.savefig(args.out / "swi.png", dpi=72)
     size = f"{settings.partitions} x {settings.rows} x {settings.cols}"
     text = [
         f"# SWI in three dimensions, {checkpoint.model_id}",

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from dpmrecon.data import LostSlice, SliceKey, Volume
 from dpmrecon.errors import BadInputError, DpmreconError
-from dpmrecon.physics.fourier import origin_to_corner, to_kspace
+from dpmrecon.physics.fourier import to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.physics.volume import hybrid
+from dpmrecon.physics.volume_maps import packed_maps
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.recon.types import MappedVolume
 from dpmrecon.recon.volumes import mapped_volume, with_volume_maps
@@ -119,8 +120,7 @@ def _gre_case(name: str, image: torch.Tensor) -> Case:
 
     def acquired(some: torch.Tensor, factor: int) -> MappedVolume:
         data = _acquired(kspace, some, GRE_BLOCK, GRE_NOISE, GRE_VOXEL, factor)
-        packed = origin_to_corner(maps.permute(3, 0, 1, 2), (-2, -1)).clone()
-        return _mapped(mapped_volume(data, packed, {}))
+        return _mapped(mapped_volume(data, packed_maps(maps), {}))
 
     return Case(name, acquired(torch.ones(shape[:2]), 1), acquired(lines, 4), image.numpy())
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from dpmrecon.physics.total_variation import smooth_across
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.problem import NoiseSource, Planes, never
 from dpmrecon.prior.samplers.diffusion import Prior, SamplerSettings, sample_prox
@@ -12,8 +13,6 @@ from dpmrecon.recon.sample import sample_seed, volume_problem
 from dpmrecon.recon.types import MappedVolume
 
 from .methods import label_for
-
-TV_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -62,32 +61,6 @@ class SmoothAcross:
 
     def of_planes(self, planes: torch.Tensor, sigma: float, at_once: int) -> torch.Tensor:
         return smooth_across(self.prior.of_planes(planes, sigma, at_once), self.strength * sigma)
-
-
-def smooth_across(planes: torch.Tensor, weight: float, steps: int = TV_STEPS) -> torch.Tensor:
-    """argmin ||x - planes||^2 / 2 + weight sum |x_{k+1} - x_k| over (n_planes, rows, cols) complex64.
-
-    Accelerated projected gradient on the dual (Beck and Teboulle, IEEE TIP 2009).
-    """
-    if len(planes) < 2 or weight == 0:
-        return planes
-    dual = torch.zeros_like(planes[1:])
-    ahead, momentum = dual, 1.0
-    for _ in range(steps):
-        step = ahead + torch.diff(_without(planes, ahead), dim=0) / 4
-        new = step / (step.abs() / weight).clamp_min(1)
-        following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        ahead = new + (momentum - 1) / following * (new - dual)
-        dual, momentum = new, following
-    return _without(planes, dual)
-
-
-def _without(planes: torch.Tensor, dual: torch.Tensor) -> torch.Tensor:
-    """planes - D^T dual, D being the difference of neighbours."""
-    found = planes.clone()
-    found[1:] -= dual
-    found[:-1] += dual
-    return found
 
 
 def sampled_volume(

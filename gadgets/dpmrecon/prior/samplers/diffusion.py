@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 
 from ...physics.forward import TOLERANCE
-from ..problem import NoiseSource, Planes, Problem, Stop, never
+from ...physics.total_variation import smooth_across
+from ..problem import NoiseSource, Problem, Stop, never
 
 
 class Prior(Protocol):
@@ -37,8 +38,9 @@ class SamplerSettings:
     gradients a step of `prox`; cg_tolerance: fewer where the residual is below this times sigma times the right-hand
     side, since noise in proportion to sigma comes on top of what is left; noise_factor: `prox` takes sigma_n times
     this, below 1 to trust an imperfect prior less than the data; turns: `prox` shows the network each step's image in
-    another of the 8 orientations it was trained in, so that its preferences for one average out; zeta: step size of the
-    data term of `dps`.
+    another of the 8 orientations it was trained in, so that its preferences for one average out; across: weight, over
+    sigma, of the total variation across the planes of a volume that is cut in one direction alone, whose planes the
+    network cannot make agree (after DiffusionMBIR: Chung et al., CVPR 2023); zeta: step size of the data term of `dps`.
     """
 
     steps: int = 20
@@ -54,6 +56,7 @@ class SamplerSettings:
     cg_tolerance: float = 0.0
     noise_factor: float = 1.0
     turns: bool = False
+    across: float = 0.0
     zeta: float = 2.0
 
 
@@ -77,17 +80,26 @@ def denoised_images(prior: Prior, x: torch.Tensor, sigma: float) -> torch.Tensor
 
 
 def denoised_step(
-    prior: Prior, x: torch.Tensor, sigma: float, orientation: int, planes: Planes | None, step: int
+    prior: Prior,
+    x: torch.Tensor,
+    sigma: float,
+    orientation: int,
+    problem: Problem,
+    settings: SamplerSettings,
+    step: int,
 ) -> torch.Tensor:
     """What the network makes of the image of a step, shown to it in one of its orientations: of slices, or of the
     planes of a volume."""
+    planes = problem.planes
     if planes is None:
         return turned_back(denoised_images(prior, turned(x, orientation), sigma), orientation)
     axis = planes.axes[step % len(planes.axes)] + 1
     across = x.movedim(axis, 1)
     images = turned(across.flatten(0, 1), orientation).contiguous()
-    found = turned_back(prior.of_planes(images, sigma, planes.at_once), orientation)
-    return found.unflatten(0, across.shape[:2]).movedim(1, axis).contiguous()
+    found = turned_back(prior.of_planes(images, sigma, planes.at_once), orientation).unflatten(0, across.shape[:2])
+    if len(planes.axes) == 1 and settings.across > 0:
+        found = torch.stack([smooth_across(volume, settings.across * sigma) for volume in found])
+    return found.movedim(1, axis).contiguous()
 
 
 def turned(image: torch.Tensor, orientation: int) -> torch.Tensor:
@@ -122,7 +134,7 @@ def sample_prox(
     x0 = x
     for step, (sigma, sigma_next) in enumerate(zip(levels, levels[1:])):
         orientation = step // n_axes % 8 if settings.turns else 0
-        denoised = denoised_step(prior, x, sigma, orientation, problem.planes, step) * problem.model.support
+        denoised = denoised_step(prior, x, sigma, orientation, problem, settings, step) * problem.model.support
         white = (prior.sigma_data if settings.prior_std is None else settings.prior_std) * sigma**settings.prior_power
         variance = sigma**2 * white**2 / (sigma**2 + white**2)
         weight, tolerance = sigma_n.square() / variance, max(settings.cg_tolerance * sigma, TOLERANCE)
