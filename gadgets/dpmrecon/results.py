@@ -35,10 +35,10 @@ class Wanted:
     def seconds_to_finish(self, header: Header, contrast: str | None, n_slices: int) -> float:
         """About what preview and files take after the last slice, or volume."""
         rows = PLANES if n_partitions(header) > 1 else 1
-        files = self._files(header, contrast)
+        files = self.files(header, contrast)
         return seconds_to_finish(n_slices, truth=self.truth is not None, files=files, rows=rows)
 
-    def _files(self, header: Header, contrast: str | None) -> int:
+    def files(self, header: Header, contrast: str | None) -> int:
         """About as many images of a slice, or of a volume's partitions, go to DICOM and NIfTI."""
         partitions = n_partitions(header)
         kinds = self.outputs.files * (2 if contrast == CONTRAST else 1)
