@@ -43,7 +43,7 @@ def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
     partial = path.with_name(path.name + ".part")
     try:
         partial.unlink(missing_ok=True)
-        truths = (_write_epi if isinstance(settings, EpiSettings) else _write)(partial, settings)
+        truths = _write_epi(partial, settings) if isinstance(settings, EpiSettings) else _write(partial, settings)
         os.replace(partial, path)
         for kind, truth in truths.items():
             np.save(truth_path(path, kind), truth)

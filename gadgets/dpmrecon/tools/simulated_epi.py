@@ -7,6 +7,7 @@ reversed one -p(x), constant and linear along the readout: that makes the N/2 gh
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ from .simulated_slice import (
     true_image,
 )
 
+NAVIGATORS = 3
 _SHIFT = 0.8  # cycles per field of view, standard deviation of what motion moves k-space by at b = 1000
 _EDDY_SHIFT = 0.4  # the same of each direction's eddy currents
 _BEND = 0.25  # rad, standard deviation of the phase that is neither constant nor linear
@@ -45,6 +47,18 @@ class Shot:
     first: bool = False
     last: bool = False
     gradient_echo: bool = False
+
+    @property
+    def navigators(self) -> int:
+        """Lines through the centre of k-space that come first."""
+        return 0 if self.gradient_echo else NAVIGATORS
+
+    @property
+    def ways(self) -> list[int]:
+        """0 for a forward line, 1 for a reversed one, navigators first; they and the train both begin forwards."""
+        if self.gradient_echo:
+            return [0] * len(self.rows)
+        return [number % 2 for count in (NAVIGATORS, len(self.rows)) for number in range(count)]
 
 
 def shots_of(settings: EpiSettings) -> list[Shot]:
@@ -134,7 +148,6 @@ class EpiSlice:
         filled = np.flatnonzero(signals[0].any(0))
         self._cols = slice(filled[0], filled[-1] + 1) if len(filled) else slice(0, 1)
         self._signals = signals[:, :, self._cols].copy()
-        self._sensitivities: np.ndarray | None = None
 
     def _coil_images(self, points: np.ndarray) -> np.ndarray:
         """(n_coils, ...) complex64 of an object of unit signal."""
@@ -142,43 +155,38 @@ class EpiSlice:
             points, self.settings.subject
         )
 
-    def lines(self, shot: Shot, n_shots: int) -> list[np.ndarray]:
-        """What each of its three navigators, where it has them, and then each line receives without noise, (n_coils,
-        n_samples) complex64, in the order of time."""
+    def received(self, shots: list[Shot], n_shots: int) -> Iterator[tuple[Shot, list[np.ndarray]]]:
+        """Each of these shots with what its lines receive without noise, (n_coils, n_samples) complex64 in the order
+        of time; three navigators come first where the readout turns around. n_shots: of the whole scan."""
         settings = self.settings
-        rows, cols = self._signals.shape[1] // FINER, settings.cols
-        if self._sensitivities is None:
-            points = slice_points(settings, self.index, FINER, settings.oversampling, 0.0)
-            self._sensitivities = self._coil_images(points[:, self._cols])
-        along = (np.arange(settings.samples * FINER) - settings.samples * FINER // 2)[self._cols] / (cols * FINER)
-        down = (np.arange(rows * FINER) - rows * FINER // 2) / (rows * FINER)
+        fine_cols, fine_rows = settings.samples * FINER, settings.rows * FINER
+        along = (np.arange(fine_cols) - fine_cols // 2)[self._cols] / (settings.cols * FINER)
+        down = (np.arange(fine_rows) - fine_rows // 2) / fine_rows
         places = np.stack(np.broadcast_arrays(down[:, None], along), -1)
-        number = 0 if shot.weighting is None else 1 + shot.weighting
-        image = self._sensitivities * (self._signals[number] * phase_of(settings, shot, places))
-        k_rows = np.array(shot.rows) - rows // 2
-        scale = 1 / (FINER * np.sqrt(rows * FINER * settings.samples * FINER))
-        if shot.gradient_echo:
-            lines = _transform(k_rows, down) @ image
-            received = lines @ _transform(self.gradient_echo_positions(), along).T
-            return list((scale * received).swapaxes(0, 1).astype(np.complex64))
-        lines = _transform(np.array([0, 0, 0, *k_rows]), down) @ image
-        ghost, k = ghost_of(settings, shot, n_shots), settings.readout.positions(cols)
-        received = np.empty((len(lines), lines.shape[1], settings.samples), np.complex64)
-        # navigators run forward, backward, forward; so does the train
-        backwards = np.array([False, True, False, *(np.arange(len(k_rows)) % 2 == 1)])
-        for reverse, sign in ((False, 1), (True, -1)):
-            encoding = np.exp(1j * sign * ghost.constant) * _transform(sign * (k - ghost.shift), along)
-            received[:, backwards == reverse] = lines[:, backwards == reverse] @ encoding.T.astype(np.complex64)
-        return list((scale * received).swapaxes(0, 1).astype(np.complex64))
+        points = slice_points(settings, self.index, FINER, settings.oversampling, 0.0)
+        sensitivities = self._coil_images(points[:, self._cols]) / (FINER * np.sqrt(np.float32(fine_rows * fine_cols)))
+        for shot in shots:
+            number = 0 if shot.weighting is None else 1 + shot.weighting
+            image = sensitivities * (self._signals[number] * phase_of(settings, shot, places))
+            k_rows = np.array([0] * shot.navigators + [row - settings.rows // 2 for row in shot.rows])
+            profiles = list((_transform(k_rows, down) @ image).swapaxes(0, 1))
+            if shot.gradient_echo:
+                encoding = _transform(self.gradient_echo_positions(), along).T
+                yield shot, [profile @ encoding for profile in profiles]
+                continue
+            ghost, k = ghost_of(settings, shot, n_shots), settings.readout.positions(settings.cols)
+            encodings = [
+                (np.exp(1j * sign * ghost.constant) * _transform(sign * (k - ghost.shift), along)).T.astype(
+                    np.complex64
+                )
+                for sign in (1, -1)
+            ]
+            yield shot, [profile @ encodings[way] for profile, way in zip(profiles, shot.ways)]
 
     def gradient_echo_positions(self) -> np.ndarray:
         """k of the samples of calibration by a gradient echo, in cycles per field of view."""
         n_samples = self.settings.calibration_cols * self.settings.oversampling
         return (np.arange(n_samples) - n_samples // 2) / self.settings.oversampling
-
-    def release(self) -> None:
-        """Forget what is made anew when lines are asked for."""
-        self._sensitivities = None
 
 
 def _transform(k: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -6,10 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from .epi_settings import EpiSettings
-from .simulated_epi import EpiSlice, Shot, shots_of
+from .simulated_epi import NAVIGATORS, EpiSlice, Shot, shots_of
 from .simulated_file import NOISE_LINES, header_of, record_of, write_file
-
-_NAVIGATORS = 3
 
 
 def write_epi(path: Path, settings: EpiSettings, scanned: list[EpiSlice], mixing: np.ndarray) -> None:
@@ -21,81 +19,98 @@ def write_epi(path: Path, settings: EpiSettings, scanned: list[EpiSlice], mixing
 
 
 def _records(settings: EpiSettings, scanned: list[EpiSlice], mixing: np.ndarray) -> Iterator[list[np.ndarray]]:
-    """The file's records shot after shot, in the order of acquisition, after the noise measurement."""
+    """The file's records, shot after shot of each slice; scan counters tell the order of acquisition, in which the
+    noise measurement is first."""
     import ismrmrd
 
-    rng = np.random.default_rng([settings.seed, 33])
-    dwell = settings.readout.dwell
+    dwell, slow = settings.readout.dwell, settings.calibration_dwell
 
-    def noise(samples: int, own_dwell: float) -> np.ndarray:
+    def noise(rng: np.random.Generator, samples: int, own_dwell: float) -> np.ndarray:
         shape = (settings.n_coils, samples)
         white = rng.normal(size=shape) + 1j * rng.normal(size=shape)
         return np.sqrt(dwell / own_dwell) * mixing @ white
 
-    number = 0
+    start = 0
     if settings.noise_scan:
+        rng = np.random.default_rng([settings.seed, 33])
         flags = [ismrmrd.ACQ_IS_NOISE_MEASUREMENT]
-        slow = settings.calibration_dwell
-        yield [record_of(settings, noise(settings.samples, slow), line, {}, flags) for line in range(NOISE_LINES)]
-        number = NOISE_LINES
+        yield [record_of(settings, noise(rng, settings.samples, slow), line, {}, flags) for line in range(NOISE_LINES)]
+        start = NOISE_LINES
     shots = shots_of(settings)
-    for shot in shots:
-        records = []
-        own_dwell = settings.calibration_dwell if shot.gradient_echo else dwell
-        lines = scanned[shot.index].lines(shot, len(shots))
-        for line, (counters, flags) in zip(lines, _labels(settings, shot)):
-            samples = line + noise(line.shape[1], own_dwell)
-            fields = {"sample_time_us": own_dwell, "center_sample": line.shape[1] // 2}
-            if shot.gradient_echo and settings.calibration_by == "own-space":
+    starts = start + np.cumsum([0] + [len(shot.ways) for shot in shots])
+    ends = _ends(settings, shots)
+    for one in scanned:
+        for shot, lines in one.received([shot for shot in shots if shot.index == one.index], len(shots)):
+            rng = np.random.default_rng([settings.seed, 34, shot.number])
+            fields: dict[str, float] = {"sample_time_us": slow if shot.gradient_echo else dwell}
+            if _in_own_space(settings, shot):
                 fields["encoding_space_ref"] = 1
-            records.append(record_of(settings, samples, number + len(records), counters, flags, **fields))
-        number += len(records)
-        yield records
+            records = []
+            labels = _labels(settings, shot, *ends.get(shot.number, ([], [])))
+            for number, (line, (counters, flags)) in enumerate(zip(lines, labels), int(starts[shot.number])):
+                samples = line + noise(rng, line.shape[1], fields["sample_time_us"])
+                centre = line.shape[1] // 2
+                records.append(record_of(settings, samples, number, counters, flags, center_sample=centre, **fields))
+            yield records
 
 
-def _labels(settings: EpiSettings, shot: Shot) -> list[tuple[dict[str, int], list[int]]]:
-    """(counters, flags) of each line of a shot, navigators first."""
+def _in_own_space(settings: EpiSettings, shot: Shot) -> bool:
+    return shot.gradient_echo and settings.calibration_by == "own-space"
+
+
+def _labels(
+    settings: EpiSettings, shot: Shot, first: list[int], last: list[int]
+) -> list[tuple[dict[str, int], list[int]]]:
+    """(counters, flags) of each line of a shot, navigators first; first, last: flags of its first and last other line
+    beside those that shots of one image have."""
     import ismrmrd
 
-    own_space = shot.gradient_echo and settings.calibration_by == "own-space"
-    start = settings.calibration_rows().start if own_space else settings.skipped_rows
-    shared = {"slice": shot.index, "average": shot.average, "repetition": shot.repetition}
-    shared[settings.weighting_counter] = shot.weighting or shared.get(settings.weighting_counter, 0)
+    start = settings.calibration_rows().start if _in_own_space(settings, shot) else settings.skipped_rows
+    shared = {"slice": shot.index, "average": shot.average, **_counted(settings, shot)}
     labels: list[tuple[dict[str, int], list[int]]] = []
-    navigators = 0 if shot.gradient_echo else _NAVIGATORS
-    rows = [settings.rows // 2] * navigators + list(shot.rows)
-    for number, row in enumerate(rows):
-        # the train begins forwards, as the navigators do
-        backwards = not shot.gradient_echo and (number if number < navigators else number - navigators) % 2 == 1
-        counters = {"kspace_encode_step_1": row - start, "segment": int(backwards), **shared}
-        flags = [ismrmrd.ACQ_IS_REVERSE] if backwards else []
-        if number < navigators:
+    rows = [settings.rows // 2] * shot.navigators + list(shot.rows)
+    for number, (row, way) in enumerate(zip(rows, shot.ways)):
+        flags = [ismrmrd.ACQ_IS_REVERSE] if way else []
+        if number < shot.navigators:
             flags.append(ismrmrd.ACQ_IS_PHASECORR_DATA)
         elif shot.weighting is None:
             flags.append(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
-        labels.append((counters, flags))
+        # as converters do, the segment tells the direction of a line
+        labels.append(({"kspace_encode_step_1": row - start, "segment": way, **shared}, flags))
     several = shot.weighting is not None and settings.averages_of(shot.weighting) > 1
     if shot.first:
-        labels[navigators][1].extend([ismrmrd.ACQ_FIRST_IN_AVERAGE] * several + [ismrmrd.ACQ_FIRST_IN_SLICE])
+        first = [ismrmrd.ACQ_FIRST_IN_AVERAGE] * several + [ismrmrd.ACQ_FIRST_IN_SLICE, *first]
     if shot.last:
-        labels[-1][1].extend([ismrmrd.ACQ_LAST_IN_AVERAGE] * several + [ismrmrd.ACQ_LAST_IN_SLICE])
-    _mark_ends(settings, shot, labels[navigators][1], labels[-1][1])
+        last = [ismrmrd.ACQ_LAST_IN_AVERAGE] * several + [ismrmrd.ACQ_LAST_IN_SLICE, *last]
+    labels[shot.navigators][1].extend(first)
+    labels[-1][1].extend(last)
     return labels
 
 
-def _mark_ends(settings: EpiSettings, shot: Shot, first: list[int], last: list[int]) -> None:
-    """Flags of a repetition's first and last image line, and of the scan's last."""
+def _counted(settings: EpiSettings, shot: Shot) -> dict[str, int]:
+    """Counters of repetition and weighting."""
+    return {"repetition": shot.repetition, settings.weighting_counter: shot.weighting or 0}
+
+
+def _ends(settings: EpiSettings, shots: list[Shot]) -> dict[int, tuple[list[int], list[int]]]:
+    """Flags of the first and of the last line of shots, by their number, where a repetition or the scan begins or
+    ends."""
     import ismrmrd
 
-    order = settings.slice_order()
-    averages = [settings.averages_of(number) for number in range(len(settings.weightings))]
-    final = max(number for number, count in enumerate(averages) if count == max(averages))
-    if shot.first and shot.average == shot.weighting == 0 and shot.index == order[0]:
-        first.append(ismrmrd.ACQ_FIRST_IN_REPETITION)
-    if shot.last and (shot.average, shot.weighting, shot.index) == (max(averages) - 1, final, order[-1]):
-        last.append(ismrmrd.ACQ_LAST_IN_REPETITION)
-        if shot.repetition == settings.repetitions - 1:
-            last.append(ismrmrd.ACQ_LAST_IN_MEASUREMENT)
+    images = [shot for shot in shots if shot.weighting is not None]
+    firsts: dict[int, int] = {}
+    lasts: dict[int, int] = {}
+    for shot in images:
+        repetition = _counted(settings, shot)["repetition"]
+        firsts.setdefault(repetition, shot.number)
+        lasts[repetition] = shot.number
+    ends: dict[int, tuple[list[int], list[int]]] = {number: ([], []) for number in {*firsts.values(), *lasts.values()}}
+    for number in firsts.values():
+        ends[number][0].append(ismrmrd.ACQ_FIRST_IN_REPETITION)
+    for number in lasts.values():
+        ends[number][1].append(ismrmrd.ACQ_LAST_IN_REPETITION)
+    ends[images[-1].number][1].append(ismrmrd.ACQ_LAST_IN_MEASUREMENT)
+    return ends
 
 
 def _header(settings: EpiSettings):
@@ -134,7 +149,7 @@ def _trajectory(settings: EpiSettings):
     readout = settings.readout
     whole = {
         "etl": len(settings.shot_rows()[0]),
-        "numberOfNavigators": _NAVIGATORS,
+        "numberOfNavigators": NAVIGATORS,
         "rampUpTime": readout.ramp,
         "rampDownTime": readout.ramp,
         "flatTopTime": readout.flat,

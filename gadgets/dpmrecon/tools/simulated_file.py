@@ -25,7 +25,8 @@ def write(path: Path, settings: SimulationSettings, kspace: list[np.ndarray], mi
 
 
 def write_file(path: Path, header, batches: Iterable[list[np.ndarray]]) -> None:
-    """Write a header and records, batch after batch, as group "dataset". Raises OSError."""
+    """Write a header and records as group "dataset", each where its scan counter says; those of a batch follow each
+    other. Raises OSError."""
     import h5py
     from ismrmrd.hdf5 import acquisition_dtype
     from xsdata.formats.dataclass.serializers import XmlSerializer
@@ -38,9 +39,9 @@ def write_file(path: Path, header, batches: Iterable[list[np.ndarray]]) -> None:
         data = file.create_dataset("dataset/data", (0,), acquisition_dtype, maxshape=(None,))
         for records in batches:
             # ismrmrd's own writer goes line by line, which takes longer than the simulation
-            count = len(data)
-            data.resize(count + len(records), axis=0)
-            data[count:] = np.concatenate(records)
+            start = int(records[0]["head"]["scan_counter"][0])
+            data.resize(max(len(data), start + len(records)), axis=0)
+            data[start : start + len(records)] = np.concatenate(records)
 
 
 def _records(settings: SimulationSettings, kspace: list[np.ndarray], mixing: np.ndarray) -> Iterator[list[np.ndarray]]:
