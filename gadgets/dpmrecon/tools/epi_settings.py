@@ -81,7 +81,6 @@ class EpiSettings(SimulationSettings):
     emboli: int = 8  # of 1 to 4 mm diameter in each slice
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name, choices in (
             ("contrast", ("dwi",)),
             ("calibration", ("separate", "none")),
@@ -94,6 +93,7 @@ class EpiSettings(SimulationSettings):
                 raise BadInputError(
                     f"{name} is {value!r}, which EPI is not simulated with; use one of {', '.join(map(str, choices))}"
                 )
+        super().__post_init__()
         for name in ("unweighted_averages", "shots"):
             count = getattr(self, name)
             if not isinstance(count, int) or not 1 <= count <= 4096:
