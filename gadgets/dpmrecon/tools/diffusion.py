@@ -10,7 +10,8 @@ from .phantom import TISSUES, Phantom, SmoothNoise, tissue_diffusion
 
 # along and across the fibres of white matter, 1e-3 mm^2/s: their mean is that of the tissue
 ALONG, ACROSS = 1.25, 0.50
-_SUBDIVISIONS = 6  # of a cell's edges, for the part of it that an embolus fills
+# points within a cell of unit edges around 0, for the part of it that an embolus fills
+_WITHIN = np.array(list(itertools.product((np.arange(6) + 0.5) / 6 - 0.5, repeat=3)))
 _BRAIN = ("white", "grey", "deep_grey", "gliosis")
 
 
@@ -59,21 +60,27 @@ class DiffusionHead(Phantom):
         fractions = self.fractions(points)
         for embolus in self.emboli:
             filled = self.filled_by(embolus, points, cell)
+            if filled is None:
+                continue
             for tissue in _BRAIN:
                 taken = fractions[TISSUES.index(tissue)] * filled
                 fractions[TISSUES.index(tissue)] -= taken
                 fractions[TISSUES.index("lesion")] += taken
         return fractions
 
-    def filled_by(self, embolus: Embolus, points: np.ndarray, cell: np.ndarray) -> np.ndarray:
-        """Part (n,) float32 of the cell at each point (3, n) that an embolus fills; cell: as of `signals`."""
-        steps = (np.arange(_SUBDIVISIONS) + 0.5) / _SUBDIVISIONS - 0.5
-        within = np.array([np.array(part) @ cell for part in itertools.product(steps, repeat=3)], np.float32)
-        offset = points - np.array(embolus.place, np.float32)[:, None]
-        radius, reach = embolus.diameter_mm / 2, np.linalg.norm(cell, axis=1).sum() / 2
-        near = np.flatnonzero((offset**2).sum(0) < (radius + reach) ** 2)
+    def filled_by(self, embolus: Embolus, points: np.ndarray, cell: np.ndarray) -> np.ndarray | None:
+        """Part (n,) float32 of the cell at each point (3, n) that an embolus fills, None where it fills none; cell: as
+        of `signals`."""
+        place = np.array(embolus.place, np.float32)
+        radius = embolus.diameter_mm / 2
+        reach = radius + np.linalg.norm(cell, axis=1).sum() / 2
+        # most are in other slices
+        if not points.size or (points.min(1) > place + reach).any() or (points.max(1) < place - reach).any():
+            return None
+        offset = points - place[:, None]
+        near = np.flatnonzero((offset**2).sum(0) < reach**2)
+        parts = offset[:, near, None] + (_WITHIN @ cell).astype(np.float32).T[:, None]
         filled = np.zeros(points.shape[1], np.float32)
-        parts = offset[:, near, None] + within.T[:, None]
         filled[near] = ((parts**2).sum(0) < radius**2).mean(-1)
         return filled
 

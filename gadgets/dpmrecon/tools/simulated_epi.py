@@ -260,11 +260,11 @@ def diffusion_truth(settings: EpiSettings) -> DiffusionTruth:
         whole = _cell(settings, 1) * [[1], [1], [parts]]
         flat = np.ascontiguousarray(points.reshape(-1, 3).T)
         for number, embolus in enumerate(head.emboli):
-            own = head.filled_by(embolus, flat, whole).reshape(shape[1:])
-            if own.max() == 0:
-                continue
-            here = (own >= 0.5 * own.max()) & (own > filled[index])
-            labels[index][here], filled[index][here] = 1 + number, own[here]
+            own = head.filled_by(embolus, flat, whole)
+            if own is not None and own.max() > 0:
+                own = own.reshape(shape[1:])
+                here = (own >= 0.5 * own.max()) & (own > filled[index])
+                labels[index][here], filled[index][here] = 1 + number, own[here]
     signal = head.levels("dwi", 0.0)[:, None, None, None] * fractions
     total = signal.sum(0)
     adc = np.tensordot(mean_diffusion(), signal, 1) / np.where(total > 0, total, 1) * 1e-3
