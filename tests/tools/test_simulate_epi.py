@@ -32,7 +32,7 @@ SMALL = {
 
 
 def scan(tmp_path, **settings):
-    """The settings, the header and the acquisitions of a small scan."""
+    """The settings, the header and the acquisitions of a small scan without noise."""
     chosen = EpiSettings(**{**SMALL, **settings})
     path = tmp_path / "scan.h5"
     simulate(path, chosen)
