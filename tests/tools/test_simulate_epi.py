@@ -94,6 +94,27 @@ def test_a_line_is_the_object_s_transform_at_the_header_s_places(tmp_path, matri
         place += 3 + len(shot.rows)
 
 
+@pytest.mark.parametrize("matrix", [(33, 44), (36, 31)])
+def test_a_receiver_of_fixed_frequency_leaves_phase_on_the_ramps(tmp_path, matrix):
+    """The correction is that of Gadgetron's EPIReconX for files of Siemens, whose k-space is conjugated."""
+    same = {"matrix": matrix, "position_mm": (31.0, -5.0, 20.0), "vendor": "SIEMENS"}
+    settings, header, flat = scan(tmp_path, **same)
+    _, _, flat_fixed = scan(tmp_path, **same, fixed_receiver=True)
+    assert all(np.allclose(a.data, b.data, atol=1e-6) for a, b in zip(flat, flat_fixed))
+
+    _, header, plain = scan(tmp_path, **same, ramp_sampling=True)
+    _, _, fixed = scan(tmp_path, **same, ramp_sampling=True, fixed_receiver=True)
+    k = positions(header)
+    middle = int(np.argmin(np.abs(k)))
+    even = (np.arange(len(k)) - middle) * np.diff(k).max()
+    for wanted, line in zip(plain, fixed):
+        distance = np.array(line.position) @ np.array(line.read_dir) / header.encoding[0].encodedSpace.fieldOfView_mm.x
+        sign = -1 if line.is_flag_set(REVERSED) else 1
+        corrected = line.data * np.exp(-2j * np.pi * sign * distance * (k - even))
+        assert np.abs(corrected - wanted.data).max() < 1e-3 * np.abs(wanted.data).max()
+        assert np.abs(line.data - wanted.data).max() > 0.01 * np.abs(wanted.data).max()
+
+
 def images_of(acquisitions):
     return [a for a in acquisitions if not any(map(a.is_flag_set, (NOISE, NAVIGATOR, CALIBRATION)))]
 

@@ -44,6 +44,11 @@ class EpiReadout:
         covered = self._area(self.delay + self.dwell * np.array([0, self.n_samples]))
         return cols / (covered[1] - covered[0]) * (area - (self.ramp + self.flat) / 2)
 
+    def as_if_flat(self, cols: int) -> np.ndarray:
+        """(n_samples,) float64, `positions` if the gradient had the height of its top all the time."""
+        top = np.diff(self.positions(cols)).max()
+        return top * (np.arange(self.n_samples) + 1 - self.n_samples / 2)
+
     def _area(self, time: np.ndarray) -> np.ndarray:
         """Area of a gradient of unit height up to `time`."""
         up, top, down = self.ramp, self.flat, self.echo_spacing - time
@@ -72,6 +77,9 @@ class EpiSettings(SimulationSettings):
     unweighted_averages: int = 1  # of those with b = 0
     shots: int = 1  # of one image: shot s has every `shots`-th line
     ramp_sampling: bool = False  # else all samples lie on the flat top
+    # the receiver's frequency is that of the flat top during a whole line, as on Siemens's scanners: on the ramps, the
+    # phase of a field of view that is off the scanner's centre is left in
+    fixed_receiver: bool = False
     calibration_by: str = "epi"  # shots of the images' echo spacing; "gre": no reversed lines; "own-space": nor cols
     weighting_counter: str = "contrast"  # or "repetition": the counter that tells b-values and directions
     ghost: float = 0.1  # of the signal, before correction

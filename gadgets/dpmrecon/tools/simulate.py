@@ -186,6 +186,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--b0-averages", "unweighted_averages", "EPI: averages of b = 0", type=int, metavar="N")
     option("--shots", "shots", "EPI: shots of an image, interleaved", type=int, metavar="N")
     option("--ramp-sampling", "ramp_sampling", "EPI: samples on the gradient's ramps too", action="store_true")
+    text = "EPI: ramps keep the phase of an off-centre field of view, as Siemens's do"
+    option("--fixed-receiver", "fixed_receiver", text, action="store_true")
     text = "EPI: calibration by shots of the same echo spacing, by a gradient echo, or that in its own encoding space"
     option("--calibration-by", "calibration_by", text, choices=("epi", "gre", "own-space"))
     text = "EPI: counter that tells b-values and directions"

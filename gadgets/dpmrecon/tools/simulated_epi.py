@@ -175,10 +175,14 @@ class EpiSlice:
                 yield shot, [profile @ encoding for profile in profiles]
                 continue
             ghost, k = ghost_of(settings, shot, n_shots), settings.readout.positions(settings.cols)
+            left_in = np.zeros(len(k))
+            if settings.fixed_receiver:
+                off_centre = settings.slice_position(self.index) @ settings.directions()[0] / settings.fov_mm[1]
+                left_in = 2 * np.pi * off_centre * (settings.readout.as_if_flat(settings.cols) - k)
             encodings = [
-                (np.exp(1j * sign * ghost.constant) * _transform(sign * (k - ghost.shift), along)).T.astype(
-                    np.complex64
-                )
+                (np.exp(1j * sign * (ghost.constant + left_in))[:, None] * _transform(sign * (k - ghost.shift), along))
+                .astype(np.complex64)
+                .T
                 for sign in (1, -1)
             ]
             yield shot, [profile @ encodings[way] for profile, way in zip(profiles, shot.ways)]
