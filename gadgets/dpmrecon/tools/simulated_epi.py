@@ -126,10 +126,13 @@ def phase_of(settings: EpiSettings, shot: Shot, places: np.ndarray) -> np.ndarra
 
 
 class EpiSlice:
-    """One slice: `truths` (n_weightings, rows, cols) float32, and the lines of its shots."""
+    """One slice: `truths` (n_weightings, rows, cols) float32, and the lines of its shots.
+
+    mixing: (n_coils, n_coils), white noise to that of the channels, which is undone before coils are combined.
+    """
 
     def __init__(self, settings: EpiSettings, index: int, thing: Phantom | Letters, mixing: np.ndarray) -> None:
-        self.settings, self.index, self._thing, self._mixing = settings, index, thing, mixing
+        self.settings, self.index = settings, index
         points = slice_points(settings, index, FINER, settings.oversampling, 0.0)
         table = [(0.0, (0.0, 0.0, 0.0)), *settings.weighting_table]
         signal: np.ndarray | np.float32 = np.float32(0)
@@ -138,12 +141,8 @@ class EpiSlice:
             signal = signal + _signals(thing, settings, plane, table) / len(PLANES)
         signals = np.asarray(signal, np.float32)
         images = self._coil_images(points)
-        self.truths = np.stack(
-            [
-                np.abs(true_image(settings, index, cropped_kspace(settings, images * image), mixing))
-                for image in signals[1:]
-            ]
-        )
+        kspaces = (cropped_kspace(settings, images * image) for image in signals[1:])
+        self.truths = np.stack([np.abs(true_image(settings, index, kspace, mixing)) for kspace in kspaces])
         # the readout beyond the object is left out: a quarter or so of it is left
         filled = np.flatnonzero(signals[0].any(0))
         self._cols = slice(filled[0], filled[-1] + 1) if len(filled) else slice(0, 1)
@@ -151,9 +150,8 @@ class EpiSlice:
 
     def _coil_images(self, points: np.ndarray) -> np.ndarray:
         """(n_coils, ...) complex64 of an object of unit signal."""
-        return coil_maps(points, self.settings.n_coils, self.settings.subject) * object_phase(
-            points, self.settings.subject
-        )
+        subject = self.settings.subject
+        return coil_maps(points, self.settings.n_coils, subject) * object_phase(points, subject)
 
     def received(self, shots: list[Shot], n_shots: int) -> Iterator[tuple[Shot, list[np.ndarray]]]:
         """Each of these shots with what its lines receive without noise, (n_coils, n_samples) complex64 in the order
@@ -171,7 +169,8 @@ class EpiSlice:
             k_rows = np.array([0] * shot.navigators + [row - settings.rows // 2 for row in shot.rows])
             profiles = list((_transform(k_rows, down) @ image).swapaxes(0, 1))
             if shot.gradient_echo:
-                encoding = _transform(self.gradient_echo_positions(), along).T
+                n_samples = settings.calibration_cols * settings.oversampling
+                encoding = _transform((np.arange(n_samples) - n_samples // 2) / settings.oversampling, along).T
                 yield shot, [profile @ encoding for profile in profiles]
                 continue
             ghost, k = ghost_of(settings, shot, n_shots), settings.readout.positions(settings.cols)
@@ -186,11 +185,6 @@ class EpiSlice:
                 for sign in (1, -1)
             ]
             yield shot, [profile @ encodings[way] for profile, way in zip(profiles, shot.ways)]
-
-    def gradient_echo_positions(self) -> np.ndarray:
-        """k of the samples of calibration by a gradient echo, in cycles per field of view."""
-        n_samples = self.settings.calibration_cols * self.settings.oversampling
-        return (np.arange(n_samples) - n_samples // 2) / self.settings.oversampling
 
 
 def _transform(k: np.ndarray, places: np.ndarray) -> np.ndarray:
