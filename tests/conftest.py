@@ -12,6 +12,7 @@ import pytest
 # before torch is imported, and for the processes that tests start: threads that spin wait long on a busy machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from dpmrecon.tools.epi_settings import EpiSettings
 from dpmrecon.tools.simulate import simulate
 from dpmrecon.tools.simulation_settings import SimulationSettings, VolumeSettings
 
@@ -36,6 +37,25 @@ def simulated_scan(tmp_path_factory):
     def make(**settings) -> Path:
         kind, small = (VolumeSettings, _SMALL_VOLUME) if "partitions" in settings else (SimulationSettings, _SMALL)
         chosen = kind(**{**small, **settings})
+        if chosen not in made:
+            path = folder / f"scan{len(made)}.h5"
+            simulate(path, chosen)
+            made[chosen] = path
+        return made[chosen]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def simulated_epi(tmp_path_factory):
+    """simulated_epi(**settings) -> Path of an EPI scan; settings are those of EpiSettings, and what is not given is
+    small: one slice of 48x44, 6 coils, R=2 with 16 calibration lines. Equal settings give the same file: tests must not
+    write to it."""
+    folder = tmp_path_factory.mktemp("epi")
+    made: dict[EpiSettings, Path] = {}
+
+    def make(**settings) -> Path:
+        chosen = EpiSettings(**{**_SMALL, "matrix": (48, 44), **settings})
         if chosen not in made:
             path = folder / f"scan{len(made)}.h5"
             simulate(path, chosen)
