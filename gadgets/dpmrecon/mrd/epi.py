@@ -9,13 +9,14 @@ import torch
 
 from ..errors import BadInputError, UnsupportedScanError
 from ..physics.epi import Ghost, Trapezoid, ghost_of, regridding
+from ..physics.fourier import to_image, to_kspace
 from .header import Header, encoded_grid, is_epi
-from .lines import Layout
+from .lines import Layout, Lines
 from .scan_log import ScanLog
 
 IDENTIFIER = "ConventionalEPI"
 # Amplitude of the ghost over the signal's that is left, from which on it is said
-LARGE_GHOST = 0.03
+LARGE_GHOST = 0.02
 # Samples that are a little farther apart than the field of view allows leave the head alone
 FARTHEST = 1.02
 # A readout may end this many dwell times after its gradient, by rounding
@@ -24,12 +25,17 @@ LATE = 1.0
 
 @dataclass(frozen=True)
 class Readout:
-    """How the readouts of an encoding space become Cartesian ones: `matrices` of forward and of reversed, turned lines,
-    both (cols, n_samples), None where the samples are Cartesian already; oversampling: of a ramp-sampled readout."""
+    """How the readouts of an encoding space become Cartesian ones, forward ones and reversed ones that are turned.
+
+    matrices: (2, cols, n_samples), None where samples are as far apart as those of Cartesian readouts, which `offsets`
+    then puts in their place: (2, n_samples) complex, phases of the line's image; oversampling: of a ramp-sampled
+    readout.
+    """
 
     n_samples: int
     cols: int
-    matrices: tuple[torch.Tensor, torch.Tensor] | None
+    matrices: torch.Tensor | None
+    offsets: torch.Tensor | None = None
     oversampling: float = 1.0
 
     @classmethod
@@ -37,17 +43,24 @@ class Readout:
         """Raises UnsupportedScanError for descriptions that are none of a trapezoid, BadInputError for wrong ones."""
         trapezoid, cols = _described(header, space), encoded_grid(header)[1]
         cycles, encoded = _cycles(header, space), header.encoding[space].encodedSpace.matrixSize.x
-        if trapezoid.is_uniform and trapezoid.n_samples in (cols, encoded, 2 * cols, 2 * encoded):
-            return cls(trapezoid.n_samples, cols, None)
-        positions = trapezoid.positions(cycles)
+        positions, n = trapezoid.positions(cycles), trapezoid.n_samples
+        if trapezoid.is_uniform and n in (cols, encoded, 2 * cols, 2 * encoded):
+            place = (torch.arange(n) - n // 2) / cycles
+            angle = torch.stack([2 * torch.pi * float(places[n // 2]) * place for places in positions])
+            return cls(n, cols, None, torch.polar(torch.ones_like(angle), angle))
         apart = float(np.diff(positions[0]).max())
         if apart > FARTHEST:
             raise BadInputError(
                 f"the header's trajectoryDescription puts the readout's samples {apart:.2f} times as far apart as the "
                 "images' field of view allows: correct its times or numSamples (or --set their values)"
             )
-        (forward, held), (reverse, _) = (regridding(places, cols) for places in positions)
-        return cls(trapezoid.n_samples, cols, (torch.from_numpy(forward), torch.from_numpy(reverse)), held)
+        matrices, oversampling = regridding(positions, cols)
+        return cls(n, cols, torch.from_numpy(matrices), oversampling=oversampling)
+
+    @property
+    def covered(self) -> torch.Tensor | bool:
+        """(cols,) bool: columns that the readout reaches."""
+        return True if self.matrices is None else self.matrices[0].any(1)
 
     @property
     def noise_grid(self) -> int:
@@ -55,10 +68,11 @@ class Readout:
         return round(self.oversampling * self.cols)
 
     def gridded(self, line: torch.Tensor, *, backwards: bool) -> torch.Tensor:
-        """(n_coils, n_samples), turned where it came backwards, to (n_coils, cols); as it is without ramp sampling."""
-        if self.matrices is None:
-            return line
-        return line @ self.matrices[backwards].to(line.dtype).T
+        """(n_coils, n_samples), turned where it came backwards, to (n_coils, cols), or n_samples that are Cartesian."""
+        if self.matrices is not None:
+            return line @ self.matrices[int(backwards)].to(line.dtype).T
+        assert self.offsets is not None
+        return to_kspace(to_image(line, axes=(-1,)) * self.offsets[int(backwards)], axes=(-1,))
 
 
 def _cycles(header: Header, space: int) -> float:
@@ -174,12 +188,20 @@ class EpiLine:
     navigators: Navigators | None
 
 
-Gridded = tuple[EpiLine, np.ndarray, Layout, str | None]
+@dataclass
+class Gridded:
+    """A line on the Cartesian grid and without ghost. ghost: its shot's, where it has any; lost: why no image can be
+    made of it."""
+
+    line: EpiLine
+    data: np.ndarray
+    layout: Layout
+    ghost: Ghost | None = None
+    lost: str | None = None
 
 
 def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterator[Gridded]:
-    """The lines of a slice with their samples on the Cartesian grid and without ghost, how these lie, and why no image
-    can be made of them, or None.
+    """The lines of a slice.
 
     Calibration lines of one direction alone are a gradient echo and stay as they are.
     """
@@ -190,13 +212,13 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
         head = line.head
         train = (line.kind, head.encoding_space_ref)
         if line.kind == "calibration" and train not in trains:
-            yield line, line.data, line.layout, None
+            yield Gridded(line, line.data, line.layout)
             continue
         readout = readouts.of(head.encoding_space_ref)
         held = line.layout.end - line.layout.first
         if held != readout.n_samples or line.data.shape[1] != held:
             lost = f"hold {held} samples where the header's trajectoryDescription has {readout.n_samples}"
-            yield line, line.data, line.layout, lost
+            yield Gridded(line, line.data, line.layout, lost=lost)
             continue
         data = readout.gridded(torch.from_numpy(line.data), backwards=line.backwards)
         n_coils, n_samples = data.shape
@@ -205,13 +227,21 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
         ghost = _ghost(line, readout, shot, log)
         lost = None
         if ghost is not None:
-            data = ghost.removed(data, backwards=line.backwards)
+            data = ghost.removed(data, backwards=line.backwards) * readout.covered
         elif train in trains:
             lost = (
                 "are read in both directions and came without navigators of both (flag PHASECORR): their ghost cannot "
                 "be corrected, acquire the scan with them"
             )
-        yield line, data.numpy(), layout, lost
+        yield Gridded(line, data.numpy(), layout, ghost, lost)
+
+
+def ghost_remarks(lines: Lines, what: str) -> list[str]:
+    """What is said where the navigators of some shots contradict a phase that is linear along the readout."""
+    left = max((ghost.after for ghost in lines.ghosts), default=0.0)
+    if left <= LARGE_GHOST:
+        return []
+    return [f"its {what} keep a ghost of {left:.0%} of the signal after correction, by their navigators"]
 
 
 def _ghost(line: EpiLine, readout: Readout, shot: tuple, log: ScanLog) -> Ghost | None:
@@ -222,7 +252,6 @@ def _ghost(line: EpiLine, readout: Readout, shot: tuple, log: ScanLog) -> Ghost 
         return None
     if navigators.shot is None:
         navigators.shot = shot
-        log.ghosts.append((line.head.idx.slice, ghost.before, ghost.after))
     elif navigators.shot != shot:
         log.remark("shots without navigators of their own have their ghost corrected by the last ones of their slice")
     return ghost

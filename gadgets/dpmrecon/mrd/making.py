@@ -13,7 +13,7 @@ from ..data import ESTIMATED, MEASURED, LostSlice, Slice, SliceKey, Volume
 from ..errors import BadInputError
 from ..physics.noise import estimated_sigma, estimated_volume_sigma
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, within
-from .epi import Readouts
+from .epi import Readouts, ghost_remarks
 from .header import Header, Limits, acceleration, encoded_grid, line_limits, n_partitions, partition_limits, voxel_mm
 from .lines import Layout, Lines, LostError, line_name, places_of
 from .noise_lines import NoiseLines, whitened
@@ -84,6 +84,9 @@ class Maker:
         data, columns = lines.mean(grid, self.cols)
         rows = torch.tensor(list(lines.sums)) + (self.rows // 2 - limits.center)
         whitener, sigma_n = self._noise(lines, dwell, grid)
+        remarks += ghost_remarks(lines, "shots")
+        if calibration is not None:
+            remarks += ghost_remarks(calibration, "calibration shots")
         kspace = data.new_zeros((data.shape[1], self.rows, self.cols))
         kspace[:, rows] = whitened(data, whitener)
         mask = torch.zeros(self.rows, self.cols)
@@ -106,6 +109,7 @@ class Maker:
             n_lines_needed=needed,
             seed_key=key.seed_key,
             remarks=tuple(remarks),
+            ghost=max(((ghost.after, ghost.before) for ghost in lines.ghosts), default=None),
         )
 
     def _volume(self, key: SliceKey, image: Lines, calibration: Lines | None) -> Volume:

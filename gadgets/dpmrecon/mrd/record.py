@@ -68,10 +68,13 @@ class Record:
     def settle(self, readouts: Readouts, log: ScanLog) -> None:
         """Add the lines of EPI that are held, as Cartesian ones without ghost."""
         held, self.held = self.held, []
-        for line, data, layout, lost in cartesian(held, readouts, log):
-            self.add(line.kind, line.head, data, layout, line.number, line.distance, False)
-            lines = self.groups[line.kind, len(data)]
-            lines.lost = lines.lost or lost
+        for found in cartesian(held, readouts, log):
+            line = found.line
+            self.add(line.kind, line.head, found.data, found.layout, line.number, line.distance, False)
+            lines = self.groups[line.kind, len(found.data)]
+            lines.lost = lines.lost or found.lost
+            if found.ghost is not None and found.ghost not in lines.ghosts:
+                lines.ghosts.append(found.ghost)
 
     def calibration_apart(self, announced: bool) -> Lines | None:
         """The calibration lines where they are an acquisition of their own, else None. Headers fail to say so, but a

@@ -14,7 +14,6 @@ class ScanLog:
     kinds: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
     remarks: list[str] = field(default_factory=list)
-    ghosts: list[tuple[int, float, float]] = field(default_factory=list)
 
     def count(self, kind: str, flags: int, lines: int = 1) -> None:
         """Note what lines were taken for."""

@@ -10,10 +10,15 @@ import torch
 
 from .fourier import to_image, to_kspace
 
-# Of the signal's variance: below it a direction of the data is noise. A white object loses this share alike everywhere
-REGULARIZATION = 1e-3
+# Noise over a white object's signal. Errors hardly depend on it from .001 to .03; below .01 it lets the noise of the
+# outermost columns grow
+REGULARIZATION = 0.02
+BEYOND = 0.5  # columns that the outermost sample still tells
 FINER = 16  # steps of the search for the shift between lines, a sample
 REFINEMENTS = 3
+HEAD = 0.1  # of the 99th percentile, from which on a pixel is the head's
+SHADOW = 4  # rows beside it, into which it rings
+FEWEST_PIXELS = 20
 
 
 @dataclass(frozen=True)
@@ -59,23 +64,27 @@ class Trapezoid:
         return forward, -forward[::-1]
 
 
-def regridding(positions: np.ndarray, cols: int) -> tuple[np.ndarray, float]:
-    """(cols, n_samples) float32, which makes of a line's samples those of the Cartesian grid, and the readout
-    oversampling of the densest field of view that the samples hold.
+def regridding(positions: tuple[np.ndarray, ...], cols: int) -> tuple[np.ndarray, float]:
+    """(directions, cols, n_samples) float32, which make of a line's samples those of the Cartesian grid, and the
+    readout oversampling: the field of view that the samples hold over the images'.
 
-    The best linear estimate for an object that is white over the field of view that the sampling holds, of which the
-    images' is kept: least squares, with no grid between. Positions beyond the samples are left zero. White noise keeps
-    its level in the mean over the grid. positions: (n_samples,), increasing.
+    The best linear estimate for an object that is white over the field of view that the samples hold, of which the
+    images' part is kept: least squares, with no grid between. Columns beyond the samples of any direction are zero.
+    White noise keeps its level in the mean over the others. positions: of each direction, (n_samples,), increasing.
     """
-    held = max(1.0, 1 / float(np.diff(positions).max()))
+    held = max(1.0, 1 / max(float(np.diff(places).max()) for places in positions))
     grid = np.arange(cols) - cols // 2
-    among = held * np.sinc(held * (positions[:, None] - positions))
-    towards = np.sinc(grid[:, None] - positions)
-    matrix = np.linalg.solve(among + REGULARIZATION * held * np.eye(len(positions)), towards.T).T
-    matrix[(grid < positions[0] - 1) | (grid > positions[-1] + 1)] = 0
-    covered = np.any(matrix, axis=1)
-    matrix /= np.sqrt(np.square(matrix[covered]).sum(1).mean())
-    return matrix.astype(np.float32), held
+    outside = np.zeros(cols, bool)
+    matrices = []
+    for places in positions:
+        among = held * (np.sinc(held * (places[:, None] - places)) + REGULARIZATION * np.eye(len(places)))
+        towards = np.sinc(grid[:, None] - places)
+        matrices.append(np.linalg.solve(among, towards.T).T)
+        outside |= (grid < places[0] - BEYOND) | (grid > places[-1] + BEYOND)
+    found = np.stack(matrices)
+    found[:, outside] = 0
+    found /= np.sqrt(np.square(found[:, ~outside]).sum(2).mean())
+    return found.astype(np.float32), held
 
 
 @dataclass(frozen=True)
@@ -132,3 +141,36 @@ def ghost_level(forward: torch.Tensor, reverse: torch.Tensor) -> float:
     noise = float(difference.median()) / np.log(2)  # of an exponential distribution: most samples hold noise alone
     signal = max(float(total.mean()) - noise, 1e-30)
     return float(np.sqrt(max(float(difference.mean()) - noise, 0.0) / signal))
+
+
+def ghost_outside(kspace: torch.Tensor, mask: torch.Tensor, factor: int, image: torch.Tensor) -> float | None:
+    """Energy of the N/2 ghost over that of the signal it is of, by what of it lies where no signal does; None where
+    there is no such place or the rows are not regular.
+
+    Lines `factor` apart fold the head every rows/factor, and its ghost lies half of that beside it: columns in which the head is
+    short show it. There the image is compared with the one whose every other line has the other sign, which is the
+    ghost's shape, its factor being linear along the readout. kspace: (n_coils, rows, cols); mask: (rows, cols); image:
+    (rows, cols), magnitude.
+    """
+    rows, cols = mask.shape
+    acquired = torch.nonzero(mask.any(1)).flatten()
+    # calibration lines may lie between
+    acquired = acquired[acquired % factor == torch.mode(acquired % factor).values]
+    if bool((acquired.diff() != factor).any()) or rows < 4 * SHADOW * factor:
+        return None
+    head = image > HEAD * torch.quantile(image, 0.99)
+    folded = torch.stack([head.roll(round(rows * n / factor), 0) for n in range(factor)]).any(0)
+    near = torch.stack([folded.roll(n, 0) for n in range(-SHADOW, SHADOW + 1)]).any(0)
+    place = folded.roll(round(rows / (2 * factor)), 0) & ~near
+    if place.sum() < FEWEST_PIXELS:
+        return None
+    lines, sign = torch.zeros_like(kspace), torch.ones(len(acquired))
+    sign[1::2] = -1
+    lines[:, acquired] = kspace[:, acquired]
+    turned = torch.zeros_like(kspace)
+    turned[:, acquired] = kspace[:, acquired] * sign[:, None]
+    found, shape = to_image(lines)[:, place].flatten(), to_image(turned)[:, place]
+    along = (torch.arange(cols) / cols - 0.5).expand(rows, cols)[place]
+    basis = torch.stack([shape.flatten(), (shape * along).flatten()], 1)
+    fit = basis @ torch.linalg.lstsq(basis, found[:, None]).solution
+    return float(fit.abs().square().sum() / shape.abs().square().sum())
