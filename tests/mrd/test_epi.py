@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from dpmrecon.data import LostSlice
 from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd.collect import slices
@@ -14,7 +13,6 @@ from support.epi import (
     CALIBRATION,
     COLS,
     FLAT,
-    NAVIGATOR,
     RAMPS,
     REVERSE,
     ROWS,
@@ -23,7 +21,6 @@ from support.epi import (
     description,
     epi_header_xml,
     gradient_echo,
-    kspace,
     truth,
 )
 from support.hand_made import average_limits, limits, line, only, write_scan
@@ -66,7 +63,7 @@ def test_ramp_sampling_changes_nothing():
 
 
 def test_without_correction_the_ghost_would_be_there():
-    lines = Readouts(RAMPS).shot(range(ROWS), (0, 0)) [:3] + Readouts(RAMPS).shot(range(ROWS), GHOST)[3:]
+    lines = Readouts(RAMPS).shot(range(ROWS), (0, 0))[:3] + Readouts(RAMPS).shot(range(ROWS), GHOST)[3:]
     assert error(only(slices(lines, header())).kspace, truth()) > 0.08
 
 
@@ -204,9 +201,7 @@ def coarser_and_oversampled():
     return of_another_space(30, 2, 30, 260)
 
 
-@pytest.mark.parametrize(
-    "kind", [echo_train, plain, of_as_many_samples, one_to_one, coarser, coarser_and_oversampled]
-)
+@pytest.mark.parametrize("kind", [echo_train, plain, of_as_many_samples, one_to_one, coarser, coarser_and_oversampled])
 def test_calibrations(kind):
     calibration, options = kind()
     numbers = range(0, ROWS, 2)
@@ -274,7 +269,7 @@ def test_a_ghost_that_navigators_cannot_tell_is_said():
 
 def test_a_file_s_navigators_stay_with_their_lines(tmp_path):
     xml = epi_header_xml(RAMPS, extra_limits=limits("contrast", 1) + average_limits(1))
-    lines, ghosts = [], {}
+    lines = []
     for number, (contrast, average) in enumerate([(1, 0), (0, 0), (0, 1), (1, 1)]):
         shot = Readouts(RAMPS).shot(range(ROWS), (0.3 * number, 0.5), contrast=contrast, average=average)
         shot[2].idx.average = 1

@@ -139,7 +139,8 @@ class _Collector:
         self.log.count("navigator", flags)
         navigators = self.navigators.get(line.idx.slice)
         if navigators is None or navigators.used:
-            navigators = self.navigators[line.idx.slice] = Navigators()
+            navigators = Navigators() if navigators is None else navigators.followed()
+            self.navigators[line.idx.slice] = navigators
         data = self._data(line, flags)
         if data.any() and np.isfinite(data).all():
             navigators.lines.append((bool(flags & REVERSED), data))

@@ -70,7 +70,8 @@ class Readout:
     def gridded(self, line: torch.Tensor, *, backwards: bool) -> torch.Tensor:
         """(n_coils, n_samples), turned where it came backwards, to (n_coils, cols), or n_samples that are Cartesian."""
         if self.matrices is not None:
-            return line @ self.matrices[int(backwards)].to(line.dtype).T
+            matrix = self.matrices[int(backwards)].T
+            return torch.complex(line.real @ matrix, line.imag @ matrix)
         assert self.offsets is not None
         return to_kspace(to_image(line, axes=(-1,)) * self.offsets[int(backwards)], axes=(-1,))
 
@@ -151,12 +152,20 @@ class Readouts:
 @dataclass
 class Navigators:
     """Navigators of one shot, in the order they came; `used`: a line came after them, so that the next ones are of
-    another shot. lines: (backwards, data), turned; shot: the labels of the lines that they were measured for."""
+    another shot. before: the last whole ones of the slice; lines: (backwards, data), turned; shot: the labels of the
+    lines that they were measured for."""
 
+    before: "Navigators | None" = None
     lines: list[tuple[bool, np.ndarray]] = field(default_factory=list)
     used: bool = False
     shot: tuple | None = None
     _ghost: Ghost | None = None
+
+    def followed(self) -> "Navigators":
+        """Those of the next shot."""
+        whole = len({backwards for backwards, _ in self.lines}) == 2
+        before, self.before = self.before, None if whole else self.before
+        return Navigators(self if whole else before)
 
     def ghost(self, readout: Readout, shape: tuple[int, ...]) -> Ghost | None:
         """For lines of a shape (n_coils, n_samples); None without a navigator of each direction."""
@@ -217,8 +226,8 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
         readout = readouts.of(head.encoding_space_ref)
         held = line.layout.end - line.layout.first
         if held != readout.n_samples or line.data.shape[1] != held:
-            lost = f"hold {held} samples where the header's trajectoryDescription has {readout.n_samples}"
-            yield Gridded(line, line.data, line.layout, lost=lost)
+            told = f"hold {held} samples where the header's trajectoryDescription has {readout.n_samples}"
+            yield Gridded(line, line.data, line.layout, lost=told)
             continue
         data = readout.gridded(torch.from_numpy(line.data), backwards=line.backwards)
         n_coils, n_samples = data.shape
@@ -248,6 +257,9 @@ def _ghost(line: EpiLine, readout: Readout, shot: tuple, log: ScanLog) -> Ghost 
     """Of the shot's navigators, else of the last ones of its slice."""
     navigators = line.navigators
     ghost = None if navigators is None else navigators.ghost(readout, line.data.shape)
+    if ghost is None and navigators is not None and navigators.before is not None:
+        navigators = navigators.before
+        ghost = navigators.ghost(readout, line.data.shape)
     if ghost is None or navigators is None:
         return None
     if navigators.shot is None:

@@ -147,10 +147,10 @@ def ghost_outside(kspace: torch.Tensor, mask: torch.Tensor, factor: int, image: 
     """Energy of the N/2 ghost over that of the signal it is of, by what of it lies where no signal does; None where
     there is no such place or the rows are not regular.
 
-    Lines `factor` apart fold the head every rows/factor, and its ghost lies half of that beside it: columns in which the head is
-    short show it. There the image is compared with the one whose every other line has the other sign, which is the
-    ghost's shape, its factor being linear along the readout. kspace: (n_coils, rows, cols); mask: (rows, cols); image:
-    (rows, cols), magnitude.
+    Lines `factor` apart fold the head every rows/factor, and its ghost lies half of that beside it: columns in which
+    the head is short show it. There the image is compared with the one whose every other line has the other sign, which
+    is the ghost's shape, its factor being linear along the readout. kspace: (n_coils, rows, cols); mask: (rows, cols);
+    image: (rows, cols), magnitude.
     """
     rows, cols = mask.shape
     acquired = torch.nonzero(mask.any(1)).flatten()
