@@ -168,7 +168,8 @@ class Navigators:
         return Navigators(self if whole else before)
 
     def ghost(self, readout: Readout, shape: tuple[int, ...]) -> Ghost | None:
-        """For lines of a shape (n_coils, n_samples); None without a navigator of each direction."""
+        """For lines of a shape (n_coils, n_samples); None without a navigator of each direction, or where they are
+        noise."""
         if self._ghost is None:
             fitting = [(backwards, data) for backwards, data in self.lines if data.shape == shape]
             # of an even train one is left out, so that the phase that grows with time cancels
@@ -239,8 +240,8 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
             data = ghost.removed(data, backwards=line.backwards) * readout.covered
         elif train in trains:
             lost = (
-                "are read in both directions and came without navigators of both (flag PHASECORR): their ghost cannot "
-                "be corrected, acquire the scan with them"
+                "are read in both directions and came without navigators of both (flag PHASECORR) that stand out of the "
+                "noise: their ghost cannot be corrected, acquire the scan with them"
             )
         yield Gridded(line, data.numpy(), layout, ghost, lost)
 

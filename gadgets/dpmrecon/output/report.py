@@ -140,8 +140,11 @@ def _ghost(item: Reconstruction) -> dict[str, Any]:
     data = item.mapped.data
     if data.ghost is None:
         return {}
-    outside = ghost_outside(data.kspace.cpu(), data.mask.cpu(), round(data.acceleration), item.image.abs().cpu())
-    return {"ghost": {"before": data.ghost[1], "after": data.ghost[0], "energy_outside_head": outside}}
+    support = item.mapped.model.support.cpu()
+    head = support.reshape(-1, *data.mask.shape).any(0)  # by any set of maps
+    outside = ghost_outside(data.kspace.cpu(), data.mask.cpu(), round(data.acceleration), head, data.sigma_n)
+    after, before = data.ghost
+    return {"ghost": {"before": before, "after": after, "energy_outside_head": outside}}
 
 
 def described(item: Reconstruction | LostSlice) -> str:

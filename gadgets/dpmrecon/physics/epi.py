@@ -3,6 +3,7 @@
 A line is k-space along the readout, positions are in cycles per field of view of the images.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,9 @@ REGULARIZATION = 0.02
 BEYOND = 0.5  # columns that the outermost sample still tells
 FINER = 16  # steps of the search for the shift between lines, a sample
 REFINEMENTS = 3
-HEAD = 0.1  # of the 99th percentile, from which on a pixel is the head's
-SHADOW = 4  # rows beside it, into which it rings
+ALIKE = 5.0  # standard deviations of the correlation of noise
+CERTAIN = 3.0  # standard deviations
+SHADOW = 3  # rows beside it, into which it rings
 FEWEST_PIXELS = 20
 
 
@@ -107,11 +109,11 @@ class Ghost:
         return torch.polar(torch.ones_like(angle), angle)
 
 
-def ghost_of(forward: torch.Tensor, reverse: torch.Tensor) -> Ghost:
-    """Of navigators (n_coils, n_samples) complex64, the reversed one turned.
+def ghost_of(forward: torch.Tensor, reverse: torch.Tensor) -> Ghost | None:
+    """Of navigators (n_coils, n_samples) complex64, the reversed one turned; None where they are noise.
 
     All channels together, weighted by the signal. The slope is where the lines' correlation has its peak, so that no
-    phase is unwrapped; least squares on what phase is left refine it.
+    phase is unwrapped; Newton's steps refine it.
     """
     product = (to_image(reverse, axes=(-1,)) * to_image(forward, axes=(-1,)).conj()).sum(0).to(torch.complex128)
     n = len(product)
@@ -119,38 +121,43 @@ def ghost_of(forward: torch.Tensor, reverse: torch.Tensor) -> Ghost:
     spectrum = torch.fft.fft(product, FINER * n).abs()  # its peak alone is of use: no centre
     peak = int(spectrum.argmax())
     slope = 2 * torch.pi * ((peak + FINER * n // 2) % (FINER * n) - FINER * n // 2) / (FINER * n)
-    constant, weight = 0.0, product.abs()
+    constant = 0.0
     for _ in range(REFINEMENTS):
         level = product * torch.polar(torch.ones_like(place), -slope * place)
         constant = float(level.sum().angle())
-        left = (level * complex(np.exp(-1j * constant))).angle()
-        centre = (weight * place).sum() / weight.sum()
+        level = level * torch.polar(torch.ones_like(place), torch.full_like(place, -constant))
+        centre = (level.real * place).sum() / level.real.sum()
         lever = place - centre
-        step = float((weight * lever * left).sum() / (weight * lever.square()).sum())
-        slope += step
-        constant += float((weight * left).sum() / weight.sum()) - step * float(centre)
-    ghost = Ghost(float(np.angle(np.exp(1j * constant))), slope)
+        slope += float((level.imag * lever).sum() / (level.real * lever.square()).sum().clamp(min=1e-30))
+    level = product * torch.polar(torch.ones_like(place), -slope * place)
+    likeness = float(level.sum().abs() / (forward.norm() * reverse.norm()))
+    if not likeness > ALIKE / math.sqrt(forward.numel()):
+        return None
+    ghost = Ghost(float(level.sum().angle()), slope)
     cleaned = ghost.removed(forward, backwards=False), ghost.removed(reverse, backwards=True)
     return Ghost(ghost.constant, ghost.slope, ghost_level(forward, reverse), ghost_level(*cleaned))
 
 
 def ghost_level(forward: torch.Tensor, reverse: torch.Tensor) -> float:
-    """Amplitude of the N/2 ghost over the signal's that the two lines make when every other line is as one of them,
-    the noise taken off."""
+    """Amplitude of the N/2 ghost over the signal's that the two lines make when every other line is as one of them:
+    what of it is certain in noise, which takes three standard deviations of its energy off."""
     difference, total = (forward - reverse).abs().square(), (forward + reverse).abs().square()
-    noise = float(difference.median()) / np.log(2)  # of an exponential distribution: most samples hold noise alone
-    signal = max(float(total.mean()) - noise, 1e-30)
-    return float(np.sqrt(max(float(difference.mean()) - noise, 0.0) / signal))
+    noise = difference.median(-1, keepdim=True).values / math.log(2)  # exponential: most samples hold noise alone
+    ghost = (difference - (1 + CERTAIN / math.sqrt(difference.shape[-1])) * noise).sum()
+    return math.sqrt(max(float(ghost), 0.0) / max(float((total - noise).sum()), 1e-30))
 
 
-def ghost_outside(kspace: torch.Tensor, mask: torch.Tensor, factor: int, image: torch.Tensor) -> float | None:
+def ghost_outside(
+    kspace: torch.Tensor, mask: torch.Tensor, factor: int, head: torch.Tensor, sigma_n: float
+) -> float | None:
     """Energy of the N/2 ghost over that of the signal it is of, by what of it lies where no signal does; None where
     there is no such place or the rows are not regular.
 
     Lines `factor` apart fold the head every rows/factor, and its ghost lies half of that beside it: columns in which
     the head is short show it. There the image is compared with the one whose every other line has the other sign, which
-    is the ghost's shape, its factor being linear along the readout. kspace: (n_coils, rows, cols); mask: (rows, cols);
-    image: (rows, cols), magnitude.
+    is the ghost's shape, its factor being linear along the readout; what noise adds in the mean is taken off. kspace:
+    (n_coils, rows, cols); mask: (rows, cols); head: (rows, cols) bool, where signal may lie; sigma_n: standard
+    deviation of the noise of a real channel.
     """
     rows, cols = mask.shape
     acquired = torch.nonzero(mask.any(1)).flatten()
@@ -158,7 +165,6 @@ def ghost_outside(kspace: torch.Tensor, mask: torch.Tensor, factor: int, image: 
     acquired = acquired[acquired % factor == torch.mode(acquired % factor).values]
     if bool((acquired.diff() != factor).any()) or rows < 4 * SHADOW * factor:
         return None
-    head = image > HEAD * torch.quantile(image, 0.99)
     folded = torch.stack([head.roll(round(rows * n / factor), 0) for n in range(factor)]).any(0)
     near = torch.stack([folded.roll(n, 0) for n in range(-SHADOW, SHADOW + 1)]).any(0)
     place = folded.roll(round(rows / (2 * factor)), 0) & ~near
@@ -173,4 +179,5 @@ def ghost_outside(kspace: torch.Tensor, mask: torch.Tensor, factor: int, image: 
     along = (torch.arange(cols) / cols - 0.5).expand(rows, cols)[place]
     basis = torch.stack([shape.flatten(), (shape * along).flatten()], 1)
     fit = basis @ torch.linalg.lstsq(basis, found[:, None]).solution
-    return float(fit.abs().square().sum() / shape.abs().square().sum())
+    noise = basis.shape[1] * 2 * sigma_n**2 * len(acquired) / rows
+    return max(0.0, float((fit.abs().square().sum() - noise) / shape.abs().square().sum()))
