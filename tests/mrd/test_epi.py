@@ -132,6 +132,13 @@ def test_without_navigators_of_both_directions_there_is_no_image(navigators):
     assert isinstance(found[0], LostSlice) and error(found[1].kspace, truth()) < 0.004
 
 
+def test_a_shot_that_lost_a_navigator_takes_the_last_whole_ones():
+    readouts, log = Readouts(RAMPS), ScanLog()
+    lines = readouts.shot(range(0, ROWS, 2), GHOST) + readouts.shot(range(1, ROWS, 2), GHOST, navigators=1, segment=1)
+    assert error(only(slices(lines, header(), log=log)).kspace, truth()) < 0.004
+    assert any("navigators of their own" in remark for remark in log.remarks)
+
+
 def test_navigators_of_zeros_are_none():
     lines = Readouts(RAMPS).shot(range(ROWS), GHOST)
     lines[1].data[:] = 0
@@ -265,6 +272,21 @@ def test_a_ghost_that_navigators_cannot_tell_is_said():
     lines[1].data[:] = lines[1].data * np.exp(0.5j * np.cos(np.arange(RAMPS.n_samples)))
     found = only(slices(lines, header()))
     assert any("keep a ghost of" in remark for remark in found.remarks)
+
+
+def test_a_receiver_that_keeps_its_frequency_on_ramps_is_made_good_for():
+    vendor = "<acquisitionSystemInformation><systemVendor>{}</systemVendor></acquisitionSystemInformation>"
+    lines = Readouts(RAMPS, off_centre=0.25).shot(range(ROWS), GHOST)
+    for item in lines:
+        item.position[:], item.read_dir[:] = (0, 0.6 * 32.5, 0.8 * 32.5), (0, 0.6, 0.8)  # of 130 mm
+    found = [only(slices(lines, header(measurement=vendor.format(name)))) for name in ("SIEMENS", "another")]
+    assert error(found[0].kspace, truth()) < 0.004 < 0.01 < error(found[1].kspace, truth())
+
+
+def test_echoes_far_apart_are_said():
+    log = ScanLog()
+    list(slices(Readouts(RAMPS, late=15).shot(range(ROWS), (0, 0)), header(), log=log))
+    assert any("columns of k-space apart: see whether the times" in remark for remark in log.remarks)
 
 
 def test_a_file_s_navigators_stay_with_their_lines(tmp_path):

@@ -1,8 +1,10 @@
 """EPI scans made line by line of an object whose transform is known everywhere."""
 
+import dataclasses
+
 import ismrmrd
 import numpy as np
-from dpmrecon.physics.epi import Trapezoid
+from dpmrecon.physics.epi import Trapezoid, beside_flat
 
 from support.hand_made import header_xml, line
 
@@ -71,16 +73,20 @@ class Readouts:
     """Lines of one trapezoid with a ghost: reversed lines have the phase constant + slope * x over forward ones, x from
     -1/2 to 1/2 over the field of view."""
 
-    def __init__(self, trapezoid, cols=COLS, noise=0.0, seed=0):
-        self.trapezoid, self.cols, self.noise = trapezoid, cols, noise
+    def __init__(self, trapezoid, cols=COLS, noise=0.0, seed=0, off_centre=0.0, late=0.0):
+        """off_centre: fields of view, whose phase on the ramps a fixed receiver leaves in; late: microseconds by which
+        sampling begins later than the trapezoid says."""
+        self.trapezoid, self.cols, self.noise, self.off_centre = trapezoid, cols, noise, off_centre
+        self.late = dataclasses.replace(trapezoid, delay=trapezoid.delay + late)
         self.rng = np.random.default_rng(seed)
 
     def samples(self, row, backwards, ghost, phase=0.0):
         """(n_coils, n_samples) as they are measured; row: counted from the k-space centre."""
         constant, slope = ghost
-        positions = self.trapezoid.positions(self.cols)[backwards]
+        positions = self.late.positions(self.cols)[backwards]
         half = 0.5 if backwards else -0.5
         data = kspace(positions - half * slope / (2 * np.pi), row) * np.exp(1j * (half * constant + phase))
+        data = data * np.exp(-2j * np.pi * self.off_centre * beside_flat(positions))
         data = data + self.noise * (self.rng.normal(size=data.shape) + 1j * self.rng.normal(size=data.shape))
         return data[:, ::-1] if backwards else data
 

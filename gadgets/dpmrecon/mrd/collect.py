@@ -32,7 +32,7 @@ from .header import (
 from .lines import Layout, LineHeaders, Lines, number_of
 from .making import Maker
 from .noise_lines import NoiseLines
-from .receiving import Receiving
+from .receiving import Receiving, by_vendor
 from .record import Record, same_place
 from .scan_log import ScanLog
 
@@ -83,7 +83,7 @@ class _Collector:
         self.noise = NoiseLines()
         for line in receiving.noise:
             self._add_noise(line)
-        self.readouts = Readouts(header) if is_epi(header) else None
+        self.readouts = Readouts(header, fixed_receiver=by_vendor(header)) if is_epi(header) else None
         self.navigators: dict[int, Navigators] = {}  # the last ones of each slice number
         self.maker = Maker(header, self.noise, receiving, log, self.readouts, averaged=combine_averages)
         self.open: dict[SliceKey, Record] = {}
@@ -141,6 +141,8 @@ class _Collector:
         if navigators is None or navigators.used:
             navigators = Navigators() if navigators is None else navigators.followed()
             self.navigators[line.idx.slice] = navigators
+        assert self.readouts is not None
+        navigators.off_centre = self.readouts.off_centre(line.getHead())
         data = self._data(line, flags)
         if data.any() and np.isfinite(data).all():
             navigators.lines.append((bool(flags & REVERSED), data))

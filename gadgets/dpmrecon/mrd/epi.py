@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..errors import BadInputError, UnsupportedScanError
-from ..physics.epi import Ghost, Trapezoid, ghost_of, regridding
+from ..physics.epi import Ghost, Trapezoid, beside_flat, ghost_of, regridding
 from ..physics.fourier import to_image, to_kspace
 from .header import Header, encoded_grid, is_epi
 from .lines import Layout, Lines
@@ -19,6 +19,8 @@ IDENTIFIER = "ConventionalEPI"
 LARGE_GHOST = 0.02
 # Samples that are a little farther apart than the field of view allows leave the head alone
 FARTHEST = 1.02
+# Columns of k-space between echoes of the two directions: gradient delays leave less than this
+LATE_ECHO = 3.0
 # A readout may end this many dwell times after its gradient, by rounding
 LATE = 1.0
 
@@ -29,7 +31,8 @@ class Readout:
 
     matrices: (2, cols, n_samples), None where samples are as far apart as those of Cartesian readouts, which `offsets`
     then puts in their place: (2, n_samples) complex, phases of the line's image; oversampling: of a ramp-sampled
-    readout.
+    readout; beside: (2, n_samples), cycles per field of view by which samples on the ramps lie beside those of a flat
+    gradient.
     """
 
     n_samples: int
@@ -37,6 +40,7 @@ class Readout:
     matrices: torch.Tensor | None
     offsets: torch.Tensor | None = None
     oversampling: float = 1.0
+    beside: torch.Tensor | None = None
 
     @classmethod
     def of(cls, header: Header, space: int) -> "Readout":
@@ -55,7 +59,8 @@ class Readout:
                 "images' field of view allows: correct its times or numSamples (or --set their values)"
             )
         matrices, oversampling = regridding(positions, cols)
-        return cls(n, cols, torch.from_numpy(matrices), oversampling=oversampling)
+        beside = torch.from_numpy(np.stack([beside_flat(places) for places in positions])).float()
+        return cls(n, cols, torch.from_numpy(matrices), oversampling=oversampling, beside=beside)
 
     @property
     def covered(self) -> torch.Tensor | bool:
@@ -67,9 +72,15 @@ class Readout:
         """Samples that the receiver takes of the field of view that it sees, on `cols` of the images'."""
         return round(self.oversampling * self.cols)
 
-    def gridded(self, line: torch.Tensor, *, backwards: bool) -> torch.Tensor:
-        """(n_coils, n_samples), turned where it came backwards, to (n_coils, cols), or n_samples that are Cartesian."""
+    def gridded(self, line: torch.Tensor, *, backwards: bool, off_centre: float = 0.0) -> torch.Tensor:
+        """(n_coils, n_samples), turned where it came backwards, to (n_coils, cols), or n_samples that are Cartesian.
+
+        off_centre: fields of view from the scanner's centre, where the receiver's frequency was that of the flat top.
+        """
         if self.matrices is not None:
+            if off_centre and self.beside is not None:
+                angle = 2 * torch.pi * off_centre * self.beside[int(backwards)]
+                line = line * torch.polar(torch.ones_like(angle), angle)
             matrix = self.matrices[int(backwards)].T
             return torch.complex(line.real @ matrix, line.imag @ matrix)
         assert self.offsets is not None
@@ -78,12 +89,16 @@ class Readout:
 
 def _cycles(header: Header, space: int) -> float:
     """Of a whole readout, in the images' field of view: the width of its k-space."""
-    cols = encoded_grid(header)[1]
     if space == 0:
-        return cols
-    own, other = header.encoding[0].encodedSpace, header.encoding[space].encodedSpace
-    per_mm = cols / own.matrixSize.x * own.fieldOfView_mm.x  # the images' field of view, where the header has it right
-    return other.matrixSize.x / other.fieldOfView_mm.x * per_mm
+        return encoded_grid(header)[1]
+    other = header.encoding[space].encodedSpace
+    return other.matrixSize.x / other.fieldOfView_mm.x * _view_mm(header)
+
+
+def _view_mm(header: Header) -> float:
+    """The images' field of view along the readout, of `cols` columns."""
+    own = header.encoding[0].encodedSpace
+    return encoded_grid(header)[1] / own.matrixSize.x * own.fieldOfView_mm.x
 
 
 def _described(header: Header, space: int) -> Trapezoid:
@@ -129,10 +144,17 @@ def _described(header: Header, space: int) -> Trapezoid:
 
 
 class Readouts:
-    """The readouts of a scan's encoding spaces."""
+    """The readouts of a scan's encoding spaces. fixed_receiver: its frequency is that of the flat top during a whole
+    line, so that ramps keep a phase where the field of view is off the scanner's centre."""
 
-    def __init__(self, header: Header) -> None:
-        self.header, self.found = header, {0: Readout.of(header, 0)}
+    def __init__(self, header: Header, *, fixed_receiver: bool = False) -> None:
+        self.header, self.found, self.fixed_receiver = header, {0: Readout.of(header, 0)}, fixed_receiver
+
+    def off_centre(self, head: ismrmrd.AcquisitionHeader) -> float:
+        """Fields of view from the scanner's centre along the readout; 0 where the receiver follows the gradient."""
+        if not self.fixed_receiver:
+            return 0.0
+        return float(np.dot(head.position[:], head.read_dir[:])) / _view_mm(self.header)
 
     def of(self, space: int) -> Readout:
         """Raises as Readout.of."""
@@ -152,12 +174,13 @@ class Readouts:
 @dataclass
 class Navigators:
     """Navigators of one shot, in the order they came; `used`: a line came after them, so that the next ones are of
-    another shot. before: the last whole ones of the slice; lines: (backwards, data), turned; shot: the labels of the
-    lines that they were measured for."""
+    another shot. before: the last whole ones of the slice; lines: (backwards, data), turned; off_centre: as
+    `Readout.gridded` has it; shot: the labels of the lines that they were measured for."""
 
     before: "Navigators | None" = None
     lines: list[tuple[bool, np.ndarray]] = field(default_factory=list)
     used: bool = False
+    off_centre: float = 0.0
     shot: tuple | None = None
     _ghost: Ghost | None = None
 
@@ -179,7 +202,8 @@ class Navigators:
                 data = [torch.from_numpy(data) for own, data in fitting if own == backwards]
                 if not data:
                     return None
-                directions.append(readout.gridded(torch.stack(data).mean(0), backwards=backwards))
+                mean = torch.stack(data).mean(0)
+                directions.append(readout.gridded(mean, backwards=backwards, off_centre=self.off_centre))
             self._ghost = ghost_of(*directions)
         return self._ghost
 
@@ -230,7 +254,8 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
             told = f"hold {held} samples where the header's trajectoryDescription has {readout.n_samples}"
             yield Gridded(line, line.data, line.layout, lost=told)
             continue
-        data = readout.gridded(torch.from_numpy(line.data), backwards=line.backwards)
+        off_centre = readouts.off_centre(head)
+        data = readout.gridded(torch.from_numpy(line.data), backwards=line.backwards, off_centre=off_centre)
         n_coils, n_samples = data.shape
         layout = Layout(n_coils, n_samples, n_samples // 2, 0, n_samples)
         shot = (*train, head.idx.contrast, head.idx.repetition, head.idx.average, counts_shots and head.idx.segment)
@@ -240,8 +265,8 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
             data = ghost.removed(data, backwards=line.backwards) * readout.covered
         elif train in trains:
             lost = (
-                "are read in both directions and came without navigators of both (flag PHASECORR) that stand out of the "
-                "noise: their ghost cannot be corrected, acquire the scan with them"
+                "are read in both directions and came without navigators of both (flag PHASECORR) that stand out "
+                "of the noise: their ghost cannot be corrected, acquire the scan with them"
             )
         yield Gridded(line, data.numpy(), layout, ghost, lost)
 
@@ -265,6 +290,12 @@ def _ghost(line: EpiLine, readout: Readout, shot: tuple, log: ScanLog) -> Ghost 
         return None
     if navigators.shot is None:
         navigators.shot = shot
+        apart = abs(ghost.slope) * readout.cols / (2 * np.pi)
+        if readout.matrices is not None and apart > LATE_ECHO:
+            log.remark(
+                f"echoes of the two directions of EPI lie {apart:.1f} columns of k-space apart: see whether the times "
+                "of the header's trajectoryDescription (acqDelayTime) are right, they decide how ramps are regridded"
+            )
     elif navigators.shot != shot:
         log.remark("shots without navigators of their own have their ghost corrected by the last ones of their slice")
     return ghost

@@ -3,6 +3,7 @@
 A line is k-space along the readout, positions are in cycles per field of view of the images.
 """
 
+import cmath
 import math
 from dataclasses import dataclass
 
@@ -66,6 +67,13 @@ class Trapezoid:
         return forward, -forward[::-1]
 
 
+def beside_flat(positions: np.ndarray) -> np.ndarray:
+    """(n_samples,): how far samples lie from where they would if the gradient had the height of its top all the time,
+    k = 0 staying in its place."""
+    place = np.arange(len(positions))
+    return positions - np.diff(positions).max() * (place - np.interp(0.0, positions, place))
+
+
 def regridding(positions: tuple[np.ndarray, ...], cols: int) -> tuple[np.ndarray, float]:
     """(directions, cols, n_samples) float32, which make of a line's samples those of the Cartesian grid, and the
     readout oversampling: the field of view that the samples hold over the images'.
@@ -92,7 +100,8 @@ def regridding(positions: tuple[np.ndarray, ...], cols: int) -> tuple[np.ndarray
 @dataclass(frozen=True)
 class Ghost:
     """What reversed lines have over forward ones: the phase constant + slope * x in rad, x in samples of the line's
-    image from its centre; before, after: amplitude of the N/2 ghost over the signal's without and with correction."""
+    image from its centre; before: amplitude of the N/2 ghost over the signal's that it makes; after: what is left
+    without it, `ghost_level`."""
 
     constant: float
     slope: float
@@ -135,7 +144,11 @@ def ghost_of(forward: torch.Tensor, reverse: torch.Tensor) -> Ghost | None:
         return None
     ghost = Ghost(float(level.sum().angle()), slope)
     cleaned = ghost.removed(forward, backwards=False), ghost.removed(reverse, backwards=True)
-    return Ghost(ghost.constant, ghost.slope, ghost_level(forward, reverse), ghost_level(*cleaned))
+    half = 0.5 * (ghost.constant + slope * place)
+    signal = (level * cmath.exp(-1j * ghost.constant)).real
+    lost, kept = float((signal * half.sin().square()).sum()), float((signal * half.cos().square()).sum())
+    before = math.sqrt(max(lost, 0.0) / max(kept, 1e-30))
+    return Ghost(ghost.constant, ghost.slope, before, ghost_level(*cleaned))
 
 
 def ghost_level(forward: torch.Tensor, reverse: torch.Tensor) -> float:
