@@ -21,6 +21,7 @@ from .scan import Scan
 # and what its hosts stream): mrpro conjugates them (its issues 828 and 833), python-ismrmrd-server flips rows and
 # columns "to be consistent with ICE" (invertcontrast.py, bartfire.py), Gadgetron's images of them are turned
 # (gadgetron issue 1003). No real file with its DICOM was seen here.
+# They also keep the receiver's frequency during an EPI line, see epi.Readouts (Gadgetron's EPIReconX corrects it).
 CONJUGATED = r"siemens"
 CONJUGATION = "k-space is conjugated, as the vendor's files need it (--conjugate off leaves it as it is)"
 TAKEN = ("noise", "coils", "ignore_flags", "group", "set")  # options that say which data an image is of
