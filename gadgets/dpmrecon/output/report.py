@@ -66,12 +66,13 @@ class Report:
             self.slices.append({**key, "missing": item.reason, "fallback": None})
             return
         data = item.mapped.data
-        volume = {"partitions": len(data.mask)} if isinstance(data, Volume) else {}
+        extent = {"partitions": len(data.mask)} if isinstance(data, Volume) else {}
+        extent |= {"averages": data.n_averages} if data.n_averages > 1 else {}
         assert data.calibration is not None  # else there were no maps
         self.slices.append(
             {
                 **key,
-                **volume,
+                **extent,
                 "fallback": item.fallback,
                 "R": data.acceleration,
                 "lines": data.n_lines_got,
