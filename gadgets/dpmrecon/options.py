@@ -104,7 +104,12 @@ class Options:
         several=True,
         metavar="KIND,...",
     )
-
+    b_values: str | None = _option(
+        None,
+        str,
+        "s/mm^2 for each value of the counter that carries them, B@X/Y/Z with the direction (default: from the header)",
+        metavar="COUNTER:B0,B1,...",
+    )
     vein_phase: str = _option(
         "auto",
         str,

@@ -16,9 +16,9 @@ import torch
 from dpmrecon.api import load_model
 from dpmrecon.data import LostSlice, Slice
 from dpmrecon.options import Options
+from dpmrecon.physics.fourier import to_kspace
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import complex_noise
-from dpmrecon.physics.fourier import to_kspace
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.prepare import mapped_slice, with_maps
 from dpmrecon.recon.stream import sampled
@@ -31,7 +31,7 @@ from .undersampling import sampling_mask, undersampled
 from .validation import validation_scan
 
 R, CALIBRATION_LINES = 2, 24
-SNRS, COUNTS = (5, 10), (2, 4)
+SNRS, COUNTS = (5.0, 10.0), (2, 4)
 FOCI, RADIUS, HEIGHT = 12, 1.5, 0.8  # number, pixels, of the tissue's signal
 HEAD, DARK = 0.1, 0.35  # of the scale: what is head, and what of it is dark
 HEADS = ["SNR", "averages", "combination", "NRMSE", "foci: mean", "foci: lowest", "bias where dark", "residual"]
@@ -45,6 +45,7 @@ class Case:
         generator = torch.Generator().manual_seed(1000 * number + count)
         full = validation_scan(images, "dwi")[number]
         coil_images = full.coil_images
+        assert coil_images is not None  # of simulated slices they are kept
         tissue = torch.from_numpy(full.truth)
         self.foci = foci_in(full.truth, np.random.default_rng(number))
         raised = raised_by(self.foci, full.truth)
@@ -52,7 +53,7 @@ class Case:
         level = float(np.median(self.truth[self.truth > HEAD])) / snr
         mask = sampling_mask("regular", full.data.mask, R, CALIBRATION_LINES, 0)
         self.phases = [random_phase(tissue.shape, 1.0, generator) for _ in range(count)]
-        self.averages = []
+        self.averages: list[Slice] = []
         for phase in self.phases:
             kspace = to_kspace(coil_images * torch.from_numpy(raised) * phase)
             kspace = kspace + level * complex_noise(kspace.shape, generator)
@@ -61,8 +62,8 @@ class Case:
 
     def mean_of_lines(self) -> Slice:
         count = len(self.averages)
-        kspace = sum(data.kspace for data in self.averages) / count
-        calibration = sum(data.calibration for data in self.averages) / count
+        kspace = torch.stack([data.kspace for data in self.averages]).mean(0)
+        calibration = torch.stack([data.calibration for data in self.averages if data.calibration is not None]).mean(0)
         sigma_n = self.averages[0].sigma_n / count**0.5
         return replace(self.averages[0], kspace=kspace, calibration=calibration, sigma_n=sigma_n)
 
@@ -82,7 +83,8 @@ class Case:
 
 def foci_in(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(FOCI, 2) rows and columns inside the head, 12 pixels apart at least, where it is not dark."""
-    inside, found = np.argwhere(truth > DARK), []
+    inside = np.argwhere(truth > DARK)
+    found: list[np.ndarray] = []
     middle = inside.mean(0)
     for place in rng.permutation(inside):
         near = np.abs(place - middle).max() < min(truth.shape) / 4
@@ -95,12 +97,12 @@ def foci_in(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def distances(places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-    return np.linalg.norm(grid - places[:, None, None], axis=-1)
+    return np.asarray(np.linalg.norm(grid - places[:, None, None], axis=-1))
 
 
 def raised_by(places: np.ndarray, truth: np.ndarray) -> np.ndarray:
     inside = (distances(places, truth.shape) <= RADIUS).any(0)
-    return (1 + HEIGHT * inside).astype(np.float32)
+    return np.where(inside, 1 + HEIGHT, 1).astype(np.float32)
 
 
 def contrasts(image: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -161,19 +163,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
     parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
+    parser.add_argument("--snr", type=float, nargs="+", default=SNRS, help="of one average")
     parser.add_argument("--slices", type=int, default=2, help="validation slices, 3 at most")
     args = parser.parse_args()
     checkpoint = load_model(args.model, "cpu")
 
     def rows():
-        for snr in SNRS:
+        for snr in args.snr:
             for count in COUNTS:
                 cases = [Case(args.images, number, snr, count) for number in range(args.slices)]
                 for name in combinations(cases[0], checkpoint):
                     found = [(case, *combinations(case, checkpoint)[name]()) for case in cases]
                     values = np.mean([[*scores(image.numpy(), case), residual] for case, image, residual in found], 0)
                     digits = (4, 2, 2, 3, 2)
-                    yield [str(snr), str(count), name, *(f"{v:.{d}f}" for v, d in zip(values, digits))]
+                    yield [f"{snr:g}", str(count), name, *(f"{v:.{d}f}" for v, d in zip(values, digits))]
 
     print(f"# Averages of DWI with a phase each, R = {R}, {args.slices} slices, {checkpoint.model_id}\n")
     table(HEADS, rows())
