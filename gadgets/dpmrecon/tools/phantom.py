@@ -6,6 +6,7 @@ brain is narrower, and the acute infarct lies in the **left** hemisphere (x > 0)
 The anatomy is built of signed distances (mm, negative inside), and painted front to back.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +82,11 @@ def tissue_signal(tissue: str, contrast: str, weighting: float = 0.0) -> float:
     return float(signal * abs(inverted))
 
 
+def tissue_diffusion(tissue: str) -> float:
+    """Mean ADC in 1e-3 mm^2/s."""
+    return _PROPERTIES[tissue][3]
+
+
 def gradient_echo(density: float, t1: float, t2_star: float, te: float) -> float:
     """Magnitude of the spoiled gradient echo of swi after `te` ms, times 5 to be of order 1 as others are."""
     sequence = CONTRASTS["swi"]
@@ -123,17 +129,33 @@ class Phantom:
         shape = points.shape[:-1]
         points = np.ascontiguousarray(points.reshape(-1, 3).T, np.float32)
         signal = np.zeros(points.shape[1], np.float32)
-        levels = np.array([tissue_signal(name, contrast, weighting) * self.gain[name] for name in TISSUES], np.float32)
-        for start in range(0, len(signal), _CHUNK):
+        levels = self.levels(contrast, weighting)
+        for places, near in self.blocks(points):
+            signal[places] = (levels @ self.fractions(near)) * self.texture(near)
+        signal += self.marker_signal(points)
+        return signal.reshape(shape)
+
+    def levels(self, contrast: str, weighting: float) -> np.ndarray:
+        """Signal (len(TISSUES),) float32 of each tissue in this subject."""
+        return np.array([tissue_signal(name, contrast, weighting) * self.gain[name] for name in TISSUES], np.float32)
+
+    def blocks(self, points: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Points (3, n) in LPS mm in turn, those in the head alone: (indices (m,), points (3, m))."""
+        for start in range(0, points.shape[1], _CHUNK):
             block = points[:, start : start + _CHUNK]
             inside = np.flatnonzero(self.inside(block))
-            near = np.ascontiguousarray(block[:, inside])
-            texture = 1 + 0.02 * self.fine(near) + 0.03 * self.coarse(near)
-            signal[start + inside] = (levels @ self.fractions(near)) * texture.clip(0.7, 1.3)
-        if self.marker is not None:
-            offset = points - np.array(self.marker, np.float32)[:, None]
-            signal += 2 * soft(length(offset) - 3.0)
-        return signal.reshape(shape)
+            yield start + inside, np.ascontiguousarray(block[:, inside])
+
+    def texture(self, points: np.ndarray) -> np.ndarray:
+        """Factor (n,) by which the signal varies within tissues, at points (3, n) in LPS mm."""
+        return (1 + 0.02 * self.fine(points) + 0.03 * self.coarse(points)).clip(0.7, 1.3)
+
+    def marker_signal(self, points: np.ndarray) -> np.ndarray | np.float32:
+        """What the fiducial sends from points (3, n) in LPS mm."""
+        if self.marker is None:
+            return np.float32(0)
+        offset = points - np.array(self.marker, np.float32)[:, None]
+        return 2 * soft(length(offset) - 3.0)
 
     def inside(self, points: np.ndarray) -> np.ndarray:
         """Whether points (3, ...) in LPS mm lie in the head or within 1 mm of it: (...) bool."""

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadInputError
+from .epi_settings import DIRECTIONS, EpiSettings
 from .phantom import CONTRASTS, Letters, Phantom
+from .simulated_epi import EpiSlice, diffusion_truth
+from .simulated_epi_file import write_epi
 from .simulated_file import write
 from .simulated_slice import noise_mixing, slice_and_truth, the_object
 from .simulated_volume import volume_and_truth
@@ -28,6 +31,8 @@ def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
     there are several maps at a pixel, made orthonormal: the root of the sum of squares of the images they combine.
     Of a swi scan the same with its phase is written too, PATH_truth_complex.npy, complex64 with the echoes before the
     other axes.
+    Of an EPI scan PATH_truth_b.npy is that of every weighting, float32 (weightings, n_slices, rows, cols), and of a
+    head PATH_truth_adc.npy its mean ADC, float32 (n_slices, rows, cols) in mm^2/s, see `simulated_epi.diffusion_truth`.
     Raises BadInputError where the file cannot be written.
     """
     path = Path(path)
@@ -35,23 +40,44 @@ def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
         raise BadInputError(f"the folder {path.parent} does not exist; create it or name another output file")
     if path.is_dir():
         raise BadInputError(f"{path} is a folder; name the file to write")
+    partial = path.with_name(path.name + ".part")
+    try:
+        partial.unlink(missing_ok=True)
+        truths = _write_epi(partial, settings) if isinstance(settings, EpiSettings) else _write(partial, settings)
+        os.replace(partial, path)
+        for kind, truth in truths.items():
+            np.save(truth_path(path, kind), truth)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise BadInputError(f"{path} cannot be written ({error}); name a file in a folder with free space") from error
+
+
+def _write(path: Path, settings: SimulationSettings) -> dict[str, np.ndarray]:
+    """Write the scan; its truths by kind. Raises OSError."""
     phantom = the_object(settings)
     mixing = noise_mixing(settings)
     scans = [_scanned(phantom, settings, weighting, mixing) for weighting in settings.weightings]
     truth = np.abs(scans[0][1])
-    # sigma is what whitened noise has per real channel in units of the truth
-    level = settings.noise * float(np.percentile(truth, 99))
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.unlink(missing_ok=True)
-        write(partial, settings, [kspace for kspace, _ in scans], level * mixing)
-        os.replace(partial, path)
-        np.save(truth_path(path), truth)
-        if settings.contrast == "swi":
-            np.save(truth_path(path, "truth_complex"), np.stack([truth for _, truth in scans]))
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise BadInputError(f"{path} cannot be written ({error}); name a file in a folder with free space") from error
+    write(path, settings, [kspace for kspace, _ in scans], _noise_level(settings, truth) * mixing)
+    if settings.contrast == "swi":
+        return {"truth": truth, "truth_complex": np.stack([truth for _, truth in scans])}
+    return {"truth": truth}
+
+
+def _write_epi(path: Path, settings: EpiSettings) -> dict[str, np.ndarray]:
+    """Write the scan; its truths by kind. Raises OSError."""
+    thing = the_object(settings)
+    mixing = noise_mixing(settings)
+    scanned = [EpiSlice(settings, index, thing, mixing) for index in range(settings.n_slices)]
+    truths = np.stack([one.truths for one in scanned], 1)
+    write_epi(path, settings, scanned, _noise_level(settings, truths[0]) * mixing)
+    made = {"truth": truths[0], "truth_b": truths}
+    return made if isinstance(thing, Letters) else {**made, "truth_adc": diffusion_truth(settings).adc}
+
+
+def _noise_level(settings: SimulationSettings, truth: np.ndarray) -> float:
+    """Sigma per real channel of whitened noise."""
+    return settings.noise * float(np.percentile(truth, 99))
 
 
 def _scanned(
@@ -71,14 +97,14 @@ def _scanned(
 
 
 def truth_path(path: str | os.PathLike, kind: str = "truth") -> Path:
-    """OUT_truth.npy of OUT.h5; kind: "truth_complex" for the other."""
+    """OUT_truth.npy of OUT.h5; kind: "truth_complex", "truth_b" or "truth_adc" for the others."""
     path = Path(path)
     return path.with_name(f"{path.stem}_{kind}.npy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `dpmrecon simulate`; the defaults are those of SimulationSettings and VolumeSettings."""
-    flat, deep = SimulationSettings(), VolumeSettings()
+    sorts = {"": SimulationSettings(), "in 3D": VolumeSettings(), "of EPI": EpiSettings()}
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
         "examples:\n  dpmrecon simulate scan.h5 --contrast t1 --matrix 240 320 --R 3 --calibration separate\n"
@@ -86,7 +112,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  dpmrecon simulate mprage.h5 --three-d --contrast t1 --orientation sagittal --partitions 96 --R 2 2\n"
         "writes a volume and its truth (partitions, rows, cols)\n"
         "  dpmrecon simulate swi.h5 --three-d --contrast swi --partitions 48 --R 2 2 --echoes 3\n"
-        "writes swi_truth_complex.npy too, complex64 (echoes, partitions, rows, cols)"
+        "writes swi_truth_complex.npy too, complex64 (echoes, partitions, rows, cols)\n"
+        "  dpmrecon simulate dwi.h5 --epi --ramp-sampling --partial-fourier 0.75 --averages 4\n"
+        "writes dwi_truth_b.npy, float32 (b-values and directions, slices, rows, cols), and dwi_truth_adc.npy in mm^2/s"
     )
     parser.add_argument("out", metavar="OUT.h5", type=Path, help="ISMRMRD file to write; the truth goes beside it")
 
@@ -94,11 +122,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
 
     def option(flag: str, name: str, text: str, **how) -> None:
-        """One that is left out is left to the settings, whose defaults differ between 2D and 3D."""
-        values = [shown(getattr(settings, name)) for settings in (flat, deep) if name in _names(type(settings))]
-        if name in _PAIRS:
-            values[1] += f" {getattr(deep, _PAIRS[name])}"
-        default = values[0] if len(set(values)) == 1 else f"{values[0]}, in 3D {values[1]}"
+        """One that is left out is left to the settings, whose defaults differ from sort to sort of scan."""
+        values = {}
+        for sort, settings in sorts.items():
+            if name in _names(type(settings)):
+                values[sort] = shown(getattr(settings, name))
+                if name in _PAIRS and isinstance(settings, VolumeSettings):
+                    values[sort] += f" {getattr(settings, _PAIRS[name])}"
+        usual = next(iter(values.values()))
+        others = [f", {sort} {value}" for sort, value in values.items() if value != usual]
+        default = usual + "".join(others)
         text = text if "action" in how else f"{text} (default: {default})"
         parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=text, **how)
 
@@ -148,6 +181,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--elliptical", "elliptical", "3D: no corners of k-space", action="store_true")
     option("--sampling", "sampling", "3D: pattern of the lines", choices=("regular", "random", "poisson"))
 
+    parser.add_argument("--epi", action="store_true", help="a diffusion scan by EPI: b = 0, then each direction")
+    option("--directions", "directions_per_b", "EPI: of each b-value; 0: trace", type=int, choices=tuple(DIRECTIONS))
+    option("--b0-averages", "unweighted_averages", "EPI: averages of b = 0", type=int, metavar="N")
+    option("--shots", "shots", "EPI: shots of an image, interleaved", type=int, metavar="N")
+    option("--ramp-sampling", "ramp_sampling", "EPI: samples on the gradient's ramps too", action="store_true")
+    text = "EPI: calibration by shots of the same echo spacing, by a gradient echo, or that in its own encoding space"
+    option("--calibration-by", "calibration_by", text, choices=("epi", "gre", "own-space"))
+    text = "EPI: counter that tells b-values and directions"
+    option("--weighting-counter", "weighting_counter", text, choices=("contrast", "repetition"))
+    option("--ghost", "ghost", "EPI: N/2 ghost over the signal", type=float, metavar="LEVEL")
+    option("--ghost-drift", "ghost_drift", "EPI: part of it that changes over the scan", type=float, metavar="PART")
+    option("--motion", "motion", "EPI: strength of the shots' random phase", type=float, metavar="X")
+    option("--eddy", "eddy", "EPI: strength of the directions' phase", type=float, metavar="X")
+    option("--emboli", "emboli", "EPI: emboli in each slice", type=int, metavar="N")
+
 
 def _names(kind: type[SimulationSettings]) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)}
@@ -155,7 +203,9 @@ def _names(kind: type[SimulationSettings]) -> set[str]:
 
 def settings_of(args: argparse.Namespace) -> SimulationSettings:
     """The settings that the options of `add_arguments` say. Raises BadInputError."""
-    kind = VolumeSettings if args.three_d else SimulationSettings
+    if args.three_d and args.epi:
+        raise BadInputError("EPI is simulated slice by slice; give --epi or --three-d")
+    kind = VolumeSettings if args.three_d else EpiSettings if args.epi else SimulationSettings
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in vars(args).items()
     }
@@ -170,10 +220,13 @@ def settings_of(args: argparse.Namespace) -> SimulationSettings:
             )
         if others or args.three_d:
             given[second] = others[0] if others else 1
-    known = _names(VolumeSettings)
-    alien = sorted((given.keys() & known) - _names(kind))
-    if alien:
-        raise BadInputError(f"{', '.join(alien)}: only a 3D scan has that; add --three-d or leave it out")
+    known = _names(VolumeSettings) | _names(EpiSettings)
+    for sort, flag in ((VolumeSettings, "--three-d"), (EpiSettings, "--epi")):
+        alien = sorted(given.keys() & (_names(sort) - _names(SimulationSettings)) - _names(kind))
+        if alien:
+            raise BadInputError(f"{', '.join(alien)}: only a scan with {flag} has that; add it or leave it out")
+    if args.epi and "b_value" in given:
+        raise BadInputError("b_value: EPI has b = 0 too; give b_values")
     return kind(**{name: value for name, value in given.items() if name in known})
 
 
@@ -184,4 +237,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"wrote {args.out} and {truth_path(args.out)}")
     if settings.contrast == "swi":
         print(f"and, with its phase, {truth_path(args.out, 'truth_complex')}")
+    if args.epi:
+        print(f"and, of each b-value and direction, {truth_path(args.out, 'truth_b')}")
     return 0

@@ -1,7 +1,7 @@
 """The ISMRMRD file of a simulated scan: lines with their flags in the order of acquisition, and the header."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from .phantom import CONTRASTS
 from .simulation_settings import SimulationSettings, VolumeSettings
 
 _Line = tuple[tuple[int, int], list[int]]  # (partition, row), flags
-_NOISE_LINES = 64
+NOISE_LINES = 64
 _RECORDS = 4096  # lines that are written at once
 
 
@@ -21,6 +21,12 @@ def write(path: Path, settings: SimulationSettings, kspace: list[np.ndarray], mi
 
     mixing: (n_coils, n_coils), noise that is white and of unit level to that of the channels.
     """
+    write_file(path, header_of(settings), _records(settings, kspace, mixing))
+
+
+def write_file(path: Path, header, batches: Iterable[list[np.ndarray]]) -> None:
+    """Write a header and records as group "dataset", each where its scan counter says; those of a batch follow each
+    other. Raises OSError."""
     import h5py
     from ismrmrd.hdf5 import acquisition_dtype
     from xsdata.formats.dataclass.serializers import XmlSerializer
@@ -28,14 +34,14 @@ def write(path: Path, settings: SimulationSettings, kspace: list[np.ndarray], mi
     with h5py.File(path, "w") as file:
         text = file.create_dataset("dataset/xml", (1,), h5py.special_dtype(vlen=bytes))
         # not ismrmrd.xsd.ToXML: that of ismrmrd 1.14 fails with newer versions of the XML library
-        xml = XmlSerializer().render(_header(settings), ns_map={"": "http://www.ismrm.org/ISMRMRD"})
+        xml = XmlSerializer().render(header, ns_map={"": "http://www.ismrm.org/ISMRMRD"})
         text[0] = xml.encode()
         data = file.create_dataset("dataset/data", (0,), acquisition_dtype, maxshape=(None,))
-        for records in _records(settings, kspace, mixing):
+        for records in batches:
             # ismrmrd's own writer goes line by line, which takes longer than the simulation
-            count = len(data)
-            data.resize(count + len(records), axis=0)
-            data[count:] = np.concatenate(records)
+            start = int(records[0]["head"]["scan_counter"][0])
+            data.resize(max(len(data), start + len(records)), axis=0)
+            data[start : start + len(records)] = np.concatenate(records)
 
 
 def _records(settings: SimulationSettings, kspace: list[np.ndarray], mixing: np.ndarray) -> Iterator[list[np.ndarray]]:
@@ -52,7 +58,7 @@ def _records(settings: SimulationSettings, kspace: list[np.ndarray], mixing: np.
 
     if settings.noise_scan:
         flags = [ismrmrd.ACQ_IS_NOISE_MEASUREMENT]
-        yield [_record(settings, noise(settings.samples), next(number), {}, flags) for _ in range(_NOISE_LINES)]
+        yield [record_of(settings, noise(settings.samples), next(number), {}, flags) for _ in range(NOISE_LINES)]
     skipped = settings.skipped_samples
     places = itertools.product(
         range(settings.repetitions), _passes(settings), settings.slice_order(), range(settings.averages)
@@ -73,7 +79,7 @@ def _records(settings: SimulationSettings, kspace: list[np.ndarray], mixing: np.
                 "repetition": repetition,
                 "contrast": contrast,
             }
-            records.append(_record(settings, line, next(number), counters, flags))
+            records.append(record_of(settings, line, next(number), counters, flags))
         yield records
 
 
@@ -91,10 +97,16 @@ def _in_turn(contrasts: list[int], lists: list[list[_Line]]) -> Iterator[tuple[i
         yield from zip(contrasts, group)
 
 
-def _record(
-    settings: SimulationSettings, samples: np.ndarray, number: int, counters: dict[str, int], flags: list[int]
+def record_of(
+    settings: SimulationSettings,
+    samples: np.ndarray,
+    number: int,
+    counters: dict[str, int],
+    flags: list[int],
+    **fields: float,
 ) -> np.ndarray:
-    """The file's record (1,) of a line (n_coils, samples), the number-th; counters: those of idx that are not 0."""
+    """The file's record (1,) of a line (n_coils, samples), the number-th; counters: those of idx that are not 0;
+    fields: of the line's header, in place of what a Cartesian scan has."""
     import ismrmrd
     from ismrmrd.hdf5 import acquisition_dtype, acquisition_header_dtype
 
@@ -108,6 +120,8 @@ def _record(
     skipped = settings.samples - samples.shape[1]  # the early samples of an asymmetric echo
     acquisition.center_sample = settings.samples // 2 - skipped
     acquisition.sample_time_us = 10.0 / settings.oversampling
+    for name, value in fields.items():
+        setattr(acquisition, name, value)
     for name, value in counters.items():
         setattr(acquisition.idx, name, value)
     acquisition.position[:] = settings.slice_position(counters.get("slice", 0))
@@ -159,7 +173,7 @@ def _lines(settings: SimulationSettings, index: int, average: int, repetition: i
     return first + lines
 
 
-def _header(settings: SimulationSettings):
+def header_of(settings: SimulationSettings):
     """The MRD header; no version, which older readers refuse."""
     from ismrmrd import xsd
     from xsdata.models.datatype import XmlDate, XmlTime

@@ -12,13 +12,15 @@ import itertools
 import numpy as np
 
 from ..errors import BadInputError
+from .diffusion import DiffusionHead
+from .epi_settings import EpiSettings
 from .phantom import Letters, LetterVolume, Phantom, SmoothNoise
 from .simulation_settings import SimulationSettings, VolumeSettings
 from .susceptibility import GradientEchoHead
 
-_FINER = 2
+FINER = 2
 _FOLDS = 3  # fields of view along the lines, with `wrap`: the middle one and one on either side
-_PLANES = (-1 / 3, 0.0, 1 / 3)  # of the slice thickness: the slice profile
+PLANES = (-1 / 3, 0.0, 1 / 3)  # of the slice thickness: the slice profile
 
 
 def simulated_kspace(settings: SimulationSettings, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -43,35 +45,49 @@ def slice_and_truth(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Noise-free k-space (n_coils, rows, samples) and the truth (rows, cols), noise of unit level being whitened; the
     truth is complex, but with `wrap`. weighting: one of `settings.weightings`."""
-    import torch
-
-    from ..physics.fourier import crop_or_pad, to_image, to_kspace
-
     folds = _FOLDS if settings.wrap else 1
-    fine = slice_points(settings, index, _FINER, settings.oversampling, 0.0, folds)
+    fine = slice_points(settings, index, FINER, settings.oversampling, 0.0, folds)
     image: np.ndarray | np.float32 = np.float32(0)
-    for part in _PLANES:
+    for part in PLANES:
         offset = part * settings.slice_thickness_mm
-        plane = slice_points(settings, index, _FINER, settings.oversampling, offset, folds)
-        depth = settings.slice_thickness_mm / len(_PLANES)
-        image = image + object_image(phantom, settings, plane, weighting, _FINER, depth) / len(_PLANES)
+        plane = slice_points(settings, index, FINER, settings.oversampling, offset, folds)
+        depth = settings.slice_thickness_mm / len(PLANES)
+        image = image + object_image(phantom, settings, plane, weighting, FINER, depth) / len(PLANES)
     maps = coil_maps(fine, settings.n_coils, settings.subject)
     coil_images = maps * (image * object_phase(fine, settings.subject))
     if settings.wrap:
         coil_images = _by_fold(coil_images, folds).sum(1)
-    # orthonormal on both sizes: the factor keeps the units of the image
-    kspace = to_kspace(torch.from_numpy(coil_images)) / _FINER
-    kspace = crop_or_pad(crop_or_pad(kspace, settings.rows, -2), settings.samples, -1)
+    kspace = cropped_kspace(settings, coil_images)
+    return kspace, true_image(settings, index, kspace, mixing)
 
-    coarse = crop_or_pad(to_image(kspace), settings.cols, -1).numpy()
+
+def cropped_kspace(settings: SimulationSettings, coil_images: np.ndarray) -> np.ndarray:
+    """K-space (n_coils, rows, samples) complex64 of images on the fine grid."""
+    import torch
+
+    from ..physics.fourier import crop_or_pad, to_kspace
+
+    # orthonormal on both sizes: the factor keeps the units of the image
+    kspace = to_kspace(torch.from_numpy(coil_images)) / FINER
+    return crop_or_pad(crop_or_pad(kspace, settings.rows, -2), settings.samples, -1).numpy()
+
+
+def true_image(settings: SimulationSettings, index: int, kspace: np.ndarray, mixing: np.ndarray) -> np.ndarray:
+    """The truth (rows, cols) of k-space (n_coils, rows, samples), as `slice_and_truth` says."""
+    import torch
+
+    from ..physics.fourier import crop_or_pad, to_image
+
+    folds = _FOLDS if settings.wrap else 1
+    coarse = crop_or_pad(to_image(torch.from_numpy(kspace)), settings.cols, -1).numpy()
     whitening = np.linalg.inv(mixing).astype(np.complex64)
     coarse = np.einsum("ij,jrc->irc", whitening, coarse)
     points = slice_points(settings, index, 1, 1, 0.0, folds)
     true_maps = np.einsum("ij,jrc->irc", whitening, coil_maps(points, settings.n_coils, settings.subject))
     if settings.wrap:
-        return kspace.numpy(), _combined(_by_fold(true_maps, folds), coarse)
+        return _combined(_by_fold(true_maps, folds), coarse)
     true_maps /= np.linalg.norm(true_maps, axis=0)
-    return kspace.numpy(), (true_maps.conj() * coarse).sum(0)
+    return (true_maps.conj() * coarse).sum(0)
 
 
 def the_object(settings: SimulationSettings) -> Phantom | Letters:
@@ -79,6 +95,11 @@ def the_object(settings: SimulationSettings) -> Phantom | Letters:
     if settings.phantom == "letters":
         letters = LetterVolume if isinstance(settings, VolumeSettings) else Letters
         return letters(np.array(settings.position_mm), settings.directions()[2])
+    if isinstance(settings, EpiSettings):
+        head = DiffusionHead(settings.subject, settings.lesion_side, settings.marker_mm)
+        centres = [(index, settings.slice_position(index)) for index in range(settings.n_slices)]
+        head.put_emboli(centres, np.stack(settings.directions()[:2]), settings.emboli, settings.subject)
+        return head
     kind = GradientEchoHead if settings.contrast == "swi" else Phantom
     return kind(settings.subject, settings.lesion_side, settings.marker_mm)
 
@@ -133,7 +154,7 @@ def swi_masks(settings: SimulationSettings) -> SwiMasks:
         for partition in range(settings.partitions)
     ]
     read, phase, through = settings.directions()
-    within = np.array(_PLANES)[:, None]
+    within = np.array(PLANES)[:, None]
     sides = (settings.pixel_mm[0] * phase, settings.pixel_mm[1] * read, settings.slice_thickness_mm * through)
     corners = [down + along + deep for down, along, deep in itertools.product(*(within * side for side in sides))]
     shape = len(places), settings.rows, settings.cols
