@@ -97,6 +97,26 @@ def test_every_repetition_and_b_value_is_as_with_a_calibration_of_its_own(name, 
             assert error <= limit
 
 
+def test_epi_from_its_file_is_as_from_the_chain(default, tmp_path):
+    chain = {"contrast": "dwi", **FEW}
+    _, header, rest = parts_of(recorded("epi_dwi_sep"))
+    engine = Engine.of(options.from_pairs({"model": str(default), "device": "cpu"}))
+    answer = Here(engine).exchange(config(**chain), header, rest)
+    scan, truth = shared("epi/epi_dwi_sep.h5"), np.load(shared("epi/epi_dwi_sep_truth.npy"))
+    assert replay(scan, tmp_path, default, *(text for key in chain for text in (f"--{key}", chain[key]))) == 0
+    expected = {counters(image): image.data[0, 0] for image in answer.images if image.image_series_index == 1}
+    found = {counters(image): image.data[0, 0] for image in images(tmp_path)}
+    assert found.keys() == expected.keys() and len(found) == 4
+    for key, image in found.items():
+        error = distance(without_drift(expected[key]), image)
+        print(f"epi_dwi_sep: slice, contrast, repetition {key}: NRMSE of the chain's to the file's {error:.4f}")
+        assert error <= 0.03
+        if key[1] == 0:
+            error = distance(image, truth[key[0]])
+            print(f"  to the truth {error:.4f}")
+            assert error <= 0.05
+
+
 def test_a_recorded_volume_is_imaged_as_its_file_is_replayed(default, tmp_path):
     _, header, rest = parts_of(recorded("flair3d_r2x2"))
     engine = Engine.of(options.from_pairs({"model": str(default), "device": "cpu"}))

@@ -15,6 +15,7 @@ from ..data import LostSlice, Slice, SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from .averages import have_phases, together
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, missing_keys
+from .epi import EpiLine, Navigators, Readouts
 from .flags import CALIBRATION, LAST_IN_SLICE, NOISE, PHASE_CORRECTION, REVERSED, SURFACE_COIL, names_of
 from .header import (
     Header,
@@ -23,6 +24,7 @@ from .header import (
     calibration_is_separate,
     check_supported,
     coarser,
+    is_epi,
     line_limits,
     n_partitions,
     partition_limits,
@@ -50,11 +52,12 @@ def slices(
 
     line_headers: gets that of the image line nearest the k-space centre of each slice, before the slice leaves.
     Averages are slices of their own unless `combine_averages`; then they are one slice that leaves with the last
-    announced average: their mean, or in a scan whose averages have a phase each (`averages.py`) all of them. Memory holds the open slices, the noise lines and one separate calibration a slice number, which
-    later repetitions, averages and contrasts use if they bring none; with interleaved calibration, the slices that wait
-    for the lines of others. Lines that are for calibration alone are image lines too, unless the header or a row that
-    came as both says otherwise. receiving: how lines are taken; log: gets what became of them. At the end each slice
-    that the header announces and of which nothing came is a LostSlice.
+    announced average: their mean, or in a scan whose averages have a phase each (`averages.py`) all of them. Memory
+    holds the open slices, the noise lines and one separate calibration a slice number, which later repetitions, averages
+    and contrasts use if they bring none; with interleaved calibration, the slices that wait for the lines of others.
+    Lines that are for calibration alone are image lines too, unless the header or a row that came as both says
+    otherwise. receiving: how lines are taken; log: gets what became of them. At the end each slice that the header
+    announces and of which nothing came is a LostSlice.
     Raises UnsupportedScanError and BadInputError, in one sentence, for scans that cannot be used at all.
     """
     check_supported(header)
@@ -81,7 +84,9 @@ class _Collector:
         self.noise = NoiseLines()
         for line in receiving.noise:
             self._add_noise(line)
-        self.maker = Maker(header, self.noise, receiving, log, averaged=combine_averages)
+        self.readouts = Readouts(header) if is_epi(header) else None
+        self.navigators: dict[int, Navigators] = {}  # the last ones of each slice number
+        self.maker = Maker(header, self.noise, receiving, log, self.readouts, averaged=combine_averages)
         self.open: dict[SliceKey, Record] = {}
         self.calibration: dict[int, tuple[SliceKey, Lines]] = {}
         self.pooled: dict[int, Lines] = {}  # interleaved calibration
@@ -111,7 +116,9 @@ class _Collector:
                 self._add_noise(line)
             return None
         key = self._key(line.idx)
-        if flags & PHASE_CORRECTION:
+        if flags & PHASE_CORRECTION and self.readouts is not None:
+            self._add_navigator(line, flags)
+        elif flags & PHASE_CORRECTION:
             self.log.count("left out: phase correction", flags)
         elif flags & self.receiving.ignored:
             self.log.count(f"left out: {names_of(flags & self.receiving.ignored)[0]}", flags)
@@ -136,6 +143,22 @@ class _Collector:
             line = ismrmrd.Acquisition(line.getHead(), line.data.conj())
         self.noise.add(line)
 
+    def _add_navigator(self, line: ismrmrd.Acquisition, flags: int) -> None:
+        """Keep one of EPI's: those that come before image lines are of one shot, whatever their other labels are."""
+        self.log.count("navigator", flags)
+        navigators = self.navigators.get(line.idx.slice)
+        if navigators is None or navigators.used:
+            navigators = Navigators() if navigators is None else navigators.followed()
+            self.navigators[line.idx.slice] = navigators
+        data = self._data(line, flags)
+        if data.any() and np.isfinite(data).all():
+            navigators.lines.append((bool(flags & REVERSED), data))
+
+    def _data(self, line: ismrmrd.Acquisition, flags: int) -> np.ndarray:
+        """(n_coils, n_samples), conjugated and turned where that is due."""
+        data = line.data.conj() if self.receiving.conjugate else line.data
+        return np.ascontiguousarray(data[:, ::-1]) if flags & REVERSED else data
+
     def _add_to(self, record: Record, line: ismrmrd.Acquisition, flags: int) -> None:
         counters = line.idx
         only_calibration = bool(flags & CALIBRATION)
@@ -159,21 +182,25 @@ class _Collector:
         row = counters.kspace_encode_step_1 - limits.center
         partition = counters.kspace_encode_step_2 - partition_limits.center
         number = number_of(row + self.limits.center, partition + self.partition_limits.center)
-        data, backwards = line.data, bool(flags & REVERSED)
-        if not data.any():
+        backwards = bool(flags & REVERSED)
+        if not line.data.any():
             self.log.count("left out: zeros, which are no data", flags)
             record.zeros.add(number)
             return
-        if self.receiving.conjugate:
-            data = data.conj()
-        if backwards:
-            data = np.ascontiguousarray(data[:, ::-1])
+        data = self._data(line, flags)
         self.log.count("calibration" if only_calibration else "image", flags)
         kind = "calibration" if only_calibration else ("doubtful" if flags & SURFACE_COIL else "image")
         self.channels.add(len(data))
         head = line.getHead()
         layout = Layout.of(line, backwards=backwards)
-        record.add(kind, head, data, layout, number, math.hypot(row, partition), backwards)
+        distance = math.hypot(row, partition)
+        if self.readouts is None or not is_epi(self.header, line.encoding_space_ref):
+            record.add(kind, head, data, layout, number, distance, backwards)
+            return
+        navigators = self.navigators.get(counters.slice)
+        if navigators is not None:
+            navigators.used = True
+        record.held.append(EpiLine(kind, head, data, layout, number, distance, backwards, navigators))
 
     def _other_space(self, number: int, separate: bool) -> tuple[Limits, Limits]:
         """Limits of lines and partitions of another encoding space, which a calibration of the image's geometry may
@@ -185,7 +212,11 @@ class _Collector:
             )
         other, own = encodings[number].encodedSpace, encodings[0].encodedSpace
         # fewer lines of the same field of view lie where the image's do
-        if not separate or other.fieldOfView_mm != own.fieldOfView_mm or other.matrixSize.x != own.matrixSize.x:
+        same_readout = self.readouts is not None or (
+            other.fieldOfView_mm.x == own.fieldOfView_mm.x and other.matrixSize.x == own.matrixSize.x
+        )
+        same_view = (other.fieldOfView_mm.y, other.fieldOfView_mm.z) == (own.fieldOfView_mm.y, own.fieldOfView_mm.z)
+        if not separate or not same_view or not same_readout:
             raise UnsupportedScanError(
                 f"lines of encoding space {number} came; only space 0, and separate calibration lines of the same "
                 "readout and field of view, are reconstructed"
@@ -194,7 +225,9 @@ class _Collector:
 
     def close(self, key: SliceKey) -> Iterator[Slice | LostSlice]:
         """The slice of `key`; nothing where only its calibration came, which is kept for others, or where it waits."""
-        record, receiver = self.open.pop(key), self._receiver()
+        record = self._settled(key)
+        del self.open[key]
+        receiver = self._receiver()
         if receiver is not None and record.is_of_another_receiver(receiver, self.log):
             return
         image = record.image_lines(key, receiver, self.separate, self.log)
@@ -227,6 +260,13 @@ class _Collector:
                 yield from self._pool(key, image)
             else:
                 yield self.maker.made(key, image, calibration)
+
+    def _settled(self, key: SliceKey) -> Record:
+        """An open record, whose lines of EPI have become Cartesian ones."""
+        record = self.open[key]
+        if self.readouts is not None:
+            record.settle(self.readouts, self.log)
+        return record
 
     def _receiver(self) -> int | None:
         """Channels of the receiver: as the header has them, where such lines came, else those of the noise."""
@@ -278,5 +318,5 @@ class _Collector:
     def _calibration_of(self, number: int) -> Lines | None:
         if number in self.calibration:
             return self.calibration[number][1]
-        found = (self.open[key].calibration_apart(self.separate) for key in self.open if key.slice == number)
+        found = (self._settled(key).calibration_apart(self.separate) for key in self.open if key.slice == number)
         return next((lines for lines in found if lines is not None), None)

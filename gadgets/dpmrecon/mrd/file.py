@@ -234,8 +234,22 @@ def _correct_partitions(header: Header, counters: np.ndarray, log: ScanLog) -> N
 def _grouped(heads: np.ndarray, ignored: int) -> list[np.ndarray]:
     """Indices of the lines of each slice key in the order they were acquired, sorted by key."""
     wanted = np.flatnonzero((heads["flags"] & np.uint64(NOISE | ignored)) == 0)
-    counters = heads["idx"][wanted]
+    counters = _counters(heads, wanted)
     order = np.lexsort([counters[name] for name in COUNTERS])  # stable
     columns = np.stack([counters[name] for name in COUNTERS], 1)[order]
     starts = 1 + np.flatnonzero(np.any(columns[1:] != columns[:-1], 1))
     return [group for group in np.split(wanted[order], starts) if len(group)]
+
+
+def _counters(heads: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The counters of lines; navigators have those of the lines that follow in their slice, because some scanners count
+    them as averages."""
+    counters = heads["idx"][wanted].copy()
+    navigator = heads["flags"][wanted] & np.uint64(PHASE_CORRECTION) != 0
+    for number in np.unique(counters["slice"][navigator]):
+        own = counters["slice"] == number
+        places, lines = np.flatnonzero(navigator & own), np.flatnonzero(~navigator & own)
+        if len(lines):
+            following = lines[np.minimum(np.searchsorted(lines, places), len(lines) - 1)]
+            counters[places] = counters[following]
+    return counters

@@ -189,16 +189,30 @@ def check_supported(header: Header) -> None:
     encoding = header.encoding[0]
     if n_partitions(header) > 1:
         _check_volume(header)
-    trajectory = str(getattr(encoding.trajectory, "value", encoding.trajectory) or "cartesian")
-    if trajectory == "epi":
-        raise UnsupportedScanError("the scan is EPI (trajectory 'epi'), whose ghost correction is not done here")
-    if trajectory != "cartesian":
-        raise UnsupportedScanError(f"the scan's trajectory is '{trajectory}'; only Cartesian scans are reconstructed")
+    trajectory = _trajectory(header, 0)
+    if trajectory not in ("cartesian", "epi"):
+        raise UnsupportedScanError(
+            f"the scan's trajectory is '{trajectory}'; only Cartesian scans and EPI are reconstructed"
+        )
+    if trajectory == "epi" and n_partitions(header) > 1:
+        raise UnsupportedScanError(
+            f"the scan is 3D EPI ({n_partitions(header)} partitions); EPI is reconstructed slice by slice"
+        )
     multiband = getattr(encoding.parallelImaging, "multiband", None)
     if multiband is not None and (multiband.multiband_factor or 1) > 1:
         raise UnsupportedScanError(
             f"the scan is multiband (factor {multiband.multiband_factor}); its slices cannot be separated here"
         )
+
+
+def is_epi(header: Header, space: int = 0) -> bool:
+    """Whether the lines of an encoding space are echo trains, every other one reversed."""
+    return _trajectory(header, space) == "epi"
+
+
+def _trajectory(header: Header, space: int) -> str:
+    trajectory = header.encoding[space].trajectory
+    return str(getattr(trajectory, "value", trajectory) or "cartesian")
 
 
 def _check_volume(header: Header) -> None:

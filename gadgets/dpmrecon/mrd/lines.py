@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..data import SliceKey
+from ..physics.epi import Ghost
 from ..physics.fourier import without_oversampling
 from .noise_lines import channel_numbers
 
@@ -130,6 +131,8 @@ class Lines:
     zeros: set[int] = field(default_factory=set)  # numbers of lines that came and hold nothing
     nearest: float = 0
     fault: str | None = None
+    lost: str | None = None  # why no image can be made of them
+    ghosts: list[Ghost] = field(default_factory=list)  # of their shots, which are corrected
 
     def add(
         self, head: ismrmrd.AcquisitionHeader, data: np.ndarray, layout: Layout, number: int, distance: float
@@ -161,6 +164,8 @@ class Lines:
         if other.layout not in (None, self.layout):
             self.fault = self.fault or f"its calibration lines have {other.layout}, the others have {self.layout}"
         self.fault = self.fault or other.fault
+        self.lost = self.lost or other.lost
+        self.ghosts += other.ghosts
         self.sums.update(other.sums)
         self.counts.update(other.counts)
         self.repeats += other.repeats

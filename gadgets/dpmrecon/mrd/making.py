@@ -13,6 +13,7 @@ from ..data import ESTIMATED, MEASURED, LostSlice, Slice, SliceKey, Volume
 from ..errors import BadInputError
 from ..physics.noise import estimated_sigma, estimated_volume_sigma
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, within
+from .epi import Readouts, ghost_remarks
 from .header import Header, Limits, acceleration, encoded_grid, line_limits, n_partitions, partition_limits, voxel_mm
 from .lines import Layout, Lines, LostError, line_name, places_of
 from .noise_lines import NoiseLines, whitened
@@ -29,12 +30,20 @@ NO_NOISE = (
 
 
 class Maker:
-    """Makes the slices of a scan. averaged: lines of one number are averages, which are added up."""
+    """Makes the slices of a scan. readouts: those of EPI; averaged: lines of one number are averages, which are
+    added up."""
 
     def __init__(
-        self, header: Header, noise: NoiseLines, receiving: Receiving, log: ScanLog, *, averaged: bool
+        self,
+        header: Header,
+        noise: NoiseLines,
+        receiving: Receiving,
+        log: ScanLog,
+        readouts: Readouts | None = None,
+        *,
+        averaged: bool,
     ) -> None:
-        self.header, self.noise, self.receiving, self.log = header, noise, receiving, log
+        self.header, self.readouts, self.noise, self.receiving, self.log = header, readouts, noise, receiving, log
         self.rows, self.cols = encoded_grid(header)
         self.partitions = n_partitions(header)
         self.limits, self.partition_limits = line_limits(header), partition_limits(header)
@@ -75,6 +84,9 @@ class Maker:
         data, columns = lines.mean(grid, self.cols)
         rows = torch.tensor(list(lines.sums)) + (self.rows // 2 - limits.center)
         whitener, sigma_n = self._noise(lines, dwell, grid)
+        remarks += ghost_remarks(lines, "shots")
+        if calibration is not None:
+            remarks += ghost_remarks(calibration, "calibration shots")
         kspace = data.new_zeros((data.shape[1], self.rows, self.cols))
         kspace[:, rows] = whitened(data, whitener)
         mask = torch.zeros(self.rows, self.cols)
@@ -97,6 +109,7 @@ class Maker:
             n_lines_needed=needed,
             seed_key=key.seed_key,
             remarks=tuple(remarks),
+            ghost=max(((ghost.after, ghost.before) for ghost in lines.ghosts), default=None),
         )
 
     def _volume(self, key: SliceKey, image: Lines, calibration: Lines | None) -> Volume:
@@ -181,6 +194,8 @@ class Maker:
 
     def _noise(self, lines: Lines, dwell: float, grid: int) -> tuple[torch.Tensor | None, float]:
         """Whitening matrix and noise level of single lines; (None, 0) without a noise measurement of these channels."""
+        if self.readouts is not None:
+            grid = max(grid, self.readouts.of(0).noise_grid)
         found = self.noise.whitener(lines.numbers, dwell, grid, self.cols)
         if found is None and not self.noise.lines:
             self.log.remark(NO_NOISE)
@@ -273,7 +288,10 @@ class Maker:
 
     def _beside(self, calibration: Lines, lines: Lines, grid: int) -> torch.Tensor:
         """(n_lines, n_coils, cols) of a separate calibration on the grid of the image lines."""
-        assert calibration.layout is not None
+        assert calibration.layout is not None and calibration.header is not None
+        if self.readouts is not None:  # it may be a gradient echo, which has its own readout
+            space = calibration.header.encoding_space
+            grid = self.readouts.grid(calibration.layout, space) if space else self._readout_grid(calibration.layout)
         if not calibration.layout.fits(grid):
             raise LostError(f"its calibration lines have {calibration.layout}, its image lines {lines.layout}")
         return calibration.mean(grid, self.cols)[0]
@@ -281,6 +299,8 @@ class Maker:
 
 def _check(lines: Lines, kind: str) -> None:
     """Lines that do not fit together, or hold no numbers, lose the slice."""
+    if lines.lost is not None:
+        raise LostError(f"its {kind}lines {lines.lost}")
     if lines.fault is not None:
         raise LostError(f"its {kind}lines differ: {lines.fault}")
     if not any(map(np.any, lines.sums.values())):

@@ -9,6 +9,7 @@ import numpy as np
 from ..data import SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from .completeness import energy_peak, within
+from .epi import EpiLine, Readouts, cartesian
 from .header import Limits
 from .lines import Layout, Lines, LostError, line_name, places_of
 from .scan_log import ScanLog
@@ -27,18 +28,20 @@ class Record:
 
     doubtful: lines of a flag that excludes a line only where others of the slice do not bear it; zeros: numbers of
     lines that came and hold nothing; places: (position, read direction, phase direction), with the numbers of the
-    lines there; backwards: whether lines were read in reversed order.
+    lines there; backwards: whether lines were read in reversed order; held: lines of EPI, until `settle`.
     """
 
     groups: dict[tuple[str, int], Lines] = field(default_factory=dict)
     zeros: set[int] = field(default_factory=set)
+    held: list[EpiLine] = field(default_factory=list)
     places: dict[tuple[float, ...], set[int]] = field(default_factory=dict)
     backwards: set[bool] = field(default_factory=set)
 
     @property
     def has_image(self) -> bool:
         """Whether lines other than calibration came."""
-        return bool(self.zeros) or any(kind != "calibration" for kind, _ in self.groups)
+        kinds = {kind for kind, _ in self.groups} | {line.kind for line in self.held}
+        return bool(self.zeros) or bool(kinds - {"calibration"})
 
     @property
     def numbers(self) -> set[int]:
@@ -61,6 +64,17 @@ class Record:
             place = (*head.position[:], *head.read_dir[:], *head.phase_dir[:])
             self.places.setdefault(place, set()).add(number)
             self.backwards.add(backwards)
+
+    def settle(self, readouts: Readouts, log: ScanLog) -> None:
+        """Add the lines of EPI that are held, as Cartesian ones without ghost."""
+        held, self.held = self.held, []
+        for found in cartesian(held, readouts, log):
+            line = found.line
+            self.add(line.kind, line.head, found.data, found.layout, line.number, line.distance, False)
+            lines = self.groups[line.kind, len(found.data)]
+            lines.lost = lines.lost or found.lost
+            if found.ghost is not None and found.ghost not in lines.ghosts:
+                lines.ghosts.append(found.ghost)
 
     def calibration_apart(self, announced: bool) -> Lines | None:
         """The calibration lines where they are an acquisition of their own, else None. Headers fail to say so, but a
@@ -107,7 +121,8 @@ class Record:
         self._check_places(key, log)
         if len(self.backwards) > 1:
             raise UnsupportedScanError(
-                f"slice {key.slice} has reversed lines among others (EPI), whose ghost correction is not done here"
+                f"slice {key.slice} has reversed lines among others, as EPI has, and the header's trajectory is not "
+                "'epi': convert the scan again with it, and with a trajectoryDescription"
             )
         if True in self.backwards:
             log.remark("lines that were read backwards are turned (the flag REVERSE)")

@@ -134,8 +134,8 @@ def trace_of(directions: np.ndarray) -> np.ndarray:
 
 
 class Maps:
-    """A writer that makes trace, ADC and exponential map of the images that pass, and hands them to `put` when the scan is
-    done.
+    """A writer that makes trace, ADC and exponential map of the images that pass, and hands them to `put` when the scan
+    is done.
 
     stated: the user's b-values, None for the header's. note: gets a line for each slice without maps, or why there are
     none at all. weighting: None where it is not known. Memory holds what `_Slice` says of the slices that are not

@@ -74,8 +74,8 @@ def mrd_images(
 
     line_headers: geometry and time stamps of each slice. outputs: magnitude (float32), phase (float32, radians, the
     smooth phase included), complex (complex64, that phase included). weighting: of a diffusion scan, for b-value and
-    direction in the meta. Magnitudes and complex values are all in one scale: BRIGHT is the 99th percentile of the first slice; the
-    meta's RescaleSlope takes it back to the units of the (whitened) k-space, and radians to mrad.
+    direction in the meta. Magnitudes and complex values are all in one scale: BRIGHT is the 99th percentile of the
+    first slice; the meta's RescaleSlope takes it back to the units of the (whitened) k-space, and radians to mrad.
     """
     factor, used = None, set()
     for item in stream:

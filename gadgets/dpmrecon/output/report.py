@@ -11,6 +11,7 @@ import ismrmrd
 
 from ..data import LostSlice, Volume
 from ..mrd.scan_log import ScanLog
+from ..physics.epi import ghost_outside
 from ..recon.provenance import Provenance
 from ..recon.types import Reconstruction
 from .mrd_images import RESEARCH
@@ -85,6 +86,7 @@ class Report:
                 "sigma_n": data.sigma_n,
                 "noise_source": data.noise_source,
                 "residual": item.residual,
+                **_ghost(item),
                 "remarks": list(item.remarks),
                 "trusted": item.trusted,
                 "samples": item.samples,
@@ -135,6 +137,16 @@ class Report:
         if self.provenance.deadline is not None:
             found["chosen"] = [[entry.get(name) for name in _CHOSEN] for entry in self.slices]
         return found
+
+
+def _ghost(item: Reconstruction) -> dict[str, Any]:
+    """Of EPI, the N/2 ghost: its amplitude over the signal's by the navigators, before and after correction, and its
+    energy over the signal's as found outside the head."""
+    data = item.mapped.data
+    if data.ghost is None:
+        return {}
+    outside = ghost_outside(data.kspace.cpu(), data.mask.cpu(), round(data.acceleration), item.image.abs().cpu())
+    return {"ghost": {"before": data.ghost[1], "after": data.ghost[0], "energy_outside_head": outside}}
 
 
 def described(item: Reconstruction | LostSlice) -> str:

@@ -1,0 +1,269 @@
+"""EPI lines: what their header describes, the navigators of each shot, and lines that fit onto Cartesian ones."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import ismrmrd
+import numpy as np
+import torch
+
+from ..errors import BadInputError, UnsupportedScanError
+from ..physics.epi import Ghost, Trapezoid, ghost_of, regridding
+from ..physics.fourier import to_image, to_kspace
+from .header import Header, encoded_grid, is_epi
+from .lines import Layout, Lines
+from .scan_log import ScanLog
+
+IDENTIFIER = "ConventionalEPI"
+# Amplitude of the ghost over the signal's that is left, from which on it is said
+LARGE_GHOST = 0.02
+# Samples that are a little farther apart than the field of view allows leave the head alone
+FARTHEST = 1.02
+# A readout may end this many dwell times after its gradient, by rounding
+LATE = 1.0
+
+
+@dataclass(frozen=True)
+class Readout:
+    """How the readouts of an encoding space become Cartesian ones, forward ones and reversed ones that are turned.
+
+    matrices: (2, cols, n_samples), None where samples are as far apart as those of Cartesian readouts, which `offsets`
+    then puts in their place: (2, n_samples) complex, phases of the line's image; oversampling: of a ramp-sampled
+    readout.
+    """
+
+    n_samples: int
+    cols: int
+    matrices: torch.Tensor | None
+    offsets: torch.Tensor | None = None
+    oversampling: float = 1.0
+
+    @classmethod
+    def of(cls, header: Header, space: int) -> "Readout":
+        """Raises UnsupportedScanError for descriptions that are none of a trapezoid, BadInputError for wrong ones."""
+        trapezoid, cols = _described(header, space), encoded_grid(header)[1]
+        cycles, encoded = _cycles(header, space), header.encoding[space].encodedSpace.matrixSize.x
+        positions, n = trapezoid.positions(cycles), trapezoid.n_samples
+        if trapezoid.is_uniform and n in (cols, encoded, 2 * cols, 2 * encoded):
+            place = (torch.arange(n) - n // 2) / cycles
+            angle = torch.stack([2 * torch.pi * float(places[n // 2]) * place for places in positions])
+            return cls(n, cols, None, torch.polar(torch.ones_like(angle), angle))
+        apart = float(np.diff(positions[0]).max())
+        if apart > FARTHEST:
+            raise BadInputError(
+                f"the header's trajectoryDescription puts the readout's samples {apart:.2f} times as far apart as the "
+                "images' field of view allows: correct its times or numSamples (or --set their values)"
+            )
+        matrices, oversampling = regridding(positions, cols)
+        return cls(n, cols, torch.from_numpy(matrices), oversampling=oversampling)
+
+    @property
+    def covered(self) -> torch.Tensor | bool:
+        """(cols,) bool: columns that the readout reaches."""
+        return True if self.matrices is None else self.matrices[0].any(1)
+
+    @property
+    def noise_grid(self) -> int:
+        """Samples that the receiver takes of the field of view that it sees, on `cols` of the images'."""
+        return round(self.oversampling * self.cols)
+
+    def gridded(self, line: torch.Tensor, *, backwards: bool) -> torch.Tensor:
+        """(n_coils, n_samples), turned where it came backwards, to (n_coils, cols), or n_samples that are Cartesian."""
+        if self.matrices is not None:
+            matrix = self.matrices[int(backwards)].T
+            return torch.complex(line.real @ matrix, line.imag @ matrix)
+        assert self.offsets is not None
+        return to_kspace(to_image(line, axes=(-1,)) * self.offsets[int(backwards)], axes=(-1,))
+
+
+def _cycles(header: Header, space: int) -> float:
+    """Of a whole readout, in the images' field of view: the width of its k-space."""
+    cols = encoded_grid(header)[1]
+    if space == 0:
+        return cols
+    own, other = header.encoding[0].encodedSpace, header.encoding[space].encodedSpace
+    per_mm = cols / own.matrixSize.x * own.fieldOfView_mm.x  # the images' field of view, where the header has it right
+    return other.matrixSize.x / other.fieldOfView_mm.x * per_mm
+
+
+def _described(header: Header, space: int) -> Trapezoid:
+    """The readout that a header describes for an encoding space."""
+    description = header.encoding[space].trajectoryDescription
+    if description is None:
+        raise UnsupportedScanError(
+            "the scan is EPI and its header has no trajectoryDescription, which tells how its readout is sampled: "
+            f"convert the scan again with one ({IDENTIFIER})"
+        )
+    if description.identifier != IDENTIFIER:
+        raise UnsupportedScanError(
+            f"the scan is EPI with a trajectoryDescription '{description.identifier}': {IDENTIFIER} is understood"
+        )
+    values = {item.name: item.value for item in [*description.userParameterLong, *description.userParameterDouble]}
+
+    def number(name: str, default: float | None = None) -> float:
+        value = values.get(name, default)
+        if not isinstance(value, int | float) or not 0 <= value < 1e9:
+            raise BadInputError(
+                f"the header's trajectoryDescription gives {name} as {value}: EPI needs a number of microseconds "
+                "(numSamples: of samples), convert the scan again with it"
+            )
+        return float(value)
+
+    n_samples, flat_top = int(number("numSamples")), number("flatTopTime")
+    ramps = number("rampUpTime", 0.0), number("rampDownTime", 0.0)
+    if n_samples < 2 or flat_top + sum(ramps) <= 0:
+        raise BadInputError(
+            f"the header's trajectoryDescription gives a readout of {n_samples} samples and "
+            f"{flat_top + sum(ramps):g} microseconds: correct it (or --set its values)"
+        )
+    total = ramps[0] + flat_top + ramps[1]
+    dwell = number("dwellTime") if any(ramps) else number("dwellTime", flat_top / n_samples)
+    delay = number("acqDelayTime", max(0.0, 0.5 * (total - dwell * n_samples)))
+    if dwell <= 0 or delay + dwell * n_samples > total + LATE * dwell:
+        raise BadInputError(
+            f"the header's trajectoryDescription has {n_samples} samples of {dwell:g} microseconds that begin "
+            f"{delay:g} after a readout gradient of {total:g}: they do not fit into it, correct its times (or --set "
+            "their values)"
+        )
+    return Trapezoid(ramps[0], flat_top, ramps[1], delay, dwell, n_samples)
+
+
+class Readouts:
+    """The readouts of a scan's encoding spaces."""
+
+    def __init__(self, header: Header) -> None:
+        self.header, self.found = header, {0: Readout.of(header, 0)}
+
+    def of(self, space: int) -> Readout:
+        """Raises as Readout.of."""
+        if space not in self.found:
+            self.found[space] = Readout.of(self.header, space)
+        return self.found[space]
+
+    def grid(self, layout: Layout, space: int) -> int:
+        """Samples of a line of another space that the `cols` of the images are of."""
+        cols, encoded = encoded_grid(self.header)[1], self.header.encoding[space].encodedSpace.matrixSize.x
+        if is_epi(self.header, space) and self.of(space).matrices is not None:
+            return cols
+        samples = encoded if layout.fits(encoded) else 2 * encoded
+        return round(cols * samples / _cycles(self.header, space))
+
+
+@dataclass
+class Navigators:
+    """Navigators of one shot, in the order they came; `used`: a line came after them, so that the next ones are of
+    another shot. before: the last whole ones of the slice; lines: (backwards, data), turned; shot: the labels of the
+    lines that they were measured for."""
+
+    before: "Navigators | None" = None
+    lines: list[tuple[bool, np.ndarray]] = field(default_factory=list)
+    used: bool = False
+    shot: tuple | None = None
+    _ghost: Ghost | None = None
+
+    def followed(self) -> "Navigators":
+        """Those of the next shot."""
+        whole = len({backwards for backwards, _ in self.lines}) == 2
+        before, self.before = self.before, None if whole else self.before
+        return Navigators(self if whole else before)
+
+    def ghost(self, readout: Readout, shape: tuple[int, ...]) -> Ghost | None:
+        """For lines of a shape (n_coils, n_samples); None without a navigator of each direction."""
+        if self._ghost is None:
+            fitting = [(backwards, data) for backwards, data in self.lines if data.shape == shape]
+            # of an even train one is left out, so that the phase that grows with time cancels
+            fitting = fitting[:-1] if len(fitting) > 2 and len(fitting) % 2 == 0 else fitting
+            directions = []
+            for backwards in (False, True):
+                data = [torch.from_numpy(data) for own, data in fitting if own == backwards]
+                if not data:
+                    return None
+                directions.append(readout.gridded(torch.stack(data).mean(0), backwards=backwards))
+            self._ghost = ghost_of(*directions)
+        return self._ghost
+
+
+@dataclass
+class EpiLine:
+    """A line that is not Cartesian yet, its data turned where it was read backwards."""
+
+    kind: str
+    head: ismrmrd.AcquisitionHeader
+    data: np.ndarray
+    layout: Layout
+    number: int
+    distance: float
+    backwards: bool
+    navigators: Navigators | None
+
+
+@dataclass
+class Gridded:
+    """A line on the Cartesian grid and without ghost. ghost: its shot's, where it has any; lost: why no image can be
+    made of it."""
+
+    line: EpiLine
+    data: np.ndarray
+    layout: Layout
+    ghost: Ghost | None = None
+    lost: str | None = None
+
+
+def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterator[Gridded]:
+    """The lines of a slice.
+
+    Calibration lines of one direction alone are a gradient echo and stay as they are.
+    """
+    trains = {(line.kind, line.head.encoding_space_ref) for line in lines if line.backwards}
+    # some scanners count directions there, others shots
+    counts_shots = any(line.head.idx.segment != line.backwards for line in lines)
+    for line in lines:
+        head = line.head
+        train = (line.kind, head.encoding_space_ref)
+        if line.kind == "calibration" and train not in trains:
+            yield Gridded(line, line.data, line.layout)
+            continue
+        readout = readouts.of(head.encoding_space_ref)
+        held = line.layout.end - line.layout.first
+        if held != readout.n_samples or line.data.shape[1] != held:
+            told = f"hold {held} samples where the header's trajectoryDescription has {readout.n_samples}"
+            yield Gridded(line, line.data, line.layout, lost=told)
+            continue
+        data = readout.gridded(torch.from_numpy(line.data), backwards=line.backwards)
+        n_coils, n_samples = data.shape
+        layout = Layout(n_coils, n_samples, n_samples // 2, 0, n_samples)
+        shot = (*train, head.idx.contrast, head.idx.repetition, head.idx.average, counts_shots and head.idx.segment)
+        ghost = _ghost(line, readout, shot, log)
+        lost = None
+        if ghost is not None:
+            data = ghost.removed(data, backwards=line.backwards) * readout.covered
+        elif train in trains:
+            lost = (
+                "are read in both directions and came without navigators of both (flag PHASECORR): their ghost cannot "
+                "be corrected, acquire the scan with them"
+            )
+        yield Gridded(line, data.numpy(), layout, ghost, lost)
+
+
+def ghost_remarks(lines: Lines, what: str) -> list[str]:
+    """What is said where the navigators of some shots contradict a phase that is linear along the readout."""
+    left = max((ghost.after for ghost in lines.ghosts), default=0.0)
+    if left <= LARGE_GHOST:
+        return []
+    return [f"its {what} keep a ghost of {left:.0%} of the signal after correction, by their navigators"]
+
+
+def _ghost(line: EpiLine, readout: Readout, shot: tuple, log: ScanLog) -> Ghost | None:
+    """Of the shot's navigators, else of the last ones of its slice."""
+    navigators = line.navigators
+    ghost = None if navigators is None else navigators.ghost(readout, line.data.shape)
+    if ghost is None and navigators is not None and navigators.before is not None:
+        navigators = navigators.before
+        ghost = navigators.ghost(readout, line.data.shape)
+    if ghost is None or navigators is None:
+        return None
+    if navigators.shot is None:
+        navigators.shot = shot
+    elif navigators.shot != shot:
+        log.remark("shots without navigators of their own have their ghost corrected by the last ones of their slice")
+    return ghost

@@ -1,0 +1,283 @@
+"""EPI lines become slices: regridded, without ghost, shot by shot."""
+
+import numpy as np
+import pytest
+from dpmrecon.data import LostSlice
+from dpmrecon.errors import BadInputError, UnsupportedScanError
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.header import read_header
+from dpmrecon.mrd.scan_log import ScanLog
+
+from support.epi import (
+    CALIBRATION,
+    COLS,
+    FLAT,
+    RAMPS,
+    REVERSE,
+    ROWS,
+    UNEVEN,
+    Readouts,
+    description,
+    epi_header_xml,
+    gradient_echo,
+    truth,
+)
+from support.hand_made import average_limits, limits, line, only, write_scan
+
+GHOST = (0.2, 0.9)  # about .1 of the signal
+CENTRE = range(11, 22)
+
+
+def header(trapezoid=RAMPS, **options):
+    return read_header(epi_header_xml(trapezoid, **options))
+
+
+def error(found, expected, mask=None):
+    """NRMSE with the complex factor that fits best."""
+    found, expected = found.numpy().ravel(), (np.asarray(expected) * (1 if mask is None else mask.numpy())).ravel()
+    factor = np.vdot(found, expected) / np.vdot(found, found)
+    return np.linalg.norm(factor * found - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("trapezoid", [FLAT, RAMPS, UNEVEN])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_shot_is_the_object_without_ghost(trapezoid, first):
+    lines = Readouts(trapezoid).shot(range(ROWS), GHOST, first=first)
+    found = only(slices(lines, header(trapezoid)))
+    assert found.ghost[1] == pytest.approx(0.11, abs=0.02) and found.ghost[0] < 0.003 and found.remarks == ()
+    assert error(found.kspace, truth(), found.mask) < 0.004
+    assert found.calibration.equal(found.kspace)
+
+
+def test_ramp_sampling_changes_nothing():
+    even, ramps, uneven = (
+        only(slices(Readouts(kind).shot(range(0, ROWS, 2), GHOST), header(kind, acceleration=2))).kspace
+        for kind in (FLAT, RAMPS, UNEVEN)
+    )
+    assert error(ramps, even) < 0.005 and error(uneven, even) < 0.005
+    # samples taken for Cartesian ones are another image
+    wrong = description(RAMPS, rampUpTime=0, rampDownTime=0, flatTopTime=240, acqDelayTime=0)
+    found = only(slices(Readouts(RAMPS).shot(range(0, ROWS, 2), GHOST), header(acceleration=2, trajectory=wrong)))
+    assert error(found.kspace, even) > 0.05
+
+
+def test_without_correction_the_ghost_would_be_there():
+    lines = Readouts(RAMPS).shot(range(ROWS), (0, 0))[:3] + Readouts(RAMPS).shot(range(ROWS), GHOST)[3:]
+    assert error(only(slices(lines, header())).kspace, truth()) > 0.08
+
+
+def test_navigators_are_found_in_noise_and_in_drift():
+    lines = Readouts(RAMPS, noise=0.1).shot(range(ROWS), GHOST, drift=0.7)
+    clean = Readouts(RAMPS, noise=0.1).shot(range(ROWS), (0, 0))
+    found, expected = only(slices(lines, header())), only(slices(clean, header()))
+    # the same noise in both, whose phase alone differs
+    assert error(found.kspace, truth()) == pytest.approx(error(expected.kspace, truth()), rel=0.1)
+    two = only(slices(Readouts(RAMPS).shot(range(ROWS), GHOST, navigators=2), header()))
+    assert error(two.kspace, truth()) < 0.004
+
+
+def test_each_shot_has_its_own_ghost():
+    readouts, ghosts = Readouts(RAMPS), [(0.2, 0.9), (-0.4, 0.3), (2.0, -1.5)]
+    for labels in ({}, {"segment": True}):
+        lines = [
+            item
+            for shot, ghost in enumerate(ghosts)
+            for item in readouts.shot(range(shot, ROWS, 3), ghost, **({"segment": shot} if labels else {}))
+        ]
+        log = ScanLog()
+        assert error(only(slices(lines, header(), log=log)).kspace, truth()) < 0.004
+        assert not any("navigators of their own" in remark for remark in log.remarks)
+
+
+def test_some_scanners_count_directions_as_segments_and_navigators_as_averages():
+    lines = Readouts(RAMPS).shot(range(ROWS), GHOST)
+    for item in lines:
+        item.idx.segment = int(item.is_flag_set(REVERSE))
+    lines[2].idx.average = 1
+    log = ScanLog()
+    assert error(only(slices(lines, header(extra_limits=average_limits(0)), log=log)).kspace, truth()) < 0.004
+    assert not any("navigators" in remark for remark in log.remarks)
+
+
+def test_averages_have_their_own_ghosts_and_are_combined_without():
+    readouts, ghosts = Readouts(RAMPS), [(0.2, 0.9), (1.4, -0.3)]
+    lines = [i for n, ghost in enumerate(ghosts) for i in readouts.shot(range(ROWS), ghost, average=n)]
+    apart = list(slices(lines, header(extra_limits=average_limits(1))))
+    assert [item.key.average for item in apart] == [0, 1]
+    together = only(slices(lines, header(extra_limits=average_limits(1)), combine_averages=True))
+    for item in (*apart, together):
+        assert error(item.kspace, truth()) < 0.004
+
+
+def test_a_shot_without_navigators_takes_the_last_of_its_slice_and_says_so():
+    readouts, log = Readouts(RAMPS), ScanLog()
+    lines = readouts.shot(range(0, ROWS, 2), GHOST, segment=0)
+    lines += readouts.shot(range(1, ROWS, 2), GHOST, segment=1, navigators=0)
+    assert error(only(slices(lines, header(), log=log)).kspace, truth()) < 0.004
+    assert "shots without navigators of their own have their ghost corrected by the last ones of their slice" in (
+        log.remarks
+    )
+
+
+@pytest.mark.parametrize("navigators", [0, 1])
+def test_without_navigators_of_both_directions_there_is_no_image(navigators):
+    lines = Readouts(RAMPS).shot(range(ROWS), GHOST, navigators=navigators)
+    (lost,) = slices(lines, header())
+    assert isinstance(lost, LostSlice)
+    assert "came without navigators of both (flag PHASECORR)" in lost.reason and "\n" not in lost.reason
+    # those of another slice do not serve
+    other = Readouts(RAMPS).shot(range(ROWS), GHOST, slice=1)
+    found = {item.key.slice: item for item in slices(other + lines, header(extra_limits=limits("slice", 1)))}
+    assert isinstance(found[0], LostSlice) and error(found[1].kspace, truth()) < 0.004
+
+
+def test_navigators_of_zeros_are_none():
+    lines = Readouts(RAMPS).shot(range(ROWS), GHOST)
+    lines[1].data[:] = 0
+    (lost,) = slices(lines, header())
+    assert "without navigators" in lost.reason
+
+
+def test_lines_of_one_direction_need_no_navigators():
+    readouts = Readouts(RAMPS)
+    lines = [line(n, readouts.samples(n - ROWS // 2, False, (0, 0))) for n in range(ROWS)]
+    found = only(slices(lines, header()))
+    assert found.ghost is None and error(found.kspace, truth()) < 0.004
+
+
+def test_half_a_shot_is_no_image():
+    readouts = Readouts(RAMPS)
+    lines = readouts.shot(range(0, ROWS, 2), GHOST) + readouts.shot(range(1, ROWS, 2), (1, 0.3))[:-8]
+    (lost,) = slices(lines, header())
+    assert lost.reason.startswith("incomplete: 25 of the 33 lines came")
+
+
+def test_partial_fourier_and_acceleration():
+    numbers = [n for n in range(9, ROWS) if n % 2]
+    lines = Readouts(RAMPS).shot(CENTRE, (0.5, 0.1), flags=(CALIBRATION,)) + Readouts(RAMPS).shot(numbers, GHOST)
+    found = only(slices(lines, header(acceleration=2, minimum=9, mode="separate")))
+    assert found.acceleration == 2 and found.n_lines_got == found.n_lines_needed == 12
+    assert error(found.kspace[:, numbers], truth()[:, numbers]) < 0.004
+    assert error(found.calibration, truth()[:, CENTRE]) < 0.004
+
+
+SECOND = """<encoding><encodedSpace><matrixSize><x>{x}</x><y>11</y><z>1</z></matrixSize>
+<fieldOfView_mm><x>{fov}</x><y>165</y><z>3</z></fieldOfView_mm></encodedSpace><reconSpace><matrixSize><x>27</x><y>33</y>
+<z>1</z></matrixSize><fieldOfView_mm><x>130</x><y>165</y><z>3</z></fieldOfView_mm></reconSpace><encodingLimits>
+<kspace_encoding_step_1><minimum>0</minimum><maximum>10</maximum><center>5</center></kspace_encoding_step_1>
+</encodingLimits><trajectory>cartesian</trajectory></encoding>"""
+
+
+def echo_train():
+    return Readouts(RAMPS).shot(CENTRE, (-1, 0.4), flags=(CALIBRATION,)), {}
+
+
+def plain():
+    return gradient_echo(CENTRE, COLS, 1), {}
+
+
+def of_as_many_samples():
+    return gradient_echo(CENTRE, RAMPS.n_samples - 10, 2), {}
+
+
+def of_another_space(samples, oversampling, x, fov):
+    lines = gradient_echo(CENTRE, samples, oversampling, encoding_space_ref=1)
+    for item in lines:
+        item.encoding_space_ref = 1
+        item.idx.kspace_encode_step_1 -= 11
+    return lines, {"encodings": SECOND.format(x=x, fov=fov)}
+
+
+def one_to_one():
+    return of_another_space(COLS, 1, COLS, 130)
+
+
+def coarser():
+    return of_another_space(15, 1, 15, 130)
+
+
+def coarser_and_oversampled():
+    return of_another_space(30, 2, 30, 260)
+
+
+@pytest.mark.parametrize("kind", [echo_train, plain, of_as_many_samples, one_to_one, coarser, coarser_and_oversampled])
+def test_calibrations(kind):
+    calibration, options = kind()
+    numbers = range(0, ROWS, 2)
+    lines = Readouts(RAMPS).shot(numbers, GHOST, contrast=0) + Readouts(RAMPS).shot(numbers, (0.3, 0.2), contrast=1)
+    extra = limits("contrast", 1)
+    found = list(slices(calibration + lines, header(acceleration=2, mode="separate", extra_limits=extra, **options)))
+    assert [item.key.contrast for item in found] == [0, 1]
+    for item in found:
+        columns = np.flatnonzero(item.calibration.abs().sum((0, 1)).numpy())
+        assert len(columns) >= 11 and item.calibration.shape[1:] == (11, COLS)
+        columns = columns[2:-2] if len(columns) < COLS else columns  # at a cut edge the cropping misses samples
+        assert error(item.calibration[..., columns], truth()[:, CENTRE][..., columns]) < 0.02
+        assert error(item.kspace[:, numbers], truth()[:, numbers]) < 0.004
+
+
+def test_a_calibration_whose_ghost_is_not_known_serves_nobody():
+    lines = Readouts(RAMPS).shot(CENTRE, GHOST, flags=(CALIBRATION,), navigators=0)
+    lines += Readouts(RAMPS).shot(range(0, ROWS, 2), GHOST)
+    (lost,) = slices(lines, header(acceleration=2, mode="separate"))
+    assert lost.reason.startswith("its calibration lines are read in both directions")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"trajectory": "<trajectory>epi</trajectory>"}, UnsupportedScanError, "has no trajectoryDescription"),
+        (
+            {"trajectory": description(RAMPS).replace("ConventionalEPI", "Spiral")},
+            UnsupportedScanError,
+            "trajectoryDescription 'Spiral': ConventionalEPI is understood",
+        ),
+        ({"trajectory": description(RAMPS, numSamples=None)}, BadInputError, "gives numSamples as None"),
+        ({"trajectory": description(RAMPS, flatTopTime=-4)}, BadInputError, "gives flatTopTime as -4"),
+        ({"trajectory": description(RAMPS, flatTopTime=20)}, BadInputError, "they do not fit into it"),
+        ({"trajectory": description(RAMPS, numSamples=30)}, BadInputError, "times as far apart"),
+        ({"z": 9, "extra_limits": limits("kspace_encoding_step_2", 8, 4)}, UnsupportedScanError, "3D EPI"),
+        (
+            {
+                "parallel": "<multiband><spacing><dZ>1</dZ></spacing><deltaKz>1</deltaKz><multiband_factor>3"
+                "</multiband_factor><calibration>full3D</calibration><calibration_encoding>0</calibration_encoding>"
+                "</multiband>"
+            },
+            UnsupportedScanError,
+            "multiband .factor 3",
+        ),
+    ],
+)
+def test_what_is_refused_in_one_sentence(options, kind, text):
+    with pytest.raises(kind, match=text) as caught:
+        list(slices(Readouts(RAMPS).shot(range(ROWS), GHOST), header(**options)))
+    assert "\n" not in str(caught.value)
+
+
+def test_lines_that_belie_the_description_are_lost():
+    (lost,) = slices(Readouts(FLAT).shot(range(ROWS), GHOST), header(RAMPS))
+    assert lost.reason == "its lines hold 54 samples where the header's trajectoryDescription has 64"
+
+
+def test_a_ghost_that_navigators_cannot_tell_is_said():
+    lines = Readouts(RAMPS).shot(range(ROWS), GHOST)
+    lines[1].data[:] = lines[1].data * np.exp(0.5j * np.cos(np.arange(RAMPS.n_samples)))
+    found = only(slices(lines, header()))
+    assert any("keep a ghost of" in remark for remark in found.remarks)
+
+
+def test_a_file_s_navigators_stay_with_their_lines(tmp_path):
+    xml = epi_header_xml(RAMPS, extra_limits=limits("contrast", 1) + average_limits(1))
+    lines = []
+    for number, (contrast, average) in enumerate([(1, 0), (0, 0), (0, 1), (1, 1)]):
+        shot = Readouts(RAMPS).shot(range(ROWS), (0.3 * number, 0.5), contrast=contrast, average=average)
+        shot[2].idx.average = 1
+        lines += shot
+    write_scan(tmp_path / "scan.h5", lines, xml)
+    log = ScanLog()
+    with open_scan(tmp_path / "scan.h5") as scan:
+        found = list(slices(scan.acquisitions(), scan.header, log=log))
+    assert len(found) == 4 and not any("navigators" in remark for remark in log.remarks)
+    for item in found:
+        assert error(item.kspace, truth()) < 0.004
