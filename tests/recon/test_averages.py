@@ -193,3 +193,29 @@ def test_many_coils_become_the_same_virtual_ones(simulated_scan):
         mapped = next(with_coil_maps(stream, CPU))
     assert mapped.n_coils == 16 and len(mapped.data.kspace) % 3 == 0
     assert mapped.residual(mapped.conventional) < 1.5
+
+
+def test_fewer_averages_of_one_weighting_are_the_scanners_plan(simulated_scan, model, tmp_path):
+    """Limits announce as many averages of b = 0 as of the others; one that some slices have is missed, though."""
+
+    def fewer(number, line):
+        idx = line.idx
+        noise = line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+        unplanned = idx.contrast == 0 and idx.average > 0
+        lost = (idx.contrast, idx.average, idx.slice) == (1, 2, 1)
+        return line if noise or not (unplanned or lost) else None
+
+    scan = edited(simulated_scan(**DIFFUSION, n_slices=2), tmp_path, fewer)
+    with open_scan(scan) as opened:
+        assert opened.n_images(True) == 4
+        found = list(slices(opened.acquisitions(), opened.header, combine_averages=True))
+        apart = list(slices(opened.acquisitions(), opened.header))
+    assert {item.key: len(item.others) for item in found} == {
+        SliceKey(0): 0,
+        SliceKey(1): 0,
+        SliceKey(0, 1): 2,
+        SliceKey(1, 1): 1,
+    }
+    (remark,) = [remark for item in found for remark in item.remarks]
+    assert remark.startswith("average 2 is missing: it is announced")
+    assert [item.key for item in apart if isinstance(item, LostSlice)] == [SliceKey(1, 1, average=2)]
