@@ -7,6 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from support.dicom import unexplained
 from support.results import replay
 
 SCAN = {"matrix": (24, 32), "n_slices": 3, "n_coils": 4, "contrast": "dwi", "b_values": (0.0, 700.0, 700.0, 700.0)}
@@ -51,6 +52,11 @@ def test_siemens_and_ge_have_their_own_elements_too(dicom):
     assert block[0x0E].value == pytest.approx(DIRECTIONS[0])
     file = pydicom.dcmread(sorted(dicom("GE MEDICAL SYSTEMS").glob("*.dcm"))[3])
     assert int(file.private_block(0x0043, "GEMS_PARM_01")[0x39].value[0]) == 700
+
+
+@pytest.mark.parametrize("vendor", ["SIMULATED", "SIEMENS", "GE MEDICAL SYSTEMS"])
+def test_dciodvfy_explains_them(dicom, vendor):
+    assert unexplained(sorted(dicom(vendor).glob("*.dcm"))[3]) == []
 
 
 def gradients(folder, target) -> tuple[list[float], np.ndarray]:

@@ -244,7 +244,7 @@ def test_a_slice_without_maps_is_named_in_the_audit_line(simulated_scan, engine)
     scan, session = simulated_scan(matrix=(48, 56), n_slices=1, contrast="dwi", b_values=(0.0, 1000.0)), Here(engine)
     answer = session.exchange(*raw_stream(scan, "dpm_dwi", one_more))
     assert [image.image_series_index for image in answer.images] == [1, 1]
-    assert session.session.record["decisions"][-1] == "slice 0: no diffusion maps, b = 1000 s/mm^2 is missing"
+    assert session.session.record["decisions"][0] == "slice 0: no diffusion maps, b = 1000 s/mm^2 is missing"
 
 
 @pytest.mark.parametrize(
