@@ -55,8 +55,8 @@ def slices(
     announced average: their mean, or in a scan whose averages have a phase each (`averages.py`) all of them. Memory
     holds the open slices, the noise lines and one separate calibration a slice number, which later repetitions,
     averages and contrasts use if they bring none; with interleaved calibration, the slices that wait for the lines
-    of others. Lines that are for calibration alone are image lines too, unless the header or a row that came as both says
-    otherwise. receiving: how lines are taken; log: gets what became of them. At the end each slice that the header
+    of others. Lines that are for calibration alone are image lines too, unless the header or a row that came as both
+    says otherwise. receiving: how lines are taken; log: gets what became of them. At the end each slice that the header
     announces and of which nothing came is a LostSlice.
     Raises UnsupportedScanError and BadInputError, in one sentence, for scans that cannot be used at all.
     """
