@@ -189,7 +189,6 @@ GIVEN = {
     "ignore-flags": "USER3",
     "set": f"{VIEW}.z=6",
     "conjugate": "on",
-    "combine-averages": "on",
 }
 
 

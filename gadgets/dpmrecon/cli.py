@@ -68,11 +68,6 @@ def _add_replay(commands) -> None:
     parser.add_argument("--nifti", action="store_true", help="nifti/ as well, a file for each series (needs nibabel)")
     parser.add_argument("--image-type", metavar="TAG", default="DPM", help="last value of ImageType (default: DPM)")
     parser.add_argument(
-        "--b-values",
-        metavar="COUNTER:B0,B1,...",
-        help="s/mm^2 for each value of the counter that carries them (default: from the scan's header)",
-    )
-    parser.add_argument(
         "--truth", type=Path, help=".npy (slices or partitions, rows, cols) to score and show errors against"
     )
     parser.add_argument("--mask", type=Path, help=".npy, where to score")
@@ -102,7 +97,7 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
     from .replay import Progress, replay
     from .results import Wanted
 
-    weighting = None if args.b_values is None else weighting_from_text(args.b_values)
+    weighting = None if options.b_values is None else weighting_from_text(options.b_values)
     outputs = Outputs(options.outputs, args.conventional, args.anonymize, args.nifti)
     dicom = DicomOptions(args.anonymize, args.image_type, options.reformat)
     wanted = Wanted(outputs, dicom, weighting, args.truth, args.mask, options.vein_phase)
@@ -133,6 +128,8 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
         )
     if report.nrmse is not None:
         print("NRMSE:", ", ".join(f"{name} {found['mean']:.4f}" for name, found in report.nrmse.items()))
+    if report.weighting is not None:
+        print(report.weighting.text)
     for note in [*report.remarks, *report.notes]:
         print(f"dpmrecon: {note}", file=sys.stderr)
     names = ("images.h5", "dicom/", "nifti/", "preview.png", "report.json")

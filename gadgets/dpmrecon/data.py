@@ -41,7 +41,9 @@ class Slice:
     seed_key: numbers that enter the seeds of its samples, and nothing else of the scan does; remarks: what was
     repaired or left out, or is doubtful, a sentence's end each; pooled: the calibration is made of lines of other
     averages or repetitions too, which are no data of this one; ghost: of EPI, amplitude of the N/2 ghost over the
-    signal's by the navigators, after and before its correction, of the shot that has most of it left.
+    signal's by the navigators, after and before its correction, of the shot that has most of it left; others: its
+    further averages, each with a phase of its own; n_averages: that are in `kspace`, whose coils are then those of each
+    in turn.
     """
 
     key: SliceKey
@@ -57,6 +59,8 @@ class Slice:
     remarks: tuple[str, ...] = ()
     pooled: bool = False
     ghost: tuple[float, float] | None = None
+    others: "tuple[Slice, ...]" = ()
+    n_averages: int = 1
 
 
 AnySlice = TypeVar("AnySlice", bound=Slice)

@@ -67,7 +67,9 @@ class Options:
     batch: int | None = _option(
         None, int, "images the network sees at once (default: 4 on a CPU, 32 on a GPU)", minimum=1, process=True
     )
-    combine_averages: bool = _option(False, bool, "one image of all averages", raw=True)
+    combine_averages: bool = _option(
+        False, bool, "one image of all averages; those of diffusion scans keep the phase that each has"
+    )
     conjugate: str = _option(
         "auto",
         str,
@@ -102,7 +104,12 @@ class Options:
         several=True,
         metavar="KIND,...",
     )
-
+    b_values: str | None = _option(
+        None,
+        str,
+        "s/mm^2 for each value of the counter that carries them, B@X/Y/Z with the direction (default: from the header)",
+        metavar="COUNTER:B0,B1,...",
+    )
     vein_phase: str = _option(
         "auto",
         str,

@@ -58,6 +58,10 @@ def result_writers(
     report = Report(folder / "report.json", name, provenance, scan.log, secret)
     images = ImagesFile(folder / "images.h5", scan, wanted.outputs)
     maps = Maps(header, wanted.weighting, images.put, report.notes.append, combine_averages=combine_averages)
+    report.weighting = maps.weighting
+    if maps.weighting is not None:
+        for remark in maps.weighting.remarks:
+            scan.log.remark(remark)
     swi = SwiSeries(header, provenance, wanted.vein_phase, images.put, report.notes.append)
     writers: list[Writer] = [
         maps,

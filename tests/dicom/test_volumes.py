@@ -43,7 +43,7 @@ def written(folder: Path, name="sagittal", xml=None, items=None, notes=None, **o
     items = items or [reconstructed(numbered(), scale=1000.0)]
     images = write_images(folder / "images.h5", xml or volume_xml(SHAPE, fov=FOV), line_of(name), items)
     note = notes.append if notes is not None else lambda text: None
-    write_dicom(images, folder / "dicom", "0" * 64, {"seed": 0}, DicomOptions(**options), None, note)
+    write_dicom(images, folder / "dicom", "0" * 64, {"seed": 0}, DicomOptions(**options), note)
     return folder
 
 

@@ -54,7 +54,7 @@ def series(out, number: int) -> list[pydicom.Dataset]:
 def test_dciodvfy_finds_no_error_and_no_warning_that_is_not_explained(which, request):
     out = request.getfixturevalue(which)
     files = sorted((out / "dicom").rglob("*.dcm"))
-    assert len({path.parent for path in files}) == {"result": 2, "diffusion_result": 4, "complex_result": 3}[which]
+    assert len({path.parent for path in files}) == {"result": 2, "diffusion_result": 5, "complex_result": 3}[which]
     for path in files:
         assert unexplained(path) == []
 

@@ -203,22 +203,36 @@ def test_an_mrd_client_gets_whole_numbers_and_complex_images(scan, engine):
         assert spread.data.max() < 32767
 
 
-def test_an_mrd_client_gets_b_values_trace_and_adc(simulated_scan, engine, model, tmp_path):
+def test_an_mrd_client_gets_b_values_and_the_maps_of_diffusion(simulated_scan, engine, model, tmp_path):
     scan = simulated_scan(matrix=(48, 56), n_slices=1, contrast="dwi", b_values=(0.0, 1000.0))
     session = Here(engine)
     answer = session.exchange(*raw_stream(scan, "dpm_dwi"))
     assert (answer.errors, answer.texts) == ([], [])
-    assert session.session.record["images"] == len(answer.images) == 4
-    found = {series: [image for image in answer.images if image.image_series_index == series] for series in (1, 4, 5)}
+    assert session.session.record["images"] == len(answer.images) == 5
+    units = {1: 1.0, 4: 1.0, 5: 1e-6, 11: 1e-4}
+    found = {series: [image for image in answer.images if image.image_series_index == series] for series in units}
     assert [image.meta["DiffusionBValue"] for image in found[1]] == ["0", "1000"]
     assert replay(scan, tmp_path, model, "--contrast", "dwi", "--steps", "4", "--samples", "1") == 0
-    for series, unit in ((1, 1.0), (4, 1.0), (5, 1e-6)):
+    for series, unit in units.items():
         for ours, theirs in zip(found[series], images(tmp_path, series), strict=True):
             assert ours.data.dtype == np.uint16
             assert unit * ours.data == pytest.approx(theirs.data, abs=0.51 * unit)
             assert (ours.slice, ours.contrast) == (theirs.slice, theirs.contrast)
             assert ours.meta["DataRole"] == theirs.meta["DataRole"]
     assert (found[5][0].meta["RescaleSlope"], found[5][0].meta["WindowWidth"]) == ("1e-06", "2500")
+    assert (found[11][0].meta["RescaleSlope"], found[11][0].meta["WindowWidth"]) == ("0.0001", "10000")
+    assert found[11][0].meta["dpmrecon_map"] == "eADC b=1000 0.0001"
+    told = [text for text in session.session.record["decisions"] if "trace-weighted" in text]
+    assert told == ["remark: b = 1000 s/mm^2 has the direction (0, 0, 0) by the header: it counts as trace-weighted"]
+
+
+def test_a_client_states_the_b_values(simulated_scan, engine):
+    scan = simulated_scan(matrix=(48, 56), n_slices=1, contrast="dwi", b_values=(0.0, 1000.0))
+    answer = Here(engine).exchange(*raw_stream(scan, '{"b-values": "contrast:0,700@0/0/2"}'))
+    (_, second) = [image for image in answer.images if image.image_series_index == 1]
+    assert (second.meta["DiffusionBValue"], second.meta["DiffusionGradientOrientation"]) == ("700", ["0", "0", "1"])
+    answer = Here(engine).exchange(*raw_stream(scan, '{"b-values": "slices:0"}'))
+    assert answer.images == [] and b"b-values 'slices:0' are not usable" in answer.texts[0]
 
 
 def test_a_slice_without_maps_is_named_in_the_audit_line(simulated_scan, engine):
@@ -230,7 +244,7 @@ def test_a_slice_without_maps_is_named_in_the_audit_line(simulated_scan, engine)
     scan, session = simulated_scan(matrix=(48, 56), n_slices=1, contrast="dwi", b_values=(0.0, 1000.0)), Here(engine)
     answer = session.exchange(*raw_stream(scan, "dpm_dwi", one_more))
     assert [image.image_series_index for image in answer.images] == [1, 1]
-    assert session.session.record["decisions"] == ["slice 0: no trace and no ADC, b = 1000 s/mm^2 is missing"]
+    assert session.session.record["decisions"][0] == "slice 0: no diffusion maps, b = 1000 s/mm^2 is missing"
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.output import images_file, maps
-from dpmrecon.output.maps import adc_map
+from dpmrecon.output.maps import adc_map, exponential_map, trace_of
 from dpmrecon.output.mrd_images import RESEARCH, image_of
-from dpmrecon.output.weighting import Weighting, weighting_from_text, weighting_of
+from dpmrecon.output.weighting import NONE, Weighted, Weighting, weighting_from_text, weighting_of
 from dpmrecon.prior.checkpoint import DEFAULT
 from dpmrecon.tools.phantom import TISSUES, Phantom
 from dpmrecon.tools.simulate import simulate, truth_path
@@ -54,6 +54,29 @@ def test_the_weights_match_the_noise():
     assert weighted.std() < 0.7 * plain.std()
 
 
+def test_directions_meet_in_their_geometric_mean_whose_adc_is_the_mean_of_theirs():
+    rng = np.random.default_rng(3)
+    each = rng.uniform(0.2e-3, 3e-3, (3, 7, 5))
+    s0 = rng.uniform(50, 100, (7, 5))
+    trace = trace_of(s0 * np.exp(-800 * each))
+    assert trace == pytest.approx(s0 * np.exp(-800 * each.mean(0)))
+    adc = adc_map(np.stack([s0, trace]), np.array([0.0, 800.0]))
+    assert adc == pytest.approx(each.mean(0), rel=1e-5)
+    assert exponential_map(adc, 800.0, np.ones((7, 5), bool)) == pytest.approx(trace / s0, rel=1e-5)
+
+
+def test_a_voxel_without_one_direction_has_no_value():
+    directions = np.full((3, 5, 7), 50.0)
+    directions[1, 2, 3] = 0
+    trace = trace_of(directions)
+    assert trace[2, 3] == 0 and trace[0, 0] == pytest.approx(50)
+    signals, b = np.stack([np.full((5, 7), 100.0), trace]), np.array([0.0, 1000.0])
+    adc, where = adc_map(signals, b), maps.measured(signals, b)
+    assert np.argwhere(~where).tolist() == [[2, 3]]
+    assert adc[2, 3] == 0 and adc[0, 0] == pytest.approx(np.log(2) * 1e-3)
+    assert exponential_map(adc, 1000.0, where)[2, 3] == 0  # not 1, which an ADC of 0 has
+
+
 def test_air_and_rising_signals_give_zero():
     signals = np.full((2, 4, 4), 100.0)
     signals[1] = 40
@@ -75,7 +98,8 @@ def header(scan, **changes):
 
 def test_b_values_come_from_the_header_or_the_user(simulated_scan):
     scan = simulated_scan(**SMALL)
-    assert weighting_of(header(scan)) == Weighting("contrast", SMALL["b_values"])
+    by_header = tuple(Weighted(b, NONE) for b in SMALL["b_values"])
+    assert weighting_of(header(scan)) == Weighting("contrast", by_header, "the header")
     stated = weighting_from_text("repetition:0,800")
     assert weighting_of(header(scan), stated) == stated
     assert weighting_of(header(simulated_scan())) is None
@@ -89,7 +113,15 @@ def test_b_values_come_from_the_header_or_the_user(simulated_scan):
     with pytest.raises(BadInputError, match="0.0, None, 1000.0.*--b-values"):
         weighting_of(lost)
     assert weighting_of(lost, stated) == stated
-    for text in ("0,1000", "slice:0,1000", "contrast:0,b", "contrast:-1,1000", "contrast:"):
+    for text in (
+        "0,1000",
+        "slice:0,1000",
+        "contrast:0,b",
+        "contrast:-1,1000",
+        "contrast:",
+        "contrast:0,9@1/2",
+        "contrast:0,9@a/b/c",
+    ):
         with pytest.raises(BadInputError, match="COUNTER:B0,B1"):
             weighting_from_text(text)
 
@@ -124,6 +156,69 @@ def test_trace_and_adc_series(result):
         assert not {"DiffusionBValue", "dpmrecon_b_value"} & set(image.meta)
         assert "b = " not in image.meta["ImageComments"]
         assert image.meta["dpmrecon_model"].startswith("tiny-")
+
+
+def test_the_exponential_map_is_what_adc_leaves_at_the_largest_b(result):
+    maps = images(result, 11)
+    assert len(maps) == 2
+    for image, adc in zip(maps, images(result, 5)):
+        inside = adc.data > 0
+        assert image.data[inside] == pytest.approx(np.exp(-1000 * adc.data[inside]), rel=1e-5)
+        assert image.data.max() <= 1
+        assert (image.meta["DataRole"], image.meta["dpmrecon_map"]) == ("Exponential", "eADC b=1000")
+        assert "b = " not in image.meta["ImageComments"] and "DiffusionBValue" not in image.meta
+    for path in sorted((result / "dicom").rglob("*_EADC/*.dcm")):
+        file = pydicom.dcmread(path)
+        assert (float(file.RescaleSlope), file.RescaleType, int(file.SeriesNumber) % 100) == (1e-4, "US", 11)
+        mapping = file.RealWorldValueMappingSequence[0]
+        assert (mapping.LUTLabel, mapping.MeasurementUnitsCodeSequence[0].CodeValue) == ("eADC", "1")
+        assert file.pixel_array * 1e-4 == pytest.approx(maps[int(file.InstanceNumber) - 1].data[0, 0], abs=6e-5)
+        assert "DiffusionBValue" not in file
+
+
+def test_the_table_of_weightings_is_in_the_report_and_on_the_screen(simulated_scan, model, tmp_path, capsys):
+    text = "contrast:0,400@0/0/0,1000@3/0/4"
+    assert replay(simulated_scan(**SMALL), tmp_path, model, "--b-values", text) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    rows = [(row["value"], row["b"], row["kind"], row["direction"], row["source"]) for row in report["weighting"]]
+    assert rows == [
+        (0, 0, "NONE", None, "the user"),
+        (1, 400, "ISOTROPIC", [0, 0, 0], "the user"),
+        (2, 1000, "DIRECTIONAL", [0.6, 0, 0.8], "the user"),
+    ]
+    assert {row["counter"] for row in report["weighting"]} == {"contrast"}
+    assert any("b = 400 s/mm^2 has the direction (0, 0, 0) by the user" in remark for remark in report["remarks"])
+    printed = capsys.readouterr()
+    assert printed.out.count("0: b = 0; 1: b = 400, trace-weighted; 2: b = 1000 along 0.6, 0, 0.8") == 1
+    assert printed.err.count("it counts as trace-weighted") == 1
+    first, second, third = (image for image in images(tmp_path, 1) if image.slice == 0)
+    assert third.meta["DiffusionGradientOrientation"] == ["0.6", "0", "0.8"]
+    assert third.meta["ImageComments"].endswith("; b = 1000 s/mm2 along 0.6, 0, 0.8")
+    kinds = [image.meta["DiffusionDirectionality"] for image in (first, second, third)]
+    assert kinds == ["NONE", "ISOTROPIC", "DIRECTIONAL"]
+    (trace,) = (image for image in images(tmp_path, 4) if image.slice == 0 and image.contrast == 2)
+    assert trace.meta["DiffusionDirectionality"] == "ISOTROPIC" and "DiffusionGradientOrientation" not in trace.meta
+    assert "; b = 1000 s/mm2" in trace.meta["ImageComments"] and "along" not in trace.meta["ImageComments"]
+
+
+def test_a_scan_of_one_b_value_says_it_and_has_no_maps(simulated_scan, model, tmp_path):
+    scan = simulated_scan(**{**SMALL, "b_values": ()}, b_value=1000.0)
+    assert replay(scan, tmp_path, model, "--b-values", "contrast:1000@0/1/0") == 0
+    assert [image.meta["DiffusionBValue"] for image in images(tmp_path, 1)] == ["1000", "1000"]
+    with h5py.File(tmp_path / "images.h5") as file:
+        assert not {"image_4", "image_5", "image_11"} & set(file["dataset"])
+    assert json.loads((tmp_path / "report.json").read_text())["notes"] == []
+
+
+def test_directions_of_the_header_are_those_of_the_patient(simulated_scan):
+    head = header(simulated_scan(**SMALL))
+    kind = type(head.sequenceParameters.diffusion[0].gradientDirection)
+    head.sequenceParameters.diffusion[1].gradientDirection = kind(rl=0.0, ap=3.0, fh=-4.0)
+    head.sequenceParameters.diffusion[2].gradientDirection = None
+    found = weighting_of(head)
+    assert found.weighted[1].direction == pytest.approx((0, 0.6, -0.8))
+    assert found.weighted[2].directionality is None
+    assert found.remarks == []
 
 
 def test_dicom_of_adc_and_trace(result):
@@ -170,7 +265,7 @@ def test_a_slice_that_lost_a_direction_has_neither_trace_nor_adc(simulated_scan,
     scan = without_contrast_2_of_slice_1(simulated_scan(**SMALL), tmp_path / "scan.h5")
     assert replay(scan, tmp_path / "out", model, "--b-values", "contrast:0,850,850") in (0, 4)
     assert [image.slice for series in (4, 5) for image in images(tmp_path / "out", series)] == [0, 0]
-    says = "slice 1: no trace and no ADC, 1 of 2 directions of b = 850 s/mm^2 is missing"
+    says = "slice 1: no diffusion maps, 1 of 2 directions of b = 850 s/mm^2 is missing"
     assert json.loads((tmp_path / "out" / "report.json").read_text())["notes"] == [says]
 
 
@@ -199,8 +294,9 @@ def test_memory_holds_the_images_of_incomplete_slices_alone(simulated_scan):
     assert put == []
     writer.close(None)
     assert notes == []
-    assert [(image.slice, image.image_series_index) for image in put] == [(0, 4), (0, 5), (1, 4), (1, 5)]
+    assert [(image.slice, image.image_series_index) for image in put] == [(n, s) for n in (0, 1) for s in (4, 5, 11)]
     assert put[1].data == pytest.approx(np.log(2) / 1000)
+    assert put[2].data == pytest.approx(0.5)
 
 
 def test_more_images_than_announced_take_a_slice_its_maps(simulated_scan):
@@ -210,7 +306,7 @@ def test_more_images_than_announced_take_a_slice_its_maps(simulated_scan):
         passed(writer, 0, contrast)
     writer.close(None)
     assert put == []
-    assert notes == ["slice 0: no trace and no ADC, more images came than the header's limits announce"]
+    assert notes == ["slice 0: no diffusion maps, more images came than the header's limits announce"]
 
 
 def test_a_scan_that_broke_off_has_no_maps(simulated_scan):
@@ -225,10 +321,10 @@ def test_a_scan_that_broke_off_has_no_maps(simulated_scan):
 def test_missing_b_values_are_named(simulated_scan, model, tmp_path, capsys):
     scan = without_contrast_2_of_slice_1(simulated_scan(**SMALL), tmp_path / "scan.h5")
     assert replay(scan, tmp_path / "out", model) == 4  # that slice is announced
-    assert "slice 1: no trace and no ADC, b = 1000 s/mm^2 is missing" in capsys.readouterr().err
+    assert "slice 1: no diffusion maps, b = 1000 s/mm^2 is missing" in capsys.readouterr().err
     assert len(images(tmp_path / "out", 5)) == 1
     assert replay(simulated_scan(**SMALL), tmp_path / "b", model, "--b-values", "contrast:0,1000") == 0
-    assert "no trace and ADC: an image has contrast 2" in capsys.readouterr().err
+    assert "no diffusion maps: an image has contrast 2" in capsys.readouterr().err
 
 
 def test_a_header_without_one_b_value_gives_dicom_without_maps(simulated_scan, model, tmp_path, capsys):
@@ -239,7 +335,7 @@ def test_a_header_without_one_b_value_gives_dicom_without_maps(simulated_scan, m
         assert xml != file["dataset/xml"][0]
         file["dataset/xml"][0] = xml
     assert replay(scan, tmp_path / "out", model) == 0
-    assert "no trace and ADC: the header lists" in capsys.readouterr().err
+    assert "no diffusion maps: the header lists" in capsys.readouterr().err
     assert len(list((tmp_path / "out" / "dicom").rglob("*.dcm"))) == 6
 
 
@@ -253,7 +349,7 @@ def test_maps_that_find_no_room_are_a_line(simulated_scan, model, tmp_path, caps
 
     monkeypatch.setattr(images_file, "store", limited)
     assert replay(simulated_scan(**SMALL), tmp_path, model) == 0
-    assert "no trace and ADC: cannot write" in capsys.readouterr().err
+    assert "no diffusion maps: cannot write" in capsys.readouterr().err
     assert (tmp_path / "dicom").exists()
 
 

@@ -139,7 +139,7 @@ def test_phase_alone(simulated_scan, model, tmp_path, capsys):
     dwi = simulated_scan(matrix=(32, 40), n_slices=1, contrast="dwi", b_values=(0.0, 1000.0), n_coils=4)
     assert replay(dwi, tmp_path / "out", model, "--output", "phase", "--samples", "1") == 0
     assert [len(files) for files in read_series(tmp_path / "out" / "dicom")] == [2]
-    assert report(tmp_path / "out")["notes"] == ["no trace and ADC: there are no magnitude images"]
+    assert report(tmp_path / "out")["notes"] == ["no diffusion maps: there are no magnitude images"]
     assert main(["replay", str(dwi), "--out", str(tmp_path / "no"), "--output", "phase", "--conventional"]) == 2
     assert "the conventional image stands beside the magnitude" in capsys.readouterr().err
 

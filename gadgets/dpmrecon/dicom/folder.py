@@ -18,7 +18,7 @@ from .write import DicomOptions, write_dicom
 class DicomFolder:
     """A writer of dicom/, once the scan is done and `images`, images.h5, is closed.
 
-    maps: tells the b-values of a diffusion scan. DICOM that cannot be made is a note of the report: the images stay.
+    maps: tells the weighting of a diffusion scan. DICOM that cannot be made is a note of the report: the images stay.
     Raises BadInputError where the report cannot be written.
     """
 
@@ -36,9 +36,7 @@ class DicomFolder:
             run["weighting"] = asdict(weighting)
         target, files = self.images.with_name("dicom"), []
         try:
-            files = write_dicom(
-                self.images, target, self.scan.digest, run, self.options, weighting, report.notes.append
-            )
+            files = write_dicom(self.images, target, self.scan.digest, run, self.options, report.notes.append)
         except BadInputError as error:
             shutil.rmtree(target, ignore_errors=True)  # half a series looks like a whole one
             report.notes.append(f"no DICOM: {error}")

@@ -25,11 +25,11 @@ from ..errors import BadInputError
 from ..mrd.geometry import ORIENTATIONS, Plane, grid_of_mrd, plane_of_mrd, slice_spacing
 from ..mrd.header import Header, n_partitions, read_header
 from ..output.images_file import series_of
-from ..output.maps import ADC_SLOPE, ADC_WINDOW
+from ..output.maps import ADC_SLOPE, ADC_WINDOW, EXPONENTIAL_SLOPE
 from ..output.mrd_images import COMPLEX, COUNTERS, THICKNESS, remarks_of
 from ..output.swi import MINIP, VEIN_PHASE
-from ..output.weighting import Weighting
 from ..output.whole_numbers import FIRST_MRAD, MRAD_PER_STEP, phase_steps
+from .diffusion import add_weighting
 
 LARGEST_STORED = 65535
 REFORMATTED = 50  # is added to the number of a series that is reformatted
@@ -44,6 +44,7 @@ SUFFIXES = {
     "Conventional": "_CONV",
     "Trace": "_TRACE",
     "ADC": "_ADC",
+    "Exponential": "_EADC",
     "Phase": "_PHASE",
     "FilteredPhase": "_HPASS",
     "SWI": "_SWI",
@@ -76,7 +77,7 @@ class DicomOptions:
 
 @dataclass(frozen=True)
 class _Scale:
-    """What stored values mean, and how to show them. unit: UCUM's code, "US" for none.
+    """What stored values mean, and how to show them. unit: UCUM's code, "1" of a ratio, "US" for none.
 
     label, text: for viewers that read RealWorldValueMapping rather than the rescale.
     """
@@ -94,6 +95,8 @@ class _Scale:
         """Of a series; bright, largest: see `stored_unit`."""
         if role == "ADC":
             return cls(ADC_SLOPE, ADC_WINDOW, "mm2/s", label="ADC", text="Apparent diffusion coefficient")
+        if role == "Exponential":
+            return cls(EXPONENTIAL_SLOPE, 1.0, "1", label="eADC", text="Exponential map exp(-b ADC)")
         if role in ("Phase", "FilteredPhase"):
             return cls(MRAD_PER_STEP, -2 * FIRST_MRAD, "mrad", FIRST_MRAD, 0.0, "PHASE", "Phase of the signal")
         return cls(stored_unit(bright, largest), bright or 1.0)
@@ -107,7 +110,7 @@ class _Scale:
     def tell(self, file: Any) -> None:
         """The rescale, the window and, where there is a unit, the mapping to real values."""
         file.RescaleIntercept = _decimal(self.intercept) if self.intercept else "0"
-        file.RescaleSlope, file.RescaleType = _decimal(self.slope), self.unit
+        file.RescaleSlope, file.RescaleType = _decimal(self.slope), self.unit if self.unit != "1" else "US"
         center = self.width / 2 if self.center is None else self.center
         file.WindowCenter, file.WindowWidth = _decimal(center), _decimal(self.width)
         if self.width < SMALL_WINDOW:
@@ -141,13 +144,12 @@ def write_dicom(
     digest: str,
     run: dict[str, Any],
     options: DicomOptions,
-    weighting: Weighting | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Write every image series of `images` (images.h5) to folder/NUMBER_KIND/IMnnnn.dcm; returns the files.
 
     digest: of the scan, see `Scan.digest`; run: what else decides the images (JSON values: model, sampler, seed ...).
-    Both make the UIDs. weighting: of a diffusion scan, for the b-value of each image. note: gets a line where volumes
+    Both make the UIDs. note: gets a line where volumes
     are not reformatted as the options say. Raises BadInputError, in one
     sentence, where the headers hold no geometry or nothing can be written.
     """
@@ -156,7 +158,7 @@ def write_dicom(
     dataset = ismrmrd.Dataset(str(images), "dataset", create_if_needed=False)
     try:
         written: list[Path] = []
-        scan = _Scan(header, digest, run, options, weighting)
+        scan = _Scan(header, digest, run, options)
         numbers = [number for number in series_of(images) if number != COMPLEX]  # which a classic MR image cannot hold
         for number in numbers:
             written += _write_series(dataset, number, scan, folder)
@@ -212,7 +214,6 @@ class _Scan:
     digest: str
     run: dict[str, Any]
     options: DicomOptions
-    weighting: Weighting | None
 
     def series_uid(self, *parts: str | None) -> str:
         told = {"anonymize": self.options.anonymize, "tag": self.options.tag}
@@ -261,8 +262,7 @@ def _write_series(
         if spacing is not None:
             file.SpacingBetweenSlices = _decimal(spacing)
         scale.tell(file)
-        if scan.weighting is not None and role != "ADC":
-            file.DiffusionBValue = scan.weighting.of(image.head)
+        add_weighting(file, image.meta, image.plane)
         file.PixelData = stored[image.part].astype("<u2").tobytes()
         path = target / f"IM{instance:04d}.dcm"
         file.save_as(path, enforce_file_format=True)

@@ -12,8 +12,9 @@ import numpy as np
 
 from ..data import LostSlice, Slice
 from ..errors import BadInputError
+from ..mrd.averages import together
 from ..mrd.collect import slices
-from ..mrd.header import Header
+from ..mrd.header import Header, n_partitions
 from ..mrd.lines import LineHeaders
 from ..mrd.receiving import Receiving
 from ..mrd.scan_log import ScanLog
@@ -45,7 +46,8 @@ class Gadgetron:
         *,
         combine_averages: bool,
     ) -> Iterator[Slice | LostSlice]:
-        return slices_of(self._bits(messages), header, line_headers)
+        found = slices_of(self._bits(messages), header, line_headers)
+        return together(found, header) if combine_averages else found
 
     def receiving(self, options: Options, header: Header) -> Receiving:
         """The server's gadgets took the lines: our images lie as its own do. Raises BadInputError for options of it."""
@@ -56,6 +58,11 @@ class Gadgetron:
                     f"{name} needs raw acquisitions, which the gadgets before this one have taken: leave it out of the "
                     "chain"
                 )
+        if options.combine_averages and n_partitions(header) > 1:
+            raise BadInputError(
+                "combine-averages of a 3D scan needs raw acquisitions, which the gadgets before this one have taken: "
+                "leave it out of the chain"
+            )
         return Receiving()
 
     def _bits(self, messages: Iterable[tuple[int, Any]]) -> Iterator[ReconBit]:

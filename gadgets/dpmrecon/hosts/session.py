@@ -26,6 +26,7 @@ from ..mrd.scan_log import ScanLog
 from ..output.maps import Maps, in_whole_numbers
 from ..output.mrd_images import mrd_images
 from ..output.swi import SwiSeries
+from ..output.weighting import weighting_from_text
 from ..output.whole_numbers import SpreadScale
 from ..output.writers import writing
 from ..read_ahead import ReadAhead
@@ -176,7 +177,10 @@ class Session:
         # a volume takes as much memory as hundreds of slices
         waiting = 1 if n_partitions(header) > 1 else slices_at_once(sampling.batch, sampling.samples)
         self.reader = ReadAhead(stream, waiting)
-        maps = Maps(header, None, self._send_map, self._note, combine_averages=options.combine_averages)
+        stated = None if options.b_values is None else weighting_from_text(options.b_values)
+        maps = Maps(header, stated, self._send_map, self._note, combine_averages=options.combine_averages)
+        for remark in maps.weighting.remarks if maps.weighting else ():
+            lines.remark(remark)
         swi = SwiSeries(header, provenance, options.vein_phase, self._send_map, self._note)
         with writing([Sender(self.host, self.peer), maps, swi, Books(record, sampling, lines)]) as add:
             stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)

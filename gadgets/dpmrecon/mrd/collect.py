@@ -13,6 +13,7 @@ import numpy as np
 
 from ..data import LostSlice, Slice, SliceKey
 from ..errors import BadInputError, UnsupportedScanError
+from .averages import have_phases, together
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, missing_keys
 from .epi import EpiLine, Navigators, Readouts
 from .flags import CALIBRATION, LAST_IN_SLICE, LAST_OF_ALL, NOISE, PHASE_CORRECTION, REVERSED, SURFACE_COIL, names_of
@@ -50,23 +51,23 @@ def slices(
     leaves with such a line once it is complete, because some scanners end each partition with one.
 
     line_headers: gets that of the image line nearest the k-space centre of each slice, before the slice leaves.
-    Averages are slices of their own unless `combine_averages`; then their mean is one slice that leaves with the last
-    announced average. Memory holds the open slices, the noise lines and one separate calibration a slice number, which
-    later repetitions, averages and contrasts use if they bring none; with interleaved calibration, the slices that wait
-    for the lines of others. Lines that are for calibration alone are image lines too, unless the header or a row that
-    came as both says otherwise. receiving: how lines are taken; log: gets what became of them. At the end each slice
-    that the header announces and of which nothing came is a LostSlice.
+    Averages are slices of their own unless `combine_averages`; then they are one slice that leaves with the last
+    announced average: their mean, or in a scan whose averages have a phase each (`averages.py`) all of them. Memory
+    holds the open slices, the noise lines and one separate calibration a slice number, which later repetitions,
+    averages and contrasts use if they bring none; with interleaved calibration, the slices that wait for the lines
+    of others. Lines that are for calibration alone are image lines too, unless the header or a row that came as both
+    says otherwise. receiving: how lines are taken; log: gets what became of them. At the end each slice that the header
+    announces and of which nothing came is a LostSlice.
     Raises UnsupportedScanError and BadInputError, in one sentence, for scans that cannot be used at all.
     """
     check_supported(header)
     check_announced(header, combine_averages=combine_averages)
     heads = {} if line_headers is None else line_headers
-    collector = _Collector(header, heads, combine_averages, receiving, ScanLog() if log is None else log)
-    for line in acquisitions:
-        key = collector.add(line)
-        if key is not None:
-            yield from collector.close(key)
-    yield from collector.rest()
+    apart = combine_averages and have_phases(header)
+    mean = combine_averages and not apart
+    collector = _Collector(header, heads, mean, receiving, ScanLog() if log is None else log)
+    found = collector.slices(acquisitions)
+    yield from together(found, header) if apart else found
 
 
 class _Collector:
@@ -97,6 +98,14 @@ class _Collector:
                 f"the header asks for images of {asked} pixels along {axis} where {has} are encoded in their "
                 "field of view: they have less resolution than the data"
             )
+
+    def slices(self, acquisitions: Iterable[ismrmrd.Acquisition]) -> Iterator[Slice | LostSlice]:
+        """Of all the lines."""
+        for line in acquisitions:
+            key = self.add(line)
+            if key is not None:
+                yield from self.close(key)
+        yield from self.rest()
 
     def add(self, line: ismrmrd.Acquisition) -> SliceKey | None:
         """Keep a line, or say why not; returns the slice's key when this was its last line."""

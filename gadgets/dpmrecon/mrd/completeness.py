@@ -3,11 +3,13 @@
 import itertools
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from ..data import SliceKey
 from ..errors import BadInputError
+from .averages import have_phases
 from .header import Header, Limits
 
 # Fewer adjacent lines around the centre of k-space give no coil maps
@@ -133,10 +135,17 @@ def check_announced(header: Header, *, combine_averages: bool) -> None:
 
 
 def missing_keys(header: Header, came: Iterable[SliceKey], *, combine_averages: bool) -> list[SliceKey]:
-    """The slices that the limits announce and that are not among `came`, in order."""
-    announced = _announced(header, combine_averages)
-    every = (SliceKey(**dict(zip(announced, numbers))) for numbers in itertools.product(*announced.values()))
-    return sorted(set(every) - set(came))
+    """The slices that the limits announce and that are not among `came`, in order.
+
+    Diffusion has fewer averages of some weightings than of others, which limits do not tell: those that no slice has
+    are not announced.
+    """
+    announced, found = _announced(header, combine_averages), set(came)
+    every = {SliceKey(**dict(zip(announced, numbers))) for numbers in itertools.product(*announced.values())}
+    if have_phases(header):
+        planned = {replace(key, slice=0) for key in found}
+        every = {key for key in every if key.average == 0 or replace(key, slice=0) in planned}
+    return sorted(every - found)
 
 
 def _announced(header: Header, combine_averages: bool) -> dict[str, range]:

@@ -18,6 +18,7 @@ from .header import Header, calibration_is_separate, n_partitions
 from .scan_log import ScanLog
 
 LINES = 64  # that are read at once
+PLACE = ("slice", "contrast", "phase", "set", "repetition")  # counters of a slice, but for its average
 DIGEST_BYTES = 1 << 22  # that are hashed at once
 
 
@@ -55,8 +56,10 @@ class Scan:
 
     def n_images(self, combine_averages: bool) -> int:
         """Slices that are reconstructed: those of the file, or one for all of its averages."""
-        averages = int(self.heads["idx"]["average"].max()) + 1 if combine_averages else 1
-        return -(-self.n_slices // averages)
+        if not combine_averages:
+            return self.n_slices
+        counters = self.heads["idx"][[group[0] for group in self.groups if np.any(self._of_image(group))]]
+        return len({tuple(int(one[name]) for name in PLACE) for one in counters})
 
     @cached_property
     def digest(self) -> str:

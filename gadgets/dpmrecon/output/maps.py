@@ -1,8 +1,9 @@
-"""Trace and apparent diffusion coefficient (ADC) from the images of a diffusion scan with several b-values.
+"""Trace, apparent diffusion coefficient (ADC) and exponential map of a diffusion scan with several b-values.
 
-Averages and repetitions of one weighting are put together by their mean magnitude, the directions of one b-value by
-their geometric mean (the trace-weighted image). ADC is the slope of ln S = ln S0 - b ADC, by least squares with the
-weights S^2 that make the noise of ln S even.
+Images of one weighting are put together by their mean magnitude, the directions of one b-value by their geometric mean
+(the trace-weighted image, whose ADC is the mean of theirs). ADC is the slope of ln S = ln S0 - b ADC, by least squares
+with the weights S^2 that make the noise of ln S even. The exponential map is exp(-b ADC) at the largest b: what
+diffusion alone leaves of the signal, without T2. A voxel that one of the images lacks is 0 in all maps.
 """
 
 from collections.abc import Callable
@@ -17,10 +18,11 @@ from ..errors import BadInputError
 from ..mrd.header import Header
 from ..recon.types import Reconstruction
 from .mrd_images import RECONSTRUCTION, commented, derived_meta, image_of, remarks_meta, remarks_of
-from .weighting import B_VALUE, COUNTERS, Weighting, b_value_comment, weighting_of
+from .weighting import COUNTERS, NONE, Weighted, Weighting, weighting_comment, weighting_of, without_weighting
 
-TRACE, ADC = 4, 5  # series index: image_4 and image_5 in images.h5
+TRACE, ADC, EXPONENTIAL = 4, 5, 11  # series index: image_4 and so on in images.h5
 ADC_SLOPE = 1e-6  # mm^2/s for one unit where ADC is a whole number
+EXPONENTIAL_SLOPE = 1e-4  # for one unit where the exponential map is one
 ADC_WINDOW = 2.5e-3  # mm^2/s: from 0 to that of half free water, half tissue
 # ADC is 0 where the image of the lowest b is below this share of its 99th percentile: a ratio of noise says nothing
 AIR = 0.05
@@ -39,9 +41,19 @@ def adc_map(signals: np.ndarray, b_values: np.ndarray) -> np.ndarray:
     spread = (weights * (b - mean_b) ** 2).sum(0)
     # one image alone may hold all the weight: its slope is not known
     adc = np.where(spread > 0, -covariance / np.where(spread > 0, spread, 1), 0)
-    lowest = signals[int(np.argmin(b_values))]
-    adc[lowest < AIR * np.percentile(lowest, 99)] = 0
+    adc[~measured(signals, b_values)] = 0
     return adc.clip(0).astype(np.float32)
+
+
+def measured(signals: np.ndarray, b_values: np.ndarray) -> np.ndarray:
+    """Where there is an ADC, (..., rows, cols) bool: no image is 0 and that of the lowest b is no air."""
+    lowest = signals[int(np.argmin(b_values))]
+    return (lowest >= AIR * np.percentile(lowest, 99)) & (signals > 0).all(0)
+
+
+def exponential_map(adc: np.ndarray, b: float, where: np.ndarray) -> np.ndarray:
+    """exp(-b ADC) float32 of ADC in mm^2/s and b in s/mm^2, 0 outside `where`."""
+    return np.where(where, np.exp(-b * adc), 0).astype(np.float32)
 
 
 @dataclass
@@ -80,33 +92,53 @@ class _Slice:
         return ", ".join(parts) or None
 
     def maps(self, weighting: Weighting) -> list[ismrmrd.Image]:
-        """Trace images, one for each b above 0, and ADC."""
+        """Trace images, one for each b above 0, ADC and exponential map."""
         directions: dict[float, list[np.ndarray]] = {}
         example: dict[float, int] = {}
         for number in sorted(self.sums):
             b = weighting.b_values[number]
             directions.setdefault(b, []).append(self.sums[number] / self.counts[number])
             example.setdefault(b, number)
-        told = remarks_meta(list(self.remarks), trusted=self.trusted)
+        traces = {b: trace_of(np.stack(found)) for b, found in directions.items()}
+        signals, b_values = np.stack(list(traces.values())), np.array(list(traces))
+        lowest, highest = min(traces), max(traces)
+        adc, where = adc_map(signals, b_values), measured(signals, b_values)
+        remarks = list(self.remarks)
+        lacking = int(((traces[lowest] >= AIR * np.percentile(traces[lowest], 99)) & ~where).sum())
+        if lacking:
+            remarks.append(
+                f"{lacking} voxels lack a direction or b-value: they are 0 in trace, ADC and exponential map"
+            )
+        told = remarks_meta(remarks, trusted=self.trusted)
         if self.fallbacks:
             told["dpmrecon_fallback"] = self.fallbacks[min(self.fallbacks)]
-        traces = {
-            b: np.exp(np.mean([np.log(image.clip(1e-30)) for image in found], 0)) for b, found in directions.items()
-        }
+
+        def derived(
+            b: float, pixels: np.ndarray, series: int, role: str, text: str, weighted: Weighted | None = None
+        ) -> ismrmrd.Image:
+            source, meta = self.firsts[example[b]]
+            return _derived(source, meta, pixels.astype(np.float32), series, role, text, weighted, told)
+
         images = [
-            _derived(*self.firsts[example[b]], traces[b].astype(np.float32), TRACE, "Trace", f"trace b={b:g}", told)
-            for b in sorted(traces)
-            if b > 0
+            derived(b, traces[b], TRACE, "Trace", f"trace b={b:g}", Weighted(b, NONE)) for b in sorted(traces) if b > 0
         ]
-        adc = adc_map(np.stack(list(traces.values())), np.array(list(traces)))
-        return [*images, _derived(*self.firsts[example[min(traces)]], adc, ADC, "ADC", "ADC mm2/s", told)]
+        images.append(derived(lowest, adc, ADC, "ADC", "ADC mm2/s"))
+        exponential = exponential_map(adc, highest, where)
+        return [*images, derived(lowest, exponential, EXPONENTIAL, "Exponential", f"eADC b={highest:g}")]
+
+
+def trace_of(directions: np.ndarray) -> np.ndarray:
+    """The geometric mean (..., rows, cols) of magnitudes (directions, ..., rows, cols); 0 where one of them is."""
+    with np.errstate(divide="ignore"):
+        return np.exp(np.log(directions).mean(0))
 
 
 class Maps:
-    """A writer that makes trace and ADC of the images that pass, and hands them to `put` when the scan is done.
+    """A writer that makes trace, ADC and exponential map of the images that pass, and hands them to `put` when the scan
+    is done.
 
     stated: the user's b-values, None for the header's. note: gets a line for each slice without maps, or why there are
-    none at all. weighting: None where there are no maps. Memory holds what `_Slice` says of the slices that are not
+    none at all. weighting: None where it is not known. Memory holds what `_Slice` says of the slices that are not
     complete, and the maps of the others.
     """
 
@@ -132,7 +164,7 @@ class Maps:
 
     def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
         weighting, number = self.weighting, item.key.slice
-        if weighting is None:
+        if weighting is None or not weighting.has_several:
             return
         try:
             if images:
@@ -158,13 +190,13 @@ class Maps:
         if failure is not None or self.weighting is None:
             return
         if self.lacks_magnitudes:
-            self.note("no trace and ADC: there are no magnitude images")
+            self.note("no diffusion maps: there are no magnitude images")
         for number in list(self.open):
             self._finish(number, self.weighting)
         try:
             for number, maps in sorted(self.done.items()):
                 if isinstance(maps, str):
-                    self.note(f"slice {number}: no trace and no ADC, {maps}")
+                    self.note(f"slice {number}: no diffusion maps, {maps}")
                     continue
                 for image in maps:
                     self.put(image)
@@ -177,7 +209,7 @@ class Maps:
             self.done[number] = found.gap(weighting) or found.maps(weighting)
 
     def _give_up(self, error: BadInputError) -> None:
-        self.note(f"no trace and ADC: {error}")
+        self.note(f"no diffusion maps: {error}")
         self.weighting = None
         self.open.clear()
         self.done.clear()
@@ -203,11 +235,13 @@ def _derived(
     series: int,
     role: str,
     text: str,
+    weighted: Weighted | None,
     told: dict[str, Any],
 ) -> ismrmrd.Image:
     """An image at the place of the one with header `source`, with its provenance.
 
-    meta: of that one; told: fallback and remarks of all its sources, as meta.
+    meta: of that one; weighted: None of what is of no weighting; told: fallback and remarks of all its sources, as
+    meta.
     """
     head = ismrmrd.ImageHeader.from_buffer_copy(source)
     head.image_series_index = series
@@ -216,15 +250,15 @@ def _derived(
     limits = {"WindowCenter": f"{largest / 2:.6g}", "WindowWidth": f"{largest:.6g}"}
     title = text.split(" ")[0].upper()
     meta = {
-        **derived_meta(meta, role, title, f"DERIVED\\PRIMARY\\OTHER\\{role.upper()}", text),
+        **derived_meta(without_weighting(meta), role, title, f"DERIVED\\PRIMARY\\OTHER\\{role.upper()}", text),
         "RescaleSlope": "1",
         **limits,
         **{f"GADGETRON_{name}": value for name, value in limits.items()},
     }
-    if role == "ADC":  # it is of no b-value
-        comment = str(meta.get("ImageComments", "")).replace(b_value_comment(meta), "")
-        meta = {name: value for name, value in meta.items() if name not in B_VALUE}
-        meta |= {"ImageComments": comment, "GADGETRON_ImageComment": comment}
+    if weighted is not None:
+        meta |= weighted.meta
+        for name in ("ImageComments", "GADGETRON_ImageComment"):
+            meta[name] = f"{meta.get(name, '')}{weighting_comment(meta)}"
     meta |= told
     for name in ("ImageComments", "GADGETRON_ImageComment"):
         if name in meta:
@@ -233,17 +267,20 @@ def _derived(
 
 
 def in_whole_numbers(image: ismrmrd.Image) -> ismrmrd.Image:
-    """A map for peers who round to whole numbers: ADC in units of ADC_SLOPE, as its meta says; trace as it is."""
-    if image.image_series_index != ADC:
+    """A map for peers who round to whole numbers, in units that its meta tells: ADC_SLOPE, EXPONENTIAL_SLOPE; trace as
+    it is."""
+    scales = {ADC: (ADC_SLOPE, ADC_WINDOW, " mm2/s"), EXPONENTIAL: (EXPONENTIAL_SLOPE, 1.0, "")}
+    if image.image_series_index not in scales:
         return image
-    window = round(ADC_WINDOW / ADC_SLOPE)
+    slope, width, unit = scales[image.image_series_index]
+    window = round(width / slope)
     limits = {"WindowCenter": str(window // 2), "WindowWidth": str(window)}
     meta = {
         **image.meta,
         **limits,
         **{f"GADGETRON_{name}": value for name, value in limits.items()},
-        "RescaleSlope": f"{ADC_SLOPE:g}",
-        "GADGETRON_ScaleRatio": f"{1 / ADC_SLOPE:.9g}",
-        "dpmrecon_map": f"ADC {ADC_SLOPE:g} mm2/s",
+        "RescaleSlope": f"{slope:g}",
+        "GADGETRON_ScaleRatio": f"{1 / slope:.9g}",
+        "dpmrecon_map": f"{image.meta['dpmrecon_map'].removesuffix(' mm2/s')} {slope:g}{unit}",
     }
-    return image_of(image.data[0] / np.float32(ADC_SLOPE), image.getHead(), meta)
+    return image_of(image.data[0] / np.float32(slope), image.getHead(), meta)

@@ -15,11 +15,11 @@ from ..mrd.lines import LineHeader
 from ..physics.fourier import crop_or_pad, to_image, to_kspace
 from ..recon.provenance import Provenance
 from ..recon.types import Reconstruction
-from .weighting import Weighting, b_value_comment
+from .weighting import Weighting, weighting_comment
 
 RESEARCH = "RESEARCH: not for diagnostic use"
-# series index, image_1 and so on in the file; 3 is the conventional image, 4 and 5 are the maps of diffusion, 8 to 10
-# those of SWI
+# series index, image_1 and so on in the file; 3 is the conventional image, 4, 5 and 11 are the maps of diffusion, 8 to
+# 10 those of SWI
 RECONSTRUCTION, SPREAD, PHASE, COMPLEX = 1, 2, 6, 7
 # The 99th percentile of a series' first slice: fine enough in whole numbers; other slices may be 30 times as bright
 BRIGHT = 1000.0
@@ -73,9 +73,9 @@ def mrd_images(
     A volume is one image of all its partitions, as Gadgetron's own 3D chain gives it.
 
     line_headers: geometry and time stamps of each slice. outputs: magnitude (float32), phase (float32, radians, the
-    smooth phase included), complex (complex64, that phase included). weighting: of a diffusion scan, for the b-value in
-    the meta. Magnitudes and complex values are all in one scale: BRIGHT is the 99th percentile of the first slice; the
-    meta's RescaleSlope takes it back to the units of the (whitened) k-space, and radians to mrad.
+    smooth phase included), complex (complex64, that phase included). weighting: of a diffusion scan, for b-value and
+    direction in the meta. Magnitudes and complex values are all in one scale: BRIGHT is the 99th percentile of the
+    first slice; the meta's RescaleSlope takes it back to the units of the (whitened) k-space, and radians to mrad.
     """
     factor, used = None, set()
     for item in stream:
@@ -97,7 +97,7 @@ def mrd_images(
             if weighting is not None:
                 meta |= weighting.meta_of(item.key)
                 for name in ("ImageComments", "GADGETRON_ImageComment"):
-                    meta[name] = f"{meta[name]}{b_value_comment(meta)}"
+                    meta[name] = f"{meta[name]}{weighting_comment(meta)}"
             images.append(image_of(picture.pixels, head, meta))
         yield item, images
 

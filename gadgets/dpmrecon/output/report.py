@@ -15,6 +15,7 @@ from ..physics.epi import ghost_outside
 from ..recon.provenance import Provenance
 from ..recon.types import Reconstruction
 from .mrd_images import RESEARCH
+from .weighting import Weighting
 from .writers import telling
 
 _CHOSEN = ("fallback", "samples", "evaluations")  # a deadline's part in the images, slice by slice
@@ -25,8 +26,8 @@ class Report:
     """A writer that keeps the books. scan: the file's name, None where it is not to be told.
 
     log: what became of the scan's lines; slices: an entry each, JSON values; error: what broke the scan off; nrmse: by
-    method, where there is a truth; notes: lines for the screen; secret: a text, such as the scan's path, that is not
-    told.
+    method, where there is a truth; weighting: of a diffusion scan; notes: lines for the screen; secret: a text, such as
+    the scan's path, that is not told.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Report:
     nrmse: dict[str, Any] | None = None
     scan_sha256: str | None = None
     dicom_files: int | None = None
+    weighting: Weighting | None = None
     notes: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
@@ -67,12 +69,13 @@ class Report:
             self.slices.append({**key, "missing": item.reason, "fallback": None})
             return
         data = item.mapped.data
-        volume = {"partitions": len(data.mask)} if isinstance(data, Volume) else {}
+        extent = {"partitions": len(data.mask)} if isinstance(data, Volume) else {}
+        extent |= {"averages": data.n_averages} if data.n_averages > 1 else {}
         assert data.calibration is not None  # else there were no maps
         self.slices.append(
             {
                 **key,
-                **volume,
+                **extent,
                 "fallback": item.fallback,
                 "R": data.acceleration,
                 "lines": data.n_lines_got,
@@ -114,6 +117,8 @@ class Report:
             for name in ("seconds", "nrmse", "scan_sha256", "dicom_files")
             if getattr(self, name) is not None
         }
+        if self.weighting is not None:
+            optional["weighting"] = self.weighting.rows
         return {
             "scan": self.scan,
             **dataclasses.asdict(self.provenance),

@@ -1,8 +1,8 @@
-"""The diffusion weighting of each image: which counter tells it, and its b-value in s/mm^2."""
+"""The diffusion weighting of each image: which counter tells it, its b-value in s/mm^2 and its direction."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,61 +10,158 @@ import numpy as np
 from ..data import SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from ..mrd.header import Header
+from ..options import printable
 
 # counters that slices are kept apart by, and MRD's names for what may carry the weighting
 COUNTERS = ("average", "contrast", "phase", "repetition", "set")
 # keys of an image's meta: MRD names what DICOM has too as DICOM does
 B_VALUE = ("DiffusionBValue", "dpmrecon_b_value")
+DIRECTIONALITY, DIRECTION = "DiffusionDirectionality", "DiffusionGradientOrientation"
+META = (*B_VALUE, DIRECTIONALITY, DIRECTION)
+FORM = "COUNTER:B0,B1,... in s/mm^2, one for each value of the counter, with a direction as B@X/Y/Z where it is known"
+
+Direction = tuple[float, float, float]
+NONE: Direction = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """One weighting: b in s/mm^2; direction: a unit vector in the patient's LPS, NONE with b > 0 is trace-weighted, and
+    None is not known."""
+
+    b: float
+    direction: Direction | None = None
+
+    @property
+    def directionality(self) -> str | None:
+        """In DICOM's words; None where it is not known."""
+        if self.b == 0:
+            return "NONE"
+        return None if self.direction is None else "ISOTROPIC" if self.direction == NONE else "DIRECTIONAL"
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        found: dict[str, Any] = dict.fromkeys(B_VALUE, f"{self.b:g}")
+        if self.directionality is not None:
+            found[DIRECTIONALITY] = self.directionality
+        if self.directionality == "DIRECTIONAL" and self.direction is not None:
+            found[DIRECTION] = [f"{part:.6g}" for part in self.direction]
+        return found
 
 
 @dataclass(frozen=True)
 class Weighting:
-    """Which counter tells the diffusion weighting, and the b-value in s/mm^2 of each of its values from 0 on."""
+    """Which counter tells the diffusion weighting, that of each of its values from 0 on, and where that is from."""
 
     counter: str
-    b_values: tuple[float, ...]
+    weighted: tuple[Weighted, ...]
+    source: str
 
-    def of(self, counters: Any) -> float:
-        """The b-value of an MRD image's header or a slice's key. Raises BadInputError where the counter runs past the
+    @property
+    def b_values(self) -> tuple[float, ...]:
+        return tuple(one.b for one in self.weighted)
+
+    @property
+    def has_several(self) -> bool:
+        """b-values, so that there is an ADC."""
+        return len(set(self.b_values)) > 1
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The table, as JSON values: a row for each value of the counter."""
+        return [
+            {"counter": self.counter, "value": value, **asdict(one), "kind": one.directionality, "source": self.source}
+            for value, one in enumerate(self.weighted)
+        ]
+
+    @property
+    def text(self) -> str:
+        """The table in a line."""
+        told = []
+        for value, one in enumerate(self.weighted):
+            kind = {"ISOTROPIC": ", trace-weighted", None: ", direction not known"}.get(one.directionality, "")
+            along = f" along {', '.join(one.meta[DIRECTION])}" if DIRECTION in one.meta else kind
+            told.append(f"{value}: b = {one.b:g}{along}")
+        return f"diffusion weighting in s/mm^2 by {self.counter}, from {self.source}: {'; '.join(told)}"
+
+    @property
+    def remarks(self) -> list[str]:
+        """What to know of it, in words."""
+        isotropic = sorted({one.b for one in self.weighted if one.directionality == "ISOTROPIC"})
+        if not isotropic:
+            return []
+        told = ", ".join(f"{b:g}" for b in isotropic)
+        return [f"b = {told} s/mm^2 has the direction (0, 0, 0) by {self.source}: it counts as trace-weighted"]
+
+    def of(self, counters: Any) -> Weighted:
+        """That of an MRD image's header or a slice's key. Raises BadInputError where the counter runs past the
         list."""
         number = int(getattr(counters, self.counter))
-        if number >= len(self.b_values):
+        if number >= len(self.weighted):
             raise BadInputError(
-                f"an image has {self.counter} {number} and b-values are known for 0 to {len(self.b_values) - 1}: "
+                f"an image has {self.counter} {number} and b-values are known for 0 to {len(self.weighted) - 1}: "
                 f"give one for each, --b-values {self.counter}:B0,B1,..."
             )
-        return self.b_values[number]
+        return self.weighted[number]
 
-    def meta_of(self, key: SliceKey) -> dict[str, str]:
-        """The b-value in an image's meta, `DiffusionBValue` as DICOM names it; empty where it is not known."""
+    def meta_of(self, key: SliceKey) -> dict[str, Any]:
+        """b-value and direction in an image's meta, in DICOM's names; empty where they are not known."""
         number = int(getattr(key, self.counter))
-        if number >= len(self.b_values):
-            return {}
-        return dict.fromkeys(B_VALUE, f"{self.b_values[number]:g}")
+        return self.weighted[number].meta if number < len(self.weighted) else {}
 
 
-def b_value_comment(meta: Mapping[str, Any]) -> str:
-    """What an image's comment says about the b-value of its meta: a Gadgetron's DICOM has no other place for it."""
-    return f"; b = {meta[B_VALUE[0]]} s/mm2" if B_VALUE[0] in meta else ""
+def weighting_comment(meta: Mapping[str, Any]) -> str:
+    """What an image's comment says of the weighting in its meta: a Gadgetron's DICOM has no other place for it."""
+    if B_VALUE[0] not in meta:
+        return ""
+    direction = f" along {', '.join(meta[DIRECTION])}" if DIRECTION in meta else ""
+    return f"; b = {meta[B_VALUE[0]]} s/mm2{direction}"
+
+
+def without_weighting(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The meta of an image of several weightings, made of one that has a single one's."""
+    found = {name: value for name, value in meta.items() if name not in META}
+    for name in ("ImageComments", "GADGETRON_ImageComment"):
+        if name in found:
+            found[name] = str(found[name]).replace(weighting_comment(meta), "")
+    return found
 
 
 def weighting_from_text(text: str) -> Weighting:
-    """`contrast:0,500,1000` as on the command line. Raises BadInputError."""
-    match = re.fullmatch(r"(\w+):([\d.,eE+-]+)", text)
+    """`contrast:0,500,1000`, or `contrast:0,1000@1/0/0,1000@0/1/0` with directions (LPS), as on the command line.
+    Raises BadInputError."""
+    counter, _, entries = text.partition(":")
     try:
-        values = tuple(float(value) for value in match[2].split(",")) if match else ()
+        weighted = tuple(_stated(entry) for entry in entries.split(","))
     except ValueError:
-        values = ()
-    if not match or match[1] not in COUNTERS or not values or not all(0 <= b < np.inf for b in values):
+        weighted = ()
+    if counter not in COUNTERS or not weighted or not all(0 <= one.b < np.inf for one in weighted):
         raise BadInputError(
-            f"b-values '{text}' are not usable: give COUNTER:B0,B1,... in s/mm^2, one for each value of the counter, "
-            f"which is one of {', '.join(COUNTERS)}"
+            f"b-values '{printable(text)}' are not usable: give {FORM}; the counter is one of {', '.join(COUNTERS)}"
         )
-    return Weighting(match[1], values)
+    return Weighting(counter, weighted, "the user")
+
+
+def _stated(entry: str) -> Weighted:
+    """Raises ValueError."""
+    match = re.fullmatch(r"([\d.eE+-]+)(?:@([^/@]+)/([^/@]+)/([^/@]+))?", entry)
+    if match is None:
+        raise ValueError(entry)
+    parts = match.groups()[1:]
+    return Weighted(float(match[1]), None if parts[0] is None else _unit([float(part) for part in parts]))
+
+
+def _unit(direction: list[float]) -> Direction:
+    """The same of length 1; NONE for zeros. Raises ValueError for what is not finite."""
+    length = float(np.linalg.norm(direction))
+    if not np.isfinite(length):
+        raise ValueError(direction)
+    x, y, z = (float(part) / length + 0.0 for part in direction) if length > 0 else NONE
+    return x, y, z
 
 
 def weighting_of(header: Header, stated: Weighting | None = None) -> Weighting | None:
-    """The weighting that the user states, else the header's; None where there are not several b-values.
+    """The weighting that the user states, else the header's; None where no b-value is above 0.
 
     Raises BadInputError where an entry of the header has no usable b-value, UnsupportedScanError where its weighting
     is on a counter that slices are not kept apart by.
@@ -79,17 +176,26 @@ def weighting_of(header: Header, stated: Weighting | None = None) -> Weighting |
                 f"the header lists diffusion weightings with the b-values {', '.join(map(_number, numbers))}, and each "
                 "must be a number of s/mm^2: state them, --b-values COUNTER:B0,B1,..."
             )
-        values = tuple(float(number) for number in numbers)
-        if len(set(values)) < 2:
+        weighted = tuple(Weighted(float(entry.bvalue), _direction_of(entry)) for entry in entries)
+        if not any(numbers):
             return None
-        name = getattr(dimension, "value", None)
+        name = getattr(dimension, "value", None) or ("contrast" if len(numbers) == 1 else None)
         if name not in COUNTERS:
             raise UnsupportedScanError(
-                f"the header lists {len(values)} diffusion weightings on the counter '{name or 'none'}', and images "
+                f"the header lists {len(weighted)} diffusion weightings on the counter '{name or 'none'}', and images "
                 f"are kept apart by {', '.join(COUNTERS)}: say which of them it is, --b-values COUNTER:B0,B1,..."
             )
-        stated = Weighting(name, values)
-    return stated if len(set(stated.b_values)) > 1 else None
+        stated = Weighting(name, weighted, "the header")
+    return stated if any(stated.b_values) else None
+
+
+def _direction_of(entry: Any) -> Direction | None:
+    """The header's (right to left, front to back, foot to head is LPS) as a unit vector; None where it has none."""
+    direction = getattr(entry, "gradientDirection", None)
+    parts = [getattr(direction, name, None) for name in ("rl", "ap", "fh")]
+    if not all(isinstance(part, int | float) and np.isfinite(part) for part in parts):
+        return None
+    return _unit([float(part) for part in parts if part is not None])
 
 
 def _number(value: Any) -> str:

@@ -14,13 +14,20 @@ FEWEST = 12  # coils; as many or fewer stay as they are
 SIGNAL = 3.0  # a component is kept where it holds this many times the energy of noise alone
 
 
-def compressed(data: Slice) -> Slice:
-    """The slice in the virtual coils whose calibration stands out from the noise, at least FEWEST of them."""
-    mixing = _mixing(data)
-    if mixing is None or data.calibration is None:
+def compressed(data: Slice, like: Slice | None = None) -> Slice:
+    """The slice in the virtual coils whose calibration stands out from the noise, at least FEWEST of them.
+
+    like: the slice whose calibration makes them; None is `data` itself.
+    """
+    mixing = _mixing(data if like is None else like)
+    if mixing is None:
         return data
-    parts = [(mixing @ part.flatten(1)).view(-1, *part.shape[1:]) for part in (data.kspace, data.calibration)]
-    return replace(data, kspace=parts[0], calibration=parts[1])
+
+    def mixed(part: torch.Tensor) -> torch.Tensor:
+        return (mixing @ part.flatten(1)).view(-1, *part.shape[1:])
+
+    calibration = None if data.calibration is None else mixed(data.calibration)
+    return replace(data, kspace=mixed(data.kspace), calibration=calibration)
 
 
 def compressed_volume(data: Volume) -> Volume:

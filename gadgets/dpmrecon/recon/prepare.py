@@ -58,11 +58,13 @@ def with_maps(data: Slice, device: torch.device) -> MappedSlice | LostSlice:
         return with_volume_maps(data, device)
     started = time.perf_counter()
     n_coils = len(data.kspace)
-    data = compressed(despiked(data))
-    assert data.calibration is not None
-    calibration = data.calibration.to(device)
-    data = with_calibration_as_data(data)
-    rows, cols = data.mask.shape
+    own, *others = (despiked(part) for part in (replace(data, others=()), *data.others))
+    first, others = compressed(own), [compressed(part, own) for part in others]
+    assert first.calibration is not None
+    calibration = first.calibration.to(device)
+    if not others:  # of several the calibration has the phase of one at most
+        first = with_calibration_as_data(first)
+    rows, cols = first.mask.shape
     try:
         sets = estimate_map_sets(calibration, (rows, cols))
     except BadInputError as error:
@@ -70,8 +72,38 @@ def with_maps(data: Slice, device: torch.device) -> MappedSlice | LostSlice:
     synchronize(device)
     seconds = {"maps": time.perf_counter() - started}
     if len(sets) > 1:
-        return mapped_slice(replace(data, remarks=(*data.remarks, FOLDS)), sets, seconds, n_coils)
-    return mapped_slice(data, sets[0], seconds, n_coils)
+        first = replace(first, remarks=(*first.remarks, FOLDS))
+    maps = sets if len(sets) > 1 else sets[0]
+    if not others:
+        return mapped_slice(first, maps, seconds, n_coils)
+    return with_phases([first, *others], maps, seconds, n_coils)
+
+
+def with_phases(
+    averages: list[Slice], maps: torch.Tensor, seconds: dict[str, float], n_coils: int = 0
+) -> MappedSlice | LostSlice:
+    """Averages of equal masks as one slice: y_a = P F S (phase_a x) + n_a, the coils of each beside those of the
+    others, with each one's smooth phase in its maps. maps, n_coils: see `mapped_slice`.
+
+    Maps and k-space are divided by the root of the number of averages: the maps stay normalised, and what is sampled
+    is the posterior of all data together.
+    """
+    started = time.perf_counter()
+    found = [mapped_slice(part, maps, {}) for part in averages]
+    mapped = [item for item in found if isinstance(item, MappedSlice)]
+    if len(mapped) < len(found):
+        return next(item for item in found if isinstance(item, LostSlice))
+    share = len(mapped) ** -0.5
+    data = replace(
+        mapped[0].data,
+        kspace=share * torch.cat([item.data.kspace for item in mapped]),
+        sigma_n=math.hypot(*(item.data.sigma_n for item in mapped)) / len(mapped),
+        remarks=tuple(dict.fromkeys(remark for item in mapped for remark in item.data.remarks)),
+        n_averages=len(mapped),
+    )
+    seconds = {**seconds, "averages": time.perf_counter() - started}
+    joint = mapped_slice(data, share * torch.cat([item.model.coil_maps for item in mapped], -3), seconds, n_coils)
+    return joint if isinstance(joint, LostSlice) else replace(joint, phase=mapped[0].phase * joint.phase)
 
 
 def mapped_slice(

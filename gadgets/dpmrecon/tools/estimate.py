@@ -322,7 +322,7 @@ def run(args: argparse.Namespace) -> int:
         began = time.monotonic()
         first = next((data for data in stream if isinstance(data, Slice)), None)
         reading = time.monotonic() - began if partitions > 1 else 0.0
-    kept = n_coils if first is None else n_kept(first)
+    kept = n_coils if first is None else n_kept(first) * (1 + len(first.others))
     del first, stream
     settings = sampling.settings
     load = Load(rows, cols, kept, n_slices, sampling.samples, settings.steps, sampling.batch, partitions)

@@ -81,6 +81,11 @@ def measured_slices(
             number = data.key.slice
             if isinstance(data, LostSlice):
                 raise BadInputError(f"{path}: slice {number}: {data.reason}; give a complete scan")
+            if data.others:
+                raise BadInputError(
+                    f"{path}: slice {number} has {1 + len(data.others)} averages with a phase each, which are not "
+                    "undersampled here: give a scan of one average"
+                )
             if data.acceleration > LARGEST_ACCELERATION:
                 raise BadInputError(
                     f"{path} is accelerated R = {data.acceleration:g}: a scan with R of at most "

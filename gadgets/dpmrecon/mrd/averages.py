@@ -1,0 +1,68 @@
+"""Averages of a diffusion scan: each has a phase of its own, because the head moves while it is weighted.
+
+Their lines cannot be added. A slice gets its averages beside each other, and is reconstructed from all of them at once
+(`recon/prepare.py`).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+
+from ..data import LostSlice, Slice, SliceKey
+from .header import Header, contrast_label, n_partitions
+
+
+def have_phases(header: Header) -> bool:
+    """Whether averages of the scan have a phase each: of 2D diffusion, by its header or its protocol's name, and of
+    EPI."""
+    trajectory = header.encoding[0].trajectory
+    return n_partitions(header) == 1 and (
+        bool(getattr(header.sequenceParameters, "diffusion", None))
+        or contrast_label(header) == "dwi"
+        or str(getattr(trajectory, "value", trajectory)) == "epi"
+    )
+
+
+def together(apart: Iterable[Slice | LostSlice], header: Header) -> Iterator[Slice | LostSlice]:
+    """Averages of one place and weighting as one slice, which leaves with the last that is announced, or at the end.
+
+    The first that came gives its key, the others are in `others`. Lost averages are remarks, or the slice is lost
+    where all are. Memory holds the averages of slices that are not complete.
+    """
+    limit = getattr(header.encoding[0].encodingLimits, "average", None)
+    announced = None if limit is None else limit.maximum - limit.minimum + 1
+    open_: dict[SliceKey, list[Slice | LostSlice]] = {}
+    left: set[SliceKey] = set()
+    for item in apart:
+        key = replace(item.key, average=0)
+        if key in left:
+            yield LostSlice(
+                item.key, f"more averages came than the header announces ({announced}), its image lacks them"
+            )
+            continue
+        open_.setdefault(key, []).append(item)
+        if len(open_[key]) == announced:
+            left.add(key)
+            yield _joined(open_.pop(key))
+    for items in open_.values():
+        yield _joined(items)
+
+
+def _joined(items: list[Slice | LostSlice]) -> Slice | LostSlice:
+    items = sorted(items, key=lambda item: item.key)
+    found = [item for item in items if isinstance(item, Slice)]
+    if not found:
+        return items[0]
+    lost = [item for item in items if isinstance(item, LostSlice)]
+    remarks = [f"average {item.key.average} is missing: {item.reason}" for item in lost]
+    first, *others = found
+    if any(not torch.equal(item.mask, first.mask) for item in others):
+        return LostSlice(
+            first.key, "its averages hold different lines: they are not put together, reconstruct them apart"
+        )
+    if any(len(item.kspace) != len(first.kspace) for item in others):
+        return LostSlice(
+            first.key, "its averages have different channels: they are not put together, reconstruct them apart"
+        )
+    return replace(first, others=tuple(others), remarks=(*first.remarks, *remarks))

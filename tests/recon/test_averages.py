@@ -1,0 +1,221 @@
+"""Averages that have a phase each: one problem of all of them, from arrays, from a file and from a peer."""
+
+from dataclasses import replace
+
+import ismrmrd
+import numpy as np
+import pytest
+import torch
+from dpmrecon.data import LostSlice, Slice, SliceKey
+from dpmrecon.hosts.engine import Engine
+from dpmrecon.mrd.averages import have_phases, together
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.options import Options
+from dpmrecon.physics.fourier import to_image, to_kspace
+from dpmrecon.prior.denoiser import complex_noise
+from dpmrecon.recon.prepare import mapped_slice, with_coil_maps, with_phases
+
+from support import fake_peer
+from support.edited import edited
+from support.results import images, replay, report
+from support.sessions import Here
+from support.streams import raw_stream
+
+CPU = torch.device("cpu")
+ROWS, COLS, N_COILS = 45, 37, 4
+DIFFUSION = {"contrast": "dwi", "b_values": (0.0, 1000.0), "averages": 3, "matrix": (48, 40)}
+
+
+def head_and_maps():
+    """A magnitude (ROWS, COLS) and smooth maps (N_COILS, ROWS, COLS) with sum |s|^2 = 1 on it."""
+    down, along = torch.meshgrid(torch.linspace(-1, 1, ROWS), torch.linspace(-1, 1, COLS), indexing="ij")
+    inside = (down / 0.85) ** 2 + (along / 0.8) ** 2 < 1
+    head = inside * (0.7 + 0.3 * torch.sin(6 * down) * torch.cos(5 * along))
+    turns = torch.arange(N_COILS)[:, None, None] * torch.pi / 2
+    maps = torch.exp(-((down - turns.cos()) ** 2) - (along - turns.sin()) ** 2 + 1j * (turns + along))
+    return head, maps / maps.abs().square().sum(0).sqrt() * inside
+
+
+def smooth(generator):
+    down, along = torch.meshgrid(torch.linspace(-1, 1, ROWS), torch.linspace(-1, 1, COLS), indexing="ij")
+    start, one, other, bend = 3 * torch.randn(4, generator=generator)
+    return torch.exp(1j * (start + one * down / 2 + other * along / 2 + bend * down * along / 4))
+
+
+def averages(count, sigma, seed=1, *, scrambled=True):
+    generator = torch.Generator().manual_seed(seed)
+    head, maps = head_and_maps()
+    mask = torch.zeros(ROWS, COLS)
+    mask[::2] = 1
+    mask[14:30] = 1
+    found = []
+    for number in range(count):
+        phase = smooth(generator) if scrambled else torch.ones(ROWS, COLS)
+        kspace = to_kspace(maps * head * phase) + sigma * complex_noise((N_COILS, ROWS, COLS), generator)
+        key = SliceKey(0, average=number)
+        found.append(Slice(key, mask * kspace, mask, None, sigma, "given", 2, 31, 31, key.seed_key))
+    return found, head, maps
+
+
+def test_the_joint_model_is_all_averages_with_their_phases_and_has_an_adjoint():
+    parts, _, maps = averages(3, 0.02)
+    joint = with_phases(parts, maps, {})
+    model, generator = joint.model, torch.Generator().manual_seed(5)
+    assert model.coil_maps.shape == (3 * N_COILS, ROWS, COLS)
+    inside = model.support > 0
+    assert torch.allclose(model.coil_maps.abs().square().sum(0)[inside], torch.ones(1), atol=1e-5)
+    image, kspace = complex_noise((ROWS, COLS), generator), complex_noise((3 * N_COILS, ROWS, COLS), generator)
+    one = torch.vdot(model.forward(image).flatten(), kspace.flatten())
+    other = torch.vdot(image.flatten(), model.adjoint(kspace).flatten())
+    assert abs(one - other) < 1e-4 * abs(one)
+    for number, part in enumerate(parts):
+        own = slice(number * N_COILS, (number + 1) * N_COILS)
+        phase = (model.coil_maps[own] * maps.conj()).sum(0) * 3**0.5
+        assert torch.allclose(phase.abs()[inside], torch.ones(1), atol=1e-4)
+        expected = part.mask * to_kspace(maps * (phase * image))
+        assert torch.allclose(3**0.5 * model.forward(image)[own], expected, atol=1e-4)
+        assert torch.allclose(3**0.5 * joint.data.kspace[own], part.kspace, atol=1e-5)
+    assert joint.data.sigma_n == pytest.approx(0.02 / 3**0.5)
+    assert (joint.data.n_averages, joint.n_sets) == (3, 1)
+    # what the first average's phase leaves of the image is nearly real
+    assert joint.conventional.imag.norm() < 0.1 * joint.conventional.real.norm()
+
+
+def error(image, head):
+    return float((image.abs() - head).norm() / head.norm())
+
+
+def test_scrambled_averages_are_worth_one_of_twice_the_snr_and_their_mean_is_not():
+    sigma = 0.1
+    joint, better, mean = [], [], []
+    for seed in range(4):
+        parts, head, maps = averages(4, sigma, seed)
+        joint.append(error(with_phases(parts, maps, {}).conventional, head))
+        (one,), head, maps = averages(1, sigma / 2, seed, scrambled=False)
+        better.append(error(mapped_slice(one, maps, {}).conventional, head))
+        lines = replace(parts[0], kspace=sum(part.kspace for part in parts) / 4, sigma_n=sigma / 2)
+        mean.append(error(mapped_slice(lines, maps, {}).conventional, head))
+    assert np.mean(joint) == pytest.approx(np.mean(better), rel=0.1)
+    assert min(mean) > 2 * max(joint)
+
+
+def test_noise_of_averages_is_pooled():
+    parts, _, maps = averages(2, 0.02)
+    joint = with_phases([parts[0], replace(parts[1], sigma_n=0.04)], maps, {})
+    assert joint.data.sigma_n == pytest.approx((0.02**2 + 0.04**2) ** 0.5 / 2)
+
+
+def scrambled(scan, folder, lost=()):
+    """The scan with a phase for each average, contrast and slice that varies along the readout; lost: (average,
+    contrast) of which half the lines do not come."""
+
+    def edit(number, line):
+        if line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
+            return line
+        idx = line.idx
+        if (idx.average, idx.contrast) in lost and idx.kspace_encode_step_1 > 30:
+            return None
+        rng = np.random.default_rng([idx.average, idx.contrast, idx.slice])
+        along = np.linspace(-1, 1, line.data.shape[1])
+        phase = np.exp(1j * np.polyval(rng.normal(0, 3, 3), along)).astype(np.complex64)
+        image = to_image(torch.from_numpy(line.data.copy()), (-1,)) * torch.from_numpy(phase)
+        line.data[:] = to_kspace(image, (-1,)).numpy()
+        return line
+
+    return edited(scan, folder, edit)
+
+
+def test_averages_of_a_diffusion_scan_are_joined_and_not_added(simulated_scan, model, tmp_path):
+    scan = scrambled(simulated_scan(**DIFFUSION, noise=0.02), tmp_path)
+    with open_scan(scan) as opened:
+        assert have_phases(opened.header)
+        first, second = slices(opened.acquisitions(), opened.header, combine_averages=True)
+        assert [len(item.others) for item in (first, second)] == [2, 2]
+        header = opened.header
+        header.sequenceParameters.diffusion, header.measurementInformation.protocolName = [], "T2"
+        assert not have_phases(header)
+        lost = list(slices(opened.acquisitions(), header, combine_averages=True))
+        assert all("averages differ by more than noise" in item.reason for item in lost)
+    assert replay(scan, tmp_path / "out", model, "--combine-averages") == 0
+    assert [(image.contrast, image.average) for image in images(tmp_path / "out")] == [(0, 0), (1, 0)]
+    assert len(images(tmp_path / "out", 5)) == 1
+    for entry in report(tmp_path / "out")["slices"]:
+        assert (entry["averages"], entry["coils"], entry["matrix"]) == (3, 6, [18, 48, 40])
+        assert entry["residual"] < 1.3
+
+
+def test_peers_get_what_replay_writes(simulated_scan, model, tmp_path):
+    scan = scrambled(simulated_scan(**DIFFUSION), tmp_path)
+    assert replay(scan, tmp_path / "out", model, "--combine-averages") == 0
+    expected = [image.data for image in images(tmp_path / "out")]
+    engine = Engine.of(Options(model=model, device="cpu"))
+    chain = b"<configuration><stream><external><execute name='dpmrecon.gadget'/><configuration>"
+    chain += b"<property name='combine-averages' value='on'/></configuration></external></stream></configuration>"
+    sent = Here(engine).exchange(fake_peer.text_message(fake_peer.CONFIG, chain), *raw_stream(scan)[1:])
+    found = [image.data for image in sent.images if image.getHead().image_series_index == 1]
+    assert len(found) == len(expected) == 2
+    for one, other in zip(found, expected):
+        assert one == pytest.approx(other, abs=0.51)
+
+
+def test_a_lost_average_is_a_remark(simulated_scan, model, tmp_path):
+    scan = scrambled(simulated_scan(**DIFFUSION), tmp_path, lost={(0, 1)})
+    assert replay(scan, tmp_path / "out", model, "--combine-averages") == 0
+    first, second = report(tmp_path / "out")["slices"]
+    assert (first["averages"], second["averages"]) == (3, 2)
+    assert any("average 0 is missing: incomplete" in remark for remark in second["remarks"])
+    (tmp_path / "more").mkdir()
+    scan = scrambled(simulated_scan(**DIFFUSION), tmp_path / "more", lost={(0, 1), (1, 1), (2, 1)})
+    assert replay(scan, tmp_path / "none", model, "--combine-averages") == 4
+
+
+def test_what_cannot_be_put_together_is_said(simulated_scan):
+    with open_scan(simulated_scan(**DIFFUSION)) as opened:
+        header, found = opened.header, list(slices(opened.acquisitions(), opened.header))
+    one = [item for item in found if item.key.contrast == 0]
+    joint, late = together([*one, replace(one[0], key=replace(one[0].key, average=3))], header)
+    assert len(joint.others) == 2
+    assert isinstance(late, LostSlice) and "more averages came than the header announces (3)" in late.reason
+    shifted = replace(one[1], mask=one[1].mask.roll(1, 0))
+    (lost,) = together([one[0], shifted, one[2]], header)
+    assert isinstance(lost, LostSlice) and "hold different lines" in lost.reason
+    (lost,) = together([one[0], one[1], replace(one[2], kspace=one[2].kspace[:3])], header)
+    assert isinstance(lost, LostSlice) and "different channels" in lost.reason
+    header.encoding[0].encodingLimits.average = None
+    (waited,) = together(one, header)
+    assert len(waited.others) == 2
+
+
+def test_many_coils_become_the_same_virtual_ones(simulated_scan):
+    with open_scan(simulated_scan(**DIFFUSION, n_coils=16)) as opened:
+        stream = slices(opened.acquisitions(), opened.header, combine_averages=True)
+        mapped = next(with_coil_maps(stream, CPU))
+    assert mapped.n_coils == 16 and len(mapped.data.kspace) % 3 == 0
+    assert mapped.residual(mapped.conventional) < 1.5
+
+
+def test_fewer_averages_of_one_weighting_are_the_scanners_plan(simulated_scan, model, tmp_path):
+    """Limits announce as many averages of b = 0 as of the others; one that some slices have is missed, though."""
+
+    def fewer(number, line):
+        idx = line.idx
+        noise = line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+        unplanned = idx.contrast == 0 and idx.average > 0
+        lost = (idx.contrast, idx.average, idx.slice) == (1, 2, 1)
+        return line if noise or not (unplanned or lost) else None
+
+    scan = edited(simulated_scan(**DIFFUSION, n_slices=2), tmp_path, fewer)
+    with open_scan(scan) as opened:
+        assert opened.n_images(True) == 4
+        found = list(slices(opened.acquisitions(), opened.header, combine_averages=True))
+        apart = list(slices(opened.acquisitions(), opened.header))
+    assert {item.key: len(item.others) for item in found} == {
+        SliceKey(0): 0,
+        SliceKey(1): 0,
+        SliceKey(0, 1): 2,
+        SliceKey(1, 1): 1,
+    }
+    (remark,) = [remark for item in found for remark in item.remarks]
+    assert remark.startswith("average 2 is missing: it is announced")
+    assert [item.key for item in apart if isinstance(item, LostSlice)] == [SliceKey(1, 1, average=2)]
