@@ -14,7 +14,7 @@ from dpmrecon.output.nifti import write_nifti
 
 from support.dicom import unexplained
 from support.nifti import dcm2niix, same
-from support.volumes import points_of, reconstructed, volume_line, volume_xml, write_images
+from support.volume_images import points_of, reconstructed, volume_line, volume_xml, write_images
 
 SHAPE, FOV = (5, 8, 6), (10.0, 24.0, 12.0)  # mm: partitions of 2, rows of 3, columns of 2
 TILT = np.radians(4)

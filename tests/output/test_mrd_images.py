@@ -19,7 +19,7 @@ from dpmrecon.recon.types import MappedSlice, Reconstruction, Sampling
 
 from support.models import TINY
 from support.paths import shared
-from support.volumes import volume_header, volume_line, volume_of
+from support.volume_images import volume_header, volume_line, volume_of
 
 # What Gadgetron's chain says and ours does not, and why
 ABSENT = {

@@ -25,7 +25,7 @@ from dpmrecon.tools.simulated_slice import coil_maps, object_phase, slice_points
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from support.results import images, replay, report
-from support.volumes import volume_header
+from support.volume_images import volume_header
 
 SCAN = {"matrix": (48, 64), "n_slices": 2}
 ALL = "magnitude,phase,complex"

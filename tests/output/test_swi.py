@@ -35,7 +35,7 @@ from support.edited import edited
 from support.nifti import dcm2niix, same
 from support.paths import shared
 from support.results import images, replay, report
-from support.volumes import PROVENANCE, points_of, reconstructed, volume_header, volume_line, volume_xml
+from support.volume_images import PROVENANCE, points_of, reconstructed, volume_header, volume_line, volume_xml
 
 SHAPE, FOV = (11, 21, 16), (22.0, 42.0, 48.0)  # mm: partitions of 2
 PLACE = {"read_dir": (1.0, 0.0, 0.0), "phase_dir": (0.0, 1.0, 0.0), "slice_dir": (0.0, 0.0, 1.0)}

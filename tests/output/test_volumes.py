@@ -17,7 +17,7 @@ from dpmrecon.output.scores import Scores, Truth
 from dpmrecon.output.weighting import Weighting
 from dpmrecon.recon.types import Reconstruction
 
-from support.volumes import PROVENANCE, reconstructed, volume_header, volume_line
+from support.volume_images import PROVENANCE, reconstructed, volume_header, volume_line
 
 SHAPE, FOV = (5, 8, 6), (10.0, 24.0, 12.0)  # mm: partitions of 2, rows of 3, columns of 2
 
