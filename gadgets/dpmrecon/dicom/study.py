@@ -13,7 +13,7 @@ from ..mrd.header import Header
 from ..mrd.patient import identity, is_placeholder
 from ..mrd.scan import Scan
 
-TABLE_MM = 0.1  # tables that are closer are at one place
+TABLE_MM = 0.1  # places of the table are told apart in such steps
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Placed:
         table = [float(value) for value in scan.heads["patient_table_position"][line]]
         relative = getattr(scan.header.measurementInformation, "relativeTablePosition", None)
         table += [float(getattr(relative, axis, None) or 0) for axis in "xyz"]
-        return cls(scan.header, scan.digest, tuple(round(value / TABLE_MM) * TABLE_MM for value in table))
+        return cls(scan.header, scan.digest, tuple(table))
 
 
 def common_study(placed: Mapping[str, Placed], *, anonymize: bool) -> tuple[dict[str, Study], list[str]]:
@@ -83,10 +83,11 @@ def common_study(placed: Mapping[str, Placed], *, anonymize: bool) -> tuple[dict
     remarks = []
     if len({_exam(header) for header in headers}) > 1:
         remarks.append(
-            "the headers do not all name the same study (UID, date, time, ID): the DICOM files are of one, and frames of "
-            "reference are shared within each"
+            "the headers do not all name the same study (UID, date, time, ID): the DICOM files are of one study and of "
+            "several frames of reference"
         )
     uid = next(iter(stated)) if len(stated) == 1 and not anonymize else _made_uid(headers, info, digest)
+    fallback_id = hashlib.sha256(uid.encode()).hexdigest()[:12]
     places = [_place(scan) for scan in scans]
     # a place in numbers tells nothing of the study
     made = [reproducible_uid("frame of reference", uid, places.index(key) if anonymize else key) for key in places]
@@ -96,7 +97,7 @@ def common_study(placed: Mapping[str, Placed], *, anonymize: bool) -> tuple[dict
     if None in numbers or len(set(numbers)) < len(numbers):
         numbers = list(range(1, 1 + len(scans)))
     return {
-        name: Study(subject, info, uid, frame, digest[:12], number or 0)
+        name: Study(subject, info, uid, frame, fallback_id, number or 0)
         for name, frame, number in zip(placed, frames, numbers)
     }, remarks
 
@@ -121,7 +122,8 @@ def _place(scan: Placed) -> list[Any]:
     """What scans of one frame of reference have in common."""
     position = getattr(scan.header.measurementInformation, "patientPosition", None)
     stated = _stated_frame(scan.header)
-    return [stated] if stated else [_exam(scan.header), str(getattr(position, "value", position)), scan.table_mm]
+    table = [round(value / TABLE_MM) for value in scan.table_mm]
+    return [stated] if stated else [_exam(scan.header), str(getattr(position, "value", position)), table]
 
 
 def _exam(header: Header) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def write_overview(path: Path, scans: Sequence[Shown], rows: Sequence[str]) -> N
         axis.imshow(image, cmap="gray", vmin=0, vmax=bright)
         title = " ".join(filter(None, (scan.name, kind)))
         axis.set_title("\n".join((title, *scan.told, note)).rstrip(), color="white", fontsize=8)
-    for axes, name in zip(grid, rows):
+    for axes, name in zip(grid, rows if len(rows) > 1 else ()):
         axes[0].text(-0.04, 0.5, name, transform=axes[0].transAxes, color="white", rotation=90, va="center", ha="right")
     figure.text(0.995, 0.004, "RESEARCH: not for diagnostic use", color="gray", fontsize=7, ha="right", va="bottom")
     figure.tight_layout(pad=0.4)
