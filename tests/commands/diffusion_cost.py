@@ -1,7 +1,7 @@
 """What a diffusion scan costs: `python tests/commands/diffusion_cost.py [--matrix 128] [--epi] [-- replay options]`.
 
-Simulates slices x (b = 0 and 3 directions x 4 averages), reconstructs them with `dpmrecon replay` and prints seconds and
-peak memory. --matrix 312 has the source paper's .8 mm and b = 1200. Without --epi the scan is Cartesian,
+Simulates slices x (b = 0 and 3 directions x 4 averages), reconstructs them with `dpmrecon replay` and prints seconds
+and peak memory. --matrix 312 has the source paper's .8 mm and b = 1200. Without --epi the scan is Cartesian,
 R = 3, and b = 0 is averaged as the directions are. For a machine that does nothing else.
 """
 
