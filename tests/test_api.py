@@ -117,7 +117,7 @@ def test_a_missing_slice_says_why(simulated_scan, loaded, tmp_path):
 
 
 BAD = [
-    (lambda k: {"kspace": k[0]}, r"the k-space has shape \(48, 64\): \(n_coils, rows, cols\) of one slice is needed"),
+    (lambda k: {"kspace": k[0]}, r"the k-space has shape \(48, 64\): \(n_coils, rows, cols\) of a slice"),
     (lambda k: {"kspace": np.abs(k)}, "the k-space is torch.float32: complex values are needed"),
     (lambda k: {"kspace": k.tolist()}, "the k-space is a list: a numpy array or torch tensor"),
     (lambda k: {"kspace": k * np.nan}, "the k-space has values that are not finite"),

@@ -15,7 +15,7 @@ from .device import device_of
 from .errors import BadInputError
 from .mrd.collect import slices
 from .mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, regular_acceleration
-from .mrd.header import Limits, acceleration
+from .mrd.header import Limits, acceleration, n_partitions
 from .mrd.receiving import Receiving, open_as
 from .mrd.scan import Scan
 from .mrd.volumes import central_box
@@ -216,9 +216,13 @@ def reconstruct(
     data = slice_of_arrays(kspace, mask, calibration, noise_std)
     if isinstance(data, Volume):
         data = replace(data, voxel_mm=_voxel(voxel_mm))
+    elif voxel_mm is not None:
+        raise BadInputError("voxel_mm is of a volume, and the k-space is one slice's: leave it out")
     options = _options(contrast, mode, steps, samples, seed, fallback)
     label = contrast_of(options, checkpoint, None)
-    sampling = sampling_of(options, checkpoint, where, label, data.acceleration, keep_samples=keep_samples)
+    sampling = sampling_of(
+        options, checkpoint, where, label, data.acceleration, volume=isinstance(data, Volume), keep_samples=keep_samples
+    )
     if maps is None:
         if data.calibration is None:
             raise BadInputError(
@@ -301,7 +305,15 @@ def reconstruct_scan(
         opened = scan if isinstance(scan, Scan) else stack.enter_context(open_as(scan, options))
         header = opened.header
         label = contrast_of(options, checkpoint, header)
-        sampling = sampling_of(options, checkpoint, where, label, acceleration(header), keep_samples=keep_samples)
+        sampling = sampling_of(
+            options,
+            checkpoint,
+            where,
+            label,
+            acceleration(header),
+            volume=n_partitions(header) > 1,
+            keep_samples=keep_samples,
+        )
         stream: Iterator[Any] = slices(
             opened.acquisitions(),
             header,
@@ -335,7 +347,12 @@ def _loaded(model: Model, device: str | None) -> tuple[Checkpoint, torch.device]
 
 def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: float | None) -> Slice:
     """The arrays of `reconstruct` as a slice or a volume. Raises BadInputError."""
-    samples = _complex(kspace, "the k-space", "(n_coils, rows, cols) of one slice", dimensions=(3, 4)).cpu()
+    samples = _complex(
+        kspace,
+        "the k-space",
+        "(n_coils, rows, cols) of a slice or (n_coils, partitions, rows, cols)",
+        dimensions=(3, 4),
+    ).cpu()
     n_coils, *shape = samples.shape
     acquired = _acquired(samples) if mask is None else _mask(mask, tuple(shape))
     if not bool(acquired.any()) or not bool((samples[:, acquired] != 0).any()):

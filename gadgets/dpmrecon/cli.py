@@ -124,7 +124,7 @@ def _replay_scan(
     """`replay` with a bar, and what is to be said of the scan. started: see `main`."""
     from tqdm import tqdm
 
-    from .mrd.header import acceleration
+    from .mrd.header import acceleration, n_partitions
     from .mrd.receiving import CONJUGATION, Receiving
     from .output.report import described
     from .recon.plan import contrast_of, sampling_of
@@ -132,7 +132,9 @@ def _replay_scan(
 
     device = checkpoint.model.device
     contrast = contrast_of(options, checkpoint, scan.header)
-    sampling = sampling_of(options, checkpoint, device, contrast, acceleration(scan.header))
+    sampling = sampling_of(
+        options, checkpoint, device, contrast, acceleration(scan.header), volume=n_partitions(scan.header) > 1
+    )
     if contrast is None:
         print("dpmrecon: the protocol names no known contrast: the unlabelled prior is used", file=sys.stderr)
     receiving = Receiving.of(options, scan.header)

@@ -15,7 +15,6 @@ from .mrd.collect import slices
 from .mrd.lines import LineHeaders
 from .mrd.receiving import Receiving
 from .mrd.scan import Scan
-from .output.folder import seconds_to_finish
 from .output.mrd_images import mrd_images
 from .output.report import Report
 from .output.writers import writing
@@ -59,7 +58,7 @@ def replay(
     header, n_slices = scan.header, scan.n_images(combine_averages)
     deadline = None
     if sampling.deadline is not None:
-        reserve = seconds_to_finish(n_slices, truth=wanted.truth is not None, files=wanted.files(header, contrast))
+        reserve = wanted.seconds_to_finish(header, contrast, n_slices)
         deadline = Deadline(sampling.deadline, n_slices, started or time.monotonic(), reserve)
     provenance = Provenance.of(
         checkpoint,

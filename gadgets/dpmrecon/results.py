@@ -7,11 +7,11 @@ from .dicom.folder import DicomFolder
 from .dicom.write import DicomOptions
 from .mrd.header import Header, n_partitions
 from .mrd.scan import Scan
-from .output.folder import cleared
+from .output.folder import cleared, seconds_to_finish
 from .output.images_file import ImagesFile, Outputs
 from .output.maps import Maps
 from .output.nifti import NiftiFolder
-from .output.preview import Preview
+from .output.preview import PLANES, Preview
 from .output.report import Report
 from .output.scores import Scores, Truth
 from .output.swi import CONTRAST, SwiSeries
@@ -32,7 +32,13 @@ class Wanted:
     mask: Path | None = None
     vein_phase: str = "auto"
 
-    def files(self, header: Header, contrast: str | None) -> int:
+    def seconds_to_finish(self, header: Header, contrast: str | None, n_slices: int) -> float:
+        """About what preview and files take after the last slice, or volume."""
+        rows = PLANES if n_partitions(header) > 1 else 1
+        files = self._files(header, contrast)
+        return seconds_to_finish(n_slices, truth=self.truth is not None, files=files, rows=rows)
+
+    def _files(self, header: Header, contrast: str | None) -> int:
         """About as many images of a slice, or of a volume's partitions, go to DICOM and NIfTI."""
         partitions = n_partitions(header)
         kinds = self.outputs.files * (2 if contrast == CONTRAST else 1)

@@ -26,6 +26,7 @@ DIRECTIONS = {
     "axial, oblique": ((1, 0, 0), (0, np.cos(TILT), np.sin(TILT)), (0, -np.sin(TILT), np.cos(TILT))),
     "axial, read along y": ((0, -1, 0), (1, 0, 0), (0, 0, 1)),
 }
+TURNED = ("sagittal", "axial, read along y")  # rows and columns are not as readers look at them
 
 
 def line_of(name):
@@ -82,9 +83,9 @@ def test_a_partition_is_a_file_at_its_place(tmp_path, name):
 def test_other_planes_are_the_same_voxels_as_readers_look_at_them(tmp_path, name, plane):
     notes: list[str] = []
     found = by_number(written(tmp_path, name, reformat=plane, notes=notes))
-    if name.startswith(plane):
+    if name.startswith(plane) and name not in TURNED:
         assert list(found) == [1]
-        assert notes == [f"no second {plane} series: the acquired one is {plane}"]
+        assert notes == [f"no second {plane} series: the acquired one is {plane}, as readers look at it"]
         return
     assert list(found) == [1, 51]
     assert notes == []

@@ -249,6 +249,9 @@ def test_header_of_a_volume():
     assert coarser(head) == []
     head.encoding[0].parallelImaging = None
     assert only(slices(volume_scan(*PLACE, ALL), head)).kspace.shape == (3, 13, 33, 26)
+    head.encoding[0].reconSpace.matrixSize.z = 1
+    with pytest.raises(BadInputError, match="13 partitions and its header asks for images of one"):
+        list(slices(volume_scan(*PLACE, ALL), head))
     head.encoding[0].reconSpace.fieldOfView_mm.z = 0
     with pytest.raises(BadInputError, match="reconSpace without z"):
         list(slices(volume_scan(*PLACE, ALL), head))
@@ -283,6 +286,44 @@ def test_a_flag_at_the_end_of_each_partition_ends_no_volume():
     volume = next(slices(stream, volume_header()))
     assert_point(volume.kspace, *PLACE)
     assert next(stream, None) is None
+
+
+@pytest.mark.parametrize("ends", [(LAST,), (LAST, ismrmrd.ACQ_LAST_IN_REPETITION), ()])
+def test_an_elliptical_scan_waits_for_its_rim(ends):
+    """It is complete without its last lines, so that a flag at the end of each partition must not end it."""
+    shape = (24, 33)
+    places = [tuple(place) for place in np.argwhere(distance(shape) <= 1)]
+    lines = volume_scan(*PLACE, places, partitions=24)
+    for acquisition, following in itertools.zip_longest(lines, lines[1:]):
+        if ends and (following is None or following.idx.kspace_encode_step_2 != acquisition.idx.kspace_encode_step_2):
+            acquisition.set_flag(LAST)
+    for flag in ends:
+        lines[-1].set_flag(flag)
+    volume = only(slices(lines, volume_header(partitions=24)))
+    assert volume.n_lines_got == len(places)
+
+
+def test_an_elliptical_file_leaves_volume_by_volume(tmp_path):
+    """Each repetition of a file is made as soon as its lines came: all of them at once would fill the memory."""
+    places = [tuple(place) for place in np.argwhere(distance((13, 33)) <= 1)]
+    lines = []
+    for repetition in range(2):
+        lines += volume_scan(*PLACE, places)
+        for acquisition in lines[-len(places) :]:
+            acquisition.idx.repetition = repetition
+    xml = header_xml(z=13, extra_limits=limits("kspace_encoding_step_2", 12, 6) + limits("repetition", 1))
+    taken = 0
+
+    def counted(stream):
+        nonlocal taken
+        for acquisition in stream:
+            taken += 1
+            yield acquisition
+
+    with open_scan(write_scan(tmp_path / "scan.h5", lines, xml)) as scan:
+        found = slices(counted(scan.acquisitions()), scan.header)
+        assert next(found).n_lines_got == len(places) == taken
+        assert next(found).n_lines_got == len(places) and next(found, None) is None
 
 
 def test_echoes_and_repetitions_are_volumes_of_their_own_and_share_a_separate_calibration():

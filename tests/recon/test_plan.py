@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from dpmrecon.errors import CheckpointError
+from dpmrecon.errors import BadInputError, CheckpointError
 from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
@@ -44,3 +44,18 @@ def test_a_card_with_half_an_entry_is_refused_in_one_sentence(tmp_path, sampling
     checkpoint = load_checkpoint(tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match=words):
         sampling_of(Options(mode=mode), checkpoint, torch.device("cpu"))
+
+
+def test_volumes_have_settings_of_their_own(tmp_path):
+    volume = {"samples": 1, "prox": {"noise_scale": 0.2}, "by_contrast": {"swi": {"noise_factor": 0.6}}}
+    sampling = {"samples": 3, "prox": {"steps": 7, "noise_scale": 0.4}, "volume": volume}
+    save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), {"sampling": sampling})
+    checkpoint, cpu = load_checkpoint(tmp_path / "m.safetensors"), torch.device("cpu")
+    found = sampling_of(Options(), checkpoint, cpu, "t1", 4.0, volume=True)
+    assert (found.samples, found.settings.steps, found.settings.noise_scale) == (1, 7, 0.2)
+    assert found.settings.noise_factor == 1.0 and found.source == "model card, for volumes"
+    found = sampling_of(Options(samples=2), checkpoint, cpu, "swi", 4.0, volume=True)
+    assert (found.samples, found.settings.noise_factor) == (2, 0.6) and found.source.endswith("volumes of swi")
+    assert sampling_of(Options(), checkpoint, cpu, "t1", 4.0).samples == 3
+    with pytest.raises(BadInputError, match="the sampler dps is for slices, and the scan is a volume: choose prox"):
+        sampling_of(Options(sampler="dps"), checkpoint, cpu, "t1", 4.0, volume=True)

@@ -5,14 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from dpmrecon.data import ESTIMATED, LostSlice
-from dpmrecon.errors import UnsupportedScanError
 from dpmrecon.physics.fourier import origin_to_corner
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.physics.volume import VolumeModel, hybrid
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.prior.problem import NoiseSource, Planes, Problem
-from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_dps, sample_prox
+from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox
 from dpmrecon.recon.deadline import Deadline
 from dpmrecon.recon.prepare import with_maps
 from dpmrecon.recon.stream import sampled
@@ -176,6 +175,35 @@ def test_a_deadline_cuts_steps_and_then_falls_back(model):
     assert late.fallback is not None and torch.equal(late.image, problem.conventional)
 
 
+def test_trying_a_volume_out_costs_a_few_planes(model):
+    """What an evaluation of all planes takes is known before one is made: a short deadline is kept."""
+    clock, checkpoint, problem = Clock(per_image=1.0), load_checkpoint(model), mapped()  # 28 to 42 s an evaluation
+    clock.watch(checkpoint.denoiser)
+    (found,) = sampled([problem], checkpoint, None, SAMPLING, deadline=Deadline(60.0, 1, clock(), clock=clock))
+    assert found.fallback is not None and clock.now <= 2 * 3 * SAMPLING.batch
+    began = clock()
+    many = replace(SAMPLING, settings=replace(SAMPLING.settings, steps=400))
+    (found,) = sampled([problem], checkpoint, None, many, deadline=Deadline(600.0, 1, began, clock=clock))
+    assert found.fallback is None and found.evaluations >= 10 and clock.now - began <= 600 + 42
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_device_without_room_for_so_many_planes_gets_fewer(model, monkeypatch, samples):
+    checkpoint, problem, tried = load_checkpoint(model), mapped(), []
+    forward = checkpoint.denoiser.forward
+
+    def small(x, *rest):
+        tried.append(len(x))
+        if len(x) > 3:
+            raise RuntimeError("out of memory")
+        return forward(x, *rest)
+
+    monkeypatch.setattr(checkpoint.denoiser, "forward", small)
+    (found,) = sampled([problem], checkpoint, None, replace(SAMPLING, batch=8, samples=samples))
+    assert found.fallback is None and found.samples == samples
+    assert tried[:2] == [8, 4] and tried[2] == 2
+
+
 def test_a_broken_device_gives_the_conventional_volume(model, monkeypatch):
     checkpoint, problem = load_checkpoint(model), mapped()
 
@@ -187,12 +215,6 @@ def test_a_broken_device_gives_the_conventional_volume(model, monkeypatch):
     assert "out of memory" in found.fallback and torch.equal(found.image, problem.conventional)
 
 
-def test_dps_is_refused():
-    problem = Problem(None, None, None, None, None, Planes((0,), 1))
-    with pytest.raises(UnsupportedScanError, match="prox"):
-        sample_dps(problem, None, SamplerSettings(), None)
-
-
 def test_a_line_that_contradicts_the_others_is_named(model):
     data = volume()
     data.kspace[:, 12, 20] *= -1
@@ -202,9 +224,19 @@ def test_a_line_that_contradicts_the_others_is_named(model):
 
 def test_planes_are_large_enough_and_of_nearly_square_pixels():
     assert planes_of((88, 120, 96), (2, 2, 2)) == (0, 1, 2)
-    assert planes_of((24, 256, 256), (1, 1, 1)) == (0,)  # a thin slab
+    assert planes_of((15, 256, 256), (1, 1, 1)) == (0,)  # a thin slab
+    assert planes_of((16, 256, 256), (1.25, 1, 1)) == (0, 1, 2)
     assert planes_of((64, 256, 256), (3, 0.7, 0.7)) == (0,)  # and thick partitions
     assert planes_of((8, 8, 8), (1, 1, 1)) == (0,)
+
+
+def test_a_full_scan_is_calibrated_by_its_centre_alone():
+    """The calibration of a scan without undersampling is all of it: no copy is made of that."""
+    data = volume()
+    full = replace(data, mask=torch.ones(SHAPE), kspace=data.kspace.clone(), calibration=data.kspace)
+    found = with_maps(full, CPU)
+    assert max(found.data.calibration.shape[1:]) <= 24
+    assert found.data.calibration.untyped_storage().nbytes() < data.kspace.untyped_storage().nbytes()
 
 
 def test_hybrid_is_the_image_along_the_readout_in_place():

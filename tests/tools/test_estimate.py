@@ -14,7 +14,7 @@ from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
 from dpmrecon.recon.types import Sampling
 from dpmrecon.tools import estimate
-from dpmrecon.tools.estimate import Load, Measurement, cost_model, measure
+from dpmrecon.tools.estimate import Load, Measurement, cost_model, measure, volume_cost_model
 
 from support.clock import Clock
 
@@ -69,9 +69,8 @@ def test_a_volume_is_estimated_from_smaller_ones(monkeypatch):
         return Measurement(load, maps, 0.1 + 3 * size * load.n_coils, 20 * size + size * load.n_coils, 0.0)
 
     monkeypatch.setattr(estimate, "measure", volume_cost)
-    monkeypatch.setattr(estimate, "memory_peak", lambda device: 500.0)
     load = Load(256, 256, 16, 1, 2, 15, 4, partitions=176)
-    model = cost_model(None, SAMPLING, load, CPU)
+    model = volume_cost_model(None, SAMPLING, load, CPU, 0.0, 500.0)
     assert max(one.megapixels for one in tried) < 0.5 and {one.n_coils for one in tried} == {8, 16}
     found, exact = model.stages(load), volume_cost(None, None, load, None)
     assert found["maps"] == pytest.approx(exact.maps, rel=0.05)

@@ -279,8 +279,8 @@ def _may_be_reformatted(
         note(f"no {orientation} series: the images are 2D slices, and volumes alone are reformatted")
         return False
     grid = grid_of_mrd(image.getHead(), image.data.shape)
-    if grid.orientation == orientation:
-        note(f"no second {orientation} series: the acquired one is {orientation}")
+    if np.allclose(grid.resliced(image.data[0], orientation)[0].directions[1:], grid.directions[1:]):
+        note(f"no second {orientation} series: the acquired one is {orientation}, as readers look at it")
         return False
     if grid.tilt() > STRAIGHT:
         note(

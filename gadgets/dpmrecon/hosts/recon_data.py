@@ -19,7 +19,7 @@ import torch
 
 from ..data import ESTIMATED, LostSlice, Slice, SliceKey, Volume
 from ..errors import BadInputError, UnsupportedScanError
-from ..mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, completeness
+from ..mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, within
 from ..mrd.flags import CALIBRATION, CALIBRATION_AND_IMAGE, GHOST_CORRECTION, NOISE
 from ..mrd.header import (
     Header,
@@ -190,7 +190,8 @@ def _slice(
 def _completeness(acquired: np.ndarray, limits: tuple[Limits, Limits], header: Header) -> tuple[int, int, str | None]:
     """As that of slices and volumes, of places (partitions, rows)."""
     if len(acquired) > 1:
-        return volume_completeness(acquired, limits, acceleration(header))
+        inside = within(limits[0], acquired.shape[0]), within(limits[1], acquired.shape[1])
+        return volume_completeness(acquired, inside, acceleration(header))
     numbers = np.flatnonzero(acquired) + limits[1].center - acquired.shape[1] // 2
     return completeness(numbers, limits[1], acceleration(header))
 

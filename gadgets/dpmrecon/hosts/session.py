@@ -148,7 +148,9 @@ class Session:
         header = read_header(overridden(header_xml, options.set))
         record["header"] = header_digest(header)
         contrast = contrast_of(options, checkpoint, header)
-        sampling = sampling_of(options, checkpoint, engine.device, contrast, acceleration(header))
+        sampling = sampling_of(
+            options, checkpoint, engine.device, contrast, acceleration(header), volume=n_partitions(header) > 1
+        )
         record.update(contrast=contrast, parameters=asdict(sampling), residuals=[], decisions=[])
         if contrast is None:
             self._note("the protocol names no known contrast: the unlabelled prior is used")
@@ -176,7 +178,7 @@ class Session:
         self.reader = ReadAhead(stream, waiting)
         maps = Maps(header, None, self._send_map, self._note, combine_averages=options.combine_averages)
         swi = SwiSeries(header, provenance, options.vein_phase, self._send_map, self._note)
-        with writing([maps, swi, Sender(self.host, self.peer), Books(record, sampling, lines)]) as add:
+        with writing([Sender(self.host, self.peer), maps, swi, Books(record, sampling, lines)]) as add:
             stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
             stream = mrd_images(stream, header, line_headers, provenance, options.outputs, maps.weighting)
             for item, images in stream:

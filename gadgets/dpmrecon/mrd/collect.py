@@ -14,7 +14,7 @@ import numpy as np
 from ..data import LostSlice, Slice, SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, missing_keys
-from .flags import CALIBRATION, LAST_IN_SLICE, NOISE, PHASE_CORRECTION, REVERSED, SURFACE_COIL, names_of
+from .flags import CALIBRATION, LAST_IN_SLICE, LAST_OF_ALL, NOISE, PHASE_CORRECTION, REVERSED, SURFACE_COIL, names_of
 from .header import (
     Header,
     Limits,
@@ -115,7 +115,8 @@ class _Collector:
             return None
         if self.combine_averages and (self.last_average is None or line.idx.average < self.last_average):
             return None
-        if self.partitions > 1 and not self.maker.is_whole(record.numbers):
+        # the flag may end each partition
+        if self.partitions > 1 and not self.maker.is_whole(record.numbers, last=bool(flags & LAST_OF_ALL)):
             return None
         return key
 

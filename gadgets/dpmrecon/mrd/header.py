@@ -215,6 +215,11 @@ def _check_volume(header: Header) -> None:
                 f"the scan is 3D and its header gives {space} without z: a matrix size and a field of view are needed, "
                 "correct the header (or --set its values)"
             )
+    if encoding.reconSpace.matrixSize.z == 1:
+        raise BadInputError(
+            f"the scan is 3D with {partitions} partitions and its header asks for images of one: correct reconSpace "
+            "(or --set encoding.reconSpace.matrixSize.z and encoding.reconSpace.fieldOfView_mm.z)"
+        )
     slabs = getattr(encoding.encodingLimits, "slice", None)
     if slabs is not None and slabs.maximum > 0:
         raise UnsupportedScanError(

@@ -19,7 +19,7 @@ from .noise_lines import NoiseLines, whitened
 from .receiving import Receiving
 from .record import check_repeats, offsets, placed, placed_in_volume
 from .scan_log import ScanLog
-from .volumes import central_box, on_matrix, volume_completeness
+from .volumes import central_box, fills_its_lattice, on_matrix, volume_completeness
 
 # A noise measurement that is louder than the quietest part of k-space by more than this is not this scan's
 TOO_LOUD = 1.5
@@ -42,12 +42,14 @@ class Maker:
         self.repeats = "averages" if averaged else "lines of one label"
         self.noise_is_checked = False
 
-    def is_whole(self, numbers: set[int]) -> bool:
-        """Whether a volume has the lines that it needs."""
+    def is_whole(self, numbers: set[int], *, last: bool) -> bool:
+        """Whether a volume has the lines that it needs; last: its repetition ends here, else none may be left out."""
         shape = self.partitions, self.rows
         limits = within(self.partition_limits, shape[0]), within(self.limits, shape[1])
         acquired = on_matrix(places_of(numbers) + offsets(limits, shape), shape)
-        return volume_completeness(acquired, limits, self.acceleration)[2] is None
+        if last:
+            return volume_completeness(acquired, limits, self.acceleration)[2] is None
+        return fills_its_lattice(acquired, limits, self.acceleration)
 
     def made(self, key: SliceKey, image: Lines, calibration: Lines | None) -> Slice | LostSlice:
         """The slice or volume of the lines; those of a volume are no longer in `image` then."""
@@ -250,11 +252,12 @@ class Maker:
             box = central_box(on_matrix(places, acquired.shape))
             if box is not None:
                 data = whitened(self._beside(calibration, lines, grid), whitener)
-                block = data.new_zeros((len(data), *acquired.shape, self.cols))
-                inside = ((places >= 0) & (places < acquired.shape)).all(1)
-                partitions, rows = torch.from_numpy(places[inside]).T
+                first, end = (np.array([getattr(part, name) for part in box]) for name in ("start", "stop"))
+                inside = ((places >= first) & (places < end)).all(1)
+                partitions, rows = torch.from_numpy((places - first)[inside]).T
+                block = data.new_zeros((len(data), *(end - first), self.cols))
                 block[:, partitions, rows] = data[:, torch.from_numpy(inside)]
-                return block[:, box[0], box[1]].clone()
+                return block
         box = central_box(acquired)
         return None if box is None else kspace[:, box[0], box[1]]
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..errors import BadInputError
 from ..read_ahead import ReadAhead
-from .flags import CALIBRATION, LAST_IN_SLICE, NOISE, PHASE_CORRECTION
-from .header import Header, calibration_is_separate
+from .flags import CALIBRATION, LAST_IN_SLICE, LAST_OF_ALL, NOISE, PHASE_CORRECTION
+from .header import Header, calibration_is_separate, n_partitions
 from .scan_log import ScanLog
 
 LINES = 64  # that are read at once
@@ -97,13 +97,15 @@ class Scan:
 
     def _acquisitions(self) -> Iterator[ismrmrd.Acquisition]:
         yield from self.noise()
+        # a volume is known to have ended by its repetition
+        last = LAST_IN_SLICE | (LAST_OF_ALL if n_partitions(self.header) > 1 else 0)
         # slices that hold nothing but calibration serve others, which may come anywhere
         for group in sorted(self.groups, key=lambda group: bool(np.any(self._of_image(group)))):
             for index, samples in self._samples(group):
                 acquisition = self._acquisition(index, samples)
-                acquisition.flags &= ~LAST_IN_SLICE
+                acquisition.flags &= ~last
                 if index == group[-1]:
-                    acquisition.flags |= LAST_IN_SLICE
+                    acquisition.flags |= last
                 yield acquisition
 
     def noise(self) -> Iterator[ismrmrd.Acquisition]:

@@ -111,6 +111,17 @@ def volume_completeness(
     return factor, needed, f"{says} and R = {announced} announce"
 
 
+def fills_its_lattice(acquired: np.ndarray, limits: tuple[Limits, Limits], announced: int | None) -> bool:
+    """Whether every line is there that limits and R can announce, corners included: nothing can follow. An elliptical
+    scan and a pattern by chance never say so. Arguments as of `volume_completeness`."""
+    box, _ = _box(acquired.shape, limits)
+    factor = announced or _regular_acceleration(acquired, box)
+    sparse = acquired & ~_dense(acquired, box) & box
+    points, every = np.argwhere(sparse if sparse.any() else acquired & box), np.argwhere(box)
+    lattice, coset, hits = _best_lattice(points, factor)
+    return hits >= REGULAR_SHARE * len(points) and bool(acquired[tuple(every[lattice.cosets(every) == coset].T)].all())
+
+
 def _box(shape: tuple[int, ...], limits: tuple[Limits, Limits]) -> tuple[np.ndarray, Callable[[float], np.ndarray]]:
     """The points within the limits, and (margin) -> (partitions, rows) squared distances from the k-space centre in
     units of the ellipse that the limits hold, its half axes longer by `margin`."""

@@ -34,10 +34,10 @@ def cleared(folder: Path, scan_file: Path) -> Path:
     return folder
 
 
-def seconds_to_finish(n_slices: int, *, truth: bool, files: int = 2) -> float:
+def seconds_to_finish(n_slices: int, *, truth: bool, files: int = 2, rows: int = 1) -> float:
     """About what preview, report, DICOM and NIfTI take after the last slice: measured on a picture of one row.
 
-    files: images of a slice in DICOM and NIfTI, see `Outputs.files`.
+    files: images of a slice in DICOM and NIfTI; rows: of the preview that a slice, or volume, makes.
     """
     row = {name: np.zeros((256, 256)) for name in (*METHODS, "std of samples x5")}
     write_preview(BytesIO(), [{name: image[:8, :8] for name, image in row.items()}], [""], [1.0])  # what is set up once
@@ -46,4 +46,4 @@ def seconds_to_finish(n_slices: int, *, truth: bool, files: int = 2) -> float:
     one = time.perf_counter() - started
     # a picture of something takes a fifth more, and with a truth there are twice as many columns; a DICOM file, or
     # as much of a NIfTI file, takes an eighth of a row, and what writes them three rows to load
-    return one * (1.2 * min(n_slices, ROWS) * (2 if truth else 1) + n_slices * files / 8 + 3)
+    return one * (1.2 * min(n_slices, ROWS) * rows * (2 if truth else 1) + n_slices * files / 8 + 3)

@@ -20,6 +20,7 @@ from .writers import telling
 
 TITLE = 0.1  # widths of a picture
 ROWS = 6  # slices that are shown at most, spread over the scan
+PLANES = 3  # of a volume
 
 
 class Preview:

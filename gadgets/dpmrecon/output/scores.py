@@ -57,7 +57,10 @@ class Scores:
         self.found: list[tuple[int, dict[str, np.ndarray]]] = []
 
     def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
-        if isinstance(item, Reconstruction) and self.truth.of(item.key.slice) is not None:
+        # the truth is that of the first echo or b-value
+        if isinstance(item, LostSlice) or item.key.contrast > 0:
+            return
+        if self.truth.of(item.key.slice) is not None:
             self.found.append((item.key.slice, pictures_of(item, self.header)))
 
     def close(self, failure: BaseException | None) -> None:

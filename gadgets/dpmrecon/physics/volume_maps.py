@@ -49,6 +49,13 @@ def longest_kernel(n_coils: int) -> int:
     return min(KERNEL, max(2, int((MATRIX / n_coils) ** (1 / 3) + 1e-9)))
 
 
+def central(calibration: torch.Tensor) -> torch.Tensor:
+    """The part of a calibration that maps are made of, a view."""
+    for axis in (1, 2, 3):
+        calibration = crop_or_pad(calibration, min(calibration.shape[axis], LARGEST), axis)
+    return calibration
+
+
 def _middle(calibration: torch.Tensor) -> torch.Tensor:
     for size, name in zip(calibration.shape[1:], ("partitions", "lines", "samples")):
         if size < FEWEST:
@@ -56,8 +63,7 @@ def _middle(calibration: torch.Tensor) -> torch.Tensor:
                 f"The calibration has {size} {name}, but at least {FEWEST} are needed for coil maps: acquire a larger "
                 "block of central k-space."
             )
-    for axis in (1, 2, 3):
-        calibration = crop_or_pad(calibration, min(calibration.shape[axis], LARGEST), axis)
+    calibration = central(calibration)
     if not bool(torch.isfinite(torch.view_as_real(calibration)).all()) or not bool((calibration != 0).any()):
         raise BadInputError("The calibration is zero or has values that are not finite: check the scan's samples.")
     return calibration / calibration.abs().max()

@@ -161,6 +161,21 @@ def sampler_defaults(card: dict, sampler: str, contrast: str | None, acceleratio
     )
 
 
+def volume_defaults(card: dict, sampler: str, contrast: str | None) -> tuple[dict, int, str] | None:
+    """A sampler's settings for a volume, the number of samples, and where they come from; None where the card has none.
+
+    card["sampling"]["volume"] holds samples, the settings of a sampler that differ from those of slices, under its
+    name, and by_contrast, those that differ again.
+    """
+    sampling = card.get("sampling", {})
+    volume = sampling.get("volume")
+    if volume is None:
+        return None
+    own = volume.get("by_contrast", {}).get(contrast, {}) if sampler in volume else {}
+    settings = {**sampling.get(sampler, {}), **volume.get(sampler, {}), **own}
+    return settings, volume.get("samples", 1), f"model card, for volumes{f' of {contrast}' if own else ''}"
+
+
 def uncertainty_defaults(card: dict) -> tuple[dict, int] | None:
     """Settings and number of samples of the uncertainty mode; None where the card has none, CheckpointError where it
     lacks the number."""

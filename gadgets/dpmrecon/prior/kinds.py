@@ -57,11 +57,12 @@ class Sampler:
     """A way to draw from the posterior.
 
     sample(problem, prior, settings, noise, stop) -> (batch, rows, cols) complex64 at scale 1; prior is what the
-    model's `of_contrast` gives, settings an object of the type `settings`.
+    model's `of_contrast` gives, settings an object of the type `settings`. volumes: it takes those too.
     """
 
     settings: type[Any]
     sample: Callable[[Problem, Any, Any, NoiseSource, Stop], torch.Tensor]
+    volumes: bool = False
 
     def settings_from(self, values: Mapping[str, Any]) -> Any:
         """See `settings_from`."""
@@ -86,6 +87,7 @@ class Kind:
 DENOISER = "denoiser"
 KINDS: dict[str, Kind] = {
     DENOISER: Kind(
-        Denoiser, {"prox": Sampler(SamplerSettings, sample_prox), "dps": Sampler(SamplerSettings, sample_dps)}
+        Denoiser,
+        {"prox": Sampler(SamplerSettings, sample_prox, volumes=True), "dps": Sampler(SamplerSettings, sample_dps)},
     )
 }

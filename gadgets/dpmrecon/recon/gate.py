@@ -64,7 +64,7 @@ def expected_by_part(mapped: MappedSlice) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _map_error(mapped: MappedSlice) -> float:
-    return MAP_ERROR * max(1.0, MAP_ERROR_FROM / min(mapped.data.mask.shape))
+    return MAP_ERROR * max(1.0, MAP_ERROR_FROM / min(mapped.data.mask.shape[-2:]))  # slabs are thin
 
 
 def not_finite(item: Reconstruction) -> Verdict | None:
@@ -104,14 +104,14 @@ def rows_contradict(item: Reconstruction) -> Verdict | None:
     found = torch.nonzero(contradicts)
     if not len(found):
         return None
-    one, several = ("row", "rows") if excess.ndim == 1 else ("line (partition, row)", "lines (partition, row)")
+    unit, place_of = ("row", "") if excess.ndim == 1 else ("line", " (partition, row)")
     names = [str(place[0]) if len(place) == 1 else str(tuple(place)) for place in found.tolist()]
     rows = ", ".join(names[:TOLD]) + (f" and {len(names) - TOLD} more" if len(names) > TOLD else "")
-    rows = f"{one} {rows} contradicts" if len(names) == 1 else f"{several} {rows} contradict"
+    rows = f"{unit}{place_of} {rows} contradicts" if len(names) == 1 else f"{unit}s{place_of} {rows} contradict"
     matrix = " x ".join(map(str, excess.shape))
     return Verdict(
         "remark",
-        f"{rows} the others of the k-space of {matrix} {several.split()[0]} by up to "
+        f"{rows} the others of the k-space of {matrix} {unit}s by up to "
         f"{float(excess[contradicts].max()):.1f} times what "
         "noise leaves: see whether labels are right, samples lie in their places, and the head lay still",
     )

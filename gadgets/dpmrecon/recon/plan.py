@@ -8,7 +8,7 @@ from ..device import device_of
 from ..errors import BadInputError
 from ..mrd.header import Header, contrast_label
 from ..options import Options, printable
-from ..prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults, uncertainty_defaults
+from ..prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults, uncertainty_defaults, volume_defaults
 from .types import Sampling
 
 CPU_BATCH, GPU_BATCH = 4, 32  # images that the network sees at once
@@ -27,13 +27,19 @@ def sampling_of(
     contrast: str | None = None,
     acceleration: float | None = None,
     *,
+    volume: bool = False,
     keep_samples: bool = False,
 ) -> Sampling:
-    """How to sample a scan of this contrast and announced R (None: not known).
+    """How to sample a scan of this contrast and announced R (None: not known), of slices or of a volume.
 
-    What no option says is the model's own default, else that of its sampler's settings and one sample.
+    What no option says is the model's own default, else that of its sampler's settings and one sample. Raises
+    BadInputError for what the model, or a volume, cannot have.
     """
     name, sampler = checkpoint.kind.sampler(options.sampler)
+    if volume and not sampler.volumes:
+        raise BadInputError(
+            f"the sampler {name} is for slices, and the scan is a volume: choose {_of_volumes(checkpoint)}"
+        )
     if options.mode == "uncertainty":
         found = uncertainty_defaults(checkpoint.card) if name == checkpoint.kind.sampler(None)[0] else None
         if found is None:
@@ -41,6 +47,8 @@ def sampling_of(
                 "mode uncertainty is for the sampler prox and a model whose card has settings for it: choose mode fast"
             )
         (chosen, samples), source = found, "model card, for the uncertainty mode"
+    elif volume and (own := volume_defaults(checkpoint.card, name, contrast)) is not None:
+        chosen, samples, source = own
     else:
         chosen, source = sampler_defaults(checkpoint.card, name, contrast, acceleration)
         samples = checkpoint.card.get("sampling", {}).get("samples", 1)
@@ -60,6 +68,10 @@ def sampling_of(
         source=source,
         keep_samples=keep_samples,
     )
+
+
+def _of_volumes(checkpoint: Checkpoint) -> str:
+    return " or ".join(name for name, sampler in checkpoint.kind.samplers.items() if sampler.volumes)
 
 
 def contrast_of(options: Options, checkpoint: Checkpoint, header: Header | None) -> str | None:

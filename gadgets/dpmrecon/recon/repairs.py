@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from ..data import ESTIMATED, AnySlice, Slice
+from ..data import ESTIMATED, AnySlice, Slice, Volume
 from ..physics.noise import estimated_sigma
 from ..physics.spikes import Spike, without_spikes
 
@@ -44,7 +44,7 @@ def centre_block(kspace: torch.Tensor, part: torch.Tensor) -> tuple[slice, ...]:
 
 
 def spike_remark(spikes: list[str], where: str) -> str:
-    """places: of all of them, in words."""
+    """spikes: each in words."""
     places = spikes[:TOLD] + ["..."] * (len(spikes) > TOLD)
     what = "1 spike" if len(spikes) == 1 else f"{len(spikes)} spikes"
     verb = "was" if len(spikes) == 1 else "were"
@@ -71,7 +71,9 @@ def with_calibration_as_data(data: AnySlice) -> AnySlice:
     difference = (data.calibration - data.kspace[block])[:, acquired][..., columns]
     if float(torch.view_as_real(difference).square().mean()) > AGREEMENT * 2 * data.sigma_n**2:
         return data
-    kspace, mask = data.kspace.clone(), data.mask.clone()
+    kspace, mask = data.kspace, data.mask.clone()
+    if not isinstance(data, Volume):  # whose k-space is used up, see `with_volume_maps`
+        kspace = kspace.clone()
     kspace[block][:, ~acquired] = data.calibration[:, ~acquired] * columns
     mask[block[1:]][~acquired] = columns.float()
     return replace(data, kspace=kspace, mask=mask, n_lines_got=int(mask.amax(-1).sum()))

@@ -104,7 +104,8 @@ def sample_group(
     stop: Stop = never,
 ) -> Iterator[Reconstruction]:
     """The slices of a group, sampled at once. Where the device fails, most often for want of memory, they are tried
-    slice by slice, then sample by sample; what fails then comes as the conventional image.
+    slice by slice, then sample by sample, a volume with half of the planes at once; what fails then comes as the
+    conventional image.
 
     Raises DpmreconError where an image cannot be had and the fallback is off.
     """
@@ -117,12 +118,13 @@ def sample_group(
         failure = error.with_traceback(None)  # a traceback keeps the tensors of the attempt
     if failure is not None:
         reason = f"the sampler failed ({first_line(failure)})"
-        images = min(sampling.batch, len(group) * sampling.samples)
+        is_volume = isinstance(group[0], MappedVolume)  # whose planes make the batch
+        images = sampling.batch if is_volume else min(sampling.batch, len(group) * sampling.samples)
         if images == 1:
             yield fall_back(group[0], reason, sampling, failure)
             return
-        log.warning("%d images at once: %s: they are tried one by one", images, reason)
-        fewer = sampling if len(group) > 1 else replace(sampling, batch=1)
+        log.warning("%d images at once: %s: fewer are tried", images, reason)
+        fewer = sampling if len(group) > 1 else replace(sampling, batch=images // 2 if is_volume else 1)
         for mapped in group:
             yield from sample_group([mapped], checkpoint, contrast, fewer, progress, stop)
         return

@@ -5,10 +5,14 @@ from dataclasses import replace
 
 from ..data import LostSlice
 from ..device import synchronize
+from ..physics.volume import VolumeModel
 from ..prior.checkpoint import Checkpoint
 from .deadline import Deadline
 from .sample import DEVICE_ERRORS, Progress, draw, fall_back, sample_group
 from .types import MappedSlice, MappedVolume, Reconstruction, Sampling
+
+# applications of the normal operator that the CG-SENSE image of a volume takes, see `volume_scale`
+CG_SENSE_STEPS = 2 * (VolumeModel.cg_steps + 2)
 
 
 def sampled(
@@ -94,6 +98,8 @@ def _try_out(
     group: list[MappedSlice], checkpoint: Checkpoint, contrast: str | None, sampling: Sampling, deadline: Deadline
 ) -> float:
     """Measure what an evaluation costs; the seconds that it took. A device that fails is left to the sampling."""
+    if isinstance(group[0], MappedVolume):
+        return _try_out_volume(group[0], checkpoint, contrast, sampling, deadline)
     # the first evaluations of a size pay for its start; on a CPU images follow each other, and one tells enough
     samples = 1 if group[0].conventional.device.type == "cpu" else sampling.samples
     began = deadline.clock()
@@ -105,4 +111,26 @@ def _try_out(
         except DEVICE_ERRORS:
             break
         deadline.note(0, evaluations * len(group), deadline.clock() - again)
+    return deadline.clock() - began
+
+
+def _try_out_volume(
+    mapped: MappedVolume, checkpoint: Checkpoint, contrast: str | None, sampling: Sampling, deadline: Deadline
+) -> float:
+    """The same, from a batch of its planes in each direction; the data steps go by those of the CG-SENSE image."""
+    prior, began, seconds = checkpoint.model.of_contrast(contrast), deadline.clock(), 0.0
+    for axis in mapped.planes:
+        planes = (mapped.conventional / mapped.scale).movedim(axis, 0)
+        middle = planes.narrow(0, max(0, len(planes) // 2 - sampling.batch // 2), min(sampling.batch, len(planes)))
+        for _ in range(2):  # the first pays for its start
+            again = deadline.clock()
+            try:
+                prior.of_planes(middle.contiguous(), 1.0, sampling.batch)
+            except DEVICE_ERRORS:
+                return deadline.clock() - began
+            synchronize(planes.device)
+        seconds += (deadline.clock() - again) * len(planes) / len(middle)
+    steps = getattr(sampling.settings, "cg_steps", mapped.model.cg_steps) + 1
+    data_steps = mapped.seconds.get("conventional", 0.0) * steps / CG_SENSE_STEPS
+    deadline.per_evaluation = seconds / len(mapped.planes) + data_steps
     return deadline.clock() - began

@@ -16,7 +16,7 @@ from ..physics.noise import estimated_volume_sigma
 from ..physics.phase import smooth_phase
 from ..physics.spikes import Spike, without_spikes
 from ..physics.volume import VolumeModel, hybrid
-from ..physics.volume_maps import estimate_volume_maps
+from ..physics.volume_maps import central, estimate_volume_maps
 from .repairs import centre_block, spike_remark, with_calibration_as_data
 from .types import MappedVolume
 
@@ -32,7 +32,10 @@ def with_volume_maps(data: Volume, device: torch.device) -> MappedVolume | LostS
     assert data.calibration is not None
     started = time.perf_counter()
     n_coils = len(data.kspace)
-    data = with_calibration_as_data(compressed_volume(despiked_volume(data)))
+    data = with_calibration_as_data(despiked_volume(data))
+    assert data.calibration is not None
+    # of its own: the block may be a view of the k-space, which is used up, and hold all of it
+    data = compressed_volume(replace(data, calibration=central(data.calibration).clone()))
     assert data.calibration is not None
     partitions, rows, cols = data.mask.shape
     try:

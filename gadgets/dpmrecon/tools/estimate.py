@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from ..recon.types import Sampling
 
 STEPS = 3  # of a measurement
-LARGEST_MEASURED = 400_000  # voxels of a volume that stands for a larger one
+LARGEST_MEASURED = 300_000  # voxels of a volume that stands for a larger one
 # MB a million voxels of a volume, and as much for each of its coils: images of 8 bytes, k-space and maps
-VOLUME_MEMORY = (8.0 * 14, 8.0 * 2)
+VOLUME_MEMORY = (8.0 * 24, 8.0 * 2)
 MEGA = 1e6
 
 
@@ -138,7 +138,7 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measurement:
     """Run a slice or volume of this size through maps and conventional image, and as many as the scan samples at once
-    through STEPS steps of the sampler. clock: seconds that only grow, for the steps."""
+    through STEPS steps of the sampler, a volume through all. clock: seconds that only grow, for the steps."""
     import torch
 
     from ..recon.prepare import with_coil_maps
@@ -152,12 +152,14 @@ def measure(
     group, samples = [replace(mapped) for _ in range(load.slices_at_once)], min(load.batch, load.samples)
     samples = 1 if load.is_volume else samples
     seconds = 0.0
-    for steps in (1, STEPS):  # the first run of a size pays for its start
+    # data steps take more iterations early and late: a volume, where they weigh most, is sampled as it will be
+    counted = load.steps if load.is_volume else STEPS
+    for steps in (1, counted):  # the first run of a size pays for its start
         brief = replace(sampling, samples=samples, settings=replace(sampling.settings, steps=steps))
         began = clock()
         draw(group, checkpoint, None, brief)
         seconds = clock() - began
-    seconds /= len(group) * samples * STEPS
+    seconds /= len(group) * samples * counted
     return Measurement(load, mapped.seconds["maps"], mapped.seconds["conventional"], seconds, memory_peak(device))
 
 
@@ -224,10 +226,8 @@ def memory_peak(device: "torch.device") -> float:
 def cost_model(
     checkpoint: "Checkpoint", sampling: "Sampling", load: Load, device: "torch.device", start: float = 0.0
 ) -> CostModel:
-    """Measure at half the matrix, at half the coils and at the scan's own size, and fit; a volume at smaller sizes."""
+    """Measure at half the matrix, at half the coils and at the scan's own size, and fit."""
     base = memory_peak(device)
-    if load.is_volume:
-        return _volume_cost_model(checkpoint, sampling, load, device, start, base)
     half = replace(load, rows=max(32, load.rows // 2), cols=max(32, load.cols // 2), n_coils=max(2, load.n_coils // 2))
     sizes = [half, replace(load, n_coils=half.n_coils), load]  # ascending: the process's peak never falls
     measure(checkpoint, sampling, half, device)  # pays for the first start of everything
@@ -236,10 +236,10 @@ def cost_model(
     return _fitted(found, memory, start, base)
 
 
-def _volume_cost_model(
+def volume_cost_model(
     checkpoint: "Checkpoint", sampling: "Sampling", load: Load, device: "torch.device", start: float, base: float
 ) -> CostModel:
-    """As `cost_model`, from volumes of at most LARGEST_MEASURED voxels."""
+    """As `cost_model`, from volumes of at most LARGEST_MEASURED voxels. base: MB before a volume is read."""
     shape = (load.partitions, load.rows, load.cols)
     sizes = []
     for voxels, n_coils in (
@@ -293,24 +293,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`dpmrecon estimate`; the exit code. Raises BadInputError."""
     from ..data import Slice
+    from ..dicom.write import DicomOptions
     from ..mrd.collect import slices
     from ..mrd.file import open_scan
     from ..mrd.header import acceleration, check_supported, encoded_grid, n_partitions
     from ..mrd.receiving import Receiving
     from ..options import from_arguments
-    from ..output.folder import seconds_to_finish
     from ..output.images_file import Outputs
     from ..physics.coil_compression import n_kept
     from ..recon import plan
     from ..recon.deadline import chosen
+    from ..results import Wanted
 
     options = from_arguments(args)
     checkpoint, device = plan.load(options)
-    start = time.monotonic() - args.started
+    start, base = time.monotonic() - args.started, memory_peak(device)
     with open_scan(args.scan, group=options.group, changes=options.set) as scan:
         check_supported(scan.header)
         contrast = plan.contrast_of(options, checkpoint, scan.header)
-        sampling = plan.sampling_of(options, checkpoint, device, contrast, acceleration(scan.header))
+        sampling = plan.sampling_of(
+            options, checkpoint, device, contrast, acceleration(scan.header), volume=n_partitions(scan.header) > 1
+        )
         rows, cols = encoded_grid(scan.header)
         partitions = n_partitions(scan.header)
         n_coils, n_slices = scan.n_coils, scan.n_images(options.combine_averages)
@@ -323,10 +326,14 @@ def run(args: argparse.Namespace) -> int:
     del first, stream
     settings = sampling.settings
     load = Load(rows, cols, kept, n_slices, sampling.samples, settings.steps, sampling.batch, partitions)
-    files = Outputs(options.outputs).files * partitions
-    finish = seconds_to_finish(n_slices, truth=False, files=files)
+    wanted = Wanted(Outputs(options.outputs), DicomOptions(reformat=options.reformat))
+    finish = wanted.seconds_to_finish(scan.header, contrast, n_slices)
     began = time.monotonic()
-    model = cost_model(checkpoint, sampling, load, device, start + n_slices * reading)
+    if load.is_volume:  # whose measured coils stay in memory beside the virtual ones
+        base += 8 * load.megapixels * (n_coils - kept)
+        model = volume_cost_model(checkpoint, sampling, load, device, start + n_slices * reading, base)
+    else:
+        model = cost_model(checkpoint, sampling, load, device, start)
     virtual = f" ({kept} virtual ones)" if kept < n_coils else ""
     what, matrix = ("volumes", f"{partitions} x {rows} x {cols}") if load.is_volume else ("slices", f"{rows} x {cols}")
     unit = what[:-1]

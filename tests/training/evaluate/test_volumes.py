@@ -1,4 +1,4 @@
-"""What volumes are judged by: metrics on known volumes, correlated noise, total variation, the command."""
+"""What volumes are judged by: metrics on known volumes, correlated noise, total variation across planes."""
 
 import math
 from dataclasses import dataclass

@@ -9,6 +9,8 @@ import pytest
 from dpmrecon.cli import main as dpmrecon
 from dpmrecon.mrd.patient import is_placeholder
 from dpmrecon.prior.checkpoint import load_checkpoint
+from dpmrecon.tools.simulate import simulate
+from dpmrecon.tools.simulation_settings import VolumeSettings
 from dpmtrain.cli import main
 from dpmtrain.data.dataset import read_manifest
 from dpmtrain.evaluate.plan import Condition
@@ -20,6 +22,19 @@ from dpmtrain.kit.data import patterns
 from support.models import TINY, saved_model
 
 SCAN = {"matrix": (48, 40), "n_slices": 2, "n_coils": 4, "acceleration": 1, "calibration_lines": 16}
+SCAN_3D = {
+    "contrast": "t1",
+    "matrix": (36, 34),
+    "fov_mm": (86.4, 81.6),
+    "partitions": 34,
+    "slice_thickness_mm": 2.4,
+    "position_mm": (0.0, 0.0, 20.0),
+    "n_coils": 3,
+    "acceleration": 1,
+    "partition_acceleration": 1,
+    "calibration": "none",
+    "noise": 0.004,
+}
 MODEL = {**TINY, "widths": [4, 6], "labels": ["t1", "spare1"]}
 RECIPE = """
 [target]
@@ -117,6 +132,21 @@ def test_the_model_is_fine_tuned_and_replay_takes_it(made, scans, tmp_path):
         ["replay", str(scans / "p2" / "r4.h5"), "--model", str(model), "--out", str(tmp_path), "--device", "cpu"]
     ) in (0, 3)
     assert checkpoint.model_id in (tmp_path / "report.json").read_text()
+
+
+def test_3d_scans_are_trained_on_and_scored_whole(start, recipe, tmp_path):
+    for subject in range(3):
+        (tmp_path / "scans" / f"p{subject}").mkdir(parents=True)
+        settings = VolumeSettings(**SCAN_3D, subject=subject)
+        simulate(tmp_path / "scans" / f"p{subject}" / "mprage.h5", settings)
+    out = tmp_path / "out"
+    assert main(command(tmp_path / "scans", out, start, recipe)) == 0
+    card = json.loads((out / "t1.json").read_text())
+    assert "3D Cartesian" in card["intended_use"] and "matrix 34x36x34" in card["intended_use"]
+    assert all(len(volume["spans"]) == 3 for volume in read_manifest(out / "prepared")["volumes"])
+    lines = [json.loads(line) for line in (out / "evaluation" / "scores.jsonl").read_text().splitlines()]
+    assert {line["key"]["mask"] for line in lines} == {"caipirinha"}
+    assert len({line["key"]["scan"] for line in lines if "scan" in line["key"]}) == 1  # of the test patient
 
 
 def test_patients_are_split_and_none_is_in_two_parts(made):

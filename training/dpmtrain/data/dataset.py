@@ -34,13 +34,12 @@ DEMODULATED, LEFT_PHASE = 0.8, 0.25
 # shares of the slices of volumes that may be cut in three directions: with the volume's scale and not their own; one
 # voxel thick; with pixels that are not square; with air around, as a larger field of view has it
 VOLUME_SCALE, THIN, OBLONG, AIR = 0.4, 0.5, 0.35, 0.5
-# share of all slices that keep their pixels where none is made oblong
-THICKEST_MM = 5.0
+THICKEST_MM = 5.0  # of a slice that is more than one voxel thick
 # share of the planes along a volume's slices whose lower end fades, as the neck does where coils end, and over what
 # share of its extent at most: cut off, it would ring across the field of view
 FADING, FADE = 0.7, 0.2
 COARSEST_MM, OBLONG_RATIO, MOST_AIR = 2.0, (1.5, 3.5), 1.35
-# share of the other slices that keep their pixels
+# share of all slices that keep their pixels
 NATIVE = 0.3
 # a slice is not made smaller than this share of the crop: the rest of that would be air
 SMALLEST = 0.7

@@ -25,8 +25,8 @@ def tuned_cg_sense(case: MappedSlice, weight: float) -> torch.Tensor:
 
 
 def wavelet_tool(shapes: Sequence[tuple[int, ...]]) -> tuple[str, Callable[[MappedSlice, float], torch.Tensor]]:
-    """Name and function of L1-wavelet for slices or volumes of these shapes: BART where it is installed and all sizes are even,
-    else sigpy. Their weights have different units, so one tool serves a whole comparison."""
+    """Name and function of L1-wavelet for slices or volumes of these shapes: BART where it is installed and all sizes
+    are even, else sigpy. Their weights have different units, so one tool serves a whole comparison."""
     if shutil.which("bart") is not None and not any(size % 2 for shape in shapes for size in shape):
         return "L1-wavelet (BART)", l1_wavelet
     return "L1-wavelet (sigpy)", l1_wavelet_sigpy

@@ -21,7 +21,7 @@ def add_evaluate(commands) -> None:
     parser = add_command(
         commands,
         "evaluate",
-        "Score models and conventional methods on slices or volumes with a reference: a table, plots, confidence intervals",
+        "Score models and conventional methods on slices and volumes with a reference: a table, plots, intervals",
         "dpmtrain evaluate full_scan.h5 --images images --subjects patient12 --R 3,4,6,8 --sampling regular,poisson "
         "--acs 24,0 --out results",
     )

@@ -1,4 +1,4 @@
-"""Every method on every slice, or volume, in every way of undersampling it, resumable; `dpmtrain evaluate` and `kit` call it.
+"""Every method on every slice or volume in every way of undersampling it, resumable; for `dpmtrain evaluate` and `kit`.
 
 Methods share coil maps, scale and noise level. Weights of the conventional ones are the best on validation data; a
 model's settings are those of its card.

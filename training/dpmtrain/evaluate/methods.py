@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dpmrecon.data import Volume
 from dpmrecon.errors import BadInputError
 from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
@@ -17,11 +18,10 @@ from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import Reconstruction, Sampling
 
 from . import baselines
-from .plan import Condition, Plan
+from .plan import VOLUME_MASKS, Condition, Plan
 from .references import ReferenceSlice
 from .score_lines import ScoreLines
 from .scoring import Row, Undersampled
-from .undersampling import VOLUME_MASKS
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,14 @@ def own_methods(checkpoints: Sequence[Checkpoint], plan: Plan, here: Undersample
                 dataclasses.replace(options, mode=name) if uncertain else dataclasses.replace(options, sampler=name)
             )
             label = label_for(checkpoint, here.full.contrast)
-            sampling = sampling_of(options, checkpoint, here.device, label, here.condition.R)
+            sampling = sampling_of(
+                options,
+                checkpoint,
+                here.device,
+                label,
+                here.condition.R,
+                volume=isinstance(here.full.data, Volume),
+            )
             title = name if len(checkpoints) == 1 else f"{own_name} {name}"
             found.append(model_method(title, checkpoint, sampling))
     return found

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from .undersampling import VOLUME_MASKS
-
+VOLUME_MASKS = {"regular": "caipirinha", "poisson": "poisson 3D"}  # what volumes have in place of those of slices
 CONVENTIONAL = ("zero-filled", "CG-SENSE", "L1-wavelet")
 
 

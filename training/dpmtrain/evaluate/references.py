@@ -67,7 +67,7 @@ def measured_slices(
 
     truth_file, mask_file: .npy (slices or partitions, rows, cols) on the recon space; the truth is taken to the scan's
     scale by one factor. Without it, the coil combination of the full data is the truth, or the CG-SENSE image of
-    accelerated ones. contrast: None takes it from the protocol's name. Raises BadInputError for a scan that cannot serve.
+    accelerated ones. contrast: None takes it from the protocol's name. Raises BadInputError for one that cannot serve.
     """
     found: list[ReferenceSlice] = []
     with open_scan(path) as scan:

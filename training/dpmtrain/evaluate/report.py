@@ -22,8 +22,9 @@ NOTES = """NRMSE: with one least-squares factor a scan; "no factor" is the paper
 of the truth, no factor. V/B: posterior variance over squared error of the mean, 1 where the spread tells the error,
 which the fast mode does not aim at (only where a noise-free complex truth is known). Difference: mean over slices of
 NRMSE less that of `{reference}` on the same slice, with its 95 % bootstrap interval; slices of one volume are not
-independent, so the interval is rather too narrow. R of 1D masks is nominal, the calibration lines come on top; R of 2D
-ones is net. Without ACS the coil maps come from the full data."""
+independent, so the interval is rather too narrow. R of 1D masks is nominal, the calibration lines come on top; so is
+that of the regular ones of volumes, of both directions together; R of other 2D ones is net. Without ACS the coil maps
+come from the full data."""
 
 
 def write_report(

@@ -1,5 +1,7 @@
 """Sampling masks, and slices as a scan with such a mask would have brought them."""
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
@@ -14,9 +16,7 @@ from dpmrecon.recon.volumes import mapped_volume
 from dpmrecon.tools.simulated_sampling import Pattern
 
 MASKS = ("regular", "random", "poisson")
-VOLUME_MASKS = {"regular": "caipirinha", "poisson": "poisson 3D"}  # what volumes have in place of those of slices
-# A regular mask takes this share of the lines that R leaves at least: corners may lack, but no lines between
-LEAST_SHARE = 0.7
+LEAST_SHARE = 0.7  # of the lines that R leaves: a regular mask may lack corners, but no lines between
 CALIBRATION_LINES = 24  # as the shared scans have them, wherever none are asked for
 # 1D random rows are drawn with a probability that falls as (1 - |k| / k_max) to this power (Lustig et al., MRM 2007)
 DENSITY_POWER = 4
@@ -77,17 +77,28 @@ def volume_mask(
         chosen = Pattern(shape, (1, acceleration), (0, 0), False).poisson(np.random.default_rng([seed, acceleration]))
     else:
         factors = [(n, acceleration // n) for n in range(1, acceleration + 1) if acceleration % n == 0]
-        factors.sort(key=lambda pair: (max(pair), pair[0] > pair[1]))
-        patterns = [Pattern(shape, pair, (0, 0), False).regular(pair[0] // 2) for pair in factors]
-        chosen = max(patterns, key=lambda pattern: int((pattern & lines).sum()))
-        announced = lines.any(1).sum() * lines.any(0).sum() / acceleration
-        if (chosen & lines).sum() < LEAST_SHARE * announced:
+        factors.sort(key=lambda pair: (max(pair), pair))
+        least = LEAST_SHARE * np.prod(np.ptp(np.argwhere(lines), axis=0) + 1) / acceleration
+        lattices = (lattice for pair in factors for lattice in _lattices(shape, *pair))
+        fitting = [lattice for lattice in lattices if (lattice & lines).sum() >= least]
+        if not fitting:
             raise BadInputError(
                 f"R = {acceleration} cannot be had from the lines of this volume: give a multiple of its R"
             )
+        chosen = fitting[0]
     block = tuple(_centre(size, min(calibration_lines, size)) for size in shape)
     chosen[block] = True
     return acquired * torch.from_numpy(chosen).float()[..., None]
+
+
+def _lattices(shape: tuple[int, int], partition_step: int, row_step: int) -> Iterator[np.ndarray]:
+    """All copies of a lattice of lines (partitions, rows), the one that holds the centre first: partitions move by half
+    a step from row to row."""
+    partition, row = (np.arange(size) - size // 2 for size in shape)
+    for first, begin in itertools.product(range(partition_step), range(row_step)):
+        number = (row - begin) // row_step
+        moved = partition[:, None] - first - partition_step // 2 * number
+        yield (moved % partition_step == 0) & ((row - begin) % row_step == 0)
 
 
 def _centre(size: int, count: int) -> slice:

@@ -9,7 +9,7 @@ Images and scores that are there already are not made again.
 import argparse
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from dpmrecon.recon.types import MappedVolume
 from dpmrecon.recon.volumes import with_volume_maps
 from matplotlib.figure import Figure
 
+from ..arguments import read_grid
 from ..files import writing
 from .baselines import SENSE_WEIGHTS, bart_volume, tuned_weight
 from .methods import label_for
@@ -37,6 +38,7 @@ from .volume_schemes import Scheme, sampled_volume
 
 R = 4
 HEAD = 0.1  # of the truth's scale, which is 1: what is brighter is head
+MAGNIFIED, BRIGHTEST = 4, 0.9  # of pictures: errors, and the share of the head that is not shown white
 TURNS = (0, 1, 2)
 SCHEMES = {
     "planes 0": Scheme((0,)),
@@ -56,6 +58,7 @@ GRID: dict[str, tuple[float | int, ...]] = {
     "noise_scale": (0.2, 0.6),
     "noise_factor": (0.6, 0.9),
     "cg_steps": (2, 8),
+    "cg_tolerance": (0.08,),
 }
 SAMPLES = 3
 # the voxel in mm and the partitions of slabs of SWI
@@ -63,12 +66,14 @@ SLABS = [
     ((2.0, 2.0, 2.0), 16),
     ((2.0, 2.0, 2.0), 24),
     ((2.0, 2.0, 2.0), 40),
+    ((3.0, 2.0, 2.0), 16),
+    ((3.0, 2.0, 2.0), 32),
     ((4.0, 2.0, 2.0), 24),
     ((4.0, 2.0, 2.0), 30),
     ((6.0, 2.0, 2.0), 20),
 ]
 SLAB_AXES = ((0,), (0, 1), TURNS)
-PICTURED = ["zero-filled", "CG-SENSE", *PENALTIES, "planes 0", "planes 0, 1, 2 in turn"]
+PICTURED = ["CG-SENSE", *PENALTIES, "planes 0", "planes 0, TV across", "planes 0, 1, 2 in turn"]
 NOTES = """NRMSE: of the volume, one least-squares factor. Neighbours: NRMSE of the differences of neighbouring slices
 along partitions, rows and columns. High band: energy in the upper third of |k| along each of them, inside the head,
 over the truth's; noise counts too, so that 1 alone says nothing. Conventional methods and TV across the planes have the
@@ -202,7 +207,8 @@ def schemes(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
             rows.append(row)
             if row.method in PICTURED:
                 pictures[row.method] = image
-        picture(pictures).savefig(out / "schemes" / f"{case.contrast}.png", dpi=60)
+        voxel = case.reference.data.voxel_mm
+        picture(pictures, voxel).savefig(out / "schemes" / f"{case.contrast}.png", dpi=60)
     head = ["volume", "method", "weight", "NRMSE", "neighbours", "high band", "seconds"]
     lines = [
         [
@@ -220,16 +226,24 @@ def schemes(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
     write_tables(out / "schemes", VolumeRow, rows, text, digits=5)
 
 
-def picture(volumes: dict[str, np.ndarray]) -> Figure:
-    """The middle planes across the three axes, a column for each volume."""
-    made = Figure((2.2 * len(volumes), 6.6), layout="constrained")
-    axes = made.subplots(3, len(volumes), squeeze=False)
+def picture(volumes: dict[str, np.ndarray], voxel_mm: tuple[float, ...]) -> Figure:
+    """The middle planes across the three axes, a column for each volume, and MAGNIFIED errors below. The first one is
+    the truth."""
+    made = Figure((2.2 * len(volumes), 13.2), layout="constrained")
+    axes = made.subplots(6, len(volumes), squeeze=False)
+    truth = next(iter(volumes.values()))
+    white = float(np.quantile(truth[truth > HEAD], BRIGHTEST))
     for column, (name, volume) in enumerate(volumes.items()):
         axes[0, column].set_title(name, fontsize=8)
         for axis in range(3):
-            plane = volume.take(volume.shape[axis] // 2, axis)
-            axes[axis, column].imshow(plane, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-            axes[axis, column].set_axis_off()
+            down, across = np.delete(voxel_mm, axis)
+            middle = volume.shape[axis] // 2
+            error = MAGNIFIED * np.abs(volume - truth)
+            for row, image in ((axis, volume), (axis + 3, error)):
+                plane = image.take(middle, axis)
+                panel = axes[row, column]
+                panel.imshow(plane, cmap="gray", vmin=0, vmax=white, aspect=down / across, interpolation="nearest")
+                panel.set_axis_off()
     return made
 
 
@@ -272,12 +286,12 @@ def settings_row(
     return row
 
 
-def settings(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
+def settings(cases: list[Case], checkpoint: Checkpoint, out: Path, grid: Mapping[str, Sequence[float | int]]) -> None:
     lines = ScoreLines(out / "settings" / "scores.jsonl")
     volumes, rows = [case.name for case in cases], []
     for case in cases:
         rows.append(settings_row(case, checkpoint, lines, {}, SAMPLES))
-        for key, values in GRID.items():
+        for key, values in grid.items():
             rows += [settings_row(case, checkpoint, lines, {key: value}, 1) for value in values]
     base = {row.volume: row.nrmse for row in rows if row.present}
     head = ["setting", "value", *volumes, "mean change"]
@@ -347,16 +361,22 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder with synthseg_labels/")
     parser.add_argument("--out", type=Path, required=True, help="folder for tables and images; gone on with if there")
     parser.add_argument("--contrasts", nargs="+", choices=tuple(VOLUMES), default=list(CONTRASTS), help="volumes")
-    parser.add_argument("--coarse", action="store_true", help="voxels of 3 mm or 4 x 2 x 2: a quarter of the time")
+    parser.add_argument(
+        "--coarse", nargs="+", choices=tuple(VOLUMES), default=[], help="volumes with voxels of 3 mm, or 4 x 2 x 2 mm"
+    )
+    parser.add_argument("--grid", nargs="+", metavar="KEY=V1,V2", help="settings to change instead of the usual ones")
     parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     args = parser.parse_args()
     checkpoint = load_checkpoint(args.model)
     if args.part == "planes":
         planes(args.images, checkpoint, args.out)
         return
-    voxels = COARSE if args.coarse else {}
+    voxels = {name: COARSE[name] for name in args.coarse}
     cases = [Case(validation_volume(args.images, name, voxels.get(name))) for name in args.contrasts]
-    (schemes if args.part == "schemes" else settings)(cases, checkpoint, args.out)
+    if args.part == "schemes":
+        schemes(cases, checkpoint, args.out)
+    else:
+        settings(cases, checkpoint, args.out, read_grid(args.grid) if args.grid else GRID)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,14 @@ from ..evaluate.scoring import Row
 from ..files import writing
 from ..train.keeper import Start
 from ..train.pretrain import history_of
-from .data import PARTS, Split, hardware
+from .data import PARTS, Split, hardware, n_slices
 from .tuning import Best
 
 
 def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> dict[str, Any]:
     """All that is known before the test patients are looked at. File names and pseudonyms stay in the kit's folder."""
     contrast = recipe["target"]["label"]
-    counts = {
-        part: {"patients": len(split.patients[part]), "slices": sum(v["shape"][0] for v in split.volumes[part])}
-        for part in PARTS
-    }
+    counts = {part: {"patients": len(split.patients[part]), "slices": n_slices(split.volumes[part])} for part in PARTS}
     references = sorted({volume["reference"] for part in PARTS for volume in split.volumes[part]})
     settings = {key: value for key, value in recipe["train"].items() if key != "volumes"}
     length = {**recipe, "train": {**recipe["train"], "steps": best.steps}}
@@ -34,6 +31,7 @@ def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> di
     if not best.steps:
         history["optimizer"] = "none: not fine-tuned"
     seen = hardware([item for part in PARTS for item in split.scans[part]])
+    dimensions = " and ".join(sorted({"3D" if matrix.count("x") == 2 else "2D" for matrix in seen["matrices"]}))
     accelerations = ", ".join(str(R) for R in plan.accelerations)
     where = f"scanner {'; '.join(seen['scanners'])}, protocol {'; '.join(seen['protocols'])}, matrix " + "; ".join(
         seen["matrices"]
@@ -44,7 +42,7 @@ def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> di
         "sampling": start.sampling,
         "data": {"source": "own scans of the site", "references": references, **counts},
         "length_by_validation_nrmse": {str(steps): round(error, 5) for steps, error in best.errors.items()},
-        "intended_use": f"Research. Reconstruction of {contrast} scans of the head, 2D Cartesian, about R = "
+        "intended_use": f"Research. Reconstruction of {contrast} scans of the head, {dimensions} Cartesian, about R = "
         f"{accelerations}, as the site acquires them: {where}.",
         "limits": limits(contrast, counts, references, accelerations, tuned=best.steps > 0),
     }

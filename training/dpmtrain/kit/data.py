@@ -185,11 +185,16 @@ def split(scans: Scans, data: Path) -> Split:
         {part: [volume for volume in volumes if volume["subject"] in patients[part]] for part in PARTS},
     )
     for part in PARTS:
-        slices = sum(end - first for volume in found.volumes[part] for first, end in volume["spans"])
+        slices = n_slices(found.volumes[part])
         print(f"{part}: {len(patients[part])} patients, {slices} slices ({', '.join(patients[part])})")
     if len(subjects) < ENOUGH_PATIENTS:
         print(f"dpmtrain: {len(subjects)} patients are few: the comparison can only be rough", file=sys.stderr)
     return found
+
+
+def n_slices(volumes: Sequence[dict]) -> int:
+    """That training may cut from these volumes, those of 3D scans in three directions."""
+    return sum(end - first for volume in volumes for first, end in volume["spans"])
 
 
 def patterns(volumes: Sequence[dict]) -> list[str]:

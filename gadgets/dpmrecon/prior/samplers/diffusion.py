@@ -9,7 +9,6 @@ from typing import Protocol
 
 import torch
 
-from ...errors import UnsupportedScanError
 from ...physics.forward import TOLERANCE
 from ..problem import NoiseSource, Planes, Problem, Stop, never
 
@@ -118,10 +117,11 @@ def sample_prox(
     """
     levels = noise_levels(settings)
     sigma_n = settings.noise_factor * problem.sigma_n
+    n_axes = 1 if problem.planes is None else len(problem.planes.axes)  # each is shown in every orientation
     x = initial_image(problem, noise, settings)
     x0 = x
     for step, (sigma, sigma_next) in enumerate(zip(levels, levels[1:])):
-        orientation = step % 8 if settings.turns else 0
+        orientation = step // n_axes % 8 if settings.turns else 0
         denoised = denoised_step(prior, x, sigma, orientation, problem.planes, step) * problem.model.support
         white = (prior.sigma_data if settings.prior_std is None else settings.prior_std) * sigma**settings.prior_power
         variance = sigma**2 * white**2 / (sigma**2 + white**2)
@@ -145,11 +145,9 @@ def sample_dps(
     """Algorithm 1 of the paper in its consistent form, the reference (DPS: Chung et al., ICLR 2023).
 
     Euler steps of the probability-flow ODE, each with a step of size zeta down the gradient of ||A D(x) - y||,
-    taken through the network. zeta = 1 equals scale 2 in the authors' code. Raises UnsupportedScanError for a volume,
-    for whose gradients memory lacks.
+    taken through the network. zeta = 1 equals scale 2 in the authors' code. Not for volumes, for whose gradients memory
+    lacks.
     """
-    if problem.planes is not None:
-        raise UnsupportedScanError("the sampler dps is for slices, and the scan is a volume: choose prox")
     levels = noise_levels(settings)
     x = initial_image(problem, noise, settings)
     for sigma, sigma_next in zip(levels, levels[1:]):
