@@ -13,6 +13,9 @@ from .version import __version__
 if TYPE_CHECKING:
     from .mrd.scan import Scan
     from .options import Options
+    from .output.report import Report
+    from .prior.checkpoint import Checkpoint
+    from .results import Wanted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_replay(commands)
+    _add_protocol(commands)
     _add_simulate(commands)
     _add_send(commands)
     _add_selftest(commands)
@@ -63,15 +67,36 @@ def _add_replay(commands) -> None:
     parser.add_argument("scan", type=Path, help="ISMRMRD file with raw acquisitions")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     add_arguments(parser)
-    parser.add_argument("--anonymize", action="store_true", help="no patient and study data in what is written")
-    parser.add_argument("--conventional", action="store_true", help="the CG-SENSE image of every slice as well")
-    parser.add_argument("--nifti", action="store_true", help="nifti/ as well, a file for each series (needs nibabel)")
-    parser.add_argument("--image-type", metavar="TAG", default="DPM", help="last value of ImageType (default: DPM)")
+    _add_writing(parser)
     parser.add_argument(
         "--truth", type=Path, help=".npy (slices or partitions, rows, cols) to score and show errors against"
     )
     parser.add_argument("--mask", type=Path, help=".npy, where to score")
     parser.set_defaults(run=_replay)
+
+
+def _add_writing(parser: argparse.ArgumentParser) -> None:
+    """What is written of a scan, and how."""
+    parser.add_argument("--anonymize", action="store_true", help="no patient and study data in what is written")
+    parser.add_argument("--conventional", action="store_true", help="the CG-SENSE image of every slice as well")
+    parser.add_argument("--nifti", action="store_true", help="nifti/ as well, a file for each series (needs nibabel)")
+    parser.add_argument("--image-type", metavar="TAG", default="DPM", help="last value of ImageType (default: DPM)")
+
+
+def _wanted(args: argparse.Namespace, options: "Options") -> "Wanted":
+    from .dicom.write import DicomOptions
+    from .output.images_file import Outputs
+    from .output.weighting import weighting_from_text
+    from .results import Wanted
+
+    return Wanted(
+        Outputs(options.outputs, args.conventional, args.anonymize, args.nifti),
+        DicomOptions(args.anonymize, args.image_type, options.reformat),
+        None if options.b_values is None else weighting_from_text(options.b_values),
+        getattr(args, "truth", None),
+        getattr(args, "mask", None),
+        options.vein_phase,
+    )
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -81,27 +106,26 @@ def _replay(args: argparse.Namespace) -> int:
     options = from_arguments(args)
     with open_as(args.scan, options) as scan:
         scan.read_ahead()  # while torch is imported
-        return _replay_scan(scan, options, args)
+        from .recon.plan import load
+
+        wanted = _wanted(args, options)
+        checkpoint, _ = load(options)
+        return _replay_scan(scan, args.out, options, wanted, checkpoint, args.started).exit_code
 
 
-def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> int:
+def _replay_scan(
+    scan: "Scan", out: Path, options: "Options", wanted: "Wanted", checkpoint: "Checkpoint", started: float
+) -> "Report":
+    """`replay` with a bar, and what is to be said of the scan. started: see `main`."""
     from tqdm import tqdm
 
-    from .dicom.write import DicomOptions
     from .mrd.header import acceleration, n_partitions
     from .mrd.receiving import CONJUGATION, Receiving
-    from .output.images_file import Outputs
     from .output.report import described
-    from .output.weighting import weighting_from_text
-    from .recon.plan import contrast_of, load, sampling_of
+    from .recon.plan import contrast_of, sampling_of
     from .replay import Progress, replay
-    from .results import Wanted
 
-    weighting = None if options.b_values is None else weighting_from_text(options.b_values)
-    outputs = Outputs(options.outputs, args.conventional, args.anonymize, args.nifti)
-    dicom = DicomOptions(args.anonymize, args.image_type, options.reformat)
-    wanted = Wanted(outputs, dicom, weighting, args.truth, args.mask, options.vein_phase)
-    checkpoint, device = load(options)
+    device = checkpoint.model.device
     contrast = contrast_of(options, checkpoint, scan.header)
     sampling = sampling_of(
         options, checkpoint, device, contrast, acceleration(scan.header), volume=n_partitions(scan.header) > 1
@@ -115,7 +139,7 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
     with tqdm(total=None if sampling.deadline else evaluations, unit="eval", smoothing=0.05) as bar:
         report = replay(
             scan,
-            args.out,
+            out,
             checkpoint,
             contrast,
             sampling,
@@ -124,7 +148,7 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
             receiving=receiving,
             combine_averages=options.combine_averages,
             progress=Progress(bar.update, lambda item: bar.write(described(item))),
-            started=args.started,
+            started=started,
         )
     if report.nrmse is not None:
         print("NRMSE:", ", ".join(f"{name} {found['mean']:.4f}" for name, found in report.nrmse.items()))
@@ -133,13 +157,78 @@ def _replay_scan(scan: "Scan", options: "Options", args: argparse.Namespace) -> 
     for note in [*report.remarks, *report.notes]:
         print(f"dpmrecon: {note}", file=sys.stderr)
     names = ("images.h5", "dicom/", "nifti/", "preview.png", "report.json")
-    written = [name for name in names if (args.out / name).exists()]
-    print(f"{args.out}/{', '.join(written)}")
+    written = [name for name in names if (out / name).exists()]
+    print(f"{out}/{', '.join(written)}")
     if sampling.deadline is not None:
-        seconds = time.monotonic() - args.started
+        seconds = time.monotonic() - started
         word = "kept" if seconds <= sampling.deadline else "MISSED"
         print(f"deadline of {sampling.deadline:g} s {word}: {seconds:.1f} s", file=sys.stderr)
-    return report.exit_code
+    return report
+
+
+def _add_protocol(commands) -> None:
+    from .options import add_arguments
+
+    parser = add_command(
+        commands,
+        "protocol",
+        "Reconstruct all scans of a patient into one study, with one report and one picture",
+        "dpmrecon protocol patient/ --out results\n"
+        "Options are for every scan; a deadline is each scan's own. The same command goes on where it was broken off.\n"
+        "exit code: 0 all well; else the worst of the scans', 3 < 4 < 2 (see replay) < 1, a failure nobody expected",
+    )
+    parser.add_argument("scans", type=Path, nargs="+", metavar="FOLDER|SCAN", help="ISMRMRD files, or folders of them")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results, one for each scan inside")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER|SCAN",
+        help="the same protocol as the standard of care has it: the picture shows both",
+    )
+    parser.add_argument(
+        "--same-patient",
+        action="store_true",
+        help="scans whose headers do not tell are of the same patient as the others",
+    )
+    add_arguments(parser, without=("contrast", "group"))
+    _add_writing(parser)
+    parser.set_defaults(run=_protocol)
+
+
+def _protocol(args: argparse.Namespace) -> int:
+    from dataclasses import asdict, replace
+
+    from .mrd.receiving import open_as
+    from .options import from_arguments
+    from .protocol import Steps, files_of, protocol
+    from .recon.plan import contrast_of, load
+
+    options = from_arguments(args)
+    wanted = _wanted(args, options)
+    sets = {"accelerated": files_of(args.scans), "reference": files_of(args.reference or [])}
+    checkpoint, _ = load(options)
+
+    def reconstruct(path, out, study, contrast):
+        started = time.monotonic()
+        assert wanted.dicom is not None
+        weighting = wanted.weighting if contrast == "dwi" else None
+        own = replace(wanted, dicom=replace(wanted.dicom, study=study), weighting=weighting)
+        with open_as(path, options) as scan:
+            return _replay_scan(scan, out, options, own, checkpoint, started)
+
+    steps = Steps(
+        open=lambda path: open_as(path, options),
+        label=lambda scan: contrast_of(options, checkpoint, scan.header),
+        reconstruct=reconstruct,
+        made_by={
+            "version": __version__,
+            "model": str(checkpoint.card["checksum_sha256"]),
+            "options": {**asdict(options), "model": None, "device": None, "batch": None},
+            "wanted": asdict(wanted),
+        },
+    )
+    return protocol(sets, args.out, steps, anonymize=args.anonymize, same_patient=args.same_patient)
 
 
 def _add_simulate(commands) -> None:

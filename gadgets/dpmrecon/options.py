@@ -5,6 +5,7 @@ import dataclasses
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,11 +140,13 @@ _NEEDED = {int: "a whole number", float: "a number", bool: "on or off", str: "a 
 _SWITCH = {"on": True, "off": False, "true": True, "false": False}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a command line all options."""
+def add_arguments(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Give a command line all options but those that are named."""
     default = Options()
     for name, option in OPTIONS.items():
-        if option.kind is bool:
+        if name in without:
+            parser.set_defaults(**{_field(name): getattr(default, _field(name))})
+        elif option.kind is bool:
             parser.add_argument(f"--{name}", action="store_true", help=option.help)
         else:
             parser.add_argument(

@@ -3,11 +3,6 @@
 import gc
 import json
 import shutil
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pydicom
@@ -18,16 +13,8 @@ from dpmrecon.errors import BadInputError
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage, Verification
 
+from support.orthanc import free_port, rest
 from support.results import replay
-from support.waiting import LIMIT
-
-ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -36,51 +23,6 @@ def result(simulated_scan, model, tmp_path_factory):
     out = tmp_path_factory.mktemp("result")
     assert replay(simulated_scan(matrix=(48, 63), n_slices=2), out, model) == 0
     return out / "dicom"
-
-
-@pytest.fixture(scope="module")
-def orthanc(tmp_path_factory):
-    """(peer, REST address) of an Orthanc of our own, started on free ports of the loopback."""
-    if ORTHANC is None:
-        pytest.skip("Orthanc is not installed (Debian package orthanc): nothing is sent to a real archive")
-    folder = tmp_path_factory.mktemp("orthanc")
-    dicom, http = free_port(), free_port()
-    config = {
-        "Name": "test",
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "storage"),
-        "Plugins": [],
-        "HttpPort": http,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomPort": dicom,
-        "DicomAet": "ARCHIVE",
-        "DicomCheckCalledAet": True,
-        "DicomAlwaysAllowStore": True,
-    }
-    (folder / "orthanc.json").write_text(json.dumps(config))
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen([ORTHANC, str(folder / "orthanc.json")], stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{http}"
-    try:
-        for _ in range(10 * LIMIT):
-            try:
-                rest(address, "/system")
-                break
-            except (urllib.error.URLError, ConnectionError):
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.1)
-        else:
-            pytest.fail((folder / "log").read_text())
-        yield Peer("ARCHIVE", "127.0.0.1", dicom), address
-    finally:
-        process.terminate()
-        process.wait(LIMIT)
-
-
-def rest(address: str, path: str) -> bytes:
-    with urllib.request.urlopen(address + path, timeout=LIMIT) as answer:
-        return answer.read()
 
 
 def test_orthanc_gives_back_every_tag(result, orthanc, tmp_path, capsys):

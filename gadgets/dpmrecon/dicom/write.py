@@ -9,9 +9,7 @@ Nothing of the clock or of chance is in the files: the same scan and options giv
 """
 
 import datetime
-import json
 import re
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,7 @@ from ..output.mrd_images import COMPLEX, COUNTERS, THICKNESS, remarks_of
 from ..output.swi import MINIP, VEIN_PHASE
 from ..output.whole_numbers import FIRST_MRAD, MRAD_PER_STEP, phase_steps
 from .diffusion import add_weighting
+from .study import Study, reproducible_uid
 
 LARGEST_STORED = 65535
 REFORMATTED = 50  # is added to the number of a series that is reformatted
@@ -60,11 +59,13 @@ _SEQUENCES = ((r"epi", "EP"), (r"flash|gre|gradient|spgr|mprage", "GR"), (r"tse|
 @dataclass(frozen=True)
 class DicomOptions:
     """anonymize: leave patient and study data out; tag: last value of ImageType, before what tells the series;
-    reformat: one of ORIENTATIONS, in which volumes get series of their own beside the acquired ones."""
+    reformat: one of ORIENTATIONS, in which volumes get series of their own beside the acquired ones; study: what the
+    files belong to, None for a study of the scan alone."""
 
     anonymize: bool = False
     tag: str = "DPM"
     reformat: str | None = None
+    study: Study | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Z0-9][A-Z0-9_]{0,9}", self.tag):
@@ -186,12 +187,6 @@ def stored_unit(bright: float, largest: float) -> float:
     return float(10.0**exponent)
 
 
-def reproducible_uid(*parts: Any) -> str:
-    """A UID under 2.25 (a UUID as a number) that follows from the parts alone."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return f"2.25.{uuid.uuid5(uuid.UUID(int=0), text).int}"
-
-
 def _slices(image: ismrmrd.Image, orientation: str | None) -> tuple[list[Plane], np.ndarray, float]:
     """The planes of an image's slices, their pixels (slices, rows, columns) float32, and their thickness in mm.
 
@@ -216,7 +211,9 @@ class _Scan:
     options: DicomOptions
 
     def series_uid(self, *parts: str | None) -> str:
-        told = {"anonymize": self.options.anonymize, "tag": self.options.tag}
+        told: dict[str, Any] = {"anonymize": self.options.anonymize, "tag": self.options.tag}
+        if (study := self.options.study) is not None:  # a series is of one study alone
+            told["study"] = [study.uid, study.frame, study.fallback_id, study.number]
         return reproducible_uid("series", self.digest, self.run, told, *filter(None, parts))
 
 
@@ -239,12 +236,12 @@ def _write_series(
     role = str(images[0].meta.get("DataRole", "Image"))
     kind = scan.options.tag + SUFFIXES.get(role, f"_{number}")
     series_uid = scan.series_uid(name, orientation, images[0].meta.get(VEIN_PHASE))
-    common = _common(header, scan.digest, scan.options)
+    study = scan.options.study or Study.of_scan(header, scan.digest, anonymize=scan.options.anonymize)
+    common = _common(header, study, anonymize=scan.options.anonymize)
     common.SeriesInstanceUID = series_uid
-    first = 100 * (_number(header.measurementInformation, "initialSeriesNumber") or 0)
-    common.SeriesNumber = first + number + (REFORMATTED if orientation else 0)
+    common.SeriesNumber = 100 * study.number + number + (REFORMATTED if orientation else 0)
     description, plane_name = images[0].meta.get("SeriesDescription") or f"{kind} RESEARCH", (orientation or "").upper()
-    common.SeriesDescription = _text(f"{description} {plane_name}", 64)
+    common.SeriesDescription = _text(" ".join(filter(None, (description, plane_name, study.label))), 64)
     scale = _Scale.of(role, bright, largest)
     spacing = slice_spacing([image.plane for image in images])
     names = (f"{number + (REFORMATTED if orientation else 0):02d}", kind.replace(" ", "_"), plane_name)
@@ -293,14 +290,12 @@ def _may_be_reformatted(
     return True
 
 
-def _common(header: Header, digest: str, options: DicomOptions) -> Any:
+def _common(header: Header, study: Study, *, anonymize: bool) -> Any:
     """What all images of all series of a scan share: patient, study, frame of reference, equipment, sequence."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
-    subject, study, measurement = header.subjectInformation, header.studyInformation, header.measurementInformation
-    if options.anonymize:
-        subject = study = None
+    subject, info, measurement = study.subject, study.info, header.measurementInformation
     file = Dataset()
     file.file_meta = FileMetaDataset()
     file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = MRImageStorage
@@ -309,7 +304,7 @@ def _common(header: Header, digest: str, options: DicomOptions) -> Any:
 
     file.PatientName = _name(getattr(subject, "patientName", None))
     # archives file by these two: where there are none, the scan's checksum keeps scans apart
-    file.PatientID = _text(getattr(subject, "patientID", None), 64) or f"SCAN-{digest[:12]}"
+    file.PatientID = _text(getattr(subject, "patientID", None), 64) or f"SCAN-{study.fallback_id}"
     file.PatientBirthDate = _date(getattr(subject, "patientBirthdate", None))
     sex = str(getattr(subject, "patientGender", None) or "").upper()
     file.PatientSex = sex if sex in ("M", "F", "O") else ""
@@ -318,31 +313,28 @@ def _common(header: Header, digest: str, options: DicomOptions) -> Any:
         file.PatientWeight = _decimal(weight)
     if height:
         file.PatientSize = _decimal(height)
-    if options.anonymize:
+    if anonymize:
         file.PatientIdentityRemoved = "YES"
         file.DeidentificationMethod = "patient and study data of the scan's header left out"
 
-    file.StudyInstanceUID = _uid(getattr(study, "studyInstanceUID", None)) or reproducible_uid(
-        "study", digest, options.anonymize
-    )
-    file.StudyDate = _date(getattr(study, "studyDate", None))
-    file.StudyTime = _time(getattr(study, "studyTime", None))
-    file.StudyID = _text(getattr(study, "studyID", None), 16) or digest[:12]
-    file.AccessionNumber = _text(getattr(study, "accessionNumber", None), 16)
-    file.ReferringPhysicianName = _name(getattr(study, "referringPhysicianName", None))
-    if getattr(study, "studyDescription", None):
-        file.StudyDescription = _text(study.studyDescription, 64)
+    file.StudyInstanceUID = study.uid
+    file.StudyDate = _date(getattr(info, "studyDate", None))
+    file.StudyTime = _time(getattr(info, "studyTime", None))
+    file.StudyID = _text(getattr(info, "studyID", None), 16) or study.fallback_id
+    file.AccessionNumber = _text(getattr(info, "accessionNumber", None), 16)
+    file.ReferringPhysicianName = _name(getattr(info, "referringPhysicianName", None))
+    if getattr(info, "studyDescription", None):
+        file.StudyDescription = _text(info.studyDescription, 64)
 
     file.Modality = "MR"
     part = re.sub(r"[^A-Z0-9_ ]", "", str(getattr(header.studyInformation, "bodyPartExamined", None) or "").upper())
     file.BodyPartExamined = part[:16].strip() or "HEAD"
-    if not options.anonymize and _date(getattr(measurement, "seriesDate", None)):
+    if not anonymize and _date(getattr(measurement, "seriesDate", None)):
         file.SeriesDate = _date(measurement.seriesDate)
         file.SeriesTime = _time(measurement.seriesTime)
     position = getattr(measurement, "patientPosition", None)
     file.PatientPosition = str(getattr(position, "value", position) or "")
-    frame = None if options.anonymize else _uid(getattr(measurement, "frameOfReferenceUID", None))
-    file.FrameOfReferenceUID = frame or reproducible_uid("frame of reference", digest, options.anonymize)
+    file.FrameOfReferenceUID = study.frame
     file.PositionReferenceIndicator = ""
     if getattr(measurement, "protocolName", None):
         file.ProtocolName = _text(measurement.protocolName, 64)
@@ -351,7 +343,7 @@ def _common(header: Header, digest: str, options: DicomOptions) -> Any:
     file.Manufacturer = _text(getattr(system, "systemVendor", None), 64)
     if getattr(system, "systemModel", None):
         file.ManufacturerModelName = _text(system.systemModel, 64)
-    if not options.anonymize:
+    if not anonymize:
         for keyword, field, length in (
             ("InstitutionName", "institutionName", 64),
             ("StationName", "stationName", 16),
@@ -511,11 +503,6 @@ def _date(value: Any) -> str:
 def _time(value: Any) -> str:
     match = re.match(r"([01]\d|2[0-3]):?([0-5]\d):?([0-5]\d)", str(value or ""))
     return "".join(match.groups()) if match else ""
-
-
-def _uid(value: Any) -> str | None:
-    text = str(value or "").strip()
-    return text if len(text) <= 64 and re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", text) else None
 
 
 def _number(element: Any, name: str) -> Any:

@@ -92,6 +92,11 @@ class Grid:
         nearest = np.abs(self.directions[range(3), self.patient_axes()])
         return float(np.degrees(np.arccos(nearest.min().clip(0, 1))))
 
+    @property
+    def orientation(self) -> str:
+        """The one of ORIENTATIONS that its partitions are nearest to."""
+        return next(name for name, axes in ORIENTATIONS.items() if axes[0][0] == self.patient_axes()[0])
+
     def resliced(self, pixels: np.ndarray, orientation: str) -> "tuple[Grid, np.ndarray]":
         """The grid and its pixels (partitions, rows, columns) with partitions nearest to one of ORIENTATIONS.
 

@@ -131,6 +131,24 @@ class Report:
             "notes": self.notes,
         }
 
+    def summary(self) -> dict[str, Any]:
+        """The scan in a row of a table, as JSON values: how many slices or volumes became what, and why."""
+        done = [entry for entry in self.slices if "missing" not in entry]
+        fallbacks = [entry["fallback"] for entry in done if entry["fallback"] is not None]
+        return {
+            "R": max((entry["R"] for entry in done), default=None),
+            "verdicts": {
+                "model": len(done) - len(fallbacks),
+                "fallback": len(fallbacks),
+                "missing": len(self.slices) - len(done),
+                "not trusted": sum(not entry["trusted"] for entry in done),
+            },
+            "fallback": sorted(set(fallbacks)),
+            "missing": sorted({entry["missing"] for entry in self.slices if "missing" in entry}),
+            "remarks": [*self.remarks, *self.notes],
+            "seconds": self.seconds,
+        }
+
     def deciding(self) -> dict[str, Any]:
         """What decided the images besides the scan, as JSON values: the UIDs of DICOM files follow from it."""
         found = self.provenance.deciding()

@@ -7,12 +7,12 @@ from pathlib import Path
 import h5py
 import pytest
 from dpmrecon.cli import main as dpmrecon
+from dpmrecon.mrd.patient import is_placeholder
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.tools.simulate import simulate
 from dpmrecon.tools.simulation_settings import VolumeSettings
 from dpmtrain.cli import main
 from dpmtrain.data.dataset import read_manifest
-from dpmtrain.data.items import is_placeholder
 from dpmtrain.evaluate.plan import Condition
 from dpmtrain.evaluate.scoring import Row
 from dpmtrain.kit import data as kit_data

@@ -1,20 +1,12 @@
 """A piece of work, the volumes that are read from it, and what had to be left out; names of contrasts and patients."""
 
 import hashlib
-import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-# What anonymisation leaves in place of an ID
-_PLACEHOLDER = re.compile(
-    r"[x0*?_.-]+|(.)\1\1+|anon(ym(ous|i[sz]ed)?)?|de-?identified|removed|none|null|nil|n/?a|unknown|unnamed|"
-    r"no[ _-]?(name|id)|patient|subject|test|redacted|private|hidden",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -75,11 +67,6 @@ class Fault:
     place: str
     reason: str
     expected: bool = False
-
-
-def is_placeholder(patient_id: str) -> bool:
-    """Whether an ID tells no patient apart: one character over and over, or a word such as anonymous."""
-    return _PLACEHOLDER.fullmatch(patient_id.strip()) is not None
 
 
 @cache

@@ -11,9 +11,10 @@ from dpmrecon.contrasts import label_of
 from dpmrecon.errors import BadInputError, first_line
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import Header
+from dpmrecon.mrd.patient import is_placeholder, measured_patient
 
 from . import images, kspace, labelmaps
-from .items import Fault, Item, Settings, Volume, is_placeholder, pseudonym
+from .items import Fault, Item, Settings, Volume, pseudonym
 from .open_sets import FASTMRI, KNOWN_SETS, KnownSet
 
 # A file that ends like this and cannot be recognised is damaged; others (LICENSE, notes) are no data
@@ -146,13 +147,13 @@ def _patient(header: Header, patients: str | None) -> str | None:
     if patients == "folder":
         return None
     if patients == "measurement":
-        text = str(getattr(header.measurementInformation, "measurementID", None) or "")
-        parts = text.split("_")
-        if len(parts) < 4 or not all(parts[:2]):
+        measured = measured_patient(header)
+        if measured is None:
+            text = str(getattr(header.measurementInformation, "measurementID", None) or "")
             raise BadInputError(
                 f"its measurementID is '{text}': SERIAL_PATIENT_STUDY_MEASUREMENT is needed to tell patients apart"
             )
-        return pseudonym("_".join(parts[:2]))
+        return pseudonym(measured)
     patient = str(getattr(header.subjectInformation, "patientID", None) or "").strip()
     if patient and not is_placeholder(patient):
         return pseudonym(patient)

@@ -1,0 +1,69 @@
+"""A real archive: Orthanc on the loopback."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from dpmrecon.dicom.send import Peer
+
+from support.waiting import LIMIT
+
+ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def rest(address: str, path: str) -> bytes:
+    with urllib.request.urlopen(address + path, timeout=LIMIT) as answer:
+        return answer.read()
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[tuple[Peer, str]]:
+    """(peer, REST address) of an Orthanc of our own, started on free ports; skips where it is not installed."""
+    if ORTHANC is None:
+        pytest.skip("Orthanc is not installed (Debian package orthanc): nothing is sent to a real archive")
+    dicom, http = free_port(), free_port()
+    config = {
+        "Name": "test",
+        "StorageDirectory": str(folder / "storage"),
+        "IndexDirectory": str(folder / "storage"),
+        "Plugins": [],
+        "HttpPort": http,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomPort": dicom,
+        "DicomAet": "ARCHIVE",
+        "DicomCheckCalledAet": True,
+        "DicomAlwaysAllowStore": True,
+    }
+    (folder / "orthanc.json").write_text(json.dumps(config))
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen([ORTHANC, str(folder / "orthanc.json")], stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{http}"
+    try:
+        for _ in range(10 * LIMIT):
+            try:
+                rest(address, "/system")
+                break
+            except (urllib.error.URLError, ConnectionError):
+                assert process.poll() is None, (folder / "log").read_text()
+                time.sleep(0.1)
+        else:
+            pytest.fail((folder / "log").read_text())
+        yield Peer("ARCHIVE", "127.0.0.1", dicom), address
+    finally:
+        process.terminate()
+        process.wait(LIMIT)
