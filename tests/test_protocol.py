@@ -291,3 +291,14 @@ def test_an_alien_protocol_json_is_left_alone(patient, model, tmp_path, capsys):
     assert protocol(patient, tmp_path, model) == 2
     assert "is not of an earlier run" in capsys.readouterr().err
     assert np.array_equal(sorted(path.name for path in tmp_path.iterdir()), ["protocol.json"])
+
+
+def test_files_of_equal_names_get_folders_of_their_own(simulated_scan, model, tmp_path):
+    """Also where a file has the name that another one would get."""
+    one, two = (protocol_folder(tmp_path / name, simulated_scan, ["flair"]) for name in ("one", "two"))
+    scan = one / "flair.h5"
+    shutil.copy(scan, one / "flair_2.h5")
+    out = tmp_path / "out"
+    assert protocol([one, two], out, model, "--samples", "1", "--steps", "1") == 0
+    assert sorted(rows(out)) == ["flair", "flair_2", "flair_3"]
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"flair", "flair_2", "flair_3"}

@@ -5,8 +5,8 @@ it was, and what was done with the same content and options is not done again.
 """
 
 import dataclasses
+import itertools
 import traceback
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -126,7 +126,7 @@ def files_of(inputs: Sequence[Path]) -> list[Path]:
     for given in inputs:
         inside = [given]
         if given.is_dir():
-            inside = sorted(path for path in given.iterdir() if path.suffix in SUFFIXES and path.name[0] != ".")
+            inside = sorted(path for path in given.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
         if not inside:
             raise BadInputError(f"{given} holds no scan: give a folder with {', '.join(SUFFIXES)} files, or the files")
         found |= dict.fromkeys(inside)
@@ -136,7 +136,7 @@ def files_of(inputs: Sequence[Path]) -> list[Path]:
 def _members(sets: Mapping[str, Sequence[Path]], steps: Steps, *, anonymize: bool) -> tuple[list[Member], list[str]]:
     """All scans, and a remark for each file without a line of an image. Raises BadInputError where no scan is left."""
     members: list[Member] = []
-    remarks, names = [], Counter(SETS)  # a scan's folder may not be that of a set
+    remarks, names = [], set(SETS)  # a scan's folder may not be that of a set
     for kind, paths in sets.items():
         for path in paths:
             placed, fault, label = None, None, None
@@ -148,10 +148,13 @@ def _members(sets: Mapping[str, Sequence[Path]], steps: Steps, *, anonymize: boo
                     placed, label = Placed.of(scan), steps.label(scan)
             except DpmreconError as error:
                 fault = _text(error, path, anonymize=anonymize)
+            except Exception as error:  # of a damaged file: the other scans are not to wait for it
+                fault = f"unexpected: {_text(error, path, anonymize=anonymize)}"
             stem = (label or "scan") if anonymize else path.stem
             name = stem if kind == "accelerated" else f"{kind}/{stem}"
-            names[name] += 1
-            name += f"_{names[name]}" if names[name] > 1 else ""
+            number = next(n for n in itertools.count(1) if (f"{name}_{n}" if n > 1 else name) not in names)
+            name += f"_{number}" if number > 1 else ""
+            names.add(name)
             members.append(Member(path, name, kind, placed, fault, label))
     if not members:
         raise BadInputError("none of the files holds a line of an image: give the scans of one patient")

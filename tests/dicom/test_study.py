@@ -7,6 +7,7 @@ import ismrmrd
 import pytest
 from dpmrecon.cli import main
 from dpmrecon.dicom.study import Placed, common_study
+from dpmrecon.errors import BadInputError
 
 from support.dicom import checker, unexplained
 from support.orthanc import rest
@@ -58,9 +59,14 @@ def test_else_it_follows_from_patient_and_study_or_from_the_scans():
     unknown = [placed(digest=letter * 64) for letter in "abc"]
     assert uid(*unknown[:2]) == uid(*unknown[1::-1]) != uid(*unknown[1:])
     assert uid(first, second, anonymize=True) not in (known, uid(first, second))
-    contradicting = [placed(study={"studyInstanceUID": text, **DAY}) for text in ("1.2.3", "1.2.4")]
-    assert uid(*contradicting) not in ("1.2.3", "1.2.4")
-    assert "do not all name the same study" in studies(*contradicting)[1][0]
+    times = [placed(study={**DAY, "studyTime": text}) for text in ("10:00:00", "10:20:00")]
+    assert "do not all name the same study" in studies(*times)[1][0]
+
+
+def test_two_exams_are_not_one_study():
+    for field, values in (("studyInstanceUID", ("1.2.3", "1.2.4")), ("studyDate", ("2020-01-01", "2024-06-01"))):
+        with pytest.raises(BadInputError, match="several exams"):
+            studies(*(placed(study={**DAY, field: value}) for value in values))
 
 
 @pytest.mark.parametrize("anonymize", [False, True])
@@ -73,7 +79,7 @@ def test_a_frame_is_shared_where_nothing_moved(anonymize):
     assert len(set(frames(base, same))) == 1
     moved = placed(study=DAY, table=(0.0, 0.0, 40.0))
     turned = placed(study=DAY, patientPosition=xsd.patientPositionType.FFS)
-    other = placed(study={**DAY, "studyDate": "2020-02-04"})
+    other = placed(study={**DAY, "studyTime": "23:04:00"})
     assert len(set(frames(base, moved, turned, other))) == 4
     stated = [placed(study=DAY, frameOfReferenceUID=text) for text in ("1.2.5", "1.2.5", "1.2.6")]
     found = frames(*stated, base)

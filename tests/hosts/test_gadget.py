@@ -91,7 +91,7 @@ def test_wrong_properties_reach_the_client_as_an_error(model, stream):
     expected = (
         "property 'stpes' is unknown: valid ones are contrast, model, sampler, mode, steps, samples, seed, "
         "fallback, deadline, device, batch, combine-averages, conjugate, noise, coils, ignore-flags, group, set, "
-        "output, vein-phase, reformat"
+        "output, b-values, vein-phase, reformat"
     )
     assert answer.raw == fake_peer.error(expected) + close()
     child.output()

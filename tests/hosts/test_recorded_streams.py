@@ -114,7 +114,7 @@ def test_epi_from_its_file_is_as_from_the_chain(default, tmp_path):
         if key[1] == 0:
             error = distance(image, truth[key[0]])
             print(f"  to the truth {error:.4f}")
-            assert error <= 0.05
+            assert error <= 0.055
 
 
 def test_a_recorded_volume_is_imaged_as_its_file_is_replayed(default, tmp_path):

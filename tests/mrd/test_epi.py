@@ -303,3 +303,11 @@ def test_a_file_s_navigators_stay_with_their_lines(tmp_path):
     assert len(found) == 4 and not any("navigators" in remark for remark in log.remarks)
     for item in found:
         assert error(item.kspace, truth()) < 0.004
+
+
+def test_weighted_shots_are_not_put_together(simulated_epi):
+    """Motion gives each of them a phase; without weighting they agree."""
+    with open_scan(simulated_epi(shots=2, b_values=(0.0, 1000.0), directions_per_b=1)) as scan:
+        found = {item.key.contrast: item for item in slices(scan.acquisitions(), scan.header)}
+    assert not isinstance(found[0], LostSlice)
+    assert "diffusion-weighted in 2 shots, which have a phase each" in found[1].reason

@@ -54,6 +54,9 @@ def test_scans_that_have_nothing_in_common():
         check(*scans)
     (remark,) = check(*scans, same_patient=True)
     assert remark.endswith("it is taken from --same-patient")
+    born = {"patientBirthdate": "19800101"}
+    with pytest.raises(BadInputError, match="nothing in the headers tells"):  # many were born that day
+        check(header(**born), header("41000_100_200_17", **born))
     # a third scan tells that they are the same
     assert check(*scans, header(patientID="1234", patientName="DOE")) == []
 

@@ -15,7 +15,7 @@ from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.output import images_file, maps
-from dpmrecon.output.maps import adc_map, exponential_map, trace_of
+from dpmrecon.output.maps import adc_map, exponential_map, makes_trace, trace_of
 from dpmrecon.output.mrd_images import RESEARCH, image_of
 from dpmrecon.output.weighting import NONE, Weighted, Weighting, weighting_from_text, weighting_of
 from dpmrecon.prior.checkpoint import DEFAULT
@@ -197,7 +197,11 @@ def test_the_table_of_weightings_is_in_the_report_and_on_the_screen(simulated_sc
     kinds = [image.meta["DiffusionDirectionality"] for image in (first, second, third)]
     assert kinds == ["NONE", "ISOTROPIC", "DIRECTIONAL"]
     (trace,) = (image for image in images(tmp_path, 4) if image.slice == 0 and image.contrast == 2)
-    assert trace.meta["DiffusionDirectionality"] == "ISOTROPIC" and "DiffusionGradientOrientation" not in trace.meta
+    # of one direction it is no trace
+    assert "DiffusionDirectionality" not in trace.meta and "DiffusionGradientOrientation" not in trace.meta
+    assert any(
+        "the directions of b = 1000 s/mm^2 do not make a trace" in text for text in trace.meta["dpmrecon_remarks"]
+    )
     assert "; b = 1000 s/mm2" in trace.meta["ImageComments"] and "along" not in trace.meta["ImageComments"]
 
 
@@ -394,3 +398,29 @@ def test_adc_of_a_scan_at_r_4_with_noise_through_the_sampler(tmp_path):
         )
         assert mean == pytest.approx(value, rel=limit)
         assert mean == pytest.approx(float(truth[inside].mean()), rel=limit)
+
+
+def test_directions_that_make_a_trace():
+    x, y, z, none = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0)
+    corners = [tuple(np.array(signs) / 3**0.5) for signs in ((1, 1, 1), (-1, -1, 1), (1, -1, -1), (-1, 1, -1))]
+    for directions in ([x, y, z], [x, x, y, y, z, z], corners, [none], [none, none], [None], [x, None]):
+        assert makes_trace(directions)
+    for directions in ([x], [x, y], [x, x, y, z], [x, y, z, none]):
+        assert not makes_trace(directions)
+
+
+def test_weightings_on_the_repetition_stay_apart(simulated_scan, model, tmp_path):
+    """Traces of two b-values have the counter that tells them."""
+    scan = simulated_scan(**{**SMALL, "b_values": ()}, repetitions=3)
+    assert replay(scan, tmp_path, model, "--b-values", "repetition:0,500,1000") == 0
+    assert {(image.repetition, image.meta["DiffusionBValue"]) for image in images(tmp_path, 4)} == {
+        (1, "500"),
+        (2, "1000"),
+    }
+
+
+def test_averages_that_are_weightings_are_not_combined(simulated_scan, model, tmp_path, capsys):
+    scan = simulated_scan(**{**SMALL, "b_values": ()}, averages=2)
+    options = ("--combine-averages", "--b-values", "average:0,1000")
+    assert replay(scan, tmp_path, model, *options) == 2
+    assert "the counter average tells the b-values" in capsys.readouterr().err

@@ -88,7 +88,8 @@ def test_counters_are_the_fourth_dimension(diffusion_result):
     found = files(diffusion_result)
     shapes = {name: file.shape for name, file in found.items()}
     four, three = (40, 32, 2, 4), (40, 32, 2)
-    assert shapes == {"01_reconstruction": four, "02_spread": four, "04_trace": three, "05_adc": three}
+    maps = dict.fromkeys(("04_trace", "05_adc", "11_exponential"), three)
+    assert shapes == {"01_reconstruction": four, "02_spread": four, **maps}
     # two averages of b = 0 and of b = 1000, in the order of DICOM's instances
     bright = np.asarray(found["01_reconstruction"].dataobj).mean((0, 1, 2))
     counters = ["contrast", "average"]

@@ -14,7 +14,7 @@ from dpmrecon.output.mrd_images import mrd_images
 from dpmrecon.output.preview import Preview
 from dpmrecon.output.report import Report, described
 from dpmrecon.output.scores import Scores, Truth
-from dpmrecon.output.weighting import Weighting
+from dpmrecon.output.weighting import Weighted, Weighting
 from dpmrecon.recon.types import Reconstruction
 
 from support.volume_images import PROVENANCE, reconstructed, volume_header, volume_line
@@ -107,7 +107,7 @@ def test_the_conventional_image_of_a_volume_lies_beside_it(monkeypatch):
 
 def test_diffusion_maps_of_a_volume():
     header, line = volume_header(matrix=SHAPE, fov=FOV, contrasts=2), volume_line()
-    weighting, put, notes = Weighting("contrast", (0.0, 1000.0)), [], []
+    weighting, put, notes = Weighting("contrast", (Weighted(0.0), Weighted(1000.0)), "the header"), [], []
     maps = Maps(header, weighting, put.append, notes.append)
     items = [reconstructed(pixels(number), number, scale=1.0) for number in (0, 1)]
     for item, images in mrd_images(items, header, {item.key: line for item in items}, PROVENANCE):

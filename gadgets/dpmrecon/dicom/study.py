@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import BadInputError
 from ..mrd.header import Header
 from ..mrd.patient import identity, is_placeholder
 from ..mrd.scan import Scan
@@ -70,7 +71,8 @@ def common_study(placed: Mapping[str, Placed], *, anonymize: bool) -> tuple[dict
     """What the files of each of several scans of one patient say of their common study, and remarks. placed: by name.
 
     StudyInstanceUID is the one that the headers state, where they do not contradict each other; else it follows from
-    patient, date, time and ID of the study where these are stated, else from the scans' digests. Scans share a frame of
+    patient, date, time and ID of the study where these are stated, else from the scans' digests. Raises BadInputError
+    for scans of several exams. Scans share a frame of
     reference where their headers state the same, or state none and name the same study, patient position and place of
     the table.
     """
@@ -79,6 +81,11 @@ def common_study(placed: Mapping[str, Placed], *, anonymize: bool) -> tuple[dict
     subject = None if anonymize else _merged([header.subjectInformation for header in headers])
     info = None if anonymize else _merged([header.studyInformation for header in headers])
     stated = {uid for header in headers if (uid := _stated_study(header.studyInformation))}
+    dates = {date for header in headers if (date := getattr(header.studyInformation, "studyDate", None))}
+    if len(stated) > 1 or len({str(date) for date in dates}) > 1:
+        raise BadInputError(
+            "the scans are of several exams, by their headers' StudyInstanceUIDs or dates: give those of one"
+        )
     digest = hashlib.sha256("".join(sorted(scan.digest for scan in scans)).encode()).hexdigest()
     remarks = []
     if len({_exam(header) for header in headers}) > 1:

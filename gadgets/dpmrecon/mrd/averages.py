@@ -24,6 +24,15 @@ def have_phases(header: Header) -> bool:
     )
 
 
+def is_weighted(header: Header, key: SliceKey) -> bool:
+    """Whether the header's table of diffusion gives this image a b-value above 0."""
+    sequence = header.sequenceParameters
+    entries = getattr(sequence, "diffusion", None) or []
+    dimension = getattr(sequence, "diffusionDimension", None)
+    number = getattr(key, str(getattr(dimension, "value", dimension)), 0)
+    return number < len(entries) and (entries[number].bvalue or 0) > 0
+
+
 def together(apart: Iterable[Slice | LostSlice], header: Header) -> Iterator[Slice | LostSlice]:
     """Averages of one place and weighting as one slice, which leaves with the last that is announced, or at the end.
 

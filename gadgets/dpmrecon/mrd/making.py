@@ -12,6 +12,7 @@ import torch
 from ..data import ESTIMATED, MEASURED, LostSlice, Slice, SliceKey, Volume
 from ..errors import BadInputError
 from ..physics.noise import estimated_sigma, estimated_volume_sigma
+from .averages import is_weighted
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, within
 from .epi import Readouts, ghost_remarks
 from .header import Header, Limits, acceleration, encoded_grid, line_limits, n_partitions, partition_limits, voxel_mm
@@ -87,6 +88,11 @@ class Maker:
         rows = torch.tensor(list(lines.sums)) + (self.rows // 2 - limits.center)
         whitener, sigma_n = self._noise(lines, dwell, grid)
         remarks += ghost_remarks(lines, "shots")
+        if len(lines.ghosts) > 1 and is_weighted(self.header, key):
+            raise LostError(
+                f"it is diffusion-weighted in {len(lines.ghosts)} shots, which have a phase each by the head's motion: "
+                "they are not put together, acquire it in one shot"
+            )
         if calibration is not None:
             remarks += ghost_remarks(calibration, "calibration shots")
         kspace = data.new_zeros((data.shape[1], self.rows, self.cols))

@@ -79,13 +79,14 @@ def check_one_patient(headers: Mapping[str, Header], *, same_patient: bool = Fal
 
 
 def _apart(stated: Mapping[str, Mapping[str, str]], measured: Mapping[str, str | None]) -> list[str]:
-    """Scans that share neither a stated value nor a measurement's patient, directly or through others, with the scan
-    that states most."""
+    """Scans that share neither ID, nor name, nor a measurement's patient, directly or through others, with the scan
+    that states most. Many have a birth date in common: it tells nothing."""
     scans: dict[tuple[str, str], set[str]] = defaultdict(set)
     for name, found in stated.items():
         same = measured[name]
-        for evidence in [*found.items(), *([(_MEASUREMENT, same)] if same else [])]:
-            scans[evidence].add(name)
+        for field, value in {**found, _MEASUREMENT: same, "patientBirthdate": None}.items():
+            if value:
+                scans[field, value].add(name)
     joined = {max(stated, key=lambda name: len(stated[name]))}
     while more := {name for group in scans.values() if group & joined for name in group} - joined:
         joined |= more

@@ -26,6 +26,7 @@ EXPONENTIAL_SLOPE = 1e-4  # for one unit where the exponential map is one
 ADC_WINDOW = 2.5e-3  # mm^2/s: from 0 to that of half free water, half tissue
 # ADC is 0 where the image of the lowest b is below this share of its 99th percentile: a ratio of noise says nothing
 AIR = 0.05
+UNEVEN = 0.05  # of the mean of g g^T, whose diagonal is 1/3
 
 
 def adc_map(signals: np.ndarray, b_values: np.ndarray) -> np.ndarray:
@@ -109,6 +110,12 @@ class _Slice:
             remarks.append(
                 f"{lacking} voxels lack a direction or b-value: they are 0 in trace, ADC and exponential map"
             )
+        odd = [b for b in sorted(traces) if b > 0 and not makes_trace(weighting.directions_of(b))]
+        if odd:
+            remarks.append(
+                f"the directions of b = {', '.join(f'{b:g}' for b in odd)} s/mm^2 do not make a trace: ADC and the "
+                "image that is named trace are those of these directions"
+            )
         told = remarks_meta(remarks, trusted=self.trusted)
         if self.fallbacks:
             told["dpmrecon_fallback"] = self.fallbacks[min(self.fallbacks)]
@@ -117,10 +124,14 @@ class _Slice:
             b: float, pixels: np.ndarray, series: int, role: str, text: str, weighted: Weighted | None = None
         ) -> ismrmrd.Image:
             source, meta = self.firsts[example[b]]
-            return _derived(source, meta, pixels.astype(np.float32), series, role, text, weighted, told)
+            return _derived(
+                source, meta, pixels.astype(np.float32), series, role, text, weighted, weighting.counter, told
+            )
 
         images = [
-            derived(b, traces[b], TRACE, "Trace", f"trace b={b:g}", Weighted(b, NONE)) for b in sorted(traces) if b > 0
+            derived(b, traces[b], TRACE, "Trace", f"trace b={b:g}", Weighted(b, None if b in odd else NONE))
+            for b in sorted(traces)
+            if b > 0
         ]
         images.append(derived(lowest, adc, ADC, "ADC", "ADC mm2/s"))
         exponential = exponential_map(adc, highest, where)
@@ -131,6 +142,17 @@ def trace_of(directions: np.ndarray) -> np.ndarray:
     """The geometric mean (..., rows, cols) of magnitudes (directions, ..., rows, cols); 0 where one of them is."""
     with np.errstate(divide="ignore"):
         return np.exp(np.log(directions).mean(0))
+
+
+def makes_trace(directions: list[tuple[float, float, float] | None]) -> bool:
+    """Whether the mean over these unit vectors is the same for any tensor of a given trace, to UNEVEN: sum g g^T is
+    isotropic. Trace-weighted images (direction 0) count as such where they are alone; what is not known is believed."""
+    if any(direction is None for direction in directions):
+        return True
+    vectors = np.array(directions, float)
+    if not vectors.any():
+        return True
+    return bool(vectors.any(1).all() and np.abs(vectors.T @ vectors / len(vectors) - np.eye(3) / 3).max() <= UNEVEN)
 
 
 class Maps:
@@ -160,6 +182,11 @@ class Maps:
             self.weighting = weighting_of(header, stated)
         except BadInputError as error:
             self._give_up(error)
+        if combine_averages and self.weighting is not None and self.weighting.counter == "average":
+            raise BadInputError(
+                "the averages are to be combined, and the counter average tells the b-values: leave --combine-averages "
+                "out"
+            )
         self.announced = self.weighting and _announced(header, self.weighting, combine_averages)
 
     def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
@@ -236,16 +263,18 @@ def _derived(
     role: str,
     text: str,
     weighted: Weighted | None,
+    counter: str,
     told: dict[str, Any],
 ) -> ismrmrd.Image:
     """An image at the place of the one with header `source`, with its provenance.
 
-    meta: of that one; weighted: None of what is of no weighting; told: fallback and remarks of all its sources, as
-    meta.
+    meta: of that one; weighted: None of what is of no weighting; counter: that tells weightings apart; told: fallback
+    and remarks of all its sources, as meta.
     """
     head = ismrmrd.ImageHeader.from_buffer_copy(source)
     head.image_series_index = series
-    head.average = head.repetition = 0
+    for name in {"average", "repetition"} - {counter}:  # all of them are in it
+        setattr(head, name, 0)
     largest = float(np.percentile(pixels, 99.5))
     limits = {"WindowCenter": f"{largest / 2:.6g}", "WindowWidth": f"{largest:.6g}"}
     title = text.split(" ")[0].upper()

@@ -93,6 +93,10 @@ class Weighting:
         told = ", ".join(f"{b:g}" for b in isotropic)
         return [f"b = {told} s/mm^2 has the direction (0, 0, 0) by {self.source}: it counts as trace-weighted"]
 
+    def directions_of(self, b: float) -> list[Direction | None]:
+        """Of all weightings of a b-value."""
+        return [one.direction for one in self.weighted if one.b == b]
+
     def of(self, counters: Any) -> Weighted:
         """That of an MRD image's header or a slice's key. Raises BadInputError where the counter runs past the
         list."""

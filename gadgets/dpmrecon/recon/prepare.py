@@ -100,6 +100,7 @@ def with_phases(
         sigma_n=math.hypot(*(item.data.sigma_n for item in mapped)) / len(mapped),
         remarks=tuple(dict.fromkeys(remark for item in mapped for remark in item.data.remarks)),
         n_averages=len(mapped),
+        ghost=max((item.data.ghost for item in mapped if item.data.ghost is not None), default=None),
     )
     seconds = {**seconds, "averages": time.perf_counter() - started}
     joint = mapped_slice(data, share * torch.cat([item.model.coil_maps for item in mapped], -3), seconds, n_coils)

@@ -16,7 +16,8 @@ CANNOT_BE_SEEN = {"samples reversed", "shots moved"}
 @pytest.mark.parametrize("seed", range(20))
 def test_a_fault_is_seen_or_harmless(seed):
     (row,) = injected([seed], None)
-    assert (row.sound_exit, row.sound_text) == (0, "")
+    assert row.sound_exit == 0
+    assert row.sound_text == "" or row.sound_text.endswith("it counts as trace-weighted")  # DWI of no direction
     assert row.sound_nrmse < 0.15
     assert row.verdict != "UNSEEN" or row.fault in CANNOT_BE_SEEN, row
 

@@ -178,6 +178,7 @@ def injected(seeds: Sequence[int], model: Path | None) -> Iterator[Row]:
             what = FAULTS[name](scan, rng)
             scan.write(path)
             spoilt = reconstructed(path, truth, model)
+        text = spoilt.text.replace(sound.text, "").strip("; ")  # what the fault has added
         ratio = max((spoilt.nrmse.get(key, float("inf")) / value for key, value in sound.nrmse.items()), default=0.0)
         yield Row(
             seed=seed,
@@ -189,15 +190,15 @@ def injected(seeds: Sequence[int], model: Path | None) -> Iterator[Row]:
             sound_nrmse=max(sound.nrmse.values(), default=float("inf")),
             exit=spoilt.exit,
             ratio=ratio,
-            verdict=_verdict(spoilt, ratio),
-            text=spoilt.text,
+            verdict=_verdict(spoilt.exit, text, ratio),
+            text=text,
         )
 
 
-def _verdict(spoilt: Outcome, ratio: float) -> str:
-    if spoilt.exit:
+def _verdict(exit_code: int, text: str, ratio: float) -> str:
+    if exit_code:
         return "refused"
-    if spoilt.text:
+    if text:
         return "said"
     return "harmless" if ratio <= BAD else "UNSEEN"
 
