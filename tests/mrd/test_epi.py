@@ -139,6 +139,23 @@ def test_a_shot_that_lost_a_navigator_takes_the_last_whole_ones():
     assert any("navigators of their own" in remark for remark in log.remarks)
 
 
+def test_averages_whose_navigators_are_noise_take_the_last_that_tell():
+    """As weighted images at the top of the head: those before are of no use either, but for the first."""
+    readouts, log, rng = Readouts(RAMPS), ScanLog(), np.random.default_rng(0)
+    lines = readouts.shot(range(ROWS), GHOST, average=0)
+    for average in (1, 2, 3):
+        weak = readouts.shot(range(ROWS), GHOST, average=average)
+        for acquisition in weak[:3]:
+            noise = rng.standard_normal((*acquisition.data.shape, 2)).astype(np.float32)
+            acquisition.data[:] = noise.view(np.complex64)[..., 0]
+        lines += weak
+    found = list(slices(lines, header(extra_limits=average_limits(3)), log=log))
+    assert [item.key.average for item in found] == [0, 1, 2, 3]
+    for item in found:
+        assert not isinstance(item, LostSlice) and error(item.kspace, truth()) < 0.004
+    assert any("navigators of their own" in remark for remark in log.remarks)
+
+
 def test_navigators_of_zeros_are_none():
     lines = Readouts(RAMPS).shot(range(ROWS), GHOST)
     lines[1].data[:] = 0

@@ -174,8 +174,8 @@ class Readouts:
 @dataclass
 class Navigators:
     """Navigators of one shot, in the order they came; `used`: a line came after them, so that the next ones are of
-    another shot. before: the last whole ones of the slice; lines: (backwards, data), turned; off_centre: as
-    `Readout.gridded` has it; shot: the labels of the lines that they were measured for."""
+    another shot. before: the whole ones of the slice before, back to those that tell a ghost; lines: (backwards, data),
+    turned; off_centre: as `Readout.gridded` has it; shot: the labels of the lines that they were measured for."""
 
     before: "Navigators | None" = None
     lines: list[tuple[bool, np.ndarray]] = field(default_factory=list)
@@ -187,8 +187,7 @@ class Navigators:
     def followed(self) -> "Navigators":
         """Those of the next shot."""
         whole = len({backwards for backwards, _ in self.lines}) == 2
-        before, self.before = self.before, None if whole else self.before
-        return Navigators(self if whole else before)
+        return Navigators(self if whole else self.before)
 
     def ghost(self, readout: Readout, shape: tuple[int, ...]) -> Ghost | None:
         """For lines of a shape (n_coils, n_samples); None without a navigator of each direction, or where they are
@@ -283,11 +282,12 @@ def _ghost(line: EpiLine, readout: Readout, shot: tuple, log: ScanLog) -> Ghost 
     """Of the shot's navigators, else of the last ones of its slice."""
     navigators = line.navigators
     ghost = None if navigators is None else navigators.ghost(readout, line.data.shape)
-    if ghost is None and navigators is not None and navigators.before is not None:
+    while ghost is None and navigators is not None and navigators.before is not None:
         navigators = navigators.before
         ghost = navigators.ghost(readout, line.data.shape)
     if ghost is None or navigators is None:
         return None
+    navigators.before = None  # none before these is asked for
     if navigators.shot is None:
         navigators.shot = shot
         apart = abs(ghost.slope) * readout.cols / (2 * np.pi)
