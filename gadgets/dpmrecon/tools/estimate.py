@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..recon.types import Sampling
 
 STEPS = 3  # of a measurement
+NOISE = 0.02  # of such a volume, over its signal: the more, the fewer iterations a data step takes
 LARGEST_MEASURED = 300_000  # voxels of a volume that stands for a larger one
 # MB a million voxels of a volume, and as much for each of its coils: images of 8 bytes, k-space and maps
 VOLUME_MEMORY = (8.0 * 24, 8.0 * 2)
@@ -207,11 +208,11 @@ def _volume(load: Load) -> "Volume":
     mask, generator = lines[..., None].expand(shape).clone(), torch.Generator().manual_seed(0)
     maps = torch.from_numpy(coil_maps(points, load.n_coils))
     kspace = torch.stack(
-        [mask * (to_kspace(one * head, (0, 1, 2)) + 0.01 * complex_noise(shape, generator)) for one in maps]
+        [mask * (to_kspace(one * head, (0, 1, 2)) + NOISE * complex_noise(shape, generator)) for one in maps]
     )
     key, n_lines = SliceKey(0), int(lines.sum())
     calibration = kspace[:, block[0], block[1]]
-    return Volume(key, kspace, mask, calibration, 0.01, "known", 4, n_lines, n_lines, key.seed_key)
+    return Volume(key, kspace, mask, calibration, NOISE, "known", 4, n_lines, n_lines, key.seed_key)
 
 
 def memory_peak(device: "torch.device") -> float:
