@@ -23,6 +23,15 @@ _SMALL_VOLUME = {"matrix": (26, 24), "n_coils": 5, "calibration_lines": 12, "sli
 _SMALL = {"matrix": (64, 64), "n_slices": 1, "n_coils": 6, "calibration_lines": 16, "acceleration": 2}
 
 
+def _simulated(settings: SimulationSettings, folder: Path, made: dict[SimulationSettings, Path]) -> Path:
+    """The scan of these settings, made where there is none yet."""
+    if settings not in made:
+        path = folder / f"scan{len(made)}.h5"
+        simulate(path, settings)
+        made[settings] = path
+    return made[settings]
+
+
 @pytest.fixture(scope="session")
 def simulated_scan(tmp_path_factory):
     """simulated_scan(**settings) -> Path of the scan; its truth lies at dpmrecon.tools.simulate.truth_path(path).
@@ -36,12 +45,7 @@ def simulated_scan(tmp_path_factory):
 
     def make(**settings) -> Path:
         kind, small = (VolumeSettings, _SMALL_VOLUME) if "partitions" in settings else (SimulationSettings, _SMALL)
-        chosen = kind(**{**small, **settings})
-        if chosen not in made:
-            path = folder / f"scan{len(made)}.h5"
-            simulate(path, chosen)
-            made[chosen] = path
-        return made[chosen]
+        return _simulated(kind(**{**small, **settings}), folder, made)
 
     return make
 
@@ -52,15 +56,10 @@ def simulated_epi(tmp_path_factory):
     small: one slice of 48x44, 6 coils, R=2 with 16 calibration lines. Equal settings give the same file: tests must not
     write to it."""
     folder = tmp_path_factory.mktemp("epi")
-    made: dict[EpiSettings, Path] = {}
+    made: dict[SimulationSettings, Path] = {}
 
     def make(**settings) -> Path:
-        chosen = EpiSettings(**{**_SMALL, "matrix": (48, 44), **settings})
-        if chosen not in made:
-            path = folder / f"scan{len(made)}.h5"
-            simulate(path, chosen)
-            made[chosen] = path
-        return made[chosen]
+        return _simulated(EpiSettings(**{**_SMALL, "matrix": (48, 44), **settings}), folder, made)
 
     return make
 

@@ -71,10 +71,9 @@ def common_study(placed: Mapping[str, Placed], *, anonymize: bool) -> tuple[dict
     """What the files of each of several scans of one patient say of their common study, and remarks. placed: by name.
 
     StudyInstanceUID is the one that the headers state, where they do not contradict each other; else it follows from
-    patient, date, time and ID of the study where these are stated, else from the scans' digests. Raises BadInputError
-    for scans of several exams. Scans share a frame of
+    patient, date, time and ID of the study where these are stated, else from the scans' digests. Scans share a frame of
     reference where their headers state the same, or state none and name the same study, patient position and place of
-    the table.
+    the table. Raises BadInputError for scans of several exams.
     """
     scans = list(placed.values())
     headers = [scan.header for scan in scans]

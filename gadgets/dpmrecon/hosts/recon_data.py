@@ -28,6 +28,7 @@ from ..mrd.header import (
     calibration_is_separate,
     check_supported,
     encoded_grid,
+    is_epi,
     line_limits,
     n_partitions,
     partition_limits,
@@ -101,8 +102,7 @@ def _noise_adjust_refuses(header: Header) -> str:
 
 def _check_supported(header: Header) -> bool:
     """Refuse what we cannot reconstruct; whether the scan is EPI, which is fine after Gadgetron's EPI gadgets."""
-    trajectory = header.encoding[0].trajectory
-    epi = str(getattr(trajectory, "value", trajectory)) == "epi"
+    epi = is_epi(header)
     if epi:
         header = dataclasses.replace(
             header, encoding=[dataclasses.replace(header.encoding[0], trajectory=None), *header.encoding[1:]]
@@ -311,8 +311,7 @@ def _readout(lines: np.ndarray, header: Header, cols: int) -> np.ndarray:
     """Lines (n_coils, partitions, rows, n_samples) on the grid of `cols` columns, the image's centre at cols//2."""
     if lines.shape[-1] != cols:
         return without_oversampling(torch.from_numpy(lines), cols).numpy()
-    epi = str(getattr(header.encoding[0].trajectory, "value", "")) == "epi"
-    if cols % 2 and header.encoding[0].encodedSpace.matrixSize.x % 2 == 0 and not epi:
+    if cols % 2 and header.encoding[0].encodedSpace.matrixSize.x % 2 == 0 and not is_epi(header):
         # RemoveROOversamplingGadget crops an even readout to an odd one from (N - n)/2 on, rounded down: its image lies
         # one pixel too far along the readout
         phase = np.exp(2j * np.pi * (np.arange(cols) - cols // 2) / cols)

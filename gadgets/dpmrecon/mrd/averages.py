@@ -10,17 +10,14 @@ from dataclasses import replace
 import torch
 
 from ..data import LostSlice, Slice, SliceKey
-from .header import Header, contrast_label, n_partitions
+from .header import Header, contrast_label, is_epi, n_partitions
 
 
 def have_phases(header: Header) -> bool:
     """Whether averages of the scan have a phase each: of 2D diffusion, by its header or its protocol's name, and of
     EPI."""
-    trajectory = header.encoding[0].trajectory
     return n_partitions(header) == 1 and (
-        bool(getattr(header.sequenceParameters, "diffusion", None))
-        or contrast_label(header) == "dwi"
-        or str(getattr(trajectory, "value", trajectory)) == "epi"
+        bool(getattr(header.sequenceParameters, "diffusion", None)) or contrast_label(header) == "dwi" or is_epi(header)
     )
 
 

@@ -99,12 +99,8 @@ class Maker:
         kspace[:, rows] = whitened(data, whitener)
         mask = torch.zeros(self.rows, self.cols)
         mask[rows] = columns.float()
-        if whitener is None:
-            sigma_n = estimated_sigma(kspace, mask)
-        else:
-            # the variance of a mean of n lines is 1/n of one line's
-            sigma_n *= math.sqrt(np.mean([1 / count for count in lines.counts.values()]))
-            self._check_noise(sigma_n, estimated_sigma, kspace, mask)
+        measured = None if whitener is None else sigma_n
+        sigma_n = self._noise_level(measured, lines, estimated_sigma, kspace, mask)
         return Slice(
             key=key,
             kspace=kspace,
@@ -148,11 +144,8 @@ class Maker:
             partitions, rows = torch.from_numpy(places_of(numbers) + offsets(limits, shape)).T
             kspace[:, partitions, rows] = whitened(data, whitener)
         mask = torch.from_numpy(acquired)[..., None] * columns.float()
-        if whitener is None:
-            sigma_n = estimated_volume_sigma(kspace, mask)
-        else:
-            sigma_n *= math.sqrt(np.mean([1 / count for count in lines.counts.values()]))
-            self._check_noise(sigma_n, estimated_volume_sigma, kspace, mask)
+        measured = None if whitener is None else sigma_n
+        sigma_n = self._noise_level(measured, lines, estimated_volume_sigma, kspace, mask)
         return Volume(
             key=key,
             kspace=kspace,
@@ -220,6 +213,22 @@ class Maker:
         assert lines.layout is not None and lines.header is not None
         energy = self.noise.energy(lines.numbers, lines.header.sample_time_us)
         return None if energy is None else energy * lines.layout.n_samples
+
+    def _noise_level(
+        self,
+        measured: float | None,
+        lines: Lines,
+        estimate: Callable[..., float],
+        kspace: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> float:
+        """Of the k-space: as it was measured for single lines, else as it is estimated."""
+        if measured is None:
+            return estimate(kspace, mask)
+        # the variance of a mean of n lines is 1/n of one line's
+        sigma_n = measured * math.sqrt(np.mean([1 / count for count in lines.counts.values()]))
+        self._check_noise(sigma_n, estimate, kspace, mask)
+        return sigma_n
 
     def _check_noise(
         self, sigma_n: float, estimate: Callable[..., float], kspace: torch.Tensor, mask: torch.Tensor

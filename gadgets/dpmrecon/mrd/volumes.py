@@ -88,16 +88,12 @@ def volume_completeness(
     corners = box & (distances(ELLIPSE_MARGIN) > 1)
     if corners.any() and not (acquired & corners).any():
         box = box & (distances(-ELLIPSE_MARGIN) <= 1)
-    sparse = acquired & ~_dense(acquired, box) & box
-    points = np.argwhere(sparse if sparse.any() else acquired & box)
-    lattice, coset, hits = _best_lattice(points, factor)
+    sparse, wanted, regular = _pattern(acquired, box, factor)
     ended_early = False
-    if sparse.any() and hits < REGULAR_SHARE * len(points):
+    if sparse.any() and not regular:
         got, needed = int((acquired & box).sum()), int(CHANCE_SHARE * box.sum() / factor)
         ended_early = _ended_early(acquired, sparse, box, factor)
     else:
-        every = np.argwhere(box)
-        wanted = every[lattice.cosets(every) == coset]
         got, needed = int(acquired[tuple(wanted.T)].sum()), len(wanted)
     if got >= needed and not ended_early:
         return factor, needed, None
@@ -116,10 +112,17 @@ def fills_its_lattice(acquired: np.ndarray, limits: tuple[Limits, Limits], annou
     scan and a pattern by chance never say so. Arguments as of `volume_completeness`."""
     box, _ = _box(acquired.shape, limits)
     factor = announced or _regular_acceleration(acquired, box)
+    _, wanted, regular = _pattern(acquired, box, factor)
+    return regular and bool(acquired[tuple(wanted.T)].all())
+
+
+def _pattern(acquired: np.ndarray, box: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The lines outside fully sampled regions, (partitions, rows) bool; the points (n, 2) of the box that are of the
+    lattice of R which explains most of them; whether it explains enough."""
     sparse = acquired & ~_dense(acquired, box) & box
     points, every = np.argwhere(sparse if sparse.any() else acquired & box), np.argwhere(box)
     lattice, coset, hits = _best_lattice(points, factor)
-    return hits >= REGULAR_SHARE * len(points) and bool(acquired[tuple(every[lattice.cosets(every) == coset].T)].all())
+    return sparse, every[lattice.cosets(every) == coset], hits >= REGULAR_SHARE * len(points)
 
 
 def _box(shape: tuple[int, ...], limits: tuple[Limits, Limits]) -> tuple[np.ndarray, Callable[[float], np.ndarray]]:
