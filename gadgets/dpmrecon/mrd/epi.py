@@ -1,5 +1,6 @@
 """EPI lines: what their header describes, the navigators of each shot, and lines that fit onto Cartesian ones."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -223,12 +224,13 @@ class EpiLine:
 
 @dataclass
 class Gridded:
-    """A line on the Cartesian grid and without ghost. ghost: its shot's, where it has any; lost: why no image can be
-    made of it."""
+    """A line on the Cartesian grid and without ghost. shot: counted in a train; ghost: its shot's, where it has any;
+    lost: why no image can be made of it."""
 
     line: EpiLine
     data: np.ndarray
     layout: Layout
+    shot: int = 0
     ghost: Ghost | None = None
     lost: str | None = None
 
@@ -241,17 +243,17 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
     trains = {(line.kind, line.head.encoding_space_ref) for line in lines if line.backwards}
     # some scanners count directions there, others shots
     counts_shots = any(line.head.idx.segment != line.backwards for line in lines)
-    for line in lines:
+    for line, number in zip(lines, _shots(lines, counts_shots=counts_shots)):
         head = line.head
         train = (line.kind, head.encoding_space_ref)
         if line.kind == "calibration" and train not in trains:
-            yield Gridded(line, line.data, line.layout)
+            yield Gridded(line, line.data, line.layout, number)
             continue
         readout = readouts.of(head.encoding_space_ref)
         held = line.layout.end - line.layout.first
         if held != readout.n_samples or line.data.shape[1] != held:
             told = f"hold {held} samples where the header's trajectoryDescription has {readout.n_samples}"
-            yield Gridded(line, line.data, line.layout, lost=told)
+            yield Gridded(line, line.data, line.layout, number, lost=told)
             continue
         off_centre = readouts.off_centre(head)
         data = readout.gridded(torch.from_numpy(line.data), backwards=line.backwards, off_centre=off_centre)
@@ -267,7 +269,28 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
                 "are read in both directions and came without navigators of both (flag PHASECORR) that stand out "
                 "of the noise: their ghost cannot be corrected, acquire the scan with them"
             )
-        yield Gridded(line, data.numpy(), layout, ghost, lost)
+        yield Gridded(line, data.numpy(), layout, number, ghost, lost)
+
+
+def _shots(lines: list[EpiLine], *, counts_shots: bool) -> Iterator[int]:
+    """The shot of each line, counted in its train: another one begins with navigators, with idx.segment where that
+    counts shots, and where the lines turn back."""
+    before: dict[tuple, EpiLine] = {}
+    numbers: Counter[tuple] = Counter()
+    ways: dict[tuple, int] = {}
+    for line in lines:
+        train = (line.kind, line.head.encoding_space_ref)
+        last = before.get(train)
+        if last is not None:
+            step = int(np.sign(line.number - last.number))
+            begins = line.navigators is not last.navigators or (
+                counts_shots and line.head.idx.segment != last.head.idx.segment
+            )
+            if begins or ways.setdefault(train, step) != step:
+                numbers[train] += 1
+                ways.pop(train, None)
+        before[train] = line
+        yield numbers[train]
 
 
 def ghost_remarks(lines: Lines, what: str) -> list[str]:

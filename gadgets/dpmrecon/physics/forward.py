@@ -23,7 +23,7 @@ class ForwardModel:
     """y = mask * F(coil_maps * x) of one slice.
 
     coil_maps: (n_coils, rows, cols) complex64, sum over coils of |s|^2 is 1 on the head and 0 outside it;
-    mask: (rows, cols) float32, 1 where k-space was acquired.
+    mask: (rows, cols) float32, 1 where k-space was acquired, or (n_coils, rows, cols) where coils have one each.
     """
 
     coil_maps: torch.Tensor

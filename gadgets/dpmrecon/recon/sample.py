@@ -34,7 +34,7 @@ def problem_of(slices: list[MappedSlice], at_once: int = 1) -> Problem:
     return Problem(
         type(kept[0].model)(
             torch.stack([mapped.model.coil_maps for mapped in kept]),
-            torch.stack([mapped.model.mask for mapped in kept]).unsqueeze(-3),
+            torch.stack([mapped.model.mask.reshape(-1, *mapped.data.mask.shape) for mapped in kept]),
         ),
         torch.stack([mapped.data.kspace / mapped.scale for mapped in kept]),
         torch.stack([mapped.zero_filled / mapped.scale for mapped in kept]),
