@@ -355,6 +355,6 @@ def test_shots_are_told_by_lines_that_turn_back():
 
 def test_weighted_shots_that_tell_no_phase_are_refused():
     (found,) = weighted_shots(range(ROWS // 2 + 1), range(ROWS // 2 - 3, ROWS))
-    assert "came in 2 shots, which have a phase each" in found.reason
+    assert "in 2 shots" in found.reason and "some of its lines came in several" in found.reason
     (found,) = weighted_shots(range(ROWS // 2 + 1), range(ROWS // 2 + 1, ROWS), navigators=3)
     assert "does not reach the centre of k-space" in found.reason

@@ -1,6 +1,5 @@
 """EPI lines: what their header describes, the navigators of each shot, and lines that fit onto Cartesian ones."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -12,7 +11,7 @@ from ..errors import BadInputError, UnsupportedScanError
 from ..physics.epi import Ghost, Trapezoid, beside_flat, ghost_of, regridding
 from ..physics.fourier import to_image, to_kspace
 from .header import Header, encoded_grid, is_epi
-from .lines import Layout, Lines
+from .lines import Layout, Lines, LostError
 from .scan_log import ScanLog
 
 IDENTIFIER = "ConventionalEPI"
@@ -273,24 +272,54 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
 
 
 def _shots(lines: list[EpiLine], *, counts_shots: bool) -> Iterator[int]:
-    """The shot of each line, counted in its train: another one begins with navigators, with idx.segment where that
-    counts shots, and where the lines turn back."""
-    before: dict[tuple, EpiLine] = {}
-    numbers: Counter[tuple] = Counter()
-    ways: dict[tuple, int] = {}
+    """The shot of each line, counted in its train."""
+    trains: dict[tuple, ShotCounter] = {}
     for line in lines:
-        train = (line.kind, line.head.encoding_space_ref)
-        last = before.get(train)
-        if last is not None:
-            step = int(np.sign(line.number - last.number))
-            begins = line.navigators is not last.navigators or (
-                counts_shots and line.head.idx.segment != last.head.idx.segment
-            )
-            if begins or ways.setdefault(train, step) != step:
-                numbers[train] += 1
-                ways.pop(train, None)
-        before[train] = line
-        yield numbers[train]
+        counter = trains.setdefault((line.kind, line.head.encoding_space_ref), ShotCounter())
+        yield counter.of(line.number, (id(line.navigators), counts_shots and line.head.idx.segment))
+
+
+class ShotCounter:
+    """Tells the shot of lines in the order of time: another one begins where what they are marked with changes, and
+    where their numbers turn back."""
+
+    def __init__(self) -> None:
+        self.shot = 0
+        self._before: tuple[int, object] | None = None
+        self._way = 0
+
+    def of(self, number: int, mark: object = None) -> int:
+        """Of a line of this number and mark, such as its navigators and idx.segment."""
+        if self._before is not None:
+            way = int(np.sign(number - self._before[0]))
+            if mark != self._before[1] or self._way * way < 0:
+                self.shot, self._way = self.shot + 1, 0
+            else:
+                self._way = way
+        self._before = number, mark
+        return self.shot
+
+
+def weighted_shots(shots: dict[int, set[int]], rows: int) -> torch.Tensor | None:
+    """(rows,) int64, the shot of each row of a diffusion-weighted slice, -1 where none is; None of one shot. shots: in
+    which each row came.
+
+    Raises LostError where they cannot be reconstructed together.
+    """
+    numbers = set().union(*shots.values())
+    if len(numbers) < 2:
+        return None
+    told = f"it is diffusion-weighted in {len(numbers)} shots, which have a phase each by the head's motion, and "
+    if any(len(of_row) > 1 for of_row in shots.values()):
+        raise LostError(told + "some of its lines came in several: label shots of the same lines as averages")
+    found = torch.full((rows,), -1)
+    for row, (shot,) in shots.items():
+        found[row] = shot
+    for shot in numbers:
+        own = torch.nonzero(found == shot).flatten()
+        if not own[0] < rows // 2 <= own[-1]:
+            raise LostError(told + "one does not reach the centre of k-space, which tells the phase: interleave them")
+    return found
 
 
 def ghost_remarks(lines: Lines, what: str) -> list[str]:

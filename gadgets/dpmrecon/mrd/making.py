@@ -14,7 +14,7 @@ from ..errors import BadInputError
 from ..physics.noise import estimated_sigma, estimated_volume_sigma
 from .averages import may_be_weighted
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, within
-from .epi import Readouts, ghost_remarks
+from .epi import Readouts, ghost_remarks, weighted_shots
 from .header import Header, Limits, acceleration, encoded_grid, line_limits, n_partitions, partition_limits, voxel_mm
 from .lines import Layout, Lines, LostError, line_name, places_of
 from .noise_lines import NoiseLines, whitened
@@ -88,6 +88,11 @@ class Maker:
         rows = torch.tensor(list(lines.sums)) + (self.rows // 2 - limits.center)
         whitener, sigma_n = self._noise(lines, dwell, grid)
         remarks += ghost_remarks(lines, "shots")
+        shots = None
+        if lines.shots and may_be_weighted(self.header, key):
+            shots = weighted_shots(
+                {row: lines.shots[number] for row, number in zip(rows.tolist(), lines.sums)}, self.rows
+            )
         if calibration is not None:
             remarks += ghost_remarks(calibration, "calibration shots")
         kspace = data.new_zeros((data.shape[1], self.rows, self.cols))
@@ -108,31 +113,9 @@ class Maker:
             n_lines_needed=needed,
             seed_key=key.seed_key,
             remarks=tuple(remarks),
-            shots=self._shots(key, lines, limits),
+            shots=shots,
             ghost=max(((ghost.after, ghost.before) for ghost in lines.ghosts), default=None),
         )
-
-    def _shots(self, key: SliceKey, lines: Lines, limits: Limits) -> torch.Tensor | None:
-        """(rows,) int64, as `Slice.shots`: with diffusion weighting the head's motion gives each shot a phase."""
-        shots = {shot for number in lines.sums for shot in lines.shots.get(number, ())}
-        if len(shots) < 2 or not may_be_weighted(self.header, key):
-            return None
-        found = torch.full((self.rows,), -1)
-        for number in lines.sums:
-            if len(lines.shots[number]) > 1:
-                raise LostError(
-                    f"it is diffusion-weighted, and its {line_name(number)} came in {len(lines.shots[number])} shots, "
-                    "which have a phase each by the head's motion: label shots of the same lines as averages"
-                )
-            (found[number + self.rows // 2 - limits.center],) = lines.shots[number]
-        for shot in shots:
-            rows = torch.nonzero(found == shot).flatten()
-            if not rows[0] < self.rows // 2 <= rows[-1]:
-                raise LostError(
-                    f"it is diffusion-weighted in {len(shots)} shots, which have a phase each by the head's motion, "
-                    "and one does not reach the centre of k-space, which tells the phase: interleave them"
-                )
-        return found
 
     def _volume(self, key: SliceKey, image: Lines, calibration: Lines | None) -> Volume:
         """As `_slice`; the lines leave `image`, so that memory holds them or their k-space."""
