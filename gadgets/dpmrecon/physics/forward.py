@@ -48,10 +48,6 @@ class ForwardModel:
         """The image to look at: itself."""
         return image
 
-    def combined_spread(self, image: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
-        """The standard deviation of the image to look at."""
-        return spread
-
     def normal(self, image: torch.Tensor) -> torch.Tensor:
         """A^H A x: (batch, rows, cols) to the same."""
         inside = self._inner.pack(image)

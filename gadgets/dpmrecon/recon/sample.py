@@ -139,10 +139,7 @@ def _mean(
     mapped: MappedSlice, samples: torch.Tensor, sampling: Sampling, evaluations: int, seconds: float
 ) -> Reconstruction:
     image = samples.mean(0) * mapped.scale
-    spread = None
-    if len(samples) > 1:
-        spread = torch.view_as_real(samples).var(0).mean(-1).sqrt() * mapped.scale
-        spread = mapped.model.combined_spread(image, spread)
+    spread = mapped.model.combined(samples).abs().std(0) * mapped.scale if len(samples) > 1 else None
     misfit = mapped.misfit(image)
     return Reconstruction(
         mapped,

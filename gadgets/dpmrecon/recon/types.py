@@ -170,7 +170,7 @@ class MappedVolume(MappedSlice):
 @dataclass
 class Reconstruction:
     """One image (rows, cols) complex64, of a volume (partitions, rows, cols), the spread of its samples (float32,
-    standard deviation of a real channel) or None.
+    standard deviation of their magnitude) or None.
 
     fallback: None, or why the image is the conventional one; residual: ||A x - y|| over what the noise alone leaves;
     samples: drawn; steps: of each, as planned; evaluations: of the network, in all, fewer than planned where the

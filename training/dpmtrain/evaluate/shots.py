@@ -22,7 +22,7 @@ from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.prepare import with_maps
 from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import MappedSlice
+from dpmrecon.recon.types import MappedSlice, Reconstruction
 from dpmrecon.tools.epi_settings import EpiSettings
 from dpmrecon.tools.simulate import simulate, truth_path
 
@@ -59,7 +59,8 @@ def row(settings: EpiSettings, checkpoint: Checkpoint) -> list[str]:
     sampling = sampling_of(Options(), checkpoint, torch.device("cpu"), "dwi", float(settings.acceleration))
     for name, parts in (("one", [replace(item, shots=None) for item in weighted]), ("each", weighted)):
         mapped = [made for item in parts if isinstance(made := with_maps(item, torch.device("cpu")), MappedSlice)]
-        images = [made.image for made in sampled(iter(mapped), checkpoint, "dwi", sampling)]
+        results = sampled(iter(mapped), checkpoint, "dwi", sampling)
+        images = [made.image for made in results if isinstance(made, Reconstruction)]
         found["CG-SENSE", name] = _nrmse([item.model.combined(item.conventional) for item in mapped], truths)
         found["ours", name] = _nrmse(images, truths)
     return [f"{settings.noise:g}", str(settings.acceleration), str(settings.shots)] + [
