@@ -190,8 +190,6 @@ def _calibrate(args: argparse.Namespace) -> int:
     if args.write and (args.model is None or args.subjects):
         raise BadInputError("--write needs --model, and settings chosen on the validation scans: leave --subjects out")
     grid = read_grid(args.grid)
-    if "noise_factor" in grid:
-        raise BadInputError("noise_factor is no setting of the uncertainty mode: the noise is taken as measured")
     if args.subjects:
         slices = [found for name in args.subjects for found in subject_slices(args.images, name, args.slices)]
     else:
