@@ -159,6 +159,17 @@ def test_a_scan_that_fails_does_not_stop_the_others(patient, model, tmp_path, ca
     assert rows(out)["mprage"]["exit_code"] == 0
 
 
+def test_no_picture_of_an_earlier_run_stays_where_nothing_can_be_drawn(patient, model, tmp_path):
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    shutil.copy(patient / "flair.h5", scans)
+    assert protocol(scans, out, model, "--samples", "1", "--steps", "1") == 0
+    assert (out / "overview.png").exists()
+    (scans / "flair.h5").write_bytes((patient / "flair.h5").read_bytes()[:20_000])
+    assert protocol(scans, out, model, "--samples", "1", "--steps", "1") == 2
+    assert not (out / "overview.png").exists()
+
+
 def test_the_worst_exit_code_is_the_one_that_tells_most():
     assert max((0, 4, 3, 0), key=WORST.index) == 4
     assert max((4, 2, 3), key=WORST.index) == 2
