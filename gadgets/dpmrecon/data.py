@@ -43,7 +43,7 @@ class Slice:
     averages or repetitions too, which are no data of this one; ghost: of EPI, amplitude of the N/2 ghost over the
     signal's by the navigators, after and before its correction, of the shot that has most of it left; others: its
     further averages, each with a phase of its own; n_averages: that are in `kspace`, whose coils are then those of each
-    in turn.
+    in turn; channels: the receiver's numbers of those that `kspace` was measured with, empty where they are not known.
     """
 
     key: SliceKey
@@ -61,6 +61,7 @@ class Slice:
     ghost: tuple[float, float] | None = None
     others: "tuple[Slice, ...]" = ()
     n_averages: int = 1
+    channels: tuple[int, ...] = ()
 
 
 AnySlice = TypeVar("AnySlice", bound=Slice)

@@ -114,6 +114,7 @@ class Maker:
             seed_key=key.seed_key,
             remarks=tuple(remarks),
             ghost=max(((ghost.after, ghost.before) for ghost in lines.ghosts), default=None),
+            channels=lines.numbers,
         )
 
     def _volume(self, key: SliceKey, image: Lines, calibration: Lines | None) -> Volume:
@@ -158,6 +159,7 @@ class Maker:
             n_lines_needed=needed,
             seed_key=key.seed_key,
             remarks=tuple(remarks),
+            channels=lines.numbers,
             voxel_mm=voxel_mm(self.header),
         )
 
