@@ -104,8 +104,13 @@ def test_b_values_come_from_the_header_or_the_user(simulated_scan):
     assert weighting_of(header(scan), stated) == stated
     assert weighting_of(header(simulated_scan())) is None
     assert weighting_of(header(scan, diffusion=header(scan).sequenceParameters.diffusion[:1])) is None
-    with pytest.raises(UnsupportedScanError, match="user_3.*--b-values"):
-        weighting_of(header(scan, diffusionDimension=ismrmrd.xsd.diffusionDimensionType.USER_3))
+    # contrast has three values
+    by_user = header(scan, diffusionDimension=ismrmrd.xsd.diffusionDimensionType.USER_3)
+    assert weighting_of(by_user) == Weighting("set", by_header, "the header, which counts them by user_3")
+    for name in ("set", "phase", "repetition"):
+        setattr(by_user.encoding[0].encodingLimits, name, ismrmrd.xsd.limitType(minimum=0, maximum=1, center=0))
+    with pytest.raises(UnsupportedScanError, match="user_3.*several values.*--b-values"):
+        weighting_of(by_user)
     with pytest.raises(UnsupportedScanError, match="--b-values"):
         weighting_of(header(scan, diffusionDimension=None))
     lost = header(scan)

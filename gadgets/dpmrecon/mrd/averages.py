@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from ..data import LostSlice, Slice, SliceKey
+from .diffusion import images_counter, weightings_of
 from .header import Header, contrast_label, is_epi, n_partitions
 
 
@@ -17,16 +18,14 @@ def have_phases(header: Header) -> bool:
     """Whether averages of the scan have a phase each: of 2D diffusion, by its header or its protocol's name, and of
     EPI."""
     return n_partitions(header) == 1 and (
-        bool(getattr(header.sequenceParameters, "diffusion", None)) or contrast_label(header) == "dwi" or is_epi(header)
+        bool(weightings_of(header)) or contrast_label(header) == "dwi" or is_epi(header)
     )
 
 
 def is_weighted(header: Header, key: SliceKey) -> bool:
     """Whether the header's table of diffusion gives this image a b-value above 0."""
-    sequence = header.sequenceParameters
-    entries = getattr(sequence, "diffusion", None) or []
-    dimension = getattr(sequence, "diffusionDimension", None)
-    number = getattr(key, str(getattr(dimension, "value", dimension)), 0)
+    entries = weightings_of(header)
+    number = getattr(key, str(images_counter(header)), 0)
     return number < len(entries) and (entries[number].bvalue or 0) > 0
 
 
