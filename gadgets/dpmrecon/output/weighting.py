@@ -193,6 +193,20 @@ def weighting_of(header: Header, stated: Weighting | None = None) -> Weighting |
     return stated if any(stated.b_values) else None
 
 
+def without_b_values(header: Header) -> str:
+    """What is said of a diffusion scan whose header lists no b-value above 0. Converters put numbers of the protocol
+    into user parameters, which do not tell the images that they are of."""
+    parameters = header.userParameters
+    found = [
+        f"{printable(entry.name)} = {entry.value:g}"
+        for name in ("userParameterLong", "userParameterDouble")
+        for entry in getattr(parameters, name, None) or []
+        if re.search(r"b_?val", entry.name or "", re.IGNORECASE) and isinstance(entry.value, int | float)
+    ]
+    told = f" (user parameters, {', '.join(found)}, do not say which images they are of)" if found else ""
+    return f"the header lists no b-value above 0{told}: state those of all images, --b-values COUNTER:B0,B1,..."
+
+
 def _direction_of(entry: Any) -> Direction | None:
     """The header's (right to left, front to back, foot to head is LPS) as a unit vector; None where it has none."""
     direction = getattr(entry, "gradientDirection", None)
