@@ -227,6 +227,27 @@ def test_a_scan_without_patient_data_needs_a_word(patient, model, tmp_path, caps
     assert ids.pop().startswith("SCAN-")
 
 
+def test_scans_that_name_no_patient_keep_the_study_of_an_earlier_run_of_them(patient, model, tmp_path):
+    scans, out, one = tmp_path / "scans", tmp_path / "out", ("--samples", "1", "--steps", "1")
+    scans.mkdir()
+    for name in ("flair", "dwi"):
+        without_subject(shutil.copy(patient / f"{name}.h5", scans))
+
+    def study(inputs, folder, *options):
+        assert protocol(inputs, folder, model, *one, *options) == 0
+        return json.loads((folder / "protocol.json").read_text())["StudyInstanceUID"]
+
+    first = study(scans / "flair.h5", out)
+    assert study(scans, out) == study(scans / "dwi.h5", out) == first  # one more scan, and one again
+    assert {file.StudyInstanceUID for file in dicom(out).values()} == {first}
+    assert study(scans / "dwi.h5", tmp_path / "alone") != first
+    # another patient's, and what is to tell nothing
+    shutil.copytree(out, tmp_path / "other")
+    other = without_subject(shutil.copy(patient / "swi.h5", scans / "flair.h5"))
+    assert study(other, tmp_path / "other") != first
+    assert study(scans / "dwi.h5", out, "--anonymize") != first
+
+
 def test_anonymous_results_tell_neither_patient_nor_file(patient, model, tmp_path):
     scans = tmp_path / "scans"
     scans.mkdir()

@@ -108,6 +108,9 @@ def test_a_counter_of_one_value_takes_its_place_and_no_other(simulated_scan, tmp
         line.idx.user[1] = 2 - line.idx.contrast
         return line
 
-    with pytest.raises(BadInputError, match="by user_1.*contrast was to take its place.*encodingLimits.contrast"):
-        with open_scan(edited(scan, tmp_path / "other", another), changes=told("user_1")):
-            pass
+    scan = edited(scan, tmp_path / "other", another)
+    with (
+        pytest.raises(BadInputError, match="by user_1.*contrast was to take its place.*encodingLimits.contrast"),
+        open_scan(scan, changes=told("user_1")),
+    ):
+        pass

@@ -67,8 +67,8 @@ class Gadgetron:
         counter = lines_counter(header)
         if weightings_of(header) and counter != images_counter(header):
             raise UnsupportedScanError(
-                f"the header counts diffusion weightings by {counter}, by which the gadgets before this one keep no lines "
-                "apart: send raw acquisitions, or convert the scan with contrast in its place"
+                f"the header counts diffusion weightings by {counter}, by which the gadgets before this one keep no "
+                "lines apart: send raw acquisitions, or convert the scan with contrast in its place"
             )
         return Receiving()
 
