@@ -108,8 +108,13 @@ def test_b_values_come_from_the_header_or_the_user(simulated_scan):
     assert weighting_of(by_user) == Weighting("set", by_header, "the header, which counts them by user_3")
     for name in ("set", "phase", "repetition"):
         setattr(by_user.encoding[0].encodingLimits, name, ismrmrd.xsd.limitType(minimum=0, maximum=1, center=0))
-    with pytest.raises(UnsupportedScanError, match="user_3.*several values.*--b-values"):
+    with pytest.raises(UnsupportedScanError, match="user_3.*can take its place.*--b-values"):
         weighting_of(by_user)
+    by_segment = header(scan, diffusionDimension=ismrmrd.xsd.diffusionDimensionType.SEGMENT)
+    assert weighting_of(by_segment).counter == "set"
+    by_segment.encoding[0].trajectory = ismrmrd.xsd.trajectoryType.EPI  # whose segments are directions of lines
+    with pytest.raises(UnsupportedScanError, match="segment.*can take its place.*--b-values"):
+        weighting_of(by_segment)
     with pytest.raises(UnsupportedScanError, match="--b-values"):
         weighting_of(header(scan, diffusionDimension=None))
     lost = header(scan)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadInputError
-from .header import Header
+from .header import Header, is_epi
 
 # counters that slices are kept apart by, and MRD's names for what may carry the weighting
 COUNTERS = ("average", "contrast", "phase", "repetition", "set")
@@ -23,10 +23,13 @@ def lines_counter(header: Header) -> str | None:
 
 
 def images_counter(header: Header) -> str | None:
-    """The same, or what takes its place; None where there is none."""
+    """The same, or what takes its place; None where there is none. Segments of EPI tell shots and directions of lines:
+    they cannot be meant."""
     name, limits = lines_counter(header), header.encoding[0].encodingLimits
     if name is None or name in COUNTERS:
         return name
+    if name == "segment" and is_epi(header):
+        return None
     announced = {other: getattr(limits, other, None) for other in STAND_INS}
     return next((other for other, limit in announced.items() if limit is None or limit.maximum == limit.minimum), None)
 
