@@ -183,7 +183,7 @@ def weighting_of(header: Header, stated: Weighting | None = None) -> Weighting |
         told = lines_counter(header) or ("contrast" if len(numbers) == 1 else None)
         name = images_counter(header) or told
         if told is None or name not in COUNTERS:
-            why = f", of which none of {', '.join(STAND_INS)} can take its place" if told else ""
+            why = f"; none of {', '.join(STAND_INS)} can take its place" if told else ""
             raise UnsupportedScanError(
                 f"the header lists {len(weighted)} diffusion weightings on the counter '{told or 'none'}', and images "
                 f"are kept apart by {', '.join(COUNTERS)}{why}: say which of them it is, --b-values COUNTER:B0,B1,..."
