@@ -25,8 +25,9 @@ from .physics import coil_maps
 from .physics.noise import estimated_sigma, estimated_volume_sigma
 from .physics.volume_maps import packed_maps
 from .prior.checkpoint import Checkpoint, load_checkpoint
+from .recon.conventional import mapped_slice
 from .recon.plan import contrast_of, sampling_of
-from .recon.prepare import mapped_slice, with_coil_maps
+from .recon.prepare import with_coil_maps
 from .recon.repairs import despiked
 from .recon.stream import sampled
 from .recon.types import Reconstruction

@@ -1,11 +1,13 @@
 """ReconData as slices: what the lines give, and a chain that misses a piece is refused."""
 
+import re
 import socket
 import threading
 
 import ismrmrd
 import numpy as np
 import pytest
+import torch
 from dpmrecon.data import LostSlice, Slice
 from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.hosts import wire
@@ -243,6 +245,27 @@ def test_a_chain_that_misses_a_piece_is_refused(scan, edit, xml, error, words):
 
 def test_epi_is_fine_once_gadgetron_has_corrected_it(scan):
     assert len(recon(scan, xml=epi)) == 2
+
+
+def in_two_shots(bits):
+    """As if every other line had come after all the others."""
+    for bit in bits:
+        for buffer in (bit.data, bit.ref):
+            for row, heads in enumerate(buffer.headers):
+                for head in heads.flat:
+                    head.scan_counter = 1000 * (row % 2) + row
+    return bits
+
+
+def test_shots_of_weighted_epi_are_told_by_the_order_of_lines(scan):
+    def weighted(text):
+        return epi(re.sub(b"<protocolName>[^<]*", b"<protocolName>DWI", text))
+
+    for item in recon(scan, in_two_shots, weighted):
+        acquired = item.mask.any(1)
+        assert item.shots[acquired].tolist() == (torch.nonzero(acquired).flatten() % 2).tolist()
+    for edit, xml in ((in_two_shots, epi), (lambda bits: bits, weighted)):
+        assert all(item.shots is None for item in recon(scan, edit, xml))
 
 
 def cut_echo(bits):

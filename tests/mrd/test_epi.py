@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from dpmrecon.data import LostSlice
 from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd.collect import slices
@@ -27,6 +28,10 @@ from support.hand_made import average_limits, limits, line, only, write_scan
 
 GHOST = (0.2, 0.9)  # about .1 of the signal
 CENTRE = range(11, 22)
+DWI = (
+    "<measurementInformation><patientPosition>HFS</patientPosition><protocolName>DWI</protocolName>"
+    "</measurementInformation>"
+)
 
 
 def header(trapezoid=RAMPS, **options):
@@ -322,9 +327,34 @@ def test_a_file_s_navigators_stay_with_their_lines(tmp_path):
         assert error(item.kspace, truth()) < 0.004
 
 
-def test_weighted_shots_are_not_put_together(simulated_epi):
+def test_weighted_shots_are_kept_apart(simulated_epi):
     """Motion gives each of them a phase; without weighting they agree."""
-    with open_scan(simulated_epi(shots=2, b_values=(0.0, 1000.0), directions_per_b=1)) as scan:
-        found = {item.key.contrast: item for item in slices(scan.acquisitions(), scan.header)}
-    assert not isinstance(found[0], LostSlice)
-    assert "diffusion-weighted in 2 shots, which have a phase each" in found[1].reason
+    with open_scan(simulated_epi(shots=3, b_values=(0.0, 1000.0), directions_per_b=1)) as scan:
+        plain, weighted = slices(scan.acquisitions(), scan.header)
+    assert plain.shots is None
+    acquired = torch.nonzero(weighted.mask.any(1)).flatten()
+    assert weighted.shots[acquired].tolist() == [number % 3 for number in range(len(acquired))]
+    assert set(weighted.shots[~weighted.mask.any(1)].tolist()) == {-1}
+
+
+def weighted_shots(*parts, navigators=0):
+    """Shots of these lines in one image that may be weighted; navigators: of all but the first."""
+    readouts = Readouts(FLAT)
+    lines = readouts.shot(parts[0], (0.2, 0.3))
+    for part in parts[1:]:
+        lines += readouts.shot(part, (0.2, 0.3), navigators=navigators)
+    return list(slices(lines, header(FLAT, measurement=DWI)))
+
+
+def test_shots_are_told_by_lines_that_turn_back():
+    (found,) = weighted_shots(range(0, ROWS, 2), range(1, ROWS, 2))
+    assert found.shots.tolist() == [row % 2 for row in range(ROWS)]
+    (found,) = weighted_shots(range(ROWS))
+    assert found.shots is None
+
+
+def test_weighted_shots_that_tell_no_phase_are_refused():
+    (found,) = weighted_shots(range(ROWS // 2 + 1), range(ROWS // 2 - 3, ROWS))
+    assert "in 2 shots" in found.reason and "some of its lines came in several" in found.reason
+    (found,) = weighted_shots(range(ROWS // 2 + 1), range(ROWS // 2 + 1, ROWS), navigators=3)
+    assert "does not reach the centre of k-space" in found.reason

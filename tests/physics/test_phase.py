@@ -5,7 +5,7 @@ import torch
 from dpmrecon.data import Slice, SliceKey
 from dpmrecon.physics.fourier import to_kspace
 from dpmrecon.physics.phase import smooth_phase
-from dpmrecon.recon.prepare import mapped_slice
+from dpmrecon.recon.conventional import mapped_slice
 
 
 def head(rows, cols):

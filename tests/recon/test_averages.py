@@ -16,7 +16,9 @@ from dpmrecon.options import Options
 from dpmrecon.output.mrd_images import remarks_of
 from dpmrecon.physics.fourier import to_image, to_kspace
 from dpmrecon.prior.denoiser import complex_noise
-from dpmrecon.recon.prepare import mapped_slice, with_coil_maps, with_phases
+from dpmrecon.recon.conventional import mapped_slice
+from dpmrecon.recon.phases import with_phases
+from dpmrecon.recon.prepare import with_coil_maps
 
 from support import fake_peer
 from support.edited import edited
@@ -100,6 +102,63 @@ def test_scrambled_averages_are_worth_one_of_twice_the_snr_and_their_mean_is_not
         mean.append(error(mapped_slice(lines, maps, {}).conventional, head))
     assert np.mean(joint) == pytest.approx(np.mean(better), rel=0.1)
     assert min(mean) > 2 * max(joint)
+
+
+def in_shots(part, n_shots, generator):
+    """The slice as acquired in interleaved shots, each of which has another phase."""
+    rows = torch.full((ROWS,), -1)
+    acquired = torch.nonzero(part.mask.any(1)).flatten()
+    rows[acquired] = torch.arange(len(acquired)) % n_shots
+    head, maps = head_and_maps()
+    kspace = part.kspace.clone()
+    for shot in range(n_shots):
+        own = to_kspace(maps * head * smooth(generator)) + part.sigma_n * complex_noise(kspace.shape, generator)
+        kspace[:, rows == shot] = own[:, rows == shot]
+    return replace(part, kspace=kspace, shots=rows, acceleration=1)
+
+
+@pytest.mark.parametrize("count, n_shots", [(1, 2), (2, 3)])
+def test_shots_with_a_phase_each_are_one_image(count, n_shots):
+    parts, head, maps = averages(count, 0.02)
+    generator = torch.Generator().manual_seed(3)
+    shots = [in_shots(part, n_shots, generator) for part in parts]
+    joint = with_phases(shots, maps, {})
+    assert error(joint.conventional, head) < 1.15 * error(with_phases(parts, maps, {}).conventional, head)
+    assert error(with_phases([replace(part, shots=None) for part in shots], maps, {}).conventional, head) > 0.2
+    model = joint.model
+    assert model.mask.shape == (count * n_shots * N_COILS, ROWS, COLS)
+    assert torch.equal(model.mask.amax(0), parts[0].mask) and torch.equal(joint.data.mask, parts[0].mask)
+    # each sample that came is there once
+    assert float(model.mask.sum()) == count * N_COILS * float(parts[0].mask.sum())
+    assert joint.data.sigma_n == pytest.approx(0.02 / count**0.5)
+    assert joint.residual(joint.conventional) < 1.1
+    # the dense normal operator, and the packed one that the solver has
+    image, kspace = complex_noise((ROWS, COLS), generator), complex_noise(model.mask.shape, generator)
+    one = torch.vdot(model.forward(image).flatten(), kspace.flatten())
+    assert abs(one - torch.vdot(image.flatten(), model.adjoint(kspace).flatten())) < 1e-4 * abs(one)
+    assert torch.allclose(model.normal(image[None])[0], model.adjoint(model.forward(image)), atol=1e-4)
+
+
+def test_rows_and_channels_of_shots_count_what_they_hold():
+    """Noise alone leaves 1 in each."""
+    (part,), _, maps = averages(1, 0.02)
+    joint = with_phases([in_shots(part, 3, torch.Generator().manual_seed(4))], maps, {})
+    kspace = joint.model.mask * 0.02 * complex_noise(joint.model.mask.shape, torch.Generator().manual_seed(5))
+    noise = replace(joint, data=replace(joint.data, kspace=kspace))
+    found = noise.misfit(torch.zeros(ROWS, COLS, dtype=torch.complex64))
+    assert found.residual == pytest.approx(1, abs=0.05) and noise.energy.residual == pytest.approx(1, abs=0.05)
+    rows = part.mask.any(1)
+    assert torch.allclose(found.by_row[rows], torch.ones(1), atol=0.25) and bool(found.by_row[~rows].isnan().all())
+    assert torch.allclose(found.by_channel, torch.ones(1), atol=0.15)
+
+
+def test_shots_that_coils_do_not_unfold_are_refused_and_those_near_it_said():
+    (part,), _, maps = averages(1, 0.02)
+    shots = in_shots(part, 2, torch.Generator().manual_seed(3))
+    joint = with_phases([replace(shots, acceleration=2)], maps, {})
+    assert any("undersampled 4 times, with 4 coils" in remark for remark in joint.data.remarks)
+    lost = with_phases([replace(shots, acceleration=3)], maps, {})
+    assert isinstance(lost, LostSlice) and "undersampled 6 times, which 4 coils do not unfold" in lost.reason
 
 
 def test_noise_of_averages_is_pooled():

@@ -19,7 +19,9 @@ import torch
 
 from ..data import ESTIMATED, LostSlice, Slice, SliceKey, Volume
 from ..errors import BadInputError, UnsupportedScanError
+from ..mrd.averages import may_be_weighted
 from ..mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, within
+from ..mrd.epi import ShotCounter, weighted_shots
 from ..mrd.flags import CALIBRATION, CALIBRATION_AND_IMAGE, GHOST_CORRECTION, NOISE
 from ..mrd.header import (
     Header,
@@ -34,7 +36,7 @@ from ..mrd.header import (
     partition_limits,
     voxel_mm,
 )
-from ..mrd.lines import EDGE_MARGIN, LineHeader, LineHeaders
+from ..mrd.lines import EDGE_MARGIN, LineHeader, LineHeaders, LostError
 from ..mrd.volumes import central_box, on_matrix, volume_completeness
 from ..physics.fourier import to_kspace, without_oversampling
 from ..physics.noise import estimated_sigma, estimated_volume_sigma
@@ -172,6 +174,11 @@ def _slice(
     else:
         kspace, mask, found = kspace[:, 0], mask[0], None if found is None else found[:, 0]
         kind, sigma_n = Slice, estimated_sigma(kspace, mask)
+        if epi and may_be_weighted(header, key):
+            try:
+                kind = functools.partial(Slice, shots=weighted_shots(_shots(headers), rows))
+            except LostError as lost:
+                return LostSlice(key, str(lost))
     return kind(
         key=key,
         kspace=kspace,
@@ -185,6 +192,14 @@ def _slice(
         n_lines_needed=needed,
         seed_key=key.seed_key,
     )
+
+
+def _shots(headers: Heads) -> dict[int, set[int]]:
+    """The shot of each row of EPI, by the order in which lines came: idx.segment may count directions, which the
+    server's gadgets have taken off."""
+    counter = ShotCounter()
+    in_time = sorted(headers.items(), key=lambda found: found[1].scan_counter)
+    return {row: {counter.of(row)} for (_, row), _ in in_time}
 
 
 def _completeness(acquired: np.ndarray, limits: tuple[Limits, Limits], header: Header) -> tuple[int, int, str | None]:

@@ -1,7 +1,7 @@
 """Averages of a diffusion scan: each has a phase of its own, because the head moves while it is weighted.
 
 Their lines cannot be added. A slice gets its averages beside each other, and is reconstructed from all of them at once
-(`recon/prepare.py`).
+(`recon/phases.py`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,11 +22,13 @@ def have_phases(header: Header) -> bool:
     )
 
 
-def is_weighted(header: Header, key: SliceKey) -> bool:
-    """Whether the header's table of diffusion gives this image a b-value above 0."""
+def may_be_weighted(header: Header, key: SliceKey) -> bool:
+    """Whether the image may have a b-value above 0: the header's table of diffusion says so, or there is none."""
     entries = weightings_of(header)
+    if not entries:
+        return contrast_label(header) == "dwi"
     number = getattr(key, str(images_counter(header)), 0)
-    return number < len(entries) and (entries[number].bvalue or 0) > 0
+    return number >= len(entries) or entries[number].bvalue != 0
 
 
 def together(apart: Iterable[Slice | LostSlice], header: Header) -> Iterator[Slice | LostSlice]:

@@ -11,7 +11,7 @@ from ..errors import BadInputError, UnsupportedScanError
 from ..physics.epi import Ghost, Trapezoid, beside_flat, ghost_of, regridding
 from ..physics.fourier import to_image, to_kspace
 from .header import Header, encoded_grid, is_epi
-from .lines import Layout, Lines
+from .lines import Layout, Lines, LostError
 from .scan_log import ScanLog
 
 IDENTIFIER = "ConventionalEPI"
@@ -223,12 +223,13 @@ class EpiLine:
 
 @dataclass
 class Gridded:
-    """A line on the Cartesian grid and without ghost. ghost: its shot's, where it has any; lost: why no image can be
-    made of it."""
+    """A line on the Cartesian grid and without ghost. shot: counted in a train; ghost: its shot's, where it has any;
+    lost: why no image can be made of it."""
 
     line: EpiLine
     data: np.ndarray
     layout: Layout
+    shot: int = 0
     ghost: Ghost | None = None
     lost: str | None = None
 
@@ -241,17 +242,17 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
     trains = {(line.kind, line.head.encoding_space_ref) for line in lines if line.backwards}
     # some scanners count directions there, others shots
     counts_shots = any(line.head.idx.segment != line.backwards for line in lines)
-    for line in lines:
+    for line, number in zip(lines, _shots(lines, counts_shots=counts_shots)):
         head = line.head
         train = (line.kind, head.encoding_space_ref)
         if line.kind == "calibration" and train not in trains:
-            yield Gridded(line, line.data, line.layout)
+            yield Gridded(line, line.data, line.layout, number)
             continue
         readout = readouts.of(head.encoding_space_ref)
         held = line.layout.end - line.layout.first
         if held != readout.n_samples or line.data.shape[1] != held:
             told = f"hold {held} samples where the header's trajectoryDescription has {readout.n_samples}"
-            yield Gridded(line, line.data, line.layout, lost=told)
+            yield Gridded(line, line.data, line.layout, number, lost=told)
             continue
         off_centre = readouts.off_centre(head)
         data = readout.gridded(torch.from_numpy(line.data), backwards=line.backwards, off_centre=off_centre)
@@ -267,7 +268,58 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
                 "are read in both directions and came without navigators of both (flag PHASECORR) that stand out "
                 "of the noise: their ghost cannot be corrected, acquire the scan with them"
             )
-        yield Gridded(line, data.numpy(), layout, ghost, lost)
+        yield Gridded(line, data.numpy(), layout, number, ghost, lost)
+
+
+def _shots(lines: list[EpiLine], *, counts_shots: bool) -> Iterator[int]:
+    """The shot of each line, counted in its train."""
+    trains: dict[tuple, ShotCounter] = {}
+    for line in lines:
+        counter = trains.setdefault((line.kind, line.head.encoding_space_ref), ShotCounter())
+        yield counter.of(line.number, (id(line.navigators), counts_shots and line.head.idx.segment))
+
+
+class ShotCounter:
+    """Tells the shot of lines in the order of time: another one begins where what they are marked with changes, and
+    where their numbers turn back."""
+
+    def __init__(self) -> None:
+        self.shot = 0
+        self._before: tuple[int, object] | None = None
+        self._way = 0
+
+    def of(self, number: int, mark: object = None) -> int:
+        """Of a line of this number and mark, such as its navigators and idx.segment."""
+        if self._before is not None:
+            way = int(np.sign(number - self._before[0]))
+            if mark != self._before[1] or self._way * way < 0:
+                self.shot, self._way = self.shot + 1, 0
+            else:
+                self._way = way
+        self._before = number, mark
+        return self.shot
+
+
+def weighted_shots(shots: dict[int, set[int]], rows: int) -> torch.Tensor | None:
+    """(rows,) int64, the shot of each row of a diffusion-weighted slice, -1 where none is; None of one shot. shots: in
+    which each row came.
+
+    Raises LostError where they cannot be reconstructed together.
+    """
+    numbers = set().union(*shots.values())
+    if len(numbers) < 2:
+        return None
+    told = f"it is diffusion-weighted in {len(numbers)} shots, which have a phase each by the head's motion, and "
+    if any(len(of_row) > 1 for of_row in shots.values()):
+        raise LostError(told + "some of its lines came in several: label shots of the same lines as averages")
+    found = torch.full((rows,), -1)
+    for row, (shot,) in shots.items():
+        found[row] = shot
+    for shot in numbers:
+        own = torch.nonzero(found == shot).flatten()
+        if not own[0] < rows // 2 <= own[-1]:
+            raise LostError(told + "one does not reach the centre of k-space, which tells the phase: interleave them")
+    return found
 
 
 def ghost_remarks(lines: Lines, what: str) -> list[str]:

@@ -133,6 +133,7 @@ class Lines:
     fault: str | None = None
     lost: str | None = None  # why no image can be made of them
     ghosts: list[Ghost] = field(default_factory=list)  # of their shots, which are corrected
+    shots: dict[int, set[int]] = field(default_factory=dict)  # of EPI, in which a number came
 
     def add(
         self, head: ismrmrd.AcquisitionHeader, data: np.ndarray, layout: Layout, number: int, distance: float

@@ -12,9 +12,9 @@ import torch
 from ..data import ESTIMATED, MEASURED, LostSlice, Slice, SliceKey, Volume
 from ..errors import BadInputError
 from ..physics.noise import estimated_sigma, estimated_volume_sigma
-from .averages import is_weighted
+from .averages import may_be_weighted
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, within
-from .epi import Readouts, ghost_remarks
+from .epi import Readouts, ghost_remarks, weighted_shots
 from .header import Header, Limits, acceleration, encoded_grid, line_limits, n_partitions, partition_limits, voxel_mm
 from .lines import Layout, Lines, LostError, line_name, places_of
 from .noise_lines import NoiseLines, whitened
@@ -88,10 +88,10 @@ class Maker:
         rows = torch.tensor(list(lines.sums)) + (self.rows // 2 - limits.center)
         whitener, sigma_n = self._noise(lines, dwell, grid)
         remarks += ghost_remarks(lines, "shots")
-        if len(lines.ghosts) > 1 and is_weighted(self.header, key):
-            raise LostError(
-                f"it is diffusion-weighted in {len(lines.ghosts)} shots, which have a phase each by the head's motion: "
-                "they are not put together, acquire it in one shot"
+        shots = None
+        if lines.shots and may_be_weighted(self.header, key):
+            shots = weighted_shots(
+                {row: lines.shots[number] for row, number in zip(rows.tolist(), lines.sums)}, self.rows
             )
         if calibration is not None:
             remarks += ghost_remarks(calibration, "calibration shots")
@@ -113,6 +113,7 @@ class Maker:
             n_lines_needed=needed,
             seed_key=key.seed_key,
             remarks=tuple(remarks),
+            shots=shots,
             ghost=max(((ghost.after, ghost.before) for ghost in lines.ghosts), default=None),
             channels=lines.numbers,
         )

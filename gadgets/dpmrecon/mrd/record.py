@@ -73,6 +73,7 @@ class Record:
             self.add(line.kind, line.head, found.data, found.layout, line.number, line.distance, False)
             lines = self.groups[line.kind, len(found.data)]
             lines.lost = lines.lost or found.lost
+            lines.shots.setdefault(line.number, set()).add(found.shot)
             if found.ghost is not None and found.ghost not in lines.ghosts:
                 lines.ghosts.append(found.ghost)
 

@@ -165,7 +165,9 @@ def _ghost(item: Reconstruction) -> dict[str, Any]:
         return {}
     support = item.mapped.model.support.cpu()
     head = support.reshape(-1, *data.mask.shape).any(0)  # by any set of maps
-    outside = ghost_outside(data.kspace.cpu(), data.mask.cpu(), round(data.acceleration), head, data.sigma_n)
+    outside = None
+    if data.shots is None:  # whose coils would hold some of the lines each
+        outside = ghost_outside(data.kspace.cpu(), data.mask.cpu(), round(data.acceleration), head, data.sigma_n)
     after, before = data.ghost
     return {"ghost": {"before": before, "after": after, "energy_outside_head": outside}}
 

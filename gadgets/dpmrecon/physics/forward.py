@@ -23,7 +23,7 @@ class ForwardModel:
     """y = mask * F(coil_maps * x) of one slice.
 
     coil_maps: (n_coils, rows, cols) complex64, sum over coils of |s|^2 is 1 on the head and 0 outside it;
-    mask: (rows, cols) float32, 1 where k-space was acquired.
+    mask: (rows, cols) float32, 1 where k-space was acquired, or (n_coils, rows, cols) where coils have one each.
     """
 
     coil_maps: torch.Tensor
@@ -47,10 +47,6 @@ class ForwardModel:
     def combined(self, image: torch.Tensor) -> torch.Tensor:
         """The image to look at: itself."""
         return image
-
-    def combined_spread(self, image: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
-        """The standard deviation of the image to look at."""
-        return spread
 
     def normal(self, image: torch.Tensor) -> torch.Tensor:
         """A^H A x: (batch, rows, cols) to the same."""

@@ -35,11 +35,6 @@ class SoftSense(ForwardModel):
         strongest = image.gather(-3, image.abs().argmax(-3, keepdim=True)).squeeze(-3)
         return torch.linalg.vector_norm(image, dim=-3) * torch.sgn(strongest)
 
-    def combined_spread(self, image: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
-        """The standard deviation of `combined` from that of each set's image, to first order."""
-        energy = image.abs().square().clamp_min(1e-30)
-        return ((energy * spread.square()).sum(-3) / energy.sum(-3)).sqrt()
-
     def normal(self, image: torch.Tensor) -> torch.Tensor:
         """A^H A x: (batch, n_sets, rows, cols) to the same."""
         return super().normal(image.flatten(-3, -2)).reshape(image.shape)

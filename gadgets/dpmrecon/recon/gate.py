@@ -96,8 +96,7 @@ def rows_contradict(item: Reconstruction) -> Verdict | None:
     if item.misfit is None or not math.isfinite(item.residual):
         return None
     excess = item.misfit.by_row / expected_by_part(item.mapped)[0]
-    count = item.mapped.data.mask.sum(-1).cpu() * len(item.mapped.data.kspace)
-    limit = (1 + 3 / count.sqrt()).clamp_min(ROW)  # few samples vary
+    limit = (1 + 3 / item.mapped.counts[0].cpu().sqrt()).clamp_min(ROW)  # few samples vary
     inside = tuple(slice(EDGE, size - EDGE) for size in limit.shape)
     contradicts = torch.zeros_like(limit, dtype=torch.bool)
     contradicts[inside] = excess[inside] > limit[inside]

@@ -34,7 +34,7 @@ def problem_of(slices: list[MappedSlice], at_once: int = 1) -> Problem:
     return Problem(
         type(kept[0].model)(
             torch.stack([mapped.model.coil_maps for mapped in kept]),
-            torch.stack([mapped.model.mask for mapped in kept]).unsqueeze(-3),
+            torch.stack([mapped.model.mask.reshape(-1, *mapped.data.mask.shape) for mapped in kept]),
         ),
         torch.stack([mapped.data.kspace / mapped.scale for mapped in kept]),
         torch.stack([mapped.zero_filled / mapped.scale for mapped in kept]),
@@ -139,10 +139,7 @@ def _mean(
     mapped: MappedSlice, samples: torch.Tensor, sampling: Sampling, evaluations: int, seconds: float
 ) -> Reconstruction:
     image = samples.mean(0) * mapped.scale
-    spread = None
-    if len(samples) > 1:
-        spread = torch.view_as_real(samples).var(0).mean(-1).sqrt() * mapped.scale
-        spread = mapped.model.combined_spread(image, spread)
+    spread = mapped.model.combined(samples).abs().std(0) * mapped.scale if len(samples) > 1 else None
     misfit = mapped.misfit(image)
     return Reconstruction(
         mapped,

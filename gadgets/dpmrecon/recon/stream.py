@@ -48,9 +48,7 @@ def _groups(stream: Iterable[MappedSlice | LostSlice], size: int) -> Iterator[li
     """Lists of at most `size` neighbours of equal shape and number of maps, in order; a volume is alone."""
     group: list[MappedSlice] = []
     for item in stream:
-        if group and (
-            isinstance(item, LostSlice | MappedVolume) or item.model.coil_maps.shape != group[0].model.coil_maps.shape
-        ):
+        if group and (isinstance(item, LostSlice | MappedVolume) or _shapes(item) != _shapes(group[0])):
             yield group
             group = []
         if isinstance(item, LostSlice | MappedVolume):
@@ -62,6 +60,10 @@ def _groups(stream: Iterable[MappedSlice | LostSlice], size: int) -> Iterator[li
             group = []
     if group:
         yield group
+
+
+def _shapes(item: MappedSlice) -> tuple[tuple[int, ...], ...]:
+    return item.model.coil_maps.shape, item.model.mask.shape
 
 
 def _sample_in_time(

@@ -86,26 +86,33 @@ class MappedSlice:
 
     def misfit(self, image: torch.Tensor) -> Misfit:
         """The same of all samples, of every row and of every channel."""
-        kspace, sigma_n, mask = self.data.kspace, self.data.sigma_n, self.model.mask
-        difference = torch.view_as_real(self.model.forward(image) - kspace)
-        count = float(mask.sum()) * kspace.shape[0]
+        sigma_n, (by_row, by_channel) = self.data.sigma_n, self.counts
+        difference = torch.view_as_real(self.model.forward(image) - self.data.kspace)
         square = difference.square().sum(-1) / (2 * sigma_n**2)
         return Misfit(
-            float(difference.norm()) / (sigma_n * math.sqrt(2 * count)),
-            (square.sum((0, 2)) / (mask.sum(1) * len(kspace))).sqrt().cpu(),
-            (square.sum((1, 2)) / mask.sum()).sqrt().cpu(),
+            float(difference.norm()) / (sigma_n * math.sqrt(2 * float(by_row.sum()))),
+            (square.sum((0, 2)) / by_row).sqrt().cpu(),
+            (square.sum((1, 2)) / by_channel).sqrt().cpu(),
         )
+
+    @cached_property
+    def counts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Acquired samples of all coils in each row, (rows,), of a volume (partitions, rows), and of each channel,
+        (n_coils,) or one number."""
+        mask = self.model.mask
+        if mask.ndim == self.data.mask.ndim:
+            return mask.sum(-1) * len(self.data.kspace), mask.sum()
+        return mask.sum((0, -1)), mask.flatten(1).sum(1)
 
     @cached_property
     def energy(self) -> Misfit:
         """What an image of nothing would leave."""
-        data = self.data
-        square = torch.view_as_real(data.kspace).square().sum(-1) / (2 * data.sigma_n**2)
-        count, n_coils = data.mask.sum(1), len(data.kspace)
+        square = torch.view_as_real(self.data.kspace).square().sum(-1) / (2 * self.data.sigma_n**2)
+        by_row, by_channel = self.counts
         return Misfit(
-            math.sqrt(float(square.sum()) / (float(count.sum()) * n_coils)),
-            (square.sum((0, 2)) / (count * n_coils)).sqrt().cpu(),
-            (square.sum((1, 2)) / count.sum()).sqrt().cpu(),
+            math.sqrt(float(square.sum()) / float(by_row.sum())),
+            (square.sum((0, 2)) / by_row).sqrt().cpu(),
+            (square.sum((1, 2)) / by_channel).sqrt().cpu(),
         )
 
 
@@ -152,18 +159,18 @@ class MappedVolume(MappedSlice):
             square = torch.view_as_real(coil).square().sum((-2, -1)) / (2 * self.data.sigma_n**2)
             lines += square
             by_channel.append(square.sum())
-        count, n_coils = self.model.mask.sum(-1), len(by_channel)
+        by_line, each = self.counts
         return Misfit(
-            math.sqrt(float(lines.sum()) / (float(count.sum()) * n_coils)),
-            (lines / (count * n_coils)).sqrt().cpu(),
-            (torch.stack(by_channel) / count.sum()).sqrt().cpu(),
+            math.sqrt(float(lines.sum()) / float(by_line.sum())),
+            (lines / by_line).sqrt().cpu(),
+            (torch.stack(by_channel) / each).sqrt().cpu(),
         )
 
 
 @dataclass
 class Reconstruction:
     """One image (rows, cols) complex64, of a volume (partitions, rows, cols), the spread of its samples (float32,
-    standard deviation of a real channel) or None.
+    standard deviation of their magnitude) or None.
 
     fallback: None, or why the image is the conventional one; residual: ||A x - y|| over what the noise alone leaves;
     samples: drawn; steps: of each, as planned; evaluations: of the network, in all, fewer than planned where the

@@ -90,8 +90,7 @@ def measure(method: Method, here: Undersampled, checkpoint: Checkpoint) -> dict[
     memory, started = PeakMemory(CPU), time.perf_counter()
     samples = method.run(here, meter)
     seconds, peak = time.perf_counter() - started, memory.read()
-    spread = torch.view_as_real(samples).var(0).mean(-1).sqrt() if len(samples) > 1 else None
-    score = here.score(samples.mean(0), spread, len(samples))
+    score = here.score(samples.mean(0), samples)
     score |= {"samples": len(samples), "evaluations": meter.evaluations, "device": None}
     if meter.evaluations:
         shape = (samples.shape[1], samples.shape[2])

@@ -26,6 +26,8 @@ from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.physics.phase import smooth_phase
 from dpmrecon.physics.scale import image_scale
 
+from .painted_foci import with_foci
+
 # share of the magnitude images whose drawn phase jumps between tissues too
 TISSUE_PHASE = 0.5
 # share of the examples whose smooth phase is taken off as in a reconstruction; the rest keep any, so that the network
@@ -98,7 +100,7 @@ class PreparedSlices:
             image = torch.polar(image.abs() ** power, image.angle()) if measured else image.clamp(0) ** power
         if not measured and uniform(0, 1) < TISSUE_PHASE:
             image = image * tissue_phase(image / (image_scale(image) or 1.0), generator)
-        image = coarser(image, _matrix(cut, crop, generator))
+        image = with_foci(coarser(image, _matrix(cut, crop, generator)), volume["contrast"], generator)
         if cut.from_3d and uniform(0, 1) < AIR:
             for axis, size in enumerate(image.shape):
                 image = crop_or_pad(image, round(size * uniform(1, MOST_AIR)), axis)

@@ -3,7 +3,7 @@
 Prints a table of simulated DWI slices (b = 1000, the held-out label map, R = 2) with small foci, whose averages have a
 random smooth phase each. SNR: median signal of the head over the noise of a real channel, of one average, fully
 sampled. Combinations: the mean of k-space lines; each average sampled alone, magnitudes averaged; all averages in one
-problem, each with its own smooth phase in the coil maps (`recon/prepare.py`), and the same with the true phases.
+problem, each with its own smooth phase in the coil maps (`recon/phases.py`), and the same with the true phases.
 """
 
 import argparse
@@ -19,8 +19,9 @@ from dpmrecon.options import Options
 from dpmrecon.physics.fourier import to_kspace
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import complex_noise
+from dpmrecon.recon.conventional import mapped_slice
 from dpmrecon.recon.plan import sampling_of
-from dpmrecon.recon.prepare import mapped_slice, with_maps
+from dpmrecon.recon.prepare import with_maps
 from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import MappedSlice, Reconstruction
 

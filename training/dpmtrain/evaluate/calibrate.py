@@ -58,20 +58,21 @@ def calibrate(
 
 
 def _ratio(checkpoint: Checkpoint, cases: list[Undersampled], settings: dict, samples: int) -> float:
-    """V/B over all slices, each weighted by the square of its scale; prints it for each contrast."""
-    sampling = Sampling("prox", settings_from(settings), samples, seed=0, batch=4, fallback=False)
+    """V/B of magnitudes over all slices, each weighted by the square of its scale; prints it for each contrast."""
+    sampling = Sampling("prox", settings_from(settings), samples, seed=0, batch=4, fallback=False, keep_samples=True)
     sums: dict[str | None, list[np.ndarray]] = {}
     for case in cases:
         (found,) = sampled([case.mapped], checkpoint, case.full.contrast, sampling)
         assert isinstance(found, Reconstruction), found.reason
-        score = case.score(found.image, found.spread, samples)
-        squared = score["V"], score["B"], score["truth"]
+        score = case.score(found.image, found.draws)
+        squared = [score[name] for name in ("V_magnitude", "B_magnitude", "V", "B", "truth")]
         sums.setdefault(case.full.contrast, []).append(np.array(squared) / case.mapped.scale**2)
     for contrast, values in sums.items():
-        spread, error, truth = np.sum(values, 0)
-        print(f"  {contrast}: V/B {spread / error:.2f}, V^.5 {(spread / truth) ** 0.5:.4f} and B^.5 "
-              f"{(error / truth) ** 0.5:.4f} of the truth, {len(values)} slices", flush=True)  # fmt: skip
-    spread, error, _ = np.sum([np.sum(values, 0) for values in sums.values()], 0)
+        spread, error, complex_spread, complex_error, truth = np.sum(values, 0)
+        print(f"  {contrast}: V/B {spread / error:.2f} of magnitudes, V^.5 {(spread / truth) ** 0.5:.4f} and B^.5 "
+              f"{(error / truth) ** 0.5:.4f} of the truth; {complex_spread / complex_error:.2f} of complex images; "
+              f"{len(values)} slices", flush=True)  # fmt: skip
+    spread, error, *_ = np.sum([np.sum(values, 0) for values in sums.values()], 0)
     return float(spread / error)
 
 

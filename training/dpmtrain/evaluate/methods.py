@@ -137,9 +137,10 @@ def model_method(name: str, checkpoint: Checkpoint, sampling: Sampling) -> Metho
     """The mean of the samples as the product makes it, fallback included."""
 
     def scored(here: Undersampled) -> dict[str, Any]:
-        (result,) = sampled([here.mapped], checkpoint, label_for(checkpoint, here.full.contrast), sampling)
+        kept = dataclasses.replace(sampling, keep_samples=sampling.samples > 1)
+        (result,) = sampled([here.mapped], checkpoint, label_for(checkpoint, here.full.contrast), kept)
         assert isinstance(result, Reconstruction)
-        score = here.score(result.image, result.spread, sampling.samples)
+        score = here.score(result.image, result.draws)
         return {**score, "samples": sampling.samples, "fallback": result.fallback}
 
     settings = json.dumps(vars(sampling.settings))

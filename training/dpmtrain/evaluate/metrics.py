@@ -78,17 +78,16 @@ def high_band_energy(image: np.ndarray, truth: np.ndarray, head: np.ndarray, axi
     return energy(image) / energy(truth)
 
 
-def variance_and_error(
-    mean: np.ndarray, spread: np.ndarray, samples: int, truth: np.ndarray, head: np.ndarray
-) -> tuple[float, float]:
-    """(V, B) of K = `samples` posterior samples, summed over the head; V/B is 1 where the spread tells the error.
+def variance_and_error(draws: np.ndarray, truth: np.ndarray, head: np.ndarray) -> tuple[float, float]:
+    """(V, B) of K posterior samples, summed over the head; V/B is 1 where the spread tells the error.
 
-    mean: complex, of the samples; spread: their standard deviation per real channel, with 1/(K-1); truth: complex;
-    head: bool. V is the posterior variance, B the squared error of the mean less V/K, which K samples leave in it.
+    draws: (K, ...), K > 1, complex or magnitudes; truth: the same of one; head: bool. V is the posterior variance, with
+    1/(K-1), B the squared error of the mean less V/K, which K samples leave in it.
     """
-    variance = float((2 * spread[head].astype(np.float64) ** 2).sum())
+    mean = draws.mean(0)
+    variance = float((np.abs(draws - mean)[:, head].astype(np.float64) ** 2).sum()) / (len(draws) - 1)
     squared = float((np.abs(mean - truth)[head].astype(np.float64) ** 2).sum())
-    return variance, squared - variance / samples
+    return variance, squared - variance / len(draws)
 
 
 def paired_difference(here: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from dpmrecon.data import Volume
 from dpmrecon.physics.coil_maps import estimate_coil_maps
@@ -46,17 +47,20 @@ class Undersampled:
                 maps = estimate_coil_maps(calibration, (rows, cols))
         return with_maps(data_here, self.device, maps)
 
-    def score(self, image: torch.Tensor, spread: torch.Tensor | None = None, samples: int = 1) -> dict[str, Any]:
-        """Moments, PSNR and SSIM of an image, and V and B of its samples where a complex truth is known."""
+    def score(self, image: torch.Tensor, draws: torch.Tensor | None = None) -> dict[str, Any]:
+        """Moments, PSNR and SSIM of an image. V and B of its samples, complex and of their magnitudes, where a complex
+        truth is known and draws (samples, ...) are several."""
         full = self.reference
         picture = full.picture(image)
         found: dict[str, Any] = dataclasses.asdict(Moments.of(picture, full.truth, full.mask))
         found |= {"psnr": psnr(picture, full.truth, full.mask), "ssim": ssim(picture, full.truth, full.mask)}
-        if spread is not None and full.coil_images is not None:
+        if draws is not None and len(draws) > 1 and full.coil_images is not None:
             maps = self.mapped.model.coil_maps.cpu()
             truth = (maps.conj() * full.coil_images).sum(0).numpy()
             head = self.mapped.model.support.cpu().numpy() > 0
-            found["V"], found["B"] = variance_and_error(image.cpu().numpy(), spread.cpu().numpy(), samples, truth, head)
+            drawn = draws.cpu().numpy()
+            found["V"], found["B"] = variance_and_error(drawn, truth, head)
+            found["V_magnitude"], found["B_magnitude"] = variance_and_error(np.abs(drawn), np.abs(truth), head)
         return found
 
 

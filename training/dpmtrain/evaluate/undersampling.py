@@ -10,7 +10,8 @@ import torch
 from dpmrecon.data import Slice, Volume
 from dpmrecon.errors import BadInputError
 from dpmrecon.physics.fourier import crop_or_pad
-from dpmrecon.recon.prepare import mapped_slice, with_coil_maps
+from dpmrecon.recon.conventional import mapped_slice
+from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.types import MappedSlice
 from dpmrecon.recon.volumes import mapped_volume
 from dpmrecon.tools.simulated_sampling import Pattern
