@@ -159,6 +159,17 @@ def test_a_scan_that_fails_does_not_stop_the_others(patient, model, tmp_path, ca
     assert rows(out)["mprage"]["exit_code"] == 0
 
 
+def test_no_picture_of_an_earlier_run_stays_where_nothing_can_be_drawn(patient, model, tmp_path):
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    shutil.copy(patient / "flair.h5", scans)
+    assert protocol(scans, out, model, "--samples", "1", "--steps", "1") == 0
+    assert (out / "overview.png").exists()
+    (scans / "flair.h5").write_bytes((patient / "flair.h5").read_bytes()[:20_000])
+    assert protocol(scans, out, model, "--samples", "1", "--steps", "1") == 2
+    assert not (out / "overview.png").exists()
+
+
 def test_the_worst_exit_code_is_the_one_that_tells_most():
     assert max((0, 4, 3, 0), key=WORST.index) == 4
     assert max((4, 2, 3), key=WORST.index) == 2
@@ -214,6 +225,27 @@ def test_a_scan_without_patient_data_needs_a_word(patient, model, tmp_path, caps
     ids = {file.PatientID for file in dicom(tmp_path / "none").values()}
     assert len(ids) == 1
     assert ids.pop().startswith("SCAN-")
+
+
+def test_scans_that_name_no_patient_keep_the_study_of_an_earlier_run_of_them(patient, model, tmp_path):
+    scans, out, one = tmp_path / "scans", tmp_path / "out", ("--samples", "1", "--steps", "1")
+    scans.mkdir()
+    for name in ("flair", "dwi"):
+        without_subject(shutil.copy(patient / f"{name}.h5", scans))
+
+    def study(inputs, folder, *options):
+        assert protocol(inputs, folder, model, *one, *options) == 0
+        return json.loads((folder / "protocol.json").read_text())["StudyInstanceUID"]
+
+    first = study(scans / "flair.h5", out)
+    assert study(scans, out) == study(scans / "dwi.h5", out) == first  # one more scan, and one again
+    assert {file.StudyInstanceUID for file in dicom(out).values()} == {first}
+    assert study(scans / "dwi.h5", tmp_path / "alone") != first
+    # another patient's, and what is to tell nothing
+    shutil.copytree(out, tmp_path / "other")
+    other = without_subject(shutil.copy(patient / "swi.h5", scans / "flair.h5"))
+    assert study(other, tmp_path / "other") != first
+    assert study(scans / "dwi.h5", out, "--anonymize") != first
 
 
 def test_anonymous_results_tell_neither_patient_nor_file(patient, model, tmp_path):

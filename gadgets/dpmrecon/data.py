@@ -43,7 +43,8 @@ class Slice:
     averages or repetitions too, which are no data of this one; ghost: of EPI, amplitude of the N/2 ghost over the
     signal's by the navigators, after and before its correction, of the shot that has most of it left; others: its
     further averages, each with a phase of its own; shots: (rows,) int64, the shot of each acquired row, where each shot
-    has a phase of its own, else None; n_averages: that are in `kspace`, whose coils are then those of each in turn.
+    has a phase of its own, else None; n_averages: that are in `kspace`, whose coils are then those of each in turn;
+    channels: the receiver's numbers of those that `kspace` was measured with, empty where they are not known.
     """
 
     key: SliceKey
@@ -62,6 +63,7 @@ class Slice:
     others: "tuple[Slice, ...]" = ()
     shots: "torch.Tensor | None" = None
     n_averages: int = 1
+    channels: tuple[int, ...] = ()
 
 
 AnySlice = TypeVar("AnySlice", bound=Slice)

@@ -24,6 +24,7 @@ from .output.report import Report
 from .output.writers import telling
 
 SETS = ("accelerated", "reference")
+OVERVIEW = "overview.png"
 SUFFIXES = (".h5", ".hdf5", ".mrd")
 UNEXPECTED = 1  # the exit code of a command that breaks off with a traceback
 WORST = (0, 3, 4, 2, UNEXPECTED)  # exit codes of a scan, each worse than those before
@@ -89,16 +90,18 @@ def protocol(
     members, remarks = _members(sets, steps, anonymize=anonymize)
     placed = {member.name: member.placed for member in members if member.placed is not None}
     remarks += check_one_patient({name: scan.header for name, scan in placed.items()}, same_patient=same_patient)
-    studies, more = common_study(placed, anonymize=anonymize)
+    told: dict[str, Any] = {"notice": RESEARCH, "remarks": remarks}
+    report = ProtocolReport(out / "protocol.json", told, [member.name for member in members])
+    earlier = report.study_of([scan.digest for scan in placed.values()], anonymize=anonymize)
+    studies, more = common_study(placed, anonymize=anonymize, earlier=earlier)
     remarks += more
     for member in members:
         if member.kind == "reference" and member.name in studies:
             studies[member.name] = dataclasses.replace(studies[member.name], label="REFERENCE")
-    uid = next((study.uid for study in studies.values()), None)
+    told["StudyInstanceUID"] = next((study.uid for study in studies.values()), report.earlier_uid)
     with telling(out):
         out.mkdir(parents=True, exist_ok=True)
-    told = {"notice": RESEARCH, "StudyInstanceUID": uid, "remarks": remarks}
-    report = ProtocolReport(out / "protocol.json", told, [member.name for member in members])
+        (out / OVERVIEW).unlink(missing_ok=True)  # that of an earlier run
     remarks += [
         f"{name}/ is of an earlier run and none of these scans" for name in report.earlier if name not in report.names
     ]
@@ -192,7 +195,7 @@ def _draw(out: Path, members: Sequence[Member], rows: Mapping[str, Row]) -> None
         )
         for member in members
     ]
-    write_overview(out / "overview.png", shown, sorted({member.kind for member in members}, reverse=True))
+    write_overview(out / OVERVIEW, shown, sorted({member.kind for member in members}, reverse=True))
 
 
 def _told(row: Row) -> tuple[str, ...]:

@@ -55,6 +55,9 @@ def test_else_it_follows_from_patient_and_study_or_from_the_scans():
     assert known == uid(second, third)  # one more scan of the study tomorrow
     assert known != uid(placed(study={**DAY, "studyTime": "13:00:00"}))
     assert known != uid(placed(study=DAY, subject={"patientID": "1235"}))
+    # a birth date is no patient
+    born = {"patientBirthdate": "1970-01-01"}
+    assert uid(placed("a" * 64, study=DAY, subject=born)) != uid(placed("b" * 64, study=DAY, subject=born))
     # nothing is told of the study: the scans are all there is
     unknown = [placed(digest=letter * 64) for letter in "abc"]
     assert uid(*unknown[:2]) == uid(*unknown[1::-1]) != uid(*unknown[1:])

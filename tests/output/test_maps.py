@@ -1,6 +1,5 @@
 """Trace and ADC: the fit, where b-values come from, and a diffusion scan through the sampler."""
 
-import json
 import re
 import shutil
 from types import SimpleNamespace
@@ -24,7 +23,7 @@ from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulated_slice import slice_points
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
-from support.results import images, replay
+from support.results import images, replay, report
 
 SMALL = {"matrix": (48, 56), "n_slices": 2, "contrast": "dwi", "b_values": (0.0, 400.0, 1000.0)}
 
@@ -104,8 +103,18 @@ def test_b_values_come_from_the_header_or_the_user(simulated_scan):
     assert weighting_of(header(scan), stated) == stated
     assert weighting_of(header(simulated_scan())) is None
     assert weighting_of(header(scan, diffusion=header(scan).sequenceParameters.diffusion[:1])) is None
-    with pytest.raises(UnsupportedScanError, match="user_3.*--b-values"):
-        weighting_of(header(scan, diffusionDimension=ismrmrd.xsd.diffusionDimensionType.USER_3))
+    # contrast has three values
+    by_user = header(scan, diffusionDimension=ismrmrd.xsd.diffusionDimensionType.USER_3)
+    assert weighting_of(by_user) == Weighting("set", by_header, "the header, which counts them by user_3")
+    for name in ("set", "phase", "repetition"):
+        setattr(by_user.encoding[0].encodingLimits, name, ismrmrd.xsd.limitType(minimum=0, maximum=1, center=0))
+    with pytest.raises(UnsupportedScanError, match="user_3.*can take its place.*--b-values"):
+        weighting_of(by_user)
+    by_segment = header(scan, diffusionDimension=ismrmrd.xsd.diffusionDimensionType.SEGMENT)
+    assert weighting_of(by_segment).counter == "set"
+    by_segment.encoding[0].trajectory = ismrmrd.xsd.trajectoryType.EPI  # whose segments are directions of lines
+    with pytest.raises(UnsupportedScanError, match="segment.*can take its place.*--b-values"):
+        weighting_of(by_segment)
     with pytest.raises(UnsupportedScanError, match="--b-values"):
         weighting_of(header(scan, diffusionDimension=None))
     lost = header(scan)
@@ -124,6 +133,20 @@ def test_b_values_come_from_the_header_or_the_user(simulated_scan):
     ):
         with pytest.raises(BadInputError, match="COUNTER:B0,B1"):
             weighting_from_text(text)
+
+
+def test_user_parameters_tell_no_image_s_b_value_and_are_shown(simulated_scan, model, tmp_path, capsys):
+    scan = simulated_scan(**{**SMALL, "b_values": ()})
+    names = [("userParameterLong", "alBValue", "1000"), ("userParameterDouble", "flow", "3")]
+    changes = ";".join(f"userParameters.{kind}.name={name};userParameters.{kind}.value={v}" for kind, name, v in names)
+    assert replay(scan, tmp_path, model, "--steps", "1", "--set", changes) == 0
+    (note,) = report(tmp_path)["notes"]
+    assert note.startswith("no diffusion maps: the header lists no b-value above 0 (user parameters, alBValue = 1000, ")
+    assert "flow" not in note and note.endswith("--b-values COUNTER:B0,B1,...")
+    assert note in capsys.readouterr().err
+    notes = []
+    maps.Maps(header(simulated_scan()), None, notes.append, notes.append)
+    assert notes == []
 
 
 @pytest.fixture(scope="module")
@@ -179,15 +202,15 @@ def test_the_exponential_map_is_what_adc_leaves_at_the_largest_b(result):
 def test_the_table_of_weightings_is_in_the_report_and_on_the_screen(simulated_scan, model, tmp_path, capsys):
     text = "contrast:0,400@0/0/0,1000@3/0/4"
     assert replay(simulated_scan(**SMALL), tmp_path, model, "--b-values", text) == 0
-    report = json.loads((tmp_path / "report.json").read_text())
-    rows = [(row["value"], row["b"], row["kind"], row["direction"], row["source"]) for row in report["weighting"]]
+    told = report(tmp_path)
+    rows = [(row["value"], row["b"], row["kind"], row["direction"], row["source"]) for row in told["weighting"]]
     assert rows == [
         (0, 0, "NONE", None, "the user"),
         (1, 400, "ISOTROPIC", [0, 0, 0], "the user"),
         (2, 1000, "DIRECTIONAL", [0.6, 0, 0.8], "the user"),
     ]
-    assert {row["counter"] for row in report["weighting"]} == {"contrast"}
-    assert any("b = 400 s/mm^2 has the direction (0, 0, 0) by the user" in remark for remark in report["remarks"])
+    assert {row["counter"] for row in told["weighting"]} == {"contrast"}
+    assert any("b = 400 s/mm^2 has the direction (0, 0, 0) by the user" in remark for remark in told["remarks"])
     printed = capsys.readouterr()
     assert printed.out.count("0: b = 0; 1: b = 400, trace-weighted; 2: b = 1000 along 0.6, 0, 0.8") == 1
     assert printed.err.count("it counts as trace-weighted") == 1
@@ -211,7 +234,7 @@ def test_a_scan_of_one_b_value_says_it_and_has_no_maps(simulated_scan, model, tm
     assert [image.meta["DiffusionBValue"] for image in images(tmp_path, 1)] == ["1000", "1000"]
     with h5py.File(tmp_path / "images.h5") as file:
         assert not {"image_4", "image_5", "image_11"} & set(file["dataset"])
-    assert json.loads((tmp_path / "report.json").read_text())["notes"] == []
+    assert report(tmp_path)["notes"] == []
 
 
 def test_directions_of_the_header_are_those_of_the_patient(simulated_scan):
@@ -250,7 +273,7 @@ def test_directions_are_combined_geometrically_and_a_stated_counter_is_used(simu
     (trace, _) = images(tmp_path, 4)
     mine = {r.getHead().contrast: r.data[0, 0] for r in images(tmp_path, 1) if r.getHead().slice == 0}
     assert trace.data[0, 0] == pytest.approx(np.sqrt(mine[1] * mine[2]), rel=1e-5)
-    assert json.loads((tmp_path / "report.json").read_text())["notes"] == []
+    assert report(tmp_path)["notes"] == []
 
 
 def without_contrast_2_of_slice_1(scan, target):
@@ -270,7 +293,7 @@ def test_a_slice_that_lost_a_direction_has_neither_trace_nor_adc(simulated_scan,
     assert replay(scan, tmp_path / "out", model, "--b-values", "contrast:0,850,850") in (0, 4)
     assert [image.slice for series in (4, 5) for image in images(tmp_path / "out", series)] == [0, 0]
     says = "slice 1: no diffusion maps, 1 of 2 directions of b = 850 s/mm^2 is missing"
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["notes"] == [says]
+    assert report(tmp_path / "out")["notes"] == [says]
 
 
 def passed(writer, slice_number, contrast, lost=False, average=0):
@@ -382,7 +405,7 @@ def test_adc_of_a_scan_at_r_4_with_noise_through_the_sampler(tmp_path):
     simulate(tmp_path / "scan.h5", scan)
     out = tmp_path / "out"
     assert main(["replay", str(tmp_path / "scan.h5"), "--out", str(out), "--device", "cpu", "--samples", "1"]) == 0
-    assert all(entry["R"] == 4 for entry in json.loads((out / "report.json").read_text())["slices"])
+    assert all(entry["R"] == 4 for entry in report(out)["slices"])
     found = images(out, 5)[0].data[0, 0]
     truths = []
     for b in (0.0, 1000.0):

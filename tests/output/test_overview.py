@@ -2,10 +2,15 @@
 
 from dataclasses import replace
 
+import ismrmrd
 import matplotlib.image
 import numpy as np
 import pytest
+from dpmrecon.output.images_file import store
+from dpmrecon.output.maps import TRACE
+from dpmrecon.output.mrd_images import image_of
 from dpmrecon.output.overview import Shown, _paired, _Stack, _view, write_overview
+from dpmrecon.output.weighting import Weighted
 
 from support.volume_images import reconstructed, volume_line, volume_xml, write_images
 
@@ -82,6 +87,21 @@ def test_slices_of_another_orientation_say_so(tmp_path):
     _, view, size = _view(found)
     picture, note = found[0][1].picture(view, size)
     assert (picture.shape, note) == ((16, 20), "another orientation")
+
+
+def test_the_trace_of_the_largest_b_value_is_shown(tmp_path):
+    """Whatever its counter is."""
+    b_values = (500.0, 1000.0, 0.0)
+    folder = scan(tmp_path / "dwi", (1, 16, 16), (4.0, 60.0, 60.0), (0.0, 0.0, 0.0), AXIAL)
+    dataset = ismrmrd.Dataset(str(folder / "images.h5"), "dataset", create_if_needed=False)
+    head = dataset.read_image("image_1", 0).getHead()
+    head.image_series_index = TRACE
+    for number, b in enumerate(b_values):
+        head.contrast = number
+        store(dataset, image_of(np.full((16, 16), b, np.float32), head, Weighted(b).meta))
+    dataset.close()
+    stack = _Stack.read(folder / "images.h5", TRACE)
+    assert [float(pixels.max()) for _, pixels in stack.parts] == [1000.0]
 
 
 def test_counterparts_share_a_column(tmp_path):

@@ -97,6 +97,24 @@ def test_noise_moves_the_phase_by_little():
     assert constant < 0.03 and slope < 0.002
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_the_error_is_about_what_noise_allows(share):
+    """The Cramer-Rao bound of a linear phase; share: of the readout, that the object fills, the rest being air."""
+    n, noise, squares = 128, 0.2, []
+    clean = torch.zeros(4, n, dtype=torch.complex128)
+    clean[:, 40 : 40 + round(share * n)] = torch.tensor([1.0, 1j, -0.5, 0.2])[:, None]
+    weights, place = clean.abs().square().sum(0), torch.arange(n, dtype=torch.float64) - n // 2
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        added = 2**0.5 * noise * torch.randn((2, 4, n), dtype=torch.complex128, generator=generator)
+        halves = torch.exp(1j * torch.tensor([[-0.5], [0.5]]) * (0.3 + 0.02 * place))
+        found = ghost_of(*(to_kspace(clean * half, axes=(-1,)) + one for half, one in zip(halves, added)))
+        wrong = 0.5 * (found.constant - 0.3 + (found.slope - 0.02) * place)
+        squares.append(float((weights * wrong.square()).sum() / weights.sum()))
+    # two parameters, two lines, and half of the phase makes the ghost
+    assert np.sqrt(np.mean(squares)) == pytest.approx(noise / float(clean.norm()), rel=0.2)
+
+
 def test_navigators_of_noise_tell_nothing():
     rng = np.random.default_rng(0)
     for size in (27, 128):

@@ -11,7 +11,9 @@ from dpmrecon.hosts.engine import Engine
 from dpmrecon.mrd.averages import have_phases, together
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.receiving import Receiving
 from dpmrecon.options import Options
+from dpmrecon.output.mrd_images import remarks_of
 from dpmrecon.physics.fourier import to_image, to_kspace
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.recon.conventional import mapped_slice
@@ -22,7 +24,7 @@ from support import fake_peer
 from support.edited import edited
 from support.results import images, replay, report
 from support.sessions import Here
-from support.streams import raw_stream
+from support.streams import edited_stream, raw_stream
 
 CPU = torch.device("cpu")
 ROWS, COLS, N_COILS = 45, 37, 4
@@ -229,6 +231,23 @@ def test_a_lost_average_is_a_remark(simulated_scan, model, tmp_path):
     assert replay(scan, tmp_path / "none", model, "--combine-averages") == 4
 
 
+def test_a_last_average_that_no_slice_has_is_said_by_all_hosts(simulated_scan, model, tmp_path):
+    def without_last(number, line):
+        return None if line.idx.contrast == 1 and line.idx.average == 2 else line
+
+    scan = edited(simulated_scan(**DIFFUSION), tmp_path, without_last)
+    said = "1 of the 3 averages that the header announces never came"
+    assert replay(scan, tmp_path / "out", model, "--combine-averages", "--steps", "1") == 0
+    first, second = (entry["remarks"] for entry in report(tmp_path / "out")["slices"])
+    assert not any(said in remark for remark in first)
+    assert any(said in remark for remark in second)
+    engine = Engine.of(Options(model=model, device="cpu", combine_averages=True, steps=1))
+    for messages in (raw_stream(scan, "dpm_dwi"), edited_stream(scan)):
+        sent = Here(engine).exchange(*messages)
+        remarks = [remarks_of(image.meta) for image in sent.images if image.getHead().image_series_index == 1]
+        assert [any(said in remark for remark in own) for own in remarks] == [False, True]
+
+
 def test_what_cannot_be_put_together_is_said(simulated_scan):
     with open_scan(simulated_scan(**DIFFUSION)) as opened:
         header, found = opened.header, list(slices(opened.acquisitions(), opened.header))
@@ -239,11 +258,29 @@ def test_what_cannot_be_put_together_is_said(simulated_scan):
     shifted = replace(one[1], mask=one[1].mask.roll(1, 0))
     (lost,) = together([one[0], shifted, one[2]], header)
     assert isinstance(lost, LostSlice) and "hold different lines" in lost.reason
-    (lost,) = together([one[0], one[1], replace(one[2], kspace=one[2].kspace[:3])], header)
-    assert isinstance(lost, LostSlice) and "different channels" in lost.reason
+    (lost,) = together([one[0], one[1], replace(one[2], kspace=one[2].kspace[:3], channels=(0, 1, 3))], header)
+    assert isinstance(lost, LostSlice) and "averages 0 and 2 have different channels" in lost.reason
     header.encoding[0].encodingLimits.average = None
     (waited,) = together(one, header)
     assert len(waited.others) == 2
+
+
+def test_averages_with_different_dead_channels_are_told_apart(simulated_scan, tmp_path):
+    """Where as many work in each: maps of one average are not those of another."""
+
+    def dying(number, line):
+        if not line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
+            line.data[1 if line.idx.average == 0 else 4] = 0
+        return line
+
+    with open_scan(edited(simulated_scan(**DIFFUSION), tmp_path, dying)) as opened:
+        found = list(slices(opened.acquisitions(), opened.header, combine_averages=True))
+        for item in found:
+            assert isinstance(item, LostSlice)
+            assert "averages 0 and 1 have different channels that work, 0, 2, 3, 4, 5 and 0, 1, 2, 3, 5" in item.reason
+        both = Receiving(coils=(0, 2, 3, 5))
+        found = list(slices(opened.acquisitions(), opened.header, combine_averages=True, receiving=both))
+    assert [len(item.others) for item in found] == [2, 2]
 
 
 def test_many_coils_become_the_same_virtual_ones(simulated_scan):
@@ -275,6 +312,8 @@ def test_fewer_averages_of_one_weighting_are_the_scanners_plan(simulated_scan, m
         SliceKey(0, 1): 2,
         SliceKey(1, 1): 1,
     }
-    (remark,) = [remark for item in found for remark in item.remarks]
-    assert remark.startswith("average 2 is missing: it is announced")
+    missed, *planned = sorted((remark for item in found for remark in item.remarks), reverse=True)
+    assert missed.startswith("average 2 is missing: it is announced")
+    assert len(planned) == 2
+    assert all(remark.startswith("2 of the 3 averages that the header announces never came") for remark in planned)
     assert [item.key for item in apart if isinstance(item, LostSlice)] == [SliceKey(1, 1, average=2)]

@@ -1,8 +1,10 @@
 """What peers send for a scan: ReconData as a Gadgetron, raw acquisitions as an MRD client."""
 
 import re
+from dataclasses import fields
 
 import ismrmrd
+from dpmrecon.data import SliceKey
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 
@@ -16,10 +18,11 @@ def recon_messages(opened, edit=lambda data: data, **options):
     heads = {}
     for line in opened.acquisitions():
         if not line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
-            heads.setdefault(line.idx.slice, {})[line.idx.kspace_encode_step_1] = line.getHead()
+            key = SliceKey(*(getattr(line.idx, field.name) for field in fields(SliceKey)))
+            heads.setdefault(key, {})[line.idx.kspace_encode_step_1] = line.getHead()
     for item in slices(opened.acquisitions(), opened.header):
         data = edit(1.26 * item.kspace.numpy())  # Gadgetron's noise level is another than ours
-        rows = {row: head for row, head in heads[item.key.slice].items() if data[:, row].any()}
+        rows = {row: head for row, head in heads[item.key].items() if data[:, row].any()}
         for head in rows.values():
             head.number_of_samples = data.shape[2]
         yield fake_peer.recon_data(data, rows, **options)

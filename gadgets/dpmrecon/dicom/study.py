@@ -67,11 +67,14 @@ class Placed:
         return cls(scan.header, scan.digest, tuple(table))
 
 
-def common_study(placed: Mapping[str, Placed], *, anonymize: bool) -> tuple[dict[str, Study], list[str]]:
+def common_study(
+    placed: Mapping[str, Placed], *, anonymize: bool, earlier: str | None = None
+) -> tuple[dict[str, Study], list[str]]:
     """What the files of each of several scans of one patient say of their common study, and remarks. placed: by name.
 
     StudyInstanceUID is the one that the headers state, where they do not contradict each other; else it follows from
-    patient, date, time and ID of the study where these are stated, else from the scans' digests. Scans share a frame of
+    patient, date, time and ID of the study where these are stated; else it is `earlier`, that of a run that had one of
+    these scans, and without such a run it follows from the scans' digests. Scans share a frame of
     reference where their headers state the same, or state none and name the same study, patient position and place of
     the table. Raises BadInputError for scans of several exams.
     """
@@ -92,7 +95,7 @@ def common_study(placed: Mapping[str, Placed], *, anonymize: bool) -> tuple[dict
             "the headers do not all name the same study (UID, date, time, ID): the DICOM files are of one study and of "
             "several frames of reference"
         )
-    uid = next(iter(stated)) if len(stated) == 1 and not anonymize else _made_uid(headers, info, digest)
+    uid = next(iter(stated)) if len(stated) == 1 and not anonymize else _made_uid(headers, info, digest, earlier)
     fallback_id = hashlib.sha256(uid.encode()).hexdigest()[:12]
     places = [_place(scan) for scan in scans]
     # a place in numbers tells nothing of the study
@@ -108,12 +111,14 @@ def common_study(placed: Mapping[str, Placed], *, anonymize: bool) -> tuple[dict
     }, remarks
 
 
-def _made_uid(headers: Sequence[Header], info: Any, digest: str) -> str:
+def _made_uid(headers: Sequence[Header], info: Any, digest: str, earlier: str | None) -> str:
     """A StudyInstanceUID where the headers have no common one; info: of the study, None to tell nothing of it."""
     patient = {name: value for header in headers for name, value in identity(header).items()}
     when = [str(getattr(info, name, None) or "") for name in ("studyDate", "studyTime", "studyID", "accessionNumber")]
-    known = patient and when[0] and when[1]
-    return reproducible_uid("protocol", *([patient, when] if known else [digest, info is None]))
+    # many have a birth date in common
+    if patient.keys() - {"patientBirthdate"} and when[0] and when[1]:
+        return reproducible_uid("protocol", patient, when)
+    return earlier or reproducible_uid("protocol", digest, info is None)
 
 
 def _stated_study(info: Any) -> str | None:

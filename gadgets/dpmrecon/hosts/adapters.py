@@ -11,9 +11,10 @@ import ismrmrd
 import numpy as np
 
 from ..data import LostSlice, Slice
-from ..errors import BadInputError
+from ..errors import BadInputError, UnsupportedScanError
 from ..mrd.averages import together
 from ..mrd.collect import slices
+from ..mrd.diffusion import images_counter, lines_counter, weightings_of
 from ..mrd.header import Header, n_partitions
 from ..mrd.lines import LineHeaders
 from ..mrd.receiving import Receiving
@@ -62,6 +63,12 @@ class Gadgetron:
             raise BadInputError(
                 "combine-averages of a 3D scan needs raw acquisitions, which the gadgets before this one have taken: "
                 "leave it out of the chain"
+            )
+        counter = lines_counter(header)
+        if weightings_of(header) and counter != images_counter(header):
+            raise UnsupportedScanError(
+                f"the header counts diffusion weightings by {counter}, by which the gadgets before this one keep no "
+                "lines apart: send raw acquisitions, or convert the scan with contrast in its place"
             )
         return Receiving()
 

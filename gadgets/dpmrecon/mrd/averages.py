@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from ..data import LostSlice, Slice, SliceKey
+from .diffusion import images_counter, weightings_of
 from .header import Header, contrast_label, is_epi, n_partitions
 
 
@@ -17,18 +18,16 @@ def have_phases(header: Header) -> bool:
     """Whether averages of the scan have a phase each: of 2D diffusion, by its header or its protocol's name, and of
     EPI."""
     return n_partitions(header) == 1 and (
-        bool(getattr(header.sequenceParameters, "diffusion", None)) or contrast_label(header) == "dwi" or is_epi(header)
+        bool(weightings_of(header)) or contrast_label(header) == "dwi" or is_epi(header)
     )
 
 
 def may_be_weighted(header: Header, key: SliceKey) -> bool:
     """Whether the image may have a b-value above 0: the header's table of diffusion says so, or there is none."""
-    sequence = header.sequenceParameters
-    entries = getattr(sequence, "diffusion", None) or []
+    entries = weightings_of(header)
     if not entries:
         return contrast_label(header) == "dwi"
-    dimension = getattr(sequence, "diffusionDimension", None)
-    number = getattr(key, str(getattr(dimension, "value", dimension)), 0)
+    number = getattr(key, str(images_counter(header)), 0)
     return number >= len(entries) or entries[number].bvalue != 0
 
 
@@ -36,7 +35,8 @@ def together(apart: Iterable[Slice | LostSlice], header: Header) -> Iterator[Sli
     """Averages of one place and weighting as one slice, which leaves with the last that is announced, or at the end.
 
     The first that came gives its key, the others are in `others`. Lost averages are remarks, or the slice is lost
-    where all are. Memory holds the averages of slices that are not complete.
+    where all are; so are fewer than the header announces, which may be the scan's plan. Memory holds the averages of
+    slices that are not complete.
     """
     limit = getattr(header.encoding[0].encodingLimits, "average", None)
     announced = None if limit is None else limit.maximum - limit.minimum + 1
@@ -52,25 +52,42 @@ def together(apart: Iterable[Slice | LostSlice], header: Header) -> Iterator[Sli
         open_.setdefault(key, []).append(item)
         if len(open_[key]) == announced:
             left.add(key)
-            yield _joined(open_.pop(key))
+            yield _joined(open_.pop(key), announced)
     for items in open_.values():
-        yield _joined(items)
+        yield _joined(items, announced)
 
 
-def _joined(items: list[Slice | LostSlice]) -> Slice | LostSlice:
+def _joined(items: list[Slice | LostSlice], announced: int | None) -> Slice | LostSlice:
     items = sorted(items, key=lambda item: item.key)
     found = [item for item in items if isinstance(item, Slice)]
     if not found:
         return items[0]
     lost = [item for item in items if isinstance(item, LostSlice)]
     remarks = [f"average {item.key.average} is missing: {item.reason}" for item in lost]
+    if announced is not None and len(items) < announced:  # and none of them is known to be lost
+        remarks.append(
+            f"{announced - len(items)} of the {announced} averages that the header announces never came: fewer were "
+            "planned of this weighting, or they are lost"
+        )
     first, *others = found
     if any(not torch.equal(item.mask, first.mask) for item in others):
         return LostSlice(
             first.key, "its averages hold different lines: they are not put together, reconstruct them apart"
         )
-    if any(len(item.kspace) != len(first.kspace) for item in others):
+    other = next((item for item in others if _channels(item) != _channels(first)), None)
+    if other is not None:
         return LostSlice(
-            first.key, "its averages have different channels: they are not put together, reconstruct them apart"
+            first.key,
+            f"its averages {first.key.average} and {other.key.average} have different channels that work, "
+            f"{_told(first)} and {_told(other)}: they are not put together, reconstruct them apart or without the "
+            "channels that one of them lacks (--coils)",
         )
     return replace(first, others=tuple(others), remarks=(*first.remarks, *remarks))
+
+
+def _channels(item: Slice) -> tuple[int, ...]:
+    return item.channels or tuple(range(len(item.kspace)))
+
+
+def _told(item: Slice) -> str:
+    return ", ".join(map(str, _channels(item)))

@@ -15,6 +15,7 @@ from ..data import LostSlice, Slice, SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from .averages import have_phases, together
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, missing_keys
+from .diffusion import counted_for_images
 from .epi import EpiLine, Navigators, Readouts
 from .flags import CALIBRATION, LAST_IN_SLICE, LAST_OF_ALL, NOISE, PHASE_CORRECTION, REVERSED, SURFACE_COIL, names_of
 from .header import (
@@ -115,6 +116,7 @@ class _Collector:
             if not self.receiving.noise:
                 self._add_noise(line)
             return None
+        counted_for_images(line.idx, self.header)
         key = self._key(line.idx)
         if flags & PHASE_CORRECTION and self.readouts is not None:
             self._add_navigator(line, flags)

@@ -10,6 +10,7 @@ import numpy as np
 from ..data import SliceKey
 from ..errors import BadInputError
 from .averages import have_phases
+from .diffusion import images_counter, lines_counter, weightings_of
 from .header import Header, Limits
 
 # Fewer adjacent lines around the centre of k-space give no coil maps
@@ -152,7 +153,11 @@ def _announced(header: Header, combine_averages: bool) -> dict[str, range]:
     """The values of each counter; 0 alone where the header says nothing of it."""
     names = ["slice", "contrast", "phase", "set", "repetition", *([] if combine_averages else ["average"])]
     limits = {name: getattr(header.encoding[0].encodingLimits, name, None) for name in names}
-    return {
+    announced = {
         name: range(1) if limit is None else range(limit.minimum, max(limit.minimum, limit.maximum) + 1)
         for name, limit in limits.items()
     }
+    counter = images_counter(header)
+    if counter != lines_counter(header) and counter is not None and weightings_of(header):
+        announced[counter] = range(len(weightings_of(header)))
+    return announced

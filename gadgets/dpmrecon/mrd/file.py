@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import BadInputError, first_line
 from . import fastmri
+from .diffusion import counted_for_images
 from .flags import CALIBRATION, IGNORED, NOISE, PHASE_CORRECTION, names_of
 from .header import Header, overridden, read_header
 from .scan import LINES, Scan
@@ -68,6 +69,7 @@ def _scan(measurement: h5py.Group, path: Path, changes: str | None, ignored: int
     try:
         xml = overridden(xml.encode() if isinstance(xml, str) else bytes(xml), changes)
         header = read_header(xml)
+        counted_for_images(heads["idx"], header)
     except BadInputError as error:
         raise BadInputError(f"{path}: {error}") from error.__cause__
     _correct(header, heads, ignored, log)

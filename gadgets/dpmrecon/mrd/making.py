@@ -115,6 +115,7 @@ class Maker:
             remarks=tuple(remarks),
             shots=shots,
             ghost=max(((ghost.after, ghost.before) for ghost in lines.ghosts), default=None),
+            channels=lines.numbers,
         )
 
     def _volume(self, key: SliceKey, image: Lines, calibration: Lines | None) -> Volume:
@@ -159,6 +160,7 @@ class Maker:
             n_lines_needed=needed,
             seed_key=key.seed_key,
             remarks=tuple(remarks),
+            channels=lines.numbers,
             voxel_mm=voxel_mm(self.header),
         )
 

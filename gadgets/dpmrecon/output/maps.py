@@ -15,10 +15,11 @@ import numpy as np
 
 from ..data import LostSlice
 from ..errors import BadInputError
-from ..mrd.header import Header
+from ..mrd.diffusion import COUNTERS
+from ..mrd.header import Header, contrast_label
 from ..recon.types import Reconstruction
 from .mrd_images import RECONSTRUCTION, commented, derived_meta, image_of, remarks_meta, remarks_of
-from .weighting import COUNTERS, NONE, Weighted, Weighting, weighting_comment, weighting_of, without_weighting
+from .weighting import NONE, Weighted, Weighting, weighting_comment, weighting_of, without_b_values, without_weighting
 
 TRACE, ADC, EXPONENTIAL = 4, 5, 11  # series index: image_4 and so on in images.h5
 ADC_SLOPE = 1e-6  # mm^2/s for one unit where ADC is a whole number
@@ -180,6 +181,8 @@ class Maps:
         self.lacks_magnitudes = False
         try:
             self.weighting = weighting_of(header, stated)
+            if self.weighting is None and contrast_label(header) == "dwi":
+                self.note(f"no diffusion maps: {without_b_values(header)}")
         except BadInputError as error:
             self._give_up(error)
         if combine_averages and self.weighting is not None and self.weighting.counter == "average":

@@ -17,6 +17,7 @@ from .images_file import series_of
 from .maps import ADC, ADC_WINDOW, TRACE
 from .mrd_images import COUNTERS, RECONSTRUCTION
 from .swi import SWI
+from .weighting import B_VALUE
 from .writers import telling
 
 # what is shown of a contrast: series and name; of others, and where these are not there, the reconstruction
@@ -47,14 +48,15 @@ class _Stack:
 
     @classmethod
     def read(cls, images: Path, series: int) -> "_Stack | None":
-        """The last of several weightings of a trace, the first of several echoes or averages of others; None where
+        """The largest of several b-values of a trace, the first of several echoes or averages of others; None where
         directions say nothing."""
         dataset = ismrmrd.Dataset(str(images), "dataset", create_if_needed=False)
         try:
-            found: dict[tuple[int, ...], list[tuple[Grid, np.ndarray]]] = {}
+            found: dict[tuple[float, ...], list[tuple[Grid, np.ndarray]]] = {}
             for index in range(dataset.number_of_images(f"image_{series}")):
                 image = dataset.read_image(f"image_{series}", index)
-                counters = tuple(int(getattr(image.getHead(), name)) for name in COUNTERS)
+                weighting = float(image.meta[B_VALUE[0]]) if series == TRACE else 0.0
+                counters = (weighting, *(int(getattr(image.getHead(), name)) for name in COUNTERS))
                 found.setdefault(counters, []).append((_grid(image), np.asarray(image.data[0], np.float32)))
         except BadInputError:
             return None

@@ -17,24 +17,32 @@ Row = dict[str, Any]
 @dataclass
 class ProtocolReport:
     """told: what is said of all scans; names: of the scans there are; rows: of those done in this run, by name;
-    earlier: of the file as it was found."""
+    earlier, earlier_uid: scans and study of the file as
+    it was found."""
 
     path: Path
     told: Mapping[str, Any]
     names: Collection[str]
     rows: dict[str, Row] = field(default_factory=dict)
     earlier: dict[str, Row] = field(default_factory=dict)
+    earlier_uid: str | None = None
 
     def __post_init__(self) -> None:
         """Raises BadInputError where a file of that name is not ours."""
         if not self.path.exists():
             return
         try:
-            self.earlier = {row["name"]: row for row in json.loads(self.path.read_text())["scans"]}
+            content = json.loads(self.path.read_text())
+            self.earlier, self.earlier_uid = {row["name"]: row for row in content["scans"]}, content["StudyInstanceUID"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInputError(
                 f"{self.path} is not of an earlier run ({error}): remove it or choose another --out"
             ) from error
+
+    def study_of(self, digests: Collection[str], *, anonymize: bool) -> str | None:
+        """StudyInstanceUID of the earlier run, where it had one of the scans with these digests and told as much."""
+        had = (row["scan_sha256"] in digests and (row["scan"] is None) == anonymize for row in self.earlier.values())
+        return self.earlier_uid if any(had) else None
 
     def done(self, row: Row, folder: Path) -> Row | None:
         """The row of an earlier run that did the same and whose files are there."""

@@ -9,11 +9,10 @@ import numpy as np
 
 from ..data import SliceKey
 from ..errors import BadInputError, UnsupportedScanError
+from ..mrd.diffusion import COUNTERS, STAND_INS, images_counter, lines_counter, weightings_of
 from ..mrd.header import Header
 from ..options import printable
 
-# counters that slices are kept apart by, and MRD's names for what may carry the weighting
-COUNTERS = ("average", "contrast", "phase", "repetition", "set")
 # keys of an image's meta: MRD names what DICOM has too as DICOM does
 B_VALUE = ("DiffusionBValue", "dpmrecon_b_value")
 DIRECTIONALITY, DIRECTION = "DiffusionDirectionality", "DiffusionGradientOrientation"
@@ -168,12 +167,10 @@ def weighting_of(header: Header, stated: Weighting | None = None) -> Weighting |
     """The weighting that the user states, else the header's; None where no b-value is above 0.
 
     Raises BadInputError where an entry of the header has no usable b-value, UnsupportedScanError where its weighting
-    is on a counter that slices are not kept apart by.
+    is on a counter that images do not have, and no other can take its place.
     """
     if stated is None:
-        sequence = header.sequenceParameters
-        entries = getattr(sequence, "diffusion", None) or []
-        dimension = getattr(sequence, "diffusionDimension", None)
+        entries = weightings_of(header)
         numbers = [entry.bvalue for entry in entries]
         if not all(isinstance(number, int | float) and 0 <= number < np.inf for number in numbers):
             raise BadInputError(
@@ -183,14 +180,31 @@ def weighting_of(header: Header, stated: Weighting | None = None) -> Weighting |
         weighted = tuple(Weighted(float(entry.bvalue), _direction_of(entry)) for entry in entries)
         if not any(numbers):
             return None
-        name = getattr(dimension, "value", None) or ("contrast" if len(numbers) == 1 else None)
-        if name not in COUNTERS:
+        told = lines_counter(header) or ("contrast" if len(numbers) == 1 else None)
+        name = images_counter(header) or told
+        if told is None or name not in COUNTERS:
+            why = f"; none of {', '.join(STAND_INS)} can take its place" if told else ""
             raise UnsupportedScanError(
-                f"the header lists {len(weighted)} diffusion weightings on the counter '{name or 'none'}', and images "
-                f"are kept apart by {', '.join(COUNTERS)}: say which of them it is, --b-values COUNTER:B0,B1,..."
+                f"the header lists {len(weighted)} diffusion weightings on the counter '{told or 'none'}', and images "
+                f"are kept apart by {', '.join(COUNTERS)}{why}: say which of them it is, --b-values COUNTER:B0,B1,..."
             )
-        stated = Weighting(name, weighted, "the header")
+        source = "the header" if name == told else f"the header, which counts them by {told}"
+        stated = Weighting(name, weighted, source)
     return stated if any(stated.b_values) else None
+
+
+def without_b_values(header: Header) -> str:
+    """What is said of a diffusion scan whose header lists no b-value above 0. Converters put numbers of the protocol
+    into user parameters, which do not tell the images that they are of."""
+    parameters = header.userParameters
+    found = [
+        f"{printable(entry.name)} = {entry.value:g}"
+        for name in ("userParameterLong", "userParameterDouble")
+        for entry in getattr(parameters, name, None) or []
+        if re.search(r"b_?val", entry.name or "", re.IGNORECASE) and isinstance(entry.value, int | float)
+    ]
+    told = f" (user parameters, {', '.join(found)}, do not say which images they are of)" if found else ""
+    return f"the header lists no b-value above 0{told}: state those of all images, --b-values COUNTER:B0,B1,..."
 
 
 def _direction_of(entry: Any) -> Direction | None:

@@ -18,6 +18,7 @@ REGULARIZATION = 0.02
 BEYOND = 0.5  # columns that the outermost sample still tells
 FINER = 16  # steps of the search for the shift between lines, a sample
 REFINEMENTS = 3
+AIR = 0.25  # quantile of the energies along a readout that air has
 ALIKE = 5.0  # standard deviations of the correlation of noise
 CERTAIN = 3.0  # standard deviations
 SHADOW = 3  # rows beside it, into which it rings
@@ -121,28 +122,34 @@ class Ghost:
 def ghost_of(forward: torch.Tensor, reverse: torch.Tensor) -> Ghost | None:
     """Of navigators (n_coils, n_samples) complex64, the reversed one turned; None where they are noise.
 
-    All channels together, weighted by the signal. The slope is where the lines' correlation has its peak, so that no
-    phase is unwrapped; Newton's steps refine it.
+    All channels together, weighted by the signal and, so that air adds no noise, by the signal's share of the energy.
+    The slope is where the lines' correlation has its peak, so that no phase is unwrapped; Newton's steps refine it. The
+    error is about what noise allows at best.
     """
-    product = (to_image(reverse, axes=(-1,)) * to_image(forward, axes=(-1,)).conj()).sum(0).to(torch.complex128)
+    images = torch.stack([to_image(line, axes=(-1,)) for line in (forward, reverse)])
+    product = (images[1] * images[0].conj()).sum(0).to(torch.complex128)
+    energy = images.abs().square().sum((0, 1)).double()
+    air = energy.quantile(AIR)
+    certain = product * ((energy - air).clamp(min=0) / energy.clamp(min=1e-30))
     n = len(product)
     place = torch.arange(n, dtype=torch.float64) - n // 2
-    spectrum = torch.fft.fft(product, FINER * n).abs()  # its peak alone is of use: no centre
+    spectrum = torch.fft.fft(certain, FINER * n).abs()  # its peak alone is of use: no centre
     peak = int(spectrum.argmax())
     slope = 2 * torch.pi * ((peak + FINER * n // 2) % (FINER * n) - FINER * n // 2) / (FINER * n)
     constant = 0.0
     for _ in range(REFINEMENTS):
-        level = product * torch.polar(torch.ones_like(place), -slope * place)
+        level = certain * torch.polar(torch.ones_like(place), -slope * place)
         constant = float(level.sum().angle())
         level = level * torch.polar(torch.ones_like(place), torch.full_like(place, -constant))
         centre = (level.real * place).sum() / level.real.sum()
         lever = place - centre
         slope += float((level.imag * lever).sum() / (level.real * lever.square()).sum().clamp(min=1e-30))
     level = product * torch.polar(torch.ones_like(place), -slope * place)
+    constant = float((certain * torch.polar(torch.ones_like(place), -slope * place)).sum().angle())
     likeness = float(level.sum().abs() / (forward.norm() * reverse.norm()))
     if not likeness > ALIKE / math.sqrt(forward.numel()):
         return None
-    ghost = Ghost(float(level.sum().angle()), slope)
+    ghost = Ghost(constant, slope)
     cleaned = ghost.removed(forward, backwards=False), ghost.removed(reverse, backwards=True)
     half = 0.5 * (ghost.constant + slope * place)
     signal = (level * cmath.exp(-1j * ghost.constant)).real

@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import ismrmrd
 import numpy as np
 import torch
 from dpmrecon.api import load_model
 from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.epi import Navigators, Readouts
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.options import Options
 from dpmrecon.output.maps import adc_map, trace_of
+from dpmrecon.physics.epi import Ghost
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.prepare import with_coil_maps
@@ -45,12 +48,14 @@ Make = Callable[[MappedSlice], torch.Tensor]
 
 @dataclass(frozen=True)
 class Scan:
-    """A simulated scan: its mapped slices, (weightings, slices, rows, cols) truth, and what lies where."""
+    """A simulated scan: its mapped slices, (weightings, slices, rows, cols) truth, what lies where, and of each shot
+    the N/2 ghost by its navigators, with noise and without."""
 
     settings: EpiSettings
     mapped: list[MappedSlice]
     truth: np.ndarray
     told: DiffusionTruth
+    ghosts: list[tuple[Ghost, Ghost]]
 
     @classmethod
     def of(cls, subject: int, n_slices: int) -> "Scan":
@@ -60,6 +65,7 @@ class Scan:
             path = Path(folder, "scan.h5")
             simulate(path, clean)
             truth = np.load(truth_path(path, "truth_b"))
+            without_noise = ghosts_of(path)
             weighted = truth[1:][truth[1:] > HEAD * np.percentile(truth[1:], 99)]
             noise = float(np.median(weighted) / SNR / np.percentile(truth[0], 99))
             settings = EpiSettings(**parts, partial_fourier=0.75, noise=noise)  # type: ignore[arg-type]
@@ -67,7 +73,16 @@ class Scan:
             with open_scan(path) as scan:
                 stream = slices(scan.acquisitions(), scan.header, combine_averages=True, log=scan.log)
                 mapped = [item for item in with_coil_maps(stream, CPU) if isinstance(item, MappedSlice)]
-        return cls(settings, mapped, truth, diffusion_truth(settings))
+            ghosts = list(zip(ghosts_of(path), without_noise))
+        return cls(settings, mapped, truth, diffusion_truth(settings), ghosts)
+
+    @property
+    def ghosts_left(self) -> np.ndarray:
+        """(n_shots,): amplitude of what noise in the navigators leaves of the ghost, over the signal's."""
+        columns = np.square(self.truth).sum((0, 1, 2))
+        place = np.arange(len(columns)) - len(columns) // 2
+        wrong = [found.constant - true.constant + (found.slope - true.slope) * place for found, true in self.ghosts]
+        return np.sqrt(np.average(np.sin(np.stack(wrong) / 2) ** 2, axis=1, weights=columns))
 
     def images(self, make: Make) -> np.ndarray:
         """Magnitudes like the truth, in its scale by one factor."""
@@ -98,6 +113,24 @@ class Scan:
             if ring.any():
                 found[number] = float(trace[own].mean() - np.median(trace[ring]))
         return found
+
+
+def ghosts_of(path: Path) -> list[Ghost]:
+    """Of each shot, in the order of the file's slices."""
+    shots: list[Navigators] = []
+    with open_scan(path) as scan:
+        readout = Readouts(scan.header).of(0)
+        for line in scan.acquisitions():
+            backwards = line.is_flag_set(ismrmrd.ACQ_IS_REVERSE)
+            if not line.is_flag_set(ismrmrd.ACQ_IS_PHASECORR_DATA):
+                if shots:
+                    shots[-1].used = True
+                continue
+            if not shots or shots[-1].used:
+                shots.append(Navigators())
+            shots[-1].lines.append((backwards, line.data[:, ::-1].copy() if backwards else line.data))
+    found = [shot.ghost(readout, shot.lines[0][1].shape) for shot in shots]
+    return [ghost for ghost in found if ghost is not None]
 
 
 def _cross() -> np.ndarray:
@@ -193,6 +226,11 @@ def main() -> None:
     scan = Scan.of(args.subject, args.slices)
     count = len(scan.contrasts(scan.maps(scan.truth)[0]))
     print(f"# Diffusion by EPI, subject {args.subject}, {args.slices} slices, {count} emboli, SNR {SNR:g} a shot\n")
+    left = scan.ghosts_left
+    print(
+        f"N/2 ghost of {len(left)} shots over the signal: {max(true.before for _, true in scan.ghosts):.1%} at most; "
+        f"once it is corrected {np.sqrt(np.mean(left**2)):.2%} (RMS), {left.max():.2%} at most.\n"
+    )
     print("ADC in 1e-3 mm^2/s, and its error against that of the true images.\n")
     table(HEADS, rows(scan, checkpoint, args.noise_factor))
 
