@@ -312,8 +312,6 @@ def test_fewer_averages_of_one_weighting_are_the_scanners_plan(simulated_scan, m
         SliceKey(0, 1): 2,
         SliceKey(1, 1): 1,
     }
-    missed, *planned = sorted((remark for item in found for remark in item.remarks), reverse=True)
+    (missed,) = (remark for item in found for remark in item.remarks)
     assert missed.startswith("average 2 is missing: it is announced")
-    assert len(planned) == 2
-    assert all(remark.startswith("2 of the 3 averages that the header announces never came") for remark in planned)
     assert [item.key for item in apart if isinstance(item, LostSlice)] == [SliceKey(1, 1, average=2)]

@@ -53,8 +53,8 @@ def together(apart: Iterable[Slice | LostSlice], header: Header) -> Iterator[Sli
         if len(open_[key]) == announced:
             left.add(key)
             yield _joined(open_.pop(key), announced)
-    for items in open_.values():
-        yield _joined(items, announced)
+    for key, items in open_.items():  # of b = 0 fewer averages are planned than the header can say
+        yield _joined(items, announced if may_be_weighted(header, key) else None)
 
 
 def _joined(items: list[Slice | LostSlice], announced: int | None) -> Slice | LostSlice:
