@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from dpmtrain.data.painted_foci import HEIGHT, MOST, RADIUS, SHARE, with_foci
+from dpmtrain.data.painted_foci import HEIGHT, MOST, MOST_ELSEWHERE, RADIUS, SHARE, with_foci
 from scipy import ndimage
 
 
@@ -30,10 +30,10 @@ def test_foci_lie_in_tissue_and_are_of_its_size_and_signal(contrast, brighter):
         assert not np.any(labels[:, :10])  # tissue begins at column 15, and a focus reaches 5
         ratios += list(ratio[labels > 0])
         sizes += [np.sum(labels == number) for number in range(1, count + 1)]
-    assert 3 < max(counts) <= MOST
+    assert 3 < max(counts) <= MOST.get(contrast, MOST_ELSEWHERE)
     assert np.mean(np.array(ratios) > 1) > 0.8 if brighter else np.mean(np.array(ratios) < 1) > 0.8
     assert min(ratios) > 0 and np.median(ratios) < 1 + HEIGHT[1]
-    assert np.median(sizes) <= np.pi * (RADIUS[1] + 1) ** 2
+    assert np.median(sizes) <= np.pi * (RADIUS[1] + 1) ** 2  # some lie on each other
 
 
 def test_a_complex_slice_keeps_its_phase_and_an_empty_one_stays():

@@ -12,7 +12,7 @@ from dpmrecon.physics.scale import image_scale
 # share of the slices that get some, and of these foci the share that is brighter than the tissue around
 SHARE, SHARE_ELSEWHERE = {"dwi": 0.8}, 0.4
 BRIGHT = {"dwi": 0.9, "flair": 0.8, "t2": 0.8, "t1": 0.3, "swi": 0.1}
-MOST = 60
+MOST, MOST_ELSEWHERE = {"dwi": 150}, 40  # in a slice; few are as frequent as many, in octaves
 RADIUS = (0.5, 2.5)  # pixels
 HEIGHT, DEPTH = (0.2, 1.2), (0.15, 0.8)  # of the tissue's signal
 TISSUE = 0.25  # of the scale: foci lie where the slice is brighter
@@ -31,7 +31,7 @@ def with_foci(image: torch.Tensor, contrast: str, generator: torch.Generator) ->
     if not len(places):
         return image
     factor = torch.ones(image.shape)
-    for _ in range(round(math.exp(uniform(0, math.log(MOST))))):
+    for _ in range(round(math.exp(uniform(0, math.log(MOST.get(contrast, MOST_ELSEWHERE)))))):
         row, col = places[int(uniform(0, len(places)))].tolist()
         rows, cols = (
             torch.arange(max(0, place - REACH), min(size, place + REACH + 1)) - place - uniform(-0.5, 0.5)
