@@ -131,8 +131,8 @@ def page(
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         readers=readings.readers, n_subjects=len(readings.subjects), n_repeats=len(readings.repeated),
-        compared=compared, agreed=agreed, margin=margin, seal=seal, notes=notes, questions={**QUESTIONS, "all": "All questions"},
-        shown=shown, level=f"{100 * LEVEL:.0f}", picture=base64.b64encode(picture).decode(),
+        compared=compared, agreed=agreed, margin=margin, seal=seal, notes=notes,
+        questions={**QUESTIONS, "all": "All questions"}, shown=shown, level=f"{100 * LEVEL:.0f}", picture=base64.b64encode(picture).decode(),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ def add_study(commands) -> None:
     )
     kinds = parser.add_subparsers(required=True, metavar="WHAT")
     _add_make(kinds)
+    _add_page(kinds)
     _add_power(kinds)
     _add_analyse(kinds)
 
@@ -25,8 +26,7 @@ def _add_make(commands) -> None:
     parser = add_command(
         commands,
         "make",
-        "Blinded, randomised sets from two folders SUBJECT/CONTRAST/ with a DICOM series in each, the page they are "
-        "read on, and a sealed key",
+        "Blinded, randomised sets from two folders SUBJECT/CONTRAST/ with a DICOM series in each, and a sealed key",
         "dpmtrain study make --standard clinic/ --accelerated results/ --out study/ --key key.json --seed 'a phrase'",
     )
     parser.add_argument("--standard", type=Path, required=True, help="standard of care: SUBJECT/CONTRAST/ folders")
@@ -38,6 +38,20 @@ def _add_make(commands) -> None:
     parser.add_argument("--repeats", type=int, default=0, help="sets shown twice, for agreement within readers")
     _add_assumptions(parser)
     parser.set_defaults(run=_make)
+
+
+def _add_page(commands) -> None:
+    parser = add_command(
+        commands,
+        "page",
+        "The page that readers open in a browser without a network, in the folder that `study make` wrote",
+        "dpmtrain study page study/",
+    )
+    parser.add_argument("study", type=Path, help="folder that `study make` wrote")
+    parser.add_argument(
+        "--viewer", type=Path, help="package of the viewer as `npm pack` makes it (default: npm fetches it)"
+    )
+    parser.set_defaults(run=_page)
 
 
 def _add_power(commands) -> None:
@@ -84,6 +98,13 @@ def _make(args: argparse.Namespace) -> int:
 
     at_least(args, readers=1, repeats=0)
     make(args)
+    return 0
+
+
+def _page(args: argparse.Namespace) -> int:
+    from .page import page
+
+    page(args.study, args.viewer)
     return 0
 
 

@@ -30,7 +30,8 @@ def accuracy(
     codes = OrdinalEncoder().fit_transform(np.array(values, dtype=object))
     share, _, p = permutation_test_score(
         ExtraTreesClassifier(50, random_state=seed), np.hstack([numbers, codes]), np.array(arms),
-        n_permutations=N_SHUFFLES, groups=np.array(subjects), cv=GroupKFold(min(5, len(set(subjects)))), random_state=seed, scoring="accuracy",
+        n_permutations=N_SHUFFLES, groups=np.array(subjects),
+        cv=GroupKFold(min(5, len(set(subjects)))), random_state=seed, scoring="accuracy",
     )  # fmt: skip
     return float(share), float(p)
 
