@@ -132,7 +132,8 @@ def page(
     return template.render(
         readers=readings.readers, n_subjects=len(readings.subjects), n_repeats=len(readings.repeated),
         compared=compared, agreed=agreed, margin=margin, seal=seal, notes=notes,
-        questions={**QUESTIONS, "all": "All questions"}, shown=shown, level=f"{100 * LEVEL:.0f}", picture=base64.b64encode(picture).decode(),
+        questions={**QUESTIONS, "all": "All questions"}, shown=shown,
+        level=f"{100 * LEVEL:.0f}", picture=base64.b64encode(picture).decode(),
     )  # fmt: skip
 
 

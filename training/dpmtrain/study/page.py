@@ -91,7 +91,7 @@ def _fetched(folder: Path) -> Path:
     found = list(folder.glob("*.tgz"))
     if failure or not found:
         raise BadInputError(
-            f"the viewer {NIIVUE} could not be fetched ({failure or 'npm packed nothing'}): run `npm pack {NIIVUE}` where "
-            "there is a network, and give its file as --viewer"
+            f"the viewer {NIIVUE} could not be fetched ({failure or 'npm packed nothing'}): run `npm pack {NIIVUE}` "
+            "where there is a network, and give its file as --viewer"
         )
     return found[0]

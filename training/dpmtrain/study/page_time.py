@@ -94,8 +94,8 @@ def main() -> None:
                 opened.save_screenshot(str(args.out / "page.png"))
     steps.sort()
     text = (
-        f"A step through {SHAPE[0]} slices of {SHAPE[1]} x {SHAPE[2]} in {len(CONTRASTS)} contrasts, headless Chromium of "
-        f"{SIZE[0]} x {SIZE[1]}, WebGL by the CPU (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores): median "
+        f"A step through {SHAPE[0]} slices of {SHAPE[1]} x {SHAPE[2]} in {len(CONTRASTS)} contrasts, headless Chromium "
+        f"of {SIZE[0]} x {SIZE[1]}, WebGL by the CPU (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores): median "
         f"{statistics.median(steps):.0f} ms, 90 % below {steps[N_STEPS * 9 // 10]:.0f} ms."
     )
     (args.out / "page_time.md").write_text(text + "\n")

@@ -163,7 +163,8 @@ def kappa_between(tables: np.ndarray, n_resamples: int) -> Estimate:
     value = float(weighted_kappa(tables.sum(axis=0)))
     if np.isnan(value):
         return Estimate(value, np.nan, np.nan)
-    drawn = np.random.default_rng(0).integers(len(tables), size=(n_resamples, len(tables)))
-    kappas = weighted_kappa(tables[drawn].sum(axis=1))
+    n_subjects = len(tables)
+    drawn = np.random.default_rng(0).multinomial(n_subjects, np.full(n_subjects, 1 / n_subjects), n_resamples)
+    kappas = weighted_kappa((drawn @ tables.reshape(n_subjects, 25)).reshape(-1, 5, 5))
     low, high = np.nanpercentile(kappas, [50 - 50 * LEVEL, 50 + 50 * LEVEL])
     return Estimate(value, float(low), float(high))

@@ -230,10 +230,8 @@ const keys = {
   j: () => zoom(1, 8, 0), l: () => zoom(1, -8, 0), r: () => { resetWindow(); draw(); },
   f: () => { large = large + 1 < views.length ? large + 1 : -1; layout(); slice = Math.min(slice, slices() - 1); draw(); },
   n: () => $("notes").focus(), o: () => $("opened").click(),
-  e: () => {
-    save(exported(), `scores_R${reader}.json`, "application/json");
-    save(exportedTable(), `scores_R${reader}.csv`, "text/csv");
-  },
+  e: () => save(exported(), `scores_R${reader}.json`, "application/json"),
+  E: () => save(exportedTable(), `scores_R${reader}.csv`, "text/csv"),
 };
 
 document.addEventListener("keydown", (event) => {
