@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 	touch $@
 
 .venv/dev: .venv/runtime
-	$(PIP) -e .[train,dev]
+	$(PIP) -e .[train,study,dev]
 	touch $@
 
 # install, simulate an R=4 FLAIR scan, reconstruct it, show the result

@@ -13,4 +13,4 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.delitem(sys.modules, "dpmtrain.evaluate.fault_injection")
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert cli.main(["faults", "--scans", "1", "--out", str(tmp_path)]) == 2
-    assert "tqdm is not installed: pip install -e .[train]" in capsys.readouterr().err
+    assert "tqdm is not installed: pip install -e .[train,study]" in capsys.readouterr().err

@@ -9,7 +9,8 @@ from .bench.commands import add_bench, add_bench_gpu
 from .data.commands import add_prepare
 from .evaluate.commands import add_calibrate, add_evaluate, add_faults, add_residuals, add_sweep
 from .kit.commands import add_kit
-from .study.commands import add_paper
+from .paper.commands import add_paper
+from .study.commands import add_study
 from .train.commands import add_finetune, add_pretrain, add_throughput
 
 
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_residuals(commands)
     add_faults(commands)
     add_kit(commands)
+    add_study(commands)
     add_bench(commands)
     add_bench_gpu(commands)
     args = parser.parse_args(arguments)
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("dpmtrain", "dpmrecon"):
             raise
-        print(f"dpmtrain: {error.name} is not installed: pip install -e .[train]", file=sys.stderr)
+        print(f"dpmtrain: {error.name} is not installed: pip install -e .[train,study]", file=sys.stderr)
         return 2
 
 

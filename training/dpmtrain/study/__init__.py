@@ -1,1 +1,1 @@
-"""The source paper's experiments in kind."""
+"""A reader study: blinded sets, the page they are read on, and the statistics."""

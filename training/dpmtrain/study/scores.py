@@ -1,124 +1,120 @@
-"""What the paper's arms are worth: chosen on patient09 and a held-out label map, tested on patient12."""
+"""Scores as the reading page exports them, and as a table with the arms from the key."""
 
-import dataclasses
+import csv
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from dpmrecon.output.scores import nrmse
-from dpmrecon.prior.checkpoint import load_checkpoint
-from dpmrecon.prior.samplers.diffusion import SamplerSettings
-from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import MappedSlice, Reconstruction, Sampling
-from tqdm import tqdm
+from dpmrecon.errors import BadInputError
 
-from ..data.labelmaps import simulated_slices
-from ..evaluate.references import CPU
-from ..evaluate.undersampling import CALIBRATION_LINES, sampling_mask, undersampled, with_maps
-from ..evaluate.validation import full_slice, subject_slices
-from .arms import Arm, Candidate, candidates, label_of
+from .design import Key
+from .questions import ARMS, QUESTIONS, SCORES
 
-Cases = list[tuple[MappedSlice, np.ndarray]]
-# as in the card that shipped when the report was made, with fewer steps of DPS
-PROX = SamplerSettings(steps=20, sigma_max=0.5, cg_steps=4, noise_scale=0.4, noise_factor=0.75, turns=True)
-DPS = SamplerSettings(steps=100, sigma_max=1.0, sigma_min=0.01, noise_scale=0.4)
-ACCELERATIONS = (3, 4, 6, 8)
-CHOSEN_AT = 4  # the R at which an arm's best checkpoint is chosen
-ZETAS = (0.25, 0.5, 1.0, 2.0, 4.0)
-N_SLICES = 6  # of each volume
-VALIDATION, TEST = "patient09", "patient12"
+COLUMNS = ["seal", "reader", "set", *QUESTIONS, "notes"]
 
 
-def cases(images: Path, acceleration: int, subject: str) -> Cases:
-    """Undersampled FLAIR slices with maps, and their truth: of the test patient, or of patient09 and a label map."""
-    full = [case for case in subject_slices(images, subject, N_SLICES) if case.contrast == "flair"]
-    if subject == VALIDATION:
-        simulated = simulated_slices(images / "synthseg_labels/training_seg_02.nii.gz", "flair", 2, seed=6)
-        full += [
-            full_slice("training_seg_02", n, "flair", torch.from_numpy(image)) for n, image in enumerate(simulated)
-        ]
-    found = []
-    for case in full:
-        mask = sampling_mask("regular", case.data.mask, acceleration, CALIBRATION_LINES, 0)
-        data = undersampled(case.data, mask, acceleration, CALIBRATION_LINES)
-        found.append((with_maps(data, CPU), case.truth))
-    return found
+@dataclass(frozen=True)
+class Readings:
+    """Scores with their arms, NaN where missing.
+
+    first: (readers, subjects, arms, questions) float; again: pairs of first and repeated scores of each reader,
+    (readers, repeats, 2, questions), of the subjects that `repeated` names; subjects, readers: names along the axes.
+    """
+
+    readers: list[str]
+    subjects: list[str]
+    first: np.ndarray
+    again: np.ndarray
+    repeated: list[str]
+
+    def missing(self) -> dict[str, int]:
+        """How many scores each reader left out, of all sets."""
+        return {
+            reader: int(np.isnan(self.first[row]).sum() + np.isnan(self.again[row, :, 1]).sum())
+            for row, reader in enumerate(self.readers)
+        }
 
 
-def scores(model: Path, label: str | None, cases: Cases, sampler: str, settings: SamplerSettings) -> list[float]:
-    """NRMSE of one sample of each slice, with one least-squares factor a slice; inf where it does not fit the data."""
-    checkpoint = load_checkpoint(model)
-    sampling = Sampling(sampler, settings, samples=1, seed=0, batch=1, fallback=True)
-    found = []
-    for mapped, truth in cases:
-        (result,) = sampled([mapped], checkpoint, label, sampling)
-        assert isinstance(result, Reconstruction)
-        found.append(math.inf if result.fallback else score(result.image, truth))
-    return found
+def read_scores(paths: Sequence[Path], key: Key, seal: str) -> Readings:
+    """One or several exports of each reader, JSON or CSV. Raises BadInputError, in one sentence, for a file that is no
+    export, scores of another study, unknown sets, scores that are not 1 to 5, and two files that differ."""
+    held: dict[tuple[str, int, str], int] = {}
+    for path in paths:
+        for row in _rows(path):
+            if row.get("seal") != seal:
+                raise BadInputError(
+                    f"{path} belongs to a study with the seal {str(row.get('seal'))[:12]}, the key has {seal[:12]}: it "
+                    "was changed or is of another study; give the key that was sealed"
+                )
+            reader, number = str(row.get("reader") or "").strip(), _whole(row.get("set"))
+            if not reader or number not in key.design.sets:
+                raise BadInputError(f"{path} has a row of reader '{reader}' and set {row.get('set')}, which is none")
+            for question in QUESTIONS:
+                text = row.get(question)
+                if text in (None, ""):
+                    continue
+                score = _whole(text)
+                if score not in SCORES:
+                    raise BadInputError(
+                        f"{path}: reader {reader} scores {question} of set {number} with {text}: 1 to 5 is needed"
+                    )
+                if held.setdefault((reader, number, question), score) != score:
+                    raise BadInputError(
+                        f"{path}: reader {reader} has two scores for {question} of set {number}: give the last export"
+                    )
+    return _tabled(held, key)
 
 
-def conventional_scores(cases: Cases) -> list[float]:
-    """As `scores`, of CG-SENSE."""
-    return [score(mapped.conventional, truth) for mapped, truth in cases]
+def _tabled(held: dict[tuple[str, int, str], int], key: Key) -> Readings:
+    readers = sorted({reader for reader, _, _ in held})
+    if not readers:
+        raise BadInputError("the files hold no scores: give what the reading page exports")
+    sets = key.design.sets
+    firsts = {(one.subject, one.arm): number for number, one in sets.items() if one.repeat_of is None}
+    subjects = sorted({subject for subject, _ in firsts})
+    repeats = [(one.repeat_of, number) for number, one in sets.items() if one.repeat_of is not None]
+
+    def of(reader: str, number: int) -> list[float]:
+        return [held.get((reader, number, question), np.nan) for question in QUESTIONS]
+
+    first = np.array([[[of(r, firsts[s, arm]) for arm in ARMS] for s in subjects] for r in readers], float)
+    again = np.array([[[of(r, number) for number in pair] for pair in repeats] for r in readers], float)
+    again = again.reshape(len(readers), len(repeats), 2, len(QUESTIONS))
+    return Readings(readers, subjects, first, again, [sets[number].subject for _, number in repeats])
 
 
-def score(image: torch.Tensor, truth: np.ndarray) -> float:
-    everywhere = np.ones_like(truth, dtype=bool)
-    return float(nrmse(image.abs().numpy()[None], truth[None], everywhere[None])[0])
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        if path.suffix.lower() == ".json":
+            told = json.loads(path.read_text(encoding="utf-8-sig"))
+            return [
+                {"seal": told["seal"], "reader": told["reader"], "set": number, **scores}
+                for number, scores in told["scores"].items()
+            ]
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInputError(f"{path} cannot be read as scores ({error}): give what the reading page exports") from error
+    if not rows or not set(COLUMNS[:-1]) <= set(rows[0]):
+        raise BadInputError(f"{path} lacks rows or the columns {', '.join(COLUMNS[:-1])}: give the page's export")
+    return rows
 
 
-class Results:
-    """Scores by key in a JSON file, so that a second run goes on where the first one stopped."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.values: dict[str, list[float]] = json.loads(path.read_text()) if path.exists() else {}
-
-    def get(self, key: str, make: Callable[..., list[float]], *arguments) -> list[float]:
-        """The scores of `key`; made by make(*arguments) where they are not there."""
-        if key not in self.values:
-            self.values[key] = make(*arguments)
-            self.path.write_text(json.dumps(self.values, indent=0))
-        return self.values[key]
+def _whole(value: Any) -> int:
+    """The whole number that a cell says, -1 for anything else."""
+    try:
+        return int(value) if float(value) == int(float(value)) else -1
+    except (TypeError, ValueError):
+        return -1
 
 
-def score_validation(
-    results: Results, images: Path, paths: dict[str, Path], candidates: list[Candidate], acceleration: int
-) -> None:
-    """One sample of every candidate on the slices that checkpoints are chosen on."""
-    found = cases(images, acceleration, VALIDATION)
-    results.get(f"validation CG-SENSE R={acceleration}", conventional_scores, found)
-    for candidate in tqdm(candidates, desc=f"validation, R = {acceleration}"):
-        key, label = f"validation {candidate.name} R={acceleration}", label_of(candidate.arm)
-        results.get(key, scores, paths[candidate.name], label, found, "prox", PROX)
-
-
-def score_test(results: Results, images: Path, paths: dict[str, Path], chosen: list[Candidate]) -> None:
-    """One sample of the chosen candidates on the test patient."""
-    for acceleration in ACCELERATIONS:
-        found = cases(images, acceleration, TEST)
-        results.get(f"test CG-SENSE R={acceleration}", conventional_scores, found)
-        for candidate in tqdm(chosen, desc=f"test, R = {acceleration}"):
-            key, label = f"test {candidate.name} R={acceleration}", label_of(candidate.arm)
-            results.get(key, scores, paths[candidate.name], label, found, "prox", PROX)
-
-
-def score_zeta(results: Results, images: Path, model: Path) -> None:
-    """DPS at every zeta on two validation slices of patient09."""
-    for acceleration in ACCELERATIONS:
-        found = cases(images, acceleration, VALIDATION)[:2]
-        for zeta in tqdm(ZETAS, desc=f"zeta, R = {acceleration}"):
-            settings = dataclasses.replace(DPS, zeta=zeta)
-            results.get(f"zeta {zeta:g} R={acceleration}", scores, model, "flair", found, "dps", settings)
-
-
-def best_candidate(arm: Arm, results: Results) -> Candidate:
-    """The one with the lowest mean NRMSE on the validation slices."""
-    return min(candidates(arm), key=lambda candidate: mean(results, "validation", candidate.name, CHOSEN_AT))
-
-
-def mean(results: Results, part: str, name: str, acceleration: int) -> float:
-    return float(np.mean(results.values[f"{part} {name} R={acceleration}"]))
+def write_scores(path: Path, seal: str, reader: str, scores: dict[int, dict[str, Any]]) -> None:
+    """A CSV like the page's. scores: question or "notes" -> value, by set."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for number, given in scores.items():
+            writer.writerow({"seal": seal, "reader": reader, "set": number, **given})

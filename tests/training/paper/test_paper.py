@@ -12,10 +12,10 @@ from dpmrecon.physics.scale import RULE
 from dpmtrain.cli import main
 from dpmtrain.data.open_sets import HELD_OUT
 from dpmtrain.evaluate import validation
-from dpmtrain.study import arms as paper_arms
-from dpmtrain.study import paper
-from dpmtrain.study import report as paper_report
-from dpmtrain.study import scores as paper_scores
+from dpmtrain.paper import arms as paper_arms
+from dpmtrain.paper import paper
+from dpmtrain.paper import report as paper_report
+from dpmtrain.paper import scores as paper_scores
 
 VOLUMES = {"patient01_study1_FLAIR": "flair", "patient03_study1_FLAIR": "flair", "patient01_study1_T1W": "t1"}
 
