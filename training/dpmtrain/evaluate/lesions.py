@@ -94,7 +94,10 @@ def pair_of(images: Path, contrast: str, snr: float, draw: int) -> Pair:
     if len(found) < len(kinds):
         raise BadInputError(f"the {contrast} slice has room for {len(found)} of {len(kinds)} lesions: leave it out")
     order = np.random.default_rng([draw, zlib.crc32(contrast.encode())]).permutation(len(kinds))
-    lesions = [Lesion(*found[place], mm / 2 / PIXEL_MM, sign * HEIGHT) for (mm, sign), place in zip(kinds, order)]
+    lesions = [
+        Lesion(float(found[place][0]), float(found[place][1]), mm / 2 / PIXEL_MM, sign * HEIGHT)
+        for (mm, sign), place in zip(kinds, order)
+    ]
     sigma = float(np.median(tissue[tissue > HEAD])) / snr
 
     def scan(image: np.ndarray) -> tuple[Slice, np.ndarray]:
@@ -131,6 +134,10 @@ def ours(checkpoint: Checkpoint, contrast: str, sampling: Sampling) -> Make:
     return make
 
 
+def _weighted(run: Callable[[MappedSlice, float], torch.Tensor], weight: float, mapped: MappedSlice) -> torch.Tensor:
+    return run(mapped, weight)
+
+
 def zero_filled(mapped: MappedSlice) -> torch.Tensor:
     return mapped.model.combined(mapped.zero_filled)
 
@@ -156,7 +163,7 @@ def methods(
             return {"weight": weight}
 
         weight = lines.get({"tuned": name, "contrast": contrast, "snr": snr}, tuned)["weight"]
-        yield name, f"weight {weight:g}", partial(run, weight=weight)
+        yield name, f"weight {weight:g}", partial(_weighted, run, weight)
     for checkpoint in checkpoints:
         sampling = sampling_of(Options(), checkpoint, CPU, contrast, R)
         settings = json.dumps(vars(sampling.settings))
