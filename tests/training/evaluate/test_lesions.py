@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dpmrecon.errors import BadInputError
+from dpmtrain.evaluate import baselines
 from dpmtrain.evaluate import lesions as command
 from dpmtrain.evaluate.lesion_scores import (
     BANDS,
@@ -140,6 +141,16 @@ def test_a_slice_without_room_says_so(monkeypatch):
     monkeypatch.setattr(command, "tissue_of", lambda images, contrast: np.zeros((128, 128), np.float32))
     with pytest.raises(BadInputError, match="has room for 0 of 12"):
         command.pair_of("", "dwi", 10.0, 0)
+
+
+def test_more_weight_of_total_variation_loses_lesions(slice_of_tissue):
+    pair = command.pair_of("", "dwi", 50.0, 0)
+    means = []
+    for weight in (0.001, 0.3):
+        images = pair.images(lambda mapped, weight=weight: baselines.total_variation(mapped, weight))
+        scores = lesion_scores(images, pair.truths, pair.lesions)
+        means.append(np.mean([score["contrast"] for score in scores]))
+    assert means[0] > 0.5 > means[1]
 
 
 def test_the_command_goes_on_with_what_is_there(slice_of_tissue, monkeypatch, tmp_path, capsys):

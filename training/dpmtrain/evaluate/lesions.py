@@ -38,6 +38,7 @@ from ..files import writing
 from . import baselines
 from .folded import table
 from .lesion_scores import Lesion, auc, bands, gain_and_nrmse, invented, lesion_scores, painted, places
+from .methods import label_for
 from .metrics import Moments, scan_factor
 from .score_lines import ScoreLines
 from .undersampling import with_maps
@@ -127,7 +128,7 @@ def scores(pair: Pair, make: Make) -> dict:
 
 def ours(checkpoint: Checkpoint, contrast: str, sampling: Sampling) -> Make:
     def make(mapped: MappedSlice) -> torch.Tensor:
-        (item,) = sampled([mapped], checkpoint, contrast, sampling)
+        (item,) = sampled([mapped], checkpoint, label_for(checkpoint, contrast), sampling)
         assert isinstance(item, Reconstruction)
         return item.image
 
@@ -165,7 +166,7 @@ def methods(
         weight = lines.get({"tuned": name, "contrast": contrast, "snr": snr}, tuned)["weight"]
         yield name, f"weight {weight:g}", partial(_weighted, run, weight)
     for checkpoint in checkpoints:
-        sampling = sampling_of(Options(), checkpoint, CPU, contrast, R)
+        sampling = sampling_of(Options(), checkpoint, CPU, label_for(checkpoint, contrast), R)
         settings = json.dumps(vars(sampling.settings))
         setting = f"{sampling.sampler}, {sampling.samples} samples, {settings}"
         yield checkpoint.model_id, setting, ours(checkpoint, contrast, sampling)
