@@ -127,3 +127,13 @@ def tuned_weight(error: Callable[[float], float], start: Sequence[float]) -> tup
         beyond = best / 2 if best == min(tried) else best * 2
         tried[beyond] = error(beyond)
     return min(tried, key=lambda weight: tried[weight]), tried
+
+
+def total_variation(case: MappedSlice, weight: float) -> torch.Tensor:
+    """TV in both axes of a slice, by sigpy (primal-dual hybrid gradient): the weight refers to a slice of scale 1."""
+    from sigpy.mri.app import TotalVariationRecon
+
+    arrays = [array.cpu().numpy() for array in (case.data.kspace / case.scale, case.model.coil_maps)]
+    mask = case.model.mask.cpu().numpy()
+    found = TotalVariationRecon(*arrays, weight, weights=mask, max_iter=100, show_pbar=False).run()
+    return torch.from_numpy(np.asarray(found, np.complex64)) * case.scale
