@@ -153,7 +153,7 @@ def blinded(folder: Path, n_subjects: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser("python -m dpmtrain.study.check", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for table.md and the report of one study")
-    parser.add_argument("--studies", type=int, default=100, help="that are simulated (default: 100)")
+    parser.add_argument("--studies", type=int, default=24, help="that are simulated (default: 24)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
