@@ -35,12 +35,10 @@ HEADS = ["noise", "R", "shots", "CG-SENSE, as one", "CG-SENSE, a phase each", "o
 
 
 def _nrmse(found: list[torch.Tensor], truths: list[np.ndarray]) -> float:
-    errors = []
-    for image, truth in zip(found, truths):
-        picture, everywhere = image.abs().numpy(), np.ones(truth.shape, bool)
-        picture = picture * np.float32(scan_factor([Moments.of(picture, truth, everywhere)]))
-        errors.append(float(np.linalg.norm(picture - truth) / np.linalg.norm(truth)))
-    return float(np.mean(errors))
+    moments = [
+        Moments.of(image.numpy(), truth, np.ones(truth.shape, dtype=bool)) for image, truth in zip(found, truths)
+    ]
+    return float(np.mean([each.nrmse(scan_factor([each])) for each in moments]))
 
 
 def row(settings: EpiSettings, checkpoint: Checkpoint) -> list[str]:

@@ -45,7 +45,7 @@ def make(args: argparse.Namespace) -> None:
     for number, one in tqdm(key.design.sets.items(), desc="writing sets"):
         for index, contrast in enumerate(contrasts, 1):
             geometry = read_series(folders[STANDARD] / one.subject / contrast)
-            shown = read_series(folders[one.arm] / one.subject / contrast)
+            shown = geometry if one.arm == STANDARD else read_series(folders[one.arm] / one.subject / contrast)
             # the same grain in a set and in its repeat
             chance = np.random.default_rng(
                 list(hashlib.sha256(repr((key.salt, one.subject, one.arm)).encode()).digest())
