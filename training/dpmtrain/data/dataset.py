@@ -57,6 +57,14 @@ class Cut(NamedTuple):
     scaled: bool
 
 
+class Example(NamedTuple):
+    """image: (crop, crop) complex64; foci: (crop, crop) float32, 1 where a focus was painted; contrast: its label."""
+
+    image: torch.Tensor
+    foci: torch.Tensor
+    contrast: str
+
+
 class PreparedSlices:
     """Slices of memory-mapped prepared volumes; `real_fraction` of the examples are real images, the rest simulated.
 
@@ -83,8 +91,8 @@ class PreparedSlices:
             dtype=torch.float64,
         )
 
-    def example(self, crop: int, generator: torch.Generator) -> tuple[torch.Tensor, str]:
-        """One (crop, crop) complex64 crop of a slice, scaled by the rule, and its contrast label."""
+    def example(self, crop: int, generator: torch.Generator) -> Example:
+        """A crop of a slice, scaled by the rule, with the foci that were painted into it."""
 
         def uniform(low: float, high: float) -> float:
             return low + (high - low) * float(torch.rand((), generator=generator))
@@ -100,30 +108,34 @@ class PreparedSlices:
             image = torch.polar(image.abs() ** power, image.angle()) if measured else image.clamp(0) ** power
         if not measured and uniform(0, 1) < TISSUE_PHASE:
             image = image * tissue_phase(image / (image_scale(image) or 1.0), generator)
-        image = with_foci(coarser(image, _matrix(cut, crop, generator)), volume["contrast"], generator)
+        image, foci = with_foci(coarser(image, _matrix(cut, crop, generator)), volume["contrast"], generator)
         if cut.from_3d and uniform(0, 1) < AIR:
             for axis, size in enumerate(image.shape):
-                image = crop_or_pad(image, round(size * uniform(1, MOST_AIR)), axis)
+                size = round(size * uniform(1, MOST_AIR))
+                image, foci = crop_or_pad(image, size, axis), crop_or_pad(foci, size, axis)
         demodulated = uniform(0, 1) < DEMODULATED
         if demodulated:
             image = image * smooth_phase(image.to(torch.complex64)).conj()
         image = image / ((1.0 if cut.scaled else image_scale(image) or 1.0) * math.exp(uniform(-0.1, 0.1)))
         for axis, size in enumerate(image.shape):  # a small matrix gets air around it; its scale is its own
-            image = crop_or_pad(image, max(crop, size), axis)
+            size = max(crop, size)
+            image, foci = crop_or_pad(image, size, axis), crop_or_pad(foci, size, axis)
         for _ in range(8):  # a crop with some head in it
             top, left = (int(uniform(0, size - crop + 1)) for size in image.shape)
-            piece = image[top : top + crop, left : left + crop]
+            here = slice(top, top + crop), slice(left, left + crop)
+            piece = image[here]
             if (piece.abs() > 0.1).float().mean() > 0.15:
                 break
         turns = int(uniform(0, 8))
-        piece = torch.rot90(piece, turns % 4, (0, 1))
-        piece = piece.flip(0) if turns > 3 else piece
+        piece, foci = (torch.rot90(part, turns % 4, (0, 1)) for part in (piece, foci[here]))
+        if turns > 3:
+            piece, foci = piece.flip(0), foci.flip(0)
         if demodulated:
             phase = smooth_field(piece.shape, uniform(0, LEFT_PHASE), generator)
             piece = piece * torch.polar(torch.ones_like(phase), phase)
         else:
             piece = piece * random_phase(piece.shape, crop / max(image.shape), generator)
-        return piece, volume["contrast"]
+        return Example(piece, foci, volume["contrast"])
 
 
 def _cut(data: np.ndarray, volume: dict, generator: torch.Generator) -> Cut:
