@@ -248,14 +248,14 @@ def test_muon_makes_its_matrix_orthogonal(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     matrix = left @ torch.diag(values.clamp_min(0.3 * float(values[0]))) @ right  # none too small for five iterations
-    found = orthogonal(matrix)
+    (found,) = orthogonal(matrix[None])
     assert found.shape == shape
     singular = torch.linalg.svdvals(found)
     assert 0.6 < float(singular.min()) <= float(singular.max()) < 1.3
     # the same singular vectors: U^T found V is diagonal
     core = left.T @ found @ right.T
     assert float((core - torch.diag(core.diagonal())).abs().max()) < 0.01
-    torch.testing.assert_close(orthogonal(matrix.T), found.T, atol=1e-4, rtol=0)
+    torch.testing.assert_close(orthogonal(matrix.T[None])[0], found.T, atol=1e-4, rtol=0)
 
 
 def test_a_step_of_muon_is_as_long_as_one_of_adam():

@@ -49,5 +49,6 @@ def with_foci(image: torch.Tensor, contrast: str, generator: torch.Generator) ->
         inside = (radius - torch.hypot(along, across / ratio) + 0.5).clamp(0, 1)
         change = uniform(*HEIGHT) if uniform(0, 1) < BRIGHT.get(contrast, 0.5) else -uniform(*DEPTH)
         here = slice(max(0, row - REACH), row + REACH + 1), slice(max(0, col - REACH), col + REACH + 1)
-        factor[here] = factor[here] * (1 + change * inside)
+        # where two meet the later one lies above: multiplied, many in little tissue would be bright without bound
+        factor[here] = factor[here] + (1 + change - factor[here]) * inside
     return image * factor, ((factor - 1).abs() > SEEN).float()

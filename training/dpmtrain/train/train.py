@@ -72,18 +72,19 @@ class Trainer:
         self.model.zero_grad()
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings["clip"])
-        told = torch.stack([loss.detach(), norm.detach(), norm.new_tensor(float(stop))])
-        mean, length, asked = self.accelerator.reduce(told, "mean").tolist()
-        if not (math.isfinite(mean) and math.isfinite(length)):
-            raise DpmreconError(
-                f"the loss is {mean} and its gradient's norm {length} at step {step}: the last state was saved before; "
-                "lower the rate in the recipe and begin anew"
-            )
+        told = torch.stack([loss.detach(), norm.detach(), torch.full_like(norm, float(stop))])
+        told = self.accelerator.reduce(told, "mean")
         for optimizer in self.optimizers:
             optimizer.step()
         decay = ema_decay(step, self.settings, self.random_start)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+        mean, length, asked = told.tolist()  # a GPU has all of the step's work by now
+        if not (math.isfinite(mean) and math.isfinite(length)):
+            raise DpmreconError(
+                f"the loss is {mean} and its gradient's norm {length} at step {step}: the last state was saved before; "
+                "lower the rate in the recipe and begin anew"
+            )
         return mean, asked > 0
 
     def state(self) -> dict:
