@@ -44,7 +44,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """U V^T, roughly, of each U S V^T in matrices (n, rows, cols): singular values between .7 and 1.2 after five Newton-Schulz iterations.
+    """U V^T, roughly, of each U S V^T in matrices (n, rows, cols): singular values between .7 and 1.2 after five
+    Newton-Schulz iterations.
 
     Those below about .01 of the Frobenius norm stay smaller.
     """
