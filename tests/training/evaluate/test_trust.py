@@ -29,7 +29,7 @@ def test_lines_that_are_kept_back_lie_outside_the_calibration(case):
 
 
 def test_the_pair_is_taken_that_tells_the_lines_best(case, monkeypatch):
-    """The images of two pairs: one is as bright as the truth, the other half as bright, both without those lines."""
+    """Of two images, made without those lines, one is the negative of the other."""
     seen = []
 
     def image_of(mapped, checkpoint, contrast, acceleration, pair):
@@ -37,6 +37,6 @@ def test_the_pair_is_taken_that_tells_the_lines_best(case, monkeypatch):
         return SimpleNamespace(image=mapped.conventional * pair[0])
 
     monkeypatch.setattr(trust, "image_of", image_of)
-    assert trust.chosen_pair(case.mapped, None, "t1", 3, [(0.5, 0.0), (1.0, 0.0)]) == (1.0, 0.0)
+    assert trust.chosen_pair(case.mapped, None, "t1", 3, [(-1.0, 0.0), (1.0, 0.0)]) == (1.0, 0.0)
     held = trust.held_back(case.mapped.data)
     assert all(not (mask * held).any() and mask.sum() == (case.mapped.data.mask - held).sum() for mask in seen)
