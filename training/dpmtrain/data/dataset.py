@@ -43,6 +43,8 @@ FADING, FADE = 0.7, 0.2
 COARSEST_MM, OBLONG_RATIO, MOST_AIR = 2.0, (1.5, 3.5), 1.35
 # share of all slices that keep their pixels
 NATIVE = 0.3
+# of the scale, at most: a head that fills less than a hundredth of its slice has a scale that is air's
+BRIGHTEST = 8.0
 # a slice is not made smaller than this share of the crop: the rest of that would be air
 SMALLEST = 0.7
 
@@ -116,7 +118,8 @@ class PreparedSlices:
         demodulated = uniform(0, 1) < DEMODULATED
         if demodulated:
             image = image * smooth_phase(image.to(torch.complex64)).conj()
-        image = image / ((1.0 if cut.scaled else image_scale(image) or 1.0) * math.exp(uniform(-0.1, 0.1)))
+        scale = 1.0 if cut.scaled else max(image_scale(image), float(image.abs().max()) / BRIGHTEST) or 1.0
+        image = image / (scale * math.exp(uniform(-0.1, 0.1)))
         for axis, size in enumerate(image.shape):  # a small matrix gets air around it; its scale is its own
             size = max(crop, size)
             image, foci = crop_or_pad(image, size, axis), crop_or_pad(foci, size, axis)
