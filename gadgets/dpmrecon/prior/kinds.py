@@ -11,9 +11,11 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from ..errors import BadInputError
+from .conditional import ConditionalDenoiser
 from .denoiser import Denoiser
 from .problem import NoiseSource, Problem, Stop
 from .samplers.diffusion import SamplerSettings, sample_dps, sample_prox
+from .samplers.one_step import OneStepSettings, sample_one_step
 
 
 class Settings(Protocol):
@@ -84,10 +86,11 @@ class Kind:
         return name, self.samplers[name]
 
 
-DENOISER = "denoiser"
+DENOISER, ONE_STEP = "denoiser", "one-step"
 KINDS: dict[str, Kind] = {
     DENOISER: Kind(
         Denoiser,
         {"prox": Sampler(SamplerSettings, sample_prox, volumes=True), "dps": Sampler(SamplerSettings, sample_dps)},
-    )
+    ),
+    ONE_STEP: Kind(ConditionalDenoiser, {"one-step": Sampler(OneStepSettings, sample_one_step, volumes=True)}),
 }
