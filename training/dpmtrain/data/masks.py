@@ -47,7 +47,8 @@ def _plane(family: str, side: int, acceleration: float, rng: np.random.Generator
         factors = pairs[rng.integers(len(pairs))]
         return Pattern((side, side), factors, (0, 0), bool(rng.integers(2))).regular(int(rng.integers(factors[0])))
     if family == "jittered 2D":  # one in each cell, which is near to a Poisson disc and takes no time
-        height, width = (max(1, round(math.sqrt(acceleration) * factor)) for factor in (1.0, rng.uniform(0.7, 1.4)))
+        height = max(1, round(math.sqrt(acceleration) * rng.uniform(0.7, 1.4)))
+        width = max(2 if height == 1 else 1, round(acceleration / height))
         tops, lefts = np.meshgrid(np.arange(0, side, height), np.arange(0, side, width), indexing="ij")
         rows, cols = tops + rng.integers(height, size=tops.shape), lefts + rng.integers(width, size=tops.shape)
         chosen = np.zeros((side, side), bool)

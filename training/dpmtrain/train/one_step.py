@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.dataset import PreparedSlices
 from ..data.masks import drawn_mask
 from .batches import _leave_interrupts_to_the_parent, example_seed
-from .keeper import read_state, write_state
+from .keeper import read_tensors, write_state
 from .muon import optimizers
 from .undersampled import Undersampled, undersampled
 
@@ -239,7 +239,9 @@ class Run:
         """Until its budget is spent; the averaged weights."""
         file = self.folder / f"{stage.name}.pt"
         if file.exists():
-            stage.load_state(read_state(file))
+            stage.load_state(read_tensors(file, set(stage.state())))
+            if stage.progress >= 1:
+                return stage.ema
         generator = torch.Generator(self.device).manual_seed(self.recipe["train"]["seed"] + stage.done)
         saved = begun = time.perf_counter()
         for crops in self._crops(stage.done):

@@ -36,14 +36,13 @@ def sample_one_step(
 ) -> torch.Tensor:
     """DDIM (Song et al., ICLR 2021) from noise in `steps` equal steps, then data consistency. (batch, rows, cols)
     complex64 at scale 1, of volumes (batch, partitions, rows, cols), whose planes are cut in turn."""
-    conventional = conventional_image(problem, prior.conditioning)
-    batch = len(problem.start)
-    acceleration = net_acceleration(problem).expand(batch)
     current = settings.noise_scale * noise.draw(*problem.start.shape[1:])
+    conventional = conventional_image(problem, prior.conditioning).expand_as(current)
+    numbers = net_acceleration(problem).expand(len(current)), problem.sigma_n.expand(len(current))
     residual = current
     for step in range(settings.steps):
         time, following = (torch.tensor(1 - number / settings.steps) for number in (step, step + 1))
-        velocity = _velocity(problem, prior, current, float(time), conventional, acceleration, step)
+        velocity = _velocity(problem, prior, current, float(time), conventional, numbers, step)
         (alpha, sigma), (next_alpha, next_sigma) = signal_and_noise(time), signal_and_noise(following)
         residual = alpha * current - sigma * velocity
         if step + 1 == settings.steps or stop():
@@ -63,8 +62,8 @@ def replaced(problem: Problem, image: torch.Tensor) -> torch.Tensor:
 
 
 def conventional_image(problem: Problem, conditioning: str) -> torch.Tensor:
-    """What the network is conditioned on, like `problem.start`."""
-    return problem.start if conditioning == "cg-sense" else problem.zero_filled.expand_as(problem.start)
+    """What the network is conditioned on; it may be one for all."""
+    return problem.start if conditioning == "cg-sense" else problem.zero_filled
 
 
 def net_acceleration(problem: Problem) -> torch.Tensor:
@@ -80,17 +79,17 @@ def _velocity(
     current: torch.Tensor,
     time: float,
     conventional: torch.Tensor,
-    acceleration: torch.Tensor,
+    numbers: tuple[torch.Tensor, torch.Tensor],
     step: int,
 ) -> torch.Tensor:
     planes = problem.planes
     if planes is None:
         images = current.flatten(0, -3)  # the image of every map is one to the network
         sets = len(images) // len(current)
-        numbers = (acceleration.repeat_interleave(sets), problem.sigma_n.repeat_interleave(sets))
-        return prior(images, time, conventional.reshape(images.shape), *numbers).reshape(current.shape)
+        each = (values.repeat_interleave(sets) for values in numbers)
+        return prior(images, time, conventional.reshape(images.shape), *each).reshape(current.shape)
     axis = planes.axes[step % len(planes.axes)] + 1
     across = current.movedim(axis, 1)
     images, beside = (image.movedim(axis, 1).flatten(0, 1).contiguous() for image in (current, conventional))
-    found = prior.of_planes(images, time, beside, acceleration[:1], problem.sigma_n[:1], planes.at_once)
+    found = prior.of_planes(images, time, beside, numbers[0][:1], numbers[1][:1], planes.at_once)
     return found.unflatten(0, across.shape[:2]).movedim(1, axis).contiguous()
