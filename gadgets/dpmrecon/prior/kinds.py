@@ -12,8 +12,10 @@ import torch
 
 from ..errors import BadInputError
 from .denoiser import Denoiser
+from .latent import LatentModel
 from .problem import NoiseSource, Problem, Stop
 from .samplers.diffusion import SamplerSettings, sample_dps, sample_prox
+from .samplers.latent import LatentSettings, sample_latent, sample_latent_hard
 
 
 class Settings(Protocol):
@@ -84,10 +86,17 @@ class Kind:
         return name, self.samplers[name]
 
 
-DENOISER = "denoiser"
+DENOISER, LATENT = "denoiser", "latent"
 KINDS: dict[str, Kind] = {
     DENOISER: Kind(
         Denoiser,
         {"prox": Sampler(SamplerSettings, sample_prox, volumes=True), "dps": Sampler(SamplerSettings, sample_dps)},
-    )
+    ),
+    LATENT: Kind(
+        LatentModel,
+        {
+            "latent": Sampler(LatentSettings, sample_latent),
+            "latent-hard": Sampler(LatentSettings, sample_latent_hard),
+        },
+    ),
 }
