@@ -107,6 +107,7 @@ def test_two_steps_of_each_stage_and_then_two_more(tmp_path, data, capsys):
     assert [row.split(",")[0] for row in rows(tmp_path / "control")] == ["1", "2", "3", "4"]
 
 
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # in spandrel
 def test_two_steps_of_the_sketcher(tmp_path, data):
     pytest.importorskip("spandrel", reason="spandrel is not installed: pip install -e .[sketcher]")
     out = run(tmp_path, data, "sketcher")
