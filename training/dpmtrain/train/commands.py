@@ -123,6 +123,41 @@ def _distil(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_latent(commands) -> None:
+    parser = add_command(
+        commands,
+        "latent",
+        "Train a stage of a latent model for some minutes, or go on where the run stopped",
+        "dpmtrain latent training/recipes/latent_autoencoder.toml --data prepared --run runs/autoencoder --minutes 60 "
+        "--out autoencoder.safetensors",
+    )
+    parser.add_argument("recipe", type=Path, help="of a stage: autoencoder, then denoiser, then control")
+    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
+    parser.add_argument("--run", type=Path, required=True, dest="folder", help="state and log; gone on with if there")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
+    parser.add_argument("--start", type=Path, help="model of the stage before (autoencoder: default random weights)")
+    parser.add_argument("--minutes", type=float, required=True, help="of training; the rate falls to zero at their end")
+    parser.add_argument("--device", help="default: cuda where there is one")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes (default: 0)")
+    parser.set_defaults(run=_latent)
+
+
+def _latent(args: argparse.Namespace) -> int:
+    from dpmrecon.device import device_of
+
+    from .latent import train_stage
+
+    at_least(args, workers=0)
+    if not args.minutes > 0:
+        raise BadInputError(f"--minutes is {args.minutes:g}: give more than 0")
+    if args.out.suffix != ".safetensors":
+        raise BadInputError(f"--out is {args.out}: give a name that ends in .safetensors")
+    train_stage(
+        args.recipe, args.data, args.folder, args.out, args.start, args.minutes, device_of(args.device), args.workers
+    )
+    return 0
+
+
 def add_throughput(commands) -> None:
     parser = add_command(
         commands,

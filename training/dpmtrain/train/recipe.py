@@ -61,10 +61,7 @@ def read_recipe(path: Path, kind: str = "pretrain") -> dict:
 
     Raises BadInputError for a file that cannot be read, for unknown or missing keys, and for values out of range.
     """
-    try:
-        recipe = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"recipe {path} cannot be read ({error})") from error
+    recipe = read_toml(path)
     tables = RECIPE_TABLES[kind]
     strange = set(recipe) - set(tables) - {"history"}
     if strange:
@@ -77,14 +74,23 @@ def read_recipe(path: Path, kind: str = "pretrain") -> dict:
                 f"recipe {path}, table [{table}]: unknown or missing {wrong}; it has {', '.join(valid)}"
             )
     for key in tables["train"]:
-        _check(path, key, recipe["train"][key], *TRAIN_KEYS[key])
+        check(path, key, recipe["train"][key], *TRAIN_KEYS[key])
     for key, valid in (("optimizer", OPTIMIZERS), ("precision", tuple(PRECISIONS))):
         if recipe["train"][key] not in valid:
             raise BadInputError(f"recipe {path}: {key} is '{recipe['train'][key]}', give {' or '.join(valid)}")
     return recipe
 
 
-def _check(path: Path, key: str, value: Any, wanted: type, smallest: float | None) -> None:
+def read_toml(path: Path) -> dict:
+    """The tables of the file. Raises BadInputError where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"recipe {path} cannot be read ({error})") from error
+
+
+def check(path: Path, key: str, value: Any, wanted: type, smallest: float | None) -> None:
+    """Raises BadInputError where the value is of another kind than wanted, or too small."""
     kinds = (int, float) if wanted is float else (wanted,)
     right = isinstance(value, kinds) and not isinstance(value, bool)
     size = len(value) if right and wanted is list else value
