@@ -47,10 +47,11 @@ def test_a_card_with_half_an_entry_is_refused_in_one_sentence(tmp_path, sampling
 
 
 def test_a_contrast_may_have_its_own_settings_of_the_uncertainty_mode(tmp_path):
-    uncertainty = {"samples": 5, "steps": 9, "eta": 0.0, "by_contrast": {"t1": {"steps": 4}}}
-    save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), {"sampling": {"uncertainty": uncertainty}})
+    entry = {"sampler": "uncertainty", "contrast": "t1", "R": 4, "settings": {"steps": 4}}
+    sampling = {"uncertainty": {"samples": 5, "steps": 9, "eta": 0.0}, "by_contrast_R": [entry]}
+    save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), {"sampling": sampling})
     checkpoint, options = load_checkpoint(tmp_path / "m.safetensors"), Options(mode="uncertainty")
-    found = [sampling_of(options, checkpoint, torch.device("cpu"), contrast) for contrast in ("t1", "t2")]
+    found = [sampling_of(options, checkpoint, torch.device("cpu"), contrast, 4.0) for contrast in ("t1", "t2")]
     assert [(one.samples, one.settings.steps, one.settings.eta) for one in found] == [(5, 4, 0.0), (5, 9, 0.0)]
 
 

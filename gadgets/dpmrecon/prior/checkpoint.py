@@ -21,6 +21,7 @@ from .denoiser import Denoiser
 from .kinds import DENOISER, KINDS, LATENT, ONE_STEP, Kind, Model
 
 DEFAULT = "default"
+UNCERTAINTY = "uncertainty"  # the mode's entry among the samplers of a card
 # of models that are too large for the package, by name
 MODELS = Path("~/.dpmrecon/models")
 
@@ -202,18 +203,17 @@ def volume_defaults(card: dict, sampler: str, contrast: str | None) -> tuple[dic
     return settings, volume.get("samples", 1), f"model card, for volumes{f' of {contrast}' if own else ''}"
 
 
-def uncertainty_defaults(card: dict, contrast: str | None) -> tuple[dict, int] | None:
-    """Settings and number of samples of the uncertainty mode; None where the card has none, CheckpointError where it
-    lacks the number. Its by_contrast holds settings that differ."""
-    chosen = card.get("sampling", {}).get("uncertainty")
-    if chosen is None:
+def uncertainty_defaults(card: dict, contrast: str | None, acceleration: float | None) -> tuple[dict, int, str] | None:
+    """Settings of the uncertainty mode, number of samples, and where they come from; None where the card has none,
+    CheckpointError where it lacks the number. It is a sampler to `sampler_defaults`."""
+    chosen, source = sampler_defaults(card, UNCERTAINTY, contrast, acceleration)
+    if UNCERTAINTY not in card.get("sampling", {}):
         return None
     if "samples" not in chosen:
         raise CheckpointError(
             "model card: sampling.uncertainty lacks samples: get the card again, or use `dpmtrain calibrate`"
         )
-    settings = {name: value for name, value in chosen.items() if name not in ("samples", "by_contrast")}
-    return {**settings, **chosen.get("by_contrast", {}).get(contrast, {})}, chosen["samples"]
+    return {name: value for name, value in chosen.items() if name != "samples"}, chosen["samples"], source
 
 
 def write_card(path: Path, **entries: Any) -> None:

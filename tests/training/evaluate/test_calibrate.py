@@ -11,9 +11,11 @@ def test_the_fit_of_the_prior_finds_a_white_one():
 
 
 def test_settings_of_one_contrast_lie_beside_those_of_all():
-    sampling = {"uncertainty": {"samples": 4, "steps": 30, "eta": 0.0, "by_contrast": {"t2": {"steps": 8}}}}
+    entry = {"sampler": "uncertainty", "contrast": "t1", "R": 4, "settings": {"steps": 8}}
+    other = {**entry, "R": 8}
+    sampling = {"uncertainty": {"samples": 4, "steps": 30, "eta": 0.0}, "by_contrast_R": [entry, other]}
     chosen = {"samples": 4, "steps": 20, "eta": 0.0}
-    assert with_chosen(sampling, chosen, None) == chosen
-    assert with_chosen({}, chosen, "t1") == chosen
-    found = with_chosen(sampling, chosen, "t1")
-    assert found == sampling["uncertainty"] | {"by_contrast": {"t2": {"steps": 8}, "t1": {"steps": 20}}}
+    assert with_chosen(sampling, chosen, None, 4) == {**sampling, "uncertainty": chosen}
+    assert with_chosen({}, chosen, "t1", 4) == {"uncertainty": chosen}
+    found = with_chosen(sampling, chosen, "t1", 4)
+    assert found == {**sampling, "by_contrast_R": [other, {**entry, "settings": {"steps": 20}}]}

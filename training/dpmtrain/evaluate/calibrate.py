@@ -7,10 +7,11 @@ metrics.py defines it, for every combination of a grid.
 """
 
 import itertools
+from operator import itemgetter
 
 import numpy as np
 import torch
-from dpmrecon.prior.checkpoint import Checkpoint
+from dpmrecon.prior.checkpoint import UNCERTAINTY, Checkpoint
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.prior.kinds import settings_from
 from dpmrecon.recon.stream import sampled
@@ -44,8 +45,7 @@ def calibrate(
     choose: whether the fit to these slices sets the prior of the data consistency, where the grid does not.
     """
     base = {**START, **checkpoint.card.get("sampling", {}).get("uncertainty", {})}
-    for name in ("samples", "by_contrast"):
-        base.pop(name, None)
+    base.pop("samples", None)
     if choose and "prior_std" not in grid:
         base |= prior_fit(network_errors(checkpoint, slices))
     cases = [Undersampled(full, Condition("regular", acceleration, CALIBRATION_LINES), CPU) for full in slices]
@@ -58,13 +58,17 @@ def calibrate(
     return {"samples": samples, **min(rows, key=lambda row: row[0])[1]}
 
 
-def with_chosen(sampling: dict, chosen: dict, contrast: str | None) -> dict:
-    """The card's settings of the uncertainty mode, with those chosen for every contrast, or for one: what differs."""
-    if contrast is None or "uncertainty" not in sampling:
-        return chosen
-    common = sampling["uncertainty"]
+def with_chosen(sampling: dict, chosen: dict, contrast: str | None, acceleration: int) -> dict:
+    """The card's `sampling` with the settings chosen for the uncertainty mode: of all scans, or what differs from those
+    for one contrast at R."""
+    if contrast is None or UNCERTAINTY not in sampling:
+        return {**sampling, UNCERTAINTY: chosen}
+    common = sampling[UNCERTAINTY]
     own = {name: value for name, value in chosen.items() if name != "samples" and common.get(name) != value}
-    return {**common, "by_contrast": {**common.get("by_contrast", {}), contrast: own}}
+    entry = {"sampler": UNCERTAINTY, "contrast": contrast, "R": acceleration, "settings": own}
+    place = itemgetter("sampler", "contrast", "R")
+    others = [old for old in sampling.get("by_contrast_R", []) if place(old) != place(entry)]
+    return {**sampling, "by_contrast_R": [*others, entry]}
 
 
 def _ratio(checkpoint: Checkpoint, cases: list[Undersampled], settings: dict, samples: int) -> float:

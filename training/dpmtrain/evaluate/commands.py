@@ -176,7 +176,7 @@ def add_calibrate(commands) -> None:
     parser.add_argument("--slices", type=int, default=3, help="of each scan")
     parser.add_argument("--subjects", nargs="*", default=[], metavar="NAME", help="report on these, choose nothing")
     parser.add_argument(
-        "--write", action="store_true", help="put the best into the card of --model, of one contrast beside the rest"
+        "--write", action="store_true", help="put the best into the card of --model, of one contrast for its R"
     )
     parser.set_defaults(run=_calibrate)
 
@@ -202,7 +202,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     if args.write:
         sampling = checkpoint.card.get("sampling", {})
         alone = names[0] if len(names) == 1 else None
-        write_card(args.model, sampling={**sampling, "uncertainty": with_chosen(sampling, chosen, alone)})
+        write_card(args.model, sampling=with_chosen(sampling, chosen, alone, args.acceleration))
         print(f"written to the card of {args.model}")
     return 0
 
