@@ -23,14 +23,16 @@ from .volumes import central_box, fills_its_lattice, on_matrix, volume_completen
 NO_NOISE = (
     "no noise measurement came: the noise is estimated from k-space, without whitening (--noise names a file with one)"
 )
+# Samples of one channel that share its largest value: a receiver that was driven beyond its range
+CLIPPED = 4
 
 
 @dataclass(frozen=True)
 class Settled:
-    """lines: those that are used, of the channels that are; acquired: (rows,) or (partitions, rows) bool, on the encoded
-    matrix; limits: of partitions and of lines; acceleration, n_needed: R, and lines that it asks for; grid: samples of
-    a full readout; calibration: of an acquisition of its own, None where the image's own lines calibrate it; block:
-    partitions (of a slice 0 alone) and rows of the calibration, None without one; remarks: see `Slice`."""
+    """lines: those that are used, of the channels that are; acquired: (rows,) or (partitions, rows) bool, on the
+    encoded matrix; limits: of partitions and of lines; acceleration, n_needed: R, and lines that it asks for; grid:
+    samples of a full readout; calibration: of an acquisition of its own, None where the image's own lines calibrate it;
+    block: partitions (of a slice 0 alone) and rows of the calibration, None without one; remarks: see `Slice`."""
 
     lines: Lines
     acquired: np.ndarray
@@ -99,6 +101,7 @@ class Settler:
         check_repeats(lines, self._noise_energy(lines), self.repeats)
         grid = self.readout_grid(lines.layout)
         self.note_noise(lines)
+        remarks += _clipping(lines)
         block = None
         if calibration is not None:
             calibration = self._checked(calibration, lines)
@@ -196,3 +199,26 @@ def _check(lines: Lines, kind: str) -> None:
     for number, data in lines.sums.items():
         if not np.isfinite(data).all():
             raise LostError(f"{kind}{line_name(number)} holds NaN or infinite values")
+
+
+def _clipping(lines: Lines) -> list[str]:
+    """What is said of channels whose largest real or imaginary part comes again and again."""
+    largest = {number: _parts(data).max(1) for number, data in lines.sums.items()}
+    top = np.max(list(largest.values()), 0)
+    counts = np.zeros(len(top), int)
+    for number, own in largest.items():
+        if np.any(own == top):
+            counts += (_parts(lines.sums[number]) == top[:, None]).sum(1)
+    clipped = np.flatnonzero((counts >= CLIPPED) & (top > 0))
+    if not len(clipped):
+        return []
+    told = ", ".join(str(lines.numbers[place]) for place in clipped)
+    return [
+        f"channel {told} is clipped: {counts[clipped].max()} of its samples share the largest value, so that what was "
+        "louder is lost; lower the receiver's gain and acquire the scan again"
+    ]
+
+
+def _parts(data: np.ndarray) -> np.ndarray:
+    """(n_coils, 2 n_samples): magnitudes of real and imaginary parts."""
+    return np.abs(np.ascontiguousarray(data).view(np.float32))
