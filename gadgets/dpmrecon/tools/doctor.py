@@ -74,7 +74,7 @@ def doctor(scan: str | Path, options: Options = Options(), *, page: bool = False
     except DpmreconError as error:
         found.verdict, found.exit_code = REFUSED, 2
         # the file's name may be the patient's
-        found.reasons = [str(error).replace(str(path), "the file"), *found.reasons]
+        found.reasons = [str(error).replace(f"{path}: ", "").replace(str(path), "the file"), *found.reasons]
     return found
 
 
@@ -398,7 +398,10 @@ def foreign(path: Path) -> str | None:
                 head = file.read(4096)
         except (OSError, EOFError) as error:
             raise BadInputError(f"{path} is a damaged gzip file ({error}): copy it again") from error
-    what = _image_file(path) if head.startswith(b"\x89HDF\r\n\x1a\n") else _kind(path, head)
+    hdf5 = head.startswith(b"\x89HDF\r\n\x1a\n")
+    if hdf5 and packed:
+        return "it is an HDF5 file packed with gzip: unpack it first (gunzip)"
+    what = _image_file(path) if hdf5 else _kind(path, head)
     if what is None:
         return None
     return f"it is {what}{', packed with gzip' if packed else ''}: an ISMRMRD file with raw acquisitions is needed"
