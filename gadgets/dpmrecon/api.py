@@ -65,7 +65,10 @@ class Result:
     remarks : tuple of str
         What to know before the image is used, such as samples that were left out.
     trusted : bool
-        False where the image, the conventional one too, contradicts its data beyond use.
+        False where the image, the conventional one too, contradicts its data beyond use, or is far from what sound
+        scans of its contrast give.
+    verdict : str
+        trusted, or "caution: " or "not trusted: " with the first reason.
     """
 
     image: Any
@@ -78,6 +81,7 @@ class Result:
     missing: str | None = None
     remarks: tuple[str, ...] = ()
     trusted: bool = True
+    verdict: str = "trusted"
 
 
 def load_model(model: str | PathLike | None = None, device: str | None = None) -> Checkpoint:
@@ -494,6 +498,7 @@ def _result(item: Reconstruction, like: Any, placed: Any = lambda image: image) 
         item.key,
         remarks=item.remarks,
         trusted=item.trusted,
+        verdict=item.verdict,
     )
 
 

@@ -1,66 +1,128 @@
-"""How well prior and data agree, told without a truth: numbers of one slice that sound scans have in a narrow range.
+"""How well prior and data agree, told without a truth: numbers of a slice that sound scans have in a narrow range.
 
-`denoised`: how far the denoiser moves the image once noise of some sigma is added, over sigma. It grows with the detail
-of what the image shows; a head has as much of it as the prior has learnt. `held back`: the share of the signal of some
-acquired lines that an image made without them misses, where a short run of the prior starts from CG-SENSE of the
-others; what has moved, or does not fit the prior, is not foretold.
+Some acquired lines are held back, and a short run of the prior, from CG-SENSE of the others on, foretells them. `held
+back`: the share of their signal that it misses; what has moved, or does not fit the prior, is not foretold. `denoised`:
+how far the denoiser moves that image once noise of some sigma is added, over sigma: it grows with the detail of what
+the image shows, and a head has as much of it as the prior has learnt. The image of the scan itself is not asked, so
+that its sampler, mode and number of samples do not matter.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from ..errors import CheckpointError
 from ..physics.cg_sense import cg_sense
 from ..physics.forward import ForwardModel
 from ..prior.problem import NoiseSource, Problem
 from ..prior.samplers.diffusion import Prior, SamplerSettings, sample_prox
-from .types import MappedSlice
+from .types import Agreement, MappedSlice
 
 SIGMAS = (0.05, 0.1, 0.2, 0.4)  # of the noise that is added, over the scale
 SHARE = 4  # one acquired line in so many is held back
 NEAR = 4  # lines on either side of the centre that never are: nothing foretells the scale
+ANY = "any"  # of the card, for scans of no known contrast
+BEYOND = 1.25  # times what was measured
 SHORT = SamplerSettings(
     steps=4, sigma_max=0.3, sigma_min=0.03, eta=1.0, noise_scale=0.4, cg_steps=6, noise_factor=0.75, turns=True
 )
-NAMES = ("held back", *(f"denoised at {sigma:g}" for sigma in SIGMAS))
+HELD_BACK = "held back"
+NAMES = (HELD_BACK, *(f"denoised at {sigma:g}" for sigma in SIGMAS))
 
 
 @torch.no_grad()
-def agreement(mapped: MappedSlice, sample: torch.Tensor, prior: Prior, seed: int) -> dict[str, float]:
+def agreement(mapped: MappedSlice, prior: Prior, seed: int = 0) -> dict[str, float]:
     """Natural logarithms of the numbers, by NAMES; none for volumes, for heads that fold, and for shots with a mask
-    each. sample: (rows, cols) at scale 1."""
-    if type(mapped.model) is not ForwardModel or mapped.model.mask.ndim != 2:
+    each. seed: of the lines that are held back, and of the noise."""
+    mask, maps = mapped.model.mask, mapped.model.coil_maps
+    if type(mapped.model) is not ForwardModel or mask.ndim != 2:
         return {}
-    device = sample.device
-    noise, levels = NoiseSource([seed], device), torch.tensor(SIGMAS, device=device)
-    added = torch.cat([noise.draw(*sample.shape) for _ in SIGMAS])
-    moved = prior(sample + levels[:, None, None] * added, levels) - sample
-    inside = mapped.model.support
-    square = torch.view_as_real(moved).square().sum(-1) * inside
-    rms = (square.sum((1, 2)) / (2 * inside.sum().clamp_min(1))).sqrt() / levels
-    return dict(zip(NAMES, [_held_back(mapped, prior, seed), *rms.clamp_min(1e-9).log().tolist()]))
-
-
-def _held_back(mapped: MappedSlice, prior: Prior, seed: int) -> float:
-    """Logarithm of the share of the signal of acquired rows that the others, and the prior, do not foretell."""
-    mask = mapped.model.mask
+    device, noise = mask.device, NoiseSource([seed], mask.device)
     rows = torch.nonzero(mask.amax(1)).flatten().tolist()
     outer = [row for row in rows if abs(row - len(mask) // 2) > NEAR]
-    held = np.random.default_rng(seed).permutation(outer)[: max(1, len(outer) // SHARE)]
+    held = np.random.default_rng(seed).permutation(outer)[: max(1, len(outer) // SHARE)].tolist()
     away = torch.zeros_like(mask)
-    away[held.tolist()] = mask[held.tolist()]
-    kept, left_out = (ForwardModel(mapped.model.coil_maps, part) for part in (mask - away, away))
+    away[held] = mask[held]
+    kept, left_out = ForwardModel(maps, mask - away), ForwardModel(maps, away)
     kspace, sigma_n = mapped.data.kspace / mapped.scale, mapped.data.sigma_n / mapped.scale
     zero_filled = kept.adjoint(kspace)
     start = cg_sense(kept, zero_filled, sigma_n, 1.0)
-    levels = torch.tensor([sigma_n], device=kspace.device)
-    problem = Problem(kept, kspace[None], zero_filled[None], levels, start[None])
-    image = sample_prox(problem, prior, SHORT, NoiseSource([seed + 1], kspace.device))[0]
+    problem = Problem(kept, kspace[None], zero_filled[None], torch.tensor([sigma_n], device=device), start[None])
+    image = sample_prox(problem, prior, SHORT, noise)[0]
     count = 2 * float(away.sum()) * len(kspace)
     missed, signal = (
         float(torch.view_as_real(values).square().sum()) / (count * sigma_n**2) - 1
         for values in (left_out.forward(image) - kspace * away, kspace * away)
     )
     least = 2 / math.sqrt(count / 2)  # noise hides what is smaller
-    return math.log(max(missed, least) / max(signal, least))
+    unforetold = math.log(max(missed, least) / max(signal, least))
+    return dict(zip(NAMES, [unforetold, *_denoised(image, mapped.model.support, prior, noise)]))
+
+
+def _denoised(image: torch.Tensor, support: torch.Tensor, prior: Prior, noise: NoiseSource) -> list[float]:
+    levels = torch.tensor(SIGMAS, device=image.device)
+    added = torch.cat([noise.draw(*image.shape) for _ in SIGMAS])
+    moved = prior(image + levels[:, None, None] * added, levels) - image
+    square = torch.view_as_real(moved).square().sum(-1) * support
+    rms = (square.sum((1, 2)) / (2 * support.sum().clamp_min(1))).sqrt() / levels
+    return rms.clamp_min(1e-9).log().tolist()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What sound scans of a contrast have, as `dpmtrain gate` measured it; it travels in the model's card.
+
+    expected: by name, coefficients of `covariates`; precision: (n, n), inverse covariance of what is left, in the order
+    of the names; largest: distance that few sound scans exceed; sigma_n: of the noise over the scale, lowest and
+    highest; R: likewise.
+    """
+
+    expected: dict[str, list[float]]
+    precision: np.ndarray
+    largest: float
+    sigma_n: tuple[float, float]
+    R: tuple[float, float]
+
+    @classmethod
+    def of(cls, card: dict, contrast: str | None) -> "Limits | None":
+        """From a model's card; None where it has none. Raises CheckpointError for an entry that lacks something."""
+        gate = card.get("gate")
+        if gate is None:
+            return None
+        try:
+            contrasts = gate["contrasts"]
+            own = contrasts.get(contrast or ANY, contrasts[ANY])
+            lowest, highest = gate["sigma_n"]
+            return cls(own["expected"], np.array(own["precision"]), own["largest"], (lowest, highest), tuple(gate["R"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"model card: the entry gate is not usable ({error!r}): get the card again, or let `dpmtrain gate` "
+                "measure"
+            ) from error
+
+    def judge(self, values: dict[str, float], mapped: MappedSlice) -> Agreement:
+        """The distance of a slice's numbers from those of sound scans."""
+        sigma_n, fold = mapped.data.sigma_n / mapped.scale, mapped.data.acceleration
+        known = covariates(
+            min(max(sigma_n, self.sigma_n[0]), self.sigma_n[1]), min(max(fold, self.R[0]), self.R[1]), mapped
+        )
+        apart = np.array([values[name] - float(np.dot(known, own)) for name, own in self.expected.items()])
+        distance = math.sqrt(float(apart @ self.precision @ apart)) / self.largest
+        deviations = apart / np.sqrt(np.linalg.inv(self.precision).diagonal())
+        beyond = None
+        if sigma_n > BEYOND * self.sigma_n[1]:
+            beyond = (
+                f"its noise is {sigma_n:.2g} of the bright parts, and scans of up to {self.sigma_n[1]:.2g} are known: "
+                "small detail may be lost or the prior's; average more, or acquire larger voxels"
+            )
+        elif fold > BEYOND * self.R[1]:
+            beyond = f"R = {fold:g} is more than the {self.R[1]:g} that the gate knows: acquire more lines"
+        return Agreement(values, dict(zip(self.expected, deviations.tolist())), distance, beyond)
+
+
+def covariates(sigma_n: float, acceleration: float, mapped: MappedSlice) -> list[float]:
+    """What the numbers of a sound scan depend on: noise over the scale, R, and pixels of the head."""
+    noise, pixels = math.log(max(sigma_n, 1e-6)), math.log(max(1.0, float(mapped.model.support.sum())))
+    return [1.0, noise, noise**2, math.log(acceleration), pixels]

@@ -67,6 +67,7 @@ def sampling_of(
         mode=options.mode,
         source=source,
         keep_samples=keep_samples,
+        gate=options.gate,
     )
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import ismrmrd
 import numpy as np
 import torch
-from dpmrecon.contrasts import label_of
+from dpmrecon.contrasts import CONTRAST_LABELS, label_of
 from dpmrecon.data import LostSlice, Slice
 from dpmrecon.mrd.collect import slices
 from dpmrecon.physics.fourier import crop_or_pad, to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.tools.simulated_file import header_of
-from dpmrecon.tools.simulated_slice import coil_maps
+from dpmrecon.tools.simulated_slice import coil_maps, simulated_kspace
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from ..data.dataset import random_phase
@@ -27,11 +27,13 @@ from ..data.labelmaps import SEQUENCES, simulated_slices
 from .validation import MATRIX, N_COILS, PIXEL_MM, at_pixel_size
 
 CALIBRATION, NOISE_LINES = 24, 64
-# subjects whose slices set the limits, and those that they are judged on. Of the former only patient09 was not trained
-# on; of the latter the test patient, and the label map that is held out
-SETTING = ("patient01", "patient03", "patient04", "patient09", "training_seg_03", "training_seg_05")
-JUDGING = ("patient12", "training_seg_02")
+# Subjects whose slices set the limits, and those that they are judged on. Of the former patient09 alone was not trained
+# on; of the latter neither the test patient was, nor the label map that is held out. The phantom is `simulate`'s
+SETTING = ("patient01", "patient03", "patient04", "patient09", "training_seg_03", "training_seg_05", "phantom")
+PHANTOM, LABELS = "phantom", ("flair", "t1", "t2", "dwi")
+JUDGING = ("patient12", "training_seg_02", "phantom")
 LOWEST, HIGHEST = 0.35, 0.8  # of a volume, that slices are taken from
+COARSER = (1.0, 1.0, 0.75, 0.5)  # of a slice's matrix, in turn
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,37 @@ class Case:
 
 
 def heads(images: Path, subjects: tuple[str, ...], count: int, seed: int) -> Iterator[Head]:
-    """About `count` of each subject, of its volumes or contrasts in turn, none twice."""
+    """About `count` of each subject, of its volumes or contrasts in turn, none twice, at pixels of several sizes."""
     for subject in subjects:
-        volumes = sorted((images / "open_ms" / subject).glob("*.nii.gz"))
-        for path in volumes:
-            volume, name = axial(path), path.name.split(".")[0]
-            places = np.linspace(LOWEST * len(volume), HIGHEST * len(volume), -(-count // len(volumes)) + 1)[:-1]
-            for number in dict.fromkeys(places.astype(int).tolist()):
-                image = at_pixel_size(volume[number], pixel_size(path), PIXEL_MM, MATRIX)
-                yield Head(f"{subject}/{name}", str(label_of(name)), image)
-        path = images / f"synthseg_labels/{subject}.nii.gz"
-        for name, sequence in SEQUENCES.items() if path.is_file() else ():
-            found = simulated_slices(path, name, -(-count // len(SEQUENCES)), seed)
-            top = max(0, (found.shape[1] - 180) // 2)
-            for image in found[:, top : top + 180, : found.shape[2] // 2 * 2]:
-                yield Head(f"{subject}/{name}", sequence.contrast, torch.from_numpy(image.copy()))
+        for number, head in enumerate(_heads(images, subject, count, seed)):
+            factor = COARSER[(number + seed) % len(COARSER)]
+            shape = tuple(round(factor * size) for size in head.image.shape)
+            coarse = at_pixel_size(head.image.numpy(), 1.0, 1 / factor, (shape[0], shape[1]))
+            yield Head(head.subject, head.contrast, coarse)
+
+
+def _heads(images: Path, subject: str, count: int, seed: int) -> Iterator[Head]:
+    volumes = sorted((images / "open_ms" / subject).glob("*.nii.gz"))
+    for path in volumes:
+        volume, name = axial(path), path.name.split(".")[0]
+        places = np.linspace(LOWEST * len(volume), HIGHEST * len(volume), -(-count // len(volumes)) + 1)[:-1]
+        for number in dict.fromkeys(places.astype(int).tolist()):
+            image = at_pixel_size(volume[number], pixel_size(path), PIXEL_MM, MATRIX)
+            yield Head(f"{subject}/{name}", str(label_of(name)), image)
+    path = images / f"synthseg_labels/{subject}.nii.gz"
+    for name, sequence in SEQUENCES.items() if path.is_file() else ():
+        found = simulated_slices(path, name, -(-count // len(SEQUENCES)), seed)
+        top = max(0, (found.shape[1] - 180) // 2)
+        for image in found[:, top : top + 180, : found.shape[2] // 2 * 2]:
+            yield Head(f"{subject}/{name}", sequence.contrast, torch.from_numpy(image.copy()))
+    if subject == PHANTOM:
+        for number in range(count):
+            contrast = LABELS[number % len(LABELS)]
+            settings = SimulationSettings(
+                matrix=(192, 192), n_coils=4, n_slices=1, acceleration=1, contrast=contrast, subject=100 * seed + number
+            )
+            truth = np.abs(simulated_kspace(settings)[1]).astype(np.float32)
+            yield Head(f"{PHANTOM}/{contrast}", contrast, torch.from_numpy(truth))
 
 
 # ---- what is done to the image
@@ -283,7 +301,7 @@ def wrap_one_map(case: Case) -> None:
 
 
 def other_label(case: Case) -> None:
-    others = [name for name in ("flair", "t1", "t2", "dwi", "swi") if name != case.label]
+    others = [name for name in CONTRAST_LABELS if name != case.label]
     case.label = str(case.rng.choice(others))
 
 
