@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     _add_serve(commands)
     _add_estimate(commands)
     _add_doctor(commands)
+    _add_audit(commands)
     args = parser.parse_args(arguments)
     args.started = started
     try:
@@ -302,6 +303,29 @@ def _doctor(args: argparse.Namespace) -> int:
         write(found, args.page)
     print(json.dumps(found.as_json(), indent=1) if args.json else found.text())
     return found.exit_code
+
+
+def _add_audit(commands) -> None:
+    parser = add_command(
+        commands,
+        "audit",
+        "Fallbacks, cautions, residuals and seconds of the audit lines by protocol and week",
+        "dpmrecon audit audit.jsonl",
+    )
+    parser.add_argument("logs", type=Path, nargs="+", metavar="FILE", help="of --audit; what it put aside is read too")
+    parser.add_argument("--json", action="store_true", help="as JSON instead of a table")
+    parser.set_defaults(run=_audit)
+
+
+def _audit(args: argparse.Namespace) -> int:
+    import json
+
+    from .hosts.audit_summary import drifts, told, weeks_of
+
+    weeks = weeks_of(args.logs)
+    found = {"weeks": [week.as_json() for week in weeks], "drift": drifts(weeks)}
+    print(json.dumps(found, indent=1) if args.json else told(weeks))
+    return 0
 
 
 def _add_serve(commands) -> None:

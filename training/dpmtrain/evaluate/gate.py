@@ -145,8 +145,8 @@ def row_of(checkpoint: Checkpoint, head: Head, kind: str, rng: np.random.Generat
     mapped = _mapped(case, device)
     known = (kind, head.subject, head.contrast, acceleration, sigma, f"{rows}x{cols}")
     if isinstance(mapped, LostSlice):
-        nothing = [math.nan] * 6
-        return Row(*known, *nothing, SAID, math.nan, SAID, math.nan, "lost", mapped.reason)
+        no = math.nan
+        return Row(*known, no, no, no, no, no, no, SAID, no, SAID, no, "lost", mapped.reason)
     item = _reconstructed(checkpoint, mapped, case.label, acceleration)
     assert item.draws is not None
     measured = over(item)
