@@ -75,10 +75,11 @@ def slices(
 
 @dataclasses.dataclass(frozen=True)
 class SettledSlice:
-    """What the lines of a slice, or of a volume, are; without torch."""
+    """What the lines of a slice, or of a volume, are; without torch. levels: of its channels, see `Settler.levels`."""
 
     key: SliceKey
     found: Settled
+    levels: np.ndarray
 
 
 def settled(
@@ -102,7 +103,8 @@ class _Looker(Settler):
 
     def made(self, key: SliceKey, image: Lines, calibration: Lines | None) -> SettledSlice | LostSlice:
         try:
-            return SettledSlice(key, self.settled(key, image, calibration))
+            found = self.settled(key, image, calibration)
+            return SettledSlice(key, found, self.levels(found.lines, found.limits))
         except LostError as lost:
             return LostSlice(key, str(lost))
 

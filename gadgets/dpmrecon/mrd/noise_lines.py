@@ -59,6 +59,13 @@ class NoiseLines:
         energies = [_ratio(own, dwell) * float(np.square(np.abs(data)).sum(0).mean()) for own, data in lines]
         return float(np.mean(energies))
 
+    def powers(self, numbers: tuple[int, ...], dwell: float) -> np.ndarray:
+        """(n_coils,) mean |n|^2 of a sample of image lines of this dwell time; ones where it is not measured."""
+        lines = self.fitting(numbers)
+        if not lines:
+            return np.ones(len(numbers))
+        return np.mean([_ratio(own, dwell) * np.square(np.abs(data)).mean(1) for own, data in lines], 0)
+
     def covariance(self, numbers: tuple[int, ...]) -> np.ndarray | None:
         """(n_coils, n_coils) complex128 of these channels; None where it is not measured. Raises BadInputError."""
         lines = self.fitting(numbers)

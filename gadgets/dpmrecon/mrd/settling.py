@@ -25,6 +25,10 @@ NO_NOISE = (
 )
 # Samples of one channel that share its largest value: a receiver that was driven beyond its range
 CLIPPED = 4
+BESIDE = 0.1  # of it, by which the other parts of these samples differ at least
+# Samples on either side of the k-space centre, where every channel that sees the head is loud, and how many times the
+# energy of noise a channel has there at most that sees none: 1.2 by chance
+CENTRE, NOISE_ALONE = 4, 2.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class Settler:
         grid = self.readout_grid(lines.layout)
         self.note_noise(lines)
         remarks += _clipping(lines)
+        remarks += self._blind(lines, limits)
         block = None
         if calibration is not None:
             calibration = self._checked(calibration, lines)
@@ -110,6 +115,30 @@ class Settler:
             calibration, block = None, self._block(acquired)
         acquired = acquired if self.partitions > 1 else acquired[0]
         return Settled(lines, acquired, limits, factor, needed, grid, calibration, block, tuple(remarks))
+
+    def levels(self, lines: Lines, limits: tuple[Limits, Limits]) -> np.ndarray:
+        """(n_coils,): energy of a sample in the centre of k-space, over that of the noise where it is measured; empty
+        where no line is there."""
+        assert lines.layout is not None and lines.header is not None
+        apart = places_of(lines.sums) - np.array([limit.center for limit in limits])
+        near = [number for number, place in zip(lines.sums, apart) if np.abs(place).max() <= CENTRE]
+        columns = slice(max(0, lines.layout.center - CENTRE), lines.layout.center + CENTRE + 1)
+        if not near:
+            return np.zeros(0)
+        found = [np.square(np.abs(lines.sums[n][:, columns] / lines.counts[n])).mean(1) for n in near]
+        return np.mean(found, 0) / self.noise.powers(lines.numbers, lines.header.sample_time_us)
+
+    def _blind(self, lines: Lines, limits: tuple[Limits, Limits]) -> list[str]:
+        """What is said of channels that hold noise alone."""
+        if not self.noise.fitting(lines.numbers):
+            return []
+        blind = np.flatnonzero(self.levels(lines, limits) < NOISE_ALONE)
+        if not len(blind):
+            return []
+        if len(blind) == len(lines.numbers):
+            return ["every channel holds noise alone: see whether the coil was connected and the pulses were sent"]
+        told = ", ".join(str(lines.numbers[place]) for place in blind)
+        return [f"channel {told} holds noise alone: have the coil looked at, or leave it out (--coils)"]
 
     def _complete(
         self, lines: Lines, acquired: np.ndarray, limits: tuple[Limits, Limits], announced: int | None
@@ -202,14 +231,19 @@ def _check(lines: Lines, kind: str) -> None:
 
 
 def _clipping(lines: Lines) -> list[str]:
-    """What is said of channels whose largest real or imaginary part comes again and again."""
-    largest = {number: _parts(data).max(1) for number, data in lines.sums.items()}
+    """What is said of channels whose largest real or imaginary part comes again and again, beside other parts of all
+    sizes: a point's k-space, whose magnitude is the same everywhere, has one size beside it."""
+    largest = {number: _parts(data).max((1, 2)) for number, data in lines.sums.items()}
     top = np.max(list(largest.values()), 0)
-    counts = np.zeros(len(top), int)
+    counts, least, most = np.zeros(len(top), int), np.full(len(top), np.inf), np.zeros(len(top))
     for number, own in largest.items():
         if np.any(own == top):
-            counts += (_parts(lines.sums[number]) == top[:, None]).sum(1)
-    clipped = np.flatnonzero((counts >= CLIPPED) & (top > 0))
+            parts = _parts(lines.sums[number])
+            at = parts == top[:, None, None]
+            counts += at.sum((1, 2))
+            least = np.minimum(least, np.where(at.any(2), parts.min(2), np.inf).min(1))
+            most = np.maximum(most, np.where(at.any(2), parts.min(2), 0).max(1))
+    clipped = np.flatnonzero((counts >= CLIPPED) & (most - least > BESIDE * top))
     if not len(clipped):
         return []
     told = ", ".join(str(lines.numbers[place]) for place in clipped)
@@ -220,5 +254,5 @@ def _clipping(lines: Lines) -> list[str]:
 
 
 def _parts(data: np.ndarray) -> np.ndarray:
-    """(n_coils, 2 n_samples): magnitudes of real and imaginary parts."""
-    return np.abs(np.ascontiguousarray(data).view(np.float32))
+    """(n_coils, n_samples, 2): magnitudes of real and imaginary parts."""
+    return np.abs(np.ascontiguousarray(data)[..., None].view(np.float32))

@@ -30,8 +30,6 @@ from .diagnosis import REFUSED, SUPPORTED, Diagnosis
 
 ENOUGH_CALIBRATION = 16  # lines; fewer give coil maps that explain the data less well
 COILS_PER_R = 1.5  # fewer coils for each fold leave CG-SENSE, and the prior, little to go on
-NOISE_ALONE = 2.0  # times the noise's energy, in the centre of k-space: a channel that sees no head
-CENTRE = 4  # samples on either side of k-space's centre, where every coil that sees the head is loud
 FAINT_DB = 10.0  # of the loudest channel there over its noise, below which a scan is very noisy
 WIDE, HIGH = 64, 20  # characters of a drawn pattern
 
@@ -95,7 +93,7 @@ def _look(scan: Scan, options: Options, found: Diagnosis) -> None:
             if isinstance(item, LostSlice):
                 lost.append(item)
             else:
-                looks.append(_Look.of(item, noise, header))
+                looks.append(_Look.of(item, header))
     finally:
         kinds = dict(scan.log.kinds)
         found.holds = {"lines": kinds, "flags": dict(scan.log.flags), "channels": scan.n_coils}
@@ -143,7 +141,7 @@ class _Look:
     remarks: tuple[str, ...]
 
     @classmethod
-    def of(cls, item: SettledSlice, noise: NoiseLines, header: Header) -> "_Look":
+    def of(cls, item: SettledSlice, header: Header) -> "_Look":
         found, lines = item.found, item.found.lines
         assert lines.header is not None
         rows = encoded_grid(header)[0]
@@ -164,31 +162,10 @@ class _Look:
             block=block,
             separate=found.calibration is not None,
             numbers=lines.numbers,
-            levels=_levels(found, noise),
+            levels=item.levels.tolist(),
             dwell=lines.header.sample_time_us,
             remarks=found.remarks,
         )
-
-
-def _levels(found, noise: NoiseLines) -> list[float]:
-    from ..mrd.lines import places_of
-
-    lines = found.calibration or found.lines
-    places = places_of(lines.sums) - np.array([limit.center for limit in found.limits])
-    near = [number for number, place in zip(lines.sums, places) if np.abs(place).max() <= CENTRE]
-    assert lines.layout is not None
-    columns = slice(max(0, lines.layout.center - CENTRE), lines.layout.center + CENTRE + 1)
-    if not near:
-        return []
-    energy = np.mean([np.square(np.abs(lines.sums[number][:, columns])).mean(1) for number in near], 0)
-    measured = noise.fitting(lines.numbers)
-    if measured:
-        dwell = lines.header.sample_time_us
-        energy = energy / np.mean(
-            [np.square(np.abs(data)).mean(1) * (own / dwell if own > 0 and dwell > 0 else 1) for own, data in measured],
-            0,
-        )
-    return energy.tolist()
 
 
 def _verdict(looks: list[_Look], lost: list[LostSlice], found: Diagnosis) -> None:
@@ -371,15 +348,10 @@ def _advise(looks: list[_Look], header: Header, options: Options, found: Diagnos
     n_coils, fold = len(first.numbers), first.acceleration
     if fold > 1 and n_coils < COILS_PER_R * fold:
         advice.append(f"R = {fold} with {n_coils} coils leaves much to the prior: use more coils or a lower R")
-    if found.noise.get("measured") and first.levels:
-        alone = [number for number, level in zip(first.numbers, first.levels) if level < NOISE_ALONE]
-        if alone and len(alone) < n_coils:
-            which = ", ".join(map(str, alone))
-            advice.append(f"channel {which} holds noise alone: have the coil looked at, or leave it out (--coils)")
-        if 10 * math.log10(max(*first.levels, 1e-6)) < FAINT_DB:
-            advice.append("the scan is very noisy: more averages or larger voxels show more than any prior can")
-    if re.search("dead", " ".join(found.repairs)):
-        advice.append("have the coil with the dead channel looked at")
+    if found.noise.get("measured") and first.levels and 10 * math.log10(max(*first.levels, 1e-6)) < FAINT_DB:
+        advice.append("the scan is very noisy: more averages or larger voxels show more than any prior can")
+    if re.search("is dead and left out|holds noise alone", " ".join(found.repairs)):
+        advice.append("have the coil looked at: a channel of it is dead, or sees nothing")
 
 
 def foreign(path: Path) -> str | None:
