@@ -70,16 +70,16 @@ def _map_error(mapped: MappedSlice) -> float:
 
 
 def over(item: Reconstruction) -> dict[str, float]:
-    """What the checks measure, by name, over the value from which on each speaks."""
+    """What the checks measure, by name: about 0 in a sound scan, 1 from where each speaks on."""
     found = {} if item.agreement is None else {"agreement": item.agreement.distance}
     if item.misfit is None or not math.isfinite(item.residual):
         return found
     channels = item.misfit.by_channel / expected_by_part(item.mapped)[1]
     return {
         **found,
-        "residual": item.residual / (REMARKED * expected_residual(item.mapped)),
-        "rows": float(rows_over(item).max()),
-        "channels": float(channels.max()) / CHANNEL,
+        "residual": (item.residual / expected_residual(item.mapped) - 1) / (REMARKED - 1),
+        "rows": (float(rows_over(item).max()) - 1 / ROW) / (1 - 1 / ROW),
+        "channels": (float(channels.max()) - 1) / (CHANNEL - 1),
     }
 
 

@@ -22,11 +22,12 @@ from ..options import Options
 from ..output.images_file import Outputs
 from ..prior.checkpoint import Checkpoint
 from ..recon import plan
+from ..recon.agreement import Limits, agreement
 from ..recon.deadline import Deadline
-from ..recon.gate import expected_residual
+from ..recon.gate import expected_residual, unfamiliar
 from ..recon.prepare import with_maps
 from ..recon.stream import try_out
-from ..recon.types import MappedSlice
+from ..recon.types import MappedSlice, Reconstruction
 from ..results import Wanted
 from .diagnosis import FALLBACK, Diagnosis, told
 from .estimate import memory_peak
@@ -56,9 +57,23 @@ def examine(scan: Scan, options: Options, found: Diagnosis) -> None:
         "residual expected of a sound scan": expected,
         "seconds": sum(mapped.seconds.values()),
     }
+    _ask(mapped, checkpoint, plan.contrast_of(options, checkpoint, scan.header), found)
     found.repairs += [remark for remark in mapped.data.remarks if remark not in found.repairs]
     found.pictures = _pictures(mapped, found)
     _tell_cost(scan, mapped, options, checkpoint, start, found)
+
+
+def _ask(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None, found: Diagnosis) -> None:
+    """Whether prior and data agree, as the gate will ask."""
+    limits = Limits.of(checkpoint.card, contrast)
+    values = agreement(mapped, checkpoint.denoiser.of_contrast(contrast)) if limits else {}
+    if limits is None or not values:
+        return
+    agreed = limits.judge(values, mapped)
+    found.maps["distance from sound scans (1: few are farther)"] = agreed.distance
+    verdict = unfamiliar(Reconstruction(mapped, mapped.conventional, None, None, 1.0, agreement=agreed))
+    if verdict is not None:
+        found.repairs.append(verdict.text)
 
 
 def _middle(scan: Scan, options: Options) -> Slice | None:
