@@ -20,7 +20,7 @@ from ..prior.problem import NoiseSource, Problem
 from ..prior.samplers.diffusion import Prior, SamplerSettings, sample_prox
 from .types import Agreement, MappedSlice
 
-SIGMAS = (0.05, 0.1, 0.2, 0.4)  # of the noise that is added, over the scale
+SIGMAS = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0)  # of the noise that is added, over the scale
 SHARE = 4  # one acquired line in so many is held back
 NEAR = 4  # lines on either side of the centre that never are: nothing foretells the scale
 ANY = "any"  # of the card, for scans of no known contrast
@@ -123,6 +123,8 @@ class Limits:
 
 
 def covariates(sigma_n: float, acceleration: float, mapped: MappedSlice) -> list[float]:
-    """What the numbers of a sound scan depend on: noise over the scale, R, and pixels of the head."""
+    """What the numbers of a sound scan depend on: 1, the logarithms of noise over the scale, of R and of the pixels of
+    the head, the noise's square, and its products with the others."""
     noise, pixels = math.log(max(sigma_n, 1e-6)), math.log(max(1.0, float(mapped.model.support.sum())))
-    return [1.0, noise, noise**2, math.log(acceleration), pixels]
+    fold = math.log(acceleration)
+    return [1.0, noise, fold, pixels, noise**2, noise * fold, noise * pixels]

@@ -31,7 +31,7 @@ from .residuals import nrmse
 
 R, SIGMA_N = (1, 2, 3, 4, 6, 8), (0.004, 0.06)  # that the limits are measured for; sigma_n over the scale
 FALSE_ALARMS = 0.01  # share of the sound slices of either group that the largest distance leaves above it
-RIDGE = 1e-3  # of the variance of each number
+RIDGE, FOLDS = 1e-2, 10  # of the variance of each number; of cross-validation
 SAID = 3.0  # what a remark of the steps before counts as
 BOOTSTRAP = 400
 PARTS = ("agreement", "held back", "denoised", "residual", "rows", "channels", "remarks", "spread")
@@ -109,14 +109,26 @@ def limits_of(checkpoint: Checkpoint, heads: Sequence[Head], seed: int) -> dict[
 
 
 def _fitted(design: np.ndarray, values: np.ndarray, is_real: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """Coefficients (n_covariates, n_names) by least squares, and the card's precision and largest distance. Phantoms
-    have less detail: they are not fitted to, but FALSE_ALARMS of them alone are beyond as well."""
-    fit = np.linalg.lstsq(design[is_real], values[is_real], rcond=None)[0]
-    left = values - design @ fit
-    precision = np.linalg.inv(np.cov(left[is_real].T) + RIDGE * np.diag(left[is_real].var(0)))
-    distance = np.sqrt(np.einsum("ni,ij,nj->n", left, precision, left))
-    groups = [group for group in (distance[is_real], distance[~is_real]) if len(group)]
-    largest = max(float(np.quantile(group, 1 - FALSE_ALARMS)) for group in groups)
+    """Coefficients (n_covariates, n_names) by least squares, and the card's precision and largest distance.
+
+    Distances are those of slices that were left out of the fit, a FOLDS-th of them at a time. Phantoms have less
+    detail: they are not fitted to, but FALSE_ALARMS of them alone are beyond as well.
+    """
+    real, phantoms = np.flatnonzero(is_real), np.flatnonzero(~is_real)
+
+    def fitted(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        fit = np.linalg.lstsq(design[some], values[some], rcond=None)[0]
+        left = values[some] - design[some] @ fit
+        return fit, np.linalg.inv(np.cov(left.T) + RIDGE * np.diag(left.var(0)))
+
+    def distances(some: np.ndarray, fit: np.ndarray, precision: np.ndarray) -> np.ndarray:
+        left = values[some] - design[some] @ fit
+        return np.sqrt(np.einsum("ni,ij,nj->n", left, precision, left))
+
+    fit, precision = fitted(real)
+    apart = [distances(real[n::FOLDS], *fitted(np.delete(real, np.s_[n::FOLDS]))) for n in range(FOLDS)]
+    groups = [np.concatenate(apart), distances(phantoms, fit, precision)]
+    largest = max(float(np.quantile(group, 1 - FALSE_ALARMS)) for group in groups if len(group))
     return fit, {"precision": np.round(precision, 4).tolist(), "largest": round(largest, 3)}
 
 
