@@ -30,7 +30,7 @@ def entry(largest: float, level: float = 0.0) -> dict:
         "precision": np.eye(len(NAMES)).tolist(),
         "largest": largest,
     }
-    return {"contrasts": {ANY: own}, "sigma_n": [0.004, 0.06], "R": [1, 8]}
+    return {"contrasts": {ANY: own}, "sigma_n": [0.004, 0.06], "R": [1, 8], "pixels": [100, 9999]}
 
 
 @pytest.fixture
@@ -77,6 +77,8 @@ def test_the_distance_is_one_at_the_limit(mapped):
     assert "its noise is 0.2 of the bright parts" in limits.judge(at, noisy).beyond
     fast = replace(mapped, data=replace(mapped.data, acceleration=12.0))
     assert "R = 12 is more than the 8" in limits.judge(at, fast).beyond
+    few = replace(limits, pixels=(9000.0, 9999.0))
+    assert few.judge(at, mapped) is None and limits.judge({}, mapped) is None
     assert covariates(0.02, 4, mapped)[:3] == [1, math.log(0.02), math.log(4)]
 
 
@@ -103,12 +105,19 @@ def test_far_is_said_and_farther_is_not_trusted(mapped, distance, kind):
         assert (beyond.kind, beyond.text) == ("remark", "so noisy")
 
 
-@pytest.mark.parametrize("lacking", ["contrasts", "sigma_n", "R"])
+@pytest.mark.parametrize("lacking", ["contrasts", "sigma_n", "R", "pixels"])
 def test_a_card_that_lacks_limits_says_so(lacking):
     assert Limits.of({}, "flair") is None
     card = entry(1.0)
     del card[lacking]
     with pytest.raises(CheckpointError, match="dpmtrain gate"):
+        Limits.of({"gate": card}, "flair")
+
+
+def test_limits_of_another_version_are_refused():
+    card = entry(1.0)
+    card["contrasts"][ANY]["expected"]["held back"] = [0.0]
+    with pytest.raises(CheckpointError, match="another version"):
         Limits.of({"gate": card}, "flair")
 
 

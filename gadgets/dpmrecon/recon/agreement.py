@@ -24,6 +24,7 @@ SIGMAS = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0)  # of the noise that is added, over 
 SHARE = 4  # one acquired line in so many is held back
 NEAR = 4  # lines on either side of the centre that never are: nothing foretells the scale
 ANY = "any"  # of the card, for scans of no known contrast
+COVARIATES = 7  # see `covariates`
 BEYOND = 1.25  # times what was measured
 SHORT = SamplerSettings(
     steps=4, sigma_max=0.3, sigma_min=0.03, eta=1.0, noise_scale=0.4, cg_steps=6, noise_factor=0.75, turns=True
@@ -76,7 +77,7 @@ class Limits:
 
     expected: by name, coefficients of `covariates`; precision: (n, n), inverse covariance of what is left, in the order
     of the names; largest: distance that few sound scans exceed; sigma_n: of the noise over the scale, lowest and
-    highest; R: likewise.
+    highest; R: likewise; pixels: of the head, likewise.
     """
 
     expected: dict[str, list[float]]
@@ -84,6 +85,7 @@ class Limits:
     largest: float
     sigma_n: tuple[float, float]
     R: tuple[float, float]
+    pixels: tuple[float, float]
 
     @classmethod
     def of(cls, card: dict, contrast: str | None) -> "Limits | None":
@@ -95,15 +97,23 @@ class Limits:
             contrasts = gate["contrasts"]
             own = contrasts.get(contrast or ANY, contrasts[ANY])
             lowest, highest = gate["sigma_n"]
-            return cls(own["expected"], np.array(own["precision"]), own["largest"], (lowest, highest), tuple(gate["R"]))
+            expected, precision = own["expected"], np.array(own["precision"], float)
+            shapes = precision.shape, {name: len(values) for name, values in expected.items()}
+            if shapes != ((len(NAMES),) * 2, dict.fromkeys(NAMES, COVARIATES)):
+                raise ValueError("it is of another version")
+            return cls(expected, precision, own["largest"], (lowest, highest), tuple(gate["R"]), tuple(gate["pixels"]))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"model card: the entry gate is not usable ({error!r}): get the card again, or let `dpmtrain gate` "
                 "measure"
             ) from error
 
-    def judge(self, values: dict[str, float], mapped: MappedSlice) -> Agreement:
-        """The distance of a slice's numbers from those of sound scans."""
+    def judge(self, values: dict[str, float], mapped: MappedSlice) -> Agreement | None:
+        """The distance of a slice's numbers from those of sound scans; None of a head of so few or many pixels that
+        none such was measured."""
+        pixels = float(mapped.model.support.sum())
+        if not values or not self.pixels[0] / BEYOND <= pixels <= self.pixels[1] * BEYOND:
+            return None
         sigma_n, fold = mapped.data.sigma_n / mapped.scale, mapped.data.acceleration
         known = covariates(
             min(max(sigma_n, self.sigma_n[0]), self.sigma_n[1]), min(max(fold, self.R[0]), self.R[1]), mapped

@@ -150,7 +150,7 @@ def _asked(item: Reconstruction, checkpoint: Checkpoint, contrast: str | None, s
         return item
     synchronize(item.image.device)
     seconds = {**item.seconds, "gate": time.perf_counter() - started}
-    return replace(item, agreement=limits.judge(values, item.mapped) if values else None, seconds=seconds)
+    return replace(item, agreement=limits.judge(values, item.mapped), seconds=seconds)
 
 
 def _mean(

@@ -67,9 +67,9 @@ def _ask(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None, foun
     """Whether prior and data agree, as the gate will ask."""
     limits = Limits.of(checkpoint.card, contrast)
     values = agreement(mapped, checkpoint.denoiser.of_contrast(contrast)) if limits else {}
-    if limits is None or not values:
+    agreed = None if limits is None else limits.judge(values, mapped)
+    if agreed is None:
         return
-    agreed = limits.judge(values, mapped)
     found.maps["distance from sound scans (1: few are farther)"] = agreed.distance
     verdict = unfamiliar(Reconstruction(mapped, mapped.conventional, None, None, 1.0, agreement=agreed))
     if verdict is not None:

@@ -104,6 +104,7 @@ def limits_of(checkpoint: Checkpoint, heads: Sequence[Head], seed: int) -> dict[
         "contrasts": {**contrasts, ANY: {"expected": _expected(fit), **common}},
         "sigma_n": list(SIGMA_N),
         "R": [min(R), max(R)],
+        "pixels": [round(math.exp(place(slopes[:, 2]))) for place in (np.min, np.max)],
         "measured": f"`dpmtrain gate`, {len(used)} sound slices, {100 * FALSE_ALARMS:g} % of which are beyond",
     }
 
@@ -196,7 +197,7 @@ def _reconstructed(checkpoint: Checkpoint, mapped: MappedSlice, label: str, acce
     values = agreement(mapped, model.of_contrast(label))
     return Reconstruction(
         mapped, mapped.model.combined(image), None, None, misfit.residual,
-        draws=draws, misfit=misfit, agreement=limits.judge(values, mapped) if values else None,
+        draws=draws, misfit=misfit, agreement=limits.judge(values, mapped),
     )  # fmt: skip
 
 
