@@ -20,14 +20,14 @@ from ..prior.problem import NoiseSource, Problem
 from ..prior.samplers.diffusion import Prior, SamplerSettings, sample_prox
 from .types import Agreement, MappedSlice
 
-SIGMAS = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0)  # of the noise that is added, over the scale
+SIGMAS = (0.06, 0.12, 0.25, 0.5, 1.0)  # of the noise that is added, over the scale
 SHARE = 4  # one acquired line in so many is held back
 NEAR = 4  # lines on either side of the centre that never are: nothing foretells the scale
 ANY = "any"  # of the card, for scans of no known contrast
 COVARIATES = 7  # see `covariates`
 BEYOND = 1.25  # times what was measured
 SHORT = SamplerSettings(
-    steps=4, sigma_max=0.3, sigma_min=0.03, eta=1.0, noise_scale=0.4, cg_steps=6, noise_factor=0.75, turns=True
+    steps=3, sigma_max=0.3, sigma_min=0.03, eta=1.0, noise_scale=0.4, cg_steps=4, noise_factor=0.75, turns=True
 )
 HELD_BACK = "held back"
 NAMES = (HELD_BACK, *(f"denoised at {sigma:g}" for sigma in SIGMAS))
