@@ -3,12 +3,13 @@
 import math
 from dataclasses import replace
 
+import dpmrecon
 import numpy as np
 import pydicom
 import pytest
 import torch
 from dpmrecon.cli import main
-from dpmrecon.errors import CheckpointError
+from dpmrecon.errors import BadInputError, CheckpointError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.checkpoint import load_checkpoint, write_card
@@ -16,6 +17,8 @@ from dpmrecon.recon.agreement import ANY, HELD_BACK, NAMES, SIGMAS, Limits, agre
 from dpmrecon.recon.gate import FAR, unfamiliar
 from dpmrecon.recon.prepare import with_maps
 from dpmrecon.recon.types import Agreement, Reconstruction
+from dpmrecon.tools.simulated_slice import simulated_kspace
+from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from support.models import SAMPLING, TINY, saved_model
 from support.results import images, report
@@ -159,3 +162,15 @@ def test_volumes_and_folded_heads_are_not_asked(simulated_scan, prior):
     with open_scan(simulated_scan(partitions=20)) as scan:
         (data,) = slices(scan.acquisitions(), scan.header)
     assert agreement(with_maps(data, CPU), prior) == {}
+
+
+def test_python_has_the_gate_too(simulated_scan, tmp_path):
+    model = saved_model(tmp_path / "tiny.safetensors", sampling=SAMPLING)
+    write_card(model, gate=entry(1e-3))
+    kspace, _ = simulated_kspace(SimulationSettings(matrix=(64, 64), n_coils=5, acceleration=2, n_slices=1))
+    found = {gate: dpmrecon.reconstruct(kspace, model=model, gate=gate) for gate in ("off", "warn", "fallback")}
+    assert [result.verdict.partition(":")[0] for result in found.values()][:2] == ["trusted", "not trusted"]
+    assert np.array_equal(found["off"].image, found["warn"].image)
+    assert np.array_equal(found["fallback"].image, found["off"].conventional) and found["fallback"].fallback
+    with pytest.raises(BadInputError, match="off, warn, fallback"):
+        dpmrecon.reconstruct(kspace, model=model, gate="maybe")

@@ -76,9 +76,10 @@ def _drawn(rng: np.random.Generator) -> tuple[int, float]:
 
 
 def limits_of(checkpoint: Checkpoint, heads: Sequence[Head], seed: int) -> dict[str, Any]:
-    """The card's entry `gate`, from each head once. Unlabelled limits serve scans of no known contrast."""
+    """The card's entry `gate`, from each head once. Limits of any contrast serve scans of no known one: the numbers
+    of the labelled prior, of all contrasts together."""
     denoiser = checkpoint.denoiser
-    known, values, unlabelled, used = [], [], [], []
+    known, values, used = [], [], []
     for number, head in enumerate(heads):
         rng = np.random.default_rng([seed, number])
         acceleration, sigma = _drawn(rng)
@@ -87,9 +88,7 @@ def limits_of(checkpoint: Checkpoint, heads: Sequence[Head], seed: int) -> dict[
         found = {} if isinstance(mapped, LostSlice) else agreement(mapped, denoiser.of_contrast(head.contrast))
         if isinstance(mapped, LostSlice) or not found:
             continue
-        other = agreement(mapped, denoiser.of_contrast(None))
         values.append([found[name] for name in NAMES])
-        unlabelled.append([other[name] for name in NAMES])
         known.append(covariates(mapped.data.sigma_n / mapped.scale, acceleration, mapped)[1:])
         used.append(head)
     names = sorted({head.contrast for head in used})
@@ -99,7 +98,7 @@ def limits_of(checkpoint: Checkpoint, heads: Sequence[Head], seed: int) -> dict[
     fit, common = _fitted(np.concatenate([is_contrast, slopes], 1), np.array(values), is_real)
     contrasts = {name: {"expected": _expected(fit[[place, *range(len(names), len(fit))]]), **common}
                  for place, name in enumerate(names)}  # fmt: skip
-    fit, common = _fitted(np.concatenate([np.ones((len(used), 1)), slopes], 1), np.array(unlabelled), is_real)
+    fit, common = _fitted(np.concatenate([np.ones((len(used), 1)), slopes], 1), np.array(values), is_real)
     return {
         "contrasts": {**contrasts, ANY: {"expected": _expected(fit), **common}},
         "sigma_n": list(SIGMA_N),
