@@ -46,6 +46,14 @@ def test_a_card_with_half_an_entry_is_refused_in_one_sentence(tmp_path, sampling
         sampling_of(Options(mode=mode), checkpoint, torch.device("cpu"))
 
 
+def test_a_contrast_may_have_its_own_settings_of_the_uncertainty_mode(tmp_path):
+    uncertainty = {"samples": 5, "steps": 9, "eta": 0.0, "by_contrast": {"t1": {"steps": 4}}}
+    save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), {"sampling": {"uncertainty": uncertainty}})
+    checkpoint, options = load_checkpoint(tmp_path / "m.safetensors"), Options(mode="uncertainty")
+    found = [sampling_of(options, checkpoint, torch.device("cpu"), contrast) for contrast in ("t1", "t2")]
+    assert [(one.samples, one.settings.steps, one.settings.eta) for one in found] == [(5, 4, 0.0), (5, 9, 0.0)]
+
+
 def test_volumes_have_settings_of_their_own(tmp_path):
     volume = {"samples": 1, "prox": {"noise_scale": 0.2}, "by_contrast": {"swi": {"noise_factor": 0.6}}}
     sampling = {"samples": 3, "prox": {"steps": 7, "noise_scale": 0.4}, "volume": volume}

@@ -176,9 +176,9 @@ def volume_defaults(card: dict, sampler: str, contrast: str | None) -> tuple[dic
     return settings, volume.get("samples", 1), f"model card, for volumes{f' of {contrast}' if own else ''}"
 
 
-def uncertainty_defaults(card: dict) -> tuple[dict, int] | None:
+def uncertainty_defaults(card: dict, contrast: str | None) -> tuple[dict, int] | None:
     """Settings and number of samples of the uncertainty mode; None where the card has none, CheckpointError where it
-    lacks the number."""
+    lacks the number. Its by_contrast holds settings that differ."""
     chosen = card.get("sampling", {}).get("uncertainty")
     if chosen is None:
         return None
@@ -186,7 +186,8 @@ def uncertainty_defaults(card: dict) -> tuple[dict, int] | None:
         raise CheckpointError(
             "model card: sampling.uncertainty lacks samples: get the card again, or use `dpmtrain calibrate`"
         )
-    return {name: value for name, value in chosen.items() if name != "samples"}, chosen["samples"]
+    settings = {name: value for name, value in chosen.items() if name not in ("samples", "by_contrast")}
+    return {**settings, **chosen.get("by_contrast", {}).get(contrast, {})}, chosen["samples"]
 
 
 def write_card(path: Path, **entries: Any) -> None:

@@ -41,7 +41,7 @@ def sampling_of(
             f"the sampler {name} is for slices, and the scan is a volume: choose {_of_volumes(checkpoint)}"
         )
     if options.mode == "uncertainty":
-        found = uncertainty_defaults(checkpoint.card) if name == checkpoint.kind.sampler(None)[0] else None
+        found = uncertainty_defaults(checkpoint.card, contrast) if name == checkpoint.kind.sampler(None)[0] else None
         if found is None:
             raise BadInputError(
                 "mode uncertainty is for the sampler prox and a model whose card has settings for it: choose mode fast"

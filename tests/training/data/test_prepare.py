@@ -359,7 +359,7 @@ def test_thin_slices_are_cut_in_three_directions_and_scaled_by_their_volume(tmp_
     assert 10 < sum(cut.scaled for cut in cuts) < 40
     assert min(float(cut.image.max()) for cut in cuts) < 0.3  # the volume's factor takes planes without a head too
     slices = PreparedSlices(tmp_path / "out", 1.0, ["thin*"])
-    scales = [image_scale(slices.example(40, torch.Generator().manual_seed(seed))[0]) for seed in range(60)]
+    scales = [image_scale(slices.example(40, torch.Generator().manual_seed(seed)).image) for seed in range(60)]
     assert min(scales) < 0.5
     assert 0.8 < np.median(scales) < 1.2
 
@@ -462,7 +462,7 @@ def test_what_is_done_is_kept_until_its_file_or_the_settings_change(tmp_path):
         file.write('{"key": "cut of')
     third = times()
     assert [a == b for a, b in zip(second, third)] == [False, True, True]
-    assert PreparedSlices(out, 0.5).example(32, torch.Generator().manual_seed(0))[1] == "flair"
+    assert PreparedSlices(out, 0.5).example(32, torch.Generator().manual_seed(0)).contrast == "flair"
 
 
 # kills itself once one volume is done, and names its workers before
@@ -551,7 +551,7 @@ def test_examples_keep_a_measured_jump_of_phase_and_small_matrices_get_air(tmp_p
     slices = PreparedSlices(tmp_path, real_fraction=1.0)
     means = []
     for seed in range(48):
-        image, contrast = slices.example(112, torch.Generator().manual_seed(seed))
+        image, _, contrast = slices.example(112, torch.Generator().manual_seed(seed))
         assert (image.shape, image.dtype, contrast) == ((112, 112), torch.complex64, "t2")
         assert 0.2 < float((image.abs() > 0.1).float().mean()) < 0.7  # 6048 of 12544 pixels, stretched or not
         steps = torch.angle(image[2:] * image[:-2].conj()).abs()[(image[2:].abs() > 0.5) & (image[:-2].abs() > 0.5)]

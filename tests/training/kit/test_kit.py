@@ -46,6 +46,7 @@ optimizer = "muon"
 precision = "float32"
 steps = 4
 batch = 2
+draws = 1
 crops = [64]
 rate = 1e-3
 warmup = 1
@@ -57,6 +58,7 @@ p_mean = -1.2
 p_std = 1.2
 volumes = ["none"]
 real_fraction = 0.5
+focus_weight = 1
 save_every = 2
 sheet_every = 0
 """

@@ -23,7 +23,7 @@ from dpmtrain.train.keeper import Start, read_start, read_state
 from dpmtrain.train.muon import Muon, orthogonal
 from dpmtrain.train.pretrain import completed, target_labels
 from dpmtrain.train.recipe import ema_decay, learning_rate, read_recipe
-from dpmtrain.train.train import Stopped, Trainer, train
+from dpmtrain.train.train import Stopped, Trainer, denoising_loss, train
 
 from support.paths import ROOT
 
@@ -35,6 +35,7 @@ optimizer = "muon"
 precision = "float32"
 steps = 6
 batch = 4
+draws = 2
 crops = [16, 24]
 rate = 1e-3
 warmup = 2
@@ -46,6 +47,7 @@ p_mean = -1.2
 p_std = 1.2
 volumes = ["*"]
 real_fraction = 1.0
+focus_weight = 3.0
 save_every = 2
 sheet_every = 0
 """
@@ -123,7 +125,7 @@ def assert_equal(one: dict, other: dict) -> None:
 # --- recipes
 
 
-@pytest.mark.parametrize("name", ["default", "paper", "planes", "planes_decay", "finetune"])
+@pytest.mark.parametrize("name", ["default", "paper", "wide", "wide_decay", "finetune"])
 def test_the_recipes_in_the_tree_are_read(name):
     recipe = read_recipe(RECIPES / f"{name}.toml", "finetune" if name == "finetune" else "pretrain")
     assert recipe["train"]["steps"] > 100
@@ -177,8 +179,21 @@ def test_the_examples_of_a_step_do_not_depend_on_the_processes(prepared, recipe)
         whole = Batches(prepared, settings, labels, None)[step]
         shares = [Batches(prepared, settings, labels, None, 2, rank)[step] for rank in (0, 1)]
         assert whole.clean.shape == (4, *2 * [settings["crops"][step % 2]])
+        assert whole.noisy.shape == (4 * settings["draws"], *whole.clean.shape[1:])
         for tensor, one, other in zip(whole, *shares):
             assert torch.equal(tensor, torch.cat([one, other]))
+
+
+def test_the_loss_is_that_of_each_draw_and_foci_count_more(prepared, recipe):
+    """A network that answers nothing has the error |clean|^2, with the weight of each pixel."""
+    settings = {**read_recipe(recipe)["train"], "batch": 3, "draws": 4, "focus_weight": 5.0, "crops": [48]}
+    batches = (Batches(prepared, settings, ["t1"], None)[step] for step in range(40))
+    batch = next(batch for batch in batches if batch.weight.max() > 1)
+    nothing = denoising_loss(lambda noisy, sigma, label: torch.zeros_like(noisy), batch, 0.25)
+    factor = ((batch.sigma**2 + 0.25**2) / (batch.sigma * 0.25) ** 2).reshape(3, 4).mean(1)
+    assert set(batch.weight.unique().tolist()) == {1.0, 5.0}
+    expected = (factor * (batch.weight * batch.clean.abs() ** 2).mean((1, 2)) / 2).mean()
+    torch.testing.assert_close(nothing, expected)
 
 
 def test_label_dropout_and_target(prepared, recipe):
@@ -233,14 +248,14 @@ def test_muon_makes_its_matrix_orthogonal(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     matrix = left @ torch.diag(values.clamp_min(0.3 * float(values[0]))) @ right  # none too small for five iterations
-    found = orthogonal(matrix)
+    (found,) = orthogonal(matrix[None])
     assert found.shape == shape
     singular = torch.linalg.svdvals(found)
     assert 0.6 < float(singular.min()) <= float(singular.max()) < 1.3
     # the same singular vectors: U^T found V is diagonal
     core = left.T @ found @ right.T
     assert float((core - torch.diag(core.diagonal())).abs().max()) < 0.01
-    torch.testing.assert_close(orthogonal(matrix.T), found.T, atol=1e-4, rtol=0)
+    torch.testing.assert_close(orthogonal(matrix.T[None])[0], found.T, atol=1e-4, rtol=0)
 
 
 def test_a_step_of_muon_is_as_long_as_one_of_adam():

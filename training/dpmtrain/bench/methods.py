@@ -156,7 +156,7 @@ def methods(
         yield _sampling(f"prox {steps}", "prox", dataclasses.replace(settings, steps=steps), 1, plan.seed, model)
     for samples in sorted({checkpoint.card.get("sampling", {}).get("samples", 1), plan.samples} - {1}):
         yield _sampling(f"prox default, mean of {samples}", "prox", settings, samples, plan.seed, model)
-    uncertainty = uncertainty_defaults(checkpoint.card)
+    uncertainty = uncertainty_defaults(checkpoint.card, contrast)
     if uncertainty is not None:
         chosen, samples = uncertainty
         yield _sampling(f"uncertainty, mean of {samples}", "prox", settings_from(chosen), samples, plan.seed, model)

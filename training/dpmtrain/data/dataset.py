@@ -43,6 +43,8 @@ FADING, FADE = 0.7, 0.2
 COARSEST_MM, OBLONG_RATIO, MOST_AIR = 2.0, (1.5, 3.5), 1.35
 # share of all slices that keep their pixels
 NATIVE = 0.3
+# of the scale, at most: a head that fills less than a hundredth of its slice has a scale that is air's
+BRIGHTEST = 8.0
 # a slice is not made smaller than this share of the crop: the rest of that would be air
 SMALLEST = 0.7
 
@@ -55,6 +57,14 @@ class Cut(NamedTuple):
     pixel_mm: tuple[float, ...]
     from_3d: bool
     scaled: bool
+
+
+class Example(NamedTuple):
+    """image: (crop, crop) complex64; foci: (crop, crop) float32, 1 where a focus was painted; contrast: its label."""
+
+    image: torch.Tensor
+    foci: torch.Tensor
+    contrast: str
 
 
 class PreparedSlices:
@@ -83,8 +93,8 @@ class PreparedSlices:
             dtype=torch.float64,
         )
 
-    def example(self, crop: int, generator: torch.Generator) -> tuple[torch.Tensor, str]:
-        """One (crop, crop) complex64 crop of a slice, scaled by the rule, and its contrast label."""
+    def example(self, crop: int, generator: torch.Generator) -> Example:
+        """A crop of a slice, scaled by the rule, with the foci that were painted into it."""
 
         def uniform(low: float, high: float) -> float:
             return low + (high - low) * float(torch.rand((), generator=generator))
@@ -100,30 +110,35 @@ class PreparedSlices:
             image = torch.polar(image.abs() ** power, image.angle()) if measured else image.clamp(0) ** power
         if not measured and uniform(0, 1) < TISSUE_PHASE:
             image = image * tissue_phase(image / (image_scale(image) or 1.0), generator)
-        image = with_foci(coarser(image, _matrix(cut, crop, generator)), volume["contrast"], generator)
+        image, foci = with_foci(coarser(image, _matrix(cut, crop, generator)), volume["contrast"], generator)
         if cut.from_3d and uniform(0, 1) < AIR:
             for axis, size in enumerate(image.shape):
-                image = crop_or_pad(image, round(size * uniform(1, MOST_AIR)), axis)
+                size = round(size * uniform(1, MOST_AIR))
+                image, foci = crop_or_pad(image, size, axis), crop_or_pad(foci, size, axis)
         demodulated = uniform(0, 1) < DEMODULATED
         if demodulated:
             image = image * smooth_phase(image.to(torch.complex64)).conj()
-        image = image / ((1.0 if cut.scaled else image_scale(image) or 1.0) * math.exp(uniform(-0.1, 0.1)))
+        scale = 1.0 if cut.scaled else max(image_scale(image), float(image.abs().max()) / BRIGHTEST) or 1.0
+        image = image / (scale * math.exp(uniform(-0.1, 0.1)))
         for axis, size in enumerate(image.shape):  # a small matrix gets air around it; its scale is its own
-            image = crop_or_pad(image, max(crop, size), axis)
+            size = max(crop, size)
+            image, foci = crop_or_pad(image, size, axis), crop_or_pad(foci, size, axis)
         for _ in range(8):  # a crop with some head in it
             top, left = (int(uniform(0, size - crop + 1)) for size in image.shape)
-            piece = image[top : top + crop, left : left + crop]
+            here = slice(top, top + crop), slice(left, left + crop)
+            piece = image[here]
             if (piece.abs() > 0.1).float().mean() > 0.15:
                 break
         turns = int(uniform(0, 8))
-        piece = torch.rot90(piece, turns % 4, (0, 1))
-        piece = piece.flip(0) if turns > 3 else piece
+        piece, foci = (torch.rot90(part, turns % 4, (0, 1)) for part in (piece, foci[here]))
+        if turns > 3:
+            piece, foci = piece.flip(0), foci.flip(0)
         if demodulated:
             phase = smooth_field(piece.shape, uniform(0, LEFT_PHASE), generator)
             piece = piece * torch.polar(torch.ones_like(phase), phase)
         else:
             piece = piece * random_phase(piece.shape, crop / max(image.shape), generator)
-        return piece, volume["contrast"]
+        return Example(piece, foci, volume["contrast"])
 
 
 def _cut(data: np.ndarray, volume: dict, generator: torch.Generator) -> Cut:

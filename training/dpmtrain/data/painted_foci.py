@@ -17,20 +17,21 @@ RADIUS = (0.5, 2.5)  # pixels
 HEIGHT, DEPTH = (0.2, 1.2), (0.15, 0.8)  # of the tissue's signal
 TISSUE = 0.25  # of the scale: foci lie where the slice is brighter
 REACH = 5  # pixels around a focus's centre that it may touch
+SEEN = 0.05  # a pixel belongs to a focus where its signal changes by more than this share
 
 
-def with_foci(image: torch.Tensor, contrast: str, generator: torch.Generator) -> torch.Tensor:
-    """The slice (rows, cols), magnitude or complex, at times with foci."""
+def with_foci(image: torch.Tensor, contrast: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """The slice (rows, cols), magnitude or complex, at times with foci; and where they are, (rows, cols) of 0 and 1."""
 
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
 
+    factor = torch.ones(image.shape)
     if uniform(0, 1) > SHARE.get(contrast, SHARE_ELSEWHERE):
-        return image
+        return image, 1 - factor
     places = torch.nonzero(image.abs() > TISSUE * image_scale(image))
     if not len(places):
-        return image
-    factor = torch.ones(image.shape)
+        return image, 1 - factor
     for _ in range(round(math.exp(uniform(0, math.log(MOST.get(contrast, MOST_ELSEWHERE)))))):
         row, col = places[int(uniform(0, len(places)))].tolist()
         rows, cols = (
@@ -48,5 +49,6 @@ def with_foci(image: torch.Tensor, contrast: str, generator: torch.Generator) ->
         inside = (radius - torch.hypot(along, across / ratio) + 0.5).clamp(0, 1)
         change = uniform(*HEIGHT) if uniform(0, 1) < BRIGHT.get(contrast, 0.5) else -uniform(*DEPTH)
         here = slice(max(0, row - REACH), row + REACH + 1), slice(max(0, col - REACH), col + REACH + 1)
-        factor[here] = factor[here] * (1 + change * inside)
-    return image * factor
+        # where two meet the later one lies above: multiplied, many in little tissue would be bright without bound
+        factor[here] = factor[here] + (1 + change - factor[here]) * inside
+    return image * factor, ((factor - 1).abs() > SEEN).float()

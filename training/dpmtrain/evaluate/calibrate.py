@@ -44,7 +44,8 @@ def calibrate(
     choose: whether the fit to these slices sets the prior of the data consistency, where the grid does not.
     """
     base = {**START, **checkpoint.card.get("sampling", {}).get("uncertainty", {})}
-    base.pop("samples", None)
+    for name in ("samples", "by_contrast"):
+        base.pop(name, None)
     if choose and "prior_std" not in grid:
         base |= prior_fit(network_errors(checkpoint, slices))
     cases = [Undersampled(full, Condition("regular", acceleration, CALIBRATION_LINES), CPU) for full in slices]
@@ -55,6 +56,15 @@ def calibrate(
         rows.append((abs(np.log(max(ratio, 1e-9))), chosen))
         print(f"V/B {ratio:.2f}: {chosen}", flush=True)
     return {"samples": samples, **min(rows, key=lambda row: row[0])[1]}
+
+
+def with_chosen(sampling: dict, chosen: dict, contrast: str | None) -> dict:
+    """The card's settings of the uncertainty mode, with those chosen for every contrast, or for one: what differs."""
+    if contrast is None or "uncertainty" not in sampling:
+        return chosen
+    common = sampling["uncertainty"]
+    own = {name: value for name, value in chosen.items() if name != "samples" and common.get(name) != value}
+    return {**common, "by_contrast": {**common.get("by_contrast", {}), contrast: own}}
 
 
 def _ratio(checkpoint: Checkpoint, cases: list[Undersampled], settings: dict, samples: int) -> float:

@@ -175,14 +175,16 @@ def add_calibrate(commands) -> None:
     parser.add_argument("--contrasts", default="flair,t1,t2", help="of the validation scans, with commas")
     parser.add_argument("--slices", type=int, default=3, help="of each scan")
     parser.add_argument("--subjects", nargs="*", default=[], metavar="NAME", help="report on these, choose nothing")
-    parser.add_argument("--write", action="store_true", help="put the best settings into the card of --model")
+    parser.add_argument(
+        "--write", action="store_true", help="put the best into the card of --model, of one contrast beside the rest"
+    )
     parser.set_defaults(run=_calibrate)
 
 
 def _calibrate(args: argparse.Namespace) -> int:
     from dpmrecon.prior.checkpoint import load_checkpoint, write_card
 
-    from .calibrate import calibrate
+    from .calibrate import calibrate, with_chosen
     from .validation import subject_slices, validation_scan
 
     if args.samples < 2 or args.slices < 1 or args.acceleration < 2:
@@ -190,15 +192,17 @@ def _calibrate(args: argparse.Namespace) -> int:
     if args.write and (args.model is None or args.subjects):
         raise BadInputError("--write needs --model, and settings chosen on the validation scans: leave --subjects out")
     grid = read_grid(args.grid)
+    names = args.contrasts.split(",")
     if args.subjects:
         slices = [found for name in args.subjects for found in subject_slices(args.images, name, args.slices)]
     else:
-        names = args.contrasts.split(",")
         slices = [found for name in names for found in validation_scan(args.images, name)[: args.slices]]
     checkpoint = load_checkpoint(args.model)
     chosen = calibrate(checkpoint, slices, grid, args.samples, args.acceleration, choose=not args.subjects)
     if args.write:
-        write_card(args.model, sampling={**checkpoint.card.get("sampling", {}), "uncertainty": chosen})
+        sampling = checkpoint.card.get("sampling", {})
+        alone = names[0] if len(names) == 1 else None
+        write_card(args.model, sampling={**sampling, "uncertainty": with_chosen(sampling, chosen, alone)})
         print(f"written to the card of {args.model}")
     return 0
 

@@ -32,8 +32,10 @@ PIXEL_MM, MATRIX = 0.9, (256, 256)
 
 
 @lru_cache
-def validation_scan(images: Path, contrast: str) -> list[ReferenceSlice]:
+def validation_scan(images: Path, contrast: str, sigma: float | None = None) -> list[ReferenceSlice]:
     """Three slices: FLAIR of patient09 at 256x256, other contrasts simulated from the held-out label map, 180 rows.
+
+    sigma: of the noise, over the scale; None: SIGMA_N.
 
     Raises BadInputError where the images lack them, or there are none of that contrast.
     """
@@ -47,7 +49,7 @@ def validation_scan(images: Path, contrast: str) -> list[ReferenceSlice]:
         path = images / "synthseg_labels/training_seg_02.nii.gz"
         _check(path)
         slices = _simulated(path, "dwi_b1000" if contrast == "dwi" else contrast, 3)
-    return [full_slice(f"validation {contrast}", number, contrast, s) for number, s in enumerate(slices)]
+    return [full_slice(f"validation {contrast}", number, contrast, s, sigma) for number, s in enumerate(slices)]
 
 
 def _check(path: Path) -> None:
@@ -95,10 +97,12 @@ def at_pixel_size(image: np.ndarray, old_mm: float, new_mm: float, shape: tuple[
     return magnitude
 
 
-def full_slice(scan: str, number: int, contrast: str, magnitude: torch.Tensor) -> ReferenceSlice:
+def full_slice(
+    scan: str, number: int, contrast: str, magnitude: torch.Tensor, sigma: float | None = None
+) -> ReferenceSlice:
     """A simulated acquisition of `magnitude`; phase and noise depend on scan and number alone."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{scan} {number}".encode()))
-    data, coil_images, truth = _acquired(magnitude, SIGMA_N[contrast], number, generator)
+    data, coil_images, truth = _acquired(magnitude, sigma or SIGMA_N[contrast], number, generator)
     return ReferenceSlice(scan, number, contrast, data, truth, np.ones_like(truth, dtype=bool), coil_images)
 
 

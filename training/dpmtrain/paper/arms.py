@@ -21,9 +21,9 @@ MODEL: dict[str, Any] = {
     "sigma_data": 0.25,
 }
 SCRATCH: dict[str, Any] = {
-    "seed": 11, "optimizer": "muon", "precision": "bf16", "steps": 2000, "batch": 16, "crops": [96], "rate": 1e-3,
-    "warmup": 50, "decay_fraction": 0.45, "clip": 1.0, "ema_half_life": 480, "label_dropout": 0.1, "p_mean": -1.5,
-    "p_std": 1.2, "real_fraction": 0.7, "save_every": 100, "sheet_every": 0,
+    "seed": 11, "optimizer": "muon", "precision": "bf16", "steps": 2000, "batch": 16, "draws": 1, "crops": [96],
+    "rate": 1e-3, "warmup": 50, "decay_fraction": 0.45, "clip": 1.0, "ema_half_life": 480, "label_dropout": 0.1,
+    "p_mean": -1.5, "p_std": 1.2, "real_fraction": 0.7, "focus_weight": 1.0, "save_every": 100, "sheet_every": 0,
 }  # fmt: skip
 # the start is good: less warm-up, and an average that forgets within 10 steps
 FINE_TUNING: dict[str, Any] = {"seed": 12, "warmup": 20, "ema_half_life": 160}

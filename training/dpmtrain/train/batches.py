@@ -20,10 +20,12 @@ from ..data.dataset import PreparedSlices
 
 
 class Batch(NamedTuple):
-    """clean, noisy: (batch, rows, cols) complex64 at scale 1; sigma (batch,) float32, of the noise per real channel;
-    label: (batch, n_labels) float32, one-hot, zeros where it was dropped."""
+    """clean: (batch, rows, cols) complex64 at scale 1; weight: like it, float32, of each pixel's error; noisy: (batch *
+    draws, rows, cols), `draws` of each clean one; sigma (batch * draws,) float32, of the noise per real channel; label:
+    (batch * draws, n_labels) float32, one-hot, zeros where it was dropped."""
 
     clean: torch.Tensor
+    weight: torch.Tensor
     noisy: torch.Tensor
     sigma: torch.Tensor
     label: torch.Tensor
@@ -61,16 +63,18 @@ class Batches(Dataset):
             examples = [self._example(step, number, crop) for number in self.numbers]
         except DpmreconError as error:
             return error
-        return Batch(*(torch.stack(column) for column in zip(*examples)))
+        clean, weight, noisy, sigma, label = zip(*examples)
+        return Batch(torch.stack(clean), torch.stack(weight), *(torch.cat(drawn) for drawn in (noisy, sigma, label)))
 
     def _example(self, step: int, number: int, crop: int) -> tuple[torch.Tensor, ...]:
         generator = torch.Generator().manual_seed(example_seed(self.settings["seed"], step, number))
-        clean, contrast = self.slices.example(crop, generator)
-        dropped = float(torch.rand((), generator=generator)) < self.settings["label_dropout"]
-        name = None if dropped else (self.target or contrast)
-        label = torch.tensor([float(name == known) for known in self.labels])
-        sigma = torch.exp(self.settings["p_mean"] + self.settings["p_std"] * torch.randn((), generator=generator))
-        return clean, clean + sigma * complex_noise(tuple(clean.shape), generator), sigma, label
+        clean, foci, contrast = self.slices.example(crop, generator)
+        draws = self.settings["draws"]
+        kept = torch.rand(draws, generator=generator) >= self.settings["label_dropout"]
+        label = torch.tensor([float((self.target or contrast) == known) for known in self.labels])
+        sigma = torch.exp(self.settings["p_mean"] + self.settings["p_std"] * torch.randn(draws, generator=generator))
+        noisy = clean + sigma[:, None, None] * complex_noise((draws, *clean.shape), generator)
+        return clean, 1 + (self.settings["focus_weight"] - 1) * foci, noisy, sigma, kept[:, None] * label
 
 
 def crop_of(step: int, settings: dict) -> int:

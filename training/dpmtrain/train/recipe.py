@@ -20,6 +20,7 @@ TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
     "precision": (str, None),
     "steps": (int, 1),
     "batch": (int, 1),  # examples of a step, over all processes
+    "draws": (int, 1),  # of noise, for each example
     "crops": (list, 1),
     "rate": (float, 0),
     "warmup": (int, 1),  # steps
@@ -31,6 +32,7 @@ TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
     "p_std": (float, 0),
     "volumes": (list, 1),
     "real_fraction": (float, 0),
+    "focus_weight": (float, 0),  # of the squared error at painted foci
     "save_every": (int, 1),  # steps
     "sheet_every": (int, 0),  # steps; 0: at the end only
 }

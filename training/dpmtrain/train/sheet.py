@@ -33,8 +33,8 @@ def write_sheet(path: Path, ema: Denoiser, batches: Batches, step: int) -> None:
         )
         for number in range(EXAMPLES)
     ]
-    clean = torch.stack([image for image, _ in pairs]).to(ema.device)
-    names = [batches.target or contrast for _, contrast in pairs]
+    clean = torch.stack([example.image for example in pairs]).to(ema.device)
+    names = [batches.target or example.contrast for example in pairs]
     columns = [("clean", clean)]
     for sigma in SIGMAS:
         generator = torch.Generator().manual_seed(seed)

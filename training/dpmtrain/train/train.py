@@ -52,6 +52,8 @@ class Trainer:
         self.ema.load_state_dict(self.model.state_dict() if start is None else start.ema)
         self.ema.requires_grad_(False)
         self.random_start = start is None
+        if self.accelerator.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # Muon needs no more
         self.model.to(self.accelerator.device)
         self.ema.to(self.accelerator.device)
         self.optimizers = optimizers(self.model, self.settings["optimizer"])
@@ -70,19 +72,19 @@ class Trainer:
         self.model.zero_grad()
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings["clip"])
-        told = torch.stack([loss.detach(), norm.detach(), norm.new_tensor(float(stop))])
-        mean, length, asked = self.accelerator.reduce(told, "mean").tolist()
+        told = torch.stack([loss.detach(), norm.detach(), torch.full_like(norm, float(stop))])
+        told = self.accelerator.reduce(told, "mean")
+        for optimizer in self.optimizers:
+            optimizer.step()
+        decay = ema_decay(step, self.settings, self.random_start)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+        mean, length, asked = told.tolist()  # a GPU has all of the step's work by now
         if not (math.isfinite(mean) and math.isfinite(length)):
             raise DpmreconError(
                 f"the loss is {mean} and its gradient's norm {length} at step {step}: the last state was saved before; "
                 "lower the rate in the recipe and begin anew"
             )
-        for optimizer in self.optimizers:
-            optimizer.step()
-        decay = ema_decay(step, self.settings, self.random_start)
-        with torch.no_grad():
-            for average, current in zip(self.ema.parameters(), self.model.parameters()):
-                average.lerp_(current, 1 - decay)
         return mean, asked > 0
 
     def state(self) -> dict:
@@ -179,10 +181,13 @@ def _check_contrasts(batches: Batches) -> None:
 
 
 def denoising_loss(model: torch.nn.Module, batch: Batch, sigma_data: float) -> torch.Tensor:
-    """Weighted denoising error (EDM, table 1): mean over real channels of lambda(sigma) (D - clean)^2."""
+    """Weighted denoising error (EDM, table 1): mean over real channels of lambda(sigma) (D - clean)^2, pixels with the
+    batch's weight."""
     weight = (batch.sigma.square() + sigma_data**2) / (batch.sigma * sigma_data).square()
-    error = (model(batch.noisy, batch.sigma, batch.label) - batch.clean).abs().square().mean((1, 2)) / 2
-    return (weight * error).mean()
+    count = len(batch.clean)
+    off = model(batch.noisy, batch.sigma, batch.label).unflatten(0, (count, -1)) - batch.clean[:, None]
+    error = (batch.weight[:, None] * torch.view_as_real(off).square().sum(-1)).mean((2, 3)) / 2
+    return (weight.unflatten(0, (count, -1)) * error).mean()
 
 
 class StopSignal:

@@ -29,18 +29,20 @@ class Prior(Protocol):
 class SamplerSettings:
     """Settings of all samplers; the defaults of a model travel in its card.
 
-    steps: evaluations of the denoiser; sigma_max, sigma_min, rho: noise schedule; eta: share of fresh noise in
-    every step of `prox`, 0 is deterministic; noise_scale: fresh noise and that of a warm start is this times sigma,
-    below 1 because the error of x0 itself is noise to the network too; prior_std, prior_power: `prox` takes the clean
-    image, given the noisy one, to be as uncertain as under a white prior of standard deviation prior_std *
-    sigma^prior_power (None: the network's sigma_data), which `dpmtrain calibrate` measures; warm_start: begin at the
-    conventional reconstruction plus noise of sigma_max instead of at noise alone; cg_steps: at most so many conjugate
-    gradients a step of `prox`; cg_tolerance: fewer where the residual is below this times sigma times the right-hand
-    side, since noise in proportion to sigma comes on top of what is left; noise_factor: `prox` takes sigma_n times
-    this, below 1 to trust an imperfect prior less than the data; turns: `prox` shows the network each step's image in
-    another of the 8 orientations it was trained in, so that its preferences for one average out; across: weight, over
-    sigma, of the total variation across the planes of a volume that is cut in one direction alone, whose planes the
-    network cannot make agree (after DiffusionMBIR: Chung et al., CVPR 2023); zeta: step size of the data term of `dps`.
+    steps: evaluations of the denoiser; sigma_max, sigma_min, rho: noise schedule; eta: share of fresh noise in every
+    step of `prox`, 0 is deterministic; noise_scale: fresh noise and that of a warm start is this times sigma, below 1
+    because the error of x0 itself is noise to the network too; prior_std, prior_power: `prox` takes the clean image,
+    given the noisy one, to be as uncertain as under a white prior of standard deviation prior_std * sigma^prior_power
+    (None: the network's sigma_data), which `dpmtrain calibrate` measures; warm_start: begin at the conventional
+    reconstruction plus noise of sigma_max instead of at noise alone; cg_steps: at most so many conjugate gradients a
+    step of `prox`; cg_tolerance: fewer where the residual is below this times sigma times the right-hand side, since
+    noise in proportion to sigma comes on top of what is left; noise_factor, model_error: `prox` takes the data's noise
+    to be noise_factor * sigma_n + model_error, the factor below 1 to trust an imperfect prior less than the data, the
+    rest for what coil maps and model leave unexplained where noise is low; turns: `prox` shows the network each step's
+    image in another of the 8 orientations it was trained in, so that its preferences for one average out; across:
+    weight, over sigma, of the total variation across the planes of a volume that is cut in one direction alone, whose
+    planes the network cannot make agree (after DiffusionMBIR: Chung et al., CVPR 2023); zeta: step size of the data
+    term of `dps`.
     """
 
     steps: int = 20
@@ -55,6 +57,7 @@ class SamplerSettings:
     cg_steps: int = 10
     cg_tolerance: float = 0.0
     noise_factor: float = 1.0
+    model_error: float = 0.0
     turns: bool = False
     across: float = 0.0
     zeta: float = 2.0
@@ -128,7 +131,7 @@ def sample_prox(
     under a white prior (DDS: Chung et al., ICLR 2024; DiffPIR: Zhu et al., 2023).
     """
     levels = noise_levels(settings)
-    sigma_n = settings.noise_factor * problem.sigma_n
+    sigma_n = settings.noise_factor * problem.sigma_n + settings.model_error
     n_axes = 1 if problem.planes is None else len(problem.planes.axes)  # each is shown in every orientation
     x = initial_image(problem, noise, settings)
     x0 = x

@@ -1,0 +1,120 @@
+"""How far the prior is trusted: `python -m dpmtrain.evaluate.trust --images DATA`.
+
+The sampler takes the data's noise to be noise_factor * sigma_n + model_error. NRMSE and coherent gain beyond 3/4 of
+Nyquist on validation slices, by contrast, R and noise, with pairs of the two; and with the pair that the scan itself
+chooses, without a truth: every HELD_BACK-th line outside the calibration is kept back, and the pair that tells its
+samples best is taken (after held-back measurements of Yaman et al., MRM 2020). One sample each.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from dpmrecon.api import load_model
+from dpmrecon.data import Slice
+from dpmrecon.options import Options
+from dpmrecon.prior.checkpoint import Checkpoint
+from dpmrecon.recon.plan import sampling_of
+from dpmrecon.recon.stream import sampled
+from dpmrecon.recon.types import MappedSlice, Reconstruction
+
+from ..arguments import words
+from . import validation
+from .folded import table
+from .lesion_scores import bands, gain_and_nrmse
+from .methods import label_for
+from .metrics import Moments, scan_factor
+from .plan import Condition
+from .scoring import Undersampled
+from .undersampling import CALIBRATION_LINES, with_maps
+
+Pair = tuple[float, float]
+HELD_BACK = 5
+
+
+def image_of(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, acceleration: float, pair: Pair | None):
+    """The reconstruction, by one sample; pair: noise_factor and model_error, None for the card's."""
+    label = label_for(checkpoint, contrast)
+    sampling = replace(sampling_of(Options(), checkpoint, mapped.conventional.device, label, acceleration), samples=1)
+    if pair is not None:
+        settings = replace(sampling.settings, noise_factor=pair[0], model_error=pair[1])
+        sampling = replace(sampling, settings=settings)
+    (found,) = sampled([mapped], checkpoint, label, sampling)
+    assert isinstance(found, Reconstruction)
+    return found
+
+
+def held_back(data: Slice) -> torch.Tensor:
+    """(rows, cols) float32: the acquired lines outside the calibration that are kept back."""
+    rows = data.mask.amax(1).nonzero().flatten()
+    assert data.calibration is not None
+    away = (rows - data.mask.shape[0] // 2).abs() > CALIBRATION_LINES // 2
+    chosen = torch.zeros_like(data.mask)
+    chosen[rows[away][HELD_BACK // 2 :: HELD_BACK]] = 1
+    return chosen * data.mask
+
+
+def chosen_pair(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, acceleration: float, pairs: list[Pair]):
+    """The pair whose image, made without some lines, is nearest to these lines."""
+    data = mapped.data
+    held = held_back(data)
+    kept = replace(data, kspace=data.kspace * (1 - held), mask=data.mask * (1 - held))
+    fewer = with_maps(kept, mapped.conventional.device)
+    there = replace(fewer.model, mask=held)
+
+    def misfit(pair: Pair) -> float:
+        found = image_of(fewer, checkpoint, contrast, acceleration, pair)
+        return float((there.forward(found.image) - held * data.kspace).abs().square().sum())
+
+    return min(pairs, key=misfit)
+
+
+def scores(mapped: MappedSlice, truth: np.ndarray, image: torch.Tensor) -> tuple[float, np.ndarray]:
+    found = image.abs().cpu().numpy()
+    found = found * np.float32(scan_factor([Moments.of(found, truth, np.ones(truth.shape, bool))]))
+    return float(np.linalg.norm(found - truth) / np.linalg.norm(truth)), bands(found, truth)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
+    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--contrasts", default="flair,t1,t2,dwi,swi")
+    parser.add_argument("--R", type=int, nargs="+", default=(4, 8))
+    parser.add_argument("--sigma", type=float, nargs="+", default=(0.006, 0.015, 0.03, 0.06), help="over the scale")
+    parser.add_argument("--factors", type=float, nargs="+", default=(0.45, 0.5, 0.6, 0.75))
+    parser.add_argument("--errors", type=float, nargs="+", default=(0.0, 0.0025))
+    parser.add_argument("--slices", type=int, nargs="+", default=(0, 2), help="of the three validation slices")
+    args = parser.parse_args()
+    checkpoint = load_model(args.model, args.device)
+    pairs = [(factor, error) for error in args.errors for factor in args.factors]
+    names = [f"{factor:g}, {error:g}" for factor, error in pairs]
+
+    def rows():
+        for contrast in words("--contrasts", args.contrasts, tuple(validation.SIGMA_N)):
+            for acceleration in args.R:
+                for sigma in args.sigma:
+                    slices = validation.validation_scan(args.images, contrast, sigma)
+                    found: dict[str, list[tuple[float, np.ndarray]]] = {}
+                    for number in args.slices:
+                        condition = Condition("regular", acceleration, CALIBRATION_LINES)
+                        case = Undersampled(slices[number], condition, torch.device(args.device))
+                        mapped, truth = case.mapped, slices[number].truth
+                        own = chosen_pair(mapped, checkpoint, contrast, acceleration, pairs)
+                        for name, pair in (("card", None), ("held back", own), *zip(names, pairs)):
+                            item = image_of(mapped, checkpoint, contrast, acceleration, pair)
+                            found.setdefault(name, []).append(scores(mapped, truth, item.image))
+                    cells = []
+                    for several in found.values():
+                        gain, _ = gain_and_nrmse(np.sum([sums for _, sums in several], 0))[3]
+                        cells.append(f"{np.mean([error for error, _ in several]):.4f} ({gain:.2f})")
+                    yield [contrast, f"{acceleration}", f"{sigma:g}", *cells]
+
+    table(["contrast", "R", "sigma_n", "card", "held back", *names], rows())
+
+
+if __name__ == "__main__":
+    main()
