@@ -1,6 +1,9 @@
 """`dpmtrain evaluate`, `sweep`, `calibrate`, `residuals` and `faults`: what a model is worth, what serves it best."""
 
 import argparse
+import math
+import random
+import time
 from pathlib import Path
 
 from dpmrecon.cli import add_command
@@ -278,6 +281,7 @@ def add_gate(commands) -> None:
     parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of judging, then the table is made")
     parser.add_argument("--keep", action="store_true", help="judge with the limits of the card, set none")
     parser.add_argument("--write", action="store_true", help="put the limits into the card of --model")
     parser.set_defaults(run=_gate)
@@ -310,6 +314,11 @@ def _gate(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         kinds = [*[SOUND] * args.sound, *(kind for kind in KINDS if kind != SOUND for _ in range(args.each))]
         others = list(heads(args.images, JUDGING, args.heads, args.seed + 1))
-        rows = list(tqdm(judge(checkpoint, others, kinds, args.seed), total=len(kinds), unit="slice"))
+        random.Random(args.seed).shuffle(kinds)
+        until, rows = time.monotonic() + 60 * args.minutes, []
+        for row in tqdm(judge(checkpoint, others, kinds, args.seed), total=len(kinds), unit="slice"):
+            rows.append(row)
+            if time.monotonic() > until:
+                break
         write_gate(args.out, rows, checkpoint.model_id, args.seed)
     return 0

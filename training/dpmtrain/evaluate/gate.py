@@ -1,7 +1,7 @@
 """`dpmtrain gate`: the limits of the gate from sound slices, and how well it tells unsound ones, on other slices.
 
 Cases are painted or mistreated by `gate_cases.py` and come as a scanner's lines: what the collector, the repairs and
-the checks say of them is what a user gets. The network runs at default settings but for two samples of six steps.
+the checks say of them is what a user gets. The network runs at default settings but for two samples of four steps.
 """
 
 import math
@@ -187,7 +187,7 @@ def row_of(checkpoint: Checkpoint, head: Head, kind: str, rng: np.random.Generat
 
 def _reconstructed(checkpoint: Checkpoint, mapped: MappedSlice, label: str, acceleration: int) -> Reconstruction:
     model = checkpoint.model
-    sampling = sampling_of(Options(samples=2, steps=6), checkpoint, model.device, label, acceleration)
+    sampling = sampling_of(Options(samples=2, steps=4), checkpoint, model.device, label, acceleration)
     (draws,), _ = draw([mapped], checkpoint, label, sampling)
     image = draws.mean(0) * mapped.scale
     misfit = mapped.misfit(image)
