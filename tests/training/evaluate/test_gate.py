@@ -10,6 +10,7 @@ from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.recon.agreement import ANY, NAMES, Limits
 from dpmrecon.tools.simulated_slice import simulated_kspace
 from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmtrain.cli import main
 from dpmtrain.evaluate.gate import SAID, Row, judge, limits_of, table
 from dpmtrain.evaluate.gate_cases import KINDS, PAINTED, PATHOLOGY, SOUND, Head, case_of, slice_of
 
@@ -102,3 +103,16 @@ def test_refused_scans_count_as_found(checkpoint, monkeypatch):
     monkeypatch.setattr("dpmtrain.evaluate.gate.slice_of", lambda case: LostSlice(SliceKey(0), "its lines are lost"))
     (found,) = judge(checkpoint, [head()], ["spike"], 0)
     assert (found.verdict, found.score, found.text) == ("lost", SAID, "its lines are lost")
+
+
+def test_the_command_says_what_it_lacks(tmp_path, capsys):
+    model = str(saved_model(tmp_path / "tiny.safetensors"))
+    common = ["gate", "--images", str(tmp_path), "--model", model]
+    for more, word in (
+        (["--keep", "--out", str(tmp_path)], "has no limits to keep"),
+        (["--each", "5"], "the tables need a folder"),
+    ):
+        assert main([*common, *more]) == 2
+        assert word in capsys.readouterr().err
+    assert main(["gate", "--images", str(tmp_path), "--write", "--each", "0"]) == 2
+    assert "--write needs --model" in capsys.readouterr().err

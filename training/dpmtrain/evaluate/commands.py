@@ -303,6 +303,8 @@ def _gate(args: argparse.Namespace) -> int:
     if args.each and args.out is None:
         raise BadInputError("the tables need a folder: give --out, or --each 0")
     checkpoint = load_checkpoint(args.model, device_of(args.device))
+    if args.keep and "gate" not in checkpoint.card:
+        raise BadInputError(f"the card of {checkpoint.model_id} has no limits to keep: leave --keep out")
     if not args.keep:
         sound = list(heads(args.images, SETTING, args.heads, args.seed))
         entry = limits_of(checkpoint, tqdm(sound, unit="slice"), args.seed)
