@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from dpmrecon.data import LostSlice, Slice, SliceKey
+from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.recon.agreement import ANY, NAMES, Limits
 from dpmrecon.tools.simulated_slice import simulated_kspace
 from dpmrecon.tools.simulation_settings import SimulationSettings
 from dpmtrain.cli import main
-from dpmtrain.evaluate.gate import SAID, Row, judge, limits_of, table
+from dpmtrain.evaluate.gate import SAID, Row, earlier, judge, limits_of, table, write_gate
 from dpmtrain.evaluate.gate_cases import KINDS, PAINTED, PATHOLOGY, SOUND, Head, case_of, slice_of
 
 from support.models import saved_model
@@ -97,6 +98,16 @@ def test_the_table_counts_what_is_told_apart():
     assert cells["shunt"][2] == "0.500" and cells["shunt"][7] == "-" and cells["shunt"][13] == "0%"
     assert cells["t1"] == ["t1", "100", "2.0%"]
     assert text.count("- patient12/x, R = 4: caution: so") == 2
+
+
+def test_a_table_is_gone_on_with(tmp_path):
+    rows = [row(SOUND, 0.25, "trusted"), row("spike", 3.0, "caution", residual=math.nan)]
+    write_gate(tmp_path, rows, "tiny", 0)
+    again = earlier(tmp_path, "tiny")
+    assert [repr(one) for one in again] == [repr(one) for one in rows]  # nan is not nan
+    assert earlier(tmp_path / "other", "tiny") == []
+    with pytest.raises(BadInputError, match="another model than other"):
+        earlier(tmp_path, "other")
 
 
 def test_refused_scans_count_as_found(checkpoint, monkeypatch):

@@ -277,7 +277,7 @@ def add_gate(commands) -> None:
     parser.add_argument("--heads", type=int, default=25, help="sound slices of each subject that set the limits")
     parser.add_argument("--sound", type=int, default=110, help="sound slices that are judged")
     parser.add_argument("--each", type=int, default=10, help="slices of every other kind; 0 sets the limits alone")
-    parser.add_argument("--out", type=Path, help="folder for the tables")
+    parser.add_argument("--out", type=Path, help="folder for the tables; gone on with if there")
     parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
@@ -294,7 +294,7 @@ def _gate(args: argparse.Namespace) -> int:
     from dpmrecon.prior.checkpoint import load_checkpoint, write_card
     from tqdm import tqdm
 
-    from .gate import judge, limits_of, write_gate
+    from .gate import earlier, judge, limits_of, write_gate
     from .gate_cases import JUDGING, KINDS, SETTING, SOUND, heads
 
     at_least(args, heads=1, sound=1, each=0, seed=0)
@@ -317,8 +317,9 @@ def _gate(args: argparse.Namespace) -> int:
         kinds = [*[SOUND] * args.sound, *(kind for kind in KINDS if kind != SOUND for _ in range(args.each))]
         others = list(heads(args.images, JUDGING, args.heads, args.seed + 1))
         random.Random(args.seed).shuffle(kinds)
-        until, rows = time.monotonic() + 60 * args.minutes, []
-        for row in tqdm(judge(checkpoint, others, kinds, args.seed), total=len(kinds), unit="slice"):
+        until, rows = time.monotonic() + 60 * args.minutes, earlier(args.out, checkpoint.model_id)
+        found = judge(checkpoint, others, kinds, args.seed, len(rows))
+        for row in tqdm(found, total=len(kinds), initial=len(rows), unit="slice"):
             rows.append(row)
             if time.monotonic() > until:
                 break

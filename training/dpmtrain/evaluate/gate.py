@@ -4,15 +4,17 @@ Cases are painted or mistreated by `gate_cases.py` and come as a scanner's lines
 the checks say of them is what a user gets. The network runs at default settings but for two samples of four steps.
 """
 
+import csv
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from dpmrecon.data import LostSlice
+from dpmrecon.errors import BadInputError
 from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import Denoiser
@@ -136,9 +138,11 @@ def _expected(fit: np.ndarray) -> dict[str, list[float]]:
     return {name: np.round(fit[:, place], 5).tolist() for place, name in enumerate(NAMES)}
 
 
-def judge(checkpoint: Checkpoint, heads: Sequence[Head], kinds: Sequence[str], seed: int) -> Iterator[Row]:
-    """A row for each kind, each with the next head."""
-    for number, kind in enumerate(kinds):
+def judge(
+    checkpoint: Checkpoint, heads: Sequence[Head], kinds: Sequence[str], seed: int, first: int = 0
+) -> Iterator[Row]:
+    """A row for each kind from the `first` on, with a head drawn for each."""
+    for number, kind in enumerate(kinds[first:], first):
         rng = np.random.default_rng([seed, 1, number])
         head = heads[int(rng.integers(len(heads)))]
         if kind in PATHOLOGY and head.subject.startswith(PHANTOM):  # has no brain worth painting into
@@ -274,6 +278,17 @@ def _line(kind: str, rows: Sequence[Row], sound: Sequence[Row], limit: float, se
         f"{np.mean([row.verdict in ('not trusted', 'lost') for row in rows]):.0%}",
         f"{np.median(errors):.3f}" if errors else "-",
     ]
+
+
+def earlier(out: Path, model_id: str) -> list[Row]:
+    """The rows of a run that ended before all were judged. Raises BadInputError for those of another model."""
+    if not (out / "table.csv").exists():
+        return []
+    if f"# The gate, {model_id}\n" not in (out / "table.md").read_text():
+        raise BadInputError(f"{out} holds the table of another model than {model_id}: choose another --out")
+    kinds = {"str": str, "int": int, "float": float}
+    with (out / "table.csv").open(newline="") as file:
+        return [Row(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Row)}) for row in csv.DictReader(file)]
 
 
 def write_gate(out: Path, rows: Sequence[Row], model_id: str, seed: int) -> None:
