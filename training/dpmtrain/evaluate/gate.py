@@ -7,9 +7,9 @@ the checks say of them is what a user gets. The network runs at default settings
 import csv
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -286,9 +286,9 @@ def earlier(out: Path, model_id: str) -> list[Row]:
         return []
     if f"# The gate, {model_id}\n" not in (out / "table.md").read_text():
         raise BadInputError(f"{out} holds the table of another model than {model_id}: choose another --out")
-    kinds = {"str": str, "int": int, "float": float}
+    kinds = get_type_hints(Row)
     with (out / "table.csv").open(newline="") as file:
-        return [Row(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(Row)}) for row in csv.DictReader(file)]
+        return [Row(**{name: kinds[name](value) for name, value in row.items()}) for row in csv.DictReader(file)]
 
 
 def write_gate(out: Path, rows: Sequence[Row], model_id: str, seed: int) -> None:
