@@ -33,7 +33,7 @@ def entry(largest: float, level: float = 0.0) -> dict:
         "precision": np.eye(len(NAMES)).tolist(),
         "largest": largest,
     }
-    return {"contrasts": {ANY: own}, "sigma_n": [0.004, 0.06], "R": [1, 8], "pixels": [100, 9999]}
+    return {"contrasts": {ANY: own}, "sigma_n": [0.004, 0.06], "R": [1, 8], "head": [100, 9999], "matrix": [100, 9999]}
 
 
 @pytest.fixture
@@ -58,6 +58,7 @@ def test_what_a_white_prior_moves_is_known(mapped, prior):
         kept = white**2 / (white**2 + sigma**2)
         expected = math.sqrt((1 - kept) ** 2 * energy + (kept * sigma) ** 2) / sigma
         assert math.exp(found[f"denoised at {sigma:g}"]) == pytest.approx(expected, rel=0.1)
+        assert math.exp(found[f"kept at {sigma:g}"]) == pytest.approx(kept, rel=0.1, abs=0.02)
 
 
 def test_lines_that_moved_are_not_foretold(mapped, prior):
@@ -80,9 +81,9 @@ def test_the_distance_is_one_at_the_limit(mapped):
     assert "its noise is 0.2 of the bright parts" in limits.judge(at, noisy).beyond
     fast = replace(mapped, data=replace(mapped.data, acceleration=12.0))
     assert "R = 12 is more than the 8" in limits.judge(at, fast).beyond
-    few = replace(limits, pixels=(9000.0, 9999.0))
-    assert few.judge(at, mapped) is None and limits.judge({}, mapped) is None
-    assert covariates(0.02, 4, mapped)[:3] == [1, math.log(0.02), math.log(4)]
+    small = replace(limits, matrix=(9000.0, 9999.0))
+    assert small.judge(at, mapped) is None and limits.judge({}, mapped) is None
+    assert covariates(0.02, 4, 900)[:4] == [1, math.log(0.02), math.log(4), math.log(900)]
 
 
 def test_noise_below_what_was_measured_counts_as_the_lowest(mapped):
@@ -99,16 +100,18 @@ def test_noise_below_what_was_measured_counts_as_the_lowest(mapped):
 def test_far_is_said_and_farther_is_not_trusted(mapped, distance, kind):
     item = Reconstruction(mapped, mapped.conventional, None, None, 1.0)
     assert unfamiliar(item) is None
-    deviations = {HELD_BACK: 0.5, "denoised at 0.06": -distance}
+    deviations = {HELD_BACK: 0.5, "denoised at 0.06": -5.0}
     found = unfamiliar(replace(item, agreement=Agreement({}, deviations, distance)))
     assert (found and found.kind) == kind
     if found is not None:
-        assert "less detail" in found.text
+        assert "less detail than in sound scans of this contrast, by 5.0" in found.text
+        usual = unfamiliar(replace(item, agreement=Agreement({}, {HELD_BACK: 0.5}, distance)))
+        assert "does not go together" in usual.text
         beyond = unfamiliar(replace(item, agreement=Agreement({}, deviations, distance, "so noisy")))
         assert (beyond.kind, beyond.text) == ("remark", "so noisy")
 
 
-@pytest.mark.parametrize("lacking", ["contrasts", "sigma_n", "R", "pixels"])
+@pytest.mark.parametrize("lacking", ["contrasts", "sigma_n", "R", "head", "matrix"])
 def test_a_card_that_lacks_limits_says_so(lacking):
     assert Limits.of({}, "flair") is None
     card = entry(1.0)

@@ -2,8 +2,9 @@
 
 Some acquired lines are held back, and a short run of the prior, from CG-SENSE of the others on, foretells them. `held
 back`: the share of their signal that it misses; what has moved, or does not fit the prior, is not foretold. `denoised`:
-how far the denoiser moves that image once noise of some sigma is added, over sigma: it grows with the detail of what
-the image shows, and a head has as much of it as the prior has learnt. The image of the scan itself is not asked, so
+how far the denoised image is from it once noise of some sigma is added, over sigma; `kept`: the share of that noise
+which the denoiser takes for detail and leaves. Both grow with the detail of what the image shows, and a head has as
+much of it as the prior has learnt. The image of the scan itself is not asked, so
 that its sampler, mode and number of samples do not matter.
 """
 
@@ -25,12 +26,13 @@ SHARE = 4  # one acquired line in so many is held back
 NEAR = 4  # lines on either side of the centre that never are: nothing foretells the scale
 ANY = "any"  # of the card, for scans of no known contrast
 COVARIATES = 7  # see `covariates`
+RANGES = ("sigma_n", "R", "head", "matrix")  # entries of the card: lowest and highest that was measured
 BEYOND = 1.25  # times what was measured
 SHORT = SamplerSettings(
     steps=3, sigma_max=0.3, sigma_min=0.03, eta=1.0, noise_scale=0.4, cg_steps=4, noise_factor=0.75, turns=True
 )
 HELD_BACK = "held back"
-NAMES = (HELD_BACK, *(f"denoised at {sigma:g}" for sigma in SIGMAS))
+NAMES = (HELD_BACK, *(f"{what} at {sigma:g}" for what in ("denoised", "kept") for sigma in SIGMAS))
 
 
 @torch.no_grad()
@@ -63,12 +65,14 @@ def agreement(mapped: MappedSlice, prior: Prior, seed: int = 0) -> dict[str, flo
 
 
 def _denoised(image: torch.Tensor, support: torch.Tensor, prior: Prior, noise: NoiseSource) -> list[float]:
+    """`denoised` at all SIGMAS, then `kept`."""
     levels = torch.tensor(SIGMAS, device=image.device)
-    added = torch.cat([noise.draw(*image.shape) for _ in SIGMAS])
-    moved = prior(image + levels[:, None, None] * added, levels) - image
-    square = torch.view_as_real(moved).square().sum(-1) * support
-    rms = (square.sum((1, 2)) / (2 * support.sum().clamp_min(1))).sqrt() / levels
-    return rms.clamp_min(1e-9).log().tolist()
+    added = levels[:, None, None] * torch.cat([noise.draw(*image.shape) for _ in SIGMAS])
+    moved = (prior(image + added, levels) - image) * support
+    energy = 2 * support.sum().clamp_min(1) * levels**2  # of the noise inside
+    square = torch.view_as_real(moved).square().sum((1, 2, 3))
+    along = (torch.view_as_real(moved) * torch.view_as_real(added)).sum((1, 2, 3))
+    return [*(square / energy).sqrt().clamp_min(1e-9).log().tolist(), *(along / energy).clamp_min(1e-4).log().tolist()]
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Limits:
 
     expected: by name, coefficients of `covariates`; precision: (n, n), inverse covariance of what is left, in the order
     of the names; largest: distance that few sound scans exceed; sigma_n: of the noise over the scale, lowest and
-    highest; R: likewise; pixels: of the head, likewise.
+    highest; R: likewise; head, matrix: pixels, likewise.
     """
 
     expected: dict[str, list[float]]
@@ -85,7 +89,8 @@ class Limits:
     largest: float
     sigma_n: tuple[float, float]
     R: tuple[float, float]
-    pixels: tuple[float, float]
+    head: tuple[float, float]
+    matrix: tuple[float, float]
 
     @classmethod
     def of(cls, card: dict, contrast: str | None) -> "Limits | None":
@@ -96,12 +101,12 @@ class Limits:
         try:
             contrasts = gate["contrasts"]
             own = contrasts.get(contrast or ANY, contrasts[ANY])
-            lowest, highest = gate["sigma_n"]
             expected, precision = own["expected"], np.array(own["precision"], float)
             shapes = precision.shape, {name: len(values) for name, values in expected.items()}
             if shapes != ((len(NAMES),) * 2, dict.fromkeys(NAMES, COVARIATES)):
                 raise ValueError("it is of another version")
-            return cls(expected, precision, own["largest"], (lowest, highest), tuple(gate["R"]), tuple(gate["pixels"]))
+            ranges = [(float(low), float(high)) for low, high in (gate[name] for name in RANGES)]
+            return cls(expected, precision, own["largest"], *ranges)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"model card: the entry gate is not usable ({error!r}): get the card again, or let `dpmtrain gate` "
@@ -109,15 +114,15 @@ class Limits:
             ) from error
 
     def judge(self, values: dict[str, float], mapped: MappedSlice) -> Agreement | None:
-        """The distance of a slice's numbers from those of sound scans; None of a head of so few or many pixels that
-        none such was measured."""
-        pixels = float(mapped.model.support.sum())
-        if not values or not self.pixels[0] / BEYOND <= pixels <= self.pixels[1] * BEYOND:
+        """The distance of a slice's numbers from those of sound scans; None of a matrix that is smaller or larger than
+        those that were measured."""
+        if not values or not self.matrix[0] / BEYOND <= mapped.model.mask.numel() <= self.matrix[1] * BEYOND:
             return None
         sigma_n, fold = mapped.data.sigma_n / mapped.scale, mapped.data.acceleration
-        known = covariates(
-            min(max(sigma_n, self.sigma_n[0]), self.sigma_n[1]), min(max(fold, self.R[0]), self.R[1]), mapped
+        measured = zip(
+            (sigma_n, fold, float(mapped.model.support.sum())), (self.sigma_n, self.R, self.head), strict=True
         )
+        known = covariates(*(min(max(value, low), high) for value, (low, high) in measured))
         apart = np.array([values[name] - float(np.dot(known, own)) for name, own in self.expected.items()])
         distance = math.sqrt(float(apart @ self.precision @ apart)) / self.largest
         deviations = apart / np.sqrt(np.linalg.inv(self.precision).diagonal())
@@ -132,9 +137,8 @@ class Limits:
         return Agreement(values, dict(zip(self.expected, deviations.tolist())), distance, beyond)
 
 
-def covariates(sigma_n: float, acceleration: float, mapped: MappedSlice) -> list[float]:
+def covariates(sigma_n: float, acceleration: float, pixels: float) -> list[float]:
     """What the numbers of a sound scan depend on: 1, the logarithms of noise over the scale, of R and of the pixels of
     the head, the noise's square, and its products with the others."""
-    noise, pixels = math.log(max(sigma_n, 1e-6)), math.log(max(1.0, float(mapped.model.support.sum())))
-    fold = math.log(acceleration)
-    return [1.0, noise, fold, pixels, noise**2, noise * fold, noise * pixels]
+    noise, fold, head = math.log(max(sigma_n, 1e-6)), math.log(acceleration), math.log(max(1.0, pixels))
+    return [1.0, noise, fold, head, noise**2, noise * fold, noise * head]

@@ -27,6 +27,7 @@ EDGE = 3
 # and a channel is quieter than its noise measurement where the image misses it by less than this
 QUIET = 0.7
 TOLD = 4  # rows that a remark names
+TOGETHER = 2.0  # standard deviations, within which each number alone is usual
 FAR = 2.0  # times the distance that few sound scans exceed: not to be trusted
 
 CHECK = (
@@ -174,10 +175,10 @@ def unfamiliar(item: Reconstruction) -> Verdict | None:
         what = f"acquired lines that were held back are foretold {'worse' if deviation > 0 else 'better'}"
     else:
         what = f"the image has {'more' if deviation > 0 else 'less'} detail"
-    text = (
-        f"{what} than in sound scans of this contrast, by {abs(deviation):.1f} of their standard deviations: see "
-        "whether it is the head and contrast that the prior knows, and whether it lay still"
-    )
+    what += f" than in sound scans of this contrast, by {abs(deviation):.1f} of their standard deviations"
+    if abs(deviation) < TOGETHER:
+        what = "the detail of the image at different levels of noise does not go together as in sound scans"
+    text = f"{what}: see whether it is the head and contrast that the prior knows, and whether it lay still"
     if found.distance > FAR:
         return Verdict("distrust", f"{DISTRUSTED}{text}")
     return Verdict("remark", text)

@@ -81,7 +81,7 @@ def limits_of(checkpoint: Checkpoint, heads: Sequence[Head], seed: int) -> dict[
     """The card's entry `gate`, from each head once. Limits of any contrast serve scans of no known one: the numbers
     of the labelled prior, of all contrasts together."""
     denoiser = checkpoint.denoiser
-    known, values, used = [], [], []
+    known, values, sizes, used = [], [], [], []
     for number, head in enumerate(heads):
         rng = np.random.default_rng([seed, number])
         acceleration, sigma = _drawn(rng)
@@ -91,7 +91,9 @@ def limits_of(checkpoint: Checkpoint, heads: Sequence[Head], seed: int) -> dict[
         if isinstance(mapped, LostSlice) or not found:
             continue
         values.append([found[name] for name in NAMES])
-        known.append(covariates(mapped.data.sigma_n / mapped.scale, acceleration, mapped)[1:])
+        pixels = float(mapped.model.support.sum())
+        known.append(covariates(mapped.data.sigma_n / mapped.scale, acceleration, pixels)[1:])
+        sizes.append((pixels, mapped.model.mask.numel()))
         used.append(head)
     names = sorted({head.contrast for head in used})
     is_contrast = np.array([[float(head.contrast == name) for name in names] for head in used])
@@ -105,7 +107,7 @@ def limits_of(checkpoint: Checkpoint, heads: Sequence[Head], seed: int) -> dict[
         "contrasts": {**contrasts, ANY: {"expected": _expected(fit), **common}},
         "sigma_n": list(SIGMA_N),
         "R": [min(R), max(R)],
-        "pixels": [round(math.exp(place(slopes[:, 2]))) for place in (np.min, np.max)],
+        **{name: [min(part), max(part)] for name, part in zip(("head", "matrix"), zip(*sizes))},
         "measured": f"`dpmtrain gate`, {len(used)} sound slices, {100 * FALSE_ALARMS:g} % of which are beyond",
     }
 
