@@ -41,9 +41,14 @@ class Options:
     """The options of a reconstruction. None: the model or the scan decides."""
 
     contrast: str | None = _option(None, str, "flair, t1, t2, dwi or swi (default: from the scan's protocol name)")
-    model: Path | None = _option(None, Path, "checkpoint .safetensors (default: the one that ships)", process=True)
+    model: Path | None = _option(
+        None, Path, "checkpoint .safetensors, or the name latent (default: the one that ships)", process=True
+    )
     sampler: str | None = _option(
-        None, str, "how the posterior is sampled (default: the model's, prox)", choices=("prox", "dps")
+        None,
+        str,
+        "how the posterior is sampled (default: the model's, prox)",
+        choices=("prox", "dps", "latent", "latent-hard"),
     )
     mode: str = _option(
         "fast",

@@ -1,4 +1,4 @@
-"""Checkpoints: NAME.safetensors (float16 or float32 weights) and NAME.json, the card."""
+"""Checkpoints: NAME.safetensors (float16, bfloat16 or float32 weights) and NAME.json, the card."""
 
 import hashlib
 import json
@@ -18,9 +18,11 @@ from ..physics.phase import RULE as PHASE_RULE
 from ..physics.scale import RULE
 from ..version import __version__
 from .denoiser import Denoiser
-from .kinds import DENOISER, KINDS, Kind, Model
+from .kinds import DENOISER, KINDS, LATENT, Kind, Model
 
 DEFAULT = "default"
+# of models that are too large for the package, by name
+MODELS = Path("~/.dpmrecon/models")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ def save_checkpoint(path: Path, model: torch.nn.Module, card: dict) -> None:
     count = sum(p.numel() for p in model.parameters())
     # above 4 M parameters float32 would break the 16 MB that a shipped file may have
     dtype = torch.float16 if count > 4_000_000 else torch.float32
+    if card.get("kind") == LATENT:
+        dtype = torch.bfloat16
     data = save({name: value.to(dtype).contiguous() for name, value in model.state_dict().items()})
     full = {
         "name": path.stem,
@@ -87,12 +91,31 @@ def default_path() -> Path:
     return Path(str(files("dpmrecon.checkpoints") / f"{DEFAULT}.safetensors"))
 
 
+def model_path(model: Path | str | None) -> Path:
+    """The file of `--model`: None is the one that ships, `latent` lies in MODELS. CheckpointError where it is not."""
+    if model is None or str(model) == DEFAULT:
+        return default_path()
+    if str(model) != LATENT:
+        return Path(model)
+    path = MODELS.expanduser() / f"{LATENT}.safetensors"
+    if not path.is_file():
+        raise CheckpointError(
+            f"the model latent is not in {path.parent}: put latent.safetensors and latent.json there (docs/latent.md), "
+            "or name a file with --model"
+        )
+    return path
+
+
 def load_checkpoint(path: Path | str | None = None, device: torch.device | str = "cpu") -> Checkpoint:
     """Load a .safetensors file and its card; None is the checkpoint that ships with the package.
 
     Raises CheckpointError, in one sentence, when either file is missing, damaged or of another format.
     """
-    path = default_path() if path is None else Path(path)
+    path = model_path(path)
+    if path.is_file() and path.suffix in (".bin", ".ckpt", ".pkl", ".pt", ".pth"):
+        raise CheckpointError(
+            f"model file {path} is pickled, which can run any code: give NAME.safetensors with NAME.json beside it"
+        )
     card_path = path.with_suffix(".json")
     for needed in (path, card_path):
         if not needed.is_file():

@@ -4,7 +4,7 @@ sigma is the standard deviation of the noise **per real channel** everywhere in 
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,11 @@ def complex_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.T
 
 def uncounted(images: int) -> None:
     """Nobody counts the evaluations."""
+
+
+def one_hot(labels: Sequence[str | None], known: Sequence[str], device: torch.device) -> torch.Tensor:
+    """(batch, n_labels) float32; None, or a label that is not known, is a row of zeros."""
+    return torch.tensor([[float(label == name) for name in known] for label in labels], device=device)
 
 
 class Denoiser(nn.Module):
@@ -45,8 +50,7 @@ class Denoiser(nn.Module):
 
     def one_hot(self, labels: list[str | None]) -> torch.Tensor:
         """(batch, n_labels) float32; None, or a label that the model does not know, is a row of zeros."""
-        rows = [[float(label == known) for known in self.labels] for label in labels]
-        return torch.tensor(rows, device=self.device)
+        return one_hot(labels, self.labels, self.device)
 
     def of_contrast(self, label: str | None, count: Callable[[int], object] = uncounted) -> "ContrastDenoiser":
         """D(x; sigma) of one contrast, None for the unlabelled prior. count: called with the images of each call."""

@@ -11,9 +11,13 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from ..errors import BadInputError
+from .conditional import ConditionalDenoiser
 from .denoiser import Denoiser
+from .latent import LatentModel
 from .problem import NoiseSource, Problem, Stop
 from .samplers.diffusion import SamplerSettings, sample_dps, sample_prox
+from .samplers.latent import LatentSettings, sample_latent, sample_latent_hard
+from .samplers.one_step import OneStepSettings, sample_one_step
 
 
 class Settings(Protocol):
@@ -84,10 +88,18 @@ class Kind:
         return name, self.samplers[name]
 
 
-DENOISER = "denoiser"
+DENOISER, ONE_STEP, LATENT = "denoiser", "one-step", "latent"
 KINDS: dict[str, Kind] = {
     DENOISER: Kind(
         Denoiser,
         {"prox": Sampler(SamplerSettings, sample_prox, volumes=True), "dps": Sampler(SamplerSettings, sample_dps)},
-    )
+    ),
+    ONE_STEP: Kind(ConditionalDenoiser, {"one-step": Sampler(OneStepSettings, sample_one_step, volumes=True)}),
+    LATENT: Kind(
+        LatentModel,
+        {
+            "latent": Sampler(LatentSettings, sample_latent),
+            "latent-hard": Sampler(LatentSettings, sample_latent_hard),
+        },
+    ),
 }

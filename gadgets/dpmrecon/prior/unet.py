@@ -38,19 +38,22 @@ class Blocks(nn.ModuleList):
 
 
 class UNet(nn.Module):
-    """(batch, 2, rows, cols) float32 to the same shape; `widths` and `blocks` are per level, finest first.
+    """(batch, 2 * images, rows, cols) float32 to (batch, 2, rows, cols); `widths` and `blocks` are per level, finest
+    first; numbers: scalars beside the images that the network is told.
 
     The first level works on 2x2 pixel-unshuffled data (half the matrix in each direction). Levels halve with
     ceil: an odd side is padded by one row or column of zeros on the way down and cropped on the way up.
     """
 
-    def __init__(self, widths: list[int], blocks: list[int], embedding: int, n_labels: int):
+    def __init__(
+        self, widths: list[int], blocks: list[int], embedding: int, n_labels: int, images: int = 1, numbers: int = 1
+    ):
         super().__init__()
         self.frequencies: torch.Tensor
         self.register_buffer("frequencies", torch.exp(torch.linspace(0.0, 4.0, 16)), persistent=False)
-        self.embed_noise = nn.Sequential(nn.Linear(32, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.embed_noise = nn.Sequential(nn.Linear(32 * numbers, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.embed_label = nn.Linear(n_labels, embedding, bias=False)
-        self.stem = nn.Conv2d(8, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(8 * images, widths[0], 3, padding=1)
         self.head = nn.Conv2d(widths[0], 8, 3, padding=1)
         _zero(self.head)
         self.down_blocks = nn.ModuleList()
@@ -65,8 +68,9 @@ class UNet(nn.Module):
                 self.up_blocks.append(Blocks(width, embedding, count))
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """`noise` (batch,) is a function of sigma near unit range; `label` (batch, n_labels) one-hot or zeros."""
-        angles = noise[:, None] * self.frequencies
+        """`noise` (batch,) or (batch, numbers): functions of the noise level and the like near unit range; `label`
+        (batch, n_labels) one-hot or zeros."""
+        angles = (noise.reshape(len(noise), -1, 1) * self.frequencies).flatten(1)
         embedding = F.silu(self.embed_noise(torch.cat([angles.cos(), angles.sin()], 1)) + self.embed_label(label))
         rows, cols = x.shape[-2:]
         h = self.stem(F.pixel_unshuffle(_pad_even(x), 2))

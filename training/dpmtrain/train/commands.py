@@ -64,6 +64,100 @@ def _train(args: argparse.Namespace) -> int:
     return launch.launch(run, args)
 
 
+def add_one_step(commands) -> None:
+    parser = add_command(
+        commands,
+        "one-step",
+        "Train the conditional denoiser of the kind one-step (teacher), or its twin by regression, for a time",
+        "dpmtrain one-step training/recipes/one_step.toml teacher --minutes 300 --data prepared --run runs/one_step "
+        "--out teacher.safetensors",
+    )
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("stage", choices=("teacher", "regression"))
+    _add_timed(parser)
+    parser.set_defaults(run=_one_step)
+
+
+def add_distil(commands) -> None:
+    parser = add_command(
+        commands,
+        "distil",
+        "Distil a teacher of the kind one-step into students of fewer and fewer evaluations",
+        "dpmtrain distil training/recipes/one_step.toml --start teacher.safetensors --minutes 60 --data prepared "
+        "--run runs/distil --out student.safetensors",
+    )
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--start", type=Path, required=True, help="teacher (.safetensors)")
+    parser.add_argument(
+        "--evaluations", default="32,8,4,2,1", help="of each student, which divide those of the one before (first: 128)"
+    )
+    _add_timed(parser)
+    parser.set_defaults(run=_distil)
+
+
+def _add_timed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--minutes", type=float, required=True, help="of training, in all; the rate falls to 0 at the end"
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
+    parser.add_argument("--run", type=Path, required=True, dest="folder", help="state and log; gone on with if there")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes (default: 0)")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: all)")
+
+
+def _one_step(args: argparse.Namespace) -> int:
+    from .one_step_runs import train_stage
+
+    at_least(args, workers=0)
+    train_stage(args)
+    return 0
+
+
+def _distil(args: argparse.Namespace) -> int:
+    from .one_step_runs import distil
+
+    at_least(args, workers=0)
+    distil(args)
+    return 0
+
+
+def add_latent(commands) -> None:
+    parser = add_command(
+        commands,
+        "latent",
+        "Train a stage of a latent model for some minutes, or go on where the run stopped",
+        "dpmtrain latent training/recipes/latent_autoencoder.toml --data prepared --run runs/autoencoder --minutes 60 "
+        "--out autoencoder.safetensors",
+    )
+    parser.add_argument("recipe", type=Path, help="of a stage: autoencoder, then denoiser, then control")
+    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
+    parser.add_argument("--run", type=Path, required=True, dest="folder", help="state and log; gone on with if there")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
+    parser.add_argument("--start", type=Path, help="model of the stage before (autoencoder: default random weights)")
+    parser.add_argument("--minutes", type=float, required=True, help="of training; the rate falls to zero at their end")
+    parser.add_argument("--device", help="default: cuda where there is one")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes (default: 0)")
+    parser.set_defaults(run=_latent)
+
+
+def _latent(args: argparse.Namespace) -> int:
+    from dpmrecon.device import device_of
+
+    from .latent import train_stage
+
+    at_least(args, workers=0)
+    if not args.minutes > 0:
+        raise BadInputError(f"--minutes is {args.minutes:g}: give more than 0")
+    if args.out.suffix != ".safetensors":
+        raise BadInputError(f"--out is {args.out}: give a name that ends in .safetensors")
+    train_stage(
+        args.recipe, args.data, args.folder, args.out, args.start, args.minutes, device_of(args.device), args.workers
+    )
+    return 0
+
+
 def add_throughput(commands) -> None:
     parser = add_command(
         commands,

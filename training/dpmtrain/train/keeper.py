@@ -201,9 +201,17 @@ def write_state(path: Path, state: dict) -> None:
 
 def read_state(path: Path) -> dict:
     """Raises BadInputError where the file is truncated or no state of a run."""
+    state = read_tensors(path, {"recipe", "scale_rule", "start", "plans", "step", "model", "ema", "optimizers"})
+    if state["scale_rule"] != RULE:
+        raise BadInputError(f"state {path} was trained with scale rule '{state['scale_rule']}', this is '{RULE}'")
+    return state
+
+
+def read_tensors(path: Path, keys: set[str]) -> dict:
+    """What `write_state` wrote. Raises BadInputError where the file is truncated or lacks a key."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        missing = {"recipe", "scale_rule", "start", "plans", "step", "model", "ema", "optimizers"} - set(state)
+        missing = keys - set(state)
     except Exception as error:  # whatever a damaged archive makes of itself
         raise BadInputError(
             f"state {path} cannot be read ({first_line(error)}): it is damaged; put a copy in its place, or remove it "
@@ -211,6 +219,4 @@ def read_state(path: Path) -> dict:
         ) from error
     if missing:
         raise BadInputError(f"state {path} has no {', '.join(sorted(missing))}: it is no state of this version")
-    if state["scale_rule"] != RULE:
-        raise BadInputError(f"state {path} was trained with scale rule '{state['scale_rule']}', this is '{RULE}'")
     return state

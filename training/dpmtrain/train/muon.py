@@ -71,7 +71,7 @@ def optimizers(model: nn.Module, name: str) -> list[torch.optim.Optimizer]:
     inner = [
         value
         for key, value in parameters.items()
-        if name == "muon" and value.ndim == 4 and not key.startswith(("unet.stem", "unet.head"))
+        if name == "muon" and value.ndim == 4 and not key.split(".")[1].startswith(("stem", "head"))
     ]
     taken = {id(value) for value in inner}
     others = [value for value in parameters.values() if id(value) not in taken]

@@ -36,6 +36,8 @@ TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
     "save_every": (int, 1),  # steps
     "sheet_every": (int, 0),  # steps; 0: at the end only
 }
+# of a network that is trained for a time and not for a number of steps
+TIMED = ("steps", "ema_half_life", "p_mean", "p_std", "focus_weight", "save_every", "sheet_every")
 RECIPE_TABLES = {
     "pretrain": {
         "model": ("widths", "blocks", "embedding", "labels", "sigma_data"),
@@ -43,21 +45,23 @@ RECIPE_TABLES = {
         "sampling": ("samples", "prox", "dps"),
     },
     "finetune": {"target": ("label", "slot"), "train": tuple(TRAIN_KEYS)},
+    "one-step": {
+        "model": ("widths", "blocks", "embedding", "labels", "conditioning"),
+        "train": tuple(key for key in TRAIN_KEYS if key not in TIMED),
+        "sampling": ("samples", "one-step"),
+    },
 }
 OPTIONAL = {"sampling": {"uncertainty"}}
 PRECISIONS = {"float32": "no", "bf16": "bf16"}  # and their names in accelerate
 
 
 def read_recipe(path: Path, kind: str = "pretrain") -> dict:
-    """A recipe of `kind` (pretrain or finetune): its tables, each with exactly the keys that are used, and `history`;
-    OPTIONAL ones may be missing.
+    """A recipe of `kind` (pretrain, finetune, one-step): its tables, each with exactly the keys that are used, and
+    `history`; OPTIONAL ones may be missing.
 
     Raises BadInputError for a file that cannot be read, for unknown or missing keys, and for values out of range.
     """
-    try:
-        recipe = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"recipe {path} cannot be read ({error})") from error
+    recipe = read_toml(path)
     tables = RECIPE_TABLES[kind]
     strange = set(recipe) - set(tables) - {"history"}
     if strange:
@@ -69,15 +73,24 @@ def read_recipe(path: Path, kind: str = "pretrain") -> dict:
             raise BadInputError(
                 f"recipe {path}, table [{table}]: unknown or missing {wrong}; it has {', '.join(valid)}"
             )
-    for key, (wanted, smallest) in TRAIN_KEYS.items():
-        _check(path, key, recipe["train"][key], wanted, smallest)
+    for key in tables["train"]:
+        check(path, key, recipe["train"][key], *TRAIN_KEYS[key])
     for key, valid in (("optimizer", OPTIMIZERS), ("precision", tuple(PRECISIONS))):
         if recipe["train"][key] not in valid:
             raise BadInputError(f"recipe {path}: {key} is '{recipe['train'][key]}', give {' or '.join(valid)}")
     return recipe
 
 
-def _check(path: Path, key: str, value: Any, wanted: type, smallest: float | None) -> None:
+def read_toml(path: Path) -> dict:
+    """The tables of the file. Raises BadInputError where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"recipe {path} cannot be read ({error})") from error
+
+
+def check(path: Path, key: str, value: Any, wanted: type, smallest: float | None) -> None:
+    """Raises BadInputError where the value is of another kind than wanted, or too small."""
     kinds = (int, float) if wanted is float else (wanted,)
     right = isinstance(value, kinds) and not isinstance(value, bool)
     size = len(value) if right and wanted is list else value

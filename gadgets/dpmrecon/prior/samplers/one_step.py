@@ -1,0 +1,95 @@
+"""The sampler of the kind `one-step`: one evaluation of a distilled conditional denoiser, or a few; data consistency.
+
+SSDM-MRI (Liu et al.) replaces the measured samples at the end. Here the last image is moved to the data by the proximal
+step of the other samplers, which knows the noise; the paper's replacement is the setting `hard`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from ...physics.forward import TOLERANCE
+from ..conditional import RESIDUAL, Conditioned, signal_and_noise
+from ..problem import NoiseSource, Problem, Stop, never
+
+
+@dataclass(frozen=True)
+class OneStepSettings:
+    """steps: evaluations of the network, 1 to 4 for a distilled one; noise_scale: of the noise that sampling begins
+    with, 0 gives the same image for every seed; error: std per real channel of what the network leaves, of the
+    scale: how far the data may move its image; cg_steps: of that proximal step; noise_factor, model_error: the noise
+    that the data are taken to have, as in `SamplerSettings`; hard: put the measured samples in place instead, noise
+    and all."""
+
+    steps: int = 1
+    noise_scale: float = 1.0
+    error: float = 0.03
+    cg_steps: int = 8
+    noise_factor: float = 1.0
+    model_error: float = 0.0
+    hard: bool = False
+
+
+@torch.no_grad()
+def sample_one_step(
+    problem: Problem, prior: Conditioned, settings: OneStepSettings, noise: NoiseSource, stop: Stop = never
+) -> torch.Tensor:
+    """DDIM (Song et al., ICLR 2021) from noise in `steps` equal steps, then data consistency. (batch, rows, cols)
+    complex64 at scale 1, of volumes (batch, partitions, rows, cols), whose planes are cut in turn."""
+    current = settings.noise_scale * noise.draw(*problem.start.shape[1:])
+    conventional = conventional_image(problem, prior.conditioning).expand_as(current)
+    numbers = net_acceleration(problem).expand(len(current)), problem.sigma_n.expand(len(current))
+    residual = current
+    for step in range(settings.steps):
+        time, following = (torch.tensor(1 - number / settings.steps) for number in (step, step + 1))
+        velocity = _velocity(problem, prior, current, float(time), conventional, numbers, step)
+        (alpha, sigma), (next_alpha, next_sigma) = signal_and_noise(time), signal_and_noise(following)
+        residual = alpha * current - sigma * velocity
+        if step + 1 == settings.steps or stop():
+            break
+        current = next_alpha * residual + next_sigma * (sigma * current + alpha * velocity)
+    image = (conventional + RESIDUAL * residual) * problem.model.support
+    if settings.hard:
+        return replaced(problem, image)
+    sigma_n = settings.noise_factor * problem.sigma_n + settings.model_error
+    weight = sigma_n.square() / settings.error**2
+    return problem.model.prox(problem.zero_filled, image, weight, settings.cg_steps, TOLERANCE)
+
+
+def replaced(problem: Problem, image: torch.Tensor) -> torch.Tensor:
+    """The image with the measured samples in place of its own, coil by coil, combined again."""
+    return image + problem.zero_filled - problem.model.normal(image)
+
+
+def conventional_image(problem: Problem, conditioning: str) -> torch.Tensor:
+    """What the network is conditioned on; it may be one for all."""
+    return problem.start if conditioning == "cg-sense" else problem.zero_filled
+
+
+def net_acceleration(problem: Problem) -> torch.Tensor:
+    """(batch,), or (1,) where the mask is one for all: samples of the matrix over those acquired."""
+    mask = problem.model.mask
+    mask = mask.flatten(1) if mask.ndim == 4 else mask.reshape(1, -1)
+    return 1 / mask.mean(1).clamp_min(1e-3)
+
+
+def _velocity(
+    problem: Problem,
+    prior: Conditioned,
+    current: torch.Tensor,
+    time: float,
+    conventional: torch.Tensor,
+    numbers: tuple[torch.Tensor, torch.Tensor],
+    step: int,
+) -> torch.Tensor:
+    planes = problem.planes
+    if planes is None:
+        images = current.flatten(0, -3)  # the image of every map is one to the network
+        sets = len(images) // len(current)
+        each = (values.repeat_interleave(sets) for values in numbers)
+        return prior(images, time, conventional.reshape(images.shape), *each).reshape(current.shape)
+    axis = planes.axes[step % len(planes.axes)] + 1
+    across = current.movedim(axis, 1)
+    images, beside = (image.movedim(axis, 1).flatten(0, 1).contiguous() for image in (current, conventional))
+    found = prior.of_planes(images, time, beside, numbers[0][:1], numbers[1][:1], planes.at_once)
+    return found.unflatten(0, across.shape[:2]).movedim(1, axis).contiguous()

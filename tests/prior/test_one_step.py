@@ -1,0 +1,157 @@
+"""The conditional denoiser of the kind one-step and its sampler, against what is known in closed form."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from dpmrecon.cli import main
+from dpmrecon.errors import CheckpointError
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
+from dpmrecon.prior.conditional import RESIDUAL, ConditionalDenoiser, Conditioned, signal_and_noise
+from dpmrecon.prior.denoiser import Denoiser, complex_noise
+from dpmrecon.prior.kinds import ONE_STEP
+from dpmrecon.prior.problem import NoiseSource
+from dpmrecon.prior.samplers.one_step import OneStepSettings, net_acceleration, sample_one_step
+
+from support.results import images, report
+
+CONFIG = {"widths": [4, 6, 8], "blocks": [1, 1, 1], "embedding": 8, "labels": ["flair", "t1", "swi"],
+          "conditioning": "cg-sense"}  # fmt: skip
+
+
+class Given:
+    """A prior whose v is a function of z_t and t."""
+
+    conditioning = "cg-sense"
+
+    def __init__(self, velocity):
+        self.velocity = velocity
+
+    def __call__(self, noisy, time, conventional, acceleration, sigma_n):
+        return self.velocity(noisy, torch.tensor(time))
+
+
+def gaussian_velocity(mean, std):
+    """E[v | z_t] of z ~ N(mean, std^2): alpha E[noise | z_t] - sigma E[z | z_t]."""
+
+    def velocity(noisy, time):
+        alpha, sigma = signal_and_noise(time)
+        total = alpha**2 * std**2 + sigma**2
+        clean = mean + alpha * std**2 / total * (noisy - alpha * mean)
+        return alpha * (noisy - alpha * clean) / sigma.clamp_min(1e-9) - sigma * clean
+
+    return velocity
+
+
+def model(seed=0):
+    torch.manual_seed(seed)
+    found = ConditionalDenoiser(CONFIG)
+    for name, weight in found.named_parameters():  # those that begin at zero leave the conditions out
+        if name.endswith(("second.weight", "head.weight")):
+            torch.nn.init.normal_(weight, std=0.1)
+    return found.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(("std", "steps"), [(0.4, 64), (2.0, 256)])
+def test_many_steps_draw_the_gaussian_that_v_belongs_to(world, std, steps):
+    """DDIM is the probability-flow ODE: mean and spread of what is drawn are the prior's."""
+    problem = dataclasses.replace(world.problem(), start=torch.zeros_like(world.problem().start))
+    # data that say nothing: the error may be 0
+    settings = OneStepSettings(steps=steps, error=1e-6)
+    noise = NoiseSource(list(range(300)))
+    prior = Given(gaussian_velocity(torch.tensor(0.5 + 0.2j), std))
+    drawn = sample_one_step(problem, prior, settings, noise) / RESIDUAL
+    inside = drawn[:, problem.model.support[0] > 0] if problem.model.support.ndim == 3 else drawn.flatten(1)
+    assert torch.allclose(inside.mean(), torch.tensor(0.5 + 0.2j), atol=0.05 * std)
+    assert float(torch.view_as_real(inside - inside.mean()).std()) == pytest.approx(std, rel=0.05)
+
+
+def test_one_evaluation_from_noise_alone_is_the_mean(world):
+    """At t = 1 nothing is known but the conventional image: v is the negative of the residual's mean."""
+    problem = world.problem()
+    prior = Given(gaussian_velocity(torch.tensor(0.3 - 1.0j), 0.7))
+    found = sample_one_step(problem, prior, OneStepSettings(error=1e-6), NoiseSource([0]))
+    expected = (problem.start + RESIDUAL * (0.3 - 1.0j)) * problem.model.support
+    assert torch.allclose(found, expected.expand_as(found), atol=1e-5)
+
+
+def test_data_consistency_is_the_proximal_step_or_the_papers_replacement(world):
+    problem = world.problem()
+    prior = Given(lambda noisy, time: torch.zeros_like(noisy))
+    soft = OneStepSettings(error=0.2, noise_factor=0.5, model_error=0.01, cg_steps=60)
+    found = sample_one_step(problem, prior, soft, NoiseSource([0]))
+    start = problem.start * problem.model.support
+    weight = (0.5 * problem.sigma_n + 0.01) ** 2 / 0.2**2
+    gradient = problem.model.normal(found) - problem.zero_filled + weight.view(-1, 1, 1) * (found - start)
+    assert float(gradient.abs().max()) < 1e-3 * float(problem.zero_filled.abs().max())
+    hard = sample_one_step(problem, prior, OneStepSettings(hard=True), NoiseSource([0]))
+    # the measured samples in each coil, the model's elsewhere, combined
+    kspace = problem.model.forward(start)
+    full = dataclasses.replace(problem.model, mask=torch.ones_like(problem.model.mask))
+    mixed = full.forward(start) - kspace + problem.model.mask * problem.kspace
+    assert torch.allclose(hard, full.adjoint(mixed).expand_as(hard), atol=1e-5)
+
+
+def test_net_acceleration_counts_samples(world):
+    problem = world.problem()
+    assert torch.allclose(net_acceleration(problem), 1 / problem.model.mask.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(37, 22), (16, 51)])
+def test_the_network_takes_any_matrix_and_the_conditions_matter(shape):
+    network, ones = model(), torch.ones(2)
+    generator = torch.Generator().manual_seed(3)
+    noisy, conventional = (complex_noise((2, *shape), generator) for _ in range(2))
+    label = network.one_hot(["flair", None])
+    assert label.tolist() == [[1, 0, 0], [0, 0, 0]]
+    found = network(noisy, 0.5 * ones, conventional, 4 * ones, 0.02 * ones, label)
+    assert found.shape == (2, *shape) and found.dtype == torch.complex64
+    for other in (
+        network(noisy, 0.6 * ones, conventional, 4 * ones, 0.02 * ones, label),
+        network(noisy, 0.5 * ones, noisy, 4 * ones, 0.02 * ones, label),
+        network(noisy, 0.5 * ones, conventional, 8 * ones, 0.02 * ones, label),
+        network(noisy, 0.5 * ones, conventional, 4 * ones, 0.1 * ones, label),
+    ):
+        assert not torch.allclose(found, other)
+    network.warm_up()
+    counted = []
+    Conditioned(network, network.one_hot(["t1"]), counted.append)(noisy, 0.5, conventional, 4 * ones, 0.02 * ones)
+    assert counted == [2]
+
+
+def test_the_schedule_keeps_the_variance():
+    alpha, sigma = signal_and_noise(torch.linspace(0, 1, 9))
+    assert torch.allclose(alpha**2 + sigma**2, torch.ones(9)) and math.isclose(float(sigma[-1]), 1.0)
+    assert float(alpha[0]) == 1.0 and float(alpha[-1]) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "one.safetensors"
+    save_checkpoint(path, model(), {"kind": ONE_STEP, "sampling": {"samples": 2, "one-step": {"cg_steps": 3}}})
+    return path
+
+
+@pytest.mark.parametrize("scan", [{}, {"partitions": 17, "contrast": "t1"}])
+def test_slices_and_volumes_are_reconstructed(checkpoint, simulated_scan, tmp_path, scan):
+    out = tmp_path / "out"
+    assert main(["replay", str(simulated_scan(**scan)), "--model", str(checkpoint), "--out", str(out)]) == 0
+    told = report(out)
+    assert told["sampler"] == "one-step" or "one-step" in str(told)
+    assert len(images(out))
+
+
+def test_what_a_card_may_not_say(checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match="conditioning is 'l1'"):
+        save_checkpoint(tmp_path / "x.safetensors", model(), {"kind": ONE_STEP})
+        text = (tmp_path / "x.json").read_text().replace('"cg-sense"', '"l1"')
+        (tmp_path / "x.json").write_text(text)
+        load_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_release_0_1_0_finds_other_tensors(checkpoint):
+    """It does not read `kind`: it would build its denoiser and load these tensors, whose names it does not know."""
+    names = set(load_checkpoint(checkpoint).model.state_dict())
+    old = Denoiser({**{k: CONFIG[k] for k in ("widths", "blocks", "embedding", "labels")}, "sigma_data": 0.25})
+    assert not names & set(old.state_dict())

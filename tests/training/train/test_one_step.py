@@ -1,0 +1,213 @@
+"""Training of the one-step network: examples, targets of distillation, and runs that go on."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from dpmrecon.errors import BadInputError
+from dpmrecon.physics.cg_sense import cg_sense as one_slice
+from dpmrecon.physics.forward import ForwardModel
+from dpmrecon.prior.checkpoint import load_checkpoint
+from dpmrecon.prior.conditional import signal_and_noise
+from dpmrecon.prior.denoiser import complex_noise
+from dpmtrain.cli import main
+from dpmtrain.data.masks import FAMILIES, _plane, _rows, drawn_mask
+from dpmtrain.train.one_step import ddim_step, distilled_target, velocity_loss
+from dpmtrain.train.undersampled import cg_sense, coil_maps, head, undersampled, with_errors
+
+from support.paths import ROOT
+
+RECIPE = """
+[model]
+widths = [4, 6]
+blocks = [1, 1]
+embedding = 8
+labels = ["flair", "t1", "t2"]
+conditioning = "CONDITIONING"
+[train]
+seed = 3
+optimizer = "muon"
+precision = "float32"
+batch = 2
+draws = 2
+crops = [32, 40]
+rate = 1e-3
+warmup = 2
+decay_fraction = 0.5
+clip = 1.0
+label_dropout = 0.2
+volumes = ["*"]
+real_fraction = 1.0
+[sampling]
+samples = 1
+[sampling.one-step]
+error = 0.05
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.replace("CONDITIONING", "cg-sense"))
+    return path
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("side", [48, 61])
+def test_masks_hold_the_centre_and_leave_out_about_what_they_should(side):
+    rng = np.random.default_rng(1)
+    masks = [drawn_mask(side, rng) for _ in range(80)]
+    assert all(mask.shape == (side, side) and mask[side // 2, side // 2] for mask in masks)
+    net = [1 / mask.mean() for mask in masks]
+    assert min(net) > 1.2 and max(net) < 16 and np.median(net) > 2
+    for family in FAMILIES:
+        draw = _rows if family in ("regular", "random", "gaussian") else _plane
+        found = [1 / draw(family, side, 4.0, rng).mean() for _ in range(20)]
+        assert 3 < np.mean(found) < 5.5, family
+
+
+def test_coils_have_unit_sum_of_squares_and_errors_keep_it():
+    maps = coil_maps((2, 5, 23, 31), generator())
+    for found in (maps, with_errors(maps, generator(1))):
+        assert torch.allclose(found.abs().square().sum(1), torch.ones(2, 23, 31), atol=1e-5)
+    relative = (with_errors(maps, generator(1)) - maps).abs().max()
+    assert 0 < float(relative) < 0.2
+
+
+def test_the_conventional_image_is_the_products():
+    maps = coil_maps((2, 6, 40, 32), generator())
+    mask = torch.zeros(2, 1, 40, 32)
+    mask[0, 0, ::2] = mask[1, 0, ::3] = mask[:, 0, 16:24] = 1
+    image = complex_noise((2, 40, 32), generator(2))
+    model = ForwardModel(maps, mask)
+    zero_filled = model.adjoint(model.forward(image))
+    sigma_n = torch.tensor([0.1, 0.05])
+    found = cg_sense(model, zero_filled, sigma_n)
+    for number in range(2):
+        alone = ForwardModel(maps[number], mask[number, 0])
+        expected = one_slice(alone, zero_filled[number], float(sigma_n[number]), 1.0)
+        assert float((found[number] - expected).norm() / expected.norm()) < 0.03  # half of its iterations
+
+
+@pytest.mark.parametrize("conditioning", ["cg-sense", "zero-filled"])
+def test_a_scan_of_a_crop(conditioning):
+    disc = (torch.linspace(-1, 1, 45)[:, None].square() + torch.linspace(-1, 1, 45).square() < 0.4).float()
+    clean = torch.polar(disc, 0.3 * disc).expand(3, -1, -1)
+    mask = torch.ones(3, 45, 45)
+    mask[1, 1::2] = 0
+    found = undersampled(clean, mask, conditioning, generator(4))
+    assert torch.allclose(found.acceleration, torch.tensor([1.0, 45 / 23, 1.0]))
+    assert bool(((found.sigma_n > 0.003) & (found.sigma_n < 0.12)).all())
+    assert torch.equal(found.clean, clean)  # the head is inside the support
+    assert float((found.conventional[0] - clean[0]).norm() / clean[0].norm()) < 0.6
+    inside = head(clean, generator(4))
+    assert float(inside.mean()) < 1 and bool((inside * disc == disc).all())
+
+
+def gaussian(noisy, now):
+    """v of z ~ N(.4, .3^2)."""
+    alpha, sigma = (value.view(-1, 1, 1) for value in signal_and_noise(now))
+    total = alpha**2 * 0.09 + sigma**2
+    clean = 0.4 + alpha * 0.09 / total * (noisy - alpha * 0.4)
+    return alpha * (noisy - alpha * clean) / sigma - sigma * clean
+
+
+@pytest.mark.parametrize("substeps", [1, 2, 4])
+def test_one_step_of_the_student_ends_where_the_teachers_end(substeps):
+    """Salimans and Ho: with the target as its clean image, DDIM over the whole length lands on the same z."""
+    noisy = complex_noise((3, 5, 7), generator(5))
+    begin, length = torch.tensor([1.0, 0.75, 0.5]), 0.25
+    target = distilled_target(gaussian, noisy, begin, length, substeps)
+    current, now = noisy, begin
+    for number in range(substeps):
+        following = begin - length * (number + 1) / substeps
+        current, now = ddim_step(current, gaussian(current, now), now, following), following
+    alpha, sigma = (value.view(-1, 1, 1) for value in signal_and_noise(begin))
+    landed = ddim_step(noisy, (alpha * noisy - target) / sigma, begin, begin - length)
+    assert torch.allclose(landed, current, atol=1e-5)
+    if substeps == 1:  # its own clean image
+        assert torch.allclose(target, alpha * noisy - sigma * gaussian(noisy, begin), atol=1e-5)
+
+
+def test_the_last_halving_has_the_teachers_image_as_its_target():
+    noisy, ones = complex_noise((2, 4, 4), generator(6)), torch.ones(2)
+    target = distilled_target(gaussian, noisy, ones, 1.0, 2)
+    half = ddim_step(noisy, gaussian(noisy, ones), ones, 0.5 * ones)
+    assert torch.allclose(target, ddim_step(half, gaussian(half, 0.5 * ones), 0.5 * ones, 0 * ones), atol=1e-5)
+
+
+def test_examples_count_by_their_residual():
+    residual = torch.stack([torch.full((4, 4), 2 + 0j), torch.full((4, 4), 0.02 + 0j)])
+    error = 0.1 * residual
+    expected = 0.5 * sum(0.005 * size**2 / (size**2 / 2 + 0.01) for size in (2, 0.02))
+    assert float(velocity_loss(error, torch.zeros_like(error), residual)) == pytest.approx(expected, rel=1e-4)
+
+
+def arguments(recipe, prepared, out, *more):
+    return [str(recipe), *more, "--data", str(prepared), "--run", str(out.with_suffix("")), "--out", str(out),
+            "--device", "cpu", "--threads", "1"]  # fmt: skip
+
+
+def test_from_slices_to_a_student_and_on_after_a_stop(prepared, recipe, tmp_path, capsys):
+    teacher, twin, student = (tmp_path / f"{name}.safetensors" for name in ("teacher", "twin", "student"))
+    minutes = ("--minutes", "0.01")
+    assert main(["one-step", *arguments(recipe, prepared, teacher, "teacher", *minutes)]) == 0
+    assert main(["one-step", *arguments(recipe, prepared, twin, "regression", *minutes)]) == 0
+    assert load_checkpoint(twin).card["sampling"]["one-step"] == {"error": 0.05, "noise_scale": 0.0}
+    distil = ["distil", *arguments(recipe, prepared, student, "--start", str(teacher), "--minutes", "0.02"),
+              "--evaluations", "4,1"]  # fmt: skip
+    assert main(distil) == 0
+    card = load_checkpoint(student).card
+    assert card["sampling"]["one-step"]["steps"] == 1 and card["kind"] == "one-step"
+    assert load_checkpoint(tmp_path / "student_4.safetensors").card["sampling"]["one-step"]["steps"] == 4
+    with (tmp_path / "student" / "log.csv").open() as file:
+        before = list(csv.reader(file))
+    assert {row[0] for row in before} == {"student_4", "student_1"}
+    weights = student.read_bytes()
+    (tmp_path / "student" / "student_1.pt").unlink()  # killed in the second stage, before its first state
+    assert main(distil) == 0
+    with (tmp_path / "student" / "log.csv").open() as file:
+        assert [row[0] for row in csv.reader(file)][len(before) :] == ["student_1"]
+    assert main(distil) == 0  # all is done: the weights are those
+    assert student.read_bytes() != weights and load_checkpoint(student).card["sampling"]["one-step"]["steps"] == 1
+    (tmp_path / "student" / "student_4.pt").write_bytes(b"half a file")
+    assert main(distil) == 2 and "student_4.pt cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--minutes", "0"], "--minutes is 0: give a time above 0"),
+        (["--minutes", "1", "--evaluations", "5"], "5 does not divide 128"),
+        (["--minutes", "1", "--start", "DEFAULT"], "no network of the recipe"),
+    ],
+)
+def test_what_distillation_refuses(prepared, recipe, tmp_path, capsys, more, words):
+    default = ROOT / "gadgets/dpmrecon/checkpoints/default.safetensors"
+    more = [str(default) if word == "DEFAULT" else word for word in more]
+    begun = [] if "--start" in more else ["--start", str(default)]
+    assert main(["distil", *arguments(recipe, prepared, tmp_path / "s.safetensors", *begun, *more)]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["one_step", "one_step_paper"])
+def test_the_recipes_in_the_tree_make_networks(name):
+    from dpmrecon.prior.conditional import ConditionalDenoiser
+    from dpmtrain.train.recipe import read_recipe
+
+    recipe = read_recipe(ROOT / f"training/recipes/{name}.toml", "one-step")
+    with torch.device("meta"):
+        count = sum(p.numel() for p in ConditionalDenoiser(recipe["model"]).parameters())
+    assert count == pytest.approx({"one_step": 5.8e6, "one_step_paper": 67.9e6}[name], rel=0.06)
+
+
+def test_a_recipe_without_conditioning_is_refused(recipe):
+    from dpmtrain.train.recipe import read_recipe
+
+    recipe.write_text(recipe.read_text().replace('conditioning = "cg-sense"\n', ""))
+    with pytest.raises(BadInputError, match="unknown or missing conditioning"):
+        read_recipe(recipe, "one-step")

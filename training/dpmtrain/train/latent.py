@@ -1,0 +1,197 @@
+"""`dpmtrain latent`: a stage of a latent model's training, for a given time; a run that was stopped goes on."""
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from dpmrecon.device import has_bfloat16
+from dpmrecon.errors import BadInputError, DpmreconError, first_line
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
+from dpmrecon.prior.kinds import LATENT
+from dpmrecon.prior.latent import LatentModel
+
+from ..data.dataset import PreparedSlices, read_manifest
+from .crop_pool import CropPool
+from .keeper import write_state
+from .latent_recipe import read_latent_recipe
+from .latent_stages import STAGES, Stage
+from .pretrain import data_card
+from .sketcher import SwinSketcher
+
+Clock = Callable[[], float]
+CHECKED, CHECKED_SIDE = 16, 192  # crops of the held-back volumes, for the round trip
+
+
+def train_stage(
+    recipe_file: Path,
+    data: Path,
+    folder: Path,
+    out: Path,
+    start: Path | None,
+    minutes: float,
+    device: torch.device,
+    workers: int,
+    clock: Clock = time.monotonic,
+) -> None:
+    """Train for `minutes`, less what the run in `folder` has had; writes `out`, its card, and `folder`/log.csv.
+
+    start: the model of the stage before; None begins with random weights, as the autoencoder may. Raises BadInputError
+    for a recipe, a start or a state that do not fit.
+    """
+    recipe = read_latent_recipe(recipe_file)
+    settings, budget = recipe["train"], 60 * minutes
+    model, before = _start(recipe, start)
+    torch.manual_seed(settings["seed"])
+    model.requires_grad_(False).train().to(device)
+    stage = STAGES[recipe["stage"]](model, settings, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    spent, step = _go_on(folder / "state.pt", recipe, stage)
+    lower = settings["precision"] == "bf16" and has_bfloat16(device)
+    card = {**_card(recipe, data, before), "minutes": minutes}
+    pool = CropPool(data, settings, model.labels, device, workers, f"{settings['seed']} {step}")
+    try:
+        if step == 0:
+            stage.prepare(pool)
+        began, saved, losses = clock() - spent, spent, {}
+        while spent < budget or step == 0:
+            share = min(spent / budget, 1.0)
+            for optimizer in stage.optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = settings["rate"] * rate_factor(share, step, settings)
+            with torch.autocast(device.type, torch.bfloat16, enabled=lower):
+                losses = stage.step(*pool.draw(settings["batch"]), share)
+            step += 1
+            spent = clock() - began
+            if spent - saved >= settings["save_seconds"] or spent >= budget:
+                saved = spent
+                _save(folder, recipe, stage, spent, step, losses, pool.taken)
+                save_checkpoint(out, model, {**card, "steps": step, "crops": pool.taken})
+    finally:
+        pool.close()
+    found = None
+    if isinstance(model, LatentModel) and recipe["stage"] == "autoencoder":
+        found = round_trip(model, data, settings)
+    if found is not None:
+        card["round_trip_psnr"] = found
+        print(
+            f"round trip of {CHECKED} crops of held-back volumes: PSNR {found['mean']:.2f} dB, "
+            f"least {found['least']:.2f}"
+        )
+    save_checkpoint(out, model, {**card, "steps": step, "crops": pool.taken})
+    print(f"{recipe['stage']}: {step} steps, {pool.taken} crops, {spent:.0f} s; {out}")
+
+
+def rate_factor(share: float, step: int, settings: dict) -> float:
+    """Linear warm-up over steps, constant, then linear to zero over the last `decay_fraction` of the budget."""
+    remaining = (1 - share) / settings["decay_fraction"] if settings["decay_fraction"] > 0 else 1.0
+    return min(1.0, (step + 1) / settings["warmup"], remaining)
+
+
+@torch.no_grad()
+def round_trip(model: LatentModel, data: Path, settings: dict) -> dict[str, float] | None:
+    """PSNR in dB of decode(encode(x)), complex, peak = 99.9th percentile of |x|, on crops of the volumes that
+    `held_back` names; None where the data has none."""
+    names = [volume["file"] for volume in read_manifest(data)["volumes"]]
+    try:
+        slices = PreparedSlices(data, 1.0, settings["held_back"])
+    except BadInputError:
+        print(f"none of {len(names)} volumes is one of {', '.join(settings['held_back'])}: no round trip is measured")
+        return None
+    model.eval()
+    generator, found = torch.Generator().manual_seed(0), []
+    for _ in range(CHECKED):
+        image = slices.example(CHECKED_SIDE, generator).image.to(torch.complex64)
+        back = model.decode(model.encode(image[None].to(model.device)), *image.shape)[0].cpu()
+        found.append(psnr(back, image))
+    return {"mean": sum(found) / len(found), "least": min(found)}
+
+
+def psnr(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """In dB, of complex images (rows, cols); peak = 99.9th percentile of |truth|."""
+    magnitude = truth.abs().flatten()
+    peak = magnitude.kthvalue(max(1, round(0.999 * magnitude.numel()))).values
+    return float(10 * torch.log10(peak.square() / (found - truth).abs().square().mean().clamp_min(1e-30)))
+
+
+def _start(recipe: dict, start: Path | None) -> tuple[LatentModel | SwinSketcher, dict | None]:
+    if recipe["stage"] == "sketcher":
+        if start is not None:
+            raise BadInputError("the stage sketcher begins with random weights: leave --start out")
+        torch.manual_seed(recipe["train"]["seed"])
+        return SwinSketcher(recipe["model"]), None
+    if start is not None:
+        loaded = load_checkpoint(start)
+        if not isinstance(loaded.model, LatentModel):
+            raise BadInputError(
+                f"--start {start} is of kind '{loaded.card.get('kind')}': give a model of kind {LATENT}"
+            )
+        return loaded.model, {"model": loaded.model_id, **loaded.card.get("history", {})}
+    if recipe["stage"] != "autoencoder":
+        raise BadInputError(f"the stage {recipe['stage']} needs --start: give the model of the stage before")
+    torch.manual_seed(recipe["train"]["seed"])
+    try:
+        return LatentModel(recipe["model"]), None
+    except (TypeError, ValueError) as error:
+        raise BadInputError(f"the recipe's [model] cannot be built ({first_line(error)}): correct it") from error
+
+
+def _card(recipe: dict, data: Path, before: dict | None) -> dict[str, Any]:
+    history = {"stage": recipe["stage"], "start": before or "random weights"}
+    return {
+        "kind": "sketcher" if recipe["stage"] == "sketcher" else LATENT,
+        "recipe": recipe["train"],
+        "history": history,
+        "sampling": recipe.get("sampling", {}),
+        "data": data_card(data, recipe["train"]),
+    }
+
+
+def _go_on(file: Path, recipe: dict, stage: Stage) -> tuple[float, int]:
+    """Seconds and steps that the run has had; its state is put back."""
+    if not file.exists():
+        return 0.0, 0
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        if state["recipe"] != recipe:
+            raise BadInputError(f"{file} is of another recipe: take that recipe, or another --run")
+        for name, module in stage.modules.items():
+            module.load_state_dict(state["modules"][name])
+        for name, optimizer in stage.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        return state["seconds"], state["step"]
+    except BadInputError:
+        raise
+    except Exception as error:  # whatever a damaged archive makes of itself
+        raise BadInputError(f"state {file} cannot be read ({first_line(error)}): remove it to begin anew") from error
+
+
+def _save(
+    folder: Path,
+    recipe: dict,
+    stage: Stage,
+    seconds: float,
+    step: int,
+    losses: dict[str, torch.Tensor],
+    crops: int,
+) -> None:
+    state = {
+        "recipe": recipe,
+        "seconds": seconds,
+        "step": step,
+        "modules": {name: module.state_dict() for name, module in stage.modules.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in stage.optimizers.items()},
+    }
+    figures = [step, round(seconds, 1), crops, *(f"{name} {float(loss):.5f}" for name, loss in losses.items())]
+    try:
+        write_state(folder / "state.pt", state)
+        with (folder / "log.csv").open("a", newline="") as log:
+            csv.writer(log).writerow(figures)
+    except OSError as error:
+        raise DpmreconError(
+            f"{folder} cannot be written ({first_line(error)}): the state saved last is still there; make room and "
+            "give the same command again"
+        ) from error
+    print(*figures, sep=", ", flush=True)
