@@ -21,6 +21,7 @@ from ..mrd.scan import Scan
 from ..options import Options
 from ..output.images_file import Outputs
 from ..prior.checkpoint import Checkpoint
+from ..prior.denoiser import Denoiser
 from ..recon import plan
 from ..recon.agreement import Limits, agreement
 from ..recon.deadline import Deadline
@@ -66,8 +67,9 @@ def examine(scan: Scan, options: Options, found: Diagnosis) -> None:
 def _ask(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None, found: Diagnosis) -> None:
     """Whether prior and data agree, as the gate will ask."""
     limits = Limits.of(checkpoint.card, contrast)
-    values = agreement(mapped, checkpoint.denoiser.of_contrast(contrast)) if limits else {}
-    agreed = None if limits is None else limits.judge(values, mapped)
+    if limits is None or not isinstance(checkpoint.model, Denoiser):
+        return
+    agreed = limits.judge(agreement(mapped, checkpoint.model.of_contrast(contrast)), mapped)
     if agreed is None:
         return
     found.maps["distance from sound scans (1: few are farther)"] = agreed.distance
