@@ -13,7 +13,7 @@ from dpmrecon.errors import BadInputError, CheckpointError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.checkpoint import load_checkpoint, write_card
-from dpmrecon.recon.agreement import ANY, HELD_BACK, NAMES, SIGMAS, Limits, agreement, covariates
+from dpmrecon.recon.agreement import ANY, COVARIATES, HELD_BACK, NAMES, SIGMAS, Limits, agreement, covariates
 from dpmrecon.recon.gate import FAR, unfamiliar
 from dpmrecon.recon.prepare import with_maps
 from dpmrecon.recon.types import Agreement, Reconstruction
@@ -26,14 +26,17 @@ from support.results import images, report
 CPU = torch.device("cpu")
 
 
-def entry(largest: float, level: float = 0.0) -> dict:
-    """Of a card: every number is expected to be `level`, whatever the scan is."""
-    own = {
-        "expected": {name: [level] + 6 * [0] for name in NAMES},
+def entry(largest: float, level: float = 0.0, by_noise: float = 0.0) -> dict:
+    """Of a card: every number is expected to be `level` plus `by_noise` times the noise's logarithm."""
+    slopes = np.zeros((COVARIATES - 1, len(NAMES)))
+    slopes[0] = by_noise
+    fit = {
+        "levels": {ANY: [level] * len(NAMES)},
+        "slopes": slopes.tolist(),
         "precision": np.eye(len(NAMES)).tolist(),
         "largest": largest,
     }
-    return {"contrasts": {ANY: own}, "sigma_n": [0.004, 0.06], "R": [1, 8], "head": [100, 9999], "matrix": [100, 9999]}
+    return {"fits": [fit], "sigma_n": [0.004, 0.06], "R": [1, 8], "head": [100, 9999], "matrix": [100, 9999]}
 
 
 @pytest.fixture
@@ -87,10 +90,7 @@ def test_the_distance_is_one_at_the_limit(mapped):
 
 
 def test_noise_below_what_was_measured_counts_as_the_lowest(mapped):
-    card = entry(1.0)
-    for own in card["contrasts"].values():
-        own["expected"] = {name: [0, 1] + 5 * [0] for name in NAMES}  # the logarithm of the noise
-    limits = Limits.of({"gate": card}, None)
+    limits = Limits.of({"gate": entry(1.0, by_noise=1.0)}, None)
     values = dict.fromkeys(NAMES, math.log(0.004))
     quiet = replace(mapped, scale=mapped.data.sigma_n / 1e-4)
     assert limits.judge(values, quiet).distance == pytest.approx(0, abs=1e-6)
@@ -111,7 +111,7 @@ def test_far_is_said_and_farther_is_not_trusted(mapped, distance, kind):
         assert (beyond.kind, beyond.text) == ("remark", "so noisy")
 
 
-@pytest.mark.parametrize("lacking", ["contrasts", "sigma_n", "R", "head", "matrix"])
+@pytest.mark.parametrize("lacking", ["fits", "sigma_n", "R", "head", "matrix"])
 def test_a_card_that_lacks_limits_says_so(lacking):
     assert Limits.of({}, "flair") is None
     card = entry(1.0)
@@ -122,7 +122,7 @@ def test_a_card_that_lacks_limits_says_so(lacking):
 
 def test_limits_of_another_version_are_refused():
     card = entry(1.0)
-    card["contrasts"][ANY]["expected"]["held back"] = [0.0]
+    card["fits"][0]["slopes"] = card["fits"][0]["slopes"][1:]
     with pytest.raises(CheckpointError, match="another version"):
         Limits.of({"gate": card}, "flair")
 

@@ -79,12 +79,12 @@ def _denoised(image: torch.Tensor, support: torch.Tensor, prior: Prior, noise: N
 class Limits:
     """What sound scans of a contrast have, as `dpmtrain gate` measured it; it travels in the model's card.
 
-    expected: by name, coefficients of `covariates`; precision: (n, n), inverse covariance of what is left, in the order
-    of the names; largest: distance that few sound scans exceed; sigma_n: of the noise over the scale, lowest and
+    expected: (COVARIATES, n_names) coefficients of `covariates`; precision: (n_names, n_names), inverse covariance of
+    what is left; largest: distance that few sound scans exceed; sigma_n: of the noise over the scale, lowest and
     highest; R: likewise; head, matrix: pixels, likewise.
     """
 
-    expected: dict[str, list[float]]
+    expected: np.ndarray
     precision: np.ndarray
     largest: float
     sigma_n: tuple[float, float]
@@ -94,19 +94,24 @@ class Limits:
 
     @classmethod
     def of(cls, card: dict, contrast: str | None) -> "Limits | None":
-        """From a model's card; None where it has none. Raises CheckpointError for an entry that lacks something."""
+        """From a model's card; None where it has none. Raises CheckpointError for an entry that lacks something.
+
+        card["gate"]["fits"] is a list of {"levels", "slopes", "precision", "largest"}: the level of each contrast, ANY
+        for scans of no known one, and what is common to those of a fit.
+        """
         gate = card.get("gate")
         if gate is None:
             return None
         try:
-            contrasts = gate["contrasts"]
-            own = contrasts.get(contrast or ANY, contrasts[ANY])
-            expected, precision = own["expected"], np.array(own["precision"], float)
-            shapes = precision.shape, {name: len(values) for name, values in expected.items()}
-            if shapes != ((len(NAMES),) * 2, dict.fromkeys(NAMES, COVARIATES)):
+            levels = {name: fit for fit in gate["fits"] for name in fit["levels"]}
+            name = contrast if contrast in levels else ANY
+            fit = levels[name]
+            expected = np.array([fit["levels"][name], *fit["slopes"]], float)
+            precision = np.array(fit["precision"], float)
+            if (expected.shape, precision.shape) != ((COVARIATES, len(NAMES)), (len(NAMES),) * 2):
                 raise ValueError("it is of another version")
             ranges = [(float(low), float(high)) for low, high in (gate[name] for name in RANGES)]
-            return cls(expected, precision, own["largest"], *ranges)
+            return cls(expected, precision, float(fit["largest"]), *ranges)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"model card: the entry gate is not usable ({error!r}): get the card again, or let `dpmtrain gate` "
@@ -123,7 +128,7 @@ class Limits:
             (sigma_n, fold, float(mapped.model.support.sum())), (self.sigma_n, self.R, self.head), strict=True
         )
         known = covariates(*(min(max(value, low), high) for value, (low, high) in measured))
-        apart = np.array([values[name] - float(np.dot(known, own)) for name, own in self.expected.items()])
+        apart = np.array([values[name] for name in NAMES]) - np.array(known) @ self.expected
         distance = math.sqrt(float(apart @ self.precision @ apart)) / self.largest
         deviations = apart / np.sqrt(np.linalg.inv(self.precision).diagonal())
         beyond = None
@@ -134,7 +139,7 @@ class Limits:
             )
         elif fold > BEYOND * self.R[1]:
             beyond = f"R = {fold:g} is more than the {self.R[1]:g} that the gate knows: acquire more lines"
-        return Agreement(values, dict(zip(self.expected, deviations.tolist())), distance, beyond)
+        return Agreement(values, dict(zip(NAMES, deviations.tolist())), distance, beyond)
 
 
 def covariates(sigma_n: float, acceleration: float, pixels: float) -> list[float]:

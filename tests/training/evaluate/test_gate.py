@@ -66,8 +66,10 @@ def test_limits_are_such_that_few_sound_slices_are_beyond(checkpoint):
     contrasts = ("flair", "t1")
     heads = [head(n, contrast=contrasts[n % 2], subject="phantom" if n % 4 == 3 else "somebody") for n in range(24)]
     entry = limits_of(checkpoint, heads, 5)
-    assert set(entry["contrasts"]) == {"flair", "t1", ANY} and set(entry["contrasts"]["t1"]["expected"]) == set(NAMES)
-    assert Limits.of({"gate": entry}, "swi").expected == entry["contrasts"][ANY]["expected"]
+    labelled, together = entry["fits"]
+    assert set(labelled["levels"]) == {"flair", "t1"} and set(together["levels"]) == {ANY}
+    limits = Limits.of({"gate": entry}, "swi")
+    assert limits.expected[0].tolist() == together["levels"][ANY] and limits.expected.shape[1] == len(NAMES)
     judged = type(checkpoint)(checkpoint.model, {**checkpoint.card, "gate": entry}, "tiny", checkpoint.kind)
     kinds = [SOUND] * 6 + ["wrong centre", "alternate shots moved", "wrap, one map"]
     rows = list(judge(judged, heads, kinds, 1))

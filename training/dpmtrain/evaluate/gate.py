@@ -99,12 +99,10 @@ def limits_of(checkpoint: Checkpoint, heads: Sequence[Head], seed: int) -> dict[
     is_contrast = np.array([[float(head.contrast == name) for name in names] for head in used])
     is_real = np.array([not head.subject.startswith(PHANTOM) for head in used])
     slopes = np.array(known)
-    fit, common = _fitted(np.concatenate([is_contrast, slopes], 1), np.array(values), is_real)
-    contrasts = {name: {"expected": _expected(fit[[place, *range(len(names), len(fit))]]), **common}
-                 for place, name in enumerate(names)}  # fmt: skip
-    fit, common = _fitted(np.concatenate([np.ones((len(used), 1)), slopes], 1), np.array(values), is_real)
+    by_contrast = _fitted(names, np.concatenate([is_contrast, slopes], 1), np.array(values), is_real)
+    together = _fitted([ANY], np.concatenate([np.ones((len(used), 1)), slopes], 1), np.array(values), is_real)
     return {
-        "contrasts": {**contrasts, ANY: {"expected": _expected(fit), **common}},
+        "fits": [by_contrast, together],
         "sigma_n": list(SIGMA_N),
         "R": [min(R), max(R)],
         **{name: [min(part), max(part)] for name, part in zip(("head", "matrix"), zip(*sizes))},
@@ -112,8 +110,9 @@ def limits_of(checkpoint: Checkpoint, heads: Sequence[Head], seed: int) -> dict[
     }
 
 
-def _fitted(design: np.ndarray, values: np.ndarray, is_real: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """Coefficients (n_covariates, n_names) by least squares, and the card's precision and largest distance.
+def _fitted(names: list[str], design: np.ndarray, values: np.ndarray, is_real: np.ndarray) -> dict[str, Any]:
+    """A fit of the card, see `Limits.of`, by least squares. design: a column for each of the names, which is 1 where
+    the slice is of that contrast, then the covariates.
 
     Distances are those of slices that were left out of the fit, a FOLDS-th of them at a time. Phantoms have less
     detail: they are not fitted to, but FALSE_ALARMS of them alone are beyond as well.
@@ -133,11 +132,12 @@ def _fitted(design: np.ndarray, values: np.ndarray, is_real: np.ndarray) -> tupl
     apart = [distances(real[n::FOLDS], *fitted(np.delete(real, np.s_[n::FOLDS]))) for n in range(FOLDS)]
     groups = [np.concatenate(apart), distances(phantoms, fit, precision)]
     largest = max(float(np.quantile(group, 1 - FALSE_ALARMS)) for group in groups if len(group))
-    return fit, {"precision": np.round(precision, 4).tolist(), "largest": round(largest, 3)}
-
-
-def _expected(fit: np.ndarray) -> dict[str, list[float]]:
-    return {name: np.round(fit[:, place], 5).tolist() for place, name in enumerate(NAMES)}
+    return {
+        "levels": dict(zip(names, np.round(fit[: len(names)], 4).tolist())),
+        "slopes": np.round(fit[len(names) :], 4).tolist(),
+        "precision": np.round(precision, 2).tolist(),
+        "largest": round(largest, 3),
+    }
 
 
 def judge(
