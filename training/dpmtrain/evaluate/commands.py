@@ -274,7 +274,7 @@ def add_gate(commands) -> None:
         "dpmtrain gate --images images --model model.safetensors --write --out gate",
     )
     parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--heads", type=int, default=25, help="sound slices of each subject that set the limits")
+    parser.add_argument("--heads", type=int, default=18, help="sound slices of each subject that set the limits")
     parser.add_argument("--sound", type=int, default=110, help="sound slices that are judged")
     parser.add_argument("--each", type=int, default=10, help="slices of every other kind; 0 sets the limits alone")
     parser.add_argument("--out", type=Path, help="folder for the tables; gone on with if there")

@@ -29,7 +29,8 @@ from .validation import MATRIX, N_COILS, PIXEL_MM, at_pixel_size
 CALIBRATION, NOISE_LINES = 24, 64
 # Subjects whose slices set the limits, and those that they are judged on. Of the former patient09 alone was not trained
 # on; of the latter neither the test patient was, nor the label map that is held out. The phantom is `simulate`'s
-SETTING = ("patient01", "patient03", "patient04", "patient09", "training_seg_03", "training_seg_05", "phantom")
+LABEL_MAPS = tuple(f"training_seg_{number:02}" for number in (3, 5, 8, 11, 14, 17, 20))
+SETTING = ("patient01", "patient03", "patient04", "patient09", *LABEL_MAPS, "phantom")
 PHANTOM, LABELS = "phantom", ("flair", "t1", "t2", "dwi")
 JUDGING = ("patient12", "training_seg_02", "phantom")
 LOWEST, HIGHEST = 0.35, 0.8  # of a volume, that slices are taken from
