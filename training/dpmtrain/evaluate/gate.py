@@ -219,7 +219,7 @@ NOTES = f"""Sound heads, and such as are painted, mistreated or none, from other
 R {min(R)} to {max(R)}, sigma_n {SIGMA_N[0]:g} to {SIGMA_N[1]:g} of the scale, pixels of .9 to 1.8 mm, 8 coils,
 {CALIBRATION} calibration lines. AUROC: of sound slices against those of the kind, with its 95 % bootstrap interval, of
 the gate's score and of each number alone (agreement: of held back, denoised and kept together; denoised: the largest
-deviation of the latter two; remarks: of the collector and the repairs; spread: not used by the gate). Found: share above
+deviation of the latter two; remarks: of the collector and the repairs; spread: not used by the gate). Found: above
 the score that 2 % of the sound ones exceed. Flagged, not trusted: at the limits of the card; caution counts as flagged.
 A slice that is refused is found and flagged."""
 
