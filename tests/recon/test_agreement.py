@@ -33,7 +33,7 @@ def entry(largest: float, level: float = 0.0, by_noise: float = 0.0) -> dict:
     fit = {
         "levels": {ANY: [level] * len(NAMES)},
         "slopes": slopes.tolist(),
-        "precision": np.eye(len(NAMES)).tolist(),
+        "precision": {ANY: np.eye(len(NAMES)).tolist()},
         "largest": largest,
     }
     return {"fits": [fit], "sigma_n": [0.004, 0.06], "R": [1, 8], "head": [100, 9999], "matrix": [100, 9999]}

@@ -25,7 +25,7 @@ SIGMAS = (0.06, 0.12, 0.25, 0.5, 1.0)  # of the noise that is added, over the sc
 SHARE = 4  # one acquired line in so many is held back
 NEAR = 4  # lines on either side of the centre that never are: nothing foretells the scale
 ANY = "any"  # of the card, for scans of no known contrast
-COVARIATES = 7  # see `covariates`
+COVARIATES = 9  # see `covariates`
 RANGES = ("sigma_n", "R", "head", "matrix")  # entries of the card: lowest and highest that was measured
 BEYOND = 1.25  # times what was measured
 SHORT = SamplerSettings(
@@ -96,8 +96,8 @@ class Limits:
     def of(cls, card: dict, contrast: str | None) -> "Limits | None":
         """From a model's card; None where it has none. Raises CheckpointError for an entry that lacks something.
 
-        card["gate"]["fits"] is a list of {"levels", "slopes", "precision", "largest"}: the level of each contrast, ANY
-        for scans of no known one, and what is common to those of a fit.
+        card["gate"]["fits"] is a list of {"levels", "slopes", "precision", "largest"}: level and precision of each
+        contrast, ANY for scans of no known one, and what is common to those of a fit.
         """
         gate = card.get("gate")
         if gate is None:
@@ -107,7 +107,7 @@ class Limits:
             name = contrast if contrast in levels else ANY
             fit = levels[name]
             expected = np.array([fit["levels"][name], *fit["slopes"]], float)
-            precision = np.array(fit["precision"], float)
+            precision = np.array(fit["precision"][name], float)
             if (expected.shape, precision.shape) != ((COVARIATES, len(NAMES)), (len(NAMES),) * 2):
                 raise ValueError("it is of another version")
             ranges = [(float(low), float(high)) for low, high in (gate[name] for name in RANGES)]
@@ -144,6 +144,6 @@ class Limits:
 
 def covariates(sigma_n: float, acceleration: float, pixels: float) -> list[float]:
     """What the numbers of a sound scan depend on: 1, the logarithms of noise over the scale, of R and of the pixels of
-    the head, the noise's square, and its products with the others."""
+    the head, their squares, and the noise's products with the others."""
     noise, fold, head = math.log(max(sigma_n, 1e-6)), math.log(acceleration), math.log(max(1.0, pixels))
-    return [1.0, noise, fold, head, noise**2, noise * fold, noise * head]
+    return [1.0, noise, fold, head, noise**2, fold**2, head**2, noise * fold, noise * head]

@@ -118,15 +118,20 @@ def _fitted(names: list[str], design: np.ndarray, values: np.ndarray, is_real: n
     detail: they are not fitted to, but FALSE_ALARMS of them alone are beyond as well.
     """
     real, phantoms = np.flatnonzero(is_real), np.flatnonzero(~is_real)
+    contrast = design[:, : len(names)].argmax(1)
 
     def fitted(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients, and the precision of each contrast: half of its covariance is its own, half is of all."""
         fit = np.linalg.lstsq(design[some], values[some], rcond=None)[0]
         left = values[some] - design[some] @ fit
-        return fit, np.linalg.inv(np.cov(left.T) + RIDGE * np.diag(left.var(0)))
+        common = np.cov(left.T) + 2 * RIDGE * np.diag(left.var(0))
+        parts = [left[contrast[some] == number] for number in range(len(names))]
+        own = [np.cov(part.T) if len(part) > 1 else common for part in parts]
+        return fit, np.linalg.inv((np.array(own) + common) / 2)
 
     def distances(some: np.ndarray, fit: np.ndarray, precision: np.ndarray) -> np.ndarray:
         left = values[some] - design[some] @ fit
-        return np.sqrt(np.einsum("ni,ij,nj->n", left, precision, left))
+        return np.sqrt(np.einsum("ni,nij,nj->n", left, precision[contrast[some]], left))
 
     fit, precision = fitted(real)
     apart = [distances(real[n::FOLDS], *fitted(np.delete(real, np.s_[n::FOLDS]))) for n in range(FOLDS)]
@@ -135,7 +140,7 @@ def _fitted(names: list[str], design: np.ndarray, values: np.ndarray, is_real: n
     return {
         "levels": dict(zip(names, np.round(fit[: len(names)], 4).tolist())),
         "slopes": np.round(fit[len(names) :], 4).tolist(),
-        "precision": np.round(precision, 2).tolist(),
+        "precision": dict(zip(names, np.round(precision, 2).tolist())),
         "largest": round(largest, 3),
     }
 
