@@ -225,6 +225,9 @@ def test_stable_diffusion_from_a_folder(tmp_path):
         for name, value in getattr(written, part).state_dict().items():
             assert torch.equal(getattr(model, part).state_dict()[name], value), name
     assert not model.velocity and float(model.std[0, 0, 0, 0]) == 4.0
+    save_checkpoint(tmp_path / "sd.safetensors", model, {"kind": "latent"})
+    kept = load_checkpoint(tmp_path / "sd.safetensors").model
+    assert float(kept.std[0, 0, 0, 0]) == 4.0 and not kept.velocity
     problem, _ = problem_of()
     assert sample_latent(problem, model.of_contrast("t1"), LatentSettings(2), NoiseSource([0])).isfinite().all()
 

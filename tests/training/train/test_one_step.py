@@ -9,11 +9,11 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.physics.cg_sense import cg_sense as one_slice
 from dpmrecon.physics.forward import ForwardModel
 from dpmrecon.prior.checkpoint import load_checkpoint
-from dpmrecon.prior.conditional import signal_and_noise
-from dpmrecon.prior.denoiser import complex_noise
+from dpmrecon.prior.conditional import RESIDUAL, ConditionalDenoiser, signal_and_noise
+from dpmrecon.prior.denoiser import Denoiser, complex_noise
 from dpmtrain.cli import main
 from dpmtrain.data.masks import FAMILIES, _plane, _rows, drawn_mask
-from dpmtrain.train.one_step import ddim_step, distilled_target, velocity_loss
+from dpmtrain.train.one_step import begin_with, ddim_step, distilled_target, velocity_loss
 from dpmtrain.train.undersampled import cg_sense, coil_maps, head, undersampled, with_errors
 
 from support.paths import ROOT
@@ -147,6 +147,24 @@ def test_examples_count_by_their_residual():
     assert float(velocity_loss(error, torch.zeros_like(error), residual)) == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_denoiser_to_begin_with_takes_the_conventional_image_for_a_noisy_one():
+    torch.manual_seed(0)
+    common = {"widths": [4, 6], "blocks": [1, 1], "embedding": 8, "labels": ["t1"]}
+    denoiser, model = (
+        Denoiser({**common, "sigma_data": 0.25}),
+        ConditionalDenoiser({**common, "conditioning": "cg-sense"}),
+    )
+    torch.nn.init.normal_(denoiser.unet.head.weight)
+    begin_with(model, denoiser)
+    image, ones, label = complex_noise((1, 9, 12), generator(7)), torch.ones(1), torch.ones(1, 1)
+    sigma, total = 0.05 * ones, (0.05**2 + 0.25**2) ** 0.5
+    found = model(complex_noise((1, 9, 12), generator(8)), ones, image, 4 * ones, sigma, label)
+    skipped = denoiser(total / 0.25 * image, sigma, label) - 0.25**2 / total**2 * total / 0.25 * image
+    assert torch.allclose(found, -skipped / (0.05 * 0.25 / total) * 0.05 / RESIDUAL, atol=1e-5)
+    with pytest.raises(BadInputError, match="other widths"):
+        begin_with(model, Denoiser({**common, "widths": [4, 8], "sigma_data": 0.25}))
+
+
 def arguments(recipe, prepared, out, *more):
     return [str(recipe), *more, "--data", str(prepared), "--run", str(out.with_suffix("")), "--out", str(out),
             "--device", "cpu", "--threads", "1"]  # fmt: skip
@@ -202,7 +220,7 @@ def test_the_recipes_in_the_tree_make_networks(name):
     recipe = read_recipe(ROOT / f"training/recipes/{name}.toml", "one-step")
     with torch.device("meta"):
         count = sum(p.numel() for p in ConditionalDenoiser(recipe["model"]).parameters())
-    assert count == pytest.approx({"one_step": 5.8e6, "one_step_paper": 67.9e6}[name], rel=0.06)
+    assert count == pytest.approx({"one_step": 10.1e6, "one_step_paper": 67.9e6}[name], rel=0.06)
 
 
 def test_a_recipe_without_conditioning_is_refused(recipe):

@@ -74,6 +74,9 @@ def add_one_step(commands) -> None:
     )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("stage", choices=("teacher", "regression"))
+    parser.add_argument(
+        "--start", type=Path, help="denoiser of the same widths to begin with (default: random weights)"
+    )
     _add_timed(parser)
     parser.set_defaults(run=_one_step)
 

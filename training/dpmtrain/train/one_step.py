@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from dpmrecon.errors import DpmreconError
+from dpmrecon.errors import BadInputError, DpmreconError
 from dpmrecon.prior.checkpoint import save_checkpoint
 from dpmrecon.prior.conditional import RESIDUAL, ConditionalDenoiser, signal_and_noise
-from dpmrecon.prior.denoiser import complex_noise
+from dpmrecon.prior.denoiser import Denoiser, complex_noise
 from dpmrecon.prior.kinds import ONE_STEP
 from torch.utils.data import DataLoader, Dataset
 
@@ -36,6 +36,7 @@ TIMES = 128
 EASY = 0.1  # of the residual's rms: examples with less of it count as this much
 EMA = 0.999
 SAVE_SECONDS = 60.0
+TYPICAL_SIGMA = 0.05  # of what a conventional image lacks, where a denoiser is begun with
 
 
 class Crops(NamedTuple):
@@ -232,7 +233,8 @@ class Run:
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         self.batches = CropBatches(data, recipe["train"], recipe["model"]["labels"])
-        self.workers, self.number = workers, 0
+        self.workers = workers
+        self.crops: Iterator[Any] | None = None  # begun once: loader processes take seconds to start
         folder.mkdir(parents=True, exist_ok=True)
 
     def train(self, stage: Stage) -> ConditionalDenoiser:
@@ -244,7 +246,8 @@ class Run:
                 return stage.ema
         generator = torch.Generator(self.device).manual_seed(self.recipe["train"]["seed"] + stage.done)
         saved = begun = time.perf_counter()
-        for crops in self._crops(stage.done):
+        self.crops = self.crops or self._crops(stage.done)
+        for crops in self.crops:
             if isinstance(crops, DpmreconError):
                 raise crops
             clean, mask, label = (part.to(self.device, non_blocking=True) for part in crops)
@@ -282,3 +285,21 @@ class Run:
     def save(self, path: Path, model: ConditionalDenoiser, history: str, sampling: dict) -> None:
         card = {"kind": ONE_STEP, "recipe": self.recipe["train"], "history": history, "sampling": sampling}
         save_checkpoint(path, model, card)
+
+
+def begin_with(model: ConditionalDenoiser, denoiser: Denoiser) -> None:
+    """Weights of a denoiser of the same widths, which takes the conventional image for a noisy one: its error is told
+    as v, the noise level as sigma_n, and what is new begins at zero. Raises BadInputError where the widths differ."""
+    for name in ("widths", "blocks", "embedding", "labels"):
+        if model.config[name] != denoiser.config[name]:
+            raise BadInputError(
+                f"--start has {name} {denoiser.config[name]} and the recipe {model.config[name]}: a network of other "
+                "widths cannot be begun with"
+            )
+    weights = denoiser.unet.state_dict()
+    stem, embedded = weights["stem.weight"], weights["embed_noise.0.weight"]
+    weights["stem.weight"] = torch.cat([0 * stem, stem], 1)
+    weights["embed_noise.0.weight"] = torch.cat([0 * embedded, 0 * embedded, embedded], 1)
+    for name in ("head.weight", "head.bias"):
+        weights[name] = -TYPICAL_SIGMA / RESIDUAL * weights[name]
+    model.network.load_state_dict(weights)

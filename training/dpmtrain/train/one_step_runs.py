@@ -12,7 +12,7 @@ from dpmrecon.prior.conditional import ConditionalDenoiser
 from ..arguments import numbers
 from ..data.dataset import read_manifest
 from ..files import writing
-from .one_step import TIMES, Run, Stage, distillation_loss, regression_loss, teacher_loss
+from .one_step import TIMES, Run, Stage, begin_with, distillation_loss, regression_loss, teacher_loss
 from .recipe import read_recipe
 
 LOSSES = {"teacher": teacher_loss, "regression": regression_loss}
@@ -33,16 +33,21 @@ def _run(args: argparse.Namespace) -> tuple[dict, Run]:
 
 
 def train_stage(args: argparse.Namespace) -> None:
-    """The teacher, or the twin by regression, from random weights."""
+    """The teacher, or the twin by regression, from random weights or those of a denoiser."""
     recipe, run = _run(args)
     torch.manual_seed(recipe["train"]["seed"])
     model = ConditionalDenoiser(recipe["model"]).to(run.device)
+    begun = "random weights"
+    if args.start is not None:
+        start = load_checkpoint(args.start)
+        begin_with(model, start.denoiser)
+        begun = start.model_id
     stage = Stage(args.stage, model, LOSSES[args.stage], args.minutes, recipe["train"])
     found = run.train(stage)
     own = {"noise_scale": 0.0} if args.stage == "regression" else {"steps": TEACHER_STEPS}
     sampling = {**recipe["sampling"], "one-step": {**recipe["sampling"]["one-step"], **own}}
     with writing(args.out):
-        run.save(args.out, found.cpu(), f"{args.stage}: {stage.done} steps from random weights", sampling)
+        run.save(args.out, found.cpu(), f"{args.stage}: {stage.done} steps from {begun}", sampling)
 
 
 def distil(args: argparse.Namespace) -> None:
