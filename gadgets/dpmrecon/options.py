@@ -42,13 +42,16 @@ class Options:
 
     contrast: str | None = _option(None, str, "flair, t1, t2, dwi or swi (default: from the scan's protocol name)")
     model: Path | None = _option(
-        None, Path, "checkpoint .safetensors, or the name latent (default: the one that ships)", process=True
+        None,
+        Path,
+        "checkpoint .safetensors, or the name one-step or latent (default: the one that ships)",
+        process=True,
     )
     sampler: str | None = _option(
         None,
         str,
-        "how the posterior is sampled (default: the model's, prox)",
-        choices=("prox", "dps", "latent", "latent-hard"),
+        "how the posterior is sampled (default: the model's, prox); one-step: with the model of that name",
+        choices=("prox", "dps", "one-step", "latent", "latent-hard"),
     )
     mode: str = _option(
         "fast",

@@ -18,7 +18,7 @@ from ..physics.phase import RULE as PHASE_RULE
 from ..physics.scale import RULE
 from ..version import __version__
 from .denoiser import Denoiser
-from .kinds import DENOISER, KINDS, LATENT, Kind, Model
+from .kinds import DENOISER, KINDS, LATENT, ONE_STEP, Kind, Model
 
 DEFAULT = "default"
 # of models that are too large for the package, by name
@@ -92,9 +92,12 @@ def default_path() -> Path:
 
 
 def model_path(model: Path | str | None) -> Path:
-    """The file of `--model`: None is the one that ships, `latent` lies in MODELS. CheckpointError where it is not."""
+    """The file of `--model`: None, `default` and `one-step` ship, `latent` lies in MODELS. CheckpointError where it is
+    not."""
     if model is None or str(model) == DEFAULT:
         return default_path()
+    if str(model) == ONE_STEP:
+        return default_path().with_name("one_step.safetensors")
     if str(model) != LATENT:
         return Path(model)
     path = MODELS.expanduser() / f"{LATENT}.safetensors"

@@ -9,6 +9,7 @@ from ..errors import BadInputError
 from ..mrd.header import Header, contrast_label
 from ..options import Options, printable
 from ..prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults, uncertainty_defaults, volume_defaults
+from ..prior.kinds import ONE_STEP
 from .types import Sampling
 
 CPU_BATCH, GPU_BATCH = 4, 32  # images that the network sees at once
@@ -17,7 +18,9 @@ CPU_BATCH, GPU_BATCH = 4, 32  # images that the network sees at once
 def load(options: Options) -> tuple[Checkpoint, torch.device]:
     """The checkpoint on its device. Raises BadInputError and CheckpointError."""
     device = device_of(options.device)
-    return load_checkpoint(options.model, device), device
+    # a sampler that only another shipped model has selects that one
+    named = ONE_STEP if options.model is None and options.sampler == ONE_STEP else options.model
+    return load_checkpoint(named, device), device
 
 
 def sampling_of(

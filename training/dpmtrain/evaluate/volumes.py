@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from dpmrecon.errors import DpmreconError
 from dpmrecon.physics.cg_sense import cg_sense
-from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults
+from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults, volume_defaults
 from dpmrecon.prior.kinds import settings_from
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
 from dpmrecon.recon.types import MappedVolume
@@ -111,9 +111,10 @@ class Case:
         return float(np.linalg.norm(self.scored(image) - self.truth) / np.linalg.norm(self.truth))
 
     def card_settings(self, checkpoint: Checkpoint) -> SamplerSettings:
-        """What the card has for such a contrast and R."""
+        """What the card has for volumes of such a contrast."""
         label = label_for(checkpoint, self.contrast)
-        return settings_from(sampler_defaults(checkpoint.card, "prox", label, R)[0])
+        own = volume_defaults(checkpoint.card, "prox", label)
+        return settings_from(own[0] if own else sampler_defaults(checkpoint.card, "prox", label, R)[0])
 
     def bart(self, penalty: str, weight: float) -> torch.Tensor:
         return bart_volume(self.mapped, penalty, weight)
