@@ -40,3 +40,8 @@ def test_a_scan_is_opened_without_torch():
     """So that its lines are read while torch is imported."""
     loaded = modules(FILE)
     assert "h5py" in loaded and "torch" not in loaded
+
+
+def test_the_doctor_tells_its_text_without_torch(simulated_scan):
+    loaded = modules(f"from dpmrecon.cli import main\nmain(['doctor', {str(simulated_scan())!r}])")
+    assert "h5py" in loaded and "torch" not in loaded

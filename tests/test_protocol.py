@@ -59,7 +59,7 @@ def test_every_scan_has_its_folder_and_its_row(result):
     }
     assert found["flair"]["matrix"] == [40, 48]
     assert found["mprage"]["matrix"] == [18, 26, 24]
-    assert found["dwi"]["verdicts"] == {"model": 6, "fallback": 0, "missing": 0, "not trusted": 0}
+    assert found["dwi"]["verdicts"] == {"model": 6, "fallback": 0, "missing": 0, "not trusted": 0, "caution": 0}
     for name, row in found.items():
         assert (row["exit_code"], row["error"]) == (0, None)
         own = json.loads((result / name / "report.json").read_text())
@@ -178,7 +178,7 @@ def test_the_worst_exit_code_is_the_one_that_tells_most():
 def test_a_fallback_is_in_row_picture_and_exit_code(patient, model, tmp_path):
     assert protocol(patient / "flair.h5", tmp_path, model, "--deadline", "0") == 3
     row = rows(tmp_path)["flair"]
-    assert row["verdicts"] == {"model": 0, "fallback": 3, "missing": 0, "not trusted": 0}
+    assert row["verdicts"] == {"model": 0, "fallback": 3, "missing": 0, "not trusted": 0, "caution": 0}
     assert "deadline" in row["fallback"][0]
 
 

@@ -1,6 +1,7 @@
 """dpmrecon: accelerated brain MRI reconstructed with a diffusion prior, beside the scanner.
 
-From arrays: `reconstruct`, `estimate_coil_maps`, `load_model`. From an ISMRMRD file: `open_scan`, `reconstruct_scan`.
+From arrays: `reconstruct`, `estimate_coil_maps`, `load_model`. From an ISMRMRD file: `open_scan`, `reconstruct_scan`,
+`doctor`.
 The parts: `ForwardModel`, `Problem`, `NoiseSource`, `SamplerSettings`, `sample_prox`, `sample_dps`. What is raised on
 purpose is a `DpmreconError`.
 """
@@ -17,6 +18,7 @@ _HOMES = {
     "estimate_coil_maps": "api",
     "reconstruct": "api",
     "reconstruct_scan": "api",
+    "doctor": "tools.doctor",
     "open_scan": "mrd.file",
     "Scan": "mrd.scan",
     "Checkpoint": "prior.checkpoint",
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from .prior.samplers.diffusion import SamplerSettings as SamplerSettings
     from .prior.samplers.diffusion import sample_dps as sample_dps
     from .prior.samplers.diffusion import sample_prox as sample_prox
+    from .tools.doctor import doctor as doctor
 
 
 def __getattr__(name: str) -> Any:

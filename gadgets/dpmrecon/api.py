@@ -65,7 +65,10 @@ class Result:
     remarks : tuple of str
         What to know before the image is used, such as samples that were left out.
     trusted : bool
-        False where the image, the conventional one too, contradicts its data beyond use.
+        False where the image, the conventional one too, contradicts its data beyond use, or is far from what sound
+        scans of its contrast give.
+    verdict : str
+        trusted, or "caution: " or "not trusted: " with the first reason.
     """
 
     image: Any
@@ -78,6 +81,7 @@ class Result:
     missing: str | None = None
     remarks: tuple[str, ...] = ()
     trusted: bool = True
+    verdict: str = "trusted"
 
 
 def load_model(model: str | PathLike | None = None, device: str | None = None) -> Checkpoint:
@@ -163,6 +167,7 @@ def reconstruct(
     seed: int = 0,
     device: str | None = None,
     fallback: bool = True,
+    gate: str = "warn",
     keep_samples: bool = False,
 ) -> Result:
     """Reconstruct one slice, or one volume, from its undersampled multi-coil k-space.
@@ -198,6 +203,9 @@ def reconstruct(
         "cpu", "cuda" ...; None is that of a loaded model, else cuda where there is one.
     fallback : bool
         Where the model fails, return the CG-SENSE image, and say why; False raises DpmreconError.
+    gate : str
+        Ask whether prior and data agree: "off", "warn" or "fallback", which gives the CG-SENSE image where an image is
+        not to be trusted.
     keep_samples : bool
         Return the samples as well.
 
@@ -219,7 +227,7 @@ def reconstruct(
         data = replace(data, voxel_mm=_voxel(voxel_mm))
     elif voxel_mm is not None:
         raise BadInputError("voxel_mm is of a volume, and the k-space is one slice's: leave it out")
-    options = _options(contrast, mode, steps, samples, seed, fallback)
+    options = _options(contrast, mode, steps, samples, seed, fallback, gate)
     label = contrast_of(options, checkpoint, None)
     sampling = sampling_of(
         options, checkpoint, where, label, data.acceleration, volume=isinstance(data, Volume), keep_samples=keep_samples
@@ -253,6 +261,7 @@ def reconstruct_scan(
     seed: int = 0,
     device: str | None = None,
     fallback: bool = True,
+    gate: str = "warn",
     keep_samples: bool = False,
     combine_averages: bool = False,
     conjugate: str = "auto",
@@ -275,7 +284,7 @@ def reconstruct_scan(
     conjugate, noise, coils, ignore_flags, group, header_values
         How the lines are taken, as the options of `dpmrecon replay`; header_values is its `--set`. The last two and
         flags are of the opening: an open Scan has them already.
-    model, mode, steps, samples, seed, device, fallback, keep_samples
+    model, mode, steps, samples, seed, device, fallback, gate, keep_samples
         See `reconstruct`.
 
     Yields
@@ -293,7 +302,7 @@ def reconstruct_scan(
     """
     checkpoint, where = _loaded(model, device)
     options = replace(
-        _options(contrast, mode, steps, samples, seed, fallback),
+        _options(contrast, mode, steps, samples, seed, fallback, gate),
         conjugate=conjugate,
         noise=None if noise is None else Path(noise),
         coils=coils,
@@ -330,10 +339,12 @@ def reconstruct_scan(
 
 
 def _options(
-    contrast: str | None, mode: str, steps: int | None, samples: int | None, seed: int, fallback: bool
+    contrast: str | None, mode: str, steps: int | None, samples: int | None, seed: int, fallback: bool, gate: str
 ) -> Options:
     on = "on" if fallback else "off"
-    return checked(Options(contrast=contrast, mode=mode, steps=steps, samples=samples, seed=seed, fallback=on))
+    return checked(
+        Options(contrast=contrast, mode=mode, steps=steps, samples=samples, seed=seed, fallback=on, gate=gate)
+    )
 
 
 def _loaded(model: Model, device: str | None) -> tuple[Checkpoint, torch.device]:
@@ -494,6 +505,7 @@ def _result(item: Reconstruction, like: Any, placed: Any = lambda image: image) 
         item.key,
         remarks=item.remarks,
         trusted=item.trusted,
+        verdict=item.verdict,
     )
 
 

@@ -32,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     _add_selftest(commands)
     _add_serve(commands)
     _add_estimate(commands)
+    _add_doctor(commands)
+    _add_audit(commands)
     args = parser.parse_args(arguments)
     args.started = started
     try:
@@ -268,6 +270,62 @@ def _add_estimate(commands) -> None:
     summary = "What a scan will cost in seconds and memory, from a short measurement on this machine"
     parser = add_command(commands, "estimate", summary, "dpmrecon estimate scan.h5 --samples 8 --deadline 60")
     add_arguments(parser)
+
+
+def _add_doctor(commands) -> None:
+    from .options import add_arguments
+
+    parser = add_command(
+        commands,
+        "doctor",
+        "What a scan's file holds, what would be done with it and why, and what to change at the scanner",
+        "dpmrecon doctor scan.h5 --page scan.html\n"
+        "exit code: as `replay` would have it: 0 every slice by the model, 3 by the conventional fallback, 4 some are "
+        "missing, 2 refused",
+    )
+    parser.add_argument("scan", type=Path, help="ISMRMRD file with raw acquisitions")
+    parser.add_argument("--json", action="store_true", help="everything as JSON instead of text")
+    parser.add_argument("--page", type=Path, metavar="FILE.html", help="coil maps, cost and pictures too, as a page")
+    add_arguments(parser)
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    import json
+
+    from .options import from_arguments
+    from .tools.doctor import doctor
+
+    found = doctor(args.scan, from_arguments(args), page=args.page is not None)
+    if args.page is not None:
+        from .tools.doctor_page import write
+
+        write(found, args.page)
+    print(json.dumps(found.as_json(), indent=1) if args.json else found.text())
+    return found.exit_code
+
+
+def _add_audit(commands) -> None:
+    parser = add_command(
+        commands,
+        "audit",
+        "Fallbacks, cautions, residuals and seconds of the audit lines by protocol and week",
+        "dpmrecon audit audit.jsonl",
+    )
+    parser.add_argument("logs", type=Path, nargs="+", metavar="FILE", help="of --audit; what it put aside is read too")
+    parser.add_argument("--json", action="store_true", help="as JSON instead of a table")
+    parser.set_defaults(run=_audit)
+
+
+def _audit(args: argparse.Namespace) -> int:
+    import json
+
+    from .hosts.audit_summary import drifts, told, weeks_of
+
+    weeks = weeks_of(args.logs)
+    found = {"weeks": [week.as_json() for week in weeks], "drift": drifts(weeks)}
+    print(json.dumps(found, indent=1) if args.json else told(weeks))
+    return 0
 
 
 def _add_serve(commands) -> None:

@@ -65,6 +65,13 @@ class Options:
     )
     seed: int = _option(0, int, "of the samples: equal seeds give equal images (default: 0)")
     fallback: str = _option("on", str, "CG-SENSE where the model fails (default: on)", choices=("on", "off"))
+    gate: str = _option(
+        "warn",
+        str,
+        "ask whether prior and data agree: off, warn, or fallback, which gives CG-SENSE where an image is not to be "
+        "trusted (default: warn)",
+        choices=("off", "warn", "fallback"),
+    )
     deadline: float | None = _option(
         None,
         float,

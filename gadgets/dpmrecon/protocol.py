@@ -203,4 +203,5 @@ def _told(row: Row) -> tuple[str, ...]:
     verdicts = row["verdicts"]
     source = "DPM" if not verdicts["fallback"] else "CG-SENSE" if not verdicts["model"] else "DPM and CG-SENSE"
     line = f"R = {row['R']:.3g}, {source}" if row["R"] else source
-    return (line, "NOT TO BE TRUSTED") if verdicts["not trusted"] else (line,)
+    told = "NOT TO BE TRUSTED" if verdicts["not trusted"] else "CAUTION" if verdicts["caution"] else None
+    return (line,) if told is None else (line, told)

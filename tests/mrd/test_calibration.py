@@ -9,8 +9,8 @@ from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.completeness import central_block
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import read_header
-from dpmrecon.mrd.making import NO_NOISE
 from dpmrecon.mrd.scan_log import ScanLog
+from dpmrecon.mrd.settling import NO_NOISE
 
 from support.hand_made import BOTH, CAL, header, header_xml, line, noise_lines, only, point_scan, samples, write_scan
 

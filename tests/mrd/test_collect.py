@@ -9,9 +9,9 @@ from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.flags import mask_of
-from dpmrecon.mrd.making import NO_NOISE
 from dpmrecon.mrd.receiving import Receiving
 from dpmrecon.mrd.scan_log import ScanLog
+from dpmrecon.mrd.settling import NO_NOISE
 
 from support.hand_made import (
     CAL,

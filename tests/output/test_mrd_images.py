@@ -138,6 +138,7 @@ def test_both_key_sets_and_provenance(simulated_scan, checkpoint):
             "evaluations": "7",
             "seed": "11",
             "residual": "1",
+            "verdict": "trusted",
         }
 
 

@@ -119,7 +119,7 @@ def test_an_image_that_nothing_fits_is_told_apart_from_a_fallback(shipped, monke
     monkeypatch.setattr("dpmrecon.recon.gate.CHECKS", (lambda item: Verdict("fallback", "so it is"),))
     with pytest.raises(DpmreconError, match="so it is; the fallback is off"):
         dpmrecon.reconstruct(spoiled, model=shipped, fallback=False)
-    assert len(CHECKS) == 4
+    assert len(CHECKS) == 5
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["embedded", "separate"])

@@ -7,7 +7,7 @@ from dpmrecon.errors import DpmreconError
 
 from .bench.commands import add_bench, add_bench_gpu
 from .data.commands import add_prepare
-from .evaluate.commands import add_calibrate, add_evaluate, add_faults, add_residuals, add_sweep
+from .evaluate.commands import add_calibrate, add_evaluate, add_faults, add_gate, add_residuals, add_sweep
 from .kit.commands import add_kit
 from .paper.commands import add_paper
 from .study.commands import add_study
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_calibrate(commands)
     add_residuals(commands)
     add_faults(commands)
+    add_gate(commands)
     add_kit(commands)
     add_study(commands)
     add_bench(commands)

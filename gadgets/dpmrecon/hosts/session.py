@@ -100,6 +100,8 @@ class Books:
         for name, seconds in item.seconds.items():
             record["seconds"][name] = round(record["seconds"].get(name, 0.0) + seconds, 3)
         record["residuals"].append(round(item.residual, 3) if math.isfinite(item.residual) else None)
+        verdict = item.verdict.partition(":")[0]
+        record["verdicts"][verdict] = record["verdicts"].get(verdict, 0) + 1
         for remark in item.remarks:
             record["decisions"].append(f"remark: slice {number}: {remark}")
             log.warning("slice %d: %s", number, remark)
@@ -152,7 +154,7 @@ class Session:
         sampling = sampling_of(
             options, checkpoint, engine.device, contrast, acceleration(header), volume=n_partitions(header) > 1
         )
-        record.update(contrast=contrast, parameters=asdict(sampling), residuals=[], decisions=[])
+        record.update(contrast=contrast, parameters=asdict(sampling), residuals=[], decisions=[], verdicts={})
         if contrast is None:
             self._note("the protocol names no known contrast: the unlabelled prior is used")
         self.peer.patience = wire.SCAN

@@ -4,10 +4,10 @@ Their lines cannot be added. A slice gets its averages beside each other, and is
 (`recon/phases.py`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-
-import torch
 
 from ..data import LostSlice, Slice, SliceKey
 from .diffusion import images_counter, weightings_of
@@ -69,6 +69,8 @@ def _joined(items: list[Slice | LostSlice], announced: int | None) -> Slice | Lo
             f"{announced - len(items)} of the {announced} averages that the header announces never came: fewer were "
             "planned of this weighting, or they are lost"
         )
+    import torch
+
     first, *others = found
     if any(not torch.equal(item.mask, first.mask) for item in others):
         return LostSlice(

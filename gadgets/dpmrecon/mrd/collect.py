@@ -7,6 +7,7 @@ What a line is, is decided in `_Collector.add`, and for a slice as a whole in `r
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import ismrmrd
 import numpy as np
@@ -31,12 +32,13 @@ from .header import (
     partition_limits,
     receiver_channels,
 )
-from .lines import Layout, LineHeaders, Lines, number_of
+from .lines import Layout, LineHeaders, Lines, LostError, number_of
 from .making import Maker
 from .noise_lines import NoiseLines
 from .receiving import Receiving, by_vendor
 from .record import Record, same_place
 from .scan_log import ScanLog
+from .settling import Settled, Settler
 
 
 def slices(
@@ -71,9 +73,51 @@ def slices(
     yield from together(found, header) if apart else found
 
 
+@dataclasses.dataclass(frozen=True)
+class SettledSlice:
+    """What the lines of a slice, or of a volume, are; without torch. levels: of its channels, see `Settler.levels`."""
+
+    key: SliceKey
+    found: Settled
+    levels: np.ndarray
+
+
+def settled(
+    acquisitions: Iterable[ismrmrd.Acquisition],
+    header: Header,
+    line_headers: LineHeaders,
+    receiving: Receiving,
+    log: ScanLog,
+    *,
+    combine_averages: bool = False,
+) -> Iterator[SettledSlice | LostSlice]:
+    """As `slices`, up to where k-space would be made; averages that have a phase each come one by one."""
+    check_supported(header)
+    check_announced(header, combine_averages=combine_averages)
+    mean = combine_averages and not have_phases(header)
+    yield from _Collector(header, line_headers, mean, receiving, log, _Looker).slices(acquisitions)
+
+
+class _Looker(Settler):
+    """Stands in the place of the `Maker`."""
+
+    def made(self, key: SliceKey, image: Lines, calibration: Lines | None) -> SettledSlice | LostSlice:
+        try:
+            found = self.settled(key, image, calibration)
+            return SettledSlice(key, found, self.levels(found.lines, found.limits))
+        except LostError as lost:
+            return LostSlice(key, str(lost))
+
+
 class _Collector:
     def __init__(
-        self, header: Header, line_headers: LineHeaders, combine_averages: bool, receiving: Receiving, log: ScanLog
+        self,
+        header: Header,
+        line_headers: LineHeaders,
+        combine_averages: bool,
+        receiving: Receiving,
+        log: ScanLog,
+        maker: type[Settler] = Maker,
     ) -> None:
         self.header, self.line_headers, self.receiving, self.log = header, line_headers, receiving, log
         self.partitions = n_partitions(header)
@@ -87,7 +131,7 @@ class _Collector:
             self._add_noise(line)
         self.readouts = Readouts(header, fixed_receiver=by_vendor(header)) if is_epi(header) else None
         self.navigators: dict[int, Navigators] = {}  # the last ones of each slice number
-        self.maker = Maker(header, self.noise, receiving, log, self.readouts, averaged=combine_averages)
+        self.maker: Any = maker(header, self.noise, receiving, log, self.readouts, averaged=combine_averages)
         self.open: dict[SliceKey, Record] = {}
         self.calibration: dict[int, tuple[SliceKey, Lines]] = {}
         self.pooled: dict[int, Lines] = {}  # interleaved calibration
@@ -100,8 +144,8 @@ class _Collector:
                 "field of view: they have less resolution than the data"
             )
 
-    def slices(self, acquisitions: Iterable[ismrmrd.Acquisition]) -> Iterator[Slice | LostSlice]:
-        """Of all the lines."""
+    def slices(self, acquisitions: Iterable[ismrmrd.Acquisition]) -> Iterator[Any]:
+        """Of all the lines: what the maker makes of each slice, or a LostSlice."""
         for line in acquisitions:
             key = self.add(line)
             if key is not None:
@@ -228,7 +272,7 @@ class _Collector:
             )
         return line_limits(self.header, number), partition_limits(self.header, number)
 
-    def close(self, key: SliceKey) -> Iterator[Slice | LostSlice]:
+    def close(self, key: SliceKey) -> Iterator[Any]:
         """The slice of `key`; nothing where only its calibration came, which is kept for others, or where it waits."""
         record = self._settled(key)
         del self.open[key]
@@ -280,7 +324,7 @@ class _Collector:
             return announced
         return measured.pop() if len(measured) == 1 else announced
 
-    def _pool(self, key: SliceKey, image: Lines) -> Iterator[Slice | LostSlice]:
+    def _pool(self, key: SliceKey, image: Lines) -> Iterator[Any]:
         """With interleaved calibration every average or repetition brings other lines: together they calibrate."""
         pooled = self.pooled.setdefault(key.slice, dataclasses.replace(image, sums={}, counts={}, repeats=[]))
         if image.layout == pooled.layout:
@@ -291,7 +335,7 @@ class _Collector:
         if set(range(self.limits.minimum, self.limits.maximum + 1)) <= pooled.sums.keys():
             yield from self._served(key.slice)
 
-    def _served(self, number: int) -> Iterator[Slice | LostSlice]:
+    def _served(self, number: int) -> Iterator[Any]:
         """The slices that waited for the lines of others to calibrate them."""
         pooled = self.pooled[number]
         for key, image in self.waiting.pop(number, []):
@@ -302,7 +346,7 @@ class _Collector:
             found = self.maker.made(key, image, pooled if together else None)
             yield dataclasses.replace(found, pooled=together) if isinstance(found, Slice) else found
 
-    def rest(self) -> Iterator[Slice | LostSlice]:
+    def rest(self) -> Iterator[Any]:
         """At the end of the stream: the slices still open, complete or not, those that wait, calibrations without an
         image, and what was announced and never came."""
         # first the records without an image: they may calibrate the others

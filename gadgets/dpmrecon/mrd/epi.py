@@ -1,18 +1,23 @@
 """EPI lines: what their header describes, the navigators of each shot, and lines that fit onto Cartesian ones."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import ismrmrd
 import numpy as np
-import torch
 
 from ..errors import BadInputError, UnsupportedScanError
-from ..physics.epi import Ghost, Trapezoid, beside_flat, ghost_of, regridding
-from ..physics.fourier import to_image, to_kspace
 from .header import Header, encoded_grid, is_epi
 from .lines import Layout, Lines, LostError
 from .scan_log import ScanLog
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..physics.epi import Ghost, Trapezoid
 
 IDENTIFIER = "ConventionalEPI"
 # Amplitude of the ghost over the signal's that is left, from which on it is said
@@ -43,8 +48,12 @@ class Readout:
     beside: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, header: Header, space: int) -> "Readout":
+    def of(cls, header: Header, space: int) -> Readout:
         """Raises UnsupportedScanError for descriptions that are none of a trapezoid, BadInputError for wrong ones."""
+        import torch
+
+        from ..physics.epi import beside_flat, regridding
+
         trapezoid, cols = _described(header, space), encoded_grid(header)[1]
         cycles, encoded = _cycles(header, space), header.encoding[space].encodedSpace.matrixSize.x
         positions, n = trapezoid.positions(cycles), trapezoid.n_samples
@@ -77,6 +86,10 @@ class Readout:
 
         off_centre: fields of view from the scanner's centre, where the receiver's frequency was that of the flat top.
         """
+        import torch
+
+        from ..physics.fourier import to_image, to_kspace
+
         if self.matrices is not None:
             if off_centre and self.beside is not None:
                 angle = 2 * torch.pi * off_centre * self.beside[int(backwards)]
@@ -103,6 +116,8 @@ def _view_mm(header: Header) -> float:
 
 def _described(header: Header, space: int) -> Trapezoid:
     """The readout that a header describes for an encoding space."""
+    from ..physics.epi import Trapezoid
+
     description = header.encoding[space].trajectoryDescription
     if description is None:
         raise UnsupportedScanError(
@@ -177,14 +192,14 @@ class Navigators:
     another shot. before: the whole ones of the slice before, back to those that tell a ghost; lines: (backwards, data),
     turned; off_centre: as `Readout.gridded` has it; shot: the labels of the lines that they were measured for."""
 
-    before: "Navigators | None" = None
+    before: Navigators | None = None
     lines: list[tuple[bool, np.ndarray]] = field(default_factory=list)
     used: bool = False
     off_centre: float = 0.0
     shot: tuple | None = None
     _ghost: Ghost | None = None
 
-    def followed(self) -> "Navigators":
+    def followed(self) -> Navigators:
         """Those of the next shot."""
         whole = len({backwards for backwards, _ in self.lines}) == 2
         return Navigators(self if whole else self.before)
@@ -192,6 +207,10 @@ class Navigators:
     def ghost(self, readout: Readout, shape: tuple[int, ...]) -> Ghost | None:
         """For lines of a shape (n_coils, n_samples); None without a navigator of each direction, or where they are
         noise."""
+        import torch
+
+        from ..physics.epi import ghost_of
+
         if self._ghost is None:
             fitting = [(backwards, data) for backwards, data in self.lines if data.shape == shape]
             # of an even train one is left out, so that the phase that grows with time cancels
@@ -239,6 +258,8 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
 
     Calibration lines of one direction alone are a gradient echo and stay as they are.
     """
+    import torch
+
     trains = {(line.kind, line.head.encoding_space_ref) for line in lines if line.backwards}
     # some scanners count directions there, others shots
     counts_shots = any(line.head.idx.segment != line.backwards for line in lines)
@@ -312,6 +333,8 @@ def weighted_shots(shots: dict[int, set[int]], rows: int) -> torch.Tensor | None
     told = f"it is diffusion-weighted in {len(numbers)} shots, which have a phase each by the head's motion, and "
     if any(len(of_row) > 1 for of_row in shots.values()):
         raise LostError(told + "some of its lines came in several: label shots of the same lines as averages")
+    import torch
+
     found = torch.full((rows,), -1)
     for row, (shot,) in shots.items():
         found[row] = shot

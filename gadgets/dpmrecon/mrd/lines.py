@@ -1,17 +1,22 @@
 """The lines of one kind of one slice, and what its images take over from a line."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import ismrmrd
 import numpy as np
-import torch
 
 from ..data import SliceKey
-from ..physics.epi import Ghost
-from ..physics.fourier import without_oversampling
 from .noise_lines import channel_numbers
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..physics.epi import Ghost
 
 # Columns left out beside an echo's cut edge: removing the oversampling is a convolution along the readout, which
 # misses the samples beyond the edge. From the third column on the error is under a fifth of the noise (FLAIR, R = 1).
@@ -37,7 +42,7 @@ class LineHeader:
     sample_time_us: float
 
     @classmethod
-    def of(cls, head: ismrmrd.AcquisitionHeader) -> "LineHeader":
+    def of(cls, head: ismrmrd.AcquisitionHeader) -> LineHeader:
         """Of an acquisition's header."""
         vectors = ("position", "read_dir", "phase_dir", "slice_dir", "patient_table_position", "physiology_time_stamp")
         return cls(
@@ -87,7 +92,7 @@ class Layout:
     end: int
 
     @classmethod
-    def of(cls, line: ismrmrd.Acquisition, *, backwards: bool = False) -> "Layout":
+    def of(cls, line: ismrmrd.Acquisition, *, backwards: bool = False) -> Layout:
         """backwards: the line's samples are to be turned."""
         n_samples, center = line.number_of_samples, line.center_sample
         first, end = line.discard_pre, n_samples - line.discard_post
@@ -157,7 +162,7 @@ class Lines:
         else:
             self.sums[number], self.counts[number] = data, 1
 
-    def merge(self, other: "Lines") -> None:
+    def merge(self, other: Lines) -> None:
         """Take in lines of other numbers."""
         if self.header is None or (other.header is not None and other.nearest < self.nearest):
             self.header, self.nearest = other.header, other.nearest
@@ -175,7 +180,7 @@ class Lines:
         """|.|^2 of each line, all its samples and channels."""
         return {number: _energy(self.sums[number]) / self.counts[number] ** 2 for number in self.sums}
 
-    def without(self, numbers: set[int]) -> "Lines":
+    def without(self, numbers: set[int]) -> Lines:
         """The same without some of the lines."""
         kept = [number for number in self.sums if number not in numbers]
         return replace(
@@ -190,7 +195,7 @@ class Lines:
         single = [_energy(data) for number, data in self.sums.items() if self.counts[number] == 1]
         return min([*single, *(float(repeat.energy.sum()) for repeat in self.repeats)])
 
-    def of_channels(self, places: list[int]) -> "Lines":
+    def of_channels(self, places: list[int]) -> Lines:
         """The same with some of the channels."""
         assert self.layout is not None
         if len(places) == self.layout.n_coils:
@@ -218,7 +223,7 @@ class Lines:
                 del self.sums[number]
             yield numbers, data
 
-    def echo(self, grid: int) -> "Echo":
+    def echo(self, grid: int) -> Echo:
         """The samples that the lines hold. Raises LostError where there are none."""
         layout = self.layout
         assert layout is not None
@@ -234,7 +239,11 @@ class Lines:
         low = min(max(first - layout.center, -(grid // 2)), grid - grid // 2 - (end - first))
         return Echo(first, end, low)
 
-    def _gridded(self, numbers: list[int], echo: "Echo", grid: int, cols: int) -> torch.Tensor:
+    def _gridded(self, numbers: list[int], echo: Echo, grid: int, cols: int) -> torch.Tensor:
+        import torch
+
+        from ..physics.fourier import without_oversampling
+
         data = torch.from_numpy(np.stack([self.sums[number][:, echo.first : echo.end] for number in numbers]))
         counts = [self.counts[number] for number in numbers]
         if max(counts) > 1:
@@ -263,6 +272,8 @@ class Echo:
 
     def columns(self, grid: int, cols: int) -> torch.Tensor:
         """(cols,) bool: those of the `cols` kept columns that the echo covers on a readout of `grid` samples."""
+        import torch
+
         columns = torch.arange(cols) - cols // 2
         if grid == cols:
             return (columns >= self.low) & (columns <= self.high)

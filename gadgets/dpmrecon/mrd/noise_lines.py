@@ -1,14 +1,18 @@
 """The noise measurement: which of its lines and channels serve image lines, in what scale."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import ismrmrd
 import numpy as np
-import torch
 
-from ..physics.fourier import without_oversampling
-from ..physics.noise import whitening
+from ..physics.covariance import noise_covariance
+
+if TYPE_CHECKING:
+    import torch
 
 
 def channel_numbers(head: ismrmrd.AcquisitionHeader) -> tuple[int, ...]:
@@ -55,6 +59,18 @@ class NoiseLines:
         energies = [_ratio(own, dwell) * float(np.square(np.abs(data)).sum(0).mean()) for own, data in lines]
         return float(np.mean(energies))
 
+    def powers(self, numbers: tuple[int, ...], dwell: float) -> np.ndarray:
+        """(n_coils,) mean |n|^2 of a sample of image lines of this dwell time; ones where it is not measured."""
+        lines = self.fitting(numbers)
+        if not lines:
+            return np.ones(len(numbers))
+        return np.mean([_ratio(own, dwell) * np.square(np.abs(data)).mean(1) for own, data in lines], 0)
+
+    def covariance(self, numbers: tuple[int, ...]) -> np.ndarray | None:
+        """(n_coils, n_coils) complex128 of these channels; None where it is not measured. Raises BadInputError."""
+        lines = self.fitting(numbers)
+        return noise_covariance([data for _, data in lines]) if lines else None
+
     def whitener(
         self, numbers: tuple[int, ...], dwell: float, grid: int, cols: int
     ) -> tuple[torch.Tensor, float] | None:
@@ -75,6 +91,11 @@ def _ratio(noise_dwell: float, dwell: float) -> float:
 
 
 def _whitener(lines: list[tuple[float, np.ndarray]], dwell: float, grid: int, cols: int) -> tuple[torch.Tensor, float]:
+    import torch
+
+    from ..physics.fourier import without_oversampling
+    from ..physics.noise import whitening
+
     ratio = 1.0
     if len({own for own, _ in lines}) == 1:
         ratio, samples = _ratio(lines[0][0], dwell), [data for _, data in lines]
@@ -96,4 +117,8 @@ def _whitener(lines: list[tuple[float, np.ndarray]], dwell: float, grid: int, co
 def whitened(data: torch.Tensor, whitener: torch.Tensor | None) -> torch.Tensor:
     """(n_lines, n_coils, cols) to (n_coils, n_lines, cols), whitened."""
     data = data.transpose(0, 1)
-    return data if whitener is None else torch.tensordot(whitener, data, dims=1)
+    if whitener is None:
+        return data
+    import torch
+
+    return torch.tensordot(whitener, data, dims=1)

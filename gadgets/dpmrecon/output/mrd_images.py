@@ -184,7 +184,7 @@ def _texts(item: Reconstruction, header: Header, picture: _Picture, provenance: 
     """What the image is and how to show it, in both key sets: the MRD standard's names and Gadgetron's."""
     protocol = header.measurementInformation.protocolName if header.measurementInformation else None
     comment = RESEARCH if item.fallback is None else f"{RESEARCH}; CG-SENSE FALLBACK: {item.fallback}"
-    comment = commented(comment, item.remarks)
+    comment = commented(f"{comment}; CAUTION" if item.verdict.startswith("caution") else comment, item.remarks)
     if picture.role == "Uncertainty" and provenance.mode != "uncertainty":
         comment += "; spread of the fast mode, far below the error: mode uncertainty tells it"
     history = f"dpmrecon {provenance.package_version} {picture.tag}"
@@ -275,6 +275,7 @@ def _provenance(item: Reconstruction, provenance: Provenance) -> dict[str, Any]:
         "dpmrecon_evaluations": str(item.evaluations),
         "dpmrecon_seed": str(provenance.seed),
         "dpmrecon_residual": f"{item.residual:.4g}",
+        "dpmrecon_verdict": item.verdict,
     }
     if provenance.conjugated:
         found["dpmrecon_conjugated"] = "yes"

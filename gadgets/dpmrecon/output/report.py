@@ -89,6 +89,8 @@ class Report:
                 **_ghost(item),
                 "remarks": list(item.remarks),
                 "trusted": item.trusted,
+                "verdict": item.verdict,
+                **({} if item.agreement is None else {"agreement": dataclasses.asdict(item.agreement)}),
                 "samples": item.samples,
                 "steps": item.steps,
                 "evaluations": item.evaluations,
@@ -142,6 +144,7 @@ class Report:
                 "fallback": len(fallbacks),
                 "missing": len(self.slices) - len(done),
                 "not trusted": sum(not entry["trusted"] for entry in done),
+                "caution": sum(entry["verdict"].startswith("caution") for entry in done),
             },
             "fallback": sorted(set(fallbacks)),
             "missing": sorted({entry["missing"] for entry in self.slices if "missing" in entry}),
@@ -181,4 +184,6 @@ def described(item: Reconstruction | LostSlice) -> str:
     data = item.mapped.data
     what = f"volume of {len(data.mask)} partitions" if isinstance(data, Volume) else f"slice {item.key.slice}"
     line = f"{what}: {source}, residual {item.residual:.2f}, {seconds:.1f} s"
-    return line if item.trusted else f"{line}, NOT TO BE TRUSTED"
+    if not item.trusted:
+        return f"{line}, NOT TO BE TRUSTED"
+    return line if item.verdict == "trusted" else f"{line}, CAUTION"

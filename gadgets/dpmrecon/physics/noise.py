@@ -8,7 +8,7 @@ import math
 import numpy as np
 import torch
 
-from ..errors import BadInputError
+from .covariance import noise_covariance
 from .fourier import to_image
 
 # Columns whose variance is averaged for the noise level: this share of them, the quietest
@@ -24,28 +24,7 @@ def whitening(lines: list[np.ndarray], dwell_ratio: float) -> torch.Tensor:
     lines', which scales the variance, because the bandwidth is 1/dwell. Raises BadInputError for noise that is not
     finite or whose covariance is singular.
     """
-    samples = np.concatenate(lines, 1).astype(np.complex128)
-    n_coils, count = samples.shape
-    if not np.isfinite(samples.view(np.float64)).all():
-        raise BadInputError("the noise measurement holds NaN or infinite values; send the scan without it or anew")
-    if count < 2 * n_coils:
-        raise BadInputError(
-            f"the noise measurement has {count} samples for {n_coils} channels; at least {2 * n_coils} are needed"
-        )
-    covariance = samples @ samples.conj().T / count
-    power = covariance.diagonal().real
-    if power.min() <= 0:
-        raise BadInputError(
-            f"the noise covariance is singular: channel {int(power.argmin())} of {n_coils} carries no noise; "
-            "leave that channel out or send the scan without its noise measurement"
-        )
-    # powers are divided out first, so that a weak channel is not taken for a dependent one
-    correlation = covariance / np.sqrt(np.outer(power, power))
-    if np.linalg.eigvalsh(correlation)[0] < 1e-9:
-        raise BadInputError(
-            f"the noise covariance of {n_coils} channels is singular: a channel is a combination of others; "
-            "leave it out or send the scan without its noise measurement"
-        )
+    covariance = noise_covariance(lines)
     inverse = np.linalg.inv(np.linalg.cholesky(covariance * dwell_ratio))
     return torch.from_numpy(inverse.astype(np.complex64))
 

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 
 from ..data import MEASURED
-from .types import MappedSlice, Reconstruction
+from .agreement import HELD_BACK
+from .types import DISTRUSTED, MappedSlice, Reconstruction
 
 # Chosen from training/reports/residuals, which `dpmtrain residuals` measured on simulated scans. A residual is compared
 # with what is expected of a sound scan; from this many times as much on, an image is said to contradict its data
@@ -26,6 +27,8 @@ EDGE = 3
 # and a channel is quieter than its noise measurement where the image misses it by less than this
 QUIET = 0.7
 TOLD = 4  # rows that a remark names
+TOGETHER = 2.0  # standard deviations, within which each number alone is usual
+FAR = 2.0  # times the distance that few sound scans exceed: not to be trusted
 
 CHECK = (
     "see whether the head is wider than the field of view or has moved, and whether header, calibration (16 lines or "
@@ -67,12 +70,26 @@ def _map_error(mapped: MappedSlice) -> float:
     return MAP_ERROR * max(1.0, MAP_ERROR_FROM / min(mapped.data.mask.shape[-2:]))  # slabs are thin
 
 
+def over(item: Reconstruction) -> dict[str, float]:
+    """What the checks measure, by name: about 0 in a sound scan, 1 from where each speaks on."""
+    found = {} if item.agreement is None else {"agreement": item.agreement.distance}
+    if item.misfit is None or not math.isfinite(item.residual):
+        return found
+    channels = item.misfit.by_channel / expected_by_part(item.mapped)[1]
+    return {
+        **found,
+        "residual": (item.residual / expected_residual(item.mapped) - 1) / (REMARKED - 1),
+        "rows": (float(rows_over(item).max()) - 1 / ROW) / (1 - 1 / ROW),
+        "channels": (float(channels.max()) - 1) / (CHANNEL - 1),
+    }
+
+
 def not_finite(item: Reconstruction) -> Verdict | None:
     """The network broke down."""
     if math.isfinite(item.residual):
         return None
     if item.fallback is not None:
-        return Verdict("distrust", "NOT TO BE TRUSTED: the image is not finite: check the scan's samples")
+        return Verdict("distrust", f"{DISTRUSTED}the image is not finite: check the scan's samples")
     return Verdict("fallback", "the model's image is not finite")
 
 
@@ -88,7 +105,18 @@ def misses_data(item: Reconstruction) -> Verdict | None:
         return Verdict("remark", f"the image {misses}: parts of it may be false; {CHECK}")
     if item.fallback is None and item.mapped.residual(item.mapped.conventional) < residual:
         return Verdict("fallback", f"the model's image {misses}")
-    return Verdict("distrust", f"NOT TO BE TRUSTED: the image {misses}, and no other fits better; {CHECK}")
+    return Verdict("distrust", f"{DISTRUSTED}the image {misses}, and no other fits better; {CHECK}")
+
+
+def rows_over(item: Reconstruction) -> torch.Tensor:
+    """How far each row, of a volume each line, misses its data, over what contradicts the others; 0 at the edge."""
+    assert item.misfit is not None
+    excess = item.misfit.by_row / expected_by_part(item.mapped)[0]
+    limit = (1 + 3 / item.mapped.counts[0].cpu().sqrt()).clamp_min(ROW)  # few samples vary
+    inside = tuple(slice(EDGE, size - EDGE) for size in limit.shape)
+    over = torch.zeros_like(limit)
+    over[inside] = (excess / limit)[inside].nan_to_num(0.0)
+    return over
 
 
 def rows_contradict(item: Reconstruction) -> Verdict | None:
@@ -96,10 +124,7 @@ def rows_contradict(item: Reconstruction) -> Verdict | None:
     if item.misfit is None or not math.isfinite(item.residual):
         return None
     excess = item.misfit.by_row / expected_by_part(item.mapped)[0]
-    limit = (1 + 3 / item.mapped.counts[0].cpu().sqrt()).clamp_min(ROW)  # few samples vary
-    inside = tuple(slice(EDGE, size - EDGE) for size in limit.shape)
-    contradicts = torch.zeros_like(limit, dtype=torch.bool)
-    contradicts[inside] = excess[inside] > limit[inside]
+    contradicts = rows_over(item) > 1
     found = torch.nonzero(contradicts)
     if not len(found):
         return None
@@ -136,13 +161,40 @@ def channels_contradict(item: Reconstruction) -> Verdict | None:
     )
 
 
-CHECKS: tuple[Check, ...] = (not_finite, misses_data, rows_contradict, channels_contradict)
+def unfamiliar(item: Reconstruction) -> Verdict | None:
+    """Prior and data do not agree as they do in sound scans of this contrast, R and noise."""
+    found = item.agreement
+    if found is None:
+        return None
+    if found.beyond is not None:
+        return Verdict("remark", found.beyond)
+    if not found.distance > 1:
+        return None
+    name, deviation = max(found.deviations.items(), key=lambda entry: abs(entry[1]))
+    if name == HELD_BACK:
+        what = f"acquired lines that were held back are foretold {'worse' if deviation > 0 else 'better'}"
+    else:
+        what = f"the image has {'more' if deviation > 0 else 'less'} detail"
+    what += f" than in sound scans of this contrast, by {abs(deviation):.1f} of their standard deviations"
+    if abs(deviation) < TOGETHER:
+        what = "the detail of the image at different levels of noise does not go together as in sound scans"
+    text = f"{what}: see whether it is the head and contrast that the prior knows, and whether it lay still"
+    if found.distance > FAR:
+        return Verdict("distrust", f"{DISTRUSTED}{text}")
+    return Verdict("remark", text)
 
 
-def judged(item: Reconstruction) -> tuple[Reconstruction, str | None]:
-    """The reconstruction with its remarks, and why the conventional image should take its place, or None."""
+CHECKS: tuple[Check, ...] = (not_finite, misses_data, unfamiliar, rows_contradict, channels_contradict)
+
+
+def judged(item: Reconstruction, gate: str = "warn") -> tuple[Reconstruction, str | None]:
+    """The reconstruction with its remarks, and why the conventional image should take its place, or None. gate:
+    fallback wants that too of an image that is not to be trusted."""
     found = [verdict for check in CHECKS if (verdict := check(item)) is not None]
     reason = next((verdict.text for verdict in found if verdict.kind == "fallback"), None)
+    if gate == "fallback" and reason is None and item.fallback is None:
+        doubts = (verdict.text for verdict in found if verdict.kind == "distrust")
+        reason = next((text.removeprefix(DISTRUSTED) for text in doubts), None)
     kinds = {verdict.kind for verdict in found}
     own = [verdict.text for kind in ("distrust", "remark") for verdict in found if verdict.kind == kind]
     remarks = (*own, *item.mapped.data.remarks)

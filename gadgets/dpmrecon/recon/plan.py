@@ -72,6 +72,7 @@ def sampling_of(
         mode=options.mode,
         source=source,
         keep_samples=keep_samples,
+        gate=options.gate,
     )
 
 

@@ -32,6 +32,7 @@ class Provenance:
     deadline: float | None
     combine_averages: bool
     conjugated: bool = False  # k-space was, as the vendor's files need it
+    gate: str = "off"
     taken: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -60,6 +61,7 @@ class Provenance:
             deadline=sampling.deadline,
             combine_averages=combine_averages,
             conjugated=conjugated,
+            gate=sampling.gate,
             taken=dict(taken or {}),
         )
 
@@ -68,4 +70,5 @@ class Provenance:
         values = dataclasses.asdict(self)
         found = {name: values[name] for name in DECIDING}
         found |= {"conjugated": True} if self.conjugated else {}
+        found |= {"gate": self.gate} if self.gate == "fallback" else {}  # else it decides no pixel
         return {**found, "taken": dict(self.taken)} if self.taken else found

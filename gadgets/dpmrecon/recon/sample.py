@@ -11,7 +11,9 @@ import torch
 from ..device import synchronize
 from ..errors import DpmreconError, first_line
 from ..prior.checkpoint import Checkpoint
+from ..prior.denoiser import Denoiser
 from ..prior.problem import NoiseSource, Planes, Problem, Stop, never
+from .agreement import Limits, agreement
 from .gate import judged
 from .types import MappedSlice, MappedVolume, Reconstruction, Sampling
 
@@ -131,8 +133,24 @@ def sample_group(
     seconds = (time.perf_counter() - started) / len(group)
     for mapped, samples in zip(group, draws):
         item = _mean(mapped, samples, sampling, evaluations, seconds)
-        item, doubt = judged(item)
+        item, doubt = judged(_asked(item, checkpoint, contrast, sampling), sampling.gate)
         yield item if doubt is None else fall_back(mapped, doubt, sampling)
+
+
+def _asked(item: Reconstruction, checkpoint: Checkpoint, contrast: str | None, sampling: Sampling) -> Reconstruction:
+    """With the agreement of prior and data, where the gate is on and the card has limits for such slices."""
+    limits = None if sampling.gate == "off" else Limits.of(checkpoint.card, contrast)
+    if limits is None or not isinstance(checkpoint.model, Denoiser):
+        return item
+    started = time.perf_counter()
+    try:
+        values = agreement(item.mapped, checkpoint.model.of_contrast(contrast))
+    except DEVICE_ERRORS as error:
+        log.warning("the gate could not ask whether prior and data agree: %s", first_line(error))
+        return item
+    synchronize(item.image.device)
+    seconds = {**item.seconds, "gate": time.perf_counter() - started}
+    return replace(item, agreement=limits.judge(values, item.mapped), seconds=seconds)
 
 
 def _mean(

@@ -76,7 +76,7 @@ def _sample_in_time(
 ) -> Iterator[Reconstruction]:
     share = deadline.share(len(group), sum(group[0].seconds.values()))
     if deadline.per_evaluation is None and share > 0:
-        share -= _try_out(group, checkpoint, contrast, sampling, deadline)
+        share -= try_out(group, checkpoint, contrast, sampling, deadline)
     began = deadline.clock()
     plan = deadline.plan(sampling, len(group), share) if share > 0 else None
     if plan is None:
@@ -96,7 +96,7 @@ def _sample_in_time(
     yield from found
 
 
-def _try_out(
+def try_out(
     group: list[MappedSlice], checkpoint: Checkpoint, contrast: str | None, sampling: Sampling, deadline: Deadline
 ) -> float:
     """Measure what an evaluation costs; the seconds that it took. A device that fails is left to the sampling."""

@@ -15,13 +15,15 @@ from ..prior.kinds import Settings
 # Planes of fewer pixels, or of longer ones, are not shown to the prior. With the shipped one planes of 16 rows still
 # help, pixels 1.5 times as long as wide cost 2 %, 2 times 4 %, 3 times 5 % (training/reports/volumes/planes)
 SHORTEST, LONGEST_PIXEL = 16, 1.3
+DISTRUSTED = "NOT TO BE TRUSTED: "  # how such a remark begins
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How slices are sampled. batch: most images (slices times samples) the network sees at once; deadline: seconds
     for the whole scan, to which `samples` and the steps are cut, None for no limit; mode: which of the model's
-    settings; source: where they come from, in words; keep_samples: each Reconstruction holds its samples."""
+    settings; source: where they come from, in words; keep_samples: each Reconstruction holds its samples; gate: off,
+    warn, or fallback where an image is not to be trusted."""
 
     sampler: str
     settings: Settings
@@ -33,6 +35,7 @@ class Sampling:
     mode: str = "fast"
     source: str = "given"
     keep_samples: bool = False
+    gate: str = "off"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,21 @@ class Misfit:
     residual: float
     by_row: torch.Tensor
     by_channel: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a slice is from the sound scans of its contrast, R and noise, see `agreement.py`.
+
+    values: natural logarithms, by name; deviations: of each from what is expected, in standard deviations of sound
+    scans; distance: of all together, where 1 is what few sound scans exceed; beyond: words, where the scan's R or noise
+    is not one that the limits were measured for.
+    """
+
+    values: dict[str, float]
+    deviations: dict[str, float]
+    distance: float
+    beyond: str | None = None
 
 
 @dataclass
@@ -176,7 +194,8 @@ class Reconstruction:
     samples: drawn; steps: of each, as planned; evaluations: of the network, in all, fewer than planned where the
     deadline stopped it; 0 for the conventional image; draws: the samples (samples, rows, cols) complex64 where they are
     kept. image and draws are without the smooth phase. remarks: what to know before the image is used, of this step and
-    of those before; trusted: False where it contradicts its data beyond use; misfit: where the residual lies.
+    of those before; trusted: False where it contradicts its data beyond use; misfit: where the residual lies;
+    agreement: of prior and data, None where the gate is off or has no limits.
     """
 
     mapped: MappedSlice
@@ -192,6 +211,14 @@ class Reconstruction:
     remarks: tuple[str, ...] = ()
     trusted: bool = True
     misfit: Misfit | None = None
+    agreement: Agreement | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Of the gate: trusted, or "caution" or "not trusted" with the first reason."""
+        if not self.trusted:
+            return f"not trusted: {self.remarks[0].removeprefix(DISTRUSTED)}"
+        return f"caution: {self.remarks[0]}" if self.remarks else "trusted"
 
     @property
     def key(self) -> SliceKey:

@@ -1,6 +1,9 @@
 """`dpmtrain evaluate`, `sweep`, `calibrate`, `residuals` and `faults`: what a model is worth, what serves it best."""
 
 import argparse
+import math
+import random
+import time
 from pathlib import Path
 
 from dpmrecon.cli import add_command
@@ -260,4 +263,65 @@ def _faults(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     rows = injected(range(args.first, args.first + args.scans), args.model)
     write_faults(args.out, list(tqdm(rows, total=args.scans, unit="scan")))
+    return 0
+
+
+def add_gate(commands) -> None:
+    parser = add_command(
+        commands,
+        "gate",
+        "Set the gate's limits on sound slices, and see on others how well it tells unsound ones",
+        "dpmtrain gate --images images --model model.safetensors --write --out gate",
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
+    parser.add_argument("--heads", type=int, default=18, help="sound slices of each subject that set the limits")
+    parser.add_argument("--sound", type=int, default=110, help="sound slices that are judged")
+    parser.add_argument("--each", type=int, default=10, help="slices of every other kind; 0 sets the limits alone")
+    parser.add_argument("--out", type=Path, help="folder for the tables; gone on with if there")
+    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of judging, then the table is made")
+    parser.add_argument("--keep", action="store_true", help="judge with the limits of the card, set none")
+    parser.add_argument("--write", action="store_true", help="put the limits into the card of --model")
+    parser.set_defaults(run=_gate)
+
+
+def _gate(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from dpmrecon.device import device_of
+    from dpmrecon.prior.checkpoint import load_checkpoint, write_card
+    from tqdm import tqdm
+
+    from .gate import earlier, judge, limits_of, write_gate
+    from .gate_cases import JUDGING, KINDS, SETTING, SOUND, heads
+
+    at_least(args, heads=1, sound=1, each=0, seed=0)
+    if args.write and args.model is None:
+        raise BadInputError("--write needs --model: name a copy of the shipped model")
+    if args.each and args.out is None:
+        raise BadInputError("the tables need a folder: give --out, or --each 0")
+    checkpoint = load_checkpoint(args.model, device_of(args.device))
+    if args.keep and "gate" not in checkpoint.card:
+        raise BadInputError(f"the card of {checkpoint.model_id} has no limits to keep: leave --keep out")
+    if not args.keep:
+        sound = list(heads(args.images, SETTING, args.heads, args.seed))
+        entry = limits_of(checkpoint, tqdm(sound, unit="slice"), args.seed)
+        checkpoint = replace(checkpoint, card={**checkpoint.card, "gate": entry})
+        if args.write:
+            write_card(args.model, gate=entry)
+            print(f"written to the card of {args.model}: {entry['measured']}")
+    if args.each:
+        args.out.mkdir(parents=True, exist_ok=True)
+        kinds = [*[SOUND] * args.sound, *(kind for kind in KINDS if kind != SOUND for _ in range(args.each))]
+        others = list(heads(args.images, JUDGING, args.heads, args.seed + 1))
+        random.Random(args.seed).shuffle(kinds)
+        until, rows = time.monotonic() + 60 * args.minutes, earlier(args.out, checkpoint.model_id)
+        found = judge(checkpoint, others, kinds, args.seed, len(rows))
+        for row in tqdm(found, total=len(kinds), initial=len(rows), unit="slice"):
+            rows.append(row)
+            if time.monotonic() > until:
+                break
+        write_gate(args.out, rows, checkpoint.model_id, args.seed)
     return 0

@@ -1,0 +1,258 @@
+"""What the lines of a slice or a volume turn out to be: where they lie, whether all came, what calibrates them.
+
+Without torch, so that `dpmrecon doctor` tells it at once; `making.py` makes k-space of it. What cannot be made of lines
+ends in LostError, whose message is the reason.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..data import SliceKey
+from ..errors import BadInputError
+from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, within
+from .epi import Readouts
+from .header import Header, Limits, acceleration, encoded_grid, line_limits, n_partitions, partition_limits
+from .lines import Layout, Lines, LostError, line_name, places_of
+from .noise_lines import NoiseLines
+from .receiving import Receiving
+from .record import check_repeats, offsets, placed, placed_in_volume
+from .scan_log import ScanLog
+from .volumes import central_box, fills_its_lattice, on_matrix, volume_completeness
+
+NO_NOISE = (
+    "no noise measurement came: the noise is estimated from k-space, without whitening (--noise names a file with one)"
+)
+# Samples of one channel that share its largest value: a receiver that was driven beyond its range
+CLIPPED = 4
+BESIDE = 0.1  # of it, by which the other parts of these samples differ at least
+# Samples on either side of the k-space centre, where every channel that sees the head is loud, and how many times the
+# energy of noise a channel has there at most that sees none: 1.2 by chance
+CENTRE, NOISE_ALONE = 4, 2.0
+
+
+@dataclass(frozen=True)
+class Settled:
+    """lines: those that are used, of the channels that are; acquired: (rows,) or (partitions, rows) bool, on the
+    encoded matrix; limits: of partitions and of lines; acceleration, n_needed: R, and lines that it asks for; grid:
+    samples of a full readout; calibration: of an acquisition of its own, None where the image's own lines calibrate it;
+    block: partitions (of a slice 0 alone) and rows of the calibration, None without one; remarks: see `Slice`."""
+
+    lines: Lines
+    acquired: np.ndarray
+    limits: tuple[Limits, Limits]
+    acceleration: int
+    n_needed: int
+    grid: int
+    calibration: Lines | None
+    block: tuple[slice, slice] | None
+    remarks: tuple[str, ...]
+
+
+class Settler:
+    """Settles the slices of a scan. readouts: those of EPI; averaged: lines of one number are averages, which are
+    added up."""
+
+    def __init__(
+        self,
+        header: Header,
+        noise: NoiseLines,
+        receiving: Receiving,
+        log: ScanLog,
+        readouts: Readouts | None = None,
+        *,
+        averaged: bool,
+    ) -> None:
+        self.header, self.readouts, self.noise, self.receiving, self.log = header, readouts, noise, receiving, log
+        self.rows, self.cols = encoded_grid(header)
+        self.partitions = n_partitions(header)
+        self.limits, self.partition_limits = line_limits(header), partition_limits(header)
+        self.acceleration = acceleration(header)
+        self.repeats = "averages" if averaged else "lines of one label"
+
+    def is_whole(self, numbers: set[int], *, last: bool) -> bool:
+        """Whether a volume has the lines that it needs; last: its repetition ends here, else none may be left out."""
+        shape = self.partitions, self.rows
+        limits = within(self.partition_limits, shape[0]), within(self.limits, shape[1])
+        acquired = on_matrix(places_of(numbers) + offsets(limits, shape), shape)
+        if last:
+            return volume_completeness(acquired, limits, self.acceleration)[2] is None
+        return fills_its_lattice(acquired, limits, self.acceleration)
+
+    def settled(self, key: SliceKey, image: Lines, calibration: Lines | None) -> Settled:
+        """Of the lines of a slice or volume, and of its calibration where that is an acquisition of its own. Raises
+        LostError, and BadInputError for what spoils the whole scan."""
+        remarks: list[str] = []
+        if self.partitions > 1:
+            _check(image, "")
+        lines = image.of_channels(self._alive(image, remarks))
+        shape = self.partitions, self.rows
+        if self.partitions > 1:
+            lines, limits = placed_in_volume(lines, (self.partition_limits, self.limits), shape, remarks)
+        else:
+            lines, own = placed(lines, self.limits, self.rows, remarks)
+            limits = self.partition_limits, own
+            _check(lines, "")
+        acquired = on_matrix(places_of(lines.sums) + offsets(limits, shape), shape)
+        announced = self.acceleration
+        factor, needed, gap = self._complete(lines, acquired, limits, announced)
+        if gap is not None and lines.zeros:  # lines of zeros were never acquired: the others tell R
+            factor, needed, gap = self._complete(lines, acquired, limits, None)
+            remarks.append(f"R = {announced} is announced, and lines of zeros among the others tell R = {factor}")
+        if gap is not None:
+            raise LostError(gap)
+        assert lines.layout is not None
+        check_repeats(lines, self._noise_energy(lines), self.repeats)
+        grid = self.readout_grid(lines.layout)
+        self.note_noise(lines)
+        remarks += _clipping(lines)
+        remarks += self._blind(lines, limits)
+        block = None
+        if calibration is not None:
+            calibration = self._checked(calibration, lines)
+            block = self._block(on_matrix(places_of(calibration.sums) + offsets(limits, shape), shape))
+        if block is None:
+            calibration, block = None, self._block(acquired)
+        acquired = acquired if self.partitions > 1 else acquired[0]
+        return Settled(lines, acquired, limits, factor, needed, grid, calibration, block, tuple(remarks))
+
+    def levels(self, lines: Lines, limits: tuple[Limits, Limits]) -> np.ndarray:
+        """(n_coils,): energy of a sample in the centre of k-space, over that of the noise where it is measured; empty
+        where no line is there."""
+        assert lines.layout is not None and lines.header is not None
+        apart = places_of(lines.sums) - np.array([limit.center for limit in limits])
+        near = [number for number, place in zip(lines.sums, apart) if np.abs(place).max() <= CENTRE]
+        columns = slice(max(0, lines.layout.center - CENTRE), lines.layout.center + CENTRE + 1)
+        if not near:
+            return np.zeros(0)
+        found = [np.square(np.abs(lines.sums[n][:, columns] / lines.counts[n])).mean(1) for n in near]
+        return np.mean(found, 0) / self.noise.powers(lines.numbers, lines.header.sample_time_us)
+
+    def _blind(self, lines: Lines, limits: tuple[Limits, Limits]) -> list[str]:
+        """What is said of channels that hold noise alone."""
+        if not self.noise.fitting(lines.numbers):
+            return []
+        blind = np.flatnonzero(self.levels(lines, limits) < NOISE_ALONE)
+        if not len(blind):
+            return []
+        if len(blind) == len(lines.numbers):
+            return ["every channel holds noise alone: see whether the coil was connected and the pulses were sent"]
+        told = ", ".join(str(lines.numbers[place]) for place in blind)
+        return [f"channel {told} holds noise alone: have the coil looked at, or leave it out (--coils)"]
+
+    def _complete(
+        self, lines: Lines, acquired: np.ndarray, limits: tuple[Limits, Limits], announced: int | None
+    ) -> tuple[int, int, str | None]:
+        if self.partitions > 1:
+            return volume_completeness(acquired, limits, announced)
+        return completeness(np.array(sorted(lines.sums)), limits[1], announced)
+
+    def _block(self, acquired: np.ndarray) -> tuple[slice, slice] | None:
+        """Partitions and rows of the fully sampled centre; None where it is too small."""
+        if self.partitions > 1:
+            return central_box(acquired)
+        block = central_block(np.flatnonzero(acquired[0]).tolist(), self.rows // 2)
+        return (slice(0, 1), slice(block.start, block.stop)) if len(block) >= FEWEST_CALIBRATION_LINES else None
+
+    def note_noise(self, lines: Lines) -> None:
+        """Say so where no noise measurement fits the lines."""
+        if not self.noise.lines:
+            self.log.remark(NO_NOISE)
+        elif not self.noise.fitting(lines.numbers):
+            others = sorted({len(numbers) for numbers, _, _ in self.noise.lines})
+            self.log.remark(
+                f"the noise measurement has {' and '.join(map(str, others))} channels and lacks some of the image's "
+                f"{len(lines.numbers)}: the noise is estimated from k-space, without whitening"
+            )
+
+    def _alive(self, lines: Lines, remarks: list[str]) -> list[int]:
+        """Places of the channels that are used: those that are asked for, and that carry something."""
+        n_coils = len(lines.numbers)
+        asked = self.receiving.coils
+        if asked is not None and not set(asked) <= set(range(n_coils)):
+            told = ", ".join(map(str, asked))
+            raise BadInputError(
+                f"coils {told} are asked for and the scan has {n_coils}: give numbers from 0 to {n_coils - 1}"
+            )
+        silent = [place for place in range(n_coils) if not any(data[place].any() for data in lines.sums.values())]
+        dead = sorted({*silent, *self.noise.dead(lines.numbers)} if len(silent) < n_coils else set())
+        if dead and len(dead) < n_coils:
+            remarks.append(f"channel {', '.join(map(str, dead))} of {n_coils} is dead and left out")
+        kept = [place for place in (range(n_coils) if asked is None else asked) if place not in dead]
+        if asked is not None and not kept and len(dead) < n_coils:
+            raise LostError(f"the coils that are asked for ({', '.join(map(str, asked))}) are dead")
+        return kept or list(range(n_coils))
+
+    def readout_grid(self, layout: Layout) -> int:
+        """Samples of a full readout, which tell whether it is oversampled: the smallest grid that they fit.
+
+        Headers are wrong about it in both directions, so the last candidate is twice what the header says.
+        """
+        encoded = self.header.encoding[0].encodedSpace.matrixSize.x
+        for grid in (self.cols, encoded, 2 * self.cols):
+            if layout.fits(grid):
+                return grid
+        raise BadInputError(
+            f"lines have {layout}, which fits neither the encoded matrix of {encoded} columns nor {self.cols} without "
+            "oversampling; correct the matrix size or center_sample"
+        )
+
+    def _noise_energy(self, lines: Lines) -> float | None:
+        """Expected |.|^2 of the noise of one line; None where it is not known."""
+        assert lines.layout is not None and lines.header is not None
+        energy = self.noise.energy(lines.numbers, lines.header.sample_time_us)
+        return None if energy is None else energy * lines.layout.n_samples
+
+    def _checked(self, calibration: Lines, lines: Lines) -> Lines:
+        """A separate calibration, of the image lines' channels alone."""
+        assert calibration.layout is not None and lines.layout is not None
+        if not set(lines.numbers) <= set(calibration.numbers):
+            raise LostError(
+                f"its calibration has {calibration.layout.n_coils} channels, its image lines have "
+                f"{lines.layout.n_coils}"
+            )
+        calibration = calibration.of_channels([calibration.numbers.index(number) for number in lines.numbers])
+        check_repeats(calibration, self._noise_energy(calibration), "calibration lines of one label")
+        _check(calibration, "calibration ")
+        return calibration
+
+
+def _check(lines: Lines, kind: str) -> None:
+    """Lines that do not fit together, or hold no numbers, lose the slice."""
+    if lines.lost is not None:
+        raise LostError(f"its {kind}lines {lines.lost}")
+    if lines.fault is not None:
+        raise LostError(f"its {kind}lines differ: {lines.fault}")
+    if not any(map(np.any, lines.sums.values())):
+        raise LostError(f"all samples of its {kind}lines are zero")
+    for number, data in lines.sums.items():
+        if not np.isfinite(data).all():
+            raise LostError(f"{kind}{line_name(number)} holds NaN or infinite values")
+
+
+def _clipping(lines: Lines) -> list[str]:
+    """What is said of channels whose largest real or imaginary part comes again and again, beside other parts of all
+    sizes: a point's k-space, whose magnitude is the same everywhere, has one size beside it."""
+    largest = {number: _parts(data).max((1, 2)) for number, data in lines.sums.items()}
+    top = np.max(list(largest.values()), 0)
+    counts, least, most = np.zeros(len(top), int), np.full(len(top), np.inf), np.zeros(len(top))
+    for number, own in largest.items():
+        if np.any(own == top):
+            parts = _parts(lines.sums[number])
+            at = parts == top[:, None, None]
+            counts += at.sum((1, 2))
+            least = np.minimum(least, np.where(at.any(2), parts.min(2), np.inf).min(1))
+            most = np.maximum(most, np.where(at.any(2), parts.min(2), 0).max(1))
+    clipped = np.flatnonzero((counts >= CLIPPED) & (most - least > BESIDE * top))
+    if not len(clipped):
+        return []
+    told = ", ".join(str(lines.numbers[place]) for place in clipped)
+    return [
+        f"channel {told} is clipped: {counts[clipped].max()} of its samples share the largest value, so that what was "
+        "louder is lost; lower the receiver's gain and acquire the scan again"
+    ]
+
+
+def _parts(data: np.ndarray) -> np.ndarray:
+    """(n_coils, n_samples, 2): magnitudes of real and imaginary parts."""
+    return np.abs(np.ascontiguousarray(data)[..., None].view(np.float32))

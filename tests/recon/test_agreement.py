@@ -1,0 +1,179 @@
+"""Whether prior and data agree: the numbers, their limits in the card, and what a scan's images get of it."""
+
+import math
+from dataclasses import replace
+
+import dpmrecon
+import numpy as np
+import pydicom
+import pytest
+import torch
+from dpmrecon.cli import main
+from dpmrecon.errors import BadInputError, CheckpointError
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.prior.checkpoint import load_checkpoint, write_card
+from dpmrecon.recon.agreement import ANY, COVARIATES, HELD_BACK, NAMES, SIGMAS, Limits, agreement, covariates
+from dpmrecon.recon.gate import FAR, unfamiliar
+from dpmrecon.recon.prepare import with_maps
+from dpmrecon.recon.types import Agreement, Reconstruction
+from dpmrecon.tools.simulated_slice import simulated_kspace
+from dpmrecon.tools.simulation_settings import SimulationSettings
+
+from support.models import SAMPLING, TINY, saved_model
+from support.results import images, report
+
+CPU = torch.device("cpu")
+
+
+def entry(largest: float, level: float = 0.0, by_noise: float = 0.0) -> dict:
+    """Of a card: every number is expected to be `level` plus `by_noise` times the noise's logarithm."""
+    slopes = np.zeros((COVARIATES - 1, len(NAMES)))
+    slopes[0] = by_noise
+    fit = {
+        "levels": {ANY: [level] * len(NAMES)},
+        "slopes": slopes.tolist(),
+        "precision": {ANY: np.eye(len(NAMES)).tolist()},
+        "largest": largest,
+    }
+    return {"fits": [fit], "sigma_n": [0.004, 0.06], "R": [1, 8], "head": [100, 9999], "matrix": [100, 9999]}
+
+
+@pytest.fixture
+def mapped(simulated_scan):
+    with open_scan(simulated_scan(matrix=(61, 48), n_coils=5, acceleration=3, noise=0.01)) as scan:
+        (data,) = slices(scan.acquisitions(), scan.header)
+    return with_maps(data, CPU)
+
+
+@pytest.fixture
+def prior(tmp_path):
+    return load_checkpoint(saved_model(tmp_path / "tiny.safetensors")).denoiser.of_contrast("flair")
+
+
+def test_what_a_white_prior_moves_is_known(mapped, prior):
+    """D(x) = x / (1 + sigma^2 / s^2): of x + sigma n it takes a share of x away and leaves a share of n."""
+    found, white = agreement(mapped, prior), TINY["sigma_data"]
+    assert list(found) == list(NAMES)
+    inside = mapped.model.support > 0
+    energy = float((mapped.conventional[inside].abs() / mapped.scale).square().mean()) / 2  # a real channel's
+    for sigma in SIGMAS:
+        kept = white**2 / (white**2 + sigma**2)
+        expected = math.sqrt((1 - kept) ** 2 * energy + (kept * sigma) ** 2) / sigma
+        assert math.exp(found[f"denoised at {sigma:g}"]) == pytest.approx(expected, rel=0.1)
+        assert math.exp(found[f"kept at {sigma:g}"]) == pytest.approx(kept, rel=0.1, abs=0.02)
+
+
+def test_lines_that_moved_are_not_foretold(mapped, prior):
+    place = torch.arange(48) - 24
+    moved = mapped.data.kspace.clone()
+    moved[:, 31::6] *= torch.polar(torch.ones(48), -2 * torch.pi * 4 * place / 48)
+    spoiled = replace(mapped, data=replace(mapped.data, kspace=moved))
+    assert agreement(spoiled, prior)[HELD_BACK] > agreement(mapped, prior)[HELD_BACK] + 0.3
+    assert agreement(mapped, prior) == agreement(mapped, prior)
+
+
+def test_the_distance_is_one_at_the_limit(mapped):
+    limits = Limits.of({"gate": entry(2.0, level=1.5)}, "flair")
+    at = dict.fromkeys(NAMES, 1.5)
+    assert limits.judge(at, mapped).distance == 0
+    beside = limits.judge({**at, HELD_BACK: 3.5}, mapped)
+    assert beside.distance == pytest.approx(1) and beside.deviations[HELD_BACK] == pytest.approx(2)
+    assert beside.beyond is None
+    noisy = replace(mapped, scale=mapped.data.sigma_n / 0.2)
+    assert "its noise is 0.2 of the bright parts" in limits.judge(at, noisy).beyond
+    fast = replace(mapped, data=replace(mapped.data, acceleration=12.0))
+    assert "R = 12 is more than the 8" in limits.judge(at, fast).beyond
+    small = replace(limits, matrix=(9000.0, 9999.0))
+    assert small.judge(at, mapped) is None and limits.judge({}, mapped) is None
+    assert covariates(0.02, 4, 900)[:4] == [1, math.log(0.02), math.log(4), math.log(900)]
+
+
+def test_noise_below_what_was_measured_counts_as_the_lowest(mapped):
+    limits = Limits.of({"gate": entry(1.0, by_noise=1.0)}, None)
+    values = dict.fromkeys(NAMES, math.log(0.004))
+    quiet = replace(mapped, scale=mapped.data.sigma_n / 1e-4)
+    assert limits.judge(values, quiet).distance == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("distance, kind", [(0.99, None), (1.01, "remark"), (FAR + 0.01, "distrust")])
+def test_far_is_said_and_farther_is_not_trusted(mapped, distance, kind):
+    item = Reconstruction(mapped, mapped.conventional, None, None, 1.0)
+    assert unfamiliar(item) is None
+    deviations = {HELD_BACK: 0.5, "denoised at 0.06": -5.0}
+    found = unfamiliar(replace(item, agreement=Agreement({}, deviations, distance)))
+    assert (found and found.kind) == kind
+    if found is not None:
+        assert "less detail than in sound scans of this contrast, by 5.0" in found.text
+        usual = unfamiliar(replace(item, agreement=Agreement({}, {HELD_BACK: 0.5}, distance)))
+        assert "does not go together" in usual.text
+        beyond = unfamiliar(replace(item, agreement=Agreement({}, deviations, distance, "so noisy")))
+        assert (beyond.kind, beyond.text) == ("remark", "so noisy")
+
+
+@pytest.mark.parametrize("lacking", ["fits", "sigma_n", "R", "head", "matrix"])
+def test_a_card_that_lacks_limits_says_so(lacking):
+    assert Limits.of({}, "flair") is None
+    card = entry(1.0)
+    del card[lacking]
+    with pytest.raises(CheckpointError, match="dpmtrain gate"):
+        Limits.of({"gate": card}, "flair")
+
+
+def test_limits_of_another_version_are_refused():
+    card = entry(1.0)
+    card["fits"][0]["slopes"] = card["fits"][0]["slopes"][1:]
+    with pytest.raises(CheckpointError, match="another version"):
+        Limits.of({"gate": card}, "flair")
+
+
+def pixels(out) -> np.ndarray:
+    return np.stack([image.data for image in images(out)])
+
+
+@pytest.mark.parametrize("distance, verdict", [(0.9, "trusted"), (1.1, "caution"), (2.5, "not trusted")])
+def test_the_gate_speaks_and_leaves_images_alone(simulated_scan, tmp_path, distance, verdict, capsys):
+    model = saved_model(tmp_path / "tiny.safetensors", sampling=SAMPLING)
+    with open_scan(simulated_scan(noise=0.01)) as opened:
+        (data,) = slices(opened.acquisitions(), opened.header)
+    values = agreement(with_maps(data, CPU), load_checkpoint(model).denoiser.of_contrast("flair"))
+    write_card(model, gate=entry(math.hypot(*values.values()) / distance))
+    scan, common = str(simulated_scan(noise=0.01)), ("--model", str(model), "--device", "cpu")
+    codes = {}
+    for gate in ("off", "warn", "fallback"):
+        codes[gate] = main(["replay", scan, "--out", str(tmp_path / gate), "--gate", gate, *common])
+    screen = "".join(capsys.readouterr())
+    assert np.array_equal(pixels(tmp_path / "off"), pixels(tmp_path / "warn"))
+    (off,), (warn,), (fallback,) = (report(tmp_path / gate)["slices"] for gate in codes)
+    assert off["verdict"] == "trusted" and "agreement" not in off and "gate" not in off["seconds"]
+    assert warn["verdict"].partition(":")[0] == verdict and set(warn["agreement"]["values"]) == set(NAMES)
+    distrusted = verdict == "not trusted"
+    assert codes == {"off": 0, "warn": 0, "fallback": 3 if distrusted else 0}
+    assert (fallback["fallback"] is not None) == distrusted
+    assert np.array_equal(pixels(tmp_path / "warn"), pixels(tmp_path / "fallback")) != distrusted
+    (image,) = images(tmp_path / "warn")
+    assert image.meta["dpmrecon_verdict"] == warn["verdict"]
+    file = pydicom.dcmread(next((tmp_path / "warn" / "dicom").glob("01_*/*.dcm")))
+    word = {"trusted": None, "caution": "CAUTION", "not trusted": "NOT TO BE TRUSTED"}[verdict]
+    for text in (file.ImageComments, screen):
+        assert word is None or word in text
+    if word is None:
+        assert file.ImageComments == "RESEARCH: not for diagnostic use"
+
+
+def test_volumes_and_folded_heads_are_not_asked(simulated_scan, prior):
+    with open_scan(simulated_scan(partitions=20)) as scan:
+        (data,) = slices(scan.acquisitions(), scan.header)
+    assert agreement(with_maps(data, CPU), prior) == {}
+
+
+def test_python_has_the_gate_too(simulated_scan, tmp_path):
+    model = saved_model(tmp_path / "tiny.safetensors", sampling=SAMPLING)
+    write_card(model, gate=entry(1e-3))
+    kspace, _ = simulated_kspace(SimulationSettings(matrix=(64, 64), n_coils=5, acceleration=2, n_slices=1))
+    found = {gate: dpmrecon.reconstruct(kspace, model=model, gate=gate) for gate in ("off", "warn", "fallback")}
+    assert [result.verdict.partition(":")[0] for result in found.values()][:2] == ["trusted", "not trusted"]
+    assert np.array_equal(found["off"].image, found["warn"].image)
+    assert np.array_equal(found["fallback"].image, found["off"].conventional) and found["fallback"].fallback
+    with pytest.raises(BadInputError, match="off, warn, fallback"):
+        dpmrecon.reconstruct(kspace, model=model, gate="maybe")
