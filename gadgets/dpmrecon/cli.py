@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     _add_send(commands)
     _add_selftest(commands)
     _add_serve(commands)
+    _add_stream(commands)
     _add_estimate(commands)
     _add_doctor(commands)
     _add_audit(commands)
@@ -351,6 +352,27 @@ def _add_serve(commands) -> None:
     )
     add_arguments(parser)
     parser.set_defaults(run=_serve)
+
+
+def _add_stream(commands) -> None:
+    from .options import add_arguments
+
+    parser = add_command(
+        commands,
+        "stream",
+        "One scan as MRD messages on standard input to images on standard output; logs go to standard error",
+        "ismrmrd_hdf5_to_stream -i scan.h5 --use-stdout | dpmrecon stream --contrast t1 | "
+        "ismrmrd_stream_to_hdf5 --use-stdin -o images.h5\n\n"
+        "exit code: 0 every slice by the model, 3 by the conventional fallback, 4 some are missing, 2 nothing came out",
+    )
+    add_arguments(parser)
+    parser.set_defaults(run=_stream)
+
+
+def _stream(args: argparse.Namespace) -> int:
+    from .hosts.stream import run
+
+    return run(args)
 
 
 def _serve(args: argparse.Namespace) -> int:

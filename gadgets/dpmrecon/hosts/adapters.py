@@ -153,6 +153,7 @@ class MrdClient:
 
 
 Host = Gadgetron | MrdClient
+NO_CONFIG = b"dpm"  # what says nothing but who we are
 
 
 def _our_configuration(text: str) -> bytes:
@@ -184,12 +185,16 @@ def _parameters(text: str) -> dict[str, str]:
         raise BadInputError("the configuration is no JSON object of options: send a config name") from error
 
 
-def greet(peer: Wire, status: Callable[[], dict] = dict) -> tuple[Host, bytes, bytes] | None:
+def greet(
+    peer: Wire, status: Callable[[], dict] = dict, host: Host | None = None, *, header_first: bool = False
+) -> tuple[Host, bytes, bytes] | None:
     """Who is there, by its first messages, with its configuration and header; None for a peer that leaves at once.
 
     A Gadgetron's external node sends the text of a `<configuration>` of properties, everyone else a config name, a
-    chain in full or JSON. Who asks how we are (see health.py) gets `status()` and leaves.
+    chain in full or JSON. Who asks how we are (see health.py) gets `status()` and leaves. host: that of everyone else;
+    header_first: a header may come without a configuration.
     """
+    client = host or MrdClient()
     try:
         number = peer.message_id()
     except PeerGoneError:
@@ -197,14 +202,16 @@ def greet(peer: Wire, status: Callable[[], dict] = dict) -> tuple[Host, bytes, b
     if number == wire.CLOSE:
         return None
     if number == wire.CONFIG_NAME:
-        host: Host = MrdClient()
+        host = client
         config = peer.config_name().encode()
         if config == health.NAME.encode():
             peer.send_text(json.dumps(status()))
             return None
     elif number == wire.CONFIG:
         config = peer.text()
-        host = Gadgetron() if _is_properties(config) else MrdClient()
+        host = Gadgetron() if _is_properties(config) else client
+    elif number == wire.HEADER and header_first:
+        return client, NO_CONFIG, peer.text()
     else:
         peer.framed = False
         raise WireError(f"a message with id {number} came first: a configuration (id 1 or 2) is needed")

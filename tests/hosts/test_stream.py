@@ -1,0 +1,110 @@
+"""`dpmrecon stream`, between the tools of a pipe: recorded bytes in, images out, and what breaks on the way."""
+
+import gzip
+import io
+import subprocess
+import sys
+
+import ismrmrd
+import numpy as np
+import pytest
+from dpmrecon.cli import main
+from dpmrecon.hosts import wire
+from dpmrecon.hosts.stream import exit_code
+from dpmrecon.hosts.wire import Wire
+
+from support.paths import shared
+from support.recorded import _Bytes
+from support.results import images
+from support.streams import raw_stream
+
+FEW = ["--steps", "2", "--samples", "1", "--device", "cpu"]
+
+
+def stream(data: bytes, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "dpmrecon.cli", "stream", *FEW, *options]
+    return subprocess.run(command, input=data, capture_output=True)
+
+
+def of(data: bytes) -> list[ismrmrd.Image]:
+    """The images of a stream that holds nothing else and ends with CLOSE."""
+    source, found = io.BytesIO(data), []
+    while (number := int.from_bytes(source.read(2), "little")) == wire.IMAGE:
+        found.append(ismrmrd.Image.deserialize_from(source.read))
+    assert number == wire.CLOSE and not source.read()
+    return found
+
+
+def test_the_recorded_stream_is_what_replay_makes_of_its_scan(model, tmp_path):
+    """ismrmrd_hdf5_to_stream's bytes, without a configuration and with its name."""
+    scan = shared("ismrmrd/t1_brain_r4.h5")
+    out = tmp_path / "out"
+    assert main(["replay", str(scan), "--out", str(out), "--model", str(model), "--contrast", "t1", *FEW]) in (
+        0,
+        3,
+    )
+    (expected,) = images(out)
+    for name, options in (("t1_brain_r4", ["--contrast", "t1"]), ("t1_brain_r4_config", [])):
+        answer = stream(gzip.decompress(shared(f"wire/{name}.stream.gz").read_bytes()), "--model", str(model), *options)
+        assert answer.returncode in (0, 3), answer.stderr
+        (found,) = of(answer.stdout)
+        scale = float((found.data * expected.data).sum() / (found.data.astype(float) ** 2).sum())
+        error = np.linalg.norm(scale * found.data - expected.data) / np.linalg.norm(expected.data)
+        assert error < 1e-3  # whole numbers
+        assert b"slice 0" in answer.stderr
+
+
+def test_what_comes_out_of_half_a_scan(model, simulated_scan):
+    """Images that are done are out, the rest is named, and the exit code tells."""
+    messages = raw_stream(simulated_scan(n_slices=2, contrast="flair"))
+    named = ("--model", str(model))
+    whole = stream(b"".join(messages), *named)
+    assert whole.returncode in (0, 3) and len(of(whole.stdout)) == 2
+    half = stream(b"".join(messages[: 3 * len(messages) // 4]), *named)
+    assert (half.returncode, len(of(half.stdout))) == (4, 1)
+    assert b"connection ended" in half.stderr and b"Traceback" not in half.stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", b"nothing came on standard input"),
+        (b"GIF89a and more", b"came first: a configuration"),
+        ((3).to_bytes(2, "little") + (5).to_bytes(4, "little") + b"<xml>", b"header"),
+    ],
+)
+def test_rubbish_is_named_and_the_stream_is_closed(model, data, words):
+    answer = stream(data, "--model", str(model))
+    assert answer.returncode == 2 and of(answer.stdout) == []
+    assert words in answer.stderr and b"Traceback" not in answer.stderr
+
+
+def test_a_next_tool_that_leaves_is_no_traceback(model, simulated_scan):
+    data = b"".join(raw_stream(simulated_scan(n_slices=2, contrast="flair")))
+    command = [sys.executable, "-m", "dpmrecon.cli", "stream", *FEW, "--model", str(model)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate(data)
+    assert process.returncode == 2 and b"it is gone" in errors and b"Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("record", "code"),
+    [
+        ({"error": None, "fallbacks": 0, "slices": 3, "missing": 0}, 0),
+        ({"error": None, "fallbacks": 1, "slices": 3, "missing": 0}, 3),
+        ({"error": "1 of 3 slices are missing", "fallbacks": 1, "slices": 2, "missing": 1}, 4),
+        ({"error": "the connection ended", "fallbacks": 0, "slices": 1, "missing": 0}, 4),
+        ({"error": "the connection ended", "fallbacks": 0, "slices": 0, "missing": 0}, 2),
+        ({"error": "no model"}, 2),
+    ],
+)
+def test_exit_codes_are_replays(record, code):
+    assert exit_code(record) == code
+
+
+def test_the_recorded_bytes_begin_as_announced():
+    for name, first in (("t1_brain_r4", wire.HEADER), ("t1_brain_r4_config", wire.CONFIG_NAME)):
+        peer = Wire(_Bytes(gzip.decompress(shared(f"wire/{name}.stream.gz").read_bytes())))
+        assert peer.message_id() == first
