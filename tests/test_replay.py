@@ -190,7 +190,7 @@ def test_the_uncertainty_mode_has_its_settings_and_its_series(simulated_scan, ti
     assert replay(scan, tmp_path, model, "--mode", "uncertainty") == 0
     found = report(tmp_path)
     assert (found["mode"], found["samples"], found["settings"]["steps"]) == ("uncertainty", 4, 6)
-    assert found["settings_source"] == "model card, for the uncertainty mode"
+    assert found["settings_source"] == "model card, for every scan, uncertainty mode"
     dataset = ismrmrd.Dataset(str(tmp_path / "images.h5"), "dataset", create_if_needed=False)
     assert dataset.number_of_images("image_2") == 4
     for index in range(4):
