@@ -38,10 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     args.started = started
     try:
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()  # what cannot be written is to be found here and not at the interpreter's end
+        return code
     except DpmreconError as error:
         print(f"dpmrecon: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output, `head` for one, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("dpmrecon: interrupted; the slices finished so far are kept", file=sys.stderr)
         return 130

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 
 import dpmrecon
 import h5py
@@ -163,3 +165,10 @@ def test_other_files_are_named(tmp_path, capsys):
     assert "cannot be read" in capsys.readouterr().out
     damaged = write("damaged.h5", b"\x89HDF\r\n\x1a\n" + b"\0" * 64)
     assert main(["doctor", str(damaged)]) == 2
+
+
+def test_a_reader_that_has_enough_is_no_traceback(simulated_scan):
+    command = [sys.executable, "-m", "dpmrecon.cli", "doctor", str(simulated_scan())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
+        process.stdout.close()  # before a word is written
+        assert process.stderr.read() == b"" and process.wait() == 1
