@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from dpmrecon.errors import BadInputError
 
@@ -15,6 +16,12 @@ def at_least(args: argparse.Namespace, **least: int) -> None:
         value = getattr(args, name)
         if value is not None and value < smallest:
             raise BadInputError(f"--{name.replace('_', '-')} is {value}: give {smallest} or more")
+
+
+def checkpoint_path(path: Path) -> None:
+    """Raises BadInputError where --out is no name of a checkpoint."""
+    if path.suffix != ".safetensors":
+        raise BadInputError(f"--out is {path}: give a name that ends in .safetensors")
 
 
 def numbers(option: str, text: str, least: int) -> tuple[int, ...]:

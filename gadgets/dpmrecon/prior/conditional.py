@@ -26,6 +26,13 @@ def signal_and_noise(time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cos(time * (math.pi / 2)), torch.sin(time * (math.pi / 2))
 
 
+def ddim_step(noisy: torch.Tensor, velocity: torch.Tensor, now: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+    """z at `following` from z and v at `now` (Song et al., ICLR 2021)."""
+    alpha, sigma = (value.view(-1, 1, 1) for value in signal_and_noise(now))
+    next_alpha, next_sigma = (value.view(-1, 1, 1) for value in signal_and_noise(following.clamp_min(0)))
+    return next_alpha * (alpha * noisy - sigma * velocity) + next_sigma * (sigma * noisy + alpha * velocity)
+
+
 class ConditionalDenoiser(nn.Module):
     """v of z_t = alpha_t z + sigma_t noise, v = alpha_t noise - sigma_t z.
 

@@ -10,8 +10,9 @@ from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmtrain.cli import main
 from dpmtrain.train import scans
 from dpmtrain.train.crop_pool import CropPool
-from dpmtrain.train.latent import psnr, rate_factor, train_stage
+from dpmtrain.train.latent import psnr, train_stage
 from dpmtrain.train.latent_recipe import KEYS, read_latent_recipe
+from dpmtrain.train.recipe import timed_factor
 
 from support.latent import CONFIG
 from support.paths import ROOT
@@ -144,7 +145,7 @@ def test_the_recipes_can_be_read_and_a_wrong_one_is_refused(stage, tmp_path):
 
 def test_the_rate_rises_and_falls_to_zero():
     settings = {"warmup": 4, "decay_fraction": 0.5}
-    found = [rate_factor(share, step, settings) for share, step in ((0, 0), (0.1, 3), (0.5, 99), (0.75, 99), (1, 99))]
+    found = [timed_factor(share, step, settings) for share, step in ((0, 0), (0.1, 3), (0.5, 99), (0.75, 99), (1, 99))]
     assert found == [0.25, 1.0, 1.0, 0.5, 0.0]
 
 

@@ -9,11 +9,11 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.physics.cg_sense import cg_sense as one_slice
 from dpmrecon.physics.forward import ForwardModel
 from dpmrecon.prior.checkpoint import load_checkpoint
-from dpmrecon.prior.conditional import RESIDUAL, ConditionalDenoiser, signal_and_noise
+from dpmrecon.prior.conditional import RESIDUAL, ConditionalDenoiser, ddim_step, signal_and_noise
 from dpmrecon.prior.denoiser import Denoiser, complex_noise
 from dpmtrain.cli import main
 from dpmtrain.data.masks import FAMILIES, _plane, _rows, drawn_mask
-from dpmtrain.train.one_step import begin_with, ddim_step, distilled_target, velocity_loss
+from dpmtrain.train.one_step import begin_with, distilled_target, velocity_loss
 from dpmtrain.train.undersampled import cg_sense, coil_maps, head, undersampled, with_errors
 
 from support.paths import ROOT

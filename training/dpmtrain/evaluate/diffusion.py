@@ -35,7 +35,7 @@ from scipy import ndimage
 
 from .baselines import tuned_cg_sense, wavelet_tool
 from .folded import table
-from .metrics import Moments, scan_factor
+from .metrics import on_scale
 
 SNR, HEAD = 10.0, 0.1  # at b = 1000; of the 99th percentile: what is head
 WEIGHTS = (0.008, 0.016, 0.032, 0.064)
@@ -89,8 +89,7 @@ class Scan:
         found = np.zeros_like(self.truth)
         for mapped in self.mapped:
             found[mapped.key.contrast, mapped.key.slice] = make(mapped).abs().numpy()
-        everywhere = np.ones(self.truth.shape, bool)
-        return found * np.float32(scan_factor([Moments.of(found, self.truth, everywhere)]))
+        return on_scale(found, self.truth)
 
     def maps(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Trace and ADC (slices, rows, cols)."""

@@ -30,16 +30,15 @@ from dpmrecon.options import Options
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.plan import sampling_of
-from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import MappedSlice, Reconstruction, Sampling
+from dpmrecon.recon.types import MappedSlice, Sampling
 
 from ..arguments import at_least, words
 from ..files import writing
 from . import baselines
 from .folded import table
 from .lesion_scores import Lesion, auc, bands, gain_and_nrmse, invented, lesion_scores, painted, places
-from .methods import label_for
-from .metrics import Moments, scan_factor
+from .methods import label_for, reconstructed
+from .metrics import on_scale
 from .score_lines import ScoreLines
 from .undersampling import with_maps
 from .validation import acquire, at_pixel_size, validation_scan
@@ -66,13 +65,10 @@ class Pair:
 
     def images(self, make: Make) -> tuple[np.ndarray, np.ndarray]:
         """Magnitudes, each on its truth's scale by one factor."""
-        with_lesions, without = (self._scaled(make(mapped), truth) for mapped, truth in zip(self.mapped, self.truths))
+        with_lesions, without = (
+            on_scale(make(mapped).abs().numpy(), truth) for mapped, truth in zip(self.mapped, self.truths)
+        )
         return with_lesions, without
-
-    @staticmethod
-    def _scaled(image: torch.Tensor, truth: np.ndarray) -> np.ndarray:
-        found = image.abs().numpy()
-        return found * np.float32(scan_factor([Moments.of(found, truth, np.ones(truth.shape, bool))]))
 
 
 @lru_cache
@@ -128,9 +124,7 @@ def scores(pair: Pair, make: Make) -> dict:
 
 def ours(checkpoint: Checkpoint, contrast: str, sampling: Sampling) -> Make:
     def make(mapped: MappedSlice) -> torch.Tensor:
-        (item,) = sampled([mapped], checkpoint, label_for(checkpoint, contrast), sampling)
-        assert isinstance(item, Reconstruction)
-        return item.image
+        return reconstructed(mapped, checkpoint, contrast, sampling).image
 
     return make
 

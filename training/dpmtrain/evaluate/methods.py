@@ -15,7 +15,7 @@ from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import Reconstruction, Sampling
+from dpmrecon.recon.types import MappedSlice, Reconstruction, Sampling
 
 from . import baselines
 from .plan import VOLUME_MASKS, Condition, Plan
@@ -133,13 +133,19 @@ def label_for(checkpoint: Checkpoint, contrast: str) -> str | None:
     return contrast if contrast in checkpoint.model.labels else None
 
 
+def reconstructed(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, sampling: Sampling) -> Reconstruction:
+    """A slice as the product makes it, of the label that the model has for the contrast."""
+    (found,) = sampled([mapped], checkpoint, label_for(checkpoint, contrast), sampling)
+    assert isinstance(found, Reconstruction)
+    return found
+
+
 def model_method(name: str, checkpoint: Checkpoint, sampling: Sampling) -> Method:
     """The mean of the samples as the product makes it, fallback included."""
 
     def scored(here: Undersampled) -> dict[str, Any]:
         kept = dataclasses.replace(sampling, keep_samples=sampling.samples > 1)
-        (result,) = sampled([here.mapped], checkpoint, label_for(checkpoint, here.full.contrast), kept)
-        assert isinstance(result, Reconstruction)
+        result = reconstructed(here.mapped, checkpoint, here.full.contrast, kept)
         score = here.score(result.image, result.draws)
         return {**score, "samples": sampling.samples, "fallback": result.fallback}
 

@@ -37,6 +37,11 @@ def scan_factor(slices: Sequence[Moments]) -> float:
     return sum(m.cross for m in slices) / max(sum(m.image for m in slices), 1e-30)
 
 
+def on_scale(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Magnitudes on their truth's scale, by the one factor that fits best."""
+    return found * np.float32(scan_factor([Moments.of(found, truth, np.ones(truth.shape, bool))]))
+
+
 def psnr(image: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB inside the mask; the peak is the truth's range, max - min. No factor."""
     from skimage.metrics import peak_signal_noise_ratio

@@ -19,13 +19,12 @@ from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.recon.plan import sampling_of
-from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import Reconstruction, Sampling
+from dpmrecon.recon.types import Sampling
 
 from ..arguments import words
 from .folded import table
 from .lesion_scores import gain_and_nrmse
-from .methods import label_for
+from .methods import label_for, reconstructed
 from .plan import Condition
 from .references import CPU
 from .scoring import Undersampled
@@ -40,18 +39,12 @@ def sampling(checkpoint: Checkpoint, contrast: str, acceleration: int) -> Sampli
     return sampling_of(Options(), checkpoint, CPU, label_for(checkpoint, contrast), acceleration)
 
 
-def reconstructed(case: Undersampled, checkpoint: Checkpoint, chosen: Sampling) -> Reconstruction:
-    (found,) = sampled([case.mapped], checkpoint, label_for(checkpoint, case.full.contrast), chosen)
-    assert isinstance(found, Reconstruction)
-    return found
-
-
 def variance_ratio(cases: list[Undersampled], checkpoint: Checkpoint, chosen: Sampling) -> float:
     """V/B over the slices, each by the square of its scale; 0 where every seed gives the same image."""
     several = replace(chosen, samples=DRAWS, keep_samples=True)
     sums = np.zeros(2)
     for case in cases:
-        found = reconstructed(case, checkpoint, several)
+        found = reconstructed(case.mapped, checkpoint, case.full.contrast, several)
         score = case.score(found.image, found.draws)
         sums += np.array([score["V"], score["B"]]) / case.mapped.scale**2
     return float(sums[0] / sums[1])
@@ -77,9 +70,10 @@ def rows(images: Path, contrasts: tuple[str, ...], accelerations: list[int], mod
                 if checkpoint is None:
                     image = mapped.model.combined(mapped.conventional)
                 else:
-                    image = reconstructed(case, checkpoint, sampling(checkpoint, contrast, acceleration)).image
+                    chosen = sampling(checkpoint, contrast, acceleration)
+                    image = reconstructed(mapped, checkpoint, contrast, chosen).image
                 seconds, slices = seconds + time.perf_counter() - began, slices + 1
-                found.append(scores(mapped, case.full.truth, image))
+                found.append(scores(case.full.truth, image))
             gain, _ = gain_and_nrmse(np.sum([sums for _, sums in found], 0))[3]
             cells.append(f"{np.mean([error for error, _ in found]):.4f} ({gain:.2f})")
         if checkpoint is not None and checkpoint.card.get("kind") == ONE_STEP:

@@ -17,15 +17,14 @@ from dpmrecon.data import Slice
 from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.plan import sampling_of
-from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import MappedSlice, Reconstruction
+from dpmrecon.recon.types import MappedSlice
 
 from ..arguments import words
 from . import validation
 from .folded import table
 from .lesion_scores import bands, gain_and_nrmse
-from .methods import label_for
-from .metrics import Moments, scan_factor
+from .methods import label_for, reconstructed
+from .metrics import on_scale
 from .plan import Condition
 from .scoring import Undersampled
 from .undersampling import CALIBRATION_LINES, with_maps
@@ -41,9 +40,7 @@ def image_of(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, acceler
     if pair is not None:
         settings = replace(sampling.settings, noise_factor=pair[0], model_error=pair[1])
         sampling = replace(sampling, settings=settings)
-    (found,) = sampled([mapped], checkpoint, label, sampling)
-    assert isinstance(found, Reconstruction)
-    return found
+    return reconstructed(mapped, checkpoint, contrast, sampling)
 
 
 def held_back(data: Slice) -> torch.Tensor:
@@ -71,9 +68,9 @@ def chosen_pair(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, acce
     return min(pairs, key=misfit)
 
 
-def scores(mapped: MappedSlice, truth: np.ndarray, image: torch.Tensor) -> tuple[float, np.ndarray]:
-    found = image.abs().cpu().numpy()
-    found = found * np.float32(scan_factor([Moments.of(found, truth, np.ones(truth.shape, bool))]))
+def scores(truth: np.ndarray, image: torch.Tensor) -> tuple[float, np.ndarray]:
+    """NRMSE, and the sums of `bands`."""
+    found = on_scale(image.abs().cpu().numpy(), truth)
     return float(np.linalg.norm(found - truth) / np.linalg.norm(truth)), bands(found, truth)
 
 
@@ -106,7 +103,7 @@ def main() -> None:
                         own = chosen_pair(mapped, checkpoint, contrast, acceleration, pairs)
                         for name, pair in (("card", None), ("held back", own), *zip(names, pairs)):
                             item = image_of(mapped, checkpoint, contrast, acceleration, pair)
-                            found.setdefault(name, []).append(scores(mapped, truth, item.image))
+                            found.setdefault(name, []).append(scores(truth, item.image))
                     cells = []
                     for several in found.values():
                         gain, _ = gain_and_nrmse(np.sum([sums for _, sums in several], 0))[3]

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from dpmrecon.errors import DpmreconError
@@ -57,24 +57,38 @@ class Batches(Dataset):
     def slices(self) -> PreparedSlices:
         return PreparedSlices(self.data, self.settings["real_fraction"], self.settings["volumes"])
 
-    def __getitem__(self, step: int) -> Batch | DpmreconError:
+    def __getitem__(self, step: int) -> Any:
         crop = crop_of(step, self.settings)
         try:
-            examples = [self._example(step, number, crop) for number in self.numbers]
+            examples = [self.example(step, number, crop) for number in self.numbers]
         except DpmreconError as error:
             return error
+        return self.joined(examples)
+
+    def joined(self, examples: list[tuple[torch.Tensor, ...]]) -> Any:
+        """The batch of what `example` gave."""
         clean, weight, noisy, sigma, label = zip(*examples)
         return Batch(torch.stack(clean), torch.stack(weight), *(torch.cat(drawn) for drawn in (noisy, sigma, label)))
 
-    def _example(self, step: int, number: int, crop: int) -> tuple[torch.Tensor, ...]:
+    def label_of(self, contrast: str) -> torch.Tensor:
+        """(n_labels,) float32, one-hot."""
+        return torch.tensor([float((self.target or contrast) == known) for known in self.labels])
+
+    def example(self, step: int, number: int, crop: int) -> tuple[torch.Tensor, ...]:
+        """One example of a step."""
         generator = torch.Generator().manual_seed(example_seed(self.settings["seed"], step, number))
         clean, foci, contrast = self.slices.example(crop, generator)
         draws = self.settings["draws"]
         kept = torch.rand(draws, generator=generator) >= self.settings["label_dropout"]
-        label = torch.tensor([float((self.target or contrast) == known) for known in self.labels])
         sigma = torch.exp(self.settings["p_mean"] + self.settings["p_std"] * torch.randn(draws, generator=generator))
         noisy = clean + sigma[:, None, None] * complex_noise((draws, *clean.shape), generator)
-        return clean, 1 + (self.settings["focus_weight"] - 1) * foci, noisy, sigma, kept[:, None] * label
+        return (
+            clean,
+            1 + (self.settings["focus_weight"] - 1) * foci,
+            noisy,
+            sigma,
+            kept[:, None] * self.label_of(contrast),
+        )
 
 
 def crop_of(step: int, settings: dict) -> int:
@@ -87,7 +101,7 @@ def example_seed(seed: int, step: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {step} {number}".encode()).digest()[:8], "big") >> 1
 
 
-def load(batches: Batches, steps: range, workers: int, device: torch.device) -> Iterable[Batch | DpmreconError]:
+def load(batches: Batches, steps: range, workers: int, device: torch.device) -> Iterable[Any]:
     """The batches of `steps` in order: made in this process, or ahead of time by `workers` others."""
     if workers == 0:
         return (batches[step] for step in steps)

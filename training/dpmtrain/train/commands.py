@@ -6,7 +6,7 @@ from pathlib import Path
 from dpmrecon.cli import add_command
 from dpmrecon.errors import BadInputError
 
-from ..arguments import at_least
+from ..arguments import at_least, checkpoint_path
 from . import launch
 
 
@@ -57,8 +57,7 @@ def _train(args: argparse.Namespace) -> int:
 
     recipe = read_recipe(args.recipe, args.kind)
     read_manifest(args.data)
-    if args.out.suffix != ".safetensors":
-        raise BadInputError(f"--out is {args.out}: give a name that ends in .safetensors")
+    checkpoint_path(args.out)
     if args.start is not None:
         completed(recipe, read_start(args.start))
     return launch.launch(run, args)
@@ -153,8 +152,7 @@ def _latent(args: argparse.Namespace) -> int:
     at_least(args, workers=0)
     if not args.minutes > 0:
         raise BadInputError(f"--minutes is {args.minutes:g}: give more than 0")
-    if args.out.suffix != ".safetensors":
-        raise BadInputError(f"--out is {args.out}: give a name that ends in .safetensors")
+    checkpoint_path(args.out)
     train_stage(
         args.recipe, args.data, args.folder, args.out, args.start, args.minutes, device_of(args.device), args.workers
     )

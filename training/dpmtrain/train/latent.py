@@ -19,6 +19,7 @@ from .keeper import write_state
 from .latent_recipe import read_latent_recipe
 from .latent_stages import STAGES, Stage
 from .pretrain import data_card
+from .recipe import timed_factor
 from .sketcher import SwinSketcher
 
 Clock = Callable[[], float]
@@ -60,7 +61,7 @@ def train_stage(
             share = min(spent / budget, 1.0)
             for optimizer in stage.optimizers.values():
                 for group in optimizer.param_groups:
-                    group["lr"] = settings["rate"] * rate_factor(share, step, settings)
+                    group["lr"] = settings["rate"] * timed_factor(share, step, settings)
             with torch.autocast(device.type, torch.bfloat16, enabled=lower):
                 losses = stage.step(*pool.draw(settings["batch"]), share)
             step += 1
@@ -82,12 +83,6 @@ def train_stage(
         )
     save_checkpoint(out, model, {**card, "steps": step, "crops": pool.taken})
     print(f"{recipe['stage']}: {step} steps, {pool.taken} crops, {spent:.0f} s; {out}")
-
-
-def rate_factor(share: float, step: int, settings: dict) -> float:
-    """Linear warm-up over steps, constant, then linear to zero over the last `decay_fraction` of the budget."""
-    remaining = (1 - share) / settings["decay_fraction"] if settings["decay_fraction"] > 0 else 1.0
-    return min(1.0, (step + 1) / settings["warmup"], remaining)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,22 +20,22 @@ import numpy as np
 import torch
 from dpmrecon.errors import BadInputError, DpmreconError
 from dpmrecon.prior.checkpoint import save_checkpoint
-from dpmrecon.prior.conditional import RESIDUAL, ConditionalDenoiser, signal_and_noise
+from dpmrecon.prior.conditional import RESIDUAL, ConditionalDenoiser, ddim_step, signal_and_noise
 from dpmrecon.prior.denoiser import Denoiser, complex_noise
 from dpmrecon.prior.kinds import ONE_STEP
-from torch.utils.data import DataLoader, Dataset
 
-from ..data.dataset import PreparedSlices
 from ..data.masks import drawn_mask
-from .batches import _leave_interrupts_to_the_parent, example_seed
+from .batches import Batches, example_seed, load
 from .keeper import read_tensors, write_state
 from .muon import optimizers
+from .recipe import timed_factor
 from .undersampled import Undersampled, undersampled
 
 TIMES = 128
 EASY = 0.1  # of the residual's rms: examples with less of it count as this much
 EMA = 0.999
 SAVE_SECONDS = 60.0
+ENDLESS = 10**9  # steps: the time ends a stage
 TYPICAL_SIGMA = 0.05  # of what a conventional image lacks, where a denoiser is begun with
 
 
@@ -47,35 +47,19 @@ class Crops(NamedTuple):
     label: torch.Tensor
 
 
-class CropBatches(Dataset):
+class CropBatches(Batches):
     """`batches[k]`: clean crops, each `draws` times, with a mask of its own every time."""
 
-    def __init__(self, data: Path, settings: dict, labels: list[str]):
-        self.data, self.settings, self.labels = data, settings, labels
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "slices"}
-
-    @cached_property
-    def slices(self) -> PreparedSlices:
-        return PreparedSlices(self.data, self.settings["real_fraction"], self.settings["volumes"])
-
-    def __getitem__(self, step: int) -> Crops | DpmreconError:
-        side = self.settings["crops"][step % len(self.settings["crops"])]
-        try:
-            examples = [self._example(step, number, side) for number in range(self.settings["batch"])]
-        except DpmreconError as error:
-            return error
+    def joined(self, examples: list[tuple[torch.Tensor, ...]]) -> Crops:
         return Crops(*(torch.cat(column) for column in zip(*examples)))
 
-    def _example(self, step: int, number: int, side: int) -> tuple[torch.Tensor, ...]:
+    def example(self, step: int, number: int, crop: int) -> tuple[torch.Tensor, ...]:
         seed, draws = example_seed(self.settings["seed"], step, number), self.settings["draws"]
         generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-        clean, _, contrast = self.slices.example(side, generator)
-        masks = torch.from_numpy(np.stack([drawn_mask(side, rng) for _ in range(draws)])).float()
+        clean, _, contrast = self.slices.example(crop, generator)
+        masks = torch.from_numpy(np.stack([drawn_mask(crop, rng) for _ in range(draws)])).float()
         kept = torch.rand(draws, 1, generator=generator) >= self.settings["label_dropout"]
-        label = torch.tensor([float(contrast == known) for known in self.labels])
-        return clean.expand(draws, -1, -1), masks, kept * label
+        return clean.expand(draws, -1, -1), masks, kept * self.label_of(contrast)
 
 
 def velocity_loss(velocity: torch.Tensor, target: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
@@ -106,8 +90,7 @@ class Stage:
         return self.seconds / (60 * self.minutes)
 
     def step(self, batch: Undersampled, label: torch.Tensor, generator: torch.Generator) -> None:
-        left = (1 - self.progress) / self.settings["decay_fraction"]
-        rate = self.settings["rate"] * max(0.0, min(1.0, (self.done + 1) / self.settings["warmup"], left))
+        rate = self.settings["rate"] * timed_factor(self.progress, self.done, self.settings)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -204,13 +187,6 @@ def distilled_target(
     return (current - end_sigma / sigma * noisy) / (end_alpha - end_sigma / sigma * alpha)
 
 
-def ddim_step(noisy: torch.Tensor, velocity: torch.Tensor, now: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
-    """z at `following` from z and v at `now` (Song et al., ICLR 2021)."""
-    alpha, sigma = (value.view(-1, 1, 1) for value in signal_and_noise(now))
-    next_alpha, next_sigma = (value.view(-1, 1, 1) for value in signal_and_noise(following.clamp_min(0)))
-    return next_alpha * (alpha * noisy - sigma * velocity) + next_sigma * (sigma * noisy + alpha * velocity)
-
-
 def predicted(
     model: ConditionalDenoiser, batch: Undersampled, label: torch.Tensor, noisy: torch.Tensor, now: torch.Tensor
 ) -> torch.Tensor:
@@ -232,7 +208,7 @@ class Run:
         self.recipe, self.folder, self.device = recipe, folder, device
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-        self.batches = CropBatches(data, recipe["train"], recipe["model"]["labels"])
+        self.batches = CropBatches(data, recipe["train"], recipe["model"]["labels"], None)
         self.workers = workers
         self.crops: Iterator[Any] | None = None  # begun once: loader processes take seconds to start
         folder.mkdir(parents=True, exist_ok=True)
@@ -246,7 +222,7 @@ class Run:
                 return stage.ema
         generator = torch.Generator(self.device).manual_seed(self.recipe["train"]["seed"] + stage.done)
         saved = begun = time.perf_counter()
-        self.crops = self.crops or self._crops(stage.done)
+        self.crops = self.crops or iter(load(self.batches, range(stage.done, ENDLESS), self.workers, self.device))
         for crops in self.crops:
             if isinstance(crops, DpmreconError):
                 raise crops
@@ -262,18 +238,6 @@ class Run:
             if stage.progress >= 1:
                 break
         return stage.ema
-
-    def _crops(self, first: int) -> Iterator[Any]:
-        steps = range(first, 10**9)
-        if not self.workers:
-            return (self.batches[step] for step in steps)
-        return iter(
-            DataLoader(
-                self.batches, batch_size=None, sampler=steps, num_workers=self.workers,
-                pin_memory=self.device.type == "cuda", multiprocessing_context="spawn",
-                worker_init_fn=_leave_interrupts_to_the_parent,
-            )
-        )  # fmt: skip
 
     def _log(self, stage: Stage) -> None:
         with (self.folder / "log.csv").open("a", newline="") as file:

@@ -5,11 +5,12 @@ import copy
 from functools import partial
 
 import torch
+from dpmrecon.device import device_of
 from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.prior.conditional import ConditionalDenoiser
 
-from ..arguments import numbers
+from ..arguments import checkpoint_path, numbers
 from ..data.dataset import read_manifest
 from ..files import writing
 from .one_step import TIMES, Run, Stage, begin_with, distillation_loss, regression_loss, teacher_loss
@@ -22,14 +23,12 @@ TEACHER_STEPS = 8  # evaluations of an undistilled teacher by default
 def _run(args: argparse.Namespace) -> tuple[dict, Run]:
     recipe = read_recipe(args.recipe, "one-step")
     read_manifest(args.data)
-    if args.out.suffix != ".safetensors":
-        raise BadInputError(f"--out is {args.out}: give a name that ends in .safetensors")
+    checkpoint_path(args.out)
     if args.minutes <= 0:
         raise BadInputError(f"--minutes is {args.minutes:g}: give a time above 0")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return recipe, Run(recipe, args.data, args.folder, torch.device(device), args.workers)
+    return recipe, Run(recipe, args.data, args.folder, device_of(args.device), args.workers)
 
 
 def train_stage(args: argparse.Namespace) -> None:

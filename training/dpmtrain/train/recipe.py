@@ -107,6 +107,13 @@ def learning_rate(step: int, settings: dict) -> float:
     return settings["rate"] * min(1.0, (step + 1) / settings["warmup"], remaining)
 
 
+def timed_factor(share: float, step: int, settings: dict) -> float:
+    """Of the rate where a time and not a number of steps is given: linear warm-up over steps, constant, then linear to
+    zero over the last `decay_fraction` of the budget."""
+    remaining = (1 - share) / settings["decay_fraction"] if settings["decay_fraction"] > 0 else 1.0
+    return min(1.0, (step + 1) / settings["warmup"], remaining)
+
+
 def ema_decay(step: int, settings: dict, random_start: bool) -> float:
     """What one step keeps of the average: half of it over `ema_half_life` images. Random weights are forgotten
     sooner; those that a run starts with are worth remembering."""

@@ -3,10 +3,11 @@
 import math
 
 import torch
-from dpmrecon.physics.cg_sense import PRIOR_STD, WEIGHT_FACTOR
 from dpmrecon.physics.forward import ForwardModel
 
-N_COILS, CG_STEPS = 8, 15
+from .undersampled import cg_sense
+
+N_COILS = 8
 ACCELERATION, NOISE = (2.0, 10.0), (0.003, 0.05)  # drawn: R, and sigma_n per real channel at scale 1, log-uniform
 
 
@@ -52,11 +53,4 @@ def scanned(images: torch.Tensor) -> tuple[ForwardModel, torch.Tensor, torch.Ten
 def sketches(images: torch.Tensor) -> torch.Tensor:
     """CG-SENSE of a scan of each crop, as `physics/cg_sense.py` makes it of a slice: (batch, side, side) complex64."""
     model, zero_filled, sigma_n = scanned(images)
-    weight = (WEIGHT_FACTOR * (sigma_n / PRIOR_STD).square()).clamp_min(1e-4)
-    found = model.prox(zero_filled, torch.zeros_like(images), weight, CG_STEPS)
-    fit = (found.conj() * zero_filled).real.sum((-2, -1)) / _energy(model, found)
-    return found * fit.view(-1, 1, 1)
-
-
-def _energy(model: ForwardModel, image: torch.Tensor) -> torch.Tensor:
-    return (image.conj() * model.normal(image)).real.sum((-2, -1)).clamp_min(1e-30)
+    return cg_sense(model, zero_filled, sigma_n)

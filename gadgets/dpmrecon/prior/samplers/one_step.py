@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ...physics.forward import TOLERANCE
-from ..conditional import RESIDUAL, Conditioned, signal_and_noise
+from ..conditional import RESIDUAL, Conditioned, ddim_step
 from ..problem import NoiseSource, Problem, Stop, never
 
 
@@ -39,16 +39,14 @@ def sample_one_step(
     current = settings.noise_scale * noise.draw(*problem.start.shape[1:])
     conventional = conventional_image(problem, prior.conditioning).expand_as(current)
     numbers = net_acceleration(problem).expand(len(current)), problem.sigma_n.expand(len(current))
-    residual = current
     for step in range(settings.steps):
         time, following = (torch.tensor(1 - number / settings.steps) for number in (step, step + 1))
         velocity = _velocity(problem, prior, current, float(time), conventional, numbers, step)
-        (alpha, sigma), (next_alpha, next_sigma) = signal_and_noise(time), signal_and_noise(following)
-        residual = alpha * current - sigma * velocity
-        if step + 1 == settings.steps or stop():
+        stopped = step + 1 < settings.steps and stop()
+        current = ddim_step(current, velocity, time, torch.zeros(()) if stopped else following)
+        if stopped:
             break
-        current = next_alpha * residual + next_sigma * (sigma * current + alpha * velocity)
-    image = (conventional + RESIDUAL * residual) * problem.model.support
+    image = (conventional + RESIDUAL * current) * problem.model.support
     if settings.hard:
         return replaced(problem, image)
     sigma_n = settings.noise_factor * problem.sigma_n + settings.model_error
