@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dpmrecon.errors import DpmreconError
+from dpmrecon.files import replacing
 
 
 @contextmanager
@@ -17,3 +18,9 @@ def writing(path: Path) -> Iterator[None]:
         raise DpmreconError(
             f"{path} cannot be written ({error}): what is done stays; make room and run the same command again"
         ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole text, or the old file stays."""
+    with writing(path), replacing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")

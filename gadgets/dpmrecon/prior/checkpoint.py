@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 
 from ..device import has_bfloat16
 from ..errors import CheckpointError
+from ..files import replacing
 from ..physics.phase import RULE as PHASE_RULE
 from ..physics.scale import RULE
 from ..version import __version__
@@ -76,15 +77,9 @@ def _text(card: dict) -> bytes:
 
 def _replace(contents: dict[Path, bytes]) -> None:
     """Write all files beside their places, then put them there: a full disk leaves what was. Raises OSError."""
-    beside = {path: path.with_name(f"{path.name}.new") for path in contents}
-    try:
+    with ExitStack() as stack:
         for path, data in contents.items():
-            beside[path].write_bytes(data)
-        for path in contents:
-            os.replace(beside[path], path)
-    finally:
-        for new in beside.values():
-            new.unlink(missing_ok=True)
+            stack.enter_context(replacing(path)).write_bytes(data)
 
 
 def default_path() -> Path:

@@ -20,6 +20,7 @@ from dpmtrain.kit.card import findings
 from dpmtrain.kit.data import patterns
 
 from support.models import TINY, saved_model
+from support.scores import score_of
 
 SCAN = {"matrix": (48, 40), "n_slices": 2, "n_coils": 4, "acceleration": 1, "calibration_lines": 16}
 SCAN_3D = {
@@ -253,9 +254,9 @@ def test_findings_say_better_worse_or_cannot_tell(start):
     checkpoint = load_checkpoint(start)
 
     def row(method: str, values: list[float], setting: str) -> Row:
-        places = [("scan", number) for number in range(len(values))]
         condition = Condition("regular", 4, 24)
-        return Row("flair", condition, method, places, values, values, values, values, None, 1, 0, 1.0, setting)
+        places = [(f"scan {number}", 0) for number in range(len(values))]
+        return Row("flair", condition, method, setting, places, [score_of(value) for value in values])
 
     mine = row("prox", [0.05, 0.06, 0.05, 0.06, 0.05], f"{checkpoint.model_id}, 1 samples")
     rows = [

@@ -332,7 +332,7 @@ def test_a_full_disk_keeps_the_last_state(prepared, recipe, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (run / "state.pt").read_bytes() == before
-    assert not list(run.glob("*.tmp"))
+    assert not list(run.glob("*.part"))
     train(settings, prepared, run, 1, device="cpu")
     assert read_state(run / "state.pt")["plans"] == [[0, 2], [2, 4]]
 

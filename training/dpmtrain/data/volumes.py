@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from dpmrecon.errors import BadInputError, DpmreconError, first_line
+from dpmrecon.files import replacing
 from dpmrecon.physics.scale import RULE, image_scale
 
 from .items import Fault, Item, Volume
@@ -109,11 +110,8 @@ def _entry(item: Item, volume: Volume, shape: tuple[int, ...], spans: list[list[
 
 
 def _write(path: Path, slices: np.ndarray) -> None:
-    part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             np.save(file, slices)
-        part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise unwritable(path, error) from error

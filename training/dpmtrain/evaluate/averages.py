@@ -26,8 +26,8 @@ from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import MappedSlice, Reconstruction
 
 from ..data.dataset import random_phase
-from .folded import table
 from .metrics import Moments, scan_factor
+from .tables import show
 from .undersampling import sampling_mask, undersampled
 from .validation import validation_scan
 
@@ -180,7 +180,7 @@ def main() -> None:
                     yield [f"{snr:g}", str(count), name, *(f"{v:.{d}f}" for v, d in zip(values, digits))]
 
     print(f"# Averages of DWI with a phase each, R = {R}, {args.slices} slices, {checkpoint.model_id}\n")
-    table(HEADS, rows())
+    show(HEADS, rows())
 
 
 if __name__ == "__main__":

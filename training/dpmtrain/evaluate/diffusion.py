@@ -34,8 +34,8 @@ from dpmrecon.tools.simulated_epi import DiffusionTruth, diffusion_truth
 from scipy import ndimage
 
 from .baselines import tuned_cg_sense, wavelet_tool
-from .folded import table
 from .metrics import on_scale
+from .tables import show
 
 SNR, HEAD = 10.0, 0.1  # at b = 1000; of the 99th percentile: what is head
 WEIGHTS = (0.008, 0.016, 0.032, 0.064)
@@ -231,7 +231,7 @@ def main() -> None:
         f"once it is corrected {np.sqrt(np.mean(left**2)):.2%} (RMS), {left.max():.2%} at most.\n"
     )
     print("ADC in 1e-3 mm^2/s, and its error against that of the true images.\n")
-    table(HEADS, rows(scan, checkpoint, args.noise_factor))
+    show(HEADS, rows(scan, checkpoint, args.noise_factor))
 
 
 if __name__ == "__main__":

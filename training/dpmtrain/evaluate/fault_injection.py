@@ -21,8 +21,8 @@ from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.tools.simulate import SimulationSettings, simulate, truth_path
 
 from .faults import FAULTS, ORDER, RawScan
-from .report import markdown, write_tables
 from .residuals import nrmse
+from .tables import fields_of, markdown, write_tables
 
 SIZES = (64, 72, 77, 80, 91, 96, 112)
 BAD = 2.0  # times the NRMSE of the sound scan: an image that the fault has spoilt
@@ -237,4 +237,4 @@ def write_faults(out: Path, rows: Sequence[Row]) -> None:
         for row in rows
         if row.verdict == "UNSEEN"
     ]
-    write_tables(out, Row, rows, "\n\n".join(parts), digits=3)
+    write_tables(out, fields_of(Row, rows, digits=3), "\n\n".join(parts))

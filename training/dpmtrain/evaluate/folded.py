@@ -32,6 +32,7 @@ from dpmrecon.tools.simulation_settings import SimulationSettings
 from .baselines import WAVELET_WEIGHTS, bart_maps, bart_pics, tuned_weight
 from .metrics import Moments, scan_factor
 from .references import CPU
+from .tables import show
 from .undersampling import sampling_mask, undersampled, with_maps
 from .validation import SIGMA_N, validation_scan
 
@@ -145,13 +146,6 @@ def few_lines_rows(images: Path) -> Iterator[list[str]]:
             yield [str(acceleration), str(lines), *cells]
 
 
-def table(heads: list[str], rows: Iterator[list[str]]) -> None:
-    for row in (heads, ["---"] * len(heads)):
-        print("| " + " | ".join(row) + " |")
-    for row in rows:
-        print("| " + " | ".join(row) + " |", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
@@ -160,11 +154,11 @@ def main() -> None:
     checkpoint = load_model(args.model, "cpu")
     for part, title in ((TOO_SMALL, "Field of view 22 % too small"), (1.15, "Heads inside the field of view")):
         print(f"## {title}\n")
-        table(FOLDED_HEADS, folded_rows(checkpoint, part))
+        show(FOLDED_HEADS, folded_rows(checkpoint, part))
         print()
     print("## CG-SENSE by maps of few calibration lines: kernel 6, as chosen, BART -k4\n")
     ways = [f"{contrast} {way}" for contrast in ("FLAIR", "T1", "DWI") for way in ("6", "chosen", "BART")]
-    table(["R", "lines", *ways], few_lines_rows(args.images))
+    show(["R", "lines", *ways], few_lines_rows(args.images))
 
 
 if __name__ == "__main__":

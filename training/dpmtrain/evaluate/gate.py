@@ -28,8 +28,8 @@ from dpmrecon.recon.types import MappedSlice, Reconstruction
 
 from .gate_cases import CALIBRATION, KINDS, PATHOLOGY, PHANTOM, SOUND, Case, Head, case_of, slice_of
 from .lesion_scores import auc
-from .report import markdown, write_tables
 from .residuals import nrmse
+from .tables import fields_of, markdown, write_tables
 
 R, SIGMA_N = (1, 2, 3, 4, 6, 8), (0.004, 0.06)  # that the limits are measured for; sigma_n over the scale
 FALSE_ALARMS = 0.01  # share of the sound slices of either group that the largest distance leaves above it
@@ -301,4 +301,4 @@ def earlier(out: Path, model_id: str) -> list[Row]:
 
 def write_gate(out: Path, rows: Sequence[Row], model_id: str, seed: int) -> None:
     """table.csv of all slices and table.md, which is printed too."""
-    write_tables(out, Row, rows, table(rows, model_id, seed), digits=4)
+    write_tables(out, fields_of(Row, rows, digits=4), table(rows, model_id, seed))

@@ -35,11 +35,11 @@ from dpmrecon.recon.types import MappedSlice, Sampling
 from ..arguments import at_least, words
 from ..files import writing
 from . import baselines
-from .folded import table
 from .lesion_scores import Lesion, auc, bands, gain_and_nrmse, invented, lesion_scores, painted, places
 from .methods import label_for, reconstructed
 from .metrics import on_scale
 from .score_lines import ScoreLines
+from .tables import show
 from .undersampling import with_maps
 from .validation import acquire, at_pixel_size, validation_scan
 
@@ -204,7 +204,7 @@ def report(found: Sequence[tuple[str, float, str, dict[str, float]]], out: Path)
             last = [f"{s['gain 3']:.2f}", f"{s['error 3']:.2f}"]
             yield [contrast, f"{snr:g}", name, f"{s['draws']:g}", f"{s['NRMSE']:.4f}", *values, *last]
 
-    table(HEADS, rows())
+    show(HEADS, rows())
 
 
 def picture(images: Path, contrasts: Sequence[str], snr: float, found: dict[str, dict[str, Make]], path: Path) -> None:

@@ -22,12 +22,12 @@ from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.types import Sampling
 
 from ..arguments import words
-from .folded import table
 from .lesion_scores import gain_and_nrmse
 from .methods import label_for, reconstructed
 from .plan import Condition
 from .references import CPU
 from .scoring import Undersampled
+from .tables import show
 from .trust import scores
 from .undersampling import CALIBRATION_LINES
 from .validation import SIGMA_N, validation_scan
@@ -95,7 +95,7 @@ def main() -> None:
     models += [(path.stem, load_model(path, "cpu")) for path in args.models]
     heads = [f"{contrast} R = {acceleration}" for contrast in contrasts for acceleration in args.R]
     print("# One evaluation against many, validation slices, one thread\n")
-    table(["", *heads, f"V/B, {heads[0]}", "seconds a slice"], rows(args.images, contrasts, args.R, models))
+    show(["", *heads, f"V/B, {heads[0]}", "seconds a slice"], rows(args.images, contrasts, args.R, models))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,10 @@ class Condition:
     calibration_lines: int
     scan_R: int = 1
 
+    @property
+    def is_volume(self) -> bool:
+        return self.mask in VOLUME_MASKS.values()
+
     def sampling(self) -> str:
         """All but R, in words."""
         text = {

@@ -42,6 +42,11 @@ class ReferenceSlice:
     header: Any = None
 
     @property
+    def place(self) -> tuple[str, int]:
+        """Scan and number."""
+        return self.scan, self.number
+
+    @property
     def is_volume(self) -> bool:
         return isinstance(self.data, Volume)
 

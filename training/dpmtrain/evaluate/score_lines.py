@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from ..files import writing
+from ..files import write_text, writing
 
 
 class ScoreLines:
@@ -26,10 +26,7 @@ class ScoreLines:
                 continue
             self.values[_text(entry["key"])] = entry["value"]
         if not whole:
-            with writing(path):
-                part = path.with_name(path.name + ".part")
-                part.write_text("".join(_line(key, value) for key, value in self.values.items()))
-                part.replace(path)
+            write_text(path, "".join(_line(key, value) for key, value in self.values.items()))
 
     def get(self, key: dict, make: Callable[[], dict]) -> dict:
         """The value of `key`; made by `make` and written down where it is not there."""

@@ -26,8 +26,8 @@ from dpmrecon.recon.types import MappedSlice, Reconstruction
 from dpmrecon.tools.epi_settings import EpiSettings
 from dpmrecon.tools.simulate import simulate, truth_path
 
-from .folded import table
 from .metrics import Moments, scan_factor
+from .tables import show
 
 NOISE = (0.012, 0.021)  # over the 99th percentile at b = 0; at b = 1000 the signal is about a third
 SCAN = {"n_slices": 1, "n_coils": 12, "partial_fourier": 0.75}
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     checkpoint = load_model(parser.parse_args().model, "cpu")
     print(f"# EPI of several shots at b = 1000, {checkpoint.model_id}\n")
-    table(
+    show(
         HEADS,
         (
             row(EpiSettings(acceleration=R, shots=shots, noise=noise, **SCAN), checkpoint)  # type: ignore[arg-type]

@@ -1,6 +1,5 @@
 """Every candidate on every validation slice: candidates are settings of a sampler, or checkpoints of a fine-tuning."""
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -15,16 +14,15 @@ from dpmrecon.prior.checkpoint import Checkpoint, sampler_defaults, write_card
 from dpmrecon.prior.kinds import settings_from
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
 from dpmrecon.recon.types import Sampling
-from tqdm import tqdm
 
-from ..files import writing
-from .methods import label_for, model_method, score_of
+from .engine import Method, compare
+from .methods import label_for, model_method
 from .metrics import paired_difference
 from .plan import Condition
 from .references import ReferenceSlice
-from .report import markdown
 from .score_lines import ScoreLines
 from .scoring import Row, Undersampled
+from .tables import formatted, markdown, write_tables
 from .undersampling import CALIBRATION_LINES
 
 
@@ -81,24 +79,25 @@ def sweep(
     contrasts = list(dict.fromkeys(full.contrast for full in slices))
     places = [(contrast, R) for contrast in contrasts for R in plan.accelerations]
     candidates = {place: candidates_of(checkpoints, plan, *place) for place in places}
-    total = sum(len(candidates[full.contrast, R]) for full in slices for R in plan.accelerations)
+    here = {contrast: [full for full in slices if full.contrast == contrast] for contrast in contrasts}
     batch = 4 if device.type == "cpu" else 32  # as the product has it
+
+    def method(each: Candidate) -> Method:
+        sampling = Sampling(plan.sampler, each.settings, plan.samples, plan.seed, batch, fallback=True)
+        return model_method("sweep", checkpoints[each.path], sampling)
+
+    groups = (
+        (
+            [Undersampled(full, Condition("regular", R, CALIBRATION_LINES), device) for full in here[contrast]],
+            [method(each) for each in candidates[contrast, R]],
+        )
+        for contrast, R in places
+    )
+    rows = iter(compare(groups, lines, sum(len(here[place[0]]) * len(candidates[place]) for place in places)))
     choices = []
-    with tqdm(total=total, unit="image", smoothing=0.05) as bar:
-        for contrast, R in places:
-            condition = Condition("regular", R, CALIBRATION_LINES)
-            here = [Undersampled(full, condition, device) for full in slices if full.contrast == contrast]
-            scored = []
-            for candidate in candidates[contrast, R]:
-                bar.set_description(f"{contrast} R={R} {candidate.title}")
-                sampling = Sampling(plan.sampler, candidate.settings, plan.samples, plan.seed, batch, fallback=True)
-                method = model_method("sweep", checkpoints[candidate.path], sampling)
-                scores = []
-                for case in here:
-                    scores.append((case.full, score_of(method, case, lines), method.setting))
-                    bar.update()
-                scored.append((candidate, Row.of(contrast, condition, candidate.title, scores)))
-            choices.append(Choice(contrast, condition, ranked(scored, plan.within)))
+    for place in places:
+        scored = [(each, next(rows)) for each in candidates[place]]
+        choices.append(Choice(place[0], scored[0][1].condition, ranked(scored, plan.within)))
     winner = None
     if len(checkpoints) > 1:
         winner = best_model(choices, list(checkpoints))
@@ -215,9 +214,9 @@ def report(out: Path, choices: Sequence[Choice], plan: Plan, winner: Path | None
             "chosen" if number == 0 else "",
             "present" if candidate.present else "",
             f"{np.mean(row.nrmse):.5f}",
-            "" if row.variance_ratio is None else f"{row.variance_ratio:.3f}",
+            formatted(row.variance_ratio, ".3f"),
             str(row.fallbacks),
-            f"{row.seconds:.2f}",
+            f"{row.seconds('network', 'rest'):.2f}",
             json.dumps(dataclasses.asdict(candidate.settings)),
         ]
         for choice in choices
@@ -228,11 +227,7 @@ def report(out: Path, choices: Sequence[Choice], plan: Plan, winner: Path | None
     text = "\n".join(markdown(lines))
     if winner is not None:
         text += f"\n\nThe best of the checkpoints, on average over contrasts and R: {winner}"
-    with writing(out / "table.md"):
-        (out / "table.md").write_text(text + "\n")
-        with (out / "table.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([head, *table])
-    print(text)
+    write_tables(out, [head, *table], text)
 
 
 def _line(choice: Choice) -> list[str]:

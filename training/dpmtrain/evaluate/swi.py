@@ -30,9 +30,9 @@ from ..files import writing
 from .baselines import bart_volume, tuned_weight
 from .methods import label_for
 from .references import CPU
-from .report import markdown, write_tables
 from .swi_cases import GRE_BLOCK, GRE_NOISE, PATTERNS, Case, gre_cases, in_map_phase, phantom, phantom_cases
 from .swi_figures import HEADS, NOTES, Found, Judge, PhaseRow, SwiRow, nrmse, phase_row, picture, told
+from .tables import fields_of, markdown, write_tables
 
 WAVELET = "L1-wavelet 3D (BART)"
 TRUTH = "truth, without noise"
@@ -116,7 +116,7 @@ def phantom_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
         NOTES,
         "\n".join(markdown([HEADS, *map(told, rows)])),
     ]
-    write_tables(args.out, SwiRow, rows, "\n\n".join(text), digits=5)
+    write_tables(args.out, fields_of(SwiRow, rows, digits=5), "\n\n".join(text))
 
 
 def measured_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
@@ -142,7 +142,7 @@ def measured_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
         "noise counts. Slope: of the filtered phase against the measured one's, weighted by magnitude.",
         "\n".join(markdown([heads, *means, *table])),
     ]
-    write_tables(args.out / "measured", PhaseRow, rows, "\n\n".join(text), digits=5)
+    write_tables(args.out / "measured", fields_of(PhaseRow, rows, digits=5), "\n\n".join(text))
 
 
 def without_weight(method: str) -> str:

@@ -21,12 +21,12 @@ from dpmrecon.recon.types import MappedSlice
 
 from ..arguments import words
 from . import validation
-from .folded import table
 from .lesion_scores import bands, gain_and_nrmse
 from .methods import label_for, reconstructed
 from .metrics import on_scale
 from .plan import Condition
 from .scoring import Undersampled
+from .tables import show
 from .undersampling import CALIBRATION_LINES, with_maps
 
 Pair = tuple[float, float]
@@ -110,7 +110,7 @@ def main() -> None:
                         cells.append(f"{np.mean([error for error, _ in several]):.4f} ({gain:.2f})")
                     yield [contrast, f"{acceleration}", f"{sigma:g}", *cells]
 
-    table(["contrast", "R", "sigma_n", "card", "held back", *names], rows())
+    show(["contrast", "R", "sigma_n", "card", "held back", *names], rows())
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ from ..files import writing
 from .baselines import SENSE_WEIGHTS, bart_volume, tuned_weight
 from .methods import label_for
 from .metrics import Moments, high_band_energy, neighbour_nrmse, scan_factor
-from .report import markdown, write_tables
 from .score_lines import ScoreLines
+from .tables import fields_of, markdown, write_tables
 from .validation_volumes import COARSE, VOLUMES, ReferenceVolume, validation_volume
 from .volume_schemes import Scheme, sampled_volume
 
@@ -224,7 +224,7 @@ def schemes(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
         for row in rows
     ]
     text = "\n\n".join([f"# Volumes, {checkpoint.model_id}", NOTES, "\n".join(markdown([head, *lines]))])
-    write_tables(out / "schemes", VolumeRow, rows, text, digits=5)
+    write_tables(out / "schemes", fields_of(VolumeRow, rows, digits=5), text)
 
 
 def picture(volumes: dict[str, np.ndarray], voxel_mm: tuple[float, ...]) -> Figure:
@@ -312,7 +312,7 @@ def settings(cases: list[Case], checkpoint: Checkpoint, out: Path, grid: Mapping
             "\n".join(markdown([head, *present, *table[1:]])),
         ]
     )
-    write_tables(out / "settings", SettingsRow, rows, text, digits=5)
+    write_tables(out / "settings", fields_of(SettingsRow, rows, digits=5), text)
 
 
 @dataclass(frozen=True)
@@ -353,7 +353,7 @@ def planes(images: Path, checkpoint: Checkpoint, out: Path) -> None:
             "\n".join(markdown(table)),
         ]
     )
-    write_tables(out / "planes", SlabRow, rows, text, digits=5)
+    write_tables(out / "planes", fields_of(SlabRow, rows, digits=5), text)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from ..data.kinds import inspect
 from ..data.kspace import LARGEST_ACCELERATION
 from ..data.prepare import prepare
 from ..evaluate.references import ReferenceSlice, measured_slices
-from ..files import writing
+from ..files import write_text
 
 PARTS = ("train", "validation", "test")
 FEWEST_PATIENTS = 3
@@ -240,8 +240,7 @@ def remember(path: Path, plan: dict[str, Any]) -> None:
                 f"{path.parent} was begun with other {', '.join(changed)}: give another --out, or what it was begun "
                 "with"
             )
-    with writing(path):
-        path.write_text(text + "\n")
+    write_text(path, text + "\n")
 
 
 def hardware(items: Sequence[Item]) -> dict[str, list[str]]:

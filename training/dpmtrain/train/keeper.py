@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from dpmrecon.errors import BadInputError, DpmreconError, first_line
+from dpmrecon.files import replacing
 from dpmrecon.physics.scale import RULE
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.prior.denoiser import Denoiser
@@ -185,15 +186,12 @@ class Keeper:
 
 def write_state(path: Path, state: dict) -> None:
     """Whole or not at all: the old file stays until the new one is on the disk. Raises OSError."""
-    new = path.with_suffix(".tmp")
     try:
-        with new.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        new.replace(path)
     except (OSError, RuntimeError) as error:
-        new.unlink(missing_ok=True)
         # torch's writer turns what the disk says into a RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__
         raise cause if isinstance(cause, OSError) else OSError(first_line(error)) from error
