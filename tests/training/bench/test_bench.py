@@ -18,7 +18,7 @@ from dpmrecon.prior.problem import NoiseSource
 from dpmrecon.prior.samplers.diffusion import initial_image, noise_levels, sample_dps
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.sample import problem_of
-from dpmtrain.bench.methods import Ours, condition_of, dps_settings
+from dpmtrain.bench.methods import Ours, dps_settings
 from dpmtrain.bench.peers import (
     RealDenoiser,
     as_channels,
@@ -291,14 +291,14 @@ def test_the_zeta_of_the_sweep_comes_before_tuning(tmp_path):
 
     ours = Ours(Checkpoint(Denoiser(TINY), card, "tiny"), 0)
     tuner = Tuner(no_slices, 1, ScoreLines(tmp_path / "results.jsonl"), torch.device("cpu"))
-    assert dps_settings("flair", condition_of(4), BenchPlan(), ours, tuner).zeta == 3.0
+    assert dps_settings("flair", Condition("regular", 4), BenchPlan(), ours, tuner).zeta == 3.0
     for contrast, acceleration, plan in (
         ("t1", 4, BenchPlan()),
         ("flair", 5, BenchPlan()),
         ("flair", 4, BenchPlan(dps_steps=9)),
     ):
         with pytest.raises(LookupError):
-            dps_settings(contrast, condition_of(acceleration), plan, ours, tuner)
+            dps_settings(contrast, Condition("regular", acceleration), plan, ours, tuner)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,9 @@ def row(method, errors, seconds, gflop, device="here"):
          "seconds": {"maps": 1.0, "network": seconds, "rest": 0}}
         for error in errors
     ]  # fmt: skip
-    return Row("flair", condition_of(4), method, "", [("scan", number) for number in range(len(errors))], scores)
+    return Row(
+        "flair", Condition("regular", 4), method, "", [("scan", number) for number in range(len(errors))], scores
+    )
 
 
 def test_claims_are_paired_and_give_both_ratios():

@@ -15,12 +15,13 @@ from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from ..evaluate.engine import Group, Tuner, compare
 from ..evaluate.metrics import Moments
+from ..evaluate.plan import Condition
 from ..evaluate.references import CPU, ReferenceSlice, measured_slices
 from ..evaluate.score_lines import ScoreLines
 from ..evaluate.scoring import Undersampled
 from ..evaluate.undersampling import with_maps
 from ..evaluate.validation import subject_slices, validation_scan
-from .methods import Ours, condition_of, methods
+from .methods import Ours, methods
 from .peers import import_deepinv
 from .plan import BenchPlan
 from .report import write_report
@@ -85,12 +86,12 @@ def bench(
     shape = slices[0].data.kspace.shape[-2:]
     denoiser = checkpoint.denoiser
     denoiser(torch.zeros(1, *shape, dtype=torch.complex64), torch.ones(1), denoiser.one_hot([None]))
-    _ = Undersampled(slices[0], condition_of(plan.accelerations[0]), CPU).mapped
+    _ = Undersampled(slices[0], Condition("regular", plan.accelerations[0]), CPU).mapped
     lines, ours = ScoreLines(out / "results.jsonl"), Ours(checkpoint, plan.seed)
     tuner = Tuner(validation, plan.tuning_slices, lines, CPU)
 
     def groups() -> Iterator[Group]:
-        for condition in map(condition_of, plan.accelerations):
+        for condition in (Condition("regular", R) for R in plan.accelerations):
             for contrast in plan.contrasts:
                 here = [full for full in slices if full.contrast == contrast]
                 if here:

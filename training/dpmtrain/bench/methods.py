@@ -25,7 +25,6 @@ from ..evaluate.metrics import on_scale
 from ..evaluate.plan import CONVENTIONAL, Condition
 from ..evaluate.references import ReferenceSlice
 from ..evaluate.scoring import Undersampled
-from ..evaluate.undersampling import CALIBRATION_LINES
 from ..hardware import TimedDenoiser, network_work
 from .peers import deepinv_diffpir, deepinv_dps, gadgetron_images, import_deepinv
 from .plan import BenchPlan
@@ -35,11 +34,6 @@ ZETAS = (0.5, 0.7, 1.0)
 DPS_WEIGHTS = (2000.0, 4000.0, 8000.0)
 LAMBDAS = (1.75, 3.5, 7.0)
 BATCH = 4  # samples of a slice that the network sees at once
-
-
-def condition_of(acceleration: int) -> Condition:
-    """Regular, with 24 calibration lines (as the acceptance scans have it at R = 4)."""
-    return Condition("regular", acceleration, CALIBRATION_LINES)
 
 
 class Ours:

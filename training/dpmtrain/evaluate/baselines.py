@@ -19,6 +19,12 @@ SENSE_WEIGHTS = (5.0, 10.0, 20.0)
 MOST_STEPS = 8
 
 
+def with_weight(
+    method: Callable[[MappedSlice, float], torch.Tensor], weight: float
+) -> Callable[[MappedSlice], torch.Tensor]:
+    return lambda case: method(case, weight)
+
+
 def tuned_cg_sense(case: MappedSlice, weight: float) -> torch.Tensor:
     """The product's CG-SENSE with another factor of its weight, which there is 10: (rows, cols)."""
     return case.model.combined(cg_sense(case.model, case.zero_filled, case.data.sigma_n, case.scale, weight))

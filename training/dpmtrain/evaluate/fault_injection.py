@@ -21,7 +21,7 @@ from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.tools.simulate import SimulationSettings, simulate, truth_path
 
 from .faults import FAULTS, ORDER, RawScan
-from .residuals import nrmse
+from .metrics import nrmse
 from .tables import fields_of, markdown, write_tables
 
 SIZES = (64, 72, 77, 80, 91, 96, 112)

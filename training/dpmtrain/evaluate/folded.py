@@ -18,32 +18,24 @@ from dpmrecon.api import load_model
 from dpmrecon.data import Slice
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.options import Options
 from dpmrecon.output.scores import load_pictures
 from dpmrecon.physics.coil_maps import estimate_coil_maps
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.recon.plan import sampling_of
-from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import Reconstruction
 from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulated_slice import slice_points, the_object
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from .baselines import WAVELET_WEIGHTS, bart_maps, bart_pics, tuned_weight
-from .metrics import Moments, scan_factor
+from .methods import by_card
+from .metrics import nrmse
 from .references import CPU
 from .tables import show
-from .undersampling import sampling_mask, undersampled, with_maps
+from .undersampling import regular, with_maps
 from .validation import SIGMA_N, validation_scan
 
 TOO_SMALL = 0.78  # the field of view over the head's extent along the lines
 PIXEL_MM = 0.9
 FOLDED_HEADS = ["scan", "R", "BART, one map", "BART, two maps", "CG-SENSE", "DPM", "DPM / BART two", "residual", "sets"]
-
-
-def nrmse(picture: np.ndarray, truth: np.ndarray) -> float:
-    moments = Moments.of(picture, truth, np.ones(truth.shape, bool))
-    return moments.nrmse(scan_factor([moments]))
 
 
 def head_mm(settings: SimulationSettings) -> float:
@@ -94,20 +86,13 @@ def best_wavelet(data: Slice, truth: np.ndarray, options: str) -> float:
     return tried[weight]
 
 
-def reconstructed(data: Slice, contrast: str, checkpoint: Checkpoint) -> Reconstruction:
-    sampling = sampling_of(Options(), checkpoint, CPU, contrast, data.acceleration)
-    (item,) = sampled([with_maps(data, CPU)], checkpoint, contrast, sampling)
-    assert isinstance(item, Reconstruction)
-    return item
-
-
 def folded_rows(checkpoint: Checkpoint, part: float) -> Iterator[list[str]]:
     """The first table, row by row."""
     for contrast in ("t1", "t2", "flair"):
         for acceleration in (2, 4):
             for subject in (0, 1):
                 data, truth = folded_scan(contrast, acceleration, subject, part)
-                item = reconstructed(data, contrast, checkpoint)
+                item = by_card(with_maps(data, CPU), checkpoint, contrast)
                 score = partial(nrmse, truth=truth)
                 ours = score(item.image.abs().numpy())
                 conventional = score(item.mapped.model.combined(item.mapped.conventional).abs().numpy())
@@ -136,8 +121,7 @@ def few_lines_rows(images: Path) -> Iterator[list[str]]:
             cells = []
             for contrast in ("flair", "t1", "dwi"):
                 full = validation_scan(images, contrast)[1]
-                mask = sampling_mask("regular", full.data.mask, acceleration, lines, 0)
-                data = undersampled(full.data, mask, acceleration, lines)
+                data = regular(full.data, acceleration, lines)
                 assert data.calibration is not None
                 rows, cols = data.mask.shape
                 for maps in ways.values():

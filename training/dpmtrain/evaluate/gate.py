@@ -28,7 +28,7 @@ from dpmrecon.recon.types import MappedSlice, Reconstruction
 
 from .gate_cases import CALIBRATION, KINDS, PATHOLOGY, PHANTOM, SOUND, Case, Head, case_of, slice_of
 from .lesion_scores import auc
-from .residuals import nrmse
+from .metrics import nrmse
 from .tables import fields_of, markdown, write_tables
 
 R, SIGMA_N = (1, 2, 3, 4, 6, 8), (0.004, 0.06)  # that the limits are measured for; sigma_n over the scale

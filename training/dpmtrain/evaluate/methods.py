@@ -1,13 +1,15 @@
 """The methods that are compared: conventional ones with tuned weights, and models with the card's settings."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
+from dpmrecon.data import Volume
 from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
+from dpmrecon.prior.kinds import settings_from
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import MappedSlice, Reconstruction, Sampling
@@ -76,6 +78,31 @@ def reconstructed(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, sa
     (found,) = sampled([mapped], checkpoint, label_for(checkpoint, contrast), sampling)
     assert isinstance(found, Reconstruction)
     return found
+
+
+def by_card(
+    mapped: MappedSlice,
+    checkpoint: Checkpoint,
+    contrast: str,
+    changes: Mapping[str, float | int] | None = None,
+    *,
+    samples: int | None = None,
+    keep_samples: bool = False,
+) -> Reconstruction:
+    """The same by the card's settings for the contrast and R, some of them changed."""
+    device, label = mapped.conventional.device, label_for(checkpoint, contrast)
+    is_volume = isinstance(mapped.data, Volume)
+    sampling = sampling_of(
+        Options(samples=samples),
+        checkpoint,
+        device,
+        label,
+        mapped.data.acceleration,
+        volume=is_volume,
+        keep_samples=keep_samples,
+    )
+    settings = settings_from({**vars(sampling.settings), **(changes or {})})
+    return reconstructed(mapped, checkpoint, contrast, replace(sampling, settings=settings))
 
 
 def model_method(name: str, checkpoint: Checkpoint, sampling: Sampling) -> Method:

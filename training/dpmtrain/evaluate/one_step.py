@@ -29,7 +29,6 @@ from .references import CPU
 from .scoring import Undersampled
 from .tables import show
 from .trust import scores
-from .undersampling import CALIBRATION_LINES
 from .validation import SIGMA_N, validation_scan
 
 DRAWS = 8
@@ -54,8 +53,7 @@ def rows(images: Path, contrasts: tuple[str, ...], accelerations: list[int], mod
     """models: (name, checkpoint or None for CG-SENSE)."""
     cases = {
         (contrast, acceleration): [
-            Undersampled(full, Condition("regular", acceleration, CALIBRATION_LINES), CPU)
-            for full in validation_scan(images, contrast)
+            Undersampled(full, Condition("regular", acceleration), CPU) for full in validation_scan(images, contrast)
         ]
         for contrast in contrasts
         for acceleration in accelerations

@@ -23,6 +23,7 @@ from dpmrecon.recon.types import Reconstruction
 from dpmrecon.tools.simulated_slice import simulated_kspace
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
+from .metrics import nrmse
 from .tables import fields_of, markdown, write_tables
 
 MATRICES = ((32, 32), (48, 64), (64, 64), (96, 80), (128, 128), (192, 160), (256, 256))
@@ -177,12 +178,6 @@ def row_of(checkpoint: Checkpoint, kind: str, settings: SimulationSettings, *, k
         nrmse=nrmse(item.image.abs().cpu().numpy(), truth),
         verdict=next((kind for kind in ("fallback", "distrust", "remark") if kind in verdicts), "-"),
     )
-
-
-def nrmse(image: np.ndarray, truth: np.ndarray) -> float:
-    """With one least-squares factor."""
-    factor = float((image * truth).sum()) / max(float((image * image).sum()), 1e-30)
-    return float(np.linalg.norm(factor * image - truth) / np.linalg.norm(truth))
 
 
 def write_residuals(out: Path, rows: Sequence[Row], model_id: str) -> None:

@@ -13,9 +13,9 @@ from dpmrecon.physics.volume_maps import estimate_volume_maps
 from dpmrecon.recon.types import MappedSlice
 
 from .metrics import Moments, psnr, scan_factor, ssim, variance_and_error
-from .plan import Condition
+from .plan import CALIBRATION_LINES, Condition
 from .references import ReferenceSlice, standard_of_care
-from .undersampling import CALIBRATION_LINES, sampling_mask, undersampled, with_maps
+from .undersampling import sampling_mask, undersampled, with_maps
 
 
 class Undersampled:

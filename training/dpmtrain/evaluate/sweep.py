@@ -23,7 +23,6 @@ from .references import ReferenceSlice
 from .score_lines import ScoreLines
 from .scoring import Row, Undersampled
 from .tables import formatted, markdown, write_tables
-from .undersampling import CALIBRATION_LINES
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def sweep(
 
     groups = (
         (
-            [Undersampled(full, Condition("regular", R, CALIBRATION_LINES), device) for full in here[contrast]],
+            [Undersampled(full, Condition("regular", R), device) for full in here[contrast]],
             [method(each) for each in candidates[contrast, R]],
         )
         for contrast, R in places

@@ -11,27 +11,21 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from dpmrecon.api import load_model
 from dpmrecon.errors import DpmreconError
-from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.prior.kinds import settings_from
-from dpmrecon.recon.plan import sampling_of
-from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import Reconstruction
 from dpmrecon.tools.simulated_slice import swi_masks
 
 from ..files import writing
 from .baselines import bart_volume, tuned_weight
-from .methods import label_for
-from .references import CPU
+from .methods import by_card
+from .metrics import nrmse
 from .swi_cases import GRE_BLOCK, GRE_NOISE, PATTERNS, Case, gre_cases, in_map_phase, phantom, phantom_cases
-from .swi_figures import HEADS, NOTES, Found, Judge, PhaseRow, SwiRow, nrmse, phase_row, picture, told
+from .swi_figures import HEADS, NOTES, Found, Judge, PhaseRow, SwiRow, phase_row, picture, told
 from .tables import fields_of, markdown, write_tables
 
 WAVELET = "L1-wavelet 3D (BART)"
@@ -79,18 +73,14 @@ def images_of(
 
 def ours(case: Case, checkpoint: Checkpoint, changes: Changes, samples: int | None, said: str) -> list[Found]:
     """One sample's image and the mean of all, of which there may be one."""
-    label, options = label_for(checkpoint, "swi"), Options() if samples is None else Options(samples=samples)
-    R = case.mapped.data.acceleration
-    plan = sampling_of(options, checkpoint, CPU, label, R, volume=True, keep_samples=True)
-    plan = replace(plan, settings=settings_from({**vars(plan.settings), **changes}))
-    (item,) = sampled([case.mapped], checkpoint, label, plan)
-    assert isinstance(item, Reconstruction) and item.draws is not None
+    item = by_card(case.mapped, checkpoint, "swi", changes, samples=samples, keep_samples=True)
+    assert item.draws is not None
     if item.fallback:
         raise DpmreconError(f"the sampler's image is not used: {item.fallback}")
     seconds = item.seconds["sampling"]
     mean = f"dpmrecon{said}", in_map_phase(case.mapped, item.image), seconds
-    one = f"dpmrecon, 1 sample{said}", in_map_phase(case.mapped, item.draws[0]), seconds / plan.samples
-    return [one, mean] if plan.samples > 1 else [mean]
+    one = f"dpmrecon, 1 sample{said}", in_map_phase(case.mapped, item.draws[0]), seconds / len(item.draws)
+    return [one, mean] if len(item.draws) > 1 else [mean]
 
 
 def phantom_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:

@@ -9,7 +9,7 @@ from dpmrecon.tools.simulated_slice import SwiMasks
 from matplotlib.figure import Figure
 from scipy import ndimage
 
-from .metrics import Moments, high_band_energy, scan_factor
+from .metrics import high_band_energy, nrmse, on_scale
 from .swi_cases import NOISE, Case
 from .volumes import HEAD
 
@@ -139,11 +139,6 @@ class PhaseRow:
     seconds: float
 
 
-def nrmse(image: np.ndarray, truth: np.ndarray) -> float:
-    moments = Moments.of(image, truth, np.ones(truth.shape, bool))
-    return moments.nrmse(scan_factor([moments]))
-
-
 def widths(shape: tuple[int, ...]) -> tuple[int, int]:
     return round(LOW_PASS * shape[1]), round(LOW_PASS * shape[2])
 
@@ -182,7 +177,7 @@ class Judge:
             dark_phase(phase, self.filtered, self.masks.veins & self.head),
         )
         self.of_full = full = self.of_full or contrasts
-        scale = scan_factor([Moments.of(image, self.truth, np.ones(image.shape, bool))])
+        magnitude = on_scale(np.abs(image), self.magnitude)
         return SwiRow(
             self.case.name,
             method,
@@ -196,8 +191,8 @@ class Judge:
             phase_error(np.angle(image), np.angle(self.truth), self.weight),
             phase_error(phase, self.filtered, self.weight),
             *bleed_size(np.abs(image), self.masks.bleed, self.case.voxel_mm),
-            high_band_energy(scale * np.abs(image), self.magnitude, self.head, 1),
-            high_band_energy(scale * np.abs(image), self.magnitude, self.head, 2),
+            high_band_energy(magnitude, self.magnitude, self.head, 1),
+            high_band_energy(magnitude, self.magnitude, self.head, 2),
             seconds,
         )
 
@@ -206,10 +201,11 @@ class Judge:
         partition, row, col = (int(round(places.mean())) for places in self.masks.bleed.nonzero())
         first = min(max(partition - self.count // 2, 0), len(image) - self.count)
         near = (partition, slice(max(row - 48, 0), row + 32), slice(max(col - 16, 0), col + 72))
-        scale = scan_factor([Moments.of(image, self.truth, np.ones(image.shape, bool))])
+        magnitude = on_scale(np.abs(image), self.magnitude)
+        scale = magnitude.max() / np.abs(image).max()
         return {
             "projection of SWI": scale * self.minip(self.swi(image))[first],
-            "magnitude": scale * np.abs(image)[near],
+            "magnitude": magnitude[near],
             "filtered phase": filtered(image)[near],
         }
 

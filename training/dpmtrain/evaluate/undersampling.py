@@ -18,7 +18,6 @@ from dpmrecon.tools.simulated_sampling import Pattern
 
 MASKS = ("regular", "random", "poisson")
 LEAST_SHARE = 0.7  # of the lines that R leaves: a regular mask may lack corners, but no lines between
-CALIBRATION_LINES = 24  # as the shared scans have them, wherever none are asked for
 # 1D random rows are drawn with a probability that falls as (1 - |k| / k_max) to this power (Lustig et al., MRM 2007)
 DENSITY_POWER = 4
 
@@ -150,6 +149,13 @@ def undersampled(data: Slice, mask: torch.Tensor, acceleration: float, calibrati
         acceleration=acceleration,
         n_lines_got=n_lines,
         n_lines_needed=n_lines,
+    )
+
+
+def regular(data: Slice, acceleration: int, calibration_lines: int) -> Slice:
+    """Every `acceleration`-th line, and the calibration lines on top."""
+    return undersampled(
+        data, sampling_mask("regular", data.mask, acceleration, calibration_lines, 0), acceleration, calibration_lines
     )
 
 

@@ -23,7 +23,7 @@ from ..data.dataset import random_phase
 from ..data.images import axial, pixel_size
 from ..data.labelmaps import SEQUENCES, simulated_slices
 from .references import ReferenceSlice
-from .undersampling import sampling_mask, undersampled
+from .undersampling import regular
 
 N_COILS = 8
 # noise as a fraction of the scale: what the shared FLAIR and T1 scans have
@@ -111,8 +111,7 @@ def acquire(
 ) -> tuple[Slice, np.ndarray]:
     """A regularly undersampled multi-coil slice with random smooth phase; sigma is relative to the scale."""
     data, _, truth = _acquired(magnitude, sigma, int(generator.initial_seed()), generator)
-    mask = sampling_mask("regular", data.mask, acceleration, calibration_lines, 0)
-    return undersampled(data, mask, acceleration, calibration_lines), truth
+    return regular(data, acceleration, calibration_lines), truth
 
 
 def _acquired(

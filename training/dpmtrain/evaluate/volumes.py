@@ -30,7 +30,7 @@ from ..arguments import read_grid
 from ..files import writing
 from .baselines import SENSE_WEIGHTS, bart_volume, tuned_weight
 from .methods import label_for
-from .metrics import Moments, high_band_energy, neighbour_nrmse, scan_factor
+from .metrics import high_band_energy, neighbour_nrmse, nrmse, on_scale
 from .score_lines import ScoreLines
 from .tables import fields_of, markdown, write_tables
 from .validation_volumes import COARSE, VOLUMES, ReferenceVolume, validation_volume
@@ -103,12 +103,10 @@ class Case:
 
     def scored(self, image: torch.Tensor | np.ndarray) -> np.ndarray:
         """The magnitude, times its least-squares factor."""
-        found = np.abs(np.asarray(image)).astype(np.float32)
-        moments = Moments.of(found, self.truth, np.ones(self.truth.shape, bool))
-        return np.float32(scan_factor([moments])) * found
+        return on_scale(np.abs(np.asarray(image)).astype(np.float32), self.truth)
 
     def nrmse(self, image: torch.Tensor | np.ndarray) -> float:
-        return float(np.linalg.norm(self.scored(image) - self.truth) / np.linalg.norm(self.truth))
+        return nrmse(np.asarray(image), self.truth)
 
     def card_settings(self, checkpoint: Checkpoint) -> SamplerSettings:
         """What the card has for volumes of such a contrast."""

@@ -16,8 +16,9 @@ from dpmrecon.recon.types import MappedSlice, Reconstruction, Sampling
 from tqdm import tqdm
 
 from ..data.labelmaps import simulated_slices
+from ..evaluate.plan import CALIBRATION_LINES
 from ..evaluate.references import CPU
-from ..evaluate.undersampling import CALIBRATION_LINES, sampling_mask, undersampled, with_maps
+from ..evaluate.undersampling import sampling_mask, undersampled, with_maps
 from ..evaluate.validation import full_slice, subject_slices
 from .arms import Arm, Candidate, candidates, label_of
 
