@@ -68,12 +68,14 @@ def own_methods(
     return found
 
 
-def label_for(checkpoint: Checkpoint, contrast: str) -> str | None:
+def label_for(checkpoint: Checkpoint, contrast: str | None) -> str | None:
     """The contrast where the model has a label of it."""
     return contrast if contrast in checkpoint.model.labels else None
 
 
-def reconstructed(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, sampling: Sampling) -> Reconstruction:
+def reconstructed(
+    mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None, sampling: Sampling
+) -> Reconstruction:
     """A slice as the product makes it, of the label that the model has for the contrast."""
     (found,) = sampled([mapped], checkpoint, label_for(checkpoint, contrast), sampling)
     assert isinstance(found, Reconstruction)
