@@ -2,9 +2,13 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ..files import write_text, writing
+
+Kind = TypeVar("Kind", bound=Any)
 
 
 class ScoreLines:
@@ -37,6 +41,10 @@ class ScoreLines:
                 file.write(_line(text, value))
             self.values[text] = value
         return self.values[text]
+
+    def row(self, kind: type[Kind], key: dict, make: Callable[[], Kind]) -> Kind:
+        """The same of a dataclass."""
+        return kind(**self.get(key, lambda: asdict(make())))
 
     def __contains__(self, key: dict) -> bool:
         return _text(key) in self.values
