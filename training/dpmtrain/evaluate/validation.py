@@ -114,15 +114,20 @@ def acquire(
     return regular(data, acceleration, calibration_lines), truth
 
 
+def unit_maps(rows: int, cols: int) -> torch.Tensor:
+    """(N_COILS, rows, cols) complex64 over 230 mm, the sum of |s|^2 is 1."""
+    down, along = np.meshgrid(np.linspace(-115, 115, rows), np.linspace(-115, 115, cols), indexing="ij")
+    maps = torch.from_numpy(coil_maps(np.stack([along, down, 0 * down], -1).astype(np.float32), N_COILS))
+    return maps / maps.abs().square().sum(0).sqrt()
+
+
 def _acquired(
     magnitude: torch.Tensor, sigma: float, number: int, generator: torch.Generator
 ) -> tuple[Slice, torch.Tensor, np.ndarray]:
     """(fully sampled slice, coil images without noise, truth)."""
     rows, cols = magnitude.shape
     image = magnitude / image_scale(magnitude) * random_phase(magnitude.shape, 1.0, generator)
-    down, along = np.meshgrid(np.linspace(-115, 115, rows), np.linspace(-115, 115, cols), indexing="ij")
-    maps = torch.from_numpy(coil_maps(np.stack([along, down, 0 * down], -1).astype(np.float32), N_COILS))
-    coil_images = maps / maps.abs().square().sum(0).sqrt() * image
+    coil_images = unit_maps(rows, cols) * image
     kspace = to_kspace(coil_images) + sigma * complex_noise((N_COILS, rows, cols), generator)
     data = Slice(
         key=SliceKey(number),

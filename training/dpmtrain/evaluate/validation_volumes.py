@@ -102,6 +102,22 @@ def _points(contrast: str, shape: tuple[int, ...], voxel: tuple[float, ...]) -> 
     return np.stack(points, -1).astype(np.float32)
 
 
+def calibration_block(shape: tuple[int, ...], size: int) -> tuple[slice, slice]:
+    """Around the centre of k-space along partitions and rows."""
+    first, second = (slice(max(side // 2 - size // 2, 0), side // 2 - size // 2 + size) for side in shape[:2])
+    return first, second
+
+
+def two_by_two(shape: tuple[int, ...], block: tuple[slice, slice]) -> torch.Tensor:
+    """(partitions, rows) float32, 1 where acquired: every other line of every other row, shifted by one partition from
+    row to row, and the block."""
+    lines = torch.zeros(shape[:2])
+    for row in range(shape[1] // 2 % 2, shape[1], 2):
+        lines[(shape[0] // 2 + row // 2) % 2 :: 2, row] = 1
+    lines[block] = 1
+    return lines
+
+
 def _acquired(
     contrast: str,
     magnitude: torch.Tensor,
@@ -116,13 +132,8 @@ def _acquired(
     maps /= torch.linalg.vector_norm(maps, dim=0)
     phase = torch.from_numpy(1.2 * smooth_field(shape, 4, rng))
     image = magnitude * torch.polar(torch.ones(shape), phase)
-    lines = torch.zeros(shape[:2])
-    for row in range(shape[1] // 2 % 2, shape[1], 2):
-        lines[(shape[0] // 2 + row // 2) % 2 :: 2, row] = 1
-    block = tuple(slice(max(size // 2 - BLOCK // 2, 0), size // 2 + BLOCK // 2) for size in shape[:2])
-    lines[block] = 1
-    if full:
-        lines[:] = 1
+    block = calibration_block(shape, BLOCK)
+    lines = torch.ones(shape[:2]) if full else two_by_two(shape, block)
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     mask = lines[..., None].expand(shape)
     kspace = torch.stack(
