@@ -13,6 +13,7 @@ from pydicom import dcmread
 pytest.importorskip("statsmodels", reason="statsmodels is not installed: pip install -e .[study]")
 
 from dpmtrain.study import check, power, statistics  # noqa: E402
+from dpmtrain.study.leaks import right_guesses  # noqa: E402
 from dpmtrain.study.made_up import write_sources  # noqa: E402
 from dpmtrain.study.scores import write_scores  # noqa: E402
 
@@ -84,14 +85,34 @@ def test_sets_hold_the_images_and_nothing_that_tells_the_arm(made):
             np.testing.assert_array_equal(stored, again)
 
 
-def test_a_classifier_knows_the_sources_and_guesses_the_sets(tmp_path, monkeypatch):
+def test_a_classifier_knows_the_sources(tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install -e .[study]")
-    monkeypatch.setattr("dpmtrain.study.leaks.N_SHUFFLES", 10)
-    monkeypatch.setattr("dpmtrain.study.make.secrets.token_hex", lambda: "salt")  # one outcome of 16 guesses, not any
-    rows = check.blinded(tmp_path, 8)[2:]
-    shares = [int(row.split("|")[2].split()[0]) for row in rows]
-    assert shares[0] == 100
-    assert 15 <= shares[1] <= 85  # of 16 guesses; p = .002 at either end
+    sources = check.Sets.sources(tmp_path, 4, (3, 15, 12))
+    assert right_guesses(sources.folders, sources.subjects, sources.arms) == 8
+
+
+@pytest.mark.parametrize("leak", [False, True])
+def test_a_classifier_guesses_the_sets_of_many_studies(leak, tmp_path, monkeypatch):
+    """Each of them has a salt and a seed of its own. It tells all where a header does."""
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install -e .[study]")
+    salts = (f"salt {number}" for number in range(6))
+    monkeypatch.setattr("dpmtrain.study.make.secrets.token_hex", lambda: next(salts))
+
+    def leaking(sources, folder, seed):
+        sets = blinded(sources, folder, seed)
+        for place, arm in zip(sets.folders, sets.arms):
+            for path in place.rglob("*.dcm"):
+                file = dcmread(path)
+                file.StudyDate = "20260105" if arm == "standard" else "20260301"
+                file.save_as(path)
+        return sets
+
+    blinded = check.Sets.blinded
+    if leak:
+        monkeypatch.setattr(check.Sets, "blinded", leaking)
+    right, count, p = check.pooled(tmp_path, 2 if leak else 6, 6)
+    assert count == (24 if leak else 72)
+    assert (p < 1e-6 and right == count) if leak else (p > 0.01 and right > 20)
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,18 @@ scores that were drawn to given means and classes of kappa, and whether a classi
 
 import argparse
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from dpmrecon.errors import BadInputError
+from scipy.stats import binomtest
 from tqdm import tqdm
 
-from ..files import writing
+from ..files import write_text
 from .analyse import analyse
 from .design import Design, Key
-from .leaks import accuracy
+from .leaks import accuracy, right_guesses
 from .made_up import write_sources
 from .make import make
 from .questions import ARMS, QUESTIONS
@@ -39,6 +41,7 @@ TARGETS: Targets = {
     "overall": (4.0, 3.9, "moderate"),
 }
 DRAWS = 2000
+N_STUDIES = 10
 
 
 def simulated(folder: Path, n_subjects: int, n_repeats: int, effect: float, seed: int) -> Readings:
@@ -130,24 +133,62 @@ def reproduced(targets: Targets) -> list[str]:
     return [*head, *rows]
 
 
+@dataclass(frozen=True)
+class Sets:
+    """The folders of a study's sets, with subject and arm of each."""
+
+    folders: list[Path]
+    subjects: list[str]
+    arms: list[str]
+
+    @classmethod
+    def sources(cls, folder: Path, n_subjects: int, shape: tuple[int, int, int]) -> "Sets":
+        """Made-up files as two makers would write them."""
+        subjects = [f"subject{n:02d}" for n in range(n_subjects)]
+        write_sources(folder, subjects, ("flair", "t2"), shape)
+        places = [(subject, arm) for subject in subjects for arm in ARMS]
+        return cls([folder / arm / subject for subject, arm in places], *map(list, zip(*places)))
+
+    @classmethod
+    def blinded(cls, sources: Path, folder: Path, seed: str) -> "Sets":
+        """A study of them, with a seed and a salt of its own."""
+        key_file = folder / "key.json"
+        make(
+            argparse.Namespace(
+                standard=sources / ARMS[0], accelerated=sources / ARMS[1], out=folder / "study", key=key_file,
+                seed=seed, readers=2, repeats=0, margin=MARGIN, deviation=0.7, expected=0.0,
+            )
+        )  # fmt: skip
+        sets = Key.read(key_file)[0].design.sets
+        folders = [folder / "study" / "dicom" / f"set{number:03d}" for number in sets]
+        return cls(folders, [one.subject for one in sets.values()], [one.arm for one in sets.values()])
+
+
 def blinded(folder: Path, n_subjects: int) -> list[str]:
     """A classifier on the source files and on the blinded sets."""
-    subjects = [f"subject{n:02d}" for n in range(n_subjects)]
-    write_sources(folder, subjects, ("flair", "t2"), (3, 32, 30))
-    sources = [folder / arm / subject for subject in subjects for arm in ARMS]
-    told = {"source files": accuracy(sources, np.repeat(subjects, 2).tolist(), list(ARMS) * n_subjects)}
-    out, key_file = folder / "study", folder / "key.json"
-    make(
-        argparse.Namespace(
-            standard=folder / ARMS[0], accelerated=folder / ARMS[1], out=out, key=key_file, seed="a", readers=2,
-            repeats=0, margin=MARGIN, deviation=0.7, expected=0.0,
-        )
-    )  # fmt: skip
-    sets = Key.read(key_file)[0].design.sets
-    found = [out / "dicom" / f"set{number:03d}" for number in sets]
-    told["blinded sets"] = accuracy(found, [one.subject for one in sets.values()], [one.arm for one in sets.values()])
-    rows = [f"| {name} | {100 * share:.0f} % | {p:.3f} |" for name, (share, p) in told.items()]
+    sources = Sets.sources(folder, n_subjects, (3, 32, 30))
+    told = {"source files": sources, "blinded sets": Sets.blinded(folder, folder, "a")}
+    rows = []
+    for name, sets in told.items():
+        share, p = accuracy(sets.folders, sets.subjects, sets.arms)
+        rows.append(f"| {name} | {100 * share:.0f} % | {p:.3f} |")
     return [f"| {2 * n_subjects} sets | arm told | p |", "|---|---|---|", *rows]
+
+
+def pooled(folder: Path, n_studies: int, n_subjects: int) -> tuple[int, int, float]:
+    """(right guesses, all guesses, p of as many by chance) over small studies, each with a seed and a salt of its own.
+
+    One study alone may be lucky; a leak shows in all of them.
+    """
+    Sets.sources(folder, n_subjects, (3, 15, 12))
+    right = 0
+    for number in range(n_studies):
+        own = folder / f"study{number}"
+        own.mkdir()
+        sets = Sets.blinded(folder, own, str(number))
+        right += right_guesses(sets.folders, sets.subjects, sets.arms, number)
+    count = 2 * n_subjects * n_studies
+    return right, count, float(binomtest(right, count, alternative="greater").pvalue)
 
 
 def main() -> None:
@@ -163,8 +204,11 @@ def main() -> None:
         analyse(sorted(folder.glob("*.csv")), folder / "key.json", args.out / "simulated", None)
         text += ["", "## Scores drawn to means and classes of kappa", "", *reproduced(TARGETS)]
         text += ["", "## Are the arms told by anything but the images?", "", *blinded(folder / "sources", N_SUBJECTS)]
-    with writing(args.out / "table.md"):
-        (args.out / "table.md").write_text("\n".join(text) + "\n")
+        (folder / "pooled").mkdir()
+        right, count, p = pooled(folder / "pooled", N_STUDIES, 8)
+        told = f"{right} of {count} arms are told (p = {p:.3f})"
+        text += ["", f"In {N_STUDIES} small studies, each with a seed and a salt of its own, {told}."]
+    write_text(args.out / "table.md", "\n".join(text) + "\n")
     print("\n".join(text))
 
 

@@ -19,8 +19,25 @@ def accuracy(
 ) -> tuple[float, float]:
     """The share of sets whose arm a classifier tells that has not seen their subject, and p: how often it does as well
     with arms swapped by chance. folders: one for each set."""
+    from sklearn.model_selection import permutation_test_score
+
+    share, _, p = permutation_test_score(
+        **_problem(folders, subjects, arms, seed), n_permutations=N_SHUFFLES, random_state=seed, scoring="accuracy"
+    )
+    return float(share), float(p)
+
+
+def right_guesses(folders: Sequence[Path], subjects: Sequence[str], arms: Sequence[str], seed: int = 0) -> int:
+    """How many sets' arms such a classifier tells."""
+    from sklearn.model_selection import cross_val_predict
+
+    return int((cross_val_predict(**_problem(folders, subjects, arms, seed)) == np.array(arms)).sum())
+
+
+def _problem(folders: Sequence[Path], subjects: Sequence[str], arms: Sequence[str], seed: int) -> dict[str, Any]:
+    """A classifier, what it sees, and folds that keep a subject's sets together."""
     from sklearn.ensemble import ExtraTreesClassifier
-    from sklearn.model_selection import GroupKFold, permutation_test_score
+    from sklearn.model_selection import GroupKFold
     from sklearn.preprocessing import OrdinalEncoder
 
     told = [features(folder) for folder in folders]
@@ -28,12 +45,13 @@ def accuracy(
     values = [[str(one.get(name, "")) for name in names] for one in told]
     numbers = np.array([[_number(text) for text in row] for row in values])
     codes = OrdinalEncoder().fit_transform(np.array(values, dtype=object))
-    share, _, p = permutation_test_score(
-        ExtraTreesClassifier(50, random_state=seed), np.hstack([numbers, codes]), np.array(arms),
-        n_permutations=N_SHUFFLES, groups=np.array(subjects),
-        cv=GroupKFold(min(5, len(set(subjects)))), random_state=seed, scoring="accuracy",
-    )  # fmt: skip
-    return float(share), float(p)
+    return {
+        "estimator": ExtraTreesClassifier(50, random_state=seed),
+        "X": np.hstack([numbers, codes]),
+        "y": np.array(arms),
+        "groups": np.array(subjects),
+        "cv": GroupKFold(min(5, len(set(subjects)))),
+    }
 
 
 def features(folder: Path) -> dict[str, Any]:
