@@ -32,7 +32,7 @@ from .study import Study, reproducible_uid
 
 LARGEST_STORED = 65535
 REFORMATTED = 50  # is added to the number of a series that is reformatted
-STRAIGHT = 5.0  # degrees between the axes of a volume and the patient's that nobody is told of
+STRAIGHT = 5.0  # degrees that a volume may be turned by without a word
 FINENESS = 1000
 LONGEST_TEXT = 1024  # bytes of a comment or description
 SMALL_WINDOW = 100
@@ -49,10 +49,10 @@ SUFFIXES = {
     "SWI": "_SWI",
     "MinIP": "_MNIP",
 }
-# DataRole -> ImageType's third value and what follows it, as readers of vendors' series look for them
+# DataRole -> ImageType's third value and what follows it
 TYPES = {"Phase": ("P",), "FilteredPhase": ("P", "SWI"), "SWI": ("M", "SWI"), "MinIP": ("MNIP", "SWI")}
 FALLBACK_TAG = "CGSENSE_FALLBACK"
-# parts of MRD sequence_type -> DICOM's ScanningSequence; what is not known is RM, research mode
+# parts of MRD sequence_type -> ScanningSequence; what is not known is RM
 _SEQUENCES = ((r"epi", "EP"), (r"flash|gre|gradient|spgr|mprage", "GR"), (r"tse|fse|rare|haste|spin", "SE"))
 
 
@@ -303,7 +303,7 @@ def _common(header: Header, study: Study, *, anonymize: bool) -> Any:
     file.SpecificCharacterSet = "ISO_IR 192"
 
     file.PatientName = _name(getattr(subject, "patientName", None))
-    # archives file by these two: where there are none, the scan's checksum keeps scans apart
+    # archives file by these two, or else by the scan's checksum
     file.PatientID = _text(getattr(subject, "patientID", None), 64) or f"SCAN-{study.fallback_id}"
     file.PatientBirthDate = _date(getattr(subject, "patientBirthdate", None))
     sex = str(getattr(subject, "patientGender", None) or "").upper()

@@ -42,12 +42,12 @@ from ..physics.fourier import to_kspace, without_oversampling
 from ..physics.noise import estimated_sigma, estimated_volume_sigma
 from .wire import ReconBit, ReconBuffer
 
-# An image along the readout is wider than its k-space at least this many times, noise taken off; k-space is narrower
+# Along the readout an image is so many times wider than its k-space
 IMAGE_WIDTH = 2.0
 # Noise is what the quietest samples hold: those below this quantile
 QUIET = 0.1
 
-# The last calibration (n_coils, partitions_cal, rows_cal, cols) of each slice number, for what brings none of its own
+# The last calibration of each slice number, (n_coils, partitions_cal, rows_cal, cols)
 Kept = dict[int, torch.Tensor]
 # Headers of lines by their place
 Heads = dict[tuple[int, ...], ismrmrd.AcquisitionHeader]
@@ -184,7 +184,7 @@ def _slice(
         kspace=kspace,
         mask=mask,
         calibration=found,
-        # noise adjustment leaves a level that depends on the receiver's bandwidth: it is measured, not assumed
+        # measured: what noise adjustment leaves depends on the receiver's bandwidth
         sigma_n=sigma_n,
         noise_source=ESTIMATED,
         acceleration=float(factor),
@@ -296,7 +296,7 @@ def _check_chain(bit: ReconBit, headers: Heads, header: Header, epi: bool) -> No
             f"{n_lines} lines came, {len(misplaced)} of them not at the row of their own header, where {rows} rows in "
             "order are needed: use BucketToBufferGadget right before GenericReconCartesianReferencePrepGadget"
         )
-    # the ghost correction takes phase-correction lines out and clears the flag of the reversed lines it has turned
+    # the ghost correction has taken out phase-correction lines and turned the reversed ones
     if any(int(head.flags) & GHOST_CORRECTION for head in headers.values()):
         raise BadInputError(
             "phase-correction or reversed lines came, whose ghosts nobody has corrected: the chain lacks "

@@ -171,7 +171,7 @@ class _Collector:
         else:
             self._add_to(self.open.setdefault(key, Record()), line, flags)
         record = self.open.get(key)
-        # a block of calibration lines may end with that flag too: its slice is still to come
+        # a block of calibration lines may end so too; its slice comes later
         if not flags & LAST_IN_SLICE or record is None or not record.has_image:
             return None
         if self.combine_averages and (self.last_average is None or line.idx.average < self.last_average):
@@ -291,7 +291,7 @@ class _Collector:
         place, again = next(iter(record.places), None), key in self.came
         before = self.came.setdefault(key, place)
         if again and self.combine_averages:
-            # a stream tells its averages by its header alone: two images of one slice would look like two slices
+            # a stream's header alone tells two averages from two slices
             announced = (self.last_average or 0) + 1
             yield LostSlice(key, f"more averages came than the header announces ({announced}), its image lacks them")
         elif again and place is not None and before is not None and not same_place(place, before):

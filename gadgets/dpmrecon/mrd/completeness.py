@@ -17,11 +17,11 @@ from .header import Header, Limits
 FEWEST_CALIBRATION_LINES = 8
 # A regular pattern explains at least this share of the lines outside the calibration
 REGULAR_SHARE = 0.7
-# Lines beside the announced centre that may hold the largest energy, and how much larger a peak elsewhere has to be
+# Lines from the announced centre to the peak; how much larger another peak is
 NEAR, STEEP = 6, 4.0
 # A neighbour of the k-space centre has at least this share of its energy
 ALONE = 0.05
-# Limits that announce more slices, repetitions and so on than this together are no limits
+# Limits that announce more images than this are no limits
 MOST_SLICES = 100_000
 # Fewer lines outside the centre show no regular pattern
 FEWEST_PATTERN_LINES = 4

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import BadInputError
 from .header import Header, is_epi
 
-# counters that slices are kept apart by, and MRD's names for what may carry the weighting
+# counters that may carry the weighting, and MRD's names of them
 COUNTERS = ("average", "contrast", "phase", "repetition", "set")
 STAND_INS = ("contrast", "set", "phase", "repetition")  # in the order in which they are tried
 

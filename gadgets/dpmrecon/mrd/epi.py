@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from ..physics.epi import Ghost, Trapezoid
 
 IDENTIFIER = "ConventionalEPI"
-# Amplitude of the ghost over the signal's that is left, from which on it is said
+# Amplitude of the ghost that is left, over the signal's, that is told
 LARGE_GHOST = 0.02
-# Samples that are a little farther apart than the field of view allows leave the head alone
+# Samples a little too far apart leave the head alone
 FARTHEST = 1.02
-# Columns of k-space between echoes of the two directions: gradient delays leave less than this
+# Columns of k-space between echoes of both directions: gradient delays leave less
 LATE_ECHO = 3.0
 # A readout may end this many dwell times after its gradient, by rounding
 LATE = 1.0
@@ -213,7 +213,7 @@ class Navigators:
 
         if self._ghost is None:
             fitting = [(backwards, data) for backwards, data in self.lines if data.shape == shape]
-            # of an even train one is left out, so that the phase that grows with time cancels
+            # of an even train one is left out: phase grows with time
             fitting = fitting[:-1] if len(fitting) > 2 and len(fitting) % 2 == 0 else fitting
             directions = []
             for backwards in (False, True):

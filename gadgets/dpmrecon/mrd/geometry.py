@@ -32,7 +32,7 @@ from ..errors import BadInputError
 if TYPE_CHECKING:
     import ismrmrd
 
-# Directions in a header are float32 and may be rounded to four digits or so
+# Directions in a header are float32, of four digits or so
 _TOLERANCE = 1e-3
 
 
@@ -115,7 +115,7 @@ class Grid:
         return Grid(first, directions, (spacing[0], spacing[1], spacing[2])), pixels[tuple(turned)]
 
 
-# How readers look at slices: the patient's axis (x left, y back, z head) and sign of slices, rows and columns
+# Patient axis (x left, y back, z head) and sign of slices, rows, columns
 ORIENTATIONS = {
     "axial": ((2, 1), (1, 1), (0, 1)),
     "coronal": ((1, 1), (2, -1), (0, 1)),

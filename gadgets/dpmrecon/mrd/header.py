@@ -16,7 +16,7 @@ from ..errors import BadInputError, UnsupportedScanError, first_line
 Header: TypeAlias = ismrmrd.xsd.ismrmrdHeader
 
 SMALLEST_VIEW_MM = 5.0  # a smaller field of view is one in metres
-COARSER = 0.9  # share of the pixels that are encoded, from which on images have less resolution than the data
+COARSER = 0.9  # share of the pixels that data must fill for full resolution
 ROUNDING = 1e-3  # that a whole number of a header may be off
 
 
@@ -139,7 +139,7 @@ def _check_numbers(header: Header) -> None:
                         f"the scan's header gives {space}.{part}.{axis} as {value}; a positive number is needed"
                     )
             assert element is not None
-            # a 2D scan's z is of no use but as slice thickness, and some writers leave it out
+            # a 2D scan's z is slice thickness alone, and may be left out
             z = _number(element, "z", whole=part == "matrixSize")
             if z is None:
                 element.z = 1 if part == "matrixSize" else 0.0
@@ -297,7 +297,7 @@ def encoded_grid(header: Header) -> tuple[int, int]:
     encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
     cols = min(encoded.matrixSize.x, round(encoded.matrixSize.x * recon.fieldOfView_mm.x / encoded.fieldOfView_mm.x))
     if cols == encoded.matrixSize.x == 2 * recon.matrixSize.x:
-        # no scanner throws half of the resolution away: the encoded FOV was written without its oversampling
+        # the encoded FOV was written without its oversampling
         cols = recon.matrixSize.x
     return encoded.matrixSize.y, cols
 

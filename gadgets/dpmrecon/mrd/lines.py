@@ -96,7 +96,7 @@ class Layout:
         """backwards: the line's samples are to be turned."""
         n_samples, center = line.number_of_samples, line.center_sample
         first, end = line.discard_pre, n_samples - line.discard_post
-        if center == 0 and n_samples > 1:  # a readout that starts in the centre is not Cartesian: it was not filled in
+        if center == 0 and n_samples > 1:  # a readout that starts in the centre is not Cartesian
             center = n_samples // 2
         elif backwards:
             center, first, end = n_samples - 1 - center, n_samples - end, n_samples - first
@@ -235,7 +235,7 @@ class Lines:
         if not len(held):
             raise LostError(f"its lines hold nothing between discard_pre and discard_post ({layout})")
         first, end = layout.first + int(held[0]), layout.first + int(held[-1]) + 1
-        # a centre that is one sample off costs a linear phase along the readout, which coil maps and image share
+        # a centre that is one sample off costs a phase that all share
         low = min(max(first - layout.center, -(grid // 2)), grid - grid // 2 - (end - first))
         return Echo(first, end, low)
 

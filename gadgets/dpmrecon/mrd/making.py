@@ -23,7 +23,7 @@ from .settling import Settled, Settler
 if TYPE_CHECKING:
     import torch
 
-# A noise measurement that is louder than the quietest part of k-space by more than this is not this scan's
+# A noise measurement so much louder than quiet k-space is another scan's
 TOO_LOUD = 1.5
 
 

@@ -102,8 +102,7 @@ def _whitener(lines: list[tuple[float, np.ndarray]], dwell: float, grid: int, co
     else:
         samples = [np.complex64(math.sqrt(_ratio(own, dwell))) * data for own, data in lines]
     matrix = whitening(samples, ratio)
-    # Measured on what the image lines go through too: the receiver's filter leaves the kept columns more noise than
-    # the white noise of all columns would
+    # Measured on what image lines pass too: filters leave the kept columns more noise
     energy, count = 0.0, 0
     for n_samples in {noise.shape[1] for noise in samples}:
         data = torch.from_numpy(np.stack([noise for noise in samples if noise.shape[1] == n_samples]))

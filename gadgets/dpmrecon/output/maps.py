@@ -25,7 +25,7 @@ TRACE, ADC, EXPONENTIAL = 4, 5, 11  # series index: image_4 and so on in images.
 ADC_SLOPE = 1e-6  # mm^2/s for one unit where ADC is a whole number
 EXPONENTIAL_SLOPE = 1e-4  # for one unit where the exponential map is one
 ADC_WINDOW = 2.5e-3  # mm^2/s: from 0 to that of half free water, half tissue
-# ADC is 0 where the image of the lowest b is below this share of its 99th percentile: a ratio of noise says nothing
+# ADC is 0 below this share of the lowest b's 99th percentile
 AIR = 0.05
 UNEVEN = 0.05  # of the mean of g g^T, whose diagonal is 1/3
 

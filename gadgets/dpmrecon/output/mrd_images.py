@@ -23,7 +23,7 @@ RESEARCH = "RESEARCH: not for diagnostic use"
 RECONSTRUCTION, SPREAD, PHASE, COMPLEX = 1, 2, 6, 7
 # The 99th percentile of a series' first slice: fine enough in whole numbers; other slices may be 30 times as bright
 BRIGHT = 1000.0
-# of phase in radians: the scale of its DICOM, and a window's centre and width that show all of a turn
+# of phase in radians: scale, and a window that shows a whole turn
 MRAD = {"GADGETRON_ScaleRatio": "1", "RescaleSlope": "1000", "RescaleIntercept": "0", "RescaleType": "mrad"}
 TURN = (0, 7)
 THICKNESS = "dpmrecon_thickness_mm"  # in an image's meta: of its slices, where it is not their distance

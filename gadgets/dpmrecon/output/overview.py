@@ -20,7 +20,7 @@ from .swi import SWI
 from .weighting import B_VALUE
 from .writers import telling
 
-# what is shown of a contrast: series and name; of others, and where these are not there, the reconstruction
+# what is shown of a contrast, series and name; else the reconstruction
 KINDS = {"dwi": ((TRACE, "trace"), (ADC, "ADC")), "swi": ((SWI, "SWI"),)}
 ORDER = ("dwi", "swi", "flair", "t1", "t2")  # of the columns; what is not known comes last
 PIXELS = 384  # of a picture's longer side

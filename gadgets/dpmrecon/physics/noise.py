@@ -11,9 +11,9 @@ import torch
 from .covariance import noise_covariance
 from .fourier import to_image
 
-# Columns whose variance is averaged for the noise level: this share of them, the quietest
+# Share of the columns, the quietest, that the noise level is of
 QUIET_SHARE = 0.1
-# Smallest noise level, as a share of the samples' root mean square: scanners are noisier by far
+# Smallest noise level over the samples' root mean square: scanners have far more
 FLOOR = 1e-4
 
 
@@ -57,7 +57,7 @@ def _level(lines: torch.Tensor, inner: torch.Tensor, columns: torch.Tensor) -> t
     lines, inner: (n_coils, n_lines, cols), outermost first; columns: those that hold data.
     """
     cols = lines.shape[2]
-    # the window keeps the head's edges, and those of a cut echo, from leaking into the quiet columns
+    # the window keeps edges from leaking into the quiet columns
     window = torch.zeros(cols)
     window[columns] = torch.hann_window(len(columns) + 2, periodic=False)[1:-1]
     quiet = _column_variance(inner, window).argsort()[: max(1, round(QUIET_SHARE * cols))]

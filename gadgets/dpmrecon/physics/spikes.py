@@ -20,7 +20,7 @@ LARGEST = 9.0
 SHARED = 3.0
 # It has to be that large itself; where no sample is, nothing is predicted
 WORTH_A_LOOK = 6.0
-CLIP = 6.0  # of a sample in units of its neighbours, so that a spike spoils neither weights nor predictions
+CLIP = 6.0  # of a sample over its neighbours: a spike spoils nothing else
 FITTED = 2**13  # samples that the weights are fitted to
 ROUNDS = 8  # of search; each finds one spike a line and coil
 REFINED = 3  # times that the size of spikes is told again from data without them

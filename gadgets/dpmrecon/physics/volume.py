@@ -35,8 +35,8 @@ class VolumeModel(ForwardModel):
     the same columns in every line.
     """
 
-    cg_steps: ClassVar[int] = 4  # twice, the second time from the first image on: every position along the readout is
-    # a small problem, which converges early
+    cg_steps: ClassVar[int] = 4  # twice, the second time from the first image on
+    # each position along the readout is a small problem, which converges early
 
     @cached_property
     def lines(self) -> torch.Tensor:
@@ -177,7 +177,7 @@ class VolumeModel(ForwardModel):
         """Hybrid lines (cols, partitions, rows) as the part of the readout that was acquired alone makes them."""
         if self.columns is None:
             return lines
-        # the image along cols has its origin in the middle: a phase of the k-space, which commutes with the mask
+        # along cols the origin is in the middle: a phase of k-space
         return torch.fft.ifft(torch.fft.fft(lines, dim=0) * self.columns, dim=0)
 
     def _positions(self) -> Iterator[slice]:

@@ -52,7 +52,7 @@ def save_checkpoint(path: Path, model: torch.nn.Module, card: dict) -> None:
     and package version are filled in here.
     """
     count = sum(p.numel() for p in model.parameters())
-    # above 4 M parameters float32 would break the 16 MB that a shipped file may have
+    # above 4 M parameters float32 would break a shipped file's 16 MB
     dtype = torch.float16 if count > 4_000_000 else torch.float32
     if card.get("kind") == LATENT:
         dtype = torch.bfloat16

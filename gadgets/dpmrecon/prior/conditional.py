@@ -17,7 +17,7 @@ from torch import nn
 from .denoiser import one_hot, uncounted
 from .unet import UNet
 
-RESIDUAL = 0.1  # std per real channel of image less conventional image, of the scale: about R = 6
+RESIDUAL = 0.1  # standard deviation of image less conventional image over the scale, at R = 6
 SIGMA_DATA = 0.25  # of the conventional image, as in the denoiser
 
 

@@ -14,7 +14,7 @@ from .types import DISTRUSTED, MappedSlice, Reconstruction
 # Chosen from training/reports/residuals, which `dpmtrain residuals` measured on simulated scans. A residual is compared
 # with what is expected of a sound scan; from this many times as much on, an image is said to contradict its data
 REMARKED = 1.3
-# and from this on it is not used where CG-SENSE's is smaller, and not to be trusted where that is as large
+# from this on CG-SENSE's is used if smaller, else none is trusted
 LARGEST_RESIDUAL = 3.0
 # Share of the data, as root mean square, that the coil maps of a sound scan fail to explain at most; more in proportion
 # where the matrix has fewer lines or columns than this, for which the kernel of the maps is long

@@ -20,7 +20,7 @@ from .types import MappedSlice
 ROUNDS = 4
 # of the joint image over CG-SENSE's own: the smaller, the faster phases move
 FILL_WEIGHT = 0.03
-# undersampling of a shot over the coils, from which on low SNR may leave phases wrong
+# a shot's undersampling over the coils from which on phases may be wrong
 SAFE_FOLD = 0.4
 UNSAFE = (
     "each of its {n_shots} shots has a phase of its own and is undersampled {fold:g} times, with {n_coils} coils: at "

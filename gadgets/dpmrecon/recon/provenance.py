@@ -10,7 +10,7 @@ from ..prior.kinds import Settings
 from ..version import __version__
 from .types import Sampling
 
-# what makes the UIDs of DICOM files: other words for the same images must not make other UIDs
+# what makes DICOM's UIDs: other words for the same images change none
 DECIDING = ("package_version", "model_id", "contrast", "sampler", "settings", "samples", "seed", "combine_averages")
 
 

@@ -11,7 +11,7 @@ from .deadline import Deadline
 from .sample import DEVICE_ERRORS, Progress, draw, fall_back, sample_group
 from .types import MappedSlice, MappedVolume, Reconstruction, Sampling
 
-# applications of the normal operator that the CG-SENSE image of a volume takes, see `volume_scale`
+# applications of the normal operator for a volume's CG-SENSE image, see `volume_scale`
 CG_SENSE_STEPS = 2 * (VolumeModel.cg_steps + 2)
 
 

@@ -40,7 +40,7 @@ def with_volume_maps(data: Volume, device: torch.device, crop: float = CROP) -> 
     n_coils = len(data.kspace)
     data = with_calibration_as_data(despiked_volume(data))
     assert data.calibration is not None
-    # of its own: the block may be a view of the k-space, which is used up, and hold all of it
+    # a copy: a view would keep the k-space, which is used up
     data = compressed_volume(replace(data, calibration=central(data.calibration).clone()))
     assert data.calibration is not None
     partitions, rows, cols = data.mask.shape

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import BadInputError, first_line
 
-# series of images.h5 that are shown, in this order; complex images are left out, their phase has a series of its own
+# series of images.h5 that are shown, in this order, none of them complex
 KINDS = {
     1: "reconstruction",
     3: "CG-SENSE",

@@ -8,9 +8,9 @@ import numpy as np
 
 from .phantom import TISSUES, Phantom, SmoothNoise, tissue_diffusion
 
-# along and across the fibres of white matter, 1e-3 mm^2/s: their mean is that of the tissue
+# along and across white matter's fibres, 1e-3 mm^2/s; the mean is the tissue's
 ALONG, ACROSS = 1.25, 0.50
-# points within a cell of unit edges around 0, for the part of it that an embolus fills
+# points within a cell around 0, for an embolus that fills a part
 _WITHIN = np.array(list(itertools.product((np.arange(6) + 0.5) / 6 - 0.5, repeat=3)))
 _BRAIN = ("white", "grey", "deep_grey", "gliosis")
 

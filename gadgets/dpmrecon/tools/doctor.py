@@ -30,7 +30,7 @@ from .diagnosis import REFUSED, SUPPORTED, Diagnosis
 
 ENOUGH_CALIBRATION = 16  # lines; fewer give coil maps that explain the data less well
 COILS_PER_R = 1.5  # fewer coils for each fold leave CG-SENSE, and the prior, little to go on
-FAINT_DB = 10.0  # of the loudest channel there over its noise, below which a scan is very noisy
+FAINT_DB = 10.0  # of the loudest channel over its noise: below, a scan is very noisy
 WIDE, HIGH = 64, 20  # characters of a drawn pattern
 
 

@@ -51,7 +51,7 @@ _VOLUME: dict[str, Any] = {
     "calibration_lines": 16,
     "noise": 0.003,
 }
-# rotations are of the slices, about x, then y, then z; no matrix, pixel or position is symmetric
+# rotations of the slices about x, y, z; nothing is symmetric
 ORIENTATIONS: dict[str, dict[str, Any]] = {
     "axial oblique": {"rotation_deg": (18.0, -9.0, 12.0), "position_mm": (7.0, -5.0, 9.0)},
     "axial swapped phase": {

@@ -28,7 +28,7 @@ from .simulated_slice import (
 )
 
 NAVIGATORS = 3
-_SHIFT = 0.8  # cycles per field of view, standard deviation of what motion moves k-space by at b = 1000
+_SHIFT = 0.8  # cycles per field of view: k-space's motion at b = 1000, standard deviation
 _EDDY_SHIFT = 0.4  # the same of each direction's eddy currents
 _BEND = 0.25  # rad, standard deviation of the phase that is neither constant nor linear
 
@@ -143,7 +143,7 @@ class EpiSlice:
         images = self._coil_images(points)
         kspaces = (cropped_kspace(settings, images * image) for image in signals[1:])
         self.truths = np.stack([np.abs(true_image(settings, index, kspace, mixing)) for kspace in kspaces])
-        # the readout beyond the object is left out: a quarter or so of it is left
+        # the readout beyond the object is left out, three quarters of it
         filled = np.flatnonzero(signals[0].any(0))
         self._cols = slice(filled[0], filled[-1] + 1) if len(filled) else slice(0, 1)
         self._signals = signals[:, :, self._cols].copy()

@@ -121,7 +121,7 @@ def _header(settings: EpiSettings):
     encoding = header.encoding[0]
     encoding.trajectory = xsd.trajectoryType.EPI
     encoding.trajectoryDescription = _trajectory(settings)
-    # samples are counted by the trajectory, and readers take the matrix for what they cover
+    # samples go by the trajectory, the matrix by what they cover
     encoding.encodedSpace.matrixSize.x = settings.cols
     encoding.encodedSpace.fieldOfView_mm.x = settings.fov_mm[1]
     limits = encoding.encodingLimits

@@ -8,7 +8,7 @@ from ..errors import BadInputError
 from .phantom import CONTRASTS
 from .simulated_sampling import Pattern
 
-# read and phase directions, LPS: as scanners have them, the slice direction being their cross product
+# read and phase directions, LPS; the slice direction is their cross product
 _AXES = {
     "axial": ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
     "sagittal": ((0.0, 0.0, -1.0), (0.0, 1.0, 0.0)),

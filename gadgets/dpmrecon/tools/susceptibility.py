@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HZ_PER_PPM = 127.731  # of protons at 3 T
 _WATER = -9.4  # susceptibility of tissue less that of air, ppm (Schenck, Medical Physics 1996)
 _OTHER = {"bone": -2.0, "fat": 0.6}  # less that of water, ppm
-VEIN_PPM = 0.45  # of venous blood, oxygenated to 60 %, less that of tissue, ppm (Weisskoff and Kiihne, MRM 1992)
+VEIN_PPM = 0.45  # of venous blood, 60 % oxygenated, less tissue's, ppm (Weisskoff and Kiihne 1992)
 BLEED_PPM = 2.5  # of haemosiderin in a microbleed, ppm
 # iron: susceptibility in ppm, transverse relaxation 1/s beside the tissue's own
 _IRON = {"pallidum": (0.18, 22.0), "red nucleus": (0.13, 15.0), "substantia nigra": (0.16, 18.0)}
@@ -211,7 +211,7 @@ class Tubes:
         ahead = (offset * axis).sum(1)
         offset -= ahead[:, None] * axis
         away = np.linalg.norm(offset, axis=1)
-        # the cells are 1 mm long: what is further along lies beyond the vein's end
+        # cells of 1 mm: what is further along is beyond the vein
         ends = soft(np.abs(ahead) - 2.0, 0.25)
         part[within] = soft(away - radius, 0.1) * ends
         cosine = axis[:, 2]

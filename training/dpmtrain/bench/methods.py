@@ -29,7 +29,7 @@ from ..hardware import TimedDenoiser, network_work
 from .peers import deepinv_diffpir, deepinv_dps, gadgetron_images, import_deepinv
 from .plan import BenchPlan
 
-# where the search for the best begins; it goes on by factors of 2 while the best one lies at an end
+# where the search begins; it goes on by factors of 2
 ZETAS = (0.5, 0.7, 1.0)
 DPS_WEIGHTS = (2000.0, 4000.0, 8000.0)
 LAMBDAS = (1.75, 3.5, 7.0)

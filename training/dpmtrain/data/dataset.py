@@ -43,9 +43,9 @@ FADING, FADE = 0.7, 0.2
 COARSEST_MM, OBLONG_RATIO, MOST_AIR = 2.0, (1.5, 3.5), 1.35
 # share of all slices that keep their pixels
 NATIVE = 0.3
-# of the scale, at most: a head that fills less than a hundredth of its slice has a scale that is air's
+# of the scale at most: a nearly empty slice has air's scale
 BRIGHTEST = 8.0
-# a slice is not made smaller than this share of the crop: the rest of that would be air
+# share of the crop that a slice fills at least; else air
 SMALLEST = 0.7
 
 

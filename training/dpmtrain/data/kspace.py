@@ -22,11 +22,11 @@ from dpmrecon.recon.prepare import with_coil_maps
 
 from .items import Fault, Item, Volume
 
-# A conventional image of a scan beyond this acceleration carries too much noise and aliasing to be a reference
+# Beyond this acceleration a conventional image is no reference
 LARGEST_ACCELERATION = 2.5
-# Share of lines at either end, and of samples at either end of these, that hold noise alone
+# Share of lines, and of samples, at either end that hold noise alone
 CORNER = 0.1
-# Fewer lines on one side of the centre than this share of those on the other: partial Fourier
+# Lines on one side over those on the other: below, partial Fourier
 SYMMETRIC = 0.8
 
 

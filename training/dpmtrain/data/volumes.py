@@ -17,9 +17,9 @@ from .journal import unwritable
 from .kinds import read
 
 FORMAT = 3  # of what the readers make: a new number has everything read anew
-# A slice is kept where this share of it is brighter than a tenth of its scale: the ends of a volume hold no head
+# Share of a slice above a tenth of its scale; less is none
 HEAD_SHARE = 0.08
-# Slices no thicker may be cut across, and have to be as many: planes through .6 x .6 x 2 mm are what a sampler sees
+# Slices no thicker, and as many, may be cut across
 THROUGH_MM, FEWEST = 2.5, 32
 
 

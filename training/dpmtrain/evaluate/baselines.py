@@ -13,7 +13,7 @@ from dpmrecon.physics.cg_sense import cg_sense
 from dpmrecon.physics.fourier import crop_or_pad, origin_to_centre, to_kspace
 from dpmrecon.recon.types import MappedSlice, MappedVolume
 
-# where the search for a weight begins; it goes on by factors of 2 while the best one lies at an end
+# where the search begins; it goes on by factors of 2
 WAVELET_WEIGHTS = (0.005, 0.01, 0.02)
 SENSE_WEIGHTS = (5.0, 10.0, 20.0)
 MOST_STEPS = 8

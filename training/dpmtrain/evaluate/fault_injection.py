@@ -129,7 +129,7 @@ def reconstructed(scan: Path, truth: np.ndarray, model: Path | None) -> Outcome:
         stack.enter_context(contextlib.redirect_stdout(screen))
         stack.enter_context(contextlib.redirect_stderr(screen))
         out = Path(folder) / "out"
-        # what is said of the lines: the gate knows heads, and to it a tenth of these phantoms is none (dpmtrain gate)
+        # without the gate: a tenth of these phantoms is no head to it
         asked = ["replay", str(scan), "--out", str(out), "--samples", "1", "--gate", "off"]
         asked += [] if model is None else ["--model", str(model)]
         code = main(asked)

@@ -113,7 +113,7 @@ def few_lines_rows(images: Path) -> Iterator[list[str]]:
     ways: dict[str, Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]] = {
         "6": partial(estimate_coil_maps, kernel=6),
         "chosen": estimate_coil_maps,
-        # BART 0.8 misplaces an odd number of lines by one: it gets the even number below
+        # BART 0.8 misplaces an odd number of lines: it gets one fewer
         "BART": lambda block, shape: bart_maps(block, shape, f"-m1 -k4 -r24:{block.shape[1] // 2 * 2}:1 -c.9"),
     }
     for acceleration in (2, 4):

@@ -32,7 +32,7 @@ from .score_lines import ScoreLines
 from .tables import fields_of, markdown, write_tables
 
 R, SIGMA_N = (1, 2, 3, 4, 6, 8), (0.004, 0.06)  # that the limits are measured for; sigma_n over the scale
-FALSE_ALARMS = 0.01  # share of the sound slices of either group that the largest distance leaves above it
+FALSE_ALARMS = 0.01  # share of either group's sound slices beyond the largest distance
 RIDGE, FOLDS = 1e-2, 10  # of the variance of each number; of cross-validation
 SAID = 3.0  # what a remark of the steps before counts as
 BOOTSTRAP = 400

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage, stats
 
-FINER = 5  # points of a pixel along either axis, for lesions that cover a part of it
+FINER = 5  # points of a pixel along either axis
 RING = (2.0, 4.0)  # from a lesion's rim: where its surroundings lie
 TISSUE = 0.25  # of the scale: where lesions lie, and are invented
 SEARCHED = 1.5  # radius of the disc with which invented lesions are looked for

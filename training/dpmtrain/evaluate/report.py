@@ -16,7 +16,7 @@ HEAD = [
     "contrast", "sampling", "R", "method", "slices", "NRMSE", "NRMSE no factor", "PSNR dB", "SSIM", "V/B", "samples",
     "fallbacks", "seconds", "difference", "low", "high", "setting",
 ]  # fmt: skip
-FEWEST = 5  # slices that make an interval worth a mark: two or three agree by chance too often
+FEWEST = 5  # slices that make an interval worth a mark
 NOTES = """NRMSE: with one least-squares factor a scan; "no factor" is the paper's form. SSIM and PSNR: range max - min
 of the truth, no factor. V/B: posterior variance over squared error of the mean, 1 where the spread tells the error,
 which the fast mode does not aim at (only where a noise-free complex truth is known). Difference: mean over slices of

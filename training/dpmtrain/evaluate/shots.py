@@ -27,7 +27,7 @@ from .references import CPU
 from .tables import show
 from .undersampling import with_maps
 
-NOISE = (0.012, 0.021)  # over the 99th percentile at b = 0; at b = 1000 the signal is about a third
+NOISE = (0.012, 0.021)  # over the 99th percentile at b = 0; b = 1000 has a third
 SCAN = {"n_slices": 1, "n_coils": 12, "partial_fourier": 0.75}
 HEADS = ["noise", "R", "shots", "CG-SENSE, as one", "CG-SENSE, a phase each", "ours, as one", "ours, a phase each"]
 

@@ -17,8 +17,8 @@ from dpmrecon.recon.volumes import mapped_volume
 from dpmrecon.tools.simulated_sampling import Pattern
 
 MASKS = ("regular", "random", "poisson")
-LEAST_SHARE = 0.7  # of the lines that R leaves: a regular mask may lack corners, but no lines between
-# 1D random rows are drawn with a probability that falls as (1 - |k| / k_max) to this power (Lustig et al., MRM 2007)
+LEAST_SHARE = 0.7  # of the lines that R leaves: corners may be missing
+# rows are drawn by (1 - |k| / k_max) to this power (Lustig 2007)
 DENSITY_POWER = 4
 
 

@@ -26,7 +26,7 @@ from .references import ReferenceSlice
 from .undersampling import regular
 
 N_COILS = 8
-# noise as a fraction of the scale: what the shared FLAIR and T1 scans have
+# noise over the scale: what the shared FLAIR and T1 scans have
 SIGMA_N = {"flair": 0.021, "t1": 0.0075, "t2": 0.0075, "dwi": 0.021, "swi": 0.021}
 PIXEL_MM, MATRIX = 0.9, (256, 256)
 

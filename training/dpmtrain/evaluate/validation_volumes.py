@@ -24,7 +24,7 @@ from .references import ReferenceSlice
 HELD_OUT = "training_seg_02"
 N_COILS = 8
 BLOCK = 24  # lines of the calibration each way
-# contrast -> noise per real channel over the volume's scale, and voxel size in mm along partitions, rows and columns
+# noise per real channel over the scale; voxel in mm, partitions first
 VOLUMES = {
     "t1": (0.02, (2.0, 2.0, 2.0)),
     "t2": (0.02, (2.0, 2.0, 2.0)),
@@ -75,7 +75,7 @@ def validation_volume(
     low, high = np.maximum(inside.min(0) - 8, 0), inside.max(0) + 9
     head = simulate(labels[tuple(slice(a, b) for a, b in zip(low, high))], contrast, rng)
     head = head[::-1, ::-1]  # to the left and to the back
-    # partitions run to the head, rows to the back, columns to the left; else to the left, the back and the feet
+    # partitions run to head, rows back, columns left; or left, back, feet
     head = head.transpose(2, 1, 0)[-120:] if contrast == "swi" else head[:, :, ::-1]
     if partitions is not None:
         first = (len(head) - round(partitions * voxel[0])) // 2

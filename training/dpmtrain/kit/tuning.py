@@ -50,7 +50,7 @@ def target(contrast: str, start: Start) -> dict[str, str]:
 
 def settings(recipe: dict, split: Split) -> dict:
     """Table [train] for these volumes: crops no larger than the smallest of them."""
-    # all sides of a volume that is cut in three directions, else those of its slices
+    # all sides of a volume that is cut, else those of its slices
     smallest = min(min(volume["shape"][len(volume["spans"]) == 1 :]) for volume in split.volumes["train"])
     volumes = {"volumes": patterns(split.volumes["train"]), "real_fraction": 1.0}
     return {**recipe, **volumes, "crops": [min(crop, smallest) for crop in recipe["crops"]]}

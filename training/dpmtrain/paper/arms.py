@@ -12,7 +12,7 @@ from ..data.open_sets import HELD_OUT
 from ..train.keeper import read_start
 from ..train.train import train
 
-# A third of the shipped network's work, so that a dozen of them can be trained in two hours of one CPU core
+# A third of the shipped network's work: twelve in two hours of one core
 MODEL: dict[str, Any] = {
     "widths": [32, 56, 88, 112],
     "blocks": [1, 1, 1, 1],

@@ -22,7 +22,7 @@ from ..evaluate.scoring import Undersampled
 from ..evaluate.validation import full_slice, subject_slices
 from .arms import Arm, Candidate, candidates, label_of
 
-# as in the card that shipped when the report was made, with fewer steps of DPS
+# as the card had it then, with fewer steps of DPS
 PROX = SamplerSettings(steps=20, sigma_max=0.5, cg_steps=4, noise_scale=0.4, noise_factor=0.75, turns=True)
 DPS = SamplerSettings(steps=100, sigma_max=1.0, sigma_min=0.01, noise_scale=0.4)
 ACCELERATIONS = (3, 4, 6, 8)

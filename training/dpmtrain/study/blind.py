@@ -17,7 +17,7 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.geometry import Plane, plane_of_dicom, slice_spacing
 
 BITS = 12
-BRIGHT = 2000  # the stored value of the 99.5th percentile of a series, and the window's upper end
+BRIGHT = 2000  # the stored value of a series' 99.5th percentile, the window's upper end
 SAME_PLACE = 0.5  # of a pixel: how far the arms of a subject may lie apart
 LONG_AGO = 315532800  # 1980-01-01 in seconds, the date of every file
 

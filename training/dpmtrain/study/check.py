@@ -27,9 +27,9 @@ from .statistics import CLASSES, agreements, compare, counts, weighted_kappa
 
 EFFECT = -0.2  # points that acceleration takes from the true quality
 MARGIN, N_SUBJECTS, N_REPEATS = 0.5, 20, 10
-# question -> mean of the standard and of the accelerated arm, class of kappa between two readers
+# question -> mean of the standard, of the accelerated arm, class of kappa
 Targets = dict[str, tuple[float, float, str]]
-# Not the source paper's, whose figure 9 is not at hand: they go over what such a figure can show
+# Not the source paper's, which are not at hand: a wide range
 TARGETS: Targets = {
     "grey_matter": (4.4, 4.3, "moderate"),
     "white_matter": (4.2, 4.2, "fair"),

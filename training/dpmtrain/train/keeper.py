@@ -99,7 +99,7 @@ class Keeper:
                     f"the state in {self.run} is of step {first} and the recipe has {steps} steps: give another --run"
                 )
         if not self.plans or self.plans[-1][1] != steps:
-            # the rate and the crops follow the number of steps: the card has to tell where it was changed
+            # rate and crops follow the number of steps: the card tells changes
             self.plans = [*self.plans, [first, steps]]
         if self.writes:
             self._write(lambda: self._begin_log(first))

@@ -36,7 +36,7 @@ TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
     "save_every": (int, 1),  # steps
     "sheet_every": (int, 0),  # steps; 0: at the end only
 }
-# of a network that is trained for a time and not for a number of steps
+# of a network that is trained for a time
 TIMED = ("steps", "ema_half_life", "p_mean", "p_std", "focus_weight", "save_every", "sheet_every")
 RECIPE_TABLES = {
     "pretrain": {
