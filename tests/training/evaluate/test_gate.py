@@ -64,7 +64,7 @@ def checkpoint(tmp_path_factory):
 
 def test_limits_are_such_that_few_sound_slices_are_beyond(checkpoint, tmp_path):
     contrasts = ("flair", "t1")
-    heads = [head(n, contrast=contrasts[n % 2], subject="phantom" if n % 4 == 3 else "somebody") for n in range(24)]
+    heads = [head(n, (66, 54), contrasts[n % 2], subject="phantom" if n % 4 == 3 else "somebody") for n in range(24)]
     entry = limits_of(checkpoint, heads, 5)
     labelled, together = entry["fits"]
     assert set(labelled["levels"]) == {"flair", "t1"} and set(together["levels"]) == {ANY}

@@ -5,6 +5,7 @@ Images are (rows, cols) magnitudes on the truth's scale, sizes in pixels unless 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage, stats
@@ -27,18 +28,25 @@ class Lesion:
 
     def fraction(self, shape: tuple[int, ...]) -> np.ndarray:
         """(rows, cols): how much of each pixel it covers, 0 to 1."""
-        inside = self._distance(shape, FINER) <= self.radius
-        rows, cols = shape
-        return inside.reshape(rows, FINER, cols, FINER).mean((1, 3), dtype=np.float32)
+        return _covered(self.row, self.col, self.radius, shape)[0]
 
     def ring(self, shape: tuple[int, ...]) -> np.ndarray:
         """(rows, cols) bool: its surroundings."""
-        beyond = self._distance(shape, 1) - self.radius
-        return (beyond >= RING[0]) & (beyond <= RING[1])
+        return _covered(self.row, self.col, self.radius, shape)[1]
 
-    def _distance(self, shape: tuple[int, ...], finer: int) -> np.ndarray:
+
+@lru_cache(maxsize=64)  # every method and draw asks for the same lesions
+def _covered(row: float, col: float, radius: float, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """`fraction` and `ring` of a lesion."""
+
+    def distance(finer: int) -> np.ndarray:
         down, along = ((np.arange(size * finer) + 0.5) / finer - 0.5 for size in shape)
-        return np.hypot(down[:, None] - self.row, along - self.col)
+        return np.hypot(down[:, None] - row, along - col)
+
+    inside, beyond = distance(FINER) <= radius, distance(1) - radius
+    rows, cols = shape
+    fraction = inside.reshape(rows, FINER, cols, FINER).mean((1, 3), dtype=np.float32)
+    return fraction, (beyond >= RING[0]) & (beyond <= RING[1])
 
 
 def painted(tissue: np.ndarray, lesions: Sequence[Lesion]) -> np.ndarray:
