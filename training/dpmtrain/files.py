@@ -10,7 +10,7 @@ from dpmrecon.files import replacing
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Makes the folder of `path`, and says what to do where it cannot be written."""
+    """Makes the folder of `path`, and gives advice where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield

@@ -1,4 +1,4 @@
-"""The machine a figure was measured on: its name, what it can do at most, and the peak of a computation's memory."""
+"""The machine a figure was measured on: its name, what it can do, and a computation's peak memory."""
 
 import ctypes
 import platform

@@ -49,7 +49,7 @@ def shared_data(data: Path, plan: BenchPlan) -> Sources:
 
 
 def phantoms(folder: Path, plan: BenchPlan) -> Sources:
-    """Simulated scans of one head for the bench, and of another for tuning, written to `folder`."""
+    """Simulated scans, written to `folder`: one head for the bench, another for tuning."""
 
     def scan(contrast: str, subject: int, n_slices: int) -> list[ReferenceSlice]:
         path = folder / f"phantom{subject}_{contrast}.h5"

@@ -1,7 +1,7 @@
 """The methods of the bench: ours, conventional ones and deepinv's, on the same slices, coil maps, scale and noise.
 
-Weights, step sizes and deepinv's lambda are the best on validation slices of the scan's contrast and R; the settings
-of `prox` are the card's, which `dpmtrain sweep` chose on the same validation data.
+Weights, step sizes and deepinv's lambda are the best on validation slices of the scan's contrast and R; those of `prox`
+are the card's, which `dpmtrain sweep` chose likewise.
 """
 
 import dataclasses

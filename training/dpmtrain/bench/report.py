@@ -19,7 +19,7 @@ STAGES = ("maps", "start", "network", "rest")
 
 
 def by_method(rows: Sequence[Row]) -> list[Row]:
-    """A row for each R and method, of all contrasts, in the order they were run."""
+    """A row for each R and method, of all contrasts, in order."""
     found: dict[tuple[int, str], Row] = {}
     for row in rows:
         place = row.condition.R, row.method
@@ -35,7 +35,7 @@ def by_slice(row: Row) -> dict[tuple[str, int], float]:
 
 
 def part_of(row: Row, group: str) -> Row:
-    """The scans of one group, that is the part of a scan's name before a slash; "all" of them."""
+    """The scans of one group, the part of their names before a slash; "all" of them."""
     kept = [number for number, (scan, _) in enumerate(row.slices) if group in ("all", scan.split("/")[0])]
     slices, scores = [row.slices[number] for number in kept], [row.scores[number] for number in kept]
     return Row(None, row.condition, row.method, "", slices, scores)
@@ -126,8 +126,8 @@ def _cost(row: Row) -> list[str]:
 
 
 def claims(rows: Sequence[Row], plan: BenchPlan) -> list[str]:
-    """What the rows of one R say about `prox` against `dps`: speed at the fewest evaluations and its price, and
-    quality at each number of them; with yes or NO where a bar is set."""
+    """What the rows of one R say about `prox` against `dps`: speed at the fewest evaluations, its price, and quality at
+    each number; with yes or NO where a bar is set."""
     by_name = {row.method: row for row in rows}
     dps = by_name.get(f"dps {plan.dps_steps}")
     if dps is None:

@@ -28,7 +28,7 @@ NO_MAGNITUDE = {"P", "R", "I", "PHASE", "REAL", "IMAGINARY", "ADC", "FA", "LOCAL
 def inspect(path: Path, root: Path, settings: Settings, *, in_folder: bool) -> list[Item | Fault]:
     """The items of one file below the folder `root`, nothing where it is no data, or what is wrong with it.
 
-    in_folder: whether the file was found in a folder, where files that are no images are expected.
+    in_folder: whether it was found in a folder, where other files are expected.
     """
     try:
         kind = _kind(path)

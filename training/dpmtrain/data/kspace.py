@@ -31,7 +31,7 @@ SYMMETRIC = 0.8
 
 
 def read_fastmri(item: Item) -> tuple[list[Volume], list[Fault]]:
-    """A fastMRI multi-coil brain file to coil-combined slices at the recon matrix, measured phase kept.
+    """A fastMRI multi-coil brain file to combined slices, with their phase, at the recon matrix.
 
     The file: `kspace` (slices, n_coils, readout, lines) complex64 with the readout oversampled 2x and lines that
     were not acquired zero; `ismrmrd_header`, the XML; attributes acquisition (AXT1, AXT1PRE, AXT1POST, AXT2, AXFLAIR)
@@ -123,8 +123,8 @@ def _corner_noise(kspace: Any, first: int, end: int) -> list[np.ndarray]:
 
 
 def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
-    """A hospital's scan, through the same steps as a reconstruction, to images on the encoded grid. Of a 3D scan each
-    repetition is a volume.
+    """A hospital's scan to images on the encoded grid, as in a reconstruction. Of a 3D scan each repetition is a
+    volume.
 
     Fully sampled scans are combined with the maps; scans with R up to LARGEST_ACCELERATION become CG-SENSE images
     ("SENSE R=2"), as in the source paper's clinical data. The grid is the one on which the sampler will work: no

@@ -1,7 +1,7 @@
 """Small foci painted into training slices: a few pixels wide, often many, as emboli, microbleeds and gliosis are.
 
-A denoiser that minimises the mean square takes what it has seldom seen for noise. Foci of label maps have their sizes
-in mm and lie in simulated volumes alone; these are as large as pixels, whatever those are, and lie in all slices.
+To a denoiser of least mean square what is rare is noise. Foci of label maps have sizes in mm, in simulated volumes
+alone; these are as large as pixels, whatever those are, and lie in all slices.
 """
 
 import math

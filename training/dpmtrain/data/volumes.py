@@ -56,12 +56,12 @@ def prepare_item(task: tuple[str, Item], out: Path) -> tuple[list[dict], list[Fa
 
 
 def stored(volume: Volume) -> tuple[np.ndarray, list[list[int]]]:
-    """The volume by its 99th percentile: (slices, rows, cols) float16 magnitudes, or with a last axis of real and
-    imaginary part; and the spans that may be cut.
+    """The volume by its 99th percentile: (slices, rows, cols) float16 magnitudes, or real and imaginary parts as last
+    axis; and the spans that may be cut.
 
-    A span is the first slice with a head in it and the end of them: of the volume's own slices, and, where they are no
-    thicker than THROUGH_MM, those across its rows and its columns. Of a volume that is cut in its own plane alone,
-    slices with hardly any head are dropped. Raises BadInputError where none is left.
+    A span is the first slice with a head and their end: of the volume's own slices, and, where they are no thicker than
+    THROUGH_MM, those across its rows and its columns. Of a volume that is cut in its own plane alone, slices with
+    hardly any head are dropped. Raises BadInputError where none is left.
     """
     slices = volume.slices
     scale = image_scale(torch.from_numpy(np.ascontiguousarray(slices)))

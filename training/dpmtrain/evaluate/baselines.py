@@ -70,8 +70,8 @@ def bart_pics(kspace: torch.Tensor, maps: torch.Tensor, weight: float) -> torch.
 def bart_volume(case: MappedVolume, penalty: str, weight: float) -> torch.Tensor:
     """`bart pics` in three dimensions: (partitions, rows, cols) complex64.
 
-    penalty: "W", wavelets, or "T", total variation, along all three axes; ADMM, which BART takes for the latter, is
-    far from done after its usual 30 iterations. Raises BadInputError for odd sizes.
+    penalty: "W", wavelets, or "T", total variation, along all three axes; BART's ADMM for the latter needs more than
+    its usual 30 iterations. Raises BadInputError for odd sizes.
     """
     kspace, maps = volume_arrays(case)
     shape = tuple(kspace.shape[-3:])

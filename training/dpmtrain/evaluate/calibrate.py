@@ -1,4 +1,4 @@
-"""`dpmtrain calibrate`: settings of the uncertainty mode, with which the spread of the samples tells their error.
+"""`dpmtrain calibrate`: settings with which the spread of the samples tells their error.
 
 First the network alone: its error on noisy slices with known truth, beside the error that it implies itself (sigma^2
 times the trace of its derivative, by Hutchinson's estimate; Tweedie's formula of second order). The sampler needs the

@@ -95,7 +95,7 @@ Weighted = Callable[[Undersampled, float], Made]
 
 
 class Tuner:
-    """The best weight of a method on fully sampled validation slices, undersampled in the same way.
+    """A method's best weight on fully sampled validation slices, undersampled likewise.
 
     validation: a contrast's slices, none of those that are scored; n_slices: of them at most.
     """

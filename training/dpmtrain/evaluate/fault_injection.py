@@ -1,7 +1,7 @@
 """`dpmtrain faults`: random sound scans, each with one random fault put in, through the whole product.
 
-A fault may be refused, remarked on, or harmless. One that comes out as a bad image without a word is unseen, and is
-listed. The same scans without a fault come out without a remark.
+A fault may be refused, remarked on, or harmless. A bad image without a word is unseen, and is listed. The same scans
+without a fault come out without a remark.
 """
 
 import contextlib

@@ -74,7 +74,7 @@ def folded_scan(contrast: str, acceleration: int, subject: int, part: float) -> 
 
 
 def best_wavelet(data: Slice, truth: np.ndarray, options: str) -> float:
-    """NRMSE of L1-wavelet on BART's maps with the weight that is best for this slice."""
+    """NRMSE of L1-wavelet on BART's maps with this slice's best weight."""
     assert data.calibration is not None
     maps = bart_maps(data.calibration, (len(data.mask), data.mask.shape[1]), options)
 

@@ -1,7 +1,7 @@
 """`dpmtrain gate`: the limits of the gate from sound slices, and how well it tells unsound ones, on other slices.
 
-Cases are painted or mistreated by `gate_cases.py` and come as a scanner's lines: what the collector, the repairs and
-the checks say of them is what a user gets. The network runs at default settings but for two samples of four steps.
+Cases are painted or mistreated by `gate_cases.py` and come as a scanner's lines: what collector, repairs and checks say
+of them a user gets. The network runs at default settings but for two samples of four steps.
 """
 
 import math

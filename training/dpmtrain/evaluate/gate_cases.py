@@ -147,7 +147,7 @@ def shunt(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def child(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """A head of 65 to 80 % the size in the same field of view."""
+    """A head of 65 to 80 % the size in its field of view."""
     return _zoomed(image, float(rng.uniform(0.65, 0.8)))
 
 
@@ -210,7 +210,7 @@ def blocks(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def knee(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Two condyles with trabeculae, cartilage and muscle, that fill the field of view along the rows."""
+    """Two condyles, cartilage and muscle that fill the field of view along the rows."""
     down, along = _grid(image)
     wave = 0.05 * torch.sin(3 * down + float(rng.uniform(0, 6)))
     found = ((along + wave).abs() < float(rng.uniform(0.5, 0.65))).float() * 0.4

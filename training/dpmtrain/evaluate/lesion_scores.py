@@ -82,8 +82,8 @@ def contrast(image: np.ndarray, lesion: Lesion) -> float:
 
 
 def observed(image: np.ndarray, tissue: np.ndarray, lesion: Lesion) -> float:
-    """What a matched filter makes of the image: the height of such a lesion in what differs from the tissue, which the
-    observer knows; 0 where the image is the tissue, the lesion's height where it has all of it."""
+    """What a matched filter makes of the image: such a lesion's height in what differs from the known tissue; 0 where
+    the image is the tissue, the whole height where all is there."""
     signal = tissue * lesion.fraction(image.shape)
     signal = signal - lesion.ring(image.shape) * signal.sum() / max(lesion.ring(image.shape).sum(), 1)
     return float(((image - tissue) * signal).sum() / (signal * tissue * lesion.fraction(image.shape)).sum())
@@ -96,7 +96,7 @@ def lesion_scores(
     is there.
 
     images, truths: the pair with all lesions and without any. The contrast is that of what the lesions change: anatomy
-    and noise, equal in both, may have as much where a lesion is small.
+    and noise, equal in both, would hide a small lesion.
     """
     return [
         {
@@ -140,5 +140,5 @@ def bands(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def gain_and_nrmse(sums: np.ndarray) -> list[tuple[float, float]]:
-    """Coherent gain and NRMSE of each band, of the `bands` of several images added up."""
+    """Coherent gain and NRMSE of each band, from summed `bands`."""
     return [(float(cross / truth), float(np.sqrt(error / truth))) for cross, truth, error in sums]

@@ -1,9 +1,9 @@
 """What is left of small lesions: `python -m dpmtrain.evaluate.lesions --images DATA --out FOLDER`.
 
-Validation slices (the held-out label map; FLAIR of patient09) at 128 x 128, 8 coils, R = 4 with 24 calibration lines.
-SNR: median signal of the head over the noise of a real channel, fully sampled. Lesions of 1 to 10 mm, bright and dark
-by HEIGHT of the tissue's signal, one of each in a slice; from draw to draw they change places. Each draw of the noise
-is reconstructed with the lesions and without. Weights of CG-SENSE, L1-wavelet and TV: best NRMSE of a draw of its own.
+Validation slices (the held-out label map; FLAIR of patient09) of 128 x 128, 8 coils, R = 4, 24 calibration lines. SNR:
+median signal of the head over the noise of a real channel, fully sampled. Lesions of 1 to 10 mm, bright and dark by
+HEIGHT of the tissue's signal, one of each in a slice; from draw to draw they change places. Each draw of the noise is
+reconstructed with the lesions and without. Weights of CG-SENSE, L1-wavelet and TV: best NRMSE of a draw of its own.
 
 Contrast: what the lesions change within a lesion, less the median of that in the ring around, over the truth's; lowest:
 of the twelve of a draw, the mean over draws. AUC: of a matched filter that knows lesion, place and tissue, over the

@@ -52,7 +52,7 @@ def own_methods(
 ) -> list[Method]:
     """Every model with every sampler, as the product samples: with the card's settings for the contrast and R.
 
-    Raises BadInputError for the uncertainty mode of a model whose card has no settings for it.
+    Raises BadInputError for an uncertainty mode that the card has no settings for.
     """
     names = [checkpoint.card.get("name", checkpoint.model_id) for checkpoint in checkpoints]
     if len(set(names)) < len(names):
@@ -91,7 +91,7 @@ def by_card(
     samples: int | None = None,
     keep_samples: bool = False,
 ) -> Reconstruction:
-    """The same by the card's settings for the contrast and R, some of them changed."""
+    """The same by the card's settings for contrast and R, with changes."""
     device, label = mapped.conventional.device, label_for(checkpoint, contrast)
     is_volume = isinstance(mapped.data, Volume)
     sampling = sampling_of(

@@ -1,6 +1,6 @@
 """One evaluation against many: `python -m dpmtrain.evaluate.one_step --images DATA [--models FILE ...]`.
 
-Validation slices (FLAIR of patient09, the held-out label map), regular masks with 24 calibration lines: CG-SENSE, the
+Validation slices (FLAIR of patient09, the held-out label map), regular masks, 24 calibration lines: CG-SENSE, the
 shipped default, the shipped one-step model, and models of the kind one-step that are named (teacher, students), each
 with its card's settings. NRMSE and, behind it, coherent gain beyond 3/4 of Nyquist; V/B of DRAWS samples, complex,
 where there is more than one image to draw; seconds of sampling a slice, side by side.

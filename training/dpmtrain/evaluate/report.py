@@ -118,7 +118,7 @@ def _marked(row: Row, rows: Sequence[Row], reference: str) -> str:
 
 
 def figure(rows: Sequence[Row], contrast: str | None) -> Figure:
-    """NRMSE against R, a panel for each way of sampling, a line for each method; bars: 95 % of the mean over slices."""
+    """NRMSE against R, a panel for each sampling, a line for each method; bars: 95 % of the mean over slices."""
     rows = [row for row in rows if row.contrast == contrast]
     panels = list(dict.fromkeys(row.condition.sampling() for row in rows))
     methods = list(dict.fromkeys(row.method for row in rows))

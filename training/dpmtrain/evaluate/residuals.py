@@ -1,4 +1,4 @@
-"""`dpmtrain residuals`: data residuals of sound scans and of scans that contradict themselves, and what the gate says.
+"""`dpmtrain residuals`: data residuals of sound and contradictory scans, and the gate's verdicts.
 
 The limits of dpmrecon.recon.gate are chosen from its table. Scans are simulated, every one with a draw of its own of
 matrix, coils, R, calibration, noise, object and source of the noise level.

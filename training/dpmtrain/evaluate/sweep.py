@@ -39,7 +39,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint with settings, and what the card had for this contrast and R before."""
+    """A checkpoint with settings; present: those that the card had before."""
 
     path: Path
     settings: SamplerSettings
@@ -72,7 +72,7 @@ def sweep(
     """Score all candidates, choose per contrast and R, write table.csv and table.md to `out`; with `write`, what was
     chosen into the card: sampler settings of one checkpoint, or which of several checkpoints is the best.
 
-    Of several checkpoints the one that is best on average over contrasts and R is chosen.
+    Of several checkpoints the best on average over contrasts and R is chosen.
     """
     lines = ScoreLines(out / "scores.jsonl")
     contrasts = list(dict.fromkeys(full.contrast for full in slices))
@@ -129,7 +129,7 @@ def candidates_of(checkpoints: Mapping[Path, Checkpoint], plan: Plan, contrast: 
 
 def ranked(scored: list[tuple[Candidate, Row]], within: float) -> list[tuple[Candidate, Row]]:
     """By NRMSE, after the chosen one: of those within that share of the best, the one of fewest evaluations. A
-    candidate whose image misses the data, so that CG-SENSE took its place, comes last."""
+    candidate that CG-SENSE had to replace comes last."""
     ordered = sorted(scored, key=lambda pair: (pair[1].fallbacks, np.mean(pair[1].nrmse)))
     limit = np.mean(ordered[0][1].nrmse) * (1 + within)
     near = [

@@ -33,7 +33,7 @@ GRE_NOISE, GRE_BLOCK, GRE_FOV = 0.02, 12, 190.0  # of the scale; lines; mm that 
 class Case:
     """A scan, fully sampled and undersampled with the same coil maps.
 
-    truth: (partitions, rows, cols) complex64, without noise where simulated, with the phase that these maps leave it.
+    truth: (partitions, rows, cols) complex64, with the phase that these maps leave.
     """
 
     name: str

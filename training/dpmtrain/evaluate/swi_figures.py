@@ -26,7 +26,7 @@ def local_mean(volume: np.ndarray, where: np.ndarray, window: tuple[int, int]) -
 
 
 def local_contrast(volume: np.ndarray, veins: np.ndarray, head: np.ndarray, window: tuple[int, int]) -> float:
-    """1 less the mean over veins inside the head, over that of what is around them."""
+    """1 less the mean over veins in the head over their surroundings'."""
     around = local_mean(volume, head & ~veins, window)
     inside = veins & head & (around > 0)
     return float(1 - volume[inside].sum() / around[inside].sum())
@@ -52,8 +52,8 @@ def slope(phase: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> float:
 def bleed_size(magnitude: np.ndarray, bleed: np.ndarray, voxel_mm: tuple[float, float, float]) -> tuple[float, float]:
     """(contrast, diameter in mm) of a dark ball in (partitions, rows, cols); bleed: bool, where it is.
 
-    The contrast is 1 less its darkest voxel over the median of a shell around it; the diameter that of a ball of the
-    volume which is darker than half way between, between voxels by cubic splines.
+    The contrast is 1 less its darkest voxel over a shell's median; the diameter that of a ball of the volume which is
+    darker than half way between, between voxels by cubic splines.
     """
     middle = np.round(ndimage.center_of_mass(bleed)).astype(int)
     reach = np.ceil(SHELL_MM[1] / np.array(voxel_mm)).astype(int)
@@ -73,8 +73,8 @@ def bleed_size(magnitude: np.ndarray, bleed: np.ndarray, voxel_mm: tuple[float, 
 
 
 def picture(columns: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """A column for each method, a row for each of its pictures (rows, cols) by name; a name that speaks of phase is
-    shown from -1 to 1 rad, others from 0 to the first method's brightest."""
+    """A column for each method, a row for each picture (rows, cols); a name that speaks of phase is shown from -1 to 1
+    rad, others from 0 to the first method's brightest."""
     names = list(next(iter(columns.values())))
     shapes = [next(iter(columns.values()))[name].shape for name in names]
     heights = [shape[0] / shape[1] for shape in shapes]

@@ -1,4 +1,4 @@
-"""Sampling masks, and slices as a scan with such a mask would have brought them."""
+"""Sampling masks, and slices as scans with such masks bring them."""
 
 import itertools
 from collections.abc import Iterator
@@ -92,8 +92,8 @@ def volume_mask(
 
 
 def _lattices(shape: tuple[int, int], partition_step: int, row_step: int) -> Iterator[np.ndarray]:
-    """All copies of a lattice of lines (partitions, rows), the one that holds the centre first: partitions move by half
-    a step from row to row."""
+    """All copies of a lattice of lines (partitions, rows), the central one first: partitions move by half a step from
+    row to row."""
     partition, row = (np.arange(size) - size // 2 for size in shape)
     for first, begin in itertools.product(range(partition_step), range(row_step)):
         number = (row - begin) // row_step

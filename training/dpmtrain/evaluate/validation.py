@@ -1,7 +1,7 @@
 """Simulated slices with a known truth, for `evaluate`, `sweep` and `bench`.
 
-They go through the same maps, scale and samplers as a scan does in dpmrecon. Never trained on: patient09 and a label
-map, on which settings are chosen, and patient12, on which nothing is chosen.
+They go through maps, scale and samplers as scans do in dpmrecon. Never trained on: patient09 and a label map, on which
+settings are chosen, and patient12, on which nothing is chosen.
 """
 
 import zlib
@@ -33,7 +33,7 @@ PIXEL_MM, MATRIX = 0.9, (256, 256)
 
 @lru_cache
 def validation_scan(images: Path, contrast: str, sigma: float | None = None) -> list[ReferenceSlice]:
-    """Three slices: FLAIR of patient09 at 256x256, other contrasts simulated from the held-out label map, 180 rows.
+    """Three slices: FLAIR of patient09 at 256x256, others from the held-out label map, 180 rows.
 
     sigma: of the noise, over the scale; None: SIGMA_N.
 
@@ -87,7 +87,7 @@ def _simulated(labels: Path, sequence: str, count: int) -> list[torch.Tensor]:
 
 
 def at_pixel_size(image: np.ndarray, old_mm: float, new_mm: float, shape: tuple[int, int]) -> torch.Tensor:
-    """Magnitude at a coarser pixel size by cropping k-space, then cropped or padded to `shape`."""
+    """Magnitude at a coarser pixel size, by cropped k-space, then of `shape`."""
     kspace = to_kspace(torch.from_numpy(image.copy()))
     for axis, size in enumerate(image.shape):
         kspace = crop_or_pad(kspace, round(size * old_mm / new_mm), axis)

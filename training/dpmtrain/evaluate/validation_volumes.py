@@ -57,7 +57,7 @@ def validation_volume(
     """Sagittal partitions (axial ones of swi), R = 2 x 2 shifted by one partition on every other line.
 
     voxel_mm: None as in VOLUMES; partitions: in the middle of the head, None for all; full: every line is acquired.
-    Raises BadInputError where the images lack the head, or there are none of that contrast.
+    Raises BadInputError where the images lack the head or the contrast.
     """
     import nibabel
 

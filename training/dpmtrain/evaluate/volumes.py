@@ -234,8 +234,7 @@ def schemes(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
 
 
 def picture(volumes: dict[str, np.ndarray], voxel_mm: tuple[float, ...]) -> Figure:
-    """The middle planes across the three axes, a column for each volume, and MAGNIFIED errors below. The first one is
-    the truth."""
+    """The middle planes across three axes, a column a volume, MAGNIFIED errors below. The first one is the truth."""
     made = Figure((2.2 * len(volumes), 13.2), layout="constrained")
     axes = made.subplots(6, len(volumes), squeeze=False)
     truth = next(iter(volumes.values()))

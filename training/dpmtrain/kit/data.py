@@ -1,4 +1,4 @@
-"""The scans of `dpmtrain kit`: which can be used, whose they are, and who is trained, validated and tested on."""
+"""The scans of `dpmtrain kit`: which serve, whose they are, and who is trained, validated, tested on."""
 
 import glob
 import hashlib
@@ -203,8 +203,8 @@ def patterns(volumes: Sequence[dict]) -> list[str]:
 
 
 def references(items: Sequence[Item], contrast: str, count: int) -> list[ReferenceSlice]:
-    """`count` slices of each scan, evenly from the middle half, where there is a head; from more where it has fewer. Of
-    a 3D scan its volume.
+    """`count` slices of each scan, evenly from the middle half with a head; from more where it has fewer. Of a 3D scan
+    its volume.
 
     A scan with incomplete slices is left out and named. Raises BadInputError where no scan is left.
     """

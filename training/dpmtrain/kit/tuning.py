@@ -57,7 +57,7 @@ def settings(recipe: dict, split: Split) -> dict:
 
 
 def plan(accelerations: tuple[int, ...], calibration_lines: int) -> Plan:
-    """How slices of validation and test patients are undersampled, and with what the model is compared."""
+    """How validation and test slices are undersampled, and what is compared."""
     return Plan(accelerations, ("regular",), (calibration_lines,), (1,), ("CG-SENSE", "L1-wavelet"), tuning_slices=4)
 
 

@@ -36,8 +36,8 @@ FEW = ["patient01_*_FLAIR", "patient03_*_FLAIR"]
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to make a FLAIR prior. rates, lengths: the grid its best checkpoint is chosen from (six candidates, or
-    one run of the recipe); start: the arm whose weights it begins with."""
+    """One way to make a FLAIR prior. rates, lengths: the grid of its candidates (six, or one run of the recipe); start:
+    the arm whose weights it begins with."""
 
     name: str
     title: str

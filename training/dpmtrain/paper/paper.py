@@ -20,7 +20,7 @@ from .scores import CHOSEN_AT, Results, best_candidate, score_test, score_valida
 def paper(prepared: Path, images: Path, run: Path, out: Path, threads: int | None) -> None:
     """Train, choose, test; write table.csv, table.md and the figures to `out`. Resumable at every step.
 
-    Raises BadInputError where the prepared slices, or images to choose and to test on, are missing.
+    Raises BadInputError where prepared slices, or images to test on, are missing.
     """
     read_manifest(prepared)
     for subject in ("patient09", "patient12"):

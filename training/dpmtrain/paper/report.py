@@ -1,4 +1,4 @@
-"""Table and figures 2, 4 and 5 of the paper's experiments, drawn from their scores."""
+"""Table and figures 2, 4 and 5 of the paper's experiments."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""DICOM series without patient data, and without anything but their images that tells the arm.
+"""DICOM series without patient data, whose images alone may tell the arm.
 
 Nothing of the source's header is kept but where its voxels lie. Both arms of a subject get the geometry of the standard
 one, and every series the same scale, window, bit depth, names and dates; files of both arms are equally long. UIDs

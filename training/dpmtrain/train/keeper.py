@@ -42,7 +42,7 @@ class Start:
     history: dict | str | None
 
     def optimizers_for(self, name: str) -> list[dict] | None:
-        """The states to go on with, where there are any and they are of these optimizers."""
+        """The states to go on with, where they are of these optimizers."""
         return self.optimizers if self.made_with == name else None
 
 
@@ -88,7 +88,7 @@ class Keeper:
         self.board: Any = None
 
     def go_on(self) -> tuple[int, dict | None]:
-        """The first step to do, and the state to go on with, if there is one."""
+        """The first step to do, and the state, if any, to go on with."""
         steps, first, state = self.recipe["train"]["steps"], 0, None
         if self.file.exists():
             state = read_state(self.file)

@@ -101,7 +101,7 @@ def check(path: Path, key: str, value: Any, wanted: type, smallest: float | None
 
 
 def learning_rate(step: int, settings: dict) -> float:
-    """Linear warm-up, constant, then linear decay to zero over the last `decay_fraction` of the steps."""
+    """Linear warm-up, constant, then linear to zero over the last `decay_fraction`."""
     decay = settings["steps"] * settings["decay_fraction"]
     remaining = (settings["steps"] - step) / decay if decay > 0 else 1.0
     return settings["rate"] * min(1.0, (step + 1) / settings["warmup"], remaining)
