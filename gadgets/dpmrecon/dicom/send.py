@@ -1,4 +1,4 @@
-"""`dpmrecon send`: DICOM files to an archive (C-STORE), with progress, retries and a report of what was refused."""
+"""`dpmrecon send`: DICOM files to an archive (C-STORE): progress, retries, a report of refusals."""
 
 import argparse
 import re

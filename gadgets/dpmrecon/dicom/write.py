@@ -59,8 +59,8 @@ _SEQUENCES = ((r"epi", "EP"), (r"flash|gre|gradient|spgr|mprage", "GR"), (r"tse|
 @dataclass(frozen=True)
 class DicomOptions:
     """anonymize: leave patient and study data out; tag: last value of ImageType, before what tells the series;
-    reformat: one of ORIENTATIONS, in which volumes get series of their own beside the acquired ones; study: what the
-    files belong to, None for a study of the scan alone."""
+    reformat: one of ORIENTATIONS, in which volumes get series of their own; study: what the files belong to, None for a
+    study of the scan alone."""
 
     anonymize: bool = False
     tag: str = "DPM"
@@ -109,7 +109,7 @@ class _Scale:
         return np.rint(pixels.astype(float) / self.slope).clip(0, LARGEST_STORED).astype(np.uint16)
 
     def tell(self, file: Any) -> None:
-        """The rescale, the window and, where there is a unit, the mapping to real values."""
+        """Rescale, window and, where there is a unit, the mapping to values."""
         file.RescaleIntercept = _decimal(self.intercept) if self.intercept else "0"
         file.RescaleSlope, file.RescaleType = _decimal(self.slope), self.unit if self.unit != "1" else "US"
         center = self.width / 2 if self.center is None else self.center
@@ -150,9 +150,8 @@ def write_dicom(
     """Write every image series of `images` (images.h5) to folder/NUMBER_KIND/IMnnnn.dcm; returns the files.
 
     digest: of the scan, see `Scan.digest`; run: what else decides the images (JSON values: model, sampler, seed ...).
-    Both make the UIDs. note: gets a line where volumes
-    are not reformatted as the options say. Raises BadInputError, in one
-    sentence, where the headers hold no geometry or nothing can be written.
+    Both make the UIDs. note: gets a line where volumes are not reformatted as the options say. Raises BadInputError
+    where headers hold no geometry or nothing can be written.
     """
     with h5py.File(images, "r") as file:
         header = read_header(np.ravel(file["dataset/xml"][()])[0])
@@ -270,8 +269,8 @@ def _write_series(
 def _may_be_reformatted(
     dataset: ismrmrd.Dataset, number: int, orientation: str | None, note: Callable[[str], None]
 ) -> bool:
-    """Whether a series is of volumes whose partitions lie another way; note: gets a line where it is not, or where they
-    lie across the patient's axes."""
+    """Whether a series is of volumes whose partitions lie another way; note: gets a line where not, or where they lie
+    across the patient's axes."""
     if orientation is None:
         return False
     image = dataset.read_image(f"image_{number}", 0)
@@ -384,7 +383,7 @@ def _add_sequence(file: Any, header: Header) -> None:
 
 
 def _file(common: Any, image: _Image, header: Header, kind: str, *, reformatted: bool) -> Any:
-    """The DICOM data set of one image, without pixels, numbers and UIDs of its own."""
+    """The DICOM data set of one image, without its pixels, numbers and UIDs."""
     from copy import deepcopy
 
     from pydicom.dataset import FileDataset
@@ -487,7 +486,7 @@ def _text(value: Any, length: int) -> str:
 
 
 def _name(value: Any) -> str:
-    """A person's name: five components at most in one representation, so no = and no more than four ^."""
+    """A person's name: five components in one representation, so no = and at most four ^."""
     parts = _text(value, 64).replace("=", " ").split("^")
     return "^".join(parts[:5])
 

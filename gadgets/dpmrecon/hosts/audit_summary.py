@@ -104,7 +104,7 @@ def _records(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 
 def drifts(weeks: list[Week]) -> list[str]:
-    """What the last week of a protocol has more of than the weeks before, in sentences."""
+    """What a protocol's last week has more of than earlier weeks, in sentences."""
     found = []
     for name in dict.fromkeys(week.protocol for week in weeks):
         *before, last = [week for week in weeks if week.protocol == name]

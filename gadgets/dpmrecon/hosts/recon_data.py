@@ -2,8 +2,8 @@
 
 E0 is the readout, E1 the phase-encoding lines (row i of the encoded matrix at index i), E2 the partitions of a volume;
 N and S are free dimensions, LOC is the slice. In here a place is (partition, row), and all arrays have partitions. A
-Gadgetron without the gadgets that our chains put before us sends data that look alike: each piece that can be missing
-is noticed here and named.
+Gadgetron without our chains' other gadgets sends data that look alike: each piece that can be missing is noticed here
+and named.
 """
 
 import dataclasses
@@ -56,12 +56,11 @@ Heads = dict[tuple[int, ...], ismrmrd.AcquisitionHeader]
 def slices_of(
     bits: Iterable[ReconBit], header: Header, line_headers: LineHeaders | None = None
 ) -> Iterator[Slice | LostSlice]:
-    """Every slice or volume of a stream of ReconBit: complete ones as Slice or Volume, others as LostSlice with the
-    lines got and needed.
+    """Every slice or volume of a stream of ReconBit: complete ones as Slice or Volume, others as LostSlice.
 
-    line_headers: gets that of the line nearest the k-space centre of each slice, before the slice leaves. Memory holds
-    one calibration a slice number, which repetitions, averages and contrasts without one use. Raises
-    BadInputError and UnsupportedScanError, in one sentence, for data that cannot be used, and when no slice came.
+    line_headers: gets that of the line nearest each slice's k-space centre, before it leaves. Memory holds a
+    calibration for each slice number, for images without one. Raises BadInputError and UnsupportedScanError, in one
+    sentence, for data that cannot be used, and when no slice came.
     """
     epi = _check_supported(header)
     line_headers = {} if line_headers is None else line_headers
@@ -212,7 +211,7 @@ def _completeness(acquired: np.ndarray, limits: tuple[Limits, Limits], header: H
 
 
 def _within(index: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A calibration that was averaged over N or S has fewer of them than the image."""
+    """A calibration averaged over N or S has fewer than the image."""
     return tuple(min(number, size - 1) for number, size in zip(index, shape))
 
 
@@ -323,7 +322,7 @@ def _is_image(data: np.ndarray) -> bool:
 
 
 def _readout(lines: np.ndarray, header: Header, cols: int) -> np.ndarray:
-    """Lines (n_coils, partitions, rows, n_samples) on the grid of `cols` columns, the image's centre at cols//2."""
+    """Lines (n_coils, partitions, rows, n_samples) on `cols` columns, the centre at cols//2."""
     if lines.shape[-1] != cols:
         return without_oversampling(torch.from_numpy(lines), cols).numpy()
     if cols % 2 and header.encoding[0].encodedSpace.matrixSize.x % 2 == 0 and not is_epi(header):
@@ -335,7 +334,7 @@ def _readout(lines: np.ndarray, header: Header, cols: int) -> np.ndarray:
 
 
 def _columns(lines: np.ndarray, oversampled: bool) -> np.ndarray:
-    """(cols,) bool: the columns that an echo covers, without those that lost accuracy beside its cut edge."""
+    """(cols,) bool: an echo's columns, without the inaccurate ones beside its cut edge."""
     held = np.flatnonzero(np.logical_or.reduce([coil.any((0, 1)) for coil in lines]))
     columns = np.zeros(lines.shape[-1], bool)
     margin = EDGE_MARGIN if oversampled else 0

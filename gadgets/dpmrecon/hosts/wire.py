@@ -51,7 +51,7 @@ class ReconBuffer:
 
 @dataclass
 class ReconBit:
-    """The image lines of one encoding space, and its calibration lines where there are any."""
+    """The image lines of one encoding space, and its calibration lines, if any."""
 
     data: ReconBuffer
     ref: ReconBuffer | None
@@ -234,7 +234,7 @@ class Wire:
     def drain(self) -> None:
         """Take what the peer still sends, until it says CLOSE or leaves: leaving before can cost it our last words.
 
-        Where messages cannot be told apart any more, until nothing has come for DRAIN_IDLE seconds.
+        Where messages cannot be told apart, until DRAIN_IDLE seconds of silence.
         """
         if self.closed:
             return

@@ -79,8 +79,8 @@ def completeness(lines: np.ndarray, limits: Limits, announced: int | None) -> tu
 
 
 def regular_acceleration(lines: np.ndarray, limits: Limits) -> int:
-    """R where lines on either side of a fully sampled centre are every R-th one; 1 for all else, so that a full scan
-    that lost lines is not taken for an accelerated one."""
+    """R where every R-th line came on either side of the centre; 1 for all else, so that a full scan that lost lines is
+    not taken for an accelerated one."""
     block = central_block(lines.tolist(), limits.center)
     if len(block) < FEWEST_CALIBRATION_LINES:
         return 1
@@ -138,8 +138,8 @@ def check_announced(header: Header, *, combine_averages: bool) -> None:
 def missing_keys(header: Header, came: Iterable[SliceKey], *, combine_averages: bool) -> list[SliceKey]:
     """The slices that the limits announce and that are not among `came`, in order.
 
-    Diffusion has fewer averages of some weightings than of others, which limits do not tell: those that no slice has
-    are not announced.
+    Some weightings of diffusion have fewer averages, which limits do not tell: those that no slice has are not
+    announced.
     """
     announced, found = _announced(header, combine_averages), set(came)
     every = {SliceKey(**dict(zip(announced, numbers))) for numbers in itertools.product(*announced.values())}

@@ -1,7 +1,7 @@
 """Which counter tells the weightings of a diffusion scan: that of its lines, and that of its images.
 
-MRD lets lines count weightings by their segment or a user counter, which images do not have. A counter of the images
-that the header announces one value of then takes its place.
+MRD lets lines count weightings by their segment or a user counter, which images do not have. A counter with one
+announced value then takes its place.
 """
 
 from typing import Any

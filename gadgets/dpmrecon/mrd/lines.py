@@ -1,4 +1,4 @@
-"""The lines of one kind of one slice, and what its images take over from a line."""
+"""One slice's lines of one kind, and what its images take from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EDGE_MARGIN = 2
 class LineHeader:
     """Geometry and times of an acquired line, in the units of its header: mm in the patient's LPS, ticks, microseconds.
 
-    The line nearest the k-space centre of a slice gives them to the slice's images.
+    The line nearest a slice's k-space centre gives its images theirs.
     """
 
     measurement_uid: int
@@ -214,7 +214,7 @@ class Lines:
         return self._gridded(list(self.sums), echo, grid, cols), echo.columns(grid, cols)
 
     def emptied(self, grid: int, cols: int) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Numbers and lines as of `mean`, a few at a time, which are here no longer: memory holds them once."""
+        """Numbers and lines as of `mean`, a few at a time, let go: memory holds them once."""
         echo = self.echo(grid)
         while self.sums:
             numbers = list(itertools.islice(self.sums, BATCH))

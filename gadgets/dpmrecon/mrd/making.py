@@ -157,7 +157,7 @@ class Maker(Settler):
     def _calibration_block(
         self, found: Settled, kspace: torch.Tensor, whitener: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """(n_coils, rows_cal, cols) of the separate calibration, else of the image's own centre, else None."""
+        """(n_coils, rows_cal, cols) of the separate calibration, else of the image's centre, or None."""
         if found.block is None:
             return None
         _, rows = found.block

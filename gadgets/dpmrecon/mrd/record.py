@@ -234,7 +234,7 @@ def _centred(energies: dict[int, float], limits: Limits, told: int | None, name:
 
 
 def check_repeats(lines: Lines, noise: float | None, what: str) -> None:
-    """Lines of one number are averages of one thing, to noise and a little drift: others are not added up.
+    """Lines of one number are averages, to noise and a little drift: others are not added up.
 
     noise: expected |.|^2 of the noise of one line; None takes that of the quietest line; what: the lines are. Raises
     LostError.

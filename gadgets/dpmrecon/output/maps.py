@@ -1,4 +1,4 @@
-"""Trace, apparent diffusion coefficient (ADC) and exponential map of a diffusion scan with several b-values.
+"""Trace, apparent diffusion coefficient (ADC) and exponential map of scans of several b-values.
 
 Images of one weighting are put together by their mean magnitude, the directions of one b-value by their geometric mean
 (the trace-weighted image, whose ADC is the mean of theirs). ADC is the slope of ln S = ln S0 - b ADC, by least squares
@@ -160,9 +160,9 @@ class Maps:
     """A writer that makes trace, ADC and exponential map of the images that pass, and hands them to `put` when the scan
     is done.
 
-    stated: the user's b-values, None for the header's. note: gets a line for each slice without maps, or why there are
-    none at all. weighting: None where it is not known. Memory holds what `_Slice` says of the slices that are not
-    complete, and the maps of the others.
+    stated: the user's b-values, None for the header's. note: gets a line for each slice without maps, or why none has.
+    weighting: None where it is not known. Memory holds what `_Slice` says of the slices that are not complete, and the
+    maps of the others.
     """
 
     def __init__(
@@ -299,8 +299,8 @@ def _derived(
 
 
 def in_whole_numbers(image: ismrmrd.Image) -> ismrmrd.Image:
-    """A map for peers who round to whole numbers, in units that its meta tells: ADC_SLOPE, EXPONENTIAL_SLOPE; trace as
-    it is."""
+    """A map for peers who round to whole numbers; its meta tells units: ADC_SLOPE, EXPONENTIAL_SLOPE; trace as it
+    is."""
     scales = {ADC: (ADC_SLOPE, ADC_WINDOW, " mm2/s"), EXPONENTIAL: (EXPONENTIAL_SLOPE, 1.0, "")}
     if image.image_series_index not in scales:
         return image

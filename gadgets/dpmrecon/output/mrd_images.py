@@ -70,7 +70,7 @@ def mrd_images(
 ) -> Iterator[tuple[Reconstruction | LostSlice, list[ismrmrd.Image]]]:
     """Each reconstruction with its images: those of `outputs`, and the spread where several samples were drawn.
 
-    A volume is one image of all its partitions, as Gadgetron's own 3D chain gives it.
+    A volume is one image of all partitions, as from Gadgetron's 3D chain.
 
     line_headers: geometry and time stamps of each slice. outputs: magnitude (float32), phase (float32, radians, the
     smooth phase included), complex (complex64, that phase included). weighting: of a diffusion scan, for b-value and
@@ -133,7 +133,7 @@ def _pictures(item: Reconstruction, header: Header, factor: float, outputs: Coll
 def _placed(
     image: torch.Tensor, header: Header, part: Callable[[torch.Tensor], torch.Tensor] = lambda values: values
 ) -> np.ndarray:
-    """A part of the image's values on the recon space, which is reached by complex ones."""
+    """A part of the image's values on the recon space, resampled as complex."""
     return part(to_recon_space(image, header)).cpu().numpy()
 
 

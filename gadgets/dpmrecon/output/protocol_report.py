@@ -45,7 +45,7 @@ class ProtocolReport:
         return self.earlier_uid if any(had) else None
 
     def done(self, row: Row, folder: Path) -> Row | None:
-        """The row of an earlier run that did the same and whose files are there."""
+        """The row of an earlier run of the same whose files are there."""
         found = self.earlier.get(row["name"], {})
         same = row["key"] is not None and found.get("key") == row["key"] and found["error"] is None
         return found if same and found["files"] == files_in(folder) else None

@@ -106,8 +106,8 @@ class _Espirit:
     def folds(self) -> bool:
         """Whether the head folds into its field of view along the lines.
 
-        Two places and no more explain a pixel there: the third eigenvalue is smaller, as it is not where noise is
-        taken for signal. Away from the edge, close to a coil, the second is large as well.
+        Two places and no more explain a pixel there: the third eigenvalue is smaller, unless noise is taken for signal.
+        Away from the edge, close to a coil, the second is large as well.
         """
         if self.n_coils < FEWEST_COILS:
             return False

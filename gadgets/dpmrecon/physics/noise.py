@@ -32,11 +32,11 @@ def whitening(lines: list[np.ndarray], dwell_ratio: float) -> torch.Tensor:
 def estimated_sigma(kspace: torch.Tensor, mask: torch.Tensor) -> float:
     """The noise level of a slice without noise measurement: the smaller of two estimates, as signal only adds to both.
 
-    One is the outer lines, transformed along the readout, in the columns beside the head: those where the inner lines
-    hold least. (Columns chosen by the outer lines themselves are quiet by chance, which makes them 4 % too low.) The
-    other is the corners of k-space. Data undersampled along both axes have the outermost tenth of their samples for
-    it. kspace: (n_coils, rows, cols); mask: (rows, cols), 1 where acquired. Never below
-    FLOOR times the root mean square of the samples, so that data without noise keep a usable weight.
+    One is the outer lines, along the readout, in columns beside the head: those where the inner lines hold least.
+    (Columns chosen by the outer lines themselves are quiet by chance, which makes them 4 % too low.) The other is the
+    corners of k-space. Data undersampled along both axes have the outermost tenth of their samples for it. kspace:
+    (n_coils, rows, cols); mask: (rows, cols), 1 where acquired. Never below FLOOR times the root mean square of the
+    samples, so that data without noise keep a usable weight.
     """
     acquired = kspace[:, mask > 0]
     floor = FLOOR * float(acquired.abs().square().mean().sqrt())

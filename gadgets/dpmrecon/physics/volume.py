@@ -31,8 +31,8 @@ class VolumeModel(ForwardModel):
     """y = mask * F(coil_maps * x) of one volume, y being a `hybrid`. Images are (..., partitions, rows, cols).
 
     coil_maps: (cols, n_coils, partitions, rows) complex64, the origin of partitions and rows at index 0; sum over coils
-    of |s|^2 is 1 on the head and 0 outside it. mask: (partitions, rows, cols) float32, 1 where k-space was acquired,
-    the same columns in every line.
+    of |s|^2 is 1 on the head and 0 outside it. mask: (partitions, rows, cols) float32, 1 where acquired, the same
+    columns in every line.
     """
 
     cg_steps: ClassVar[int] = 4  # twice, the second time from the first image on

@@ -54,7 +54,7 @@ def packed_maps(maps: torch.Tensor) -> torch.Tensor:
 
 
 def grid_of(shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Points of the grid on which the maps of a volume of this shape are found."""
+    """Points of the grid on which a volume's maps are found."""
     partitions, rows, cols = (size if size <= POINTS else -(-size // 2) for size in shape)
     return partitions, rows, cols
 

@@ -47,9 +47,9 @@ class Checkpoint:
 def save_checkpoint(path: Path, model: torch.nn.Module, card: dict) -> None:
     """Write `path` (.safetensors) and the card beside it.
 
-    model: with its configuration as `config`. card: what only the caller knows (recipe, data and licences, sampler
-    defaults, a kind other than "denoiser"). Configuration, rules of scale and phase, checksum, number of parameters
-    and package version are filled in here.
+    model: with its configuration as `config`. card: what only the caller knows (recipe, data, licences, sampler
+    defaults, another kind than "denoiser"). Configuration, rules of scale and phase, checksum, number of parameters and
+    package version are filled in here.
     """
     count = sum(p.numel() for p in model.parameters())
     # above 4 M parameters float32 would break a shipped file's 16 MB
@@ -108,7 +108,7 @@ def model_path(model: Path | str | None) -> Path:
 def load_checkpoint(path: Path | str | None = None, device: torch.device | str = "cpu") -> Checkpoint:
     """Load a .safetensors file and its card; None is the checkpoint that ships with the package.
 
-    Raises CheckpointError, in one sentence, when either file is missing, damaged or of another format.
+    Raises CheckpointError when either file is missing, damaged or of another format.
     """
     path = model_path(path)
     if path.is_file() and path.suffix in (".bin", ".ckpt", ".pkl", ".pt", ".pth"):
@@ -184,7 +184,7 @@ def sampler_defaults(card: dict, sampler: str, contrast: str | None, acceleratio
 
 
 def volume_defaults(card: dict, sampler: str, contrast: str | None) -> tuple[dict, int, str] | None:
-    """A sampler's settings for a volume, the number of samples, and where they come from; None where the card has none.
+    """A sampler's settings for a volume, the number of samples, and their source; None where the card has none.
 
     card["sampling"]["volume"] holds samples, the settings of a sampler that differ from those of slices, under its
     name, and by_contrast, those that differ again.

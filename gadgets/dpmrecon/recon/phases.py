@@ -1,8 +1,8 @@
 """Averages and shots that have a phase each, as one slice.
 
-A shot alone is undersampled by the number of shots more, and tells its phase badly. All shots together make an image
-that is wrong where phases are, and each shot's samples, filled up from it, tell a better phase (as in POCS-MUSE, Chu et
-al., Magnetic Resonance in Medicine 74:1336, 2015, with SENSE in the place of its projections).
+A shot alone is undersampled more, and tells its phase badly. All shots together make an image that is wrong where
+phases are, and each shot's samples, filled up from it, tell a better phase (as in POCS-MUSE, Chu et al., Magnetic
+Resonance in Medicine 74:1336, 2015, with SENSE in the place of its projections).
 """
 
 import math

@@ -17,7 +17,7 @@ DECIDING = ("package_version", "model_id", "contrast", "sampler", "settings", "s
 @dataclass(frozen=True)
 class Provenance:
     """Version, model, and how it sampled. combine_averages: one image of all averages; taken: options that say which
-    data it was, by name, where they are not the defaults."""
+    data it was, by name, unless defaults."""
 
     package_version: str
     model_id: str

@@ -70,7 +70,7 @@ def draw(
     """One tensor a slice, (samples, rows, cols) or (samples, n_sets, rows, cols), scale 1, and the evaluations of the
     network for each slice, one for all its sets.
 
-    When `stop` says so there are fewer of them, and fewer samples of a single slice.
+    When `stop` says so there are fewer, also samples of one slice.
     """
     device = group[0].conventional.device
     _, sampler = checkpoint.kind.sampler(sampling.sampler)

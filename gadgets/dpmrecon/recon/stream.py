@@ -1,4 +1,4 @@
-"""Every slice of a scan is sampled: several at once where there is room, and within the deadline where there is one."""
+"""Every slice of a scan is sampled: several at once where there is room, and within any deadline."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -45,7 +45,7 @@ def slices_at_once(batch: int, samples: int) -> int:
 
 
 def _groups(stream: Iterable[MappedSlice | LostSlice], size: int) -> Iterator[list[MappedSlice] | LostSlice]:
-    """Lists of at most `size` neighbours of equal shape and number of maps, in order; a volume is alone."""
+    """Lists of at most `size` neighbours of one shape and number of maps; a volume is alone."""
     group: list[MappedSlice] = []
     for item in stream:
         if group and (isinstance(item, LostSlice | MappedVolume) or _shapes(item) != _shapes(group[0])):

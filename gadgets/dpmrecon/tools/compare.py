@@ -1,7 +1,7 @@
 """`dpmrecon compare`: result folders side by side on one HTML page that needs neither a network nor other files.
 
 The page carries the pixels of images.h5, compressed, and what report.json says of them. Its viewer is a canvas and a
-script of some 200 lines: the viewer of the reader study shows volumes alone, and has neither differences nor regions.
+script of some 200 lines: the reader study's viewer shows volumes alone, without differences or regions.
 """
 
 import base64

@@ -39,7 +39,7 @@ class DiffusionHead(Phantom):
         self, points: np.ndarray, weightings: list[tuple[float, tuple[float, float, float]]], cell: np.ndarray
     ) -> np.ndarray:
         """Magnitude (len(weightings), ...) float32 at points (..., 3) in LPS mm for each (b-value in s/mm^2, unit
-        vector along the gradient or zeros); cell: (3, 3) edges in mm, a row each, of the cell that a point stands for.
+        vector along the gradient or zeros); cell: (3, 3) edges in mm, a row each, of a point's cell.
         """
         flat = np.ascontiguousarray(points.reshape(-1, 3).T, np.float32)
         signal = np.zeros((len(weightings), flat.shape[1]), np.float32)

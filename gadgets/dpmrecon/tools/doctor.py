@@ -355,7 +355,7 @@ def _advise(looks: list[_Look], header: Header, options: Options, found: Diagnos
 
 
 def foreign(path: Path) -> str | None:
-    """What a file is that is no scan, and what to give in its place; None for what may be one."""
+    """What a file is that is no scan, and what to give instead; None for what may be one."""
     if path.is_dir():
         return "it is a folder: name the scan's file"
     try:

@@ -1,4 +1,4 @@
-"""`dpmrecon estimate`: what a scan will cost in seconds and memory, from a short measurement on this machine.
+"""`dpmrecon estimate`: what a scan will cost in seconds and memory, measured on this machine.
 
 Slices of three sizes go through the steps of a reconstruction; a line through the measurements, with no negative
 coefficient, gives each stage's cost for any matrix, number of coils, slices, samples and steps. Nothing is kept.
@@ -165,7 +165,7 @@ def measure(
 
 
 def _slice(load: Load) -> "Slice":
-    """An ellipse seen by smooth coils, every fourth line and 24 in the centre acquired."""
+    """An ellipse seen by smooth coils, every fourth line and 24 central ones."""
     import torch
 
     from ..data import Slice, SliceKey

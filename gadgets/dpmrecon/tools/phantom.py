@@ -1,9 +1,9 @@
 """A procedural head: points in patient coordinates -> tissue fractions -> magnitude of a contrast.
 
-Coordinates are LPS in mm (x to the patient's left, y to the back, z to the head), with the origin between the
-thalami. Nothing is symmetric, so that a flipped image shows: the face and the eyes are in front, the front of the
-brain is narrower, and the acute infarct lies in the **left** hemisphere (x > 0) unless `lesion_side` says "right".
-The anatomy is built of signed distances (mm, negative inside), and painted front to back.
+Coordinates are LPS in mm (x to the patient's left, y to the back, z to the head), with the origin between the thalami.
+Nothing is symmetric, so that a flipped image shows: the face and the eyes are in front, the front of the brain is
+narrower, and the acute infarct lies in the **left** hemisphere (x > 0) unless `lesion_side` says "right". Anatomy is
+built of signed distances (mm, negative inside), painted front to back.
 """
 
 from collections.abc import Iterator
@@ -406,7 +406,7 @@ class Letters:
         return marker + (depth - (marker - self.centre) @ self.normal) * self.normal
 
     def _weight(self, letter: str, points: np.ndarray) -> np.ndarray | float:
-        """Part of 0 to 1 of a letter's ink that is there at points (3, n)."""
+        """Share, 0 to 1, of a letter's ink at points (3, n)."""
         if not self._across(letter):
             return 1.0
         facing = self.normal * np.sign(np.array(self.SIDES[letter]) @ self.normal)
@@ -450,7 +450,7 @@ class LetterVolume(Letters):
 
 
 class _Paint:
-    """Front to back: each tissue takes its weight (0 to 1) of what is left of every point."""
+    """Front to back: each tissue takes its weight (0 to 1) of every point's rest."""
 
     def __init__(self, left: np.ndarray) -> None:
         self.left = left

@@ -24,7 +24,7 @@ _PAIRS = {"acceleration": "partition_acceleration", "partial_fourier": "partitio
 
 
 def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
-    """Write the scan to `path` (ISMRMRD HDF5, group "dataset") and its truth to PATH_truth.npy beside it.
+    """Write the scan to `path` (ISMRMRD HDF5, group "dataset") and its truth to PATH_truth.npy.
 
     The truth is float32 (n_slices, rows, cols) in the order of the slice index, of a 3D scan (partitions, rows, cols)
     without those that slice oversampling adds: magnitude of the noise-free, fully sampled, pre-whitened coil images,

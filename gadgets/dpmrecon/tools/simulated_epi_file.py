@@ -62,7 +62,7 @@ def _labels(
     settings: EpiSettings, shot: Shot, first: list[int], last: list[int]
 ) -> list[tuple[dict[str, int], list[int]]]:
     """(counters, flags) of each line of a shot, navigators first; first, last: flags of its first and last other line
-    beside those that shots of one image have."""
+    beside those of one image's shots."""
     import ismrmrd
 
     start = settings.calibration_rows().start if _in_own_space(settings, shot) else settings.skipped_rows

@@ -121,8 +121,8 @@ class SimulationSettings:
 
     @property
     def weightings(self) -> tuple[float, ...]:
-        """What tells the images of one place apart, in the order of the counter `contrast`: b-values in s/mm^2 of dwi,
-        echo times in ms of swi; one number without a meaning for others."""
+        """What tells one place's images apart, in order of the counter `contrast`: b-values in s/mm^2 of dwi, echo
+        times in ms of swi; one number without a meaning for others."""
         if self.contrast == "swi":
             mean = CONTRASTS["swi"].te
             return self.echo_times_ms or tuple(2 * mean * (n + 1) / (self.echoes + 1) for n in range(self.echoes))

@@ -53,8 +53,8 @@ class GradientEchoHead(Phantom):
     def signal(self, points: np.ndarray, te: float, cell: np.ndarray) -> np.ndarray:
         """Complex signal (...) complex64 at points (..., 3) in LPS mm, `te` ms after excitation.
 
-        cell: (3, 3) edges in mm, a row each, of the cell that a point stands for: the phase that the background and the
-        microbleed spread over it weakens its signal.
+        cell: (3, 3) edges in mm, a row each, of a point's cell: the phase that the background and the microbleed spread
+        over it weakens its signal.
         """
         shape = points.shape[:-1]
         points = points.reshape(-1, 3)
@@ -76,7 +76,7 @@ class GradientEchoHead(Phantom):
         return signal.reshape(shape)
 
     def vein_fraction(self, points: np.ndarray) -> np.ndarray:
-        """Part (...) of 0 to 1 of points (..., 3) in LPS mm that is vein."""
+        """Share (...), 0 to 1, of vein at points (..., 3) in LPS mm."""
         return self._tubes(np.ascontiguousarray(points.reshape(-1, 3), np.float32))[0].reshape(points.shape[:-1])
 
     def _iron(self, points: np.ndarray) -> np.ndarray:
@@ -228,7 +228,7 @@ def _veins(rng: np.random.Generator) -> list[Vein]:
     found: list[Vein] = []
 
     def add(radius: float, *controls) -> None:
-        """A Bezier curve of three points, each moved at random by 1.5 mm or so."""
+        """A Bezier curve of three points, each moved at random by about 1.5 mm."""
         first, middle, last = (np.array(point, float) + rng.normal(0, 1.5, 3) for point in controls)
         count = int(2.5 * (np.linalg.norm(middle - first) + np.linalg.norm(last - middle))) + 2
         t = np.linspace(0, 1, count)[:, None]
