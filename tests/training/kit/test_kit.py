@@ -88,6 +88,14 @@ def start(tmp_path_factory):
     return saved_model(path, MODEL, sampling=sampling, history={"images": 7})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def two_lengths():
+    """1 and 2 of the recipe's 4 steps are tried, and the start itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dpmtrain.kit.tuning.LENGTHS", (0.25, 0.5))
+        yield
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     path = tmp_path_factory.mktemp("recipe") / "finetune.toml"
@@ -137,8 +145,7 @@ def test_the_model_is_fine_tuned_and_replay_takes_it(made, scans, tmp_path):
     assert checkpoint.model_id in (tmp_path / "report.json").read_text()
 
 
-def test_3d_scans_are_trained_on_and_scored_whole(start, recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("dpmtrain.kit.tuning.LENGTHS", (1,))
+def test_3d_scans_are_trained_on_and_scored_whole(start, recipe, tmp_path):
     for subject in range(3):
         (tmp_path / "scans" / f"p{subject}").mkdir(parents=True)
         settings = VolumeSettings(**SCAN_3D, subject=subject)
