@@ -1,4 +1,4 @@
-"""The exception tree: every error the product raises on purpose is one of these, with one clear sentence."""
+"""The exception tree: every error raised on purpose is one of these, in one sentence."""
 
 
 class DpmreconError(Exception):

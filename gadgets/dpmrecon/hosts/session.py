@@ -129,7 +129,7 @@ class Books:
 class Session:
     """One scan. `run` never raises: what went wrong is in the log and in what the peer got.
 
-    engine: gives the loaded model; asked for when the scan has begun, so that a failure is an error of this scan.
+    engine: gives the loaded model; asked for once the scan has begun: a failure is the scan's error.
     """
 
     peer: Wire

@@ -6,8 +6,8 @@ from torch.nn.functional import max_pool2d
 from ..errors import BadInputError
 from .fourier import crop_or_pad, to_image
 
-SQUARINGS = 6  # the operator's 64th power: a second eigenvalue of .9 beside a first of 1 is down to .001
-CHUNK = 2**21  # matrix elements of the operator held at once (16 MB); a handful of such arrays is alive
+SQUARINGS = 6  # the operator's 64th power: an eigenvalue of .9 becomes .001
+CHUNK = 2**21  # matrix elements held at once (16 MB), in a handful of arrays
 FEWEST = 8  # calibration lines, or samples
 # The kernel along an axis is the largest up to this one that leaves at least two more patches than it has samples:
 # with 8 lines CG-SENSE of the FLAIR validation slice (R = 2) has NRMSE .92 by a kernel of 6, .08 by one of 4, .05 by 3
@@ -107,8 +107,8 @@ class _Espirit:
     def folds(self) -> bool:
         """Whether the head folds into its field of view along the lines.
 
-        Two places and no more explain a pixel there: the third eigenvalue is smaller, as it is not where noise is
-        taken for signal. Away from the edge, close to a coil, the second is large as well.
+        Two places and no more explain a pixel there: the third eigenvalue is smaller, unless noise is taken for signal.
+        Away from the edge, close to a coil, the second is large as well.
         """
         if self.n_coils < FEWEST_COILS:
             return False
@@ -250,10 +250,10 @@ def dominant(matrices: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Ten
     power = matrices
     for _ in range(SQUARINGS):  # power iteration by squaring: fewer passes over memory than vector by vector
         power = power @ power
-    # Every column of the power is the eigenvector, times the conjugate of its own element: take the largest
+    # Every column is the eigenvector, times its own element's conjugate: take the largest
     column = power.diagonal(dim1=1, dim2=2).real.argmax(1)
     vector = power.gather(2, column.view(-1, 1, 1).expand(-1, power.shape[1], 1))
-    # Eigenvalues below .6 leave less than the clamp, or underflow, and look small: no normalization needed
+    # Eigenvalues below .6 become less than the clamp: no normalization needed
     vector = vector / vector.abs().square().sum(1, keepdim=True).sqrt().clamp_min(1e-17)
     value = (vector.conj() * (matrices @ vector)).real.sum(1)
     vector = vector[..., 0]

@@ -43,7 +43,7 @@ def with_coil_maps(
         if isinstance(found, LostSlice) and found is not data:
             failed = failed or found
         yield found
-        del data, found  # a volume's lines are collected while the one before is held no longer than it must
+        del data, found  # a volume is let go before the next one's lines are collected
     if failed is not None and not mapped:
         raise BadInputError(f"slice {failed.key.slice}: {failed.reason}")
 

@@ -14,6 +14,7 @@ pytest.importorskip("statsmodels", reason="statsmodels is not installed: pip ins
 
 from dpmtrain.study import check, power, statistics  # noqa: E402
 from dpmtrain.study.made_up import write_sources  # noqa: E402
+from dpmtrain.study.make import make  # noqa: E402
 from dpmtrain.study.scores import write_scores  # noqa: E402
 
 SUBJECTS = ["amber", "birch", "cedar", "dune", "elm"]
@@ -84,13 +85,25 @@ def test_sets_hold_the_images_and_nothing_that_tells_the_arm(made):
             np.testing.assert_array_equal(stored, again)
 
 
-def test_a_classifier_knows_the_sources_and_guesses_the_sets(tmp_path):
+@pytest.mark.parametrize("leak", [False, True])
+def test_a_classifier_knows_the_sources_and_guesses_the_sets(tmp_path, monkeypatch, leak):
     """The share of one study of 12 guesses has a spread of .15; four of those of the mean are allowed."""
     pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install -e .[study]")
-    rows = [row.split("|") for row in check.blinded(tmp_path, 6, 6)[2:]]
+
+    def leaking(args):
+        make(args)
+        for number, one in Key.read(args.key)[0].design.sets.items():
+            for path in (args.out / "dicom" / f"set{number:03d}").rglob("*.dcm"):
+                file = dcmread(path)
+                file.StudyDate = "20260105" if one.arm == "standard" else "20260301"
+                file.save_as(path)
+
+    if leak:
+        monkeypatch.setattr(check, "make", leaking)
+    rows = [row.split("|") for row in check.blinded(tmp_path, 2 if leak else 6, 6)[2:]]
     source, blind = (int(row[2].split()[0]) for row in rows)
     assert source == 100
-    assert 25 <= blind <= 75
+    assert blind == 100 if leak else 25 <= blind <= 75
 
 
 @pytest.mark.parametrize(

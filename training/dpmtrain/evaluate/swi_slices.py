@@ -26,9 +26,9 @@ from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from .methods import label_for
-from .metrics import Moments, scan_factor
+from .metrics import nrmse
 from .references import CPU
-from .report import markdown, write_tables
+from .tables import fields_of, markdown, write_tables
 
 R, N_SLICES, THICKNESS_MM = 3, 6, 3.0
 DARK = 0.05  # of the truth's 99th percentile: what is darker is not head
@@ -61,12 +61,7 @@ def crop_row(path: Path, name: str, crop: float, checkpoint: Checkpoint) -> Crop
             conventional[place] = mapped.model.combined(mapped.conventional).abs().numpy()
             seen = mapped.model.support.reshape(-1, *truth.shape[1:]).amax(0).numpy() > 0
             lost.append(float((~seen)[bright[place]].mean()))
-    return CropRow(name, crop, _nrmse(images, truth), _nrmse(conventional, truth), float(np.mean(lost)))
-
-
-def _nrmse(images: np.ndarray, truth: np.ndarray) -> float:
-    factor = scan_factor([Moments.of(images, truth, np.ones(truth.shape, bool))])
-    return float(np.linalg.norm(factor * images - truth) / np.linalg.norm(truth))
+    return CropRow(name, crop, nrmse(images, truth), nrmse(conventional, truth), float(np.mean(lost)))
 
 
 def rows_of(checkpoint: Checkpoint, matrices: Sequence[int], subjects: Sequence[int]) -> list[CropRow]:
@@ -109,7 +104,7 @@ def main() -> None:
         "Crop: the eigenvalue below which maps are 0.",
         "\n".join(markdown(table)),
     ]
-    write_tables(args.out, CropRow, rows, "\n\n".join(text), digits=5)
+    write_tables(args.out, fields_of(CropRow, rows, digits=5), "\n\n".join(text))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 from dpmrecon.errors import BadInputError
 from tqdm import tqdm
 
-from ..files import writing
+from ..files import write_text
 from .analyse import analyse
 from .design import Design, Key
 from .leaks import accuracy
@@ -205,8 +205,7 @@ def main() -> None:
             "",
             *blinded(folder / "sources", args.studies, N_SUBJECTS),
         ]
-    with writing(args.out / "table.md"):
-        (args.out / "table.md").write_text("\n".join(text) + "\n")
+    write_text(args.out / "table.md", "\n".join(text) + "\n")
     print("\n".join(text))
 
 

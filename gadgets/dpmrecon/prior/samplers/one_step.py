@@ -15,11 +15,10 @@ from ..problem import NoiseSource, Problem, Stop, never
 
 @dataclass(frozen=True)
 class OneStepSettings:
-    """steps: evaluations of the network, 1 to 4 for a distilled one; noise_scale: of the noise that sampling begins
-    with, 0 gives the same image for every seed; error: std per real channel of what the network leaves, of the
-    scale: how far the data may move its image; cg_steps: of that proximal step; noise_factor, model_error: the noise
-    that the data are taken to have, as in `SamplerSettings`; hard: put the measured samples in place instead, noise
-    and all."""
+    """steps: evaluations of the network, 1 to 4 for a distilled one; noise_scale: of the first noise; 0 gives the same
+    image for every seed; error: std per real channel of what the network leaves, of the scale: how far the data may
+    move its image; cg_steps: of that proximal step; noise_factor, model_error: the noise that the data are taken to
+    have, as in `SamplerSettings`; hard: put the measured samples in place instead, noise and all."""
 
     steps: int = 1
     noise_scale: float = 1.0
@@ -55,7 +54,7 @@ def sample_one_step(
 
 
 def replaced(problem: Problem, image: torch.Tensor) -> torch.Tensor:
-    """The image with the measured samples in place of its own, coil by coil, combined again."""
+    """The image with measured samples for its own, coil by coil, combined again."""
     return image + problem.zero_filled - problem.model.normal(image)
 
 
