@@ -11,33 +11,11 @@ from typing import Any
 
 import numpy as np
 
-N_SHUFFLES = 60
 
-
-def accuracy(
-    folders: Sequence[Path], subjects: Sequence[str], arms: Sequence[str], seed: int = 0
-) -> tuple[float, float]:
-    """The share of sets whose arm a classifier tells that has not seen their subject, and p: how often it does as well
-    with arms swapped by chance. folders: one for each set."""
-    from sklearn.model_selection import permutation_test_score
-
-    share, _, p = permutation_test_score(
-        **_problem(folders, subjects, arms, seed), n_permutations=N_SHUFFLES, random_state=seed, scoring="accuracy"
-    )
-    return float(share), float(p)
-
-
-def right_guesses(folders: Sequence[Path], subjects: Sequence[str], arms: Sequence[str], seed: int = 0) -> int:
-    """How many sets' arms such a classifier tells."""
-    from sklearn.model_selection import cross_val_predict
-
-    return int((cross_val_predict(**_problem(folders, subjects, arms, seed)) == np.array(arms)).sum())
-
-
-def _problem(folders: Sequence[Path], subjects: Sequence[str], arms: Sequence[str], seed: int) -> dict[str, Any]:
-    """A classifier, what it sees, and folds that keep a subject's sets together."""
+def accuracy(folders: Sequence[Path], subjects: Sequence[str], arms: Sequence[str], seed: int = 0) -> float:
+    """The share of sets whose arm a classifier tells that has not seen their subject. folders: one for each set."""
     from sklearn.ensemble import ExtraTreesClassifier
-    from sklearn.model_selection import GroupKFold
+    from sklearn.model_selection import GroupKFold, cross_val_predict
     from sklearn.preprocessing import OrdinalEncoder
 
     told = [features(folder) for folder in folders]
@@ -45,13 +23,11 @@ def _problem(folders: Sequence[Path], subjects: Sequence[str], arms: Sequence[st
     values = [[str(one.get(name, "")) for name in names] for one in told]
     numbers = np.array([[_number(text) for text in row] for row in values])
     codes = OrdinalEncoder().fit_transform(np.array(values, dtype=object))
-    return {
-        "estimator": ExtraTreesClassifier(50, random_state=seed),
-        "X": np.hstack([numbers, codes]),
-        "y": np.array(arms),
-        "groups": np.array(subjects),
-        "cv": GroupKFold(min(5, len(set(subjects)))),
-    }
+    guesses = cross_val_predict(
+        ExtraTreesClassifier(50, random_state=seed), np.hstack([numbers, codes]), np.array(arms),
+        groups=np.array(subjects), cv=GroupKFold(min(5, len(set(subjects)))),
+    )  # fmt: skip
+    return float((guesses == np.array(arms)).mean())
 
 
 def features(folder: Path) -> dict[str, Any]:
