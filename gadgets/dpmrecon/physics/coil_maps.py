@@ -12,6 +12,7 @@ FEWEST = 8  # calibration lines, or samples
 # The kernel along an axis is the largest up to this one that leaves at least two more patches than it has samples:
 # with 8 lines CG-SENSE of the FLAIR validation slice (R = 2) has NRMSE .92 by a kernel of 6, .08 by one of 4, .05 by 3
 KERNEL = 6
+CROP = 0.9  # of the largest eigenvalue, which is 1 where the signal explains the coils: below there are no maps
 
 # A head folds where, on a coarse grid of LOOKED_AT pixels or more each way, the second eigenvalue is at least FOLDED
 # and the third less than THIRD from the first and last line on: together as deep as DEPTH of the lines, in a tenth of
@@ -28,7 +29,7 @@ def estimate_coil_maps(
     *,
     kernel: int | None = None,
     threshold: float = 0.02,
-    crop: float = 0.9,
+    crop: float = CROP,
     max_calibration: int = 24,
 ) -> torch.Tensor:
     """Coil maps (n_coils, rows, cols) complex64: sum over coils of |s|^2 is 1 in the support and 0 outside it.
@@ -51,13 +52,13 @@ def estimate_coil_maps(
     return _Espirit(calibration, shape, kernel, threshold, crop, max_calibration).first().permute(2, 0, 1).contiguous()
 
 
-def estimate_map_sets(calibration: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+def estimate_map_sets(calibration: torch.Tensor, shape: tuple[int, int], crop: float = CROP) -> torch.Tensor:
     """(n_sets, n_coils, rows, cols): the maps of `estimate_coil_maps`, or two sets where the head folds.
 
     Two sets are orthonormal, the second is 0 where one place of the head explains a pixel. Raises BadInputError as
     `estimate_coil_maps`.
     """
-    espirit = _Espirit(calibration, shape)
+    espirit = _Espirit(calibration, shape, crop=crop)
     first = espirit.first()
     sets = espirit.both(first) if espirit.folds() else first[None]
     return sets.permute(0, 3, 1, 2).contiguous()
@@ -72,7 +73,7 @@ class _Espirit:
         shape: tuple[int, int],
         kernel: int | None = None,
         threshold: float = 0.02,
-        crop: float = 0.9,
+        crop: float = CROP,
         max_calibration: int = 24,
     ):
         if not 0.6 <= crop <= 1:
