@@ -15,20 +15,17 @@ from dpmrecon.api import load_model
 from dpmrecon.errors import DpmreconError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.options import Options
 from dpmrecon.physics.coil_maps import CROP
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.prepare import SWI_CROP, with_coil_maps
-from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import Reconstruction
+from dpmrecon.recon.types import MappedSlice, Reconstruction
 from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
-from .methods import label_for
-from .metrics import Moments, scan_factor
+from .methods import by_card
+from .metrics import nrmse
 from .references import CPU
-from .report import markdown, write_tables
+from .tables import fields_of, markdown, write_tables
 
 R, N_SLICES, THICKNESS_MM = 3, 6, 3.0
 DARK = 0.05  # of the truth's 99th percentile: what is darker is not head
@@ -46,14 +43,13 @@ class CropRow:
 
 
 def crop_row(path: Path, name: str, crop: float, checkpoint: Checkpoint) -> CropRow:
-    truth, label = np.load(truth_path(path)), label_for(checkpoint, "swi")
+    truth = np.load(truth_path(path))
     bright = truth > DARK * np.percentile(truth, 99)
-    sampling = sampling_of(Options(), checkpoint, CPU, label, R)
     images, conventional, lost = np.empty_like(truth), np.empty_like(truth), []
     with open_scan(path) as scan:
         lines = slices(scan.acquisitions(), scan.header)
-        maps_like = "swi" if crop == SWI_CROP else None
-        for item in sampled(with_coil_maps(lines, CPU, maps_like), checkpoint, label, sampling):
+        for mapped in with_coil_maps(lines, CPU, "swi" if crop == SWI_CROP else None):
+            item = by_card(mapped, checkpoint, "swi") if isinstance(mapped, MappedSlice) else mapped
             if not isinstance(item, Reconstruction) or item.fallback:
                 raise DpmreconError(f"a slice of {name} has no image of ours")
             mapped, place = item.mapped, item.key.slice
@@ -61,12 +57,7 @@ def crop_row(path: Path, name: str, crop: float, checkpoint: Checkpoint) -> Crop
             conventional[place] = mapped.model.combined(mapped.conventional).abs().numpy()
             seen = mapped.model.support.reshape(-1, *truth.shape[1:]).amax(0).numpy() > 0
             lost.append(float((~seen)[bright[place]].mean()))
-    return CropRow(name, crop, _nrmse(images, truth), _nrmse(conventional, truth), float(np.mean(lost)))
-
-
-def _nrmse(images: np.ndarray, truth: np.ndarray) -> float:
-    factor = scan_factor([Moments.of(images, truth, np.ones(truth.shape, bool))])
-    return float(np.linalg.norm(factor * images - truth) / np.linalg.norm(truth))
+    return CropRow(name, crop, nrmse(images, truth), nrmse(conventional, truth), float(np.mean(lost)))
 
 
 def rows_of(checkpoint: Checkpoint, matrices: Sequence[int], subjects: Sequence[int]) -> list[CropRow]:
@@ -109,7 +100,7 @@ def main() -> None:
         "Crop: the eigenvalue below which maps are 0.",
         "\n".join(markdown(table)),
     ]
-    write_tables(args.out, CropRow, rows, "\n\n".join(text), digits=5)
+    write_tables(args.out, fields_of(CropRow, rows, digits=5), "\n\n".join(text))
 
 
 if __name__ == "__main__":
