@@ -15,17 +15,14 @@ from dpmrecon.api import load_model
 from dpmrecon.errors import DpmreconError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.options import Options
 from dpmrecon.physics.coil_maps import CROP
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.prepare import SWI_CROP, with_coil_maps
-from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import Reconstruction
+from dpmrecon.recon.types import MappedSlice, Reconstruction
 from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
-from .methods import label_for
+from .methods import by_card
 from .metrics import nrmse
 from .references import CPU
 from .tables import fields_of, markdown, write_tables
@@ -46,14 +43,13 @@ class CropRow:
 
 
 def crop_row(path: Path, name: str, crop: float, checkpoint: Checkpoint) -> CropRow:
-    truth, label = np.load(truth_path(path)), label_for(checkpoint, "swi")
+    truth = np.load(truth_path(path))
     bright = truth > DARK * np.percentile(truth, 99)
-    sampling = sampling_of(Options(), checkpoint, CPU, label, R)
     images, conventional, lost = np.empty_like(truth), np.empty_like(truth), []
     with open_scan(path) as scan:
         lines = slices(scan.acquisitions(), scan.header)
-        maps_like = "swi" if crop == SWI_CROP else None
-        for item in sampled(with_coil_maps(lines, CPU, maps_like), checkpoint, label, sampling):
+        for mapped in with_coil_maps(lines, CPU, "swi" if crop == SWI_CROP else None):
+            item = by_card(mapped, checkpoint, "swi") if isinstance(mapped, MappedSlice) else mapped
             if not isinstance(item, Reconstruction) or item.fallback:
                 raise DpmreconError(f"a slice of {name} has no image of ours")
             mapped, place = item.mapped, item.key.slice

@@ -28,7 +28,7 @@ from .statistics import CLASSES, agreements, compare, counts, weighted_kappa
 
 EFFECT = -0.2  # points that acceleration takes from the true quality
 MARGIN, N_SUBJECTS, N_REPEATS = 0.5, 20, 10
-# question -> mean of the standard and of the accelerated arm, class of kappa between two readers, or "one or other"
+# question -> mean of the standard, of the accelerated arm, class of kappa
 Targets = dict[str, tuple[float, float, str]]
 # They go over what a figure of such a study can show
 TARGETS: Targets = {

@@ -15,8 +15,8 @@ THICKNESS_MM = 4.0
 def write_sources(
     folder: Path, subjects: Sequence[str], contrasts: Sequence[str], shape: tuple[int, int, int], seed: int = 0
 ) -> None:
-    """folder/standard and folder/accelerated, SUBJECT/CONTRAST/*.dcm each: a scanner's 12 bits with patient data, and a
-    reconstruction's 16 bits with its own words. shape: (slices, rows, columns); seed: of the images' noise."""
+    """folder/standard and folder/accelerated, SUBJECT/CONTRAST/*.dcm each: a scanner's 12 bits with patient data, a
+    reconstruction's 16 bits. shape: (slices, rows, columns); seed: of the images' noise."""
     for place, subject in enumerate(subjects):
         for index, contrast in enumerate(contrasts):
             chance = np.random.default_rng([seed, place, index])
