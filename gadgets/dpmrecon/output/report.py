@@ -91,6 +91,7 @@ class Report:
                 "trusted": item.trusted,
                 "verdict": item.verdict,
                 **({} if item.agreement is None else {"agreement": dataclasses.asdict(item.agreement)}),
+                **({} if item.adaptation is None else {"adaptation": item.adaptation}),
                 "samples": item.samples,
                 "steps": item.steps,
                 "evaluations": item.evaluations,

@@ -164,6 +164,17 @@ def measure(
     return Measurement(load, mapped.seconds["maps"], mapped.seconds["conventional"], seconds, memory_peak(device))
 
 
+def _adaptation(checkpoint: "Checkpoint", sampling: "Sampling", load: Load, device: "torch.device") -> float:
+    """Seconds that the prior's adaptation to the scan takes at most."""
+    from ..recon.adapt import foreseen
+    from ..recon.prepare import with_coil_maps
+    from ..recon.types import MappedSlice
+
+    (mapped,) = with_coil_maps([_slice(load)], device)
+    assert isinstance(mapped, MappedSlice), mapped.reason
+    return foreseen(mapped, checkpoint, None, sampling)
+
+
 def _slice(load: Load) -> "Slice":
     """An ellipse seen by smooth coils, every fourth line and 24 in the centre acquired."""
     import torch
@@ -334,7 +345,8 @@ def run(args: argparse.Namespace) -> int:
         base += 8 * load.megapixels * (n_coils - kept)
         model = volume_cost_model(checkpoint, sampling, load, device, start + n_slices * reading, base)
     else:
-        model = cost_model(checkpoint, sampling, load, device, start)
+        adaptation = _adaptation(checkpoint, sampling, load, device) if sampling.adapt else 0.0
+        model = cost_model(checkpoint, sampling, load, device, start + adaptation)
     virtual = f" ({kept} virtual ones)" if kept < n_coils else ""
     what, matrix = ("volumes", f"{partitions} x {rows} x {cols}") if load.is_volume else ("slices", f"{rows} x {cols}")
     unit = what[:-1]
@@ -343,6 +355,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"measured at three sizes in {time.monotonic() - began:.1f} s; the fit misses them by {model.error:.0%}")
     for stage, seconds in model.stages(load).items():
         print(f"  {stage:<13}{seconds:9.3f} s a {unit}")
+    if sampling.adapt:
+        print(f"  adaptation   {adaptation:9.1f} s at most, once")
     told = f", reading {n_slices * reading:.1f} s" if load.is_volume else ""
     print(f"  start {start:.1f} s{told}, preview and DICOM {finish:.1f} s")
     print(f"the scan: {model.seconds(load) + finish:.1f} s, about {model.peak(load):.0f} MB")
