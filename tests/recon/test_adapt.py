@@ -119,11 +119,12 @@ def test_no_round_is_the_default_bit_by_bit(simulated_scan, trained, tmp_path, m
     assert np.array_equal(pixels(tmp_path / "plain"), pixels(tmp_path / "adapted"))
 
 
-def test_a_scan_s_slices_share_it_and_it_is_told(simulated_scan, trained, tmp_path, monkeypatch):
+def test_a_scan_s_slices_share_it_and_it_is_told(simulated_scan, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(adapt, "RATE", 0.02)
     scan = simulated_scan(n_slices=3)
     for name, options in {"plain": (), "adapted": ("--adapt",), "one": ("--adapt", "--batch", "1")}.items():
         assert replay(scan, tmp_path / name, trained, *options) == 0
+    screen = "".join(capsys.readouterr())
     plain, adapted, one = (pixels(tmp_path / name) for name in ("plain", "adapted", "one"))
     assert np.abs(adapted - one).max() < 1e-4 * adapted.max() < np.abs(adapted - plain).max()
     assert not any(np.array_equal(ours, theirs) for ours, theirs in zip(adapted, plain))
@@ -132,10 +133,11 @@ def test_a_scan_s_slices_share_it_and_it_is_told(simulated_scan, trained, tmp_pa
     (text,) = {entry["adaptation"] for entry in told["slices"]}
     assert text.startswith("prior adapted to the scan, rank") and "adaptation" not in untold["slices"][0]
     assert ["adaptation" in entry["seconds"] for entry in told["slices"]] == [True, False, False]
+    assert screen.count(text) == 2 and screen.count("fitted to the scan's first slice") == 2
     for image in images(tmp_path / "adapted"):
         assert image.meta["dpmrecon_adaptation"] == text and text in image.meta["ImageComments"]
     files = [pydicom.dcmread(next((tmp_path / name / "dicom").glob("01_*/*.dcm"))) for name in ("adapted", "plain")]
-    assert text in files[0].ImageComments and text in files[0].DerivationDescription
+    assert text in files[0].ImageComments and f" P{text[1:]}. RESEARCH" in files[0].DerivationDescription
     assert "adapted" not in files[1].ImageComments + files[1].DerivationDescription
     assert files[0].SOPInstanceUID != files[1].SOPInstanceUID
 
