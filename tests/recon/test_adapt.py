@@ -100,11 +100,8 @@ def test_held_back_lines_are_foretold_better_once_it_is_fitted(mapped, checkpoin
 
 def test_a_fit_that_foretells_nothing_better_is_not_used(mapped, checkpoint, monkeypatch):
     monkeypatch.setattr(adapt, "RATE", 0.0)
-    rounds = []
-    monkeypatch.setattr(adapt, "_fit_round", lambda *given, own=adapt._fit_round: rounds.append(own(*given)))
     fit = fitted(mapped, checkpoint, None, sampling_of(Options(adapt=True), checkpoint, CPU))
     assert (fit.rounds, fit.after, fit.checkpoint) == (0, fit.before, checkpoint) and "not adapted" in fit.text
-    assert len(rounds) == adapt.PATIENCE * adapt.ASKED < adapt.ROUNDS
 
 
 def pixels(out) -> np.ndarray:
@@ -213,7 +210,7 @@ def test_its_cost_is_foreseen_from_a_few_steps(mapped, checkpoint, monkeypatch):
 def test_its_cost_is_shown_beforehand(simulated_scan, trained, capsys):
     scan, common = str(simulated_scan()), ("--model", str(trained), "--device", "cpu")
     assert main(["estimate", scan, *common, "--adapt"]) == 0
-    assert re.search(r"adaptation +\d+\.\d s at most, once", capsys.readouterr().out)
+    assert re.search(r"adaptation +\d+\.\d s once", capsys.readouterr().out)
     assert main(["estimate", scan, *common]) == 0
     assert "adaptation" not in capsys.readouterr().out
     costs = [

@@ -38,9 +38,8 @@ from .types import Adapted, MappedSlice, Sampling
 
 log = logging.getLogger("dpmrecon")
 
-RANK, RATE = 8, 1e-3  # of the weights; of Adam at the start, from which it falls to 0
-ROUNDS, ASKED = 6, 2  # of sampling at most; after so many each, the lines that choose are asked
-PATIENCE = 2  # askings without a gain end it
+RANK, RATE = 8, 2e-3  # of the weights; of Adam at the start, from which it falls to 0
+ROUNDS, ASKED = 6, 2  # of sampling; after so many each, the lines that choose are asked
 CHOOSING, FORETOLD = 6, 4  # one outer line in so many chooses; one of the others in so many is held back in a round
 ERROR = 0.1  # of a step's image, over sigma: what lines miss is weighted by it and the noise
 LEAST = 0.01  # gain below which the prior stays as it is
@@ -118,7 +117,7 @@ def fitted(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None, sa
     prior, optimizer = model.of_contrast(contrast), torch.optim.Adam(parameters, lr=RATE, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, ROUNDS * settings.steps)
     before = missed(plain.of_contrast(contrast))
-    best, late = Fit(checkpoint, 0, before, before), 0
+    best = Fit(checkpoint, 0, before, before)
     for number in range(1, ROUNDS + 1):
         foretold = rng.permutation(others)[: len(others) // FORETOLD].tolist()
         noise = NoiseSource([seed + number], plain.device)
@@ -126,12 +125,8 @@ def fitted(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None, sa
         if number % ASKED:
             continue
         after = missed(prior)
-        late += 1
         if after < min(best.after, (1 - LEAST) * before):
-            found = replace(checkpoint, model=merged(plain, model))
-            best, late = Fit(found, number, before, after), 0
-        if late == PATIENCE:
-            break
+            best = Fit(replace(checkpoint, model=merged(plain, model)), number, before, after)
     return best
 
 
@@ -181,7 +176,7 @@ def foreseen(
     sampling: Sampling,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Seconds that a fit to such a slice takes at most, from a few steps of it. clock: seconds that only grow."""
+    """Seconds that a fit to such a slice takes, from a few steps of it. clock: seconds that only grow."""
     settings = sampling.settings
     assert isinstance(settings, SamplerSettings)
     brief = replace(settings, steps=2)

@@ -108,7 +108,7 @@ def _tell_cost(
     one = sampling.samples * sampling.settings.steps * evaluation
     adaptation = {}
     if sampling.adapt and can_be_fitted(mapped):
-        adaptation = {"seconds of the adaptation, at most": foreseen(mapped, checkpoint, contrast, sampling)}
+        adaptation = {"seconds of the adaptation": foreseen(mapped, checkpoint, contrast, sampling)}
     found.cost = {
         "seconds of the scan": start + sum(adaptation.values()) + n_images * (other + one) + finish,
         **adaptation,

@@ -102,7 +102,7 @@ class CostModel:
         return self.start + self.once(load) + load.n_slices * sum(self.stages(load).values())
 
     def once(self, load: Load) -> float:
-        """Of the prior's adaptation to the scan, at most."""
+        """Of the prior's adaptation to the scan."""
         return self.adaptation * load.megapixels * load.steps
 
     def peak(self, load: Load) -> float:
@@ -170,7 +170,7 @@ def measure(
 
 
 def _adaptation(checkpoint: "Checkpoint", sampling: "Sampling", load: Load, device: "torch.device") -> float:
-    """Seconds that the prior's adaptation to the scan takes at most."""
+    """Seconds that the prior's adaptation to the scan takes."""
     from ..recon.adapt import foreseen
     from ..recon.prepare import with_coil_maps
     from ..recon.types import MappedSlice
@@ -363,7 +363,7 @@ def run(args: argparse.Namespace) -> int:
     for stage, seconds in model.stages(load).items():
         print(f"  {stage:<13}{seconds:9.3f} s a {unit}")
     if sampling.adapt:
-        print(f"  adaptation   {model.once(load):9.1f} s at most, once")
+        print(f"  adaptation   {model.once(load):9.1f} s once")
     told = f", reading {n_slices * reading:.1f} s" if load.is_volume else ""
     print(f"  start {start:.1f} s{told}, preview and DICOM {finish:.1f} s")
     print(f"the scan: {model.seconds(load) + finish:.1f} s, about {model.peak(load):.0f} MB")
