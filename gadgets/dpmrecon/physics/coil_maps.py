@@ -132,7 +132,7 @@ class _Espirit:
         double = _at_the_edge(double & (first != 0).any(-1))
         inside, beyond = _continued(first, (first != 0).any(-1) & ~double)
         span = spans[double]
-        sets[:, double] = _basis(span, inside[double], beyond[double])
+        sets[:, double] = basis_of(span, inside[double], beyond[double])
         return sets
 
     def _two(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,7 +171,7 @@ def _continued(maps: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, t
     return spread(down), spread(beyond)
 
 
-def _basis(span: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def basis_of(span: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """(2, pixels, n_coils): the orthonormal basis of span (pixels, n_coils, 2) whose first vector is that nearest to
     `first`, (pixels, n_coils), and whose second one has the phase of `second`."""
     a, b = ((span.mH @ vector[..., None])[..., 0] for vector in (first, second))

@@ -76,7 +76,8 @@ def draw(
     _, sampler = checkpoint.kind.sampler(sampling.sampler)
     entries = [(mapped, index) for mapped in group for index in range(sampling.samples)]
     draws, evaluations = [], 0
-    n_sets = group[0].n_sets  # the network sees an image of each
+    # the network sees an image of each; all planes of a volume count as one
+    n_sets = 1 if isinstance(group[0], MappedVolume) else group[0].n_sets
 
     def count(images: int) -> None:
         nonlocal evaluations

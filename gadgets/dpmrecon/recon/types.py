@@ -166,7 +166,7 @@ class MappedVolume(MappedSlice):
 
     @property
     def n_sets(self) -> int:
-        return 1
+        return len(self.conventional) if self.conventional.ndim == 4 else 1
 
     @property
     def planes(self) -> tuple[int, ...]:

@@ -225,8 +225,8 @@ class VolumeSettings(SimulationSettings):
         super().__post_init__()
         if self.sampling not in ("regular", "random", "poisson"):
             raise BadInputError(f"sampling is {self.sampling!r}; use one of regular, random, poisson")
-        if self.n_slices != 1 or self.slice_gap_mm or self.wrap:
-            raise BadInputError("a 3D scan is simulated as one slab that does not fold; give no slices, gap or wrap")
+        if self.n_slices != 1 or self.slice_gap_mm:
+            raise BadInputError("a 3D scan is simulated as one slab; give no slices or gap")
         for name, least in (("partitions", 8), ("partition_acceleration", 1), ("caipirinha", 0)):
             count = getattr(self, name)
             if not isinstance(count, int) or not least <= count <= 4096:

@@ -14,6 +14,8 @@ from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.tools.simulated_slice import coil_maps
+from dpmrecon.tools.simulated_volume import simulated_volume
+from dpmrecon.tools.simulation_settings import VolumeSettings
 
 from ..data.labelmaps import simulate
 from ..data.lesions import smooth_field
@@ -85,6 +87,35 @@ def validation_volume(
     magnitude = magnitude / image_scale(magnitude)
     shape = tuple(magnitude.shape)
     return _acquired(contrast, magnitude, noise, voxel, _points(contrast, shape, voxel), rng, full)
+
+
+def slab_with_field(subject: int) -> ReferenceVolume:
+    """A coarse slab of SWI, R = 3, of the product's head, whose tissues make their own field: its phase is no smooth
+    one, and signal is lost near the sinuses."""
+    settings = VolumeSettings(
+        contrast="swi",
+        matrix=(64, 80),
+        fov_mm=(180.0, 230.0),
+        partitions=30,
+        slice_thickness_mm=3.0,
+        acceleration=3,
+        partition_acceleration=1,
+        calibration_lines=16,
+        noise=0.018,
+        subject=subject,
+        seed=subject,
+    )
+    kspace, truth = (torch.from_numpy(array) for array in simulated_volume(settings))
+    scale = image_scale(truth)
+    sigma_n = settings.noise * float(np.percentile(truth, 99)) / scale
+    mask = (kspace[0] != 0).float()
+    block = (slice(None), *(slice(size // 2 - 8, size // 2 + 8) for size in truth.shape[:2]))
+    kspace, count, key = kspace / scale, int(mask[..., 0].sum()), SliceKey(subject)
+    voxel = (settings.slice_thickness_mm, *settings.pixel_mm)
+    data = Volume(
+        key, kspace, mask, kspace[block], sigma_n, "known", 3.0, count, count, key.seed_key, voxel_mm=voxel,
+    )  # fmt: skip
+    return ReferenceVolume("swi", data, (truth / scale).numpy(), torch.empty(0))
 
 
 def full_volume(images: Path, contrast: str) -> ReferenceSlice:

@@ -87,7 +87,7 @@ def _velocity(
         each = (values.repeat_interleave(sets) for values in numbers)
         return prior(images, time, conventional.reshape(images.shape), *each).reshape(current.shape)
     axis = planes.axes[step % len(planes.axes)] + 1
-    across = current.movedim(axis, 1)
-    images, beside = (image.movedim(axis, 1).flatten(0, 1).contiguous() for image in (current, conventional))
+    images, beside = (image.flatten(0, -4).movedim(axis, 1) for image in (current, conventional))
+    across, (images, beside) = images, (image.flatten(0, 1).contiguous() for image in (images, beside))
     found = prior.of_planes(images, time, beside, numbers[0][:1], numbers[1][:1], planes.at_once)
-    return found.unflatten(0, across.shape[:2]).movedim(1, axis).contiguous()
+    return found.unflatten(0, across.shape[:2]).movedim(1, axis).reshape(current.shape)
