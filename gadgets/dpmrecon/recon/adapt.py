@@ -124,9 +124,10 @@ def fitted(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None, sa
         _fit_round(held_back(mapped, foretold, unused=choosing), prior, settings, noise, optimizer, schedule)
         if number % ASKED:
             continue
-        after = missed(prior)
+        network = merged(plain, model)
+        after = missed(network.of_contrast(contrast))
         if after < min(best.after, (1 - LEAST) * before):
-            best = Fit(replace(checkpoint, model=merged(plain, model)), number, before, after)
+            best = Fit(replace(checkpoint, model=network), number, before, after)
     return best
 
 
