@@ -15,8 +15,8 @@ from .volume_map_sets import folding_axis, second_set
 MATRIX = 2048
 LARGEST = 24  # samples of the calibration that are used along each axis
 THRESHOLD = 0.02  # of the largest singular value: what is above spans the signal
-# Of the eigenvalue, which is 1 where the signal explains the coils. By .9 a slab that cuts a head off loses what is dark
-# at its edges, or out of phase (training/reports/volumes/support)
+# Of the eigenvalue, which is 1 where the signal explains the coils. By .9 a slab that cuts a head off loses what is
+# dark at its edges, or out of phase (training/reports/volumes/support)
 CROP = 0.75
 SECOND = 0.9  # the same of a second set
 # Maps are found on at most this many points along an axis, and interpolated between them
