@@ -141,6 +141,8 @@ def _replay_scan(
     )
     if contrast is None:
         print("dpmrecon: the protocol names no known contrast: the unlabelled prior is used", file=sys.stderr)
+    if sampling.adapt:
+        print("dpmrecon: the prior is fitted to the scan's first slice, before that is sampled", file=sys.stderr)
     receiving = Receiving.of(options, scan.header)
     if receiving.conjugate:
         print(CONJUGATION)

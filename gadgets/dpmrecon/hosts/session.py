@@ -30,6 +30,7 @@ from ..output.weighting import weighting_from_text
 from ..output.whole_numbers import SpreadScale
 from ..output.writers import writing
 from ..read_ahead import ReadAhead
+from ..recon.adapt import Adaptation
 from ..recon.deadline import Deadline
 from ..recon.plan import contrast_of, sampling_of
 from ..recon.prepare import with_maps
@@ -57,11 +58,12 @@ def on_device(
     n_slices: that are announced; a deadline, counted from the first slice on, is shared among them.
     """
     deadline = None
+    adaptation = Adaptation(engine.checkpoint, contrast, sampling) if sampling.adapt else None
     for group in groups:
         if deadline is None and sampling.deadline is not None:
             deadline = Deadline(sampling.deadline, n_slices, time.monotonic())
         mapped = (item if isinstance(item, LostSlice) else with_maps(item, engine.device, contrast) for item in group)
-        results = sampled(mapped, engine.checkpoint, contrast, sampling, deadline=deadline)
+        results = sampled(mapped, engine.checkpoint, contrast, sampling, deadline=deadline, adaptation=adaptation)
         while (item := engine.run(functools.partial(next, results, None))) is not None:
             yield item
 
@@ -102,6 +104,8 @@ class Books:
         record["residuals"].append(round(item.residual, 3) if math.isfinite(item.residual) else None)
         verdict = item.verdict.partition(":")[0]
         record["verdicts"][verdict] = record["verdicts"].get(verdict, 0) + 1
+        if "adaptation" in item.seconds:
+            record["decisions"].append(str(item.adaptation))
         for remark in item.remarks:
             record["decisions"].append(f"remark: slice {number}: {remark}")
             log.warning("slice %d: %s", number, remark)

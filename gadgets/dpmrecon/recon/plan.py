@@ -12,6 +12,7 @@ from ..prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults, un
 from ..prior.kinds import ONE_STEP
 from .types import Sampling
 
+ADAPTED = "prox"  # the sampler whose prior can be adapted
 CPU_BATCH, GPU_BATCH = 4, 32  # images that the network sees at once
 
 
@@ -57,6 +58,8 @@ def sampling_of(
     else:
         chosen, source = sampler_defaults(checkpoint.card, name, contrast, acceleration)
         samples = checkpoint.card.get("sampling", {}).get("samples", 1)
+    if options.adapt:
+        _check_adaptable(options, name, volume)
     settings = sampler.settings_from(chosen)
     if options.steps is not None:
         settings = dataclasses.replace(settings, steps=options.steps)
@@ -73,7 +76,18 @@ def sampling_of(
         source=source,
         keep_samples=keep_samples,
         gate=options.gate,
+        adapt=options.adapt,
     )
+
+
+def _check_adaptable(options: Options, sampler: str, volume: bool) -> None:
+    """Raises BadInputError for what no prior can be adapted to."""
+    if sampler != ADAPTED:
+        raise BadInputError(f"--adapt is for the sampler {ADAPTED} and the model's is {sampler}: leave one of them out")
+    if volume:
+        raise BadInputError("--adapt is for slices, and the scan is a volume: leave it out")
+    if options.deadline is not None:
+        raise BadInputError("--adapt takes longer than a deadline can foresee: leave one of them out")
 
 
 def _of_volumes(checkpoint: Checkpoint) -> str:

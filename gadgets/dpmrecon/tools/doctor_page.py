@@ -23,6 +23,7 @@ from ..output.images_file import Outputs
 from ..prior.checkpoint import Checkpoint
 from ..prior.denoiser import Denoiser
 from ..recon import plan
+from ..recon.adapt import can_be_fitted, foreseen
 from ..recon.agreement import Limits, agreement
 from ..recon.deadline import Deadline
 from ..recon.gate import expected_residual, unfamiliar
@@ -106,8 +107,12 @@ def _tell_cost(
     try_out([mapped], checkpoint, contrast, sampling, deadline)
     evaluation, other = deadline.per_evaluation or math.nan, sum(mapped.seconds.values())
     one = sampling.samples * sampling.settings.steps * evaluation
+    adaptation = {}
+    if sampling.adapt and can_be_fitted(mapped):
+        adaptation = {"seconds of the adaptation": foreseen(mapped, checkpoint, contrast, sampling)}
     found.cost = {
-        "seconds of the scan": start + n_images * (other + one) + finish,
+        "seconds of the scan": start + sum(adaptation.values()) + n_images * (other + one) + finish,
+        **adaptation,
         "seconds of an image": {**mapped.seconds, "sampling": one},
         "seconds of preview and files": finish,
         "MB so far": memory_peak(device),

@@ -86,6 +86,7 @@ class CostModel:
     start: float
     base: float
     error: float  # largest relative miss of the measured seconds of a slice
+    adaptation: float = 0.0  # seconds a megapixel and step, once a scan
 
     def stages(self, load: Load) -> dict[str, float]:
         """Seconds of each stage of one slice."""
@@ -98,7 +99,11 @@ class CostModel:
 
     def seconds(self, load: Load) -> float:
         """Of the whole scan, from the start of the command to the last image."""
-        return self.start + load.n_slices * sum(self.stages(load).values())
+        return self.start + self.once(load) + load.n_slices * sum(self.stages(load).values())
+
+    def once(self, load: Load) -> float:
+        """Of the prior's adaptation to the scan."""
+        return self.adaptation * load.megapixels * load.steps
 
     def peak(self, load: Load) -> float:
         """The largest memory in MB: the process on a CPU, what torch holds on a GPU. Slices follow each other."""
@@ -162,6 +167,17 @@ def measure(
         seconds = clock() - began
     seconds /= len(group) * samples * counted
     return Measurement(load, mapped.seconds["maps"], mapped.seconds["conventional"], seconds, memory_peak(device))
+
+
+def _adaptation(checkpoint: "Checkpoint", sampling: "Sampling", load: Load, device: "torch.device") -> float:
+    """Seconds that the prior's adaptation to the scan takes."""
+    from ..recon.adapt import foreseen
+    from ..recon.prepare import with_coil_maps
+    from ..recon.types import MappedSlice
+
+    (mapped,) = with_coil_maps([_slice(load)], device)
+    assert isinstance(mapped, MappedSlice), mapped.reason
+    return foreseen(mapped, checkpoint, None, sampling)
 
 
 def _slice(load: Load) -> "Slice":
@@ -260,7 +276,7 @@ def _fitted(found: list[Measurement], memory: np.ndarray, start: float, base: fl
     load, fits = found[-1].load, {}
     for stage, features in (("maps", _maps), ("conventional", _conventional), ("evaluation", _evaluation)):
         fits[stage] = _fit([features(m.load) for m in found], [getattr(m, stage) for m in found])
-    model = CostModel(**fits, memory=memory, start=start, base=base, error=0.0)
+    model = CostModel(fits["maps"], fits["conventional"], fits["evaluation"], memory, start, base, error=0.0)
     evaluations = load.samples * load.steps
     measured = [m.maps + m.conventional + evaluations * m.evaluation for m in found]
     misses = [sum(model.stages(m.load).values()) / seconds - 1 for m, seconds in zip(found, measured)]
@@ -335,6 +351,9 @@ def run(args: argparse.Namespace) -> int:
         model = volume_cost_model(checkpoint, sampling, load, device, start + n_slices * reading, base)
     else:
         model = cost_model(checkpoint, sampling, load, device, start)
+        if sampling.adapt:
+            seconds = _adaptation(checkpoint, sampling, load, device)
+            model = replace(model, adaptation=seconds / (load.megapixels * load.steps))
     virtual = f" ({kept} virtual ones)" if kept < n_coils else ""
     what, matrix = ("volumes", f"{partitions} x {rows} x {cols}") if load.is_volume else ("slices", f"{rows} x {cols}")
     unit = what[:-1]
@@ -343,6 +362,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"measured at three sizes in {time.monotonic() - began:.1f} s; the fit misses them by {model.error:.0%}")
     for stage, seconds in model.stages(load).items():
         print(f"  {stage:<13}{seconds:9.3f} s a {unit}")
+    if sampling.adapt:
+        print(f"  adaptation   {model.once(load):9.1f} s once")
     told = f", reading {n_slices * reading:.1f} s" if load.is_volume else ""
     print(f"  start {start:.1f} s{told}, preview and DICOM {finish:.1f} s")
     print(f"the scan: {model.seconds(load) + finish:.1f} s, about {model.peak(load):.0f} MB")
