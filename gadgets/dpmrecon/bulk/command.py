@@ -46,11 +46,13 @@ def run(args: argparse.Namespace, wanted: Callable[[argparse.Namespace, Options]
 
 def _reconstructed(sources: Mapping[str, Source], args: argparse.Namespace, options: Options, wanted: "Wanted") -> int:
     from ..output.protocol_report import key_of
-    from ..recon.plan import load
+    from ..recon.plan import contrast_of, load, sampling_of
     from ..results import made_by
     from .run import Progress, bulk
 
     checkpoint, device = load(options)
+    # what the model cannot have is said now, not by each scan
+    sampling_of(options, checkpoint, device, contrast_of(options, checkpoint, None))
     gpus = _gpus(options) if device.type == "cuda" else ()
     digest = key_of(made_by(checkpoint, options, wanted))
     total = sum(source.size for source in sources.values())

@@ -145,7 +145,7 @@ def _at_address(address: str) -> list[tuple[str, Source]]:
     scans = []
     for inner, told in found:
         below = inner.removeprefix(top).lstrip("/")  # nothing where the address is that of a file
-        if _is_scan(PurePosixPath(inner).name):
+        if _is_scan(PurePosixPath(inner).name) and not any(part[0] == "." for part in PurePosixPath(below).parts):
             where = f"{address.rstrip('/')}/{below}" if below else address
             stamp = hashlib.sha256(_bytes(str(sorted(told.items(), key=str)))).hexdigest()
             scans.append(
