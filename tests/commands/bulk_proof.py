@@ -218,12 +218,15 @@ def main() -> int:
             one, other = images(out / name), images(folder / "one" / name)
             differences.append(float(np.abs(one - other).max() / np.abs(other).max()))
         good = len(names) - len(broken)
-        say(f"\nEvery one of the {good} good scans is in its report exactly once, and every broken one with its sentence: "
-            f"{'yes' if not wrong else 'NO'}.")  # fmt: skip
+        say(
+            f"\nEach of the {good} good scans is in its report exactly once, and each broken one with its sentence: "
+            f"{'NO' if wrong else 'yes'}."
+        )
         for text in wrong:
             say(f"- {text}")
         say(
-            f"Largest difference of its images from those of the undisturbed run, over their maximum: {max(differences):.1e}."
+            "Largest difference of its images from those of the undisturbed run, over their maximum: "
+            f"{max(differences):.1e}."
         )
         say("\n| broken scan | its sentence |\n|---|---|")
         for entry in report_of(out):
