@@ -1,7 +1,7 @@
 """What scans need of memory, and how much of it there is."""
 
 from dpmrecon.bulk.engines import Lost, Processes
-from dpmrecon.bulk.memory import SHARE, Memory, free_memory
+from dpmrecon.bulk.memory import SHARE, Measured, Memory, free_memory
 from dpmrecon.bulk.sources import listed
 from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import load_checkpoint
@@ -12,12 +12,11 @@ class Asked:
 
     workers = 2
 
-    def __init__(self, answer):
-        self.answer, self.calls = answer, []
+    def __init__(self, answer, by_memory=False):
+        self.answer, self.by_memory = answer, by_memory
 
     def ask(self, call):
-        self.calls.append(call)
-        return self.answer if not callable(self.answer) else self.answer(*call[1])
+        return self.answer
 
 
 def memory_of(scans, tmp_path, model, engine) -> Memory:
@@ -46,13 +45,19 @@ def test_a_larger_scan_needs_more_and_a_broken_one_nothing(simulated_scan, model
 
 
 def test_room_is_a_share_of_what_is_free(simulated_scan, model, tmp_path):
-    from dpmrecon.bulk.memory import Measured
-
     scan = simulated_scan(partitions=14)
     memory = memory_of([scan], tmp_path, model, Asked(Measured(free=1000.0, base=100.0, slices=None)))
     assert memory.room(None, devices=1) == SHARE * 1000 - 200
     assert memory.room(None, devices=2) == SHARE * 2000 - 200
     assert memory.room(500.0, devices=1) == 300
+
+
+def test_an_engine_that_sees_to_memory_hears_of_the_process_too(simulated_scan, model, tmp_path):
+    scan = simulated_scan(partitions=14)
+    found = Measured(free=1000.0, base=100.0, slices=None)
+    own, whole = (memory_of([scan], tmp_path, model, Asked(found, by_memory)) for by_memory in (False, True))
+    assert own.room(None, devices=1) == whole.room(None, devices=1)
+    assert whole.need(scan.stem) == own.need(scan.stem) + 100 > 100
 
 
 def test_where_memory_cannot_be_measured_scans_go_one_by_one(simulated_scan, model, tmp_path):

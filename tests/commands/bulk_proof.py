@@ -189,7 +189,7 @@ def main() -> int:
         def row(how: str, count: int, seconds: float) -> None:
             say(f"| {how} | {count} | {seconds:.1f} | {60 * count / seconds:.0f} |")
 
-        few = sorted(archive.glob("*/scan*.h5"))[:10]
+        few = sorted(archive.glob("*/scan*.h5"))[:5]
         replays = [
             [sys.executable, "-m", "dpmrecon.cli", "replay", str(scan), "--out", str(folder / "replay" / scan.stem)]
             for scan in few

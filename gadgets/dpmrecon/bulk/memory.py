@@ -82,7 +82,8 @@ class Memory:
         return (SHARE * found.free * devices if given is None else given) - self._engine.workers * found.base
 
     def need(self, name: str) -> float:
-        """Of a scan; 0 where it cannot be opened, which its reconstruction will tell."""
+        """Of a scan, and of its process where the engine sees to memory; a scan that cannot be opened, which its
+        reconstruction will tell, needs none."""
         look, source = self._look(name), self._sources[name]
         if look is None:
             return source.size / MEGA if source.files is not None else 0.0
@@ -90,7 +91,8 @@ class Memory:
         if not load.is_volume and self._slices is None and self.remark is None:
             self._measured(sampling, load)
         coefficients = np.array(VOLUME_MEMORY) if load.is_volume else self._slices
-        return 0.0 if coefficients is None else memory_of(load, coefficients)
+        own = 0.0 if coefficients is None else memory_of(load, coefficients)
+        return own + self.base if self._engine.by_memory else own
 
     def _look(self, name: str) -> tuple[Sampling, Load] | None:
         if name not in self._looks:
