@@ -123,7 +123,11 @@ class Driver:
     def __init__(self, scans, out, model):
         command = [sys.executable, "-m", "dpmrecon.cli", "bulk", str(scans), "--out", str(out), "--model", str(model)]
         self.process = subprocess.Popen(
-            [*command, "--device", "cpu", "--workers", "1"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            [*command, "--device", "cpu", "--workers", "1"],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            # as in a terminal, also where pytest is started in the background
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.out = out
 
@@ -155,7 +159,8 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_the_next_goes_on(lo
     until(lambda: list(out.glob(f"*/{ROW}")))
     worker = driver.worker()
     driver.process.kill()
-    assert driver.process.wait() == -signal.SIGKILL
+    driver.process.communicate()
+    assert driver.process.returncode == -signal.SIGKILL
     until(lambda: not os.path.exists(f"/proc/{worker}") or "\tZ" in _status(worker))
     first = times(out)
     assert len(first) in (1, 2) and not (out / "bulk.csv").exists()
@@ -165,6 +170,21 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_the_next_goes_on(lo
     )
     assert {name: times(out)[name] for name in first} == first
     assert not (out / PARTS).exists()
+
+
+def test_an_interrupted_run_reports_what_is_done(long_scans, model, tmp_path):
+    out = tmp_path / "out"
+    driver = Driver(long_scans, out, model)
+    until(lambda: list(out.glob(f"*/{ROW}")))
+    worker = driver.worker()
+    driver.process.send_signal(signal.SIGINT)
+    _, told = driver.process.communicate()
+    assert driver.process.returncode == 130
+    assert b"interrupted" in told and b"Traceback" not in told
+    until(lambda: not os.path.exists(f"/proc/{worker}") or "\tZ" in _status(worker))
+    outcomes = {name: row["outcome"] for name, row in rows(out).items()}
+    assert sorted(outcomes) == ["scan0", "scan1", "scan2"]
+    assert set(outcomes.values()) == {"done", "not reached"} and outcomes["scan0"] == "done"
 
 
 def _status(process: int) -> str:
@@ -179,7 +199,8 @@ def test_the_scan_of_a_worker_that_is_killed_is_taken_again(long_scans, model, t
     out = tmp_path / "out"
     driver = Driver(long_scans, out, model)
     os.kill(driver.worker(), signal.SIGKILL)
-    assert driver.process.wait() == 0
+    driver.process.communicate()
+    assert driver.process.returncode == 0
     assert {name: row["outcome"] for name, row in rows(out).items()} == dict.fromkeys(
         ("scan0", "scan1", "scan2"), "done"
     )
