@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 2 bad input (one line, no traceback), 3 some slices by the conventional
     fallback, 4 some slices missing."""
-    started = time.monotonic()  # a deadline counts the start of torch and the loading of the model as well
+    started = time.monotonic()  # a deadline counts what is loaded as well
     parser = argparse.ArgumentParser("dpmrecon", description="Accelerated brain MRI with a diffusion prior")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     args.started = started
     try:
         code = args.run(args)
-        sys.stdout.flush()  # what cannot be written is to be found here and not at the interpreter's end
+        sys.stdout.flush()  # what cannot be written is found here, not at the interpreter's end
         return code
     except DpmreconError as error:
         print(f"dpmrecon: {error}", file=sys.stderr)

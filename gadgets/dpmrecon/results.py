@@ -63,8 +63,8 @@ def made_by(checkpoint: Checkpoint, options: Options, wanted: Wanted) -> dict[st
 def result_writers(
     wanted: Wanted, scan: Scan, out: Path, provenance: Provenance, n_slices: int, combine_averages: bool
 ) -> tuple[Report, Maps, list[Writer]]:
-    """The report, the diffusion maps and all writers of the folder `out`, which is cleared. Raises BadInputError where
-    it cannot be."""
+    """The report, the diffusion maps and all writers of `out`, which is cleared. Raises BadInputError where it cannot
+    be."""
     header, hidden = scan.header, wanted.outputs.anonymize
     truth = Truth(wanted.truth, wanted.mask, header)
     folder = cleared(out, scan.path)

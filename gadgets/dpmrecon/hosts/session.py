@@ -60,7 +60,7 @@ def on_device(
     for group in groups:
         if deadline is None and sampling.deadline is not None:
             deadline = Deadline(sampling.deadline, n_slices, time.monotonic())
-        mapped = (item if isinstance(item, LostSlice) else with_maps(item, engine.device) for item in group)
+        mapped = (item if isinstance(item, LostSlice) else with_maps(item, engine.device, contrast) for item in group)
         results = sampled(mapped, engine.checkpoint, contrast, sampling, deadline=deadline)
         while (item := engine.run(functools.partial(next, results, None))) is not None:
             yield item
@@ -129,7 +129,7 @@ class Books:
 class Session:
     """One scan. `run` never raises: what went wrong is in the log and in what the peer got.
 
-    engine: gives the loaded model; asked for when the scan has begun, so that a failure is an error of this scan.
+    engine: gives the loaded model; asked for once the scan has begun: a failure is the scan's error.
     """
 
     peer: Wire

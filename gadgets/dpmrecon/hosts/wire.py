@@ -25,12 +25,12 @@ ACQUISITION, IMAGE, RECON_DATA, IMAGE_ARRAY, WAVEFORM, BUCKET = 1008, 1022, 1023
 CONFIG_NAME_BYTES = 1024
 LARGEST_TEXT = 64 << 20  # bytes: no header or configuration is longer
 LARGEST_ARRAY = 8 << 30  # bytes: of one array of k-space
-# Seconds of silence after which a peer is let go: before its scan has begun, within it (scanners pause), after an error
+# Seconds of silence before a scan, within it, after an error
 GREETING, SCAN, FAREWELL = 30.0, 900.0, 60.0
 LOOK_AGAIN = 1.0  # seconds between two looks at the patience, which may change while we wait
 FIRST_PIECE = 16 << 20  # bytes: room for most messages at once
 SAMPLING_BYTES = 56  # 6 floats, 15 uint16, padding: the header says the same
-DRAIN_IDLE = 2.0  # seconds without a byte after which a peer that lost its framing has said all
+DRAIN_IDLE = 2.0  # seconds of silence that end a stream which lost its framing
 
 
 class WireError(DpmreconError):
@@ -51,7 +51,7 @@ class ReconBuffer:
 
 @dataclass
 class ReconBit:
-    """The image lines of one encoding space, and its calibration lines where there are any."""
+    """The image lines of one encoding space, and its calibration lines, if any."""
 
     data: ReconBuffer
     ref: ReconBuffer | None
@@ -252,7 +252,7 @@ class Wire:
     def drain(self) -> None:
         """Take what the peer still sends, until it says CLOSE or leaves: leaving before can cost it our last words.
 
-        Where messages cannot be told apart any more, until nothing has come for DRAIN_IDLE seconds.
+        Where messages cannot be told apart, until DRAIN_IDLE seconds of silence.
         """
         if self.closed:
             return

@@ -14,7 +14,7 @@ from .writers import telling
 
 
 def cleared(folder: Path, scan_file: Path) -> Path:
-    """The folder, made where it is missing, with nothing of an earlier replay in it.
+    """The folder, made if missing, without an earlier replay's files.
 
     Raises BadInputError where the scan lies there, or what is there is not ours, or it cannot be written.
     """

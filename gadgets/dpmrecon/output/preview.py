@@ -1,4 +1,4 @@
-"""preview.png: what went in, the conventional image, the reconstruction, and errors where a truth is given.
+"""preview.png: what went in, the conventional image, the reconstruction, and errors against a truth.
 
 A slice is a row; a volume is three, the planes through its middle as readers look at them.
 """

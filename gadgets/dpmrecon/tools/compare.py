@@ -1,7 +1,7 @@
 """`dpmrecon compare`: result folders side by side on one HTML page that needs neither a network nor other files.
 
 The page carries the pixels of images.h5, compressed, and what report.json says of them. Its viewer is a canvas and a
-script of some 200 lines: the viewer of the reader study shows volumes alone, and has neither differences nor regions.
+script of some 200 lines: the reader study's viewer shows volumes alone, without differences or regions.
 """
 
 import base64
@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import BadInputError, first_line
 from .template import rendered
 
-# series of images.h5 that are shown, in this order; complex images are left out, their phase has a series of its own
+# series of images.h5 that are shown, in this order, none of them complex
 KINDS = {
     1: "reconstruction",
     3: "CG-SENSE",

@@ -41,7 +41,8 @@ def examine(scan: Scan, options: Options, found: Diagnosis) -> None:
     data = _middle(scan, options)
     if data is None:
         return
-    mapped = with_maps(data, device)
+    contrast = plan.contrast_of(options, checkpoint, scan.header)
+    mapped = with_maps(data, device, contrast)
     if isinstance(mapped, LostSlice):
         found.maps = {"sets": f"none: {mapped.reason}"}
         found.reasons.append(f"slice {mapped.key.slice}: {mapped.reason}")
@@ -57,7 +58,7 @@ def examine(scan: Scan, options: Options, found: Diagnosis) -> None:
         "residual expected of a sound scan": expected,
         "seconds": sum(mapped.seconds.values()),
     }
-    _ask(mapped, checkpoint, plan.contrast_of(options, checkpoint, scan.header), found)
+    _ask(mapped, checkpoint, contrast, found)
     found.repairs += [remark for remark in mapped.data.remarks if remark not in found.repairs]
     found.pictures = _pictures(mapped, found)
     _tell_cost(scan, mapped, options, checkpoint, start, found)

@@ -1,4 +1,4 @@
-"""`dpmrecon estimate`: what a scan will cost in seconds and memory, from a short measurement on this machine.
+"""`dpmrecon estimate`: what a scan will cost in seconds and memory, measured on this machine.
 
 Slices of three sizes go through the steps of a reconstruction; a line through the measurements, with no negative
 coefficient, gives each stage's cost for any matrix, number of coils, slices, samples and steps. Nothing is kept.
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from ..recon.types import Sampling
 
 STEPS = 3  # of a measurement
-NOISE = 0.02  # of such a volume, over its signal: the more, the fewer iterations a data step takes
+NOISE = 0.02  # of such a volume, over its signal: more noise, fewer iterations
 LARGEST_MEASURED = 300_000  # voxels of a volume that stands for a larger one
-# MB a million voxels of a volume, and as much for each of its coils: images of 8 bytes, k-space and maps
+# MB a million voxels of a volume, and as much for each coil
 VOLUME_MEMORY = (8.0 * 24, 8.0 * 2)
 MEGA = 1e6
 
@@ -126,7 +126,7 @@ def _maps(load: Load) -> np.ndarray:
         return np.array([1.0, load.megapixels * load.n_coils**2])
     from ..physics.volume_maps import grid_of, longest_kernel
 
-    # eigenvectors of the calibration's matrix, then of one at each point of the grid, then what goes by sample
+    # eigenvectors: of the calibration's matrix, of each point; then what goes by sample
     size = load.n_coils * longest_kernel(load.n_coils) ** 3 / 1000
     points = math.prod(grid_of((load.partitions, load.rows, load.cols))) / MEGA
     return np.array([size**3, points * load.n_coils**2, load.megapixels * load.n_coils])
@@ -169,7 +169,7 @@ def measure(
     group, samples = [replace(mapped) for _ in range(load.slices_at_once)], min(load.batch, load.samples)
     samples = 1 if load.is_volume else samples
     seconds = 0.0
-    # data steps take more iterations early and late: a volume, where they weigh most, is sampled as it will be
+    # data steps take more iterations early and late: sampled as a volume is
     counted = load.steps if load.is_volume else STEPS
     for steps in (1, counted):  # the first run of a size pays for its start
         brief = replace(sampling, samples=samples, settings=replace(sampling.settings, steps=steps))
@@ -181,7 +181,7 @@ def measure(
 
 
 def _slice(load: Load) -> "Slice":
-    """An ellipse seen by smooth coils, every fourth line and 24 in the centre acquired."""
+    """An ellipse seen by smooth coils, every fourth line and 24 central ones."""
     import torch
 
     from ..data import Slice, SliceKey

@@ -36,7 +36,7 @@ TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
     "save_every": (int, 1),  # steps
     "sheet_every": (int, 0),  # steps; 0: at the end only
 }
-# of a network that is trained for a time and not for a number of steps
+# of a network that is trained for a time
 TIMED = ("steps", "ema_half_life", "p_mean", "p_std", "focus_weight", "save_every", "sheet_every")
 RECIPE_TABLES = {
     "pretrain": {
@@ -101,7 +101,7 @@ def check(path: Path, key: str, value: Any, wanted: type, smallest: float | None
 
 
 def learning_rate(step: int, settings: dict) -> float:
-    """Linear warm-up, constant, then linear decay to zero over the last `decay_fraction` of the steps."""
+    """Linear warm-up, constant, then linear to zero over the last `decay_fraction`."""
     decay = settings["steps"] * settings["decay_fraction"]
     remaining = (settings["steps"] - step) / decay if decay > 0 else 1.0
     return settings["rate"] * min(1.0, (step + 1) / settings["warmup"], remaining)

@@ -16,7 +16,7 @@ COILS = (4, 6, 8, 12, 16)
 SIGMA_N = (0.003, 0.12)  # of the noise of a real channel over the scale, log-uniform
 MAP_ERROR = 0.04  # of coil maps, at most
 CG_STEPS = 15
-EDGE, AROUND = 0.04, (2, 10)  # of the head, where coil maps are known: signal over the scale, pixels beside it
+EDGE, AROUND = 0.04, (2, 10)  # of the head, where maps are known: signal, pixels beside it
 
 
 class Undersampled(NamedTuple):

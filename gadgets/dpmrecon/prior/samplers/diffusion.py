@@ -97,12 +97,12 @@ def denoised_step(
     if planes is None:
         return turned_back(denoised_images(prior, turned(x, orientation), sigma), orientation)
     axis = planes.axes[step % len(planes.axes)] + 1
-    across = x.movedim(axis, 1)
+    across = x.flatten(0, -4).movedim(axis, 1)  # the image of every map is one to the prior
     images = turned(across.flatten(0, 1), orientation).contiguous()
     found = turned_back(prior.of_planes(images, sigma, planes.at_once), orientation).unflatten(0, across.shape[:2])
     if len(planes.axes) == 1 and settings.across > 0:
         found = torch.stack([smooth_across(volume, settings.across * sigma) for volume in found])
-    return found.movedim(1, axis).contiguous()
+    return found.movedim(1, axis).reshape(x.shape)
 
 
 def turned(image: torch.Tensor, orientation: int) -> torch.Tensor:

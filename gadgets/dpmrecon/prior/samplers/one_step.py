@@ -15,11 +15,10 @@ from ..problem import NoiseSource, Problem, Stop, never
 
 @dataclass(frozen=True)
 class OneStepSettings:
-    """steps: evaluations of the network, 1 to 4 for a distilled one; noise_scale: of the noise that sampling begins
-    with, 0 gives the same image for every seed; error: std per real channel of what the network leaves, of the
-    scale: how far the data may move its image; cg_steps: of that proximal step; noise_factor, model_error: the noise
-    that the data are taken to have, as in `SamplerSettings`; hard: put the measured samples in place instead, noise
-    and all."""
+    """steps: evaluations of the network, 1 to 4 for a distilled one; noise_scale: of the first noise; 0 gives the same
+    image for every seed; error: std per real channel of what the network leaves, of the scale: how far the data may
+    move its image; cg_steps: of that proximal step; noise_factor, model_error: the noise that the data are taken to
+    have, as in `SamplerSettings`; hard: put the measured samples in place instead, noise and all."""
 
     steps: int = 1
     noise_scale: float = 1.0
@@ -55,7 +54,7 @@ def sample_one_step(
 
 
 def replaced(problem: Problem, image: torch.Tensor) -> torch.Tensor:
-    """The image with the measured samples in place of its own, coil by coil, combined again."""
+    """The image with measured samples for its own, coil by coil, combined again."""
     return image + problem.zero_filled - problem.model.normal(image)
 
 
@@ -87,7 +86,7 @@ def _velocity(
         each = (values.repeat_interleave(sets) for values in numbers)
         return prior(images, time, conventional.reshape(images.shape), *each).reshape(current.shape)
     axis = planes.axes[step % len(planes.axes)] + 1
-    across = current.movedim(axis, 1)
-    images, beside = (image.movedim(axis, 1).flatten(0, 1).contiguous() for image in (current, conventional))
+    images, beside = (image.flatten(0, -4).movedim(axis, 1) for image in (current, conventional))
+    across, (images, beside) = images, (image.flatten(0, 1).contiguous() for image in (images, beside))
     found = prior.of_planes(images, time, beside, numbers[0][:1], numbers[1][:1], planes.at_once)
-    return found.unflatten(0, across.shape[:2]).movedim(1, axis).contiguous()
+    return found.unflatten(0, across.shape[:2]).movedim(1, axis).reshape(current.shape)
