@@ -151,7 +151,8 @@ class Session:
         engine = self.engine()
         checkpoint = engine.checkpoint
         record.update(origin(checkpoint, engine.device))
-        options = self.host.options(config, engine)
+        self.peer.patience = wire.SCAN
+        options = self.host.options(config, engine, self.host.added(self.peer))
         header = read_header(overridden(header_xml, options.set))
         record["header"] = header_digest(header)
         contrast = contrast_of(options, checkpoint, header)
@@ -161,7 +162,6 @@ class Session:
         record.update(contrast=contrast, parameters=asdict(sampling), residuals=[], decisions=[], verdicts={})
         if contrast is None:
             self._note("the protocol names no known contrast: the unlabelled prior is used")
-        self.peer.patience = wire.SCAN
         receiving = self.host.receiving(options, header)
         if receiving.conjugate:
             self._note(CONJUGATION)

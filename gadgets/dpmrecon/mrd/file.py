@@ -17,6 +17,7 @@ from .header import Header, overridden, read_header
 from .scan import LINES, Scan
 from .scan_log import ScanLog
 
+SUFFIXES = (".h5", ".hdf5", ".mrd")  # of scans in a folder
 COUNTERS = ("average", "slice", "repetition", "set", "phase", "contrast")  # the last sorts first
 
 
