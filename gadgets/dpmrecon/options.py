@@ -217,9 +217,7 @@ def from_pairs(pairs: dict[str, str], defaults: Options | None = None, *, servic
         if name not in OPTIONS:
             raise BadInputError(f"property '{printable(name)}' is unknown: valid ones are {valid}")
         if service and OPTIONS[name].process:
-            raise BadInputError(
-                f"property '{name}' belongs to the command line of `dpmrecon serve`: valid ones here are {valid}"
-            )
+            raise BadInputError(f"property '{name}' belongs to the command line: valid ones here are {valid}")
         given[_field(name)] = _parsed(name, text)
         _check(name, given[_field(name)], f"property '{name}'")
     return dataclasses.replace(defaults or Options(), **given)

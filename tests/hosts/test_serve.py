@@ -129,7 +129,7 @@ def test_a_peer_without_a_thread_is_let_go_and_the_others_are_served(start, scan
         (lambda s: [s[0], s[2]], "a message with id 1008 came after the configuration: the header (id 3) is needed"),
         (
             lambda s: [fake_peer.text_message(2, b'{"parameters": {"model": "x"}}'), *s[1:]],
-            "property 'model' belongs to the command line of `dpmrecon serve`: valid ones here are contrast, sampler, "
+            "property 'model' belongs to the command line: valid ones here are contrast, sampler, "
             "mode, steps, samples, seed, fallback, gate, deadline, combine-averages, "
             "conjugate, noise, coils, ignore-flags, group, set, output, b-values, "
             "vein-phase, reformat",

@@ -13,6 +13,7 @@ from dpmrecon.hosts import wire
 from dpmrecon.hosts.stream import exit_code
 from dpmrecon.hosts.wire import Wire
 
+from support.fake_peer import text_message
 from support.paths import shared
 from support.recorded import _Bytes
 from support.results import images
@@ -70,7 +71,11 @@ def test_what_comes_out_of_half_a_scan(model, simulated_scan):
     [
         (b"", b"nothing came on standard input"),
         (b"GIF89a and more", b"came first: a configuration"),
-        ((3).to_bytes(2, "little") + (5).to_bytes(4, "little") + b"<xml>", b"header"),
+        (text_message(wire.HEADER, b"<xml>"), b"header"),
+        (
+            text_message(wire.CONFIG, b'{"model": "x"}') + text_message(wire.HEADER, b"<xml>"),
+            b"property 'model' belongs to the command line",
+        ),
     ],
 )
 def test_rubbish_is_named_and_the_stream_is_closed(model, data, words):

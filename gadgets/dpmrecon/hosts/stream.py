@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
 from ..errors import DpmreconError
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     outgoing = os.dup(1)
     os.dup2(2, 1)  # whatever prints, here or in a library, would be bytes of a message
     peer = Wire(PipeStream(os.dup(0), outgoing))
-    session = Session(peer, lambda: Engine.of(from_arguments(args)), Pipe())
+    session = Session(peer, lambda: replace(Engine.of(from_arguments(args)), service=True), Pipe())
     try:
         session.run(greeting)
         with contextlib.suppress(DpmreconError):
