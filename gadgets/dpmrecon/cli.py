@@ -72,7 +72,7 @@ def _add_replay(commands) -> None:
         "Reconstruct an ISMRMRD file into images.h5, dicom/, preview.png and report.json",
         "dpmrecon replay scan.h5 --out results --samples 8",
     )
-    parser.add_argument("scan", type=Path, help="ISMRMRD file with raw acquisitions")
+    parser.add_argument("scan", type=Path, help="ISMRMRD file with raw acquisitions; - takes a stream, see `stream`")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     add_arguments(parser)
     _add_writing(parser)
@@ -112,6 +112,8 @@ def _replay(args: argparse.Namespace) -> int:
     from .options import from_arguments
 
     options = from_arguments(args)
+    if args.scan == Path("-"):
+        return _replay_stream(args, options)
     with open_as(args.scan, options) as scan:
         scan.read_ahead()  # while torch is imported
         from .recon.plan import load
@@ -119,6 +121,23 @@ def _replay(args: argparse.Namespace) -> int:
         wanted = _wanted(args, options)
         checkpoint, _ = load(options)
         return _replay_scan(scan, args.out, options, wanted, checkpoint, args.started).exit_code
+
+
+def _replay_stream(args: argparse.Namespace, options: "Options") -> int:
+    """`replay -`. A stream that breaks off ends with 4 at best."""
+    from .hosts.engine import Engine
+    from .hosts.stream import received
+    from .mrd.receiving import open_as
+
+    with received() as came:
+        engine = Engine.of(options)
+        options = came.options(engine)
+        with open_as(came.path, options) as scan:
+            report = _replay_scan(scan, args.out, options, _wanted(args, options), engine.checkpoint, args.started)
+    if came.cut is None:
+        return report.exit_code
+    print(f"dpmrecon: {came.cut}", file=sys.stderr)
+    return 4
 
 
 def _replay_scan(

@@ -16,7 +16,7 @@ from dpmrecon.hosts.wire import Wire
 from support.fake_peer import text_message
 from support.paths import shared
 from support.recorded import _Bytes
-from support.results import images
+from support.results import images, report
 from support.streams import raw_stream
 
 FEW = ["--steps", "2", "--samples", "1", "--device", "cpu"]
@@ -113,3 +113,54 @@ def test_the_recorded_bytes_begin_as_announced():
     for name, first in (("t1_brain_r4", wire.HEADER), ("t1_brain_r4_config", wire.CONFIG_NAME)):
         peer = Wire(_Bytes(gzip.decompress(shared(f"wire/{name}.stream.gz").read_bytes())))
         assert peer.message_id() == first
+
+
+def replay_of(data: bytes, out, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "dpmrecon.cli", "replay", "-", "--out", str(out), *FEW, *options]
+    return subprocess.run(command, input=data, capture_output=True)
+
+
+def test_replay_of_a_stream_is_the_replay_of_its_scan(model, simulated_scan, tmp_path):
+    """Odd and unequal matrix; the label is that of the configuration's name, the header's protocol says another."""
+    scan = simulated_scan(matrix=(45, 64), n_slices=2, contrast="flair")
+    named = ("--model", str(model))
+    assert main(["replay", str(scan), "--out", str(tmp_path / "file"), *named, "--contrast", "t1", *FEW]) == 0
+    data = b"".join(raw_stream(scan, "dpm_t1"))
+    answer = replay_of(data, tmp_path / "stream", *named)
+    assert answer.returncode == 0, answer.stderr
+    for one, other in zip(images(tmp_path / "file"), images(tmp_path / "stream"), strict=True):
+        assert np.array_equal(one.data, other.data) and bytes(one.getHead()) == bytes(other.getHead())
+    assert report(tmp_path / "stream")["contrast"] == report(tmp_path / "file")["contrast"] == "t1"
+    assert list((tmp_path / "stream").glob("dicom/**/*.dcm"))
+
+
+@pytest.mark.parametrize(
+    ("kept", "code", "n_images"),
+    [
+        (slice(None, -1), 4, 2),  # all lines, no CLOSE
+        (slice(None, -20), 4, 1),
+        (slice(None, 2), 2, 0),
+    ],
+)
+def test_replay_of_a_stream_that_breaks_off(model, simulated_scan, tmp_path, kept, code, n_images):
+    out = tmp_path / "out"
+    answer = replay_of(b"".join(raw_stream(simulated_scan(n_slices=2))[kept]), out, "--model", str(model))
+    assert answer.returncode == code, answer.stderr
+    assert b"Traceback" not in answer.stderr
+    if n_images:
+        assert len(images(out)) == n_images and b"connection ended" in answer.stderr
+    else:
+        assert not (out / "images.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", b"nothing came on standard input"),
+        (text_message(wire.CONFIG, b"<configuration/>") + text_message(wire.HEADER, b"<x/>"), b"`stream` takes these"),
+    ],
+)
+def test_replay_names_what_is_no_stream_of_lines(model, tmp_path, data, words):
+    answer = replay_of(data, tmp_path / "out", "--model", str(model))
+    assert answer.returncode == 2 and words in answer.stderr and b"Traceback" not in answer.stderr
+    assert not (tmp_path / "out").exists()

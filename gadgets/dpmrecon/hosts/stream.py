@@ -3,6 +3,8 @@
 MRD messages come in: a configuration's name or the header first, lines, CLOSE. Images go out as soon as their slice is
 done, then CLOSE. Nothing else goes to standard output: `ismrmrd_stream_to_hdf5` knows no texts, so that errors are said
 on standard error and by the exit code.
+
+`replay -` takes the same messages (`received`): whole, as a file, because its folder needs the scan's digest and heads.
 """
 
 import argparse
@@ -10,11 +12,17 @@ import contextlib
 import logging
 import os
 import sys
-from dataclasses import replace
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from ..errors import DpmreconError
-from ..options import from_arguments
+import ismrmrd
+
+from ..errors import BadInputError, DpmreconError
+from ..options import Options, from_arguments
 from . import wire
 from .adapters import Host, MrdClient, greet
 from .byte_stream import PipeStream
@@ -41,6 +49,43 @@ def greeting(peer: Wire) -> tuple[Host, bytes, bytes]:
     if found is None:
         raise PeerGoneError(NOTHING)
     return found
+
+
+@dataclass(frozen=True)
+class Received:
+    """A scan that came as a stream. path: of its file; config: as it was sent; cut: why the stream ended early."""
+
+    path: Path
+    config: bytes
+    cut: str | None
+
+    def options(self, engine: Engine) -> Options:
+        """Those of the command line with the configuration's over them. Raises BadInputError."""
+        return Pipe().options(self.config, replace(engine, service=True))
+
+
+@contextmanager
+def received() -> Iterator[Received]:
+    """The scan on standard input as an ISMRMRD file, which is gone at the end (a process that is killed leaves it).
+
+    Of a stream that breaks off, the lines that came. Raises WireError and BadInputError.
+    """
+    descriptor = os.dup(0)
+    peer = Wire(PipeStream(descriptor, descriptor))
+    cut = None
+    with contextlib.closing(peer), tempfile.TemporaryDirectory(prefix="dpmrecon-") as folder:
+        host, config, xml = greeting(peer)
+        if not isinstance(host, Pipe):
+            raise BadInputError("a Gadgetron's messages came: `replay -` takes raw acquisitions, `stream` takes these")
+        path = Path(folder) / "stream.h5"
+        with contextlib.closing(ismrmrd.Dataset(str(path))) as file:
+            file.write_xml_header(xml)
+            try:
+                for line in host.acquisitions(peer.messages()):
+                    file.append_acquisition(line)
+            except PeerGoneError as gone:
+                cut = str(gone)
+        yield Received(path, config, cut)
 
 
 def exit_code(record: dict[str, Any]) -> int:
