@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench bench-gpu image image-gadgetron image-test
+.PHONY: demo test check docs bench bench-gpu image image-gadgetron image-test
 
 .venv/runtime: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 	touch $@
 
 .venv/dev: .venv/runtime
-	$(PIP) -e .[train,study,dev]
+	$(PIP) -e .[train,study,docs,dev]
 	touch $@
 
 # install, simulate an R=4 FLAIR scan, reconstruct it, show the result
@@ -31,6 +31,11 @@ check: .venv/dev
 	$(BIN)/lint-imports
 	$(BIN)/mypy gadgets/dpmrecon training/dpmtrain
 	$(BIN)/python -m pytest -q
+
+# the documentation, build/docs/index.html; a warning is an error
+docs: .venv/dev
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . build/docs
+	@echo "Open build/docs/index.html in a browser."
 
 # every method on the same scans, side by side, on the CPU: R = 4 in minutes; FULL=1 R = 3..8 in hours, the results to
 # be committed. A run that was stopped goes on. The measured scans are taken where they are, else phantoms; BART and

@@ -225,7 +225,7 @@ def generated(width: int, directions: bool) -> tuple[str, list[ismrmrd.Acquisiti
 
 @pytest.mark.parametrize(
     ("width", "directions", "right"),
-    [(24, False, (0.065, 0.066)), (24, True, (0.065, 0.066)), (0, False, (0.071, 0.098))],
+    [(24, False, (0.057, 0.055)), (24, True, (0.057, 0.055)), (0, False, (0.060, 0.085))],
 )
 def test_the_standards_own_generator(tmp_path, width, directions, right):
     xml, lines, truth = generated(width, directions)

@@ -1,4 +1,4 @@
-"""What the README claims, on the shared scans with the default options.
+"""What docs/quality.md claims, on the shared scans with the default options.
 
 L1-wavelet at its best weight on our coil maps, found by looking at the truth, has .0540 and .0911.
 """

@@ -35,7 +35,9 @@ def test_modules_model_recipes_chains_and_licence_are_in_the_wheel(wheel):
     found = set(wheel.namelist())
     wanted = set()
     for name, folder in PACKAGES.items():
-        files = [path for path in folder.rglob("*") if path.suffix in (".py", ".json", ".safetensors", ".typed")]
+        files = [
+            path for path in folder.rglob("*") if path.suffix in (".py", ".json", ".safetensors", ".typed", ".html")
+        ]
         wanted |= {f"{name}/{path.relative_to(folder).as_posix()}" for path in files}
     assert {"dpmrecon/checkpoints/default.safetensors", "dpmrecon/checkpoints/default.json"} <= wanted
     recipes = {f"dpmtrain/recipes/{path.name}" for path in (ROOT / "training" / "recipes").glob("*.toml")}
@@ -55,8 +57,8 @@ def test_what_the_runtime_imports_is_asked_for(wheel):
     info = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     asked = [line for line in wheel.read(info).decode().splitlines() if line.startswith("Requires-Dist: ")]
     always = {re.split("[<>=~!;]", line.split()[1])[0] for line in asked if "extra ==" not in line}
-    # the host of gadget.py brings the first; `--nifti` and `--model latent` say that the others are missing
-    extra = {"gadgetron", "nibabel", "diffusers"}
+    # the host of gadget.py brings the first; `--nifti`, `--model latent` and `compare` say that the others are missing
+    extra = {"gadgetron", "nibabel", "diffusers", "jinja2"}
     imported = set()
     for path in PACKAGES["dpmrecon"].rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

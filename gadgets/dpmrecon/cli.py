@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     _add_estimate(commands)
     _add_doctor(commands)
     _add_audit(commands)
+    _add_compare(commands)
     args = parser.parse_args(arguments)
     args.started = started
     try:
@@ -350,6 +351,28 @@ def _audit(args: argparse.Namespace) -> int:
     weeks = weeks_of(args.logs)
     found = {"weeks": [week.as_json() for week in weeks], "drift": drifts(weeks)}
     print(json.dumps(found, indent=1) if args.json else told(weeks))
+    return 0
+
+
+def _add_compare(commands) -> None:
+    parser = add_command(
+        commands,
+        "compare",
+        "Result folders side by side on one HTML page, which opens without a network",
+        "dpmrecon compare results_prox results_one_step --out compare.html\n"
+        "A DIR is of one scan, or has such below it, as that of `protocol` has: equal names stand side by side.\n"
+        "The page holds the images: it is as confidential as they are.",
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="result folders")
+    parser.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="the page")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from .tools.compare import write
+
+    write(args.folders, args.out)
+    print(f"Open {args.out} in a browser: {args.out.stat().st_size / 1e6:.1f} MB with the images in it.")
     return 0
 
 
