@@ -73,7 +73,7 @@ def _add_replay(commands) -> None:
         "Reconstruct an ISMRMRD file into images.h5, dicom/, preview.png and report.json",
         "dpmrecon replay scan.h5 --out results --samples 8",
     )
-    parser.add_argument("scan", type=Path, help="ISMRMRD file with raw acquisitions")
+    parser.add_argument("scan", type=Path, help="ISMRMRD file with raw acquisitions; - takes a stream, see `stream`")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     add_arguments(parser)
     _add_writing(parser)
@@ -113,6 +113,8 @@ def _replay(args: argparse.Namespace) -> int:
     from .options import from_arguments
 
     options = from_arguments(args)
+    if args.scan == Path("-"):
+        return _replay_stream(args, options)
     with open_as(args.scan, options) as scan:
         scan.read_ahead()  # while torch is imported
         from .recon.plan import load
@@ -120,6 +122,21 @@ def _replay(args: argparse.Namespace) -> int:
         wanted = _wanted(args, options)
         checkpoint, _ = load(options)
         return _replay_scan(scan, args.out, options, wanted, checkpoint, args.started).exit_code
+
+
+def _replay_stream(args: argparse.Namespace, options: "Options") -> int:
+    """`replay -`. A stream that breaks off ends with 4 at best."""
+    from .hosts.engine import Engine
+    from .hosts.stream import received
+
+    engine = Engine.of(options)
+    with received(engine) as came:
+        wanted = _wanted(args, came.options)
+        report = _replay_scan(came.scan, args.out, came.options, wanted, engine.checkpoint, args.started)
+    if came.cut is None:
+        return report.exit_code
+    print(f"dpmrecon: {came.cut}", file=sys.stderr)
+    return 4
 
 
 def _replay_scan(
