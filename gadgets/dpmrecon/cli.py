@@ -395,6 +395,11 @@ def _add_serve(commands) -> None:
         metavar="FILE",
         help=f"a line of JSON for each scan, without patient data (default: ${VARIABLE}, else none)",
     )
+    parser.add_argument(
+        "--metrics",
+        metavar="[ADDRESS:]PORT",
+        help="counts for Prometheus at http://ADDRESS:PORT/metrics (default: none; ADDRESS: 127.0.0.1)",
+    )
     add_arguments(parser)
     parser.set_defaults(run=_serve)
 

@@ -28,7 +28,7 @@ from ..output.mrd_images import mrd_images
 from ..output.swi import SwiSeries
 from ..output.weighting import weighting_from_text
 from ..output.whole_numbers import SpreadScale
-from ..output.writers import writing
+from ..output.writers import Writer, writing
 from ..read_ahead import ReadAhead
 from ..recon.deadline import Deadline
 from ..recon.plan import contrast_of, sampling_of
@@ -40,6 +40,7 @@ from . import wire
 from .adapters import Gadgetron, Host
 from .audit import AuditLog, header_digest, origin
 from .engine import Engine
+from .metrics import Metrics
 from .wire import PeerGoneError, Wire
 
 log = logging.getLogger("dpmrecon")
@@ -136,6 +137,7 @@ class Session:
     engine: Callable[[], Engine]
     host: Host = field(default_factory=Gadgetron)
     audit: AuditLog | None = None
+    metrics: Metrics | None = None
     record: dict[str, Any] = field(default_factory=dict)  # the audit line
     reader: ReadAhead | None = None
     begun: bool = False  # a scan is in hand
@@ -184,7 +186,10 @@ class Session:
         for remark in maps.weighting.remarks if maps.weighting else ():
             lines.remark(remark)
         swi = SwiSeries(header, provenance, options.vein_phase, self._send_map, self._note)
-        with writing([Sender(self.host, self.peer), maps, swi, Books(record, sampling, lines)]) as add:
+        writers: list[Writer] = [Sender(self.host, self.peer), maps, swi, Books(record, sampling, lines)]
+        if self.metrics is not None:
+            writers.insert(0, self.metrics)
+        with writing(writers) as add:
             stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
             stream = mrd_images(stream, header, line_headers, provenance, options.outputs, maps.weighting)
             for item, images in stream:
@@ -230,6 +235,8 @@ class Session:
             log.info("scan %s", json.dumps(self.record))
             if self.audit is not None:
                 self.audit.write(self.record)
+            if self.metrics is not None:
+                self.metrics.scan(self.record)
 
     def _hash_from(self, header: bytes) -> None:
         """Hash header and data, not the configuration: a scan that is sent again, for other options, is the same."""
