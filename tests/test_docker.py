@@ -41,7 +41,7 @@ def test_no_port_is_open_to_the_network_unasked():
 def test_the_dashboard_asks_for_what_the_service_counts():
     """And Prometheus asks where the service answers."""
     client, yaml = pytest.importorskip("prometheus_client"), pytest.importorskip("yaml")
-    metrics = Metrics("0", "a model", lambda: 0, lambda: 0)
+    metrics = Metrics("0", "a model", lambda: 0, lambda: 0, lambda: 0)
     try:
         text = client.generate_latest(metrics.registry).decode()
     finally:

@@ -395,6 +395,10 @@ def _add_serve(commands) -> None:
         metavar="FILE",
         help=f"a line of JSON for each scan, without patient data (default: ${VARIABLE}, else none)",
     )
+    parser.add_argument("--dicom", type=Path, metavar="DIR", help="write each scan's DICOM series there too")
+    parser.add_argument(
+        "--send", metavar="AET@host:port", help="and send them to this archive, as soon as it takes them"
+    )
     parser.add_argument(
         "--metrics",
         metavar="[ADDRESS:]PORT",

@@ -40,7 +40,14 @@ class Metrics:
     Raises BadInputError where prometheus-client is missing or the port cannot be listened on.
     """
 
-    def __init__(self, listen: str, model: str, waiting: Callable[[], int], in_hand: Callable[[], int]):
+    def __init__(
+        self,
+        listen: str,
+        model: str,
+        waiting: Callable[[], int],
+        in_hand: Callable[[], int],
+        dicom_waiting: Callable[[], int],
+    ):
         address, port = address_of(listen)
         try:
             import prometheus_client as client
@@ -60,6 +67,7 @@ class Metrics:
         for name, text, value in (
             ("dpmrecon_queue", "Jobs that wait for the device", waiting),
             ("dpmrecon_scans_in_hand", "Scans that have begun and not ended", in_hand),
+            ("dpmrecon_dicom_waiting", "Scans whose DICOM is not written or sent yet", dicom_waiting),
             ("dpmrecon_device_bytes", "Memory of the GPU that tensors hold", _device_bytes),
         ):
             client.Gauge(name, text, registry=registry).set_function(value)

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInputError, DpmreconError, first_line
@@ -26,6 +27,7 @@ from .audit import AuditLog
 
 if TYPE_CHECKING:
     from .adapters import Host
+    from .dicom_queue import DicomQueue
     from .metrics import Metrics
     from .session import Session
     from .wire import Wire
@@ -113,6 +115,7 @@ class Server:
         self._places = threading.Lock()
         self._device = DeviceQueue(peers, self._check_device, clock)
         self.metrics: Metrics | None = None
+        self.dicom: DicomQueue | None = None
         self.lost: str | None = None  # why the device can be used no more
         self._stopping = threading.Event()
         self._wake, self._woken = socket.socketpair()
@@ -146,7 +149,20 @@ class Server:
         """Serve metrics at [ADDRESS:]PORT, once the model is there. Raises BadInputError."""
         from .metrics import Metrics
 
-        self.metrics = Metrics(listen, self._engine.checkpoint.model_id, self._device.waiting, self._begun)
+        model = self._engine.checkpoint.model_id
+        self.metrics = Metrics(listen, model, self._device.waiting, self._begun, self._dicom_waiting)
+
+    def _dicom_waiting(self) -> int:
+        return 0 if self.dicom is None else len(self.dicom.jobs())
+
+    def write_dicom(self, folder: Path, archive: str | None) -> None:
+        """Write each scan's DICOM into the folder from now on, and send it. archive: AET@host:port. Raises
+        BadInputError."""
+        from ..dicom.send import peer_from_text
+        from .dicom_queue import DicomQueue
+
+        self.dicom = DicomQueue(folder, None if archive is None else peer_from_text(archive))
+        self.dicom.start()
 
     def _begun(self) -> int:
         """Scans in hand."""
@@ -198,6 +214,8 @@ class Server:
         self._device.close()
         if self.metrics is not None:
             self.metrics.stop()
+        if self.dicom is not None:
+            self.dicom.stop()
         for end in (self.listener, self._wake, self._woken):
             end.close()
 
@@ -210,7 +228,13 @@ class Server:
         for option, value in KEEPALIVE:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        session = Session(Wire(SocketStream(connection)), lambda: self._engine, audit=self._audit, metrics=self.metrics)
+        session = Session(
+            Wire(SocketStream(connection)),
+            lambda: self._engine,
+            audit=self._audit,
+            metrics=self.metrics,
+            dicom=self.dicom,
+        )
         thread = threading.Thread(target=self._serve_one, args=(session,), daemon=True)
         self._sessions[thread] = session
         try:
@@ -253,6 +277,8 @@ def run(args: argparse.Namespace) -> int:
     """The command `dpmrecon serve`."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     options = from_arguments(args)
+    if args.send is not None and args.dicom is None:
+        raise BadInputError("--send needs --dicom DIR, where what is to be sent waits")
     audit = AuditLog(args.audit) if args.audit else None
     if audit is not None:
         audit.check()
@@ -267,6 +293,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         with contextlib.closing(server):
             model = server.load(options)
+            if args.dicom is not None:
+                server.write_dicom(args.dicom, args.send)
             if args.metrics is not None:
                 server.measure(args.metrics)
             log.info("model %s: ready", model)
