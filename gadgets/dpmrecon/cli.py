@@ -73,7 +73,9 @@ def _add_replay(commands) -> None:
         "Reconstruct an ISMRMRD file into images.h5, dicom/, preview.png and report.json",
         "dpmrecon replay scan.h5 --out results --samples 8",
     )
-    parser.add_argument("scan", type=Path, help="ISMRMRD file with raw acquisitions; - takes a stream, see `stream`")
+    parser.add_argument(
+        "scan", type=Path, help="ISMRMRD file with raw acquisitions, or MRD version 2; - takes a stream, see `stream`"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     add_arguments(parser)
     _add_writing(parser)
@@ -113,7 +115,7 @@ def _replay(args: argparse.Namespace) -> int:
     from .options import from_arguments
 
     options = from_arguments(args)
-    if args.scan == Path("-"):
+    if args.scan == Path("-") or _is_version2(args.scan):
         return _replay_stream(args, options)
     with open_as(args.scan, options) as scan:
         scan.read_ahead()  # while torch is imported
@@ -124,13 +126,21 @@ def _replay(args: argparse.Namespace) -> int:
         return _replay_scan(scan, args.out, options, wanted, checkpoint, args.started).exit_code
 
 
+def _is_version2(path: Path) -> bool:
+    """Whether a file is of MRD version 2."""
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return False  # opening it says what is wrong
+    with path.open("rb") as file:
+        return file.read(5) == b"yardl"
+
+
 def _replay_stream(args: argparse.Namespace, options: "Options") -> int:
-    """`replay -`. A stream that breaks off ends with 4 at best."""
+    """`replay` of standard input, or of a file of MRD version 2. A stream that breaks off ends with 4 at best."""
     from .hosts.engine import Engine
     from .hosts.stream import received
 
     engine = Engine.of(options)
-    with received(engine) as came:
+    with received(engine, None if args.scan == Path("-") else args.scan) as came:
         wanted = _wanted(args, came.options)
         report = _replay_scan(came.scan, args.out, came.options, wanted, engine.checkpoint, args.started)
     if came.cut is None:

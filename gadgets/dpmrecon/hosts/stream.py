@@ -1,8 +1,8 @@
 """`dpmrecon stream`: one scan from standard input to standard output, as batch runners chain their tools.
 
 MRD messages come in: a configuration's name or the header first, lines, CLOSE. Images go out as soon as their slice is
-done, then CLOSE. Nothing else goes to standard output: `ismrmrd_stream_to_hdf5` knows no texts, so that errors are said
-on standard error and by the exit code.
+done, then CLOSE. To MRD version 2 (`version2.py`) the answer is in version 2. Nothing else goes to standard output:
+`ismrmrd_stream_to_hdf5` knows no texts, so that errors are said on standard error and by the exit code.
 
 `replay -` takes the same messages (`received`): whole, as a file, because its folder needs the scan's digest and heads.
 """
@@ -27,9 +27,9 @@ from ..mrd.scan import Scan
 from ..options import Options, from_arguments
 from . import wire
 from .adapters import Host, MrdClient, greet
-from .byte_stream import PipeStream
 from .engine import Engine
 from .session import Session
+from .version2 import opened
 from .wire import PeerGoneError, Wire
 
 STANDARD_INPUT = Path("standard input")  # instead of a scan's path
@@ -67,14 +67,14 @@ class Received:
 
 
 @contextmanager
-def received(engine: Engine) -> Iterator[Received]:
-    """The scan on standard input. Of a stream that breaks off, the lines that came.
+def received(engine: Engine, path: Path | None = None) -> Iterator[Received]:
+    """The scan on standard input, or in a file of MRD version 2. Of a stream that breaks off, the lines that came.
 
     They wait in a file without a name, which is gone with the process, however that ends.
     Raises WireError and BadInputError.
     """
-    descriptor = os.dup(0)
-    peer = Wire(PipeStream(descriptor, descriptor))
+    descriptor = os.dup(0) if path is None else os.open(path, os.O_RDONLY)
+    peer = Wire(opened(descriptor, descriptor, wire.SCAN))
     with contextlib.closing(peer), contextlib.closing(_nameless()) as file:
         host, config, xml = greeting(peer)
         if not isinstance(host, Pipe):
@@ -87,7 +87,7 @@ def received(engine: Engine) -> Iterator[Received]:
         except PeerGoneError as gone:
             cut = str(gone)
         file._file.flush()
-        with open_as(STANDARD_INPUT, options, file._file) as scan:
+        with open_as(path or STANDARD_INPUT, options, file._file) as scan:
             yield Received(scan, options, cut)
 
 
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.flush()
     outgoing = os.dup(1)
     os.dup2(2, 1)  # whatever prints, here or in a library, would be bytes of a message
-    peer = Wire(PipeStream(os.dup(0), outgoing))
+    peer = Wire(opened(os.dup(0), outgoing, wire.SCAN))
     session = Session(peer, lambda: replace(Engine.of(from_arguments(args)), service=True), Pipe())
     try:
         session.run(greeting)
