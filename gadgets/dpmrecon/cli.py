@@ -74,7 +74,9 @@ def _add_replay(commands) -> None:
         "Reconstruct an ISMRMRD file into images.h5, dicom/, preview.png and report.json",
         "dpmrecon replay scan.h5 --out results --samples 8",
     )
-    parser.add_argument("scan", type=Path, help="ISMRMRD file with raw acquisitions")
+    parser.add_argument(
+        "scan", type=Path, help="ISMRMRD file with raw acquisitions, or MRD version 2; - takes a stream, see `stream`"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     add_arguments(parser)
     _add_writing(parser)
@@ -114,6 +116,8 @@ def _replay(args: argparse.Namespace) -> int:
     from .options import from_arguments
 
     options = from_arguments(args)
+    if args.scan == Path("-") or _is_version2(args.scan):
+        return _replay_stream(args, options)
     with open_as(args.scan, options) as scan:
         scan.read_ahead()  # while torch is imported
         from .recon.plan import load
@@ -121,6 +125,29 @@ def _replay(args: argparse.Namespace) -> int:
         wanted = _wanted(args, options)
         checkpoint, _ = load(options)
         return _replay_scan(scan, args.out, options, wanted, checkpoint, args.started).exit_code
+
+
+def _is_version2(path: Path) -> bool:
+    """Whether a file is of MRD version 2."""
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return False  # opening it says what is wrong
+    with path.open("rb") as file:
+        return file.read(5) == b"yardl"
+
+
+def _replay_stream(args: argparse.Namespace, options: "Options") -> int:
+    """`replay` of standard input, or of a file of MRD version 2. A stream that breaks off ends with 4 at best."""
+    from .hosts.engine import Engine
+    from .hosts.stream import received
+
+    engine = Engine.of(options)
+    with received(engine, None if args.scan == Path("-") else args.scan) as came:
+        wanted = _wanted(args, came.options)
+        report = _replay_scan(came.scan, args.out, came.options, wanted, engine.checkpoint, args.started)
+    if came.cut is None:
+        return report.exit_code
+    print(f"dpmrecon: {came.cut}", file=sys.stderr)
+    return 4
 
 
 def _replay_scan(
@@ -406,6 +433,15 @@ def _add_serve(commands) -> None:
         default=audit and Path(audit),
         metavar="FILE",
         help=f"a line of JSON for each scan, without patient data (default: ${VARIABLE}, else none)",
+    )
+    parser.add_argument("--dicom", type=Path, metavar="DIR", help="write each scan's DICOM series there too")
+    parser.add_argument(
+        "--send", metavar="AET@host:port", help="and send them to this archive, as soon as it takes them"
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="[ADDRESS:]PORT",
+        help="counts for Prometheus at http://ADDRESS:PORT/metrics (default: none; ADDRESS: 127.0.0.1)",
     )
     add_arguments(parser)
     parser.set_defaults(run=_serve)

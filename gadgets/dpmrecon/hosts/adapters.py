@@ -141,7 +141,7 @@ class MrdClient:
         combine_averages: bool,
     ) -> Iterator[Slice | LostSlice]:
         return slices(
-            self._acquisitions(messages),
+            self.acquisitions(messages),
             header,
             line_headers,
             combine_averages=combine_averages,
@@ -154,7 +154,8 @@ class MrdClient:
             raise BadInputError("group names a measurement of a file, and a stream is one: leave it out")
         return Receiving.of(options, header)
 
-    def _acquisitions(self, messages: Iterable[tuple[int, Any]]) -> Iterator[ismrmrd.Acquisition]:
+    def acquisitions(self, messages: Iterable[tuple[int, Any]]) -> Iterator[ismrmrd.Acquisition]:
+        """The lines. Raises BadInputError for ReconData."""
         for number, item in messages:
             if number != wire.ACQUISITION:
                 raise BadInputError("ReconData came from an MRD client: raw acquisitions (id 1008) are needed")
