@@ -5,7 +5,7 @@
 Regular masks with 24 calibration lines, noise of SIGMAS over the scale. Printed in markdown, NRMSE: how the noise
 enters the weight of the proximal step (noise_factor, model_error), the l2 weight of the CG-SENSE that the network sees,
 over that of its training, and evaluations that go on from the image before, told the scan's net R or less. Each row
-with the `error` of ERRORS that is best for the contrast and R. --write puts the row of --steps evaluations with the
+with the `error` of ERRORS that is best for the contrast and R, means geometric. --write puts the row of --steps evaluations with the
 least mean into the card of a model.
 """
 
@@ -140,13 +140,17 @@ class Row:
 
 def measured(variant: Variant, of: list[Case], groups: list[Group]) -> Row:
     values = {group: np.array([nrmse(case, variant) for case in of if case.group == group]) for group in groups}
-    best = {group: int(found.mean(0).argmin()) for group, found in values.items()}
-    chosen = {group: found[:, best[group]] for group, found in values.items()}
-    sigmas = [case.sigma for case in of if case.group == groups[0]]
-    every = np.array(list(chosen.values()))  # (groups, slices at each sigma)
-    of_sigma = [float(every[:, [i for i, s in enumerate(sigmas) if s == sigma]].mean()) for sigma in SIGMAS]
-    figures = [*(float(found.mean()) for found in chosen.values()), *of_sigma, float(every.mean())]
+    best = {group: int(np.log(found).mean(0).argmin()) for group, found in values.items()}
+    chosen = np.array([found[:, best[group]] for group, found in values.items()])  # (groups, slices at each sigma)
+    sigmas = np.array([case.sigma for case in of if case.group == groups[0]])
+    of_sigma = [geometric_mean(chosen[:, sigmas == sigma]) for sigma in SIGMAS]
+    figures = [*(geometric_mean(found) for found in chosen), *of_sigma, geometric_mean(chosen)]
     return Row(variant, {group: ERRORS[best[group]] for group in groups}, figures)
+
+
+def geometric_mean(values: np.ndarray) -> float:
+    """So that a percent counts alike at every noise."""
+    return float(np.exp(np.log(values).mean()))
 
 
 def sampling_with(card: dict, row: Row) -> dict[str, Any]:
