@@ -35,19 +35,21 @@ TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
     "focus_weight": (float, 0),  # of the squared error at painted foci
     "save_every": (int, 1),  # steps
     "sheet_every": (int, 0),  # steps; 0: at the end only
+    "save_seconds": (float, 0),
 }
-# of a network that is trained for a time
-TIMED = ("steps", "ema_half_life", "p_mean", "p_std", "focus_weight", "save_every", "sheet_every")
+# of a network that is trained for a number of steps, and of one that is trained for a time
+COUNTED = ("steps", "ema_half_life", "p_mean", "p_std", "focus_weight", "save_every", "sheet_every")
+TIMED = ("save_seconds",)
 RECIPE_TABLES = {
     "pretrain": {
         "model": ("widths", "blocks", "embedding", "labels", "sigma_data"),
-        "train": tuple(TRAIN_KEYS),
+        "train": tuple(key for key in TRAIN_KEYS if key not in TIMED),
         "sampling": ("samples", "prox", "dps"),
     },
-    "finetune": {"target": ("label", "slot"), "train": tuple(TRAIN_KEYS)},
+    "finetune": {"target": ("label", "slot"), "train": tuple(key for key in TRAIN_KEYS if key not in TIMED)},
     "one-step": {
         "model": ("widths", "blocks", "embedding", "labels", "conditioning"),
-        "train": tuple(key for key in TRAIN_KEYS if key not in TIMED),
+        "train": tuple(key for key in TRAIN_KEYS if key not in COUNTED),
         "sampling": ("samples", "one-step"),
     },
 }
