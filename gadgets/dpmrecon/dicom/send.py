@@ -52,11 +52,15 @@ class Peer:
 
 @dataclass
 class Report:
-    """What became of the files: stored (with a warning, some of them), or refused for a reason."""
+    """What became of the files: stored (with a warning, some of them), or refused for a reason.
+
+    temporary: those of the refused that another try may bring through.
+    """
 
     stored: int = 0
     warnings: dict[Path, str] = field(default_factory=dict)
     refused: dict[Path, str] = field(default_factory=dict)
+    temporary: set[Path] = field(default_factory=set)
 
 
 def peer_from_text(text: str) -> Peer:
@@ -83,15 +87,16 @@ def send(
     retries: int = RETRIES,
     pause: float = PAUSE_SECONDS,
     sleep: Callable[[float], object] = time.sleep,
+    quiet: bool = False,
 ) -> Report:
     """Send files to an archive one by one, so that memory holds one.
 
     A connection that breaks, or an archive that is short of resources, is tried again `retries` times, `pause`
-    seconds apart. Raises SendError where no association can be made.
+    seconds apart. quiet: without a bar. Raises SendError where no association can be made.
     """
     report = Report()
     left = dict.fromkeys(files, "")
-    with tqdm(total=len(files), unit="image") as bar:
+    with tqdm(total=len(files), unit="image", disable=quiet) as bar:
         for attempt in range(retries + 1):
             if attempt:
                 sleep(pause)
@@ -105,6 +110,7 @@ def send(
             if not left:
                 break
     report.refused |= {path: f"{reason}, {retries + 1} times" for path, reason in left.items()}
+    report.temporary = set(left)
     return report
 
 

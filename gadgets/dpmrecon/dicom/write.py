@@ -430,6 +430,8 @@ def _derivation(meta: dict[str, Any]) -> str:
     )
     if "dpmrecon_fallback" in meta:
         text += f" CG-SENSE FALLBACK: {of('fallback')}."
+    if "dpmrecon_adaptation" in meta:
+        text += f" {of('adaptation').capitalize()}."
     if "dpmrecon_conjugated" in meta:
         text += " k-space was conjugated, as the vendor's files need it."
     if "dpmrecon_map" in meta:

@@ -26,11 +26,11 @@ def cleared(folder: Path, scan_file: Path) -> Path:
             raise BadInputError(f"{found} is there and not of an earlier replay: choose another --out")
     with telling(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("images.h5", "preview.png", "report.json"):
-            (folder / name).unlink(missing_ok=True)
         for found in folders:
             if found.exists():
                 shutil.rmtree(found)
+        for name in ("images.h5", "preview.png", "report.json"):  # the last is what says that the folders were ours
+            (folder / name).unlink(missing_ok=True)
     return folder
 
 

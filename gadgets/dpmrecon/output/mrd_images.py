@@ -184,6 +184,7 @@ def _texts(item: Reconstruction, header: Header, picture: _Picture, provenance: 
     """What the image is and how to show it, in both key sets: the MRD standard's names and Gadgetron's."""
     protocol = header.measurementInformation.protocolName if header.measurementInformation else None
     comment = RESEARCH if item.fallback is None else f"{RESEARCH}; CG-SENSE FALLBACK: {item.fallback}"
+    comment = comment if item.adaptation is None else f"{comment}; {item.adaptation}"
     comment = commented(f"{comment}; CAUTION" if item.verdict.startswith("caution") else comment, item.remarks)
     if picture.role == "Uncertainty" and provenance.mode != "uncertainty":
         comment += "; spread of the fast mode, far below the error: mode uncertainty tells it"
@@ -279,6 +280,8 @@ def _provenance(item: Reconstruction, provenance: Provenance) -> dict[str, Any]:
     }
     if provenance.conjugated:
         found["dpmrecon_conjugated"] = "yes"
+    if item.adaptation is not None:
+        found["dpmrecon_adaptation"] = item.adaptation
     found |= remarks_meta(item.remarks, trusted=item.trusted)
     return found if item.fallback is None else {**found, "dpmrecon_fallback": item.fallback}
 

@@ -179,6 +179,8 @@ def unfamiliar(item: Reconstruction) -> Verdict | None:
     if abs(deviation) < TOGETHER:
         what = "the detail of the image at different levels of noise does not go together as in sound scans"
     text = f"{what}: see whether it is the head and contrast that the prior knows, and whether it lay still"
+    if item.adaptation is None:
+        text += "; where the object is another, --adapt fits the prior to it"
     if found.distance > FAR:
         return Verdict("distrust", f"{DISTRUSTED}{text}")
     return Verdict("remark", text)

@@ -15,7 +15,7 @@ from ..prior.denoiser import Denoiser
 from ..prior.problem import NoiseSource, Planes, Problem, Stop, never
 from .agreement import Limits, agreement
 from .gate import judged
-from .types import MappedSlice, MappedVolume, Reconstruction, Sampling
+from .types import Adapted, MappedSlice, MappedVolume, Reconstruction, Sampling
 
 log = logging.getLogger("dpmrecon")
 
@@ -105,10 +105,11 @@ def sample_group(
     sampling: Sampling,
     progress: Progress,
     stop: Stop = never,
+    adapted: Adapted | None = None,
 ) -> Iterator[Reconstruction]:
     """The slices of a group, sampled at once. Where the device fails, most often for want of memory, they are tried
     slice by slice, then sample by sample, a volume with half of the planes at once; what fails then comes as the
-    conventional image.
+    conventional image. adapted: samples instead of the checkpoint; the gate asks the prior as it was loaded.
 
     Raises DpmreconError where an image cannot be had and the fallback is off.
     """
@@ -116,7 +117,8 @@ def sample_group(
     draws: list[torch.Tensor] = []
     evaluations, failure = 0, None
     try:
-        draws, evaluations = draw(group, checkpoint, contrast, sampling, progress, stop)
+        own = checkpoint if adapted is None else adapted.checkpoint
+        draws, evaluations = draw(group, own, contrast, sampling, progress, stop)
     except DEVICE_ERRORS as error:
         failure = error.with_traceback(None)  # a traceback keeps the tensors of the attempt
     if failure is not None:
@@ -129,11 +131,13 @@ def sample_group(
         log.warning("%d images at once: %s: fewer are tried", images, reason)
         fewer = sampling if len(group) > 1 else replace(sampling, batch=images // 2 if is_volume else 1)
         for mapped in group:
-            yield from sample_group([mapped], checkpoint, contrast, fewer, progress, stop)
+            yield from sample_group([mapped], checkpoint, contrast, fewer, progress, stop, adapted)
         return
     seconds = (time.perf_counter() - started) / len(group)
     for mapped, samples in zip(group, draws):
         item = _mean(mapped, samples, sampling, evaluations, seconds)
+        if adapted is not None:
+            item = replace(item, adaptation=adapted.text)
         item, doubt = judged(_asked(item, checkpoint, contrast, sampling), sampling.gate)
         yield item if doubt is None else fall_back(mapped, doubt, sampling)
 

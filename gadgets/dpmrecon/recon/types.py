@@ -10,6 +10,7 @@ import torch
 from ..data import Slice, SliceKey, Volume
 from ..physics.forward import ForwardModel
 from ..physics.volume import VolumeModel
+from ..prior.checkpoint import Checkpoint
 from ..prior.kinds import Settings
 
 # Planes of fewer pixels, or of longer ones, are not shown to the prior. With the shipped one planes of 16 rows still
@@ -23,7 +24,7 @@ class Sampling:
     """How slices are sampled. batch: most images (slices times samples) the network sees at once; deadline: seconds
     for the whole scan, to which `samples` and the steps are cut, None for no limit; mode: which of the model's
     settings; source: where they come from, in words; keep_samples: each Reconstruction holds its samples; gate: off,
-    warn, or fallback where an image is not to be trusted."""
+    warn, or fallback where an image is not to be trusted; adapt: fit the prior to the scan."""
 
     sampler: str
     settings: Settings
@@ -36,6 +37,7 @@ class Sampling:
     source: str = "given"
     keep_samples: bool = False
     gate: str = "off"
+    adapt: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,15 @@ class Agreement:
     deviations: dict[str, float]
     distance: float
     beyond: str | None = None
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A prior that was fitted to a scan, see `adapt.py`: what became of it in words, and the seconds it took now."""
+
+    checkpoint: Checkpoint
+    text: str
+    seconds: float = 0.0
 
 
 @dataclass
@@ -195,7 +206,8 @@ class Reconstruction:
     deadline stopped it; 0 for the conventional image; draws: the samples (samples, rows, cols) complex64 where they are
     kept. image and draws are without the smooth phase. remarks: what to know before the image is used, of all steps;
     trusted: False where it contradicts its data beyond use; misfit: where the residual lies; agreement: of prior and
-    data, None where the gate is off or has no limits.
+    data, None where the gate is off or has no limits; adaptation: of the prior to the scan, in words, None where it was
+    not asked for.
     """
 
     mapped: MappedSlice
@@ -212,6 +224,7 @@ class Reconstruction:
     trusted: bool = True
     misfit: Misfit | None = None
     agreement: Agreement | None = None
+    adaptation: str | None = None
 
     @property
     def verdict(self) -> str:

@@ -393,7 +393,9 @@ def _kind(path: Path, head: bytes) -> str | None:
         return "k-space or images of BART (cfl, hdr)"
     if number in (1, 2, 3) and b"<" in head[:1200]:
         recorded = {1: "the name of a configuration", 2: "a configuration", 3: "a header"}[number]
-        return f"a recorded MRD stream that begins with {recorded}, which a service takes (dpmrecon serve)"
+        return f"a recorded MRD stream that begins with {recorded}, which `dpmrecon stream` takes on standard input"
+    if head.startswith(b"yardl"):
+        return "a file of MRD version 2, which `dpmrecon replay` takes"
     if path.suffix == ".dat":
         return "a scanner's raw file, which siemens_to_ismrmrd may convert"
     return None if not head else "no HDF5 file"

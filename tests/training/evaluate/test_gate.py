@@ -11,6 +11,7 @@ from dpmrecon.recon.agreement import ANY, NAMES, Limits
 from dpmrecon.tools.simulated_slice import simulated_kspace
 from dpmrecon.tools.simulation_settings import SimulationSettings
 from dpmtrain.cli import main
+from dpmtrain.evaluate import gate_cases
 from dpmtrain.evaluate.gate import SAID, Row, judge, limits_of, table
 from dpmtrain.evaluate.gate_cases import KINDS, PAINTED, PATHOLOGY, SOUND, Head, case_of, slice_of
 from dpmtrain.evaluate.score_lines import ScoreLines
@@ -131,3 +132,12 @@ def test_the_command_says_what_it_lacks(tmp_path, capsys):
         assert word in capsys.readouterr().err
     assert main(["gate", "--images", str(tmp_path), "--write", "--each", "0"]) == 2
     assert "--write needs --model" in capsys.readouterr().err
+
+
+def test_the_slices_of_a_label_map_come_whole(tmp_path, monkeypatch):
+    """A head that ends at the edge of the field of view would wrap in a scan."""
+    (tmp_path / "synthseg_labels").mkdir()
+    (tmp_path / "synthseg_labels/training_seg_99.nii.gz").touch()
+    monkeypatch.setattr(gate_cases, "simulated_slices", lambda *given: np.ones((1, 241, 241), np.float32))
+    shapes = {tuple(head.image.shape) for head in gate_cases.heads(tmp_path, ("training_seg_99",), 1, 0)}
+    assert shapes == {(240, 240), (180, 180), (120, 120)}

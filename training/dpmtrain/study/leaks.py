@@ -1,8 +1,8 @@
-"""Can a machine tell a blinded study's arms without its images?
+"""Can a machine tell the arms of a blinded study without looking at the images?
 
 `accuracy` trains a classifier on everything but what the images show: names, sizes, dates and number of files, every
 element of the headers, counts of byte values outside the pixels, and how pixels are stored: the lowest bit and unused
-values. What the images show readers are asked about: it cannot be blinded.
+values. What the images themselves show is what readers are asked about, and cannot be blinded.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def accuracy(folders: Sequence[Path], subjects: Sequence[str], arms: Sequence[st
 
 
 def features(folder: Path) -> dict[str, Any]:
-    """What a set's files tell without their images, by name."""
+    """What is to be known of a set's files without looking at its images, by name."""
     from pydicom import dcmread
 
     found: dict[str, Any] = {}
