@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -163,9 +162,12 @@ def series_number(header: Header) -> int | None:
 
 
 def valid_uid(value: Any) -> str | None:
-    """A header's UID, None where it is none."""
+    """A header's UID, None where it is none, or a number alone."""
+    from pydicom import config
+    from pydicom.uid import UID
+
     text = str(value or "").strip()
-    return text if len(text) <= 64 and re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", text) else None
+    return text if "." in text and UID(text, validation_mode=config.IGNORE).is_valid else None
 
 
 def reproducible_uid(*parts: Any) -> str:

@@ -4,7 +4,6 @@ For a GPU, and for a small run on a CPU. Two networks: that of a checkpoint, and
 since time does not depend on them.
 """
 
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,17 +12,15 @@ from typing import Any
 import torch
 from dpmrecon.device import has_bfloat16, synchronize
 from dpmrecon.errors import DpmreconError
-from dpmrecon.mrd.collect import slices
-from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import Denoiser
 from dpmrecon.prior.kinds import settings_from
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import MappedSlice, Sampling
-from dpmrecon.tools.simulate import simulate
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
+from ..evaluate.references import simulated
 from ..evaluate.tables import fields_of, markdown, write_tables
 from ..hardware import PeakMemory, TimedDenoiser, attainable, device_name, network_work
 from ..train.recipe import read_recipe
@@ -69,11 +66,7 @@ def mapped_slices(
     matrix: int, n_coils: int, count: int, device: torch.device
 ) -> tuple[list[MappedSlice], dict[str, float]]:
     """Slices of a simulated R = 4 scan as a reconstruction maps them, and the seconds of a slice's maps and start."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "scan.h5")
-        simulate(path, SimulationSettings("flair", (matrix, matrix), n_slices=count, n_coils=n_coils))
-        with open_scan(path) as scan:
-            scanned = list(slices(scan.acquisitions(), scan.header))
+    scanned, _ = simulated(SimulationSettings("flair", (matrix, matrix), n_slices=count, n_coils=n_coils))
     # the first one twice: it pays for what is set up once
     found = [item for item in with_coil_maps([scanned[0], *scanned], device) if isinstance(item, MappedSlice)][1:]
     maps, start = (sum(item.seconds[stage] for item in found) / count for stage in ("maps", "conventional"))

@@ -9,7 +9,8 @@ scored is kept in scores.jsonl: a run that was broken off goes on.
 import argparse
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def nrmse(cases: Sequence[Undersampled], images: Iterable[torch.Tensor]) -> floa
 
 def row_of(scan: str, slices: Sequence[ReferenceSlice], checkpoint: Checkpoint) -> Row:
     """A scan by every method."""
-    cases = [Undersampled(full, Condition("regular", R, CALIBRATION_LINES), CPU) for full in slices]
+    cases = [Undersampled(full, Condition("regular", R), CPU) for full in slices]
     label = label_for(checkpoint, slices[0].contrast)
     _, wavelet = wavelet_tool([tuple(full.data.mask.shape) for full in slices])
 
@@ -146,12 +147,11 @@ def main() -> None:
     scans += [
         (f"head, {name}", validation_scan(args.images, name)) for name in words("--heads", args.heads, tuple(SIGMA_N))
     ]
-    args.out.mkdir(parents=True, exist_ok=True)
     lines, rows = ScoreLines(args.out / "scores.jsonl"), []
     for scan, slices in scans:
         key = {"scan": scan, "model": checkpoint.model_id}
         began = time.monotonic()
-        rows.append(Row(**lines.get(key, lambda: asdict(row_of(scan, slices, checkpoint)))))  # noqa: B023
+        rows.append(lines.row(Row, key, partial(row_of, scan, slices, checkpoint)))
         print(f"{scan}: {time.monotonic() - began:.0f} s", flush=True)
     write_tables(args.out, fields_of(Row, rows, digits=4), table(rows, checkpoint.model_id))
 

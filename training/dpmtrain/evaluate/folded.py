@@ -7,7 +7,6 @@ validation slices by the maps of 8 to 24 calibration lines: with a kernel of 6, 
 """
 
 import argparse
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,19 +15,15 @@ import numpy as np
 import torch
 from dpmrecon.api import load_model
 from dpmrecon.data import Slice
-from dpmrecon.mrd.collect import slices
-from dpmrecon.mrd.file import open_scan
-from dpmrecon.output.scores import load_pictures
 from dpmrecon.physics.coil_maps import estimate_coil_maps
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulated_slice import slice_points, the_object
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from .baselines import WAVELET_WEIGHTS, bart_maps, bart_pics, tuned_weight
 from .methods import by_card
 from .metrics import nrmse
-from .references import CPU
+from .references import CPU, simulated
 from .tables import show
 from .undersampling import regular, with_maps
 from .validation import SIGMA_N, validation_scan
@@ -45,17 +40,6 @@ def head_mm(settings: SimulationSettings) -> float:
     return float(seen[-1] - seen[0] + 1) * settings.pixel_mm[0]
 
 
-def scan_of(settings: SimulationSettings) -> tuple[Slice, np.ndarray]:
-    """The one slice of a simulated scan, and its truth."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "scan.h5")
-        simulate(path, settings)
-        with open_scan(path) as scan:
-            (data,) = slices(scan.acquisitions(), scan.header)
-        assert isinstance(data, Slice)
-        return data, load_pictures(truth_path(path), settings.matrix)[0]
-
-
 def folded_scan(contrast: str, acceleration: int, subject: int, part: float) -> tuple[Slice, np.ndarray]:
     """A head of which the field of view along the lines holds `part`."""
     known = SimulationSettings(contrast=contrast, subject=subject, n_slices=1, fov_mm=(256.0, 230.0))
@@ -70,7 +54,9 @@ def folded_scan(contrast: str, acceleration: int, subject: int, part: float) -> 
         noise=SIGMA_N[contrast],
         wrap=True,
     )
-    return scan_of(settings)
+    (data,), truth = simulated(settings)
+    assert isinstance(data, Slice)
+    return data, truth[0]
 
 
 def best_wavelet(data: Slice, truth: np.ndarray, options: str) -> float:

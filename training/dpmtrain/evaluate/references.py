@@ -1,5 +1,6 @@
 """Slices with a reference to score against: what `evaluate` and `sweep` undersample."""
 
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from dpmrecon.mrd.receiving import Receiving
 from dpmrecon.options import Options
 from dpmrecon.output.mrd_images import recon_shape, to_recon_space
 from dpmrecon.output.scores import load_pictures
+from dpmrecon.tools.simulate import simulate, truth_path
+from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from ..data.kspace import LARGEST_ACCELERATION
 from .metrics import Moments, scan_factor
@@ -63,6 +66,17 @@ def standard_of_care(full: ReferenceSlice, acceleration: int, calibration_lines:
     mapped = with_maps(data, CPU)
     truth = full.picture(mapped.model.combined(mapped.conventional))
     return replace(full, data=data, truth=truth, coil_images=None)
+
+
+def simulated(
+    settings: SimulationSettings, kind: str = "truth", **how: Any
+) -> tuple[list[Slice | LostSlice], np.ndarray]:
+    """What comes of a simulated scan, taken as `slices` does, and its truth. kind: see `simulate`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "scan.h5")
+        simulate(path, settings)
+        with open_scan(path) as scan:
+            return list(slices(scan.acquisitions(), scan.header, **how)), np.load(truth_path(path, kind))
 
 
 def measured_slices(

@@ -7,7 +7,6 @@ CG-SENSE and the posterior.
 """
 
 import argparse
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,15 +14,12 @@ import numpy as np
 import torch
 from dpmrecon.api import load_model
 from dpmrecon.data import Slice
-from dpmrecon.mrd.collect import slices
-from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.tools.epi_settings import EpiSettings
-from dpmrecon.tools.simulate import simulate, truth_path
 
 from .methods import by_card
 from .metrics import nrmse
-from .references import CPU
+from .references import CPU, simulated
 from .tables import show
 from .undersampling import with_maps
 
@@ -38,16 +34,8 @@ def _nrmse(found: list[torch.Tensor], truths: list[np.ndarray]) -> float:
 
 def row(settings: EpiSettings, checkpoint: Checkpoint) -> list[str]:
     """Of one scan, as HEADS."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "scan.h5")
-        simulate(path, settings)
-        truth = np.load(truth_path(path, "truth_b"))
-        with open_scan(path) as scan:
-            weighted = [
-                item
-                for item in slices(scan.acquisitions(), scan.header)
-                if isinstance(item, Slice) and item.key.contrast > 0
-            ]
+    scanned, truth = simulated(settings, "truth_b")
+    weighted = [item for item in scanned if isinstance(item, Slice) and item.key.contrast > 0]
     truths, found = [truth[item.key.contrast, item.key.slice] for item in weighted], {}
     for name, parts in (("one", [replace(item, shots=None) for item in weighted]), ("each", weighted)):
         mapped = [with_maps(item, CPU) for item in parts]

@@ -336,16 +336,13 @@ def planes(images: Path, checkpoint: Checkpoint, out: Path) -> None:
         name = f"{partitions} partitions of {voxel[0]:g} mm, pixels of {voxel[1]:g} mm"
         for axes in SLAB_AXES:
 
-            def make(case: Case = case, axes: tuple[int, ...] = axes) -> dict[str, Any]:
-                _ = case.mapped
-                by_card = case.card_settings(checkpoint)
-                image, _weight, seconds = once(
-                    lambda: sampled_volume(case.mapped, checkpoint, case.contrast, by_card, Scheme(axes))
-                )
-                return {"nrmse": case.nrmse(image), "seconds": seconds}
+            def make(case: Case = case, name: str = name, axes: tuple[int, ...] = axes) -> SlabRow:
+                mapped, by_card = case.mapped, case.card_settings(checkpoint)
+                run = partial(sampled_volume, mapped, checkpoint, case.contrast, by_card, Scheme(axes))
+                image, _, seconds = once(run)
+                return SlabRow(name, " ".join(map(str, axes)), case.nrmse(image), seconds)
 
-            found = lines.get({"slab": name, "axes": axes, "model": checkpoint.model_id}, make)
-            rows.append(SlabRow(name, " ".join(map(str, axes)), found["nrmse"], found["seconds"]))
+            rows.append(lines.row(SlabRow, {"slab": name, "axes": axes, "model": checkpoint.model_id}, make))
             print(f"{name}, axes {rows[-1].axes}: {rows[-1].nrmse:.4f}", flush=True)
     table = [["slab", *(f"planes {' '.join(map(str, axes))}" for axes in SLAB_AXES)]]
     for name in dict.fromkeys(row.slab for row in rows):
@@ -379,14 +376,14 @@ def support(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
         head = case.truth > HEAD
         for crop in CROPS:
 
-            def make(case: Case = case, crop: float = crop, head: np.ndarray = head) -> dict[str, Any]:
+            def make(case: Case = case, crop: float = crop, head: np.ndarray = head) -> SupportRow:
                 mapped = case.mapped_with(crop)
                 image = sampled_volume(mapped, checkpoint, case.contrast, case.card_settings(checkpoint), Scheme(TURNS))
                 lost = float((mapped.model.support.numpy() == 0)[head].mean())
-                return {"nrmse": case.nrmse(image), "cg_sense": case.nrmse(mapped.conventional), "lost": lost}
+                return SupportRow(case.name, crop, case.nrmse(image), case.nrmse(mapped.conventional), lost)
 
-            found = lines.get({"volume": case.name, "crop": crop, "model": checkpoint.model_id}, make)
-            rows.append(SupportRow(case.name, crop, **found))
+            key = {"volume": case.name, "crop": crop, "model": checkpoint.model_id}
+            rows.append(lines.row(SupportRow, key, make))
             print(f"{case.name}, crop {crop:g}: {rows[-1].nrmse:.4f}", flush=True)
     table = [["volume", *(f"{crop:g}" for crop in CROPS)]]
     for name in dict.fromkeys(row.volume for row in rows):

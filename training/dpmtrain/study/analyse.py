@@ -1,7 +1,6 @@
 """`dpmtrain study analyse`: scores and key to a page, tables and the figure."""
 
 import base64
-import csv
 import io
 import math
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from dpmrecon.errors import BadInputError
 
+from ..evaluate.tables import write_csv
 from ..files import writing
 from .design import Key
 from .questions import ACCELERATED, ARMS, QUESTIONS, STANDARD
@@ -167,8 +167,5 @@ def _told(name: str, estimate: Estimate) -> dict[str, float]:
 
 
 def _write_csv(path: Path, rows: list[dict]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    lines = ([f"{value:.6g}" if isinstance(value, float) else value for value in row.values()] for row in rows)
+    write_csv(path, [list(rows[0]), *lines])

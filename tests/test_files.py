@@ -1,0 +1,27 @@
+"""Files that are written whole or not at all."""
+
+import pytest
+from dpmrecon.errors import DpmreconError
+from dpmrecon.files import replacing
+from dpmtrain.files import write_text
+
+
+def test_what_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "card.json"
+    path.write_text("old")
+    with pytest.raises(OSError, match="no space"), replacing(path) as part:
+        part.write_text("half")
+        assert path.read_text() == "old"
+        raise OSError("no space")
+    assert [file.name for file in tmp_path.iterdir()] == ["card.json"] and path.read_text() == "old"
+    with replacing(path) as part:
+        part.write_text("new")
+    assert [file.name for file in tmp_path.iterdir()] == ["card.json"] and path.read_text() == "new"
+
+
+def test_a_folder_is_made_and_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    write_text(tmp_path / "out" / "table.md", "µ\r\n")
+    assert (tmp_path / "out" / "table.md").read_bytes() == "µ\r\n".encode()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DpmreconError, match="cannot be written .*: what is done stays"):
+        write_text(tmp_path / "file" / "table.md", "text")
