@@ -1,6 +1,7 @@
 """What surrounds the images, without building one: `make image-test` does that."""
 
 import configparser
+import json
 import re
 import runpy
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from importlib.metadata import requires
 
 import pytest
+from dpmrecon.hosts.metrics import Metrics
 
 from support.paths import ROOT
 
@@ -31,9 +33,32 @@ def test_no_port_is_open_to_the_network_unasked():
     services = yaml.safe_load(COMPOSE[0].read_text())["services"]
     assert "ports" not in services["dpmrecon"]
     published = [port for service in services.values() for port in service.get("ports", [])]
-    assert len(published) == 3
+    assert len(published) == 4
     assert all(re.match(r"127\.0\.0\.1:|\$\{DPMRECON_LISTEN:-127\.0\.0\.1\}:", port) for port in published)
     assert all(service["restart"] == "unless-stopped" and "mem_limit" in service for service in services.values())
+
+
+def test_the_dashboard_asks_for_what_the_service_counts():
+    """And Prometheus asks where the service answers."""
+    client, yaml = pytest.importorskip("prometheus_client"), pytest.importorskip("yaml")
+    metrics = Metrics("0", "a model", lambda: 0, lambda: 0, lambda: 0)
+    try:
+        text = client.generate_latest(metrics.registry).decode()
+    finally:
+        metrics.stop()
+    counted = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
+    board = json.loads((ROOT / "docker/metrics/dpmrecon.json").read_text())
+    asked = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
+    named = {name.removesuffix("_bucket") for name in re.findall(r"(?:dpmrecon|process)_\w+", asked)}
+    assert named - counted == set() and {name for name in counted if name.startswith("dpmrecon_")} <= named | {
+        name for name in counted if name.endswith("_created")
+    }
+    command = yaml.safe_load(COMPOSE[0].read_text())["services"]["dpmrecon"]["command"]
+    asked_at = yaml.safe_load((ROOT / "docker/metrics/prometheus.yml").read_text())["scrape_configs"][0]
+    (target,) = asked_at["static_configs"][0]["targets"]
+    assert target == "dpmrecon:9021" and "--metrics 0.0.0.0:9021" in command
+    mounted = re.findall(r"- \./metrics/(\S+?):", COMPOSE[0].read_text())
+    assert sorted(mounted) == sorted(path.name for path in (ROOT / "docker/metrics").iterdir())
 
 
 def test_the_compose_files_chains_are_what_the_generator_writes():

@@ -241,7 +241,7 @@ def reconstruct(
                 f"the k-space has no fully sampled centre of {FEWEST_CALIBRATION_LINES} lines or more: give "
                 "`calibration` or `maps`"
             )
-        (mapped,) = with_coil_maps([data], where)
+        (mapped,) = with_coil_maps([data], where, label)
     elif isinstance(data, Volume):
         mapped = mapped_volume(despiked_volume(data), packed_maps(_maps(maps, data).to(where)), {})
     else:
@@ -335,7 +335,7 @@ def reconstruct_scan(
             receiving=Receiving.of(options, header),
             log=opened.log,
         )
-        for item in sampled(with_coil_maps(stream, where), checkpoint, label, sampling):
+        for item in sampled(with_coil_maps(stream, where, label), checkpoint, label, sampling):
             if isinstance(item, LostSlice):
                 yield Result(None, None, None, float("nan"), None, None, item.key, item.reason)
             else:

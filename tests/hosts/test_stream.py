@@ -1,23 +1,29 @@
 """`dpmrecon stream`, between the tools of a pipe: recorded bytes in, images out, and what breaks on the way."""
 
+import contextlib
 import gzip
 import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import ismrmrd
 import numpy as np
+import pydicom
 import pytest
 from dpmrecon.cli import main
 from dpmrecon.hosts import wire
 from dpmrecon.hosts.stream import exit_code
 from dpmrecon.hosts.wire import Wire
+from dpmrecon.tools.doctor import foreign
 
 from support.fake_peer import text_message
 from support.paths import shared
 from support.recorded import _Bytes
-from support.results import images
+from support.results import images, report
 from support.streams import raw_stream
+from support.waiting import until
 
 FEW = ["--steps", "2", "--samples", "1", "--device", "cpu"]
 
@@ -113,3 +119,97 @@ def test_the_recorded_bytes_begin_as_announced():
     for name, first in (("t1_brain_r4", wire.HEADER), ("t1_brain_r4_config", wire.CONFIG_NAME)):
         peer = Wire(_Bytes(gzip.decompress(shared(f"wire/{name}.stream.gz").read_bytes())))
         assert peer.message_id() == first
+
+
+def replay_of(data: bytes, out, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "dpmrecon.cli", "replay", "-", "--out", str(out), *FEW, *options]
+    return subprocess.run(command, input=data, capture_output=True)
+
+
+def test_replay_of_a_stream_is_the_replay_of_its_scan(model, simulated_scan, tmp_path):
+    """Odd and unequal matrix; the label is that of the configuration's name, the header's protocol says another."""
+    scan = simulated_scan(matrix=(45, 64), n_slices=2, contrast="flair")
+    named = ("--model", str(model))
+    assert main(["replay", str(scan), "--out", str(tmp_path / "file"), *named, "--contrast", "t1", *FEW]) == 0
+    data = b"".join(raw_stream(scan, "dpm_t1"))
+    answer = replay_of(data, tmp_path / "stream", *named)
+    assert answer.returncode == 0, answer.stderr
+    for one, other in zip(images(tmp_path / "file"), images(tmp_path / "stream"), strict=True):
+        assert np.array_equal(one.data, other.data) and bytes(one.getHead()) == bytes(other.getHead())
+    assert report(tmp_path / "stream")["contrast"] == report(tmp_path / "file")["contrast"] == "t1"
+    assert list((tmp_path / "stream").glob("dicom/**/*.dcm"))
+
+
+@pytest.mark.parametrize(
+    ("kept", "code", "n_images"),
+    [
+        (slice(None, -1), 4, 2),  # all lines, no CLOSE
+        (slice(None, -20), 4, 1),
+        (slice(None, 2), 2, 0),
+    ],
+)
+def test_replay_of_a_stream_that_breaks_off(model, simulated_scan, tmp_path, kept, code, n_images):
+    out = tmp_path / "out"
+    answer = replay_of(b"".join(raw_stream(simulated_scan(n_slices=2))[kept]), out, "--model", str(model))
+    assert answer.returncode == code, answer.stderr
+    assert b"Traceback" not in answer.stderr
+    if n_images:
+        assert len(images(out)) == n_images and b"connection ended" in answer.stderr
+    else:
+        assert not (out / "images.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", b"nothing came on standard input"),
+        (text_message(wire.CONFIG, b"<configuration/>") + text_message(wire.HEADER, b"<x/>"), b"`stream` takes these"),
+    ],
+)
+def test_replay_names_what_is_no_stream_of_lines(model, tmp_path, data, words):
+    answer = replay_of(data, tmp_path / "out", "--model", str(model))
+    assert answer.returncode == 2 and words in answer.stderr and b"Traceback" not in answer.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_process_that_is_killed_leaves_nothing_of_the_scan(model, simulated_scan, tmp_path):
+    """Its temporary files would hold the patient's header."""
+    room, out = tmp_path / "temporary", tmp_path / "out"
+    room.mkdir()
+    command = [sys.executable, "-m", "dpmrecon.cli", "replay", "-", "--out", str(out), "--model", str(model), *FEW]
+    environment = {**os.environ, "TMPDIR": str(room)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
+        for message in raw_stream(simulated_scan(n_slices=2))[:-1]:
+            process.stdin.write(message)
+        process.stdin.flush()
+
+        def holds_lines() -> bool:
+            found = 0
+            for file in Path(f"/proc/{process.pid}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+                    found += str(room) in os.readlink(file) and os.stat(file).st_size > 1 << 16
+            return found > 0
+
+        until(holds_lines)
+        assert list(room.iterdir()) == []
+        process.kill()
+    assert list(room.iterdir()) == [] and not out.exists()
+
+
+def test_equal_streams_give_equal_identifiers(model, simulated_scan, tmp_path):
+    """An archive that gets a scan twice has it once."""
+    data = b"".join(raw_stream(simulated_scan(matrix=(45, 64))))
+    names = []
+    for out in (tmp_path / "one", tmp_path / "two"):
+        assert replay_of(data, out, "--model", str(model)).returncode == 0
+        names.append([pydicom.dcmread(file).SOPInstanceUID for file in sorted(out.glob("dicom/**/*.dcm"))])
+    assert names[0] == names[1] != []
+
+
+def test_the_doctor_says_what_takes_a_recorded_stream(model):
+    """A header first, a configuration's name first, a Gadgetron's configuration first."""
+    for name in ("t1_brain_r4.stream", "t1_brain_r4_config.stream", "t1_brain_r4.recondata.bin"):
+        path = shared(f"wire/{name}.gz")
+        assert "which `dpmrecon stream` takes on standard input" in str(foreign(path))
+        answer = stream(gzip.decompress(path.read_bytes()), "--model", str(model), "--contrast", "t1")
+        assert answer.returncode in (0, 3) and len(of(answer.stdout)) == 1, answer.stderr

@@ -15,7 +15,7 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.flags import LAST_IN_SLICE, NOISE
-from dpmrecon.mrd.scan import Scan
+from dpmrecon.mrd.scan import LINES, Scan
 
 from support.hand_made import (
     assert_point,
@@ -201,3 +201,30 @@ def test_reading_leaves_the_file_alone(tmp_path):
     with open_scan(path) as scan:
         assert_point(only(slices(scan.acquisitions(), scan.header)).kspace, 3, 4)
     assert path.read_bytes() == before
+
+
+def test_lines_that_lie_scattered_are_read_as_they_are(simulated_scan, tmp_path):
+    """Slices that were acquired in turn; more lines than are read at once, and no multiple of it."""
+    source = ismrmrd.Dataset(
+        str(simulated_scan(matrix=(75, 71), n_slices=3, acceleration=1)), "dataset", create_if_needed=False
+    )
+    lines = [source.read_acquisition(number) for number in range(source.number_of_acquisitions())]
+    path = tmp_path / "interleaved.h5"
+    target = ismrmrd.Dataset(str(path))
+    target.write_xml_header(source.read_xml_header())
+    lines.sort(key=lambda line: (not line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT), line.idx.kspace_encode_step_1))
+    for one in lines:
+        target.append_acquisition(one)
+    target.close()
+    source.close()
+
+    def place(line):
+        return line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT), line.idx.slice, line.idx.kspace_encode_step_1
+
+    with open_scan(path) as scan:
+        assert any(len(group) % LINES and len(group) > LINES for group in scan.groups)
+        assert all(np.diff(group).max() > 1 for group in scan.groups)
+        found = {place(line): line.data for line in scan.acquisitions()}
+    expected = {place(line): line.data for line in lines}
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)

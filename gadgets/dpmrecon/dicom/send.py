@@ -1,4 +1,4 @@
-"""`dpmrecon send`: DICOM files to an archive (C-STORE), with progress, retries and a report of what was refused."""
+"""`dpmrecon send`: DICOM files to an archive (C-STORE): progress, retries, a report of refusals."""
 
 import argparse
 import re
@@ -52,11 +52,15 @@ class Peer:
 
 @dataclass
 class Report:
-    """What became of the files: stored (with a warning, some of them), or refused for a reason."""
+    """What became of the files: stored (with a warning, some of them), or refused for a reason.
+
+    temporary: those of the refused that another try may bring through.
+    """
 
     stored: int = 0
     warnings: dict[Path, str] = field(default_factory=dict)
     refused: dict[Path, str] = field(default_factory=dict)
+    temporary: set[Path] = field(default_factory=set)
 
 
 def peer_from_text(text: str) -> Peer:
@@ -83,15 +87,16 @@ def send(
     retries: int = RETRIES,
     pause: float = PAUSE_SECONDS,
     sleep: Callable[[float], object] = time.sleep,
+    quiet: bool = False,
 ) -> Report:
     """Send files to an archive one by one, so that memory holds one.
 
     A connection that breaks, or an archive that is short of resources, is tried again `retries` times, `pause`
-    seconds apart. Raises SendError where no association can be made.
+    seconds apart. quiet: without a bar. Raises SendError where no association can be made.
     """
     report = Report()
     left = dict.fromkeys(files, "")
-    with tqdm(total=len(files), unit="image") as bar:
+    with tqdm(total=len(files), unit="image", disable=quiet) as bar:
         for attempt in range(retries + 1):
             if attempt:
                 sleep(pause)
@@ -105,6 +110,7 @@ def send(
             if not left:
                 break
     report.refused |= {path: f"{reason}, {retries + 1} times" for path, reason in left.items()}
+    report.temporary = set(left)
     return report
 
 
@@ -172,11 +178,11 @@ def _store(association: Any, file: Any) -> Any:
     try:
         status = association.send_c_store(file)
         if not status:
-            association.kill()  # it notices an end only later, and the next image would wait for its time limit
+            association.kill()  # it would notice an end when the next image times out
         return status
     except RuntimeError:  # the association ended between two images
         return Dataset()
-    except ValueError as error:  # another SOP class than was agreed on, or a data set that cannot be encoded
+    except ValueError as error:  # another SOP class than agreed, or a data set that cannot be encoded
         status = Dataset()
         status.Status, status.ErrorComment = 0x0122, str(error)[:64]
         return status

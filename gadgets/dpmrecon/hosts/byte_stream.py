@@ -14,7 +14,7 @@ class ByteStream(Protocol):
     """Both ends of a connection. Reads and writes raise OSError where it is broken."""
 
     def wait(self, seconds: float) -> bool:
-        """Whether there is something to read, the end of the stream included, within so many seconds."""
+        """Whether something comes within so many seconds, the stream's end included."""
 
     def readinto(self, view: memoryview) -> int:
         """Bytes read, as many as are there and fit; 0 at the end."""
@@ -57,7 +57,9 @@ class SocketStream:
 
 
 class PipeStream:
-    """Two pipes, or files, by their descriptors: what comes, and what goes."""
+    """Two pipes, or files, by their descriptors: what comes, and what goes. begins: what was read of it already."""
+
+    begins = b""
 
     def __init__(self, incoming: int, outgoing: int):
         self.incoming, self.outgoing = incoming, outgoing
@@ -65,9 +67,13 @@ class PipeStream:
         self._poll.register(incoming, select.POLLIN)
 
     def wait(self, seconds: float) -> bool:
-        return bool(self._poll.poll(1000 * seconds))
+        return bool(self.begins) or bool(self._poll.poll(1000 * seconds))
 
     def readinto(self, view: memoryview) -> int:
+        if self.begins:
+            count = min(len(view), len(self.begins))
+            view[:count], self.begins = self.begins[:count], self.begins[count:]
+            return count
         return os.readv(self.incoming, [view])
 
     def write(self, data: bytes) -> None:

@@ -1,9 +1,9 @@
-"""`dpmrecon serve`: one loaded model for many scans, from Gadgetrons and from MRD clients on the same port.
+"""`dpmrecon serve`: one loaded model for many scans, of Gadgetrons and MRD clients, on one port.
 
 A peer has a thread that talks to it and one that reads ahead; the device has one thread, which takes work slice by
-slice from a bounded queue in the order it came. Memory is bounded by `peers` times the slices that a peer may have in
-hand: those read ahead, those of the group that is worked on, and the one that is filling; 4 peers with slices of
-256 x 256 and 8 channels stay under 1 GB on a CPU (`python tests/commands/load_serve.py` prints it).
+slice from a bounded queue in the order it came. Memory is bounded by `peers` times the slices in hand of one: those
+read ahead, those of the group that is worked on, and the one that is filling; 4 peers with slices of 256 x 256 and 8
+channels stay under 1 GB on a CPU (`python tests/commands/load_serve.py` prints it).
 """
 
 import argparse
@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInputError, DpmreconError, first_line
@@ -26,6 +27,8 @@ from .audit import AuditLog
 
 if TYPE_CHECKING:
     from .adapters import Host
+    from .dicom_queue import DicomQueue
+    from .metrics import Metrics
     from .session import Session
     from .wire import Wire
 
@@ -38,7 +41,7 @@ KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_
 
 
 class DeviceQueue:
-    """Runs jobs one after the other in a thread of its own, in the order they came; whoever finds it full waits.
+    """Runs jobs one by one in a thread of its own, in order; whoever finds it full waits.
 
     failed: called after a job that raised; clock: seconds that only grow.
     """
@@ -61,6 +64,10 @@ class DeviceQueue:
         """Seconds since the job in hand began, 0 where there is none."""
         began = self._began
         return 0.0 if began is None else self._clock() - began
+
+    def waiting(self) -> int:
+        """Jobs that wait for their turn."""
+        return self._jobs.qsize()
 
     def close(self) -> None:
         """End the thread, once what waits is done."""
@@ -107,6 +114,8 @@ class Server:
         self._sessions: dict[threading.Thread, Session] = {}
         self._places = threading.Lock()
         self._device = DeviceQueue(peers, self._check_device, clock)
+        self.metrics: Metrics | None = None
+        self.dicom: DicomQueue | None = None
         self.lost: str | None = None  # why the device can be used no more
         self._stopping = threading.Event()
         self._wake, self._woken = socket.socketpair()
@@ -133,9 +142,31 @@ class Server:
         """What a health check is told. audit, stuck: what is wrong with the audit log and the device, else None."""
         busy = self._device.busy()
         stuck = f"{busy:.0f} s with one job of the device" if busy > STUCK else self.lost
-        scans = sum(session.begun for session in list(self._sessions.values()))
-        found = {"model": self._engine.checkpoint.model_id, "device": str(self._engine.device), "scans": scans}
+        found = {"model": self._engine.checkpoint.model_id, "device": str(self._engine.device), "scans": self._begun()}
         return {**found, "version": __version__, "audit": self._audit and self._audit.problem, "stuck": stuck}
+
+    def measure(self, listen: str) -> None:
+        """Serve metrics at [ADDRESS:]PORT, once the model is there. Raises BadInputError."""
+        from .metrics import Metrics
+
+        model = self._engine.checkpoint.model_id
+        self.metrics = Metrics(listen, model, self._device.waiting, self._begun, self._dicom_waiting)
+
+    def _dicom_waiting(self) -> int:
+        return 0 if self.dicom is None else len(self.dicom.jobs())
+
+    def write_dicom(self, folder: Path, archive: str | None) -> None:
+        """Write each scan's DICOM into the folder from now on, and send it. archive: AET@host:port. Raises
+        BadInputError."""
+        from ..dicom.send import peer_from_text
+        from .dicom_queue import DicomQueue
+
+        self.dicom = DicomQueue(folder, None if archive is None else peer_from_text(archive))
+        self.dicom.start()
+
+    def _begun(self) -> int:
+        """Scans in hand."""
+        return sum(session.begun for session in list(self._sessions.values()))
 
     def _check_device(self) -> None:
         """A GPU that has failed, other than by a lack of memory, fails in all that follows: only a new process has it
@@ -181,6 +212,10 @@ class Server:
     def close(self) -> None:
         """Give the port and the device back."""
         self._device.close()
+        if self.metrics is not None:
+            self.metrics.stop()
+        if self.dicom is not None:
+            self.dicom.stop()
         for end in (self.listener, self._wake, self._woken):
             end.close()
 
@@ -193,7 +228,13 @@ class Server:
         for option, value in KEEPALIVE:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        session = Session(Wire(SocketStream(connection)), lambda: self._engine, audit=self._audit)
+        session = Session(
+            Wire(SocketStream(connection)),
+            lambda: self._engine,
+            audit=self._audit,
+            metrics=self.metrics,
+            dicom=self.dicom,
+        )
         thread = threading.Thread(target=self._serve_one, args=(session,), daemon=True)
         self._sessions[thread] = session
         try:
@@ -210,7 +251,7 @@ class Server:
             found = greet(peer, self.status)
             if found is not None:
                 with self._places:  # who has only connected takes none
-                    if sum(other.begun for other in list(self._sessions.values())) >= self._peers:
+                    if self._begun() >= self._peers:
                         raise Busy(found[0], self._peers)
                     session.begun = True
             return found
@@ -236,6 +277,8 @@ def run(args: argparse.Namespace) -> int:
     """The command `dpmrecon serve`."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     options = from_arguments(args)
+    if args.send is not None and args.dicom is None:
+        raise BadInputError("--send needs --dicom DIR, where what is to be sent waits")
     audit = AuditLog(args.audit) if args.audit else None
     if audit is not None:
         audit.check()
@@ -249,7 +292,12 @@ def run(args: argparse.Namespace) -> int:
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with contextlib.closing(server):
-            log.info("model %s: ready", server.load(options))
+            model = server.load(options)
+            if args.dicom is not None:
+                server.write_dicom(args.dicom, args.send)
+            if args.metrics is not None:
+                server.measure(args.metrics)
+            log.info("model %s: ready", model)
             server.serve()
     finally:
         for number, handler in before.items():

@@ -5,6 +5,7 @@ its scan did not come out whole. Logs hold no text from the scan's header.
 """
 
 import functools
+import hashlib
 import json
 import logging
 import math
@@ -28,7 +29,7 @@ from ..output.mrd_images import mrd_images
 from ..output.swi import SwiSeries
 from ..output.weighting import weighting_from_text
 from ..output.whole_numbers import SpreadScale
-from ..output.writers import writing
+from ..output.writers import Writer, writing
 from ..read_ahead import ReadAhead
 from ..recon.adapt import Adaptation
 from ..recon.deadline import Deadline
@@ -40,7 +41,9 @@ from ..recon.types import Reconstruction, Sampling
 from . import wire
 from .adapters import Gadgetron, Host
 from .audit import AuditLog, header_digest, origin
+from .dicom_queue import DicomJob, DicomQueue, Headed
 from .engine import Engine
+from .metrics import Metrics
 from .wire import PeerGoneError, Wire
 
 log = logging.getLogger("dpmrecon")
@@ -62,7 +65,7 @@ def on_device(
     for group in groups:
         if deadline is None and sampling.deadline is not None:
             deadline = Deadline(sampling.deadline, n_slices, time.monotonic())
-        mapped = (item if isinstance(item, LostSlice) else with_maps(item, engine.device) for item in group)
+        mapped = (item if isinstance(item, LostSlice) else with_maps(item, engine.device, contrast) for item in group)
         results = sampled(mapped, engine.checkpoint, contrast, sampling, deadline=deadline, adaptation=adaptation)
         while (item := engine.run(functools.partial(next, results, None))) is not None:
             yield item
@@ -129,20 +132,36 @@ class Books:
             raise BadInputError(f"{len(self.lost)} of {count} slices are missing: {'; '.join(self.lost)}")
 
 
+@dataclass(frozen=True)
+class Hashes:
+    """Several hashes of the same bytes."""
+
+    hashes: list[Any]
+
+    def update(self, data: bytes) -> None:
+        for one in self.hashes:
+            one.update(data)
+
+
 @dataclass
 class Session:
     """One scan. `run` never raises: what went wrong is in the log and in what the peer got.
 
-    engine: gives the loaded model; asked for when the scan has begun, so that a failure is an error of this scan.
+    engine: gives the loaded model; asked for once the scan has begun: a failure is the scan's error.
     """
 
     peer: Wire
     engine: Callable[[], Engine]
     host: Host = field(default_factory=Gadgetron)
     audit: AuditLog | None = None
+    metrics: Metrics | None = None
+    dicom: DicomQueue | None = None
     record: dict[str, Any] = field(default_factory=dict)  # the audit line
     reader: ReadAhead | None = None
     begun: bool = False  # a scan is in hand
+    _keyed: Any = None  # hash of what is read, of the audit's key
+    _plain: Any = None  # and without one, for the DICOM's UIDs
+    _job: DicomJob | None = None
 
     def scan(self, config: bytes, header_xml: bytes) -> None:
         """From messages to images. Raises DpmreconError in one sentence when something was not reconstructed."""
@@ -151,8 +170,10 @@ class Session:
         engine = self.engine()
         checkpoint = engine.checkpoint
         record.update(origin(checkpoint, engine.device))
-        options = self.host.options(config, engine)
-        header = read_header(overridden(header_xml, options.set))
+        self.peer.patience = wire.SCAN
+        options = self.host.options(config, engine, self.host.added(self.peer))
+        xml = overridden(header_xml, options.set)
+        header = read_header(xml)
         record["header"] = header_digest(header)
         contrast = contrast_of(options, checkpoint, header)
         sampling = sampling_of(
@@ -161,7 +182,6 @@ class Session:
         record.update(contrast=contrast, parameters=asdict(sampling), residuals=[], decisions=[], verdicts={})
         if contrast is None:
             self._note("the protocol names no known contrast: the unlabelled prior is used")
-        self.peer.patience = wire.SCAN
         receiving = self.host.receiving(options, header)
         if receiving.conjugate:
             self._note(CONJUGATION)
@@ -188,7 +208,15 @@ class Session:
         for remark in maps.weighting.remarks if maps.weighting else ():
             lines.remark(remark)
         swi = SwiSeries(header, provenance, options.vein_phase, self._send_map, self._note)
-        with writing([Sender(self.host, self.peer), maps, swi, Books(record, sampling, lines)]) as add:
+        writers: list[Writer] = [Sender(self.host, self.peer), maps, swi]
+        if self.dicom is not None:
+            digest, scan = self._plain.hexdigest, Headed(header, xml)
+            self._job = DicomJob(self.dicom, scan, options, provenance, maps.weighting, digest, self._note)
+            writers.append(self._job)  # after all that sends, and before what tells of missing slices
+        writers.append(Books(record, sampling, lines))
+        if self.metrics is not None:
+            writers.append(self.metrics)
+        with writing(writers) as add:
             stream = on_device(self.reader.groups(), engine, contrast, sampling, n_slices)
             stream = mrd_images(stream, header, line_headers, provenance, options.outputs, maps.weighting)
             for item, images in stream:
@@ -201,6 +229,8 @@ class Session:
     def _send_map(self, image: ismrmrd.Image) -> None:
         self.host.send(self.peer, in_whole_numbers(image))
         self.record["images"] += 1
+        if self._job is not None:
+            self._job.put(image)
 
     def run(self, greeting: Callable[[Wire], tuple[Host, bytes, bytes] | None]) -> None:
         """Greet, scan, tell of errors, take what the peer still sends, say CLOSE, and log one line of JSON."""
@@ -230,16 +260,18 @@ class Session:
                 **self.record.get("seconds", {}),
                 "total": round(time.perf_counter() - started, 3),
             }
-            self.record.update(error=message, input=self.peer.hash and self.peer.hash.hexdigest())
+            self.record.update(error=message, input=self._keyed and self._keyed.hexdigest())
             log.info("scan %s", json.dumps(self.record))
             if self.audit is not None:
                 self.audit.write(self.record)
+            if self.metrics is not None:
+                self.metrics.scan(self.record)
 
     def _hash_from(self, header: bytes) -> None:
         """Hash header and data, not the configuration: a scan that is sent again, for other options, is the same."""
-        self.peer.hash = self.audit and self.audit.hash()
-        if self.peer.hash is not None:
-            self.peer.hash.update(header)
+        self._keyed, self._plain = self.audit and self.audit.hash(), self.dicom and hashlib.sha256()
+        self.peer.hash = Hashes([one for one in (self._keyed, self._plain) if one is not None])
+        self.peer.hash.update(header)
 
     def _farewell(self, message: str | None) -> None:
         self.peer.patience = wire.FAREWELL

@@ -1,8 +1,10 @@
 """`dpmrecon stream`: one scan from standard input to standard output, as batch runners chain their tools.
 
 MRD messages come in: a configuration's name or the header first, lines, CLOSE. Images go out as soon as their slice is
-done, then CLOSE. Nothing else goes to standard output: `ismrmrd_stream_to_hdf5` knows no texts, so that errors are said
-on standard error and by the exit code.
+done, then CLOSE. To MRD version 2 (`version2.py`) the answer is in version 2. Nothing else goes to standard output:
+`ismrmrd_stream_to_hdf5` knows no texts, so that errors are said on standard error and by the exit code.
+
+`replay -` takes the same messages (`received`): whole, as a file, because its folder needs the scan's digest and heads.
 """
 
 import argparse
@@ -10,18 +12,27 @@ import contextlib
 import logging
 import os
 import sys
-from dataclasses import replace
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from ..errors import DpmreconError
-from ..options import from_arguments
+import ismrmrd
+
+from ..errors import BadInputError, DpmreconError
+from ..mrd.receiving import open_as
+from ..mrd.scan import Scan
+from ..options import Options, from_arguments
 from . import wire
 from .adapters import Host, MrdClient, greet
-from .byte_stream import PipeStream
 from .engine import Engine
 from .session import Session
+from .version2 import opened
 from .wire import PeerGoneError, Wire
 
+STANDARD_INPUT = Path("standard input")  # instead of a scan's path
 NOTHING = "nothing came on standard input: pipe a stream of MRD messages into it, as ismrmrd_hdf5_to_stream writes"
 
 
@@ -35,12 +46,55 @@ class Pipe(MrdClient):
 
 
 def greeting(peer: Wire) -> tuple[Host, bytes, bytes]:
-    """A header that comes first is of a scan whose options stand on the command line. Raises WireError."""
+    """A header that comes first is of a scan with the command line's options. Raises WireError."""
     peer.patience = wire.SCAN  # a tool before us may take its time
     found = greet(peer, host=Pipe(), header_first=True)
     if found is None:
         raise PeerGoneError(NOTHING)
     return found
+
+
+@dataclass
+class Received:
+    """A scan that came as a stream. scan: open; options: the command line's with its configuration's over them.
+
+    cut: why the stream ended early, None where it did not.
+    """
+
+    scan: Scan
+    options: Options
+    cut: str | None = None
+
+
+@contextmanager
+def received(engine: Engine, path: Path | None = None) -> Iterator[Received]:
+    """The scan on standard input, or in a file of MRD version 2. Of a stream that breaks off, the lines that came.
+
+    They wait in a file without a name, which is gone with the process, however that ends.
+    Raises WireError and BadInputError.
+    """
+    descriptor = os.dup(0) if path is None else os.open(path, os.O_RDONLY)
+    peer = Wire(opened(descriptor, descriptor, wire.SCAN))
+    with contextlib.closing(peer), contextlib.closing(_nameless()) as file:
+        host, config, xml = greeting(peer)
+        if not isinstance(host, Pipe):
+            raise BadInputError("a Gadgetron's messages came: `replay -` takes raw acquisitions, `stream` takes these")
+        options, cut = host.options(config, replace(engine, service=True)), None
+        file.write_xml_header(xml)
+        try:
+            for line in host.acquisitions(peer.messages()):
+                file.append_acquisition(line)
+        except PeerGoneError as gone:
+            cut = str(gone)
+        file._file.flush()
+        with open_as(path or STANDARD_INPUT, options, file._file) as scan:
+            yield Received(scan, options, cut)
+
+
+def _nameless() -> ismrmrd.Dataset:
+    """A new ISMRMRD file whose name is gone before anything is written to it."""
+    with tempfile.TemporaryDirectory(prefix="dpmrecon-") as folder:
+        return ismrmrd.Dataset(os.path.join(folder, "stream.h5"))
 
 
 def exit_code(record: dict[str, Any]) -> int:
@@ -57,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.flush()
     outgoing = os.dup(1)
     os.dup2(2, 1)  # whatever prints, here or in a library, would be bytes of a message
-    peer = Wire(PipeStream(os.dup(0), outgoing))
+    peer = Wire(opened(os.dup(0), outgoing, wire.SCAN))
     session = Session(peer, lambda: replace(Engine.of(from_arguments(args)), service=True), Pipe())
     try:
         session.run(greeting)

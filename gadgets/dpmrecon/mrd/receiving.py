@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
+import h5py
 import ismrmrd
 
 from ..errors import BadInputError
@@ -51,10 +52,10 @@ class Receiving:
         )
 
 
-def open_as(path: str | PathLike, options: Options) -> AbstractContextManager[Scan]:
+def open_as(path: str | PathLike, options: Options, file: h5py.File | None = None) -> AbstractContextManager[Scan]:
     """`open_scan` of a file as the options say. Raises BadInputError."""
-    own_noise = options.noise is None
-    return open_scan(path, group=options.group, changes=options.set, ignored=_ignored(options), own_noise=own_noise)
+    ignored, own_noise = _ignored(options), options.noise is None
+    return open_scan(path, group=options.group, changes=options.set, ignored=ignored, own_noise=own_noise, file=file)
 
 
 def _ignored(options: Options) -> int:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -63,8 +63,8 @@ class Scan:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the file, hex. Read front to back through the open file, so that the disk gives it once: what
-        HDF5 asks for afterwards is in memory."""
+        """SHA-256 of the file, hex. Read through the open file, so that the disk gives it once: what HDF5 asks for
+        afterwards is in memory."""
         digest, place = hashlib.sha256(), 0
         file = self._lines.file.id.get_vfd_handle()
         while block := os.pread(file, DIGEST_BYTES, place):
@@ -90,8 +90,8 @@ class Scan:
     def acquisitions(self) -> Iterator[ismrmrd.Acquisition]:
         """The lines: noise measurements first, then slice by slice, each slice's last one flagged LAST_IN_SLICE.
 
-        A few lines are read at a time, so that memory grows with what the receiver keeps. Lines that are neither
-        noise, calibration nor image are left out. Raises BadInputError when a line cannot be read.
+        A few lines are read at a time: memory grows with what is kept. Lines that are neither noise, calibration nor
+        image are left out. Raises BadInputError when a line cannot be read.
         """
         if self._ahead is None or self._taken:
             return self._acquisitions()
@@ -119,22 +119,31 @@ class Scan:
             yield self._acquisition(index, samples)
 
     def _samples(self, group: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, samples) of lines; neighbours in the file are read together, which is faster."""
-        lines = self._lines.fields("data")
-        for run in np.split(group, 1 + np.flatnonzero(np.diff(group) != 1)):
-            for first in range(0, len(run), LINES):
-                part = run[first : first + LINES]
-                try:
-                    found = lines[part[0] : part[-1] + 1]
-                except (OSError, RuntimeError):  # one of them: those before it are whole
-                    found = (self._one(index) for index in part)
-                yield from zip(map(int, part), found)
-                if self._closing:
-                    return
+        """(index, samples) of lines, read many at once, wherever they lie in the file."""
+        for first in range(0, len(group), LINES):
+            part = group[first : first + LINES]
+            found: Iterable[np.ndarray]
+            try:
+                found = self._at(part)
+            except (OSError, RuntimeError):  # one of them: those before it are whole
+                found = (self._one(index) for index in part)
+            yield from zip(map(int, part), found)
+            if self._closing:
+                return
+
+    def _at(self, index: np.ndarray) -> np.ndarray:
+        """The samples of lines (n_lines,), an array each. Chosen by points, which HDF5 reads in one call: the slices
+        of h5py reach neighbours alone, and their lists of numbers are slower than reading line by line."""
+        record = np.dtype([("data", self._lines.dtype["data"])])
+        found = np.empty(len(index), record)
+        space = self._lines.id.get_space()
+        space.select_elements(index[:, None].astype(np.uint64))
+        self._lines.id.read(h5py.h5s.create_simple((len(index),)), space, found, h5py.h5t.py_create(record))
+        return found["data"]
 
     def _one(self, index: int) -> np.ndarray:
         try:
-            return self._lines.fields("data")[index]
+            return self._at(np.array([index]))[0]
         except (OSError, RuntimeError) as error:
             raise BadInputError(
                 f"{self.path}: line {index + 1} of {len(self.heads)} cannot be read, the file is damaged; copy it again"

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 import h5py
 import ismrmrd
@@ -13,7 +14,6 @@ import numpy as np
 from ..data import LostSlice
 from ..errors import BadInputError
 from ..mrd.header import Header
-from ..mrd.scan import Scan
 from ..recon.sample import conventional
 from ..recon.types import Reconstruction
 from ..version import __version__
@@ -61,10 +61,20 @@ class Outputs:
         return (len(self.images) + 1 + self.conventional) * (2 if self.nifti else 1)
 
 
+class Headed(Protocol):
+    """A scan, as far as its images.h5 asks for it."""
+
+    @property
+    def header(self) -> Header: ...
+
+    @property
+    def xml(self) -> bytes: ...
+
+
 class ImagesFile:
     """A writer of images.h5: images are on disk as soon as they are added. Raises BadInputError."""
 
-    def __init__(self, path: Path, scan: Scan, outputs: Outputs):
+    def __init__(self, path: Path, scan: Headed, outputs: Outputs):
         self.path, self.header, self.outputs = path, scan.header, outputs
         xml = without_patient(scan.xml) if outputs.anonymize else scan.xml
         with telling(path.parent):
@@ -117,7 +127,7 @@ def _claim(path: Path, size: int) -> None:
 
 
 def _conventional(image: ismrmrd.Image, item: Reconstruction, header: Header) -> ismrmrd.Image:
-    """The CG-SENSE image of a slice beside its reconstruction `image`, in the same scale and place."""
+    """A slice's CG-SENSE image beside its reconstruction `image`, of the same scale."""
     meta = dict(image.meta)
     for name in ("fallback", "remarks", "trusted"):  # of the reconstruction
         meta.pop(f"dpmrecon_{name}", None)

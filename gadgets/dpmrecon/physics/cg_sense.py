@@ -21,9 +21,9 @@ def cg_sense(
 ) -> torch.Tensor:
     """CG-SENSE (Pruessmann et al., MRM 2001) with the l2 weight `factor` (sigma_n / sigma of the image)^2.
 
-    zero_filled: A^H y, (rows, cols), like the result, or a volume's, or those of several sets; sigma_n: std per real
-    channel of the noise in y; scale: of the slice, in the same units; start: where the iterations begin. The weight
-    shrinks the image; fitting it to the data again takes that back.
+    zero_filled: A^H y, (rows, cols), like the result, or of a volume or several sets; sigma_n: std per real channel of
+    the noise in y; scale: of the slice, in the same units; start: where the iterations begin. The weight shrinks the
+    image; fitting it to the data again takes that back.
     """
     weight = torch.tensor([factor * (sigma_n / (PRIOR_STD * scale)) ** 2]).clamp_min(1e-4)
     if start is None:

@@ -79,8 +79,8 @@ class SoftVolume(VolumeModel):
 
 
 def combined_sets(image: torch.Tensor, axis: int) -> torch.Tensor:
-    """The images of several sets as one: the root of the sum of squares along `axis`, with the phase of the strongest.
-    The magnitude is that of all coil images, whatever basis the maps are."""
+    """The images of several sets as one: the root of the sum of squares along `axis`, the strongest's phase. The
+    magnitude is that of all coil images, whatever basis the maps are."""
     strongest = image.gather(axis, image.abs().argmax(axis, keepdim=True)).squeeze(axis)
     return torch.linalg.vector_norm(image, dim=axis) * torch.sgn(strongest)
 

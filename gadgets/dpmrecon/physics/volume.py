@@ -31,12 +31,12 @@ class VolumeModel(ForwardModel):
     """y = mask * F(coil_maps * x) of one volume, y being a `hybrid`. Images are (..., partitions, rows, cols).
 
     coil_maps: (cols, n_coils, partitions, rows) complex64, the origin of partitions and rows at index 0; sum over coils
-    of |s|^2 is 1 on the head and 0 outside it. mask: (partitions, rows, cols) float32, 1 where k-space was acquired,
-    the same columns in every line.
+    of |s|^2 is 1 on the head and 0 outside it. mask: (partitions, rows, cols) float32, 1 where acquired, the same
+    columns in every line.
     """
 
-    cg_steps: ClassVar[int] = 4  # twice, the second time from the first image on: every position along the readout is
-    # a small problem, which converges early
+    cg_steps: ClassVar[int] = 4  # twice, the second time from the first image on
+    # each position along the readout is a small problem, which converges early
 
     @cached_property
     def lines(self) -> torch.Tensor:
@@ -177,7 +177,7 @@ class VolumeModel(ForwardModel):
         """Hybrid lines (cols, partitions, rows) as the part of the readout that was acquired alone makes them."""
         if self.columns is None:
             return lines
-        # the image along cols has its origin in the middle: a phase of the k-space, which commutes with the mask
+        # along cols the origin is in the middle: a phase of k-space
         return torch.fft.ifft(torch.fft.fft(lines, dim=0) * self.columns, dim=0)
 
     def _positions(self) -> Iterator[slice]:

@@ -15,11 +15,10 @@ from .volume_map_sets import folding_axis, second_set
 MATRIX = 2048
 LARGEST = 24  # samples of the calibration that are used along each axis
 THRESHOLD = 0.02  # of the largest singular value: what is above spans the signal
-# Of the eigenvalue, which is 1 where the signal explains the coils. By .9 a slab that cuts a head off loses what is
-# dark at its edges, or out of phase (training/reports/volumes/support)
+# Of the eigenvalue; at .9 slabs lose dark edges (training/reports/volumes/support)
 CROP = 0.75
 SECOND = 0.9  # the same of a second set
-# Maps are found on at most this many points along an axis, and interpolated between them
+# Points along an axis that maps are found on, and interpolated between
 POINTS = 128
 
 
@@ -55,7 +54,7 @@ def packed_maps(maps: torch.Tensor) -> torch.Tensor:
 
 
 def grid_of(shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Points of the grid on which the maps of a volume of this shape are found."""
+    """Points of the grid on which a volume's maps are found."""
     partitions, rows, cols = (size if size <= POINTS else -(-size // 2) for size in shape)
     return partitions, rows, cols
 

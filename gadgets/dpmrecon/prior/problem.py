@@ -52,7 +52,7 @@ class Problem:
 
 
 class NoiseSource:
-    """Noise for a batch, from one generator for each entry, so that batching changes nothing.
+    """Noise for a batch, a generator for each entry: batching changes nothing.
 
     seeds: one integer an entry. Numbers are drawn on the CPU, so that every device sees the same ones: for a GPU, which
     would wait for them, by several threads.

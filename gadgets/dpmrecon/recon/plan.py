@@ -6,7 +6,7 @@ import torch
 
 from ..device import device_of
 from ..errors import BadInputError
-from ..mrd.header import Header, contrast_label
+from ..mrd.header import Header, acceleration, contrast_label, n_partitions
 from ..options import Options, printable
 from ..prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults, uncertainty_defaults, volume_defaults
 from ..prior.kinds import ONE_STEP
@@ -22,6 +22,13 @@ def load(options: Options) -> tuple[Checkpoint, torch.device]:
     # a sampler that only another shipped model has selects that one
     named = ONE_STEP if options.model is None and options.sampler == ONE_STEP else options.model
     return load_checkpoint(named, device), device
+
+
+def asked(options: Options, checkpoint: Checkpoint, header: Header) -> tuple[str | None, Sampling]:
+    """Contrast and sampling of a scan with this header. Raises BadInputError."""
+    contrast = contrast_of(options, checkpoint, header)
+    volume, device = n_partitions(header) > 1, checkpoint.model.device
+    return contrast, sampling_of(options, checkpoint, device, contrast, acceleration(header), volume=volume)
 
 
 def sampling_of(

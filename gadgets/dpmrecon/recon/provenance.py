@@ -10,14 +10,14 @@ from ..prior.kinds import Settings
 from ..version import __version__
 from .types import Sampling
 
-# what makes the UIDs of DICOM files: other words for the same images must not make other UIDs
+# what makes DICOM's UIDs: other words for the same images change none
 DECIDING = ("package_version", "model_id", "contrast", "sampler", "settings", "samples", "seed", "combine_averages")
 
 
 @dataclass(frozen=True)
 class Provenance:
     """Version, model, and how it sampled. combine_averages: one image of all averages; taken: options that say which
-    data it was, by name, where they are not the defaults."""
+    data it was, by name, unless defaults."""
 
     package_version: str
     model_id: str

@@ -20,7 +20,7 @@ from .types import Adapted, MappedSlice, MappedVolume, Reconstruction, Sampling
 log = logging.getLogger("dpmrecon")
 
 Progress = Callable[[int], object]  # called with the images of each evaluation of the network
-# What a device raises when it cannot compute: no memory, or a broken kernel. Everything else is a fault of ours.
+# What a device raises that cannot compute; all else is our fault
 DEVICE_ERRORS = (RuntimeError, MemoryError)
 
 
@@ -70,13 +70,13 @@ def draw(
     """One tensor a slice, (samples, rows, cols) or (samples, n_sets, rows, cols), scale 1, and the evaluations of the
     network for each slice, one for all its sets.
 
-    When `stop` says so there are fewer of them, and fewer samples of a single slice.
+    When `stop` says so there are fewer, also samples of one slice.
     """
     device = group[0].conventional.device
     _, sampler = checkpoint.kind.sampler(sampling.sampler)
     entries = [(mapped, index) for mapped in group for index in range(sampling.samples)]
     draws, evaluations = [], 0
-    # the network sees an image of each; all planes of a volume count as one
+    # the network sees each set's image; a volume's planes count as one
     n_sets = 1 if isinstance(group[0], MappedVolume) else group[0].n_sets
 
     def count(images: int) -> None:

@@ -1,4 +1,4 @@
-"""Every slice of a scan is sampled: several at once where there is room, and within the deadline where there is one."""
+"""Every slice of a scan is sampled: several at once where there is room, and within any deadline."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -12,7 +12,7 @@ from .deadline import Deadline
 from .sample import DEVICE_ERRORS, Progress, draw, fall_back, sample_group
 from .types import MappedSlice, MappedVolume, Reconstruction, Sampling
 
-# applications of the normal operator that the CG-SENSE image of a volume takes, see `volume_scale`
+# applications of the normal operator for a volume's CG-SENSE image, see `volume_scale`
 CG_SENSE_STEPS = 2 * (VolumeModel.cg_steps + 2)
 
 
@@ -53,7 +53,7 @@ def slices_at_once(batch: int, samples: int) -> int:
 
 
 def _groups(stream: Iterable[MappedSlice | LostSlice], size: int) -> Iterator[list[MappedSlice] | LostSlice]:
-    """Lists of at most `size` neighbours of equal shape and number of maps, in order; a volume is alone."""
+    """Lists of at most `size` neighbours of one shape and number of maps; a volume is alone."""
     group: list[MappedSlice] = []
     for item in stream:
         if group and (isinstance(item, LostSlice | MappedVolume) or _shapes(item) != _shapes(group[0])):

@@ -58,8 +58,8 @@ class Agreement:
     """How far a slice is from the sound scans of its contrast, R and noise, see `agreement.py`.
 
     values: natural logarithms, by name; deviations: of each from what is expected, in standard deviations of sound
-    scans; distance: of all together, where 1 is what few sound scans exceed; beyond: words, where the scan's R or noise
-    is not one that the limits were measured for.
+    scans; distance: of all together, where 1 is what few sound scans exceed; beyond: words, where the limits were not
+    measured for the scan's R or noise.
     """
 
     values: dict[str, float]
@@ -84,8 +84,8 @@ class MappedSlice:
 
     phase: (rows, cols) complex64 of modulus 1, the slice's smooth phase. The model's coil maps hold it, so that its
     images are nearly real: an image times `phase` is that of the coil maps alone. n_coils: that measured; 0 where not
-    known. zero_filled, conventional: (rows, cols), or (n_sets, rows, cols) for a head that folds, whose model has
-    several maps; `model.combined` makes one image of them. Each map has its own phase there, `phase` is the first's.
+    known. zero_filled, conventional: (rows, cols), or (n_sets, rows, cols) for a head that folds, of several maps;
+    `model.combined` makes one image of them. Each map has its own phase there, `phase` is the first's.
     """
 
     data: Slice
@@ -204,10 +204,10 @@ class Reconstruction:
     fallback: None, or why the image is the conventional one; residual: ||A x - y|| over what the noise alone leaves;
     samples: drawn; steps: of each, as planned; evaluations: of the network, in all, fewer than planned where the
     deadline stopped it; 0 for the conventional image; draws: the samples (samples, rows, cols) complex64 where they are
-    kept. image and draws are without the smooth phase. remarks: what to know before the image is used, of this step and
-    of those before; trusted: False where it contradicts its data beyond use; misfit: where the residual lies;
-    agreement: of prior and data, None where the gate is off or has no limits; adaptation: of the prior to the scan, in
-    words, None where it was not asked for.
+    kept. image and draws are without the smooth phase. remarks: what to know before the image is used, of all steps;
+    trusted: False where it contradicts its data beyond use; misfit: where the residual lies; agreement: of prior and
+    data, None where the gate is off or has no limits; adaptation: of the prior to the scan, in words, None where it was
+    not asked for.
     """
 
     mapped: MappedSlice

@@ -32,15 +32,15 @@ FOLDS = (
 def with_volume_maps(data: Volume, device: torch.device, crop: float = CROP) -> MappedVolume | LostSlice:
     """The volume with ESPIRiT maps of its calibration, scale and CG-SENSE image; lost, with the reason, without them.
 
-    Its k-space is used up: the data of what comes back are `hybrid`, in the same memory where they can be. crop: of the
-    maps, see `estimate_volume_maps`.
+    Its k-space is used up: the data that come back are `hybrid`, in the same memory if possible. crop: of the maps, see
+    `estimate_volume_maps`.
     """
     assert data.calibration is not None
     started = time.perf_counter()
     n_coils = len(data.kspace)
     data = with_calibration_as_data(despiked_volume(data))
     assert data.calibration is not None
-    # of its own: the block may be a view of the k-space, which is used up, and hold all of it
+    # a copy: a view would keep the k-space, which is used up
     data = compressed_volume(replace(data, calibration=central(data.calibration).clone()))
     assert data.calibration is not None
     partitions, rows, cols = data.mask.shape
@@ -57,7 +57,7 @@ def with_volume_maps(data: Volume, device: torch.device, crop: float = CROP) -> 
 def mapped_volume(
     data: Volume, maps: torch.Tensor, seconds: dict[str, float], n_coils: int = 0
 ) -> MappedVolume | LostSlice:
-    """The volume with its conventional images, on the device of `maps`, where its smooth phase goes.
+    """The volume with its conventional images on the device of `maps`.
 
     maps: (cols, n_coils, partitions, rows), see `VolumeModel`, or (cols, n_sets, n_coils, partitions, rows), see
     `SoftVolume`, each of which has its own phase; used up as the k-space is.

@@ -1,4 +1,4 @@
-"""`dpmrecon estimate`: what a scan will cost in seconds and memory, from a short measurement on this machine.
+"""`dpmrecon estimate`: what a scan will cost in seconds and memory, measured on this machine.
 
 Slices of three sizes go through the steps of a reconstruction; a line through the measurements, with no negative
 coefficient, gives each stage's cost for any matrix, number of coils, slices, samples and steps. Nothing is kept.
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     import torch
 
     from ..data import Slice, Volume
+    from ..mrd.scan import Scan
     from ..prior.checkpoint import Checkpoint
     from ..recon.types import Sampling
 
 STEPS = 3  # of a measurement
-NOISE = 0.02  # of such a volume, over its signal: the more, the fewer iterations a data step takes
+NOISE = 0.02  # of such a volume, over its signal: more noise, fewer iterations
 LARGEST_MEASURED = 300_000  # voxels of a volume that stands for a larger one
-# MB a million voxels of a volume, and as much for each of its coils: images of 8 bytes, k-space and maps
+# MB a million voxels of a volume, and as much for each coil
 VOLUME_MEMORY = (8.0 * 24, 8.0 * 2)
 MEGA = 1e6
 
@@ -62,6 +63,16 @@ class Load:
     @property
     def images_at_once(self) -> int:
         return 1 if self.is_volume else min(self.batch, self.samples * self.slices_at_once)
+
+
+def load_of(scan: "Scan", sampling: "Sampling", *, combine_averages: bool) -> Load:
+    """What an open scan is to do, with all of its coils: a reconstruction may keep fewer virtual ones."""
+    from ..mrd.header import encoded_grid, n_partitions
+
+    rows, cols = encoded_grid(scan.header)
+    steps, n_images = sampling.settings.steps, scan.n_images(combine_averages)
+    partitions = n_partitions(scan.header)
+    return Load(rows, cols, scan.n_coils, n_images, sampling.samples, steps, sampling.batch, partitions)
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,12 @@ class CostModel:
 
     def peak(self, load: Load) -> float:
         """The largest memory in MB: the process on a CPU, what torch holds on a GPU. Slices follow each other."""
-        return self.base + float(_memory(load) @ self.memory)
+        return self.base + memory_of(load, self.memory)
+
+
+def memory_of(load: Load, coefficients: np.ndarray) -> float:
+    """MB that a scan takes beside the loaded model. coefficients: VOLUME_MEMORY, of slices those of `cost_model`."""
+    return float(_memory(load) @ coefficients)
 
 
 def _maps(load: Load) -> np.ndarray:
@@ -115,7 +131,7 @@ def _maps(load: Load) -> np.ndarray:
         return np.array([1.0, load.megapixels * load.n_coils**2])
     from ..physics.volume_maps import grid_of, longest_kernel
 
-    # eigenvectors of the calibration's matrix, then of one at each point of the grid, then what goes by sample
+    # eigenvectors: of the calibration's matrix, of each point; then what goes by sample
     size = load.n_coils * longest_kernel(load.n_coils) ** 3 / 1000
     points = math.prod(grid_of((load.partitions, load.rows, load.cols))) / MEGA
     return np.array([size**3, points * load.n_coils**2, load.megapixels * load.n_coils])
@@ -158,7 +174,7 @@ def measure(
     group, samples = [replace(mapped) for _ in range(load.slices_at_once)], min(load.batch, load.samples)
     samples = 1 if load.is_volume else samples
     seconds = 0.0
-    # data steps take more iterations early and late: a volume, where they weigh most, is sampled as it will be
+    # data steps take more iterations early and late: sampled as a volume is
     counted = load.steps if load.is_volume else STEPS
     for steps in (1, counted):  # the first run of a size pays for its start
         brief = replace(sampling, samples=samples, settings=replace(sampling.settings, steps=steps))
@@ -181,7 +197,7 @@ def _adaptation(checkpoint: "Checkpoint", sampling: "Sampling", load: Load, devi
 
 
 def _slice(load: Load) -> "Slice":
-    """An ellipse seen by smooth coils, every fourth line and 24 in the centre acquired."""
+    """An ellipse seen by smooth coils, every fourth line and 24 central ones."""
     import torch
 
     from ..data import Slice, SliceKey
@@ -313,7 +329,7 @@ def run(args: argparse.Namespace) -> int:
     from ..dicom.write import DicomOptions
     from ..mrd.collect import slices
     from ..mrd.file import open_scan
-    from ..mrd.header import acceleration, check_supported, encoded_grid, n_partitions
+    from ..mrd.header import check_supported
     from ..mrd.receiving import Receiving
     from ..options import from_arguments
     from ..output.images_file import Outputs
@@ -327,13 +343,10 @@ def run(args: argparse.Namespace) -> int:
     start, base = time.monotonic() - args.started, memory_peak(device)
     with open_scan(args.scan, group=options.group, changes=options.set) as scan:
         check_supported(scan.header)
-        contrast = plan.contrast_of(options, checkpoint, scan.header)
-        sampling = plan.sampling_of(
-            options, checkpoint, device, contrast, acceleration(scan.header), volume=n_partitions(scan.header) > 1
-        )
-        rows, cols = encoded_grid(scan.header)
-        partitions = n_partitions(scan.header)
-        n_coils, n_slices = scan.n_coils, scan.n_images(options.combine_averages)
+        contrast, sampling = plan.asked(options, checkpoint, scan.header)
+        whole = load_of(scan, sampling, combine_averages=options.combine_averages)
+        rows, cols, partitions = whole.rows, whole.cols, whole.partitions
+        n_coils, n_slices = whole.n_coils, whole.n_slices
         receiving, combine = Receiving.of(options, scan.header), options.combine_averages
         stream = slices(scan.acquisitions(), scan.header, combine_averages=combine, receiving=receiving)
         began = time.monotonic()
@@ -341,8 +354,7 @@ def run(args: argparse.Namespace) -> int:
         reading = time.monotonic() - began if partitions > 1 else 0.0
     kept = n_coils if first is None else n_kept(first) * (1 + len(first.others))
     del first, stream
-    settings = sampling.settings
-    load = Load(rows, cols, kept, n_slices, sampling.samples, settings.steps, sampling.batch, partitions)
+    load = replace(whole, n_coils=kept)
     wanted = Wanted(Outputs(options.outputs), DicomOptions(reformat=options.reformat))
     finish = wanted.seconds_to_finish(scan.header, contrast, n_slices)
     began = time.monotonic()

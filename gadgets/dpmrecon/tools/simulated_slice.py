@@ -19,7 +19,7 @@ from .simulation_settings import SimulationSettings, VolumeSettings
 from .susceptibility import GradientEchoHead
 
 FINER = 2
-FOLDS = 3  # fields of view along the lines, with `wrap`: the middle one and one on either side
+FOLDS = 3  # with `wrap`: the middle field of view and its two neighbours
 PLANES = (-1 / 3, 0.0, 1 / 3)  # of the slice thickness: the slice profile
 
 
@@ -210,7 +210,7 @@ def noise_mixing(settings: SimulationSettings) -> np.ndarray:
 
 def by_fold(array: np.ndarray, folds: int) -> np.ndarray:
     """(n_coils, folds * rows, cols) to (n_coils, folds, rows, cols), where what folds onto one pixel is one column."""
-    # rows is even or folds odd: the origin of the whole is the origin of the middle one
+    # rows is even or folds odd: whole and middle share their origin
     return array.reshape(len(array), folds, -1, array.shape[-1])
 
 

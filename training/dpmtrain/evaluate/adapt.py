@@ -26,12 +26,11 @@ from .baselines import SENSE_WEIGHTS, WAVELET_WEIGHTS, tuned_cg_sense, tuned_wei
 from .methods import label_for
 from .metrics import Moments, scan_factor
 from .objects import OBJECTS
-from .plan import Condition
+from .plan import CALIBRATION_LINES, Condition
 from .references import CPU, ReferenceSlice
-from .report import markdown, write_tables
 from .score_lines import ScoreLines
 from .scoring import Undersampled
-from .undersampling import CALIBRATION_LINES
+from .tables import fields_of, markdown, write_tables
 from .validation import SIGMA_N, full_slice, validation_scan
 
 R, MATRIX, SIGMA, SLICES = 4, (192, 176), 0.01, 2  # of objects; sigma_n over the scale
@@ -154,7 +153,7 @@ def main() -> None:
         began = time.monotonic()
         rows.append(Row(**lines.get(key, lambda: asdict(row_of(scan, slices, checkpoint)))))  # noqa: B023
         print(f"{scan}: {time.monotonic() - began:.0f} s", flush=True)
-    write_tables(args.out, Row, rows, table(rows, checkpoint.model_id), digits=4)
+    write_tables(args.out, fields_of(Row, rows, digits=4), table(rows, checkpoint.model_id))
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ from dpmrecon.physics.fourier import crop_or_pad, to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.tools.simulated_file import header_of
-from dpmrecon.tools.simulated_slice import coil_maps, simulated_kspace
+from dpmrecon.tools.simulated_slice import simulated_kspace
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from ..data.dataset import random_phase
 from ..data.images import axial, pixel_size
 from ..data.labelmaps import SEQUENCES, simulated_slices
-from .validation import MATRIX, N_COILS, PIXEL_MM, at_pixel_size
+from .validation import MATRIX, PIXEL_MM, at_pixel_size, unit_maps
 
 CALIBRATION, NOISE_LINES = 24, 64
 # Subjects whose slices set the limits, and those that they are judged on. Of the former patient09 alone was not trained
@@ -147,7 +147,7 @@ def shunt(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def child(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """A head of 65 to 80 % the size in the same field of view."""
+    """A head of 65 to 80 % the size in its field of view."""
     return _zoomed(image, float(rng.uniform(0.65, 0.8)))
 
 
@@ -344,9 +344,7 @@ def case_of(
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     rows, cols = image.shape
     filled = image / image_scale(image) * random_phase(image.shape, 1.0, generator)
-    down, along = np.meshgrid(np.linspace(-115, 115, rows), np.linspace(-115, 115, cols), indexing="ij")
-    maps = torch.from_numpy(coil_maps(np.stack([along, down, 0 * down], -1).astype(np.float32), N_COILS))
-    clean = to_kspace(maps / maps.abs().square().sum(0).sqrt() * filled)
+    clean = to_kspace(unit_maps(rows, cols) * filled)
     kspace = clean + sigma * complex_noise(tuple(clean.shape), generator)
     case = Case(kspace.numpy(), sigma, head.contrast, rng, acceleration, rows // 2)
     if kind in FAULTS:

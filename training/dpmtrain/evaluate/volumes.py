@@ -31,9 +31,9 @@ from ..arguments import read_grid
 from ..files import writing
 from .baselines import SENSE_WEIGHTS, bart_volume, tuned_weight
 from .methods import label_for
-from .metrics import Moments, high_band_energy, neighbour_nrmse, scan_factor
-from .report import markdown, write_tables
+from .metrics import high_band_energy, neighbour_nrmse, nrmse, on_scale
 from .score_lines import ScoreLines
+from .tables import fields_of, markdown, write_tables
 from .validation_volumes import COARSE, VOLUMES, ReferenceVolume, slab_with_field, validation_volume
 from .volume_schemes import Scheme, sampled_volume
 
@@ -111,12 +111,10 @@ class Case:
 
     def scored(self, image: torch.Tensor | np.ndarray) -> np.ndarray:
         """The magnitude, times its least-squares factor."""
-        found = np.abs(np.asarray(image)).astype(np.float32)
-        moments = Moments.of(found, self.truth, np.ones(self.truth.shape, bool))
-        return np.float32(scan_factor([moments])) * found
+        return on_scale(np.abs(np.asarray(image)).astype(np.float32), self.truth)
 
     def nrmse(self, image: torch.Tensor | np.ndarray) -> float:
-        return float(np.linalg.norm(self.scored(image) - self.truth) / np.linalg.norm(self.truth))
+        return nrmse(np.asarray(image), self.truth)
 
     def card_settings(self, checkpoint: Checkpoint) -> SamplerSettings:
         """What the card has for volumes of such a contrast."""
@@ -232,12 +230,11 @@ def schemes(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
         for row in rows
     ]
     text = "\n\n".join([f"# Volumes, {checkpoint.model_id}", NOTES, "\n".join(markdown([head, *lines]))])
-    write_tables(out / "schemes", VolumeRow, rows, text, digits=5)
+    write_tables(out / "schemes", fields_of(VolumeRow, rows, digits=5), text)
 
 
 def picture(volumes: dict[str, np.ndarray], voxel_mm: tuple[float, ...]) -> Figure:
-    """The middle planes across the three axes, a column for each volume, and MAGNIFIED errors below. The first one is
-    the truth."""
+    """The middle planes across three axes, a column a volume, MAGNIFIED errors below. The first one is the truth."""
     made = Figure((2.2 * len(volumes), 13.2), layout="constrained")
     axes = made.subplots(6, len(volumes), squeeze=False)
     truth = next(iter(volumes.values()))
@@ -320,7 +317,7 @@ def settings(cases: list[Case], checkpoint: Checkpoint, out: Path, grid: Mapping
             "\n".join(markdown([head, *present, *table[1:]])),
         ]
     )
-    write_tables(out / "settings", SettingsRow, rows, text, digits=5)
+    write_tables(out / "settings", fields_of(SettingsRow, rows, digits=5), text)
 
 
 @dataclass(frozen=True)
@@ -361,7 +358,7 @@ def planes(images: Path, checkpoint: Checkpoint, out: Path) -> None:
             "\n".join(markdown(table)),
         ]
     )
-    write_tables(out / "planes", SlabRow, rows, text, digits=5)
+    write_tables(out / "planes", fields_of(SlabRow, rows, digits=5), text)
 
 
 @dataclass(frozen=True)
@@ -403,7 +400,7 @@ def support(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
             "\n".join(markdown(table)),
         ]
     )
-    write_tables(out / "support", SupportRow, rows, text, digits=5)
+    write_tables(out / "support", fields_of(SupportRow, rows, digits=5), text)
 
 
 def main() -> None:

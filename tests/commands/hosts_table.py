@@ -1,0 +1,136 @@
+"""The same scan through every way in: `python tests/commands/hosts_table.py [SCAN.h5] [--recorded RECONDATA.gz]
+[-- options]`.
+
+Prints a table: images, the greatest and mean difference of an image from that of `dpmrecon replay`, as a share of its
+norm, the limit for what that way sends, and the greatest difference of a pixel in steps of whole numbers. Limits: 1e-4
+for float32, 5e-4 for the uint16 that MRD clients and pipes get, where half a step of rounding alone is a few 1e-4. Exit
+code 1 where an image differs by more. Images are compared after one least-squares factor, because each way has its own
+units. recorded: what a Gadgetron sent
+of the scan; without it our own k-space is sent as a Gadgetron would, louder, and its noise is estimated where `replay`
+measures it. Without a scan: a simulated one, with unequal sizes. Options are those that both a command line and a chain
+take, in pairs.
+"""
+
+import argparse
+import gzip
+import io
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import ismrmrd
+import numpy as np
+from dpmrecon.tools.simulate import simulate
+from dpmrecon.tools.simulation_settings import SimulationSettings
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where support lies
+
+from load_serve import Service
+
+from support.fake_peer import IMAGE, config, parts_of
+from support.results import images
+from support.streams import edited_stream, raw_stream
+
+LIMITS = {"f": 1e-4, "u": 5e-4}  # by numpy's kind of an image's numbers
+Images = dict[tuple[int, ...], np.ndarray]
+
+
+def placed(found: list[ismrmrd.Image]) -> Images:
+    """Magnitudes of the first series by their counters."""
+    heads = [(image.getHead(), image) for image in found]
+    return {
+        (head.contrast, head.phase, head.set, head.repetition, head.average, head.slice): _values(image)
+        for head, image in heads
+        if head.image_series_index == 1
+    }
+
+
+def _values(image: ismrmrd.Image) -> np.ndarray:
+    slope, intercept = (
+        float(image.meta.get(f"Rescale{name}", other)) for name, other in (("Slope", 1), ("Intercept", 0))
+    )
+    return slope * image.data.astype(float) + intercept
+
+
+def first(found: list[ismrmrd.Image]) -> ismrmrd.Image:
+    """Of the first series."""
+    return next(image for image in found if image.getHead().image_series_index == 1)
+
+
+def from_stream(data: bytes) -> list[ismrmrd.Image]:
+    source, found = io.BytesIO(data), []
+    while int.from_bytes(source.read(2), "little") == IMAGE:
+        found.append(ismrmrd.Image.deserialize_from(source.read))
+    return found
+
+
+def command(name: str, *given: object, data: bytes | None = None) -> bytes:
+    """What a command prints; what it says of a failure is shown."""
+    line = [sys.executable, "-m", "dpmrecon.cli", name, *map(str, given)]
+    done = subprocess.run(line, input=data, capture_output=True)
+    if done.returncode not in (0, 3):
+        sys.exit(done.stderr.decode())
+    return done.stdout
+
+
+def difference(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
+    """(share of the norm, of the greatest pixel in the units of `found`)."""
+    factor = np.vdot(found, wanted) / np.vdot(found, found)
+    rest = factor * found - wanted
+    return float(np.linalg.norm(rest) / np.linalg.norm(wanted)), float(np.abs(rest).max() / factor)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scan", type=Path, nargs="?")
+    parser.add_argument("--contrast", default="flair")
+    parser.add_argument("--recorded", type=Path, help="gzip of the ReconData of the same scan")
+    mark = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args, options = parser.parse_args(sys.argv[1:mark]), sys.argv[mark + 1 :]
+    with tempfile.TemporaryDirectory() as folder:
+        scan, file, piped = args.scan or Path(folder) / "scan.h5", Path(folder) / "file", Path(folder) / "piped"
+        if args.scan is None:
+            simulate(scan, SimulationSettings(matrix=(90, 72), n_slices=3, n_coils=6, acceleration=2))
+        messages = raw_stream(scan, f"dpm_{args.contrast}")
+        data = b"".join(messages)
+        command("replay", scan, "--out", file, "--contrast", args.contrast, *options)
+        command("replay", "-", "--out", piped, *options, data=data)
+        ways = {
+            "replay -": images(piped),
+            "stream, configuration first": from_stream(command("stream", *options, data=data)),
+            "stream, header first": from_stream(
+                command("stream", "--contrast", args.contrast, *options, data=b"".join(messages[1:]))
+            ),
+        }
+        service = Service(*options)
+        try:
+            ways["serve, an MRD client"] = service.scan(messages).images
+            if args.recorded:
+                sent = parts_of(gzip.decompress(args.recorded.read_bytes()))[1:]
+            else:
+                sent = edited_stream(scan)[1:]
+            ways["serve, a Gadgetron's node"] = service.scan([config(contrast=args.contrast), *sent]).images
+        finally:
+            service.stop()
+        wanted = placed(images(file))
+    print("| way | images | greatest difference | mean | limit | pixel, steps |\n|---|---|---|---|---|---|")
+    print(f"| replay | {len(wanted)} | | | | |")
+    equal = True
+    for name, found in ways.items():
+        own = placed(found)
+        if own.keys() != wanted.keys():
+            print(f"| {name} | {len(own)} | other images: {sorted(own)} | | | |")
+            equal = False
+            continue
+        each, pixels = zip(*(difference(own[key], wanted[key]) for key in wanted))
+        image = first(found)
+        limit = LIMITS[image.data.dtype.kind]
+        steps = f"{max(pixels) / float(image.meta['RescaleSlope']):.2f}" if image.data.dtype.kind == "u" else ""
+        equal &= max(each) <= limit
+        print(f"| {name} | {len(own)} | {max(each):.1e} | {np.mean(each):.1e} | {limit:g} | {steps} |")
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""`serve --dicom --send`: what replay writes, sent to a real SCP, through kills of the process and of the archive."""
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pydicom
+import pytest
+from dpmrecon.cli import main
+from dpmrecon.dicom.send import dicom_files, peer_from_text
+from dpmrecon.errors import BadInputError
+from dpmrecon.hosts.dicom_queue import DicomQueue
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import MRImageStorage
+
+from support import fake_peer
+from support.orthanc import free_port
+from support.results import replay
+from support.sessions import FEW, exchange
+from support.streams import edited_stream, raw_stream
+from support.waiting import LIMIT, until
+
+
+@contextlib.contextmanager
+def archive(port: int, statuses=lambda n: 0x0000):
+    """An SCP; yields the UIDs that it took. statuses: of the n-th image."""
+    taken, seen = [], []
+
+    def store(event):
+        status = statuses(len(seen))
+        seen.append(status)
+        if status == 0x0000:
+            taken.append(event.dataset.SOPInstanceUID)
+        return status
+
+    entity = AE("SCP")
+    entity.add_supported_context(MRImageStorage)
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
+    try:
+        yield taken
+    finally:
+        server.shutdown()
+
+
+def uids(folder) -> list[str]:
+    return sorted(pydicom.dcmread(path).SOPInstanceUID for path in folder.glob("*/*/*.dcm"))
+
+
+def jobs(folder) -> list[str]:
+    return sorted(path.name for path in (folder / "queue").iterdir() if path.is_dir())
+
+
+class Service:
+    """`dpmrecon serve` as a process that can be killed."""
+
+    def __init__(self, model, folder, to: str):
+        few = [text for name, value in FEW.items() for text in (f"--{name}", value)]
+        options = ["--port", "0", "--model", str(model), *few, "--dicom", str(folder), "--send", to]
+        command = [sys.executable, "-m", "dpmrecon.cli", "serve", *options]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        for line in self.process.stderr:
+            if match := re.search(r"port (\d+)", line):
+                self.port = int(match[1])
+            if "ready" in line:
+                break
+        threading.Thread(target=self.process.stderr.read, daemon=True).start()  # a full pipe would stop it
+
+    def exchange(self, *messages: bytes) -> fake_peer.Answer:
+        peer = fake_peer.Peer(socket.create_connection(("127.0.0.1", self.port)), timeout=LIMIT)
+        peer.send(*messages)
+        return peer.answer()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(LIMIT)
+        self.process.stderr.close()
+
+
+@pytest.mark.parametrize("sent", [raw_stream, edited_stream])
+def test_the_files_are_those_of_replay(start, scan, model, tmp_path, sent):
+    few = [text for name, value in FEW.items() for text in (f"--{name}", value)]
+    assert replay(scan, tmp_path / "replay", model, *few) == 0
+    server = start()
+    server.write_dicom(tmp_path / "dicom", None)
+    assert len(exchange(server, *sent(scan)).images) == 4
+    until(lambda: jobs(tmp_path / "dicom") == [])
+    found = sorted((tmp_path / "dicom").glob("*/*/*.dcm"))
+    expected = dicom_files(tmp_path / "replay/dicom")
+    assert [path.parts[-2:] for path in found] == [path.parts[-2:] for path in expected]
+    for one, other in zip(map(pydicom.dcmread, found), map(pydicom.dcmread, expected), strict=True):
+        assert [element.tag for element in one] == [element.tag for element in other]
+        for name in (
+            "PatientName",
+            "ImageType",
+            "ImagePositionPatient",
+            "ImageOrientationPatient",
+            "SeriesDescription",
+        ):
+            assert one.get(name) == other.get(name)
+        ours, theirs = (file.pixel_array * float(file.RescaleSlope) for file in (one, other))
+        ours, theirs = ours / np.linalg.norm(ours), theirs / np.linalg.norm(theirs)
+        limit = 2e-3 if sent is raw_stream else 2e-2  # of a Gadgetron, the noise is estimated
+        assert np.linalg.norm(ours - theirs) < limit
+
+
+def test_equal_scans_have_equal_identifiers_and_others_have_others(start, scan, tmp_path):
+    server = start()
+    for name, seed in (("one", "1"), ("two", "1"), ("three", "2")):
+        server.write_dicom(tmp_path / name, None)
+        assert exchange(
+            server, fake_peer.text_message(2, f'{{"seed": "{seed}"}}'.encode()), *raw_stream(scan)[1:]
+        ).images
+        until(lambda name=name: jobs(tmp_path / name) == [])
+        server.dicom.stop()
+    one, two, three = (uids(tmp_path / name) for name in ("one", "two", "three"))
+    assert one == two and len(set(one)) == 4 and not set(one) & set(three)
+
+
+def test_a_scan_that_breaks_off_has_no_dicom(start, scan, tmp_path):
+    server = start()
+    server.write_dicom(tmp_path, None)
+    peer = fake_peer.Peer(socket.create_connection(("127.0.0.1", server.port)), timeout=LIMIT)
+    peer.send(*raw_stream(scan)[:-20])
+    peer.end_of_sending()
+    assert peer.answer().texts
+    assert jobs(tmp_path) == uids(tmp_path) == []
+
+
+def test_a_disk_that_takes_nothing_costs_the_dicom_and_not_the_scan(start, scan, tmp_path, caplog):
+    server = start()
+    server.write_dicom(tmp_path, None)
+    (tmp_path / "queue/lock").unlink()
+    (tmp_path / "queue").rmdir()
+    (tmp_path / "queue").write_text("no folder")
+    assert len(exchange(server, *raw_stream(scan)).images) == 4
+    assert "no DICOM: cannot write to" in caplog.text
+    (tmp_path / "queue").unlink()
+    (tmp_path / "queue").mkdir()
+
+
+def test_nothing_is_lost_on_kills(model, scan, tmp_path):
+    """First while the archive is away, then while it takes the second image of a scan."""
+    port = free_port()
+    folder, to = tmp_path / "dicom", f"SCP@127.0.0.1:{port}"
+    service = Service(model, folder, to)
+    for contrast in ("dpm_flair", "dpm_t1"):
+        answer = service.exchange(*raw_stream(scan, contrast))
+        assert len(answer.images) == 4 and answer.ids[-1] == fake_peer.CLOSE
+    service.kill()
+    assert len(jobs(folder)) == 2
+
+    service = Service(model, folder, to)  # tries, and pauses
+    victim = service.process.pid
+
+    def statuses(n: int) -> int:
+        if n == 1:
+            os.kill(victim, signal.SIGKILL)
+            return 0xA700
+        return 0x0000
+
+    with archive(port, statuses) as taken:
+        service.process.wait(LIMIT)
+        service.kill()
+        assert len(taken) == 1 and len(jobs(folder)) == 2
+        service = Service(model, folder, to)
+        until(lambda: not jobs(folder))
+        assert sorted(set(taken)) == uids(folder) and len(set(taken)) == 8
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(LIMIT) == 0
+    service.kill()
+    assert not (folder / "refused").exists()
+
+
+def test_an_archive_is_tried_again_and_a_refusal_is_told(start, scan, tmp_path, caplog):
+    """Short of resources first; then it refuses one image for good, which holds up nothing."""
+    server, port = start(), free_port()
+    server.write_dicom(tmp_path, f"SCP@127.0.0.1:{port}")
+    server.dicom._pauses = (0.01,)
+    with archive(port, lambda n: {0: 0xA700, 4: 0xC000}.get(n, 0x0000)) as taken, caplog.at_level(logging.INFO):
+        assert exchange(server, *raw_stream(scan)).images
+        until(lambda: not jobs(tmp_path))
+        assert "out of resources" in caplog.text and "tried again" in caplog.text
+    (told,) = (tmp_path / "refused").iterdir()
+    assert "cannot understand" in told.read_text()
+    assert len(set(taken)) == 3 and len(uids(tmp_path)) == 4
+
+
+def test_what_cannot_be_used_is_named(tmp_path):
+    queue = DicomQueue(tmp_path, None)
+    try:
+        with pytest.raises(BadInputError, match="is another service's"):
+            DicomQueue(tmp_path, peer_from_text("SCP@127.0.0.1:104"))
+    finally:
+        queue.stop()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInputError, match="choose another --dicom"):
+        DicomQueue(tmp_path / "file", None)
+
+
+def test_sending_needs_a_place_to_wait(capsys):
+    assert main(["serve", "--port", "0", "--send", "SCP@127.0.0.1:104"]) == 2
+    assert "--send needs --dicom DIR" in capsys.readouterr().err
