@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check docs bench bench-gpu image image-gadgetron image-test
+.PHONY: demo test check docs bench bench-gpu image image-gadgetron image-openrecon image-test
 
 .venv/runtime: setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -63,6 +63,16 @@ image:
 
 image-gadgetron:
 	docker build --file docker/Dockerfile.gadgetron --build-arg TORCH=$(TORCH) $(LABELS) --tag dpmrecon-gadgetron:$(TORCH) .
+
+# the service as a scanner's OpenRecon takes it: build/OpenRecon_*.zip, an image and its manual (docs/openrecon.md)
+OPENRECON = $(BIN)/python docker/openrecon/label.py $(if $(filter cpu,$(TORCH)),,--gpu)
+image-openrecon: .venv/runtime image
+	docker build --file docker/openrecon/Dockerfile --build-arg BASE=dpmrecon:$(TORCH) \
+		--build-arg OPENRECON="$$($(OPENRECON) --base64)" --tag "$$($(OPENRECON) --tag)" docker/openrecon
+	mkdir -p build
+	docker save --output build/openrecon.tar "$$($(OPENRECON) --tag)"
+	$(BIN)/python docker/openrecon/package.py build/openrecon.tar --out build
+	rm build/openrecon.tar
 
 # both images built for real, run and treated badly: by Docker, else as root by buildah and podman, else skipped
 image-test: .venv/dev

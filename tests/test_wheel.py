@@ -57,8 +57,8 @@ def test_what_the_runtime_imports_is_asked_for(wheel):
     info = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     asked = [line for line in wheel.read(info).decode().splitlines() if line.startswith("Requires-Dist: ")]
     always = {re.split("[<>=~!;]", line.split()[1])[0] for line in asked if "extra ==" not in line}
-    # the host of gadget.py brings the first; `--nifti`, `--model latent` and `compare` say that the others are missing
-    extra = {"gadgetron", "nibabel", "diffusers", "jinja2"}
+    # the host of gadget.py brings the first; `--nifti`, `--model latent`, `compare` and `bulk` say what is missing
+    extra = {"gadgetron", "nibabel", "diffusers", "jinja2", "fsspec", "ray"}
     imported = set()
     for path in PACKAGES["dpmrecon"].rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .version import __version__ as __version__
 
-# Loaded when asked for: torch takes a second, and `dpmrecon --help` has no use for it
+# Loaded when asked for: `dpmrecon --help` has no use for torch
 _HOMES = {
     "Result": "api",
     "load_model": "api",

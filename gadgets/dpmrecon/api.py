@@ -168,6 +168,7 @@ def reconstruct(
     device: str | None = None,
     fallback: bool = True,
     gate: str = "warn",
+    adapt: bool = False,
     keep_samples: bool = False,
 ) -> Result:
     """Reconstruct one slice, or one volume, from its undersampled multi-coil k-space.
@@ -206,6 +207,8 @@ def reconstruct(
     gate : str
         Ask whether prior and data agree: "off", "warn" or "fallback", which gives the CG-SENSE image where an image is
         not to be trusted.
+    adapt : bool
+        Fit the prior to the scan first: slices alone.
     keep_samples : bool
         Return the samples as well.
 
@@ -227,7 +230,7 @@ def reconstruct(
         data = replace(data, voxel_mm=_voxel(voxel_mm))
     elif voxel_mm is not None:
         raise BadInputError("voxel_mm is of a volume, and the k-space is one slice's: leave it out")
-    options = _options(contrast, mode, steps, samples, seed, fallback, gate)
+    options = _options(contrast, mode, steps, samples, seed, fallback, gate, adapt)
     label = contrast_of(options, checkpoint, None)
     sampling = sampling_of(
         options, checkpoint, where, label, data.acceleration, volume=isinstance(data, Volume), keep_samples=keep_samples
@@ -238,7 +241,7 @@ def reconstruct(
                 f"the k-space has no fully sampled centre of {FEWEST_CALIBRATION_LINES} lines or more: give "
                 "`calibration` or `maps`"
             )
-        (mapped,) = with_coil_maps([data], where)
+        (mapped,) = with_coil_maps([data], where, label)
     elif isinstance(data, Volume):
         mapped = mapped_volume(despiked_volume(data), packed_maps(_maps(maps, data).to(where)), {})
     else:
@@ -262,6 +265,7 @@ def reconstruct_scan(
     device: str | None = None,
     fallback: bool = True,
     gate: str = "warn",
+    adapt: bool = False,
     keep_samples: bool = False,
     combine_averages: bool = False,
     conjugate: str = "auto",
@@ -284,7 +288,7 @@ def reconstruct_scan(
     conjugate, noise, coils, ignore_flags, group, header_values
         How the lines are taken, as the options of `dpmrecon replay`; header_values is its `--set`. The last two and
         flags are of the opening: an open Scan has them already.
-    model, mode, steps, samples, seed, device, fallback, gate, keep_samples
+    model, mode, steps, samples, seed, device, fallback, gate, adapt, keep_samples
         See `reconstruct`.
 
     Yields
@@ -302,7 +306,7 @@ def reconstruct_scan(
     """
     checkpoint, where = _loaded(model, device)
     options = replace(
-        _options(contrast, mode, steps, samples, seed, fallback, gate),
+        _options(contrast, mode, steps, samples, seed, fallback, gate, adapt),
         conjugate=conjugate,
         noise=None if noise is None else Path(noise),
         coils=coils,
@@ -331,7 +335,7 @@ def reconstruct_scan(
             receiving=Receiving.of(options, header),
             log=opened.log,
         )
-        for item in sampled(with_coil_maps(stream, where), checkpoint, label, sampling):
+        for item in sampled(with_coil_maps(stream, where, label), checkpoint, label, sampling):
             if isinstance(item, LostSlice):
                 yield Result(None, None, None, float("nan"), None, None, item.key, item.reason)
             else:
@@ -339,11 +343,20 @@ def reconstruct_scan(
 
 
 def _options(
-    contrast: str | None, mode: str, steps: int | None, samples: int | None, seed: int, fallback: bool, gate: str
+    contrast: str | None,
+    mode: str,
+    steps: int | None,
+    samples: int | None,
+    seed: int,
+    fallback: bool,
+    gate: str,
+    adapt: bool,
 ) -> Options:
     on = "on" if fallback else "off"
     return checked(
-        Options(contrast=contrast, mode=mode, steps=steps, samples=samples, seed=seed, fallback=on, gate=gate)
+        Options(
+            contrast=contrast, mode=mode, steps=steps, samples=samples, seed=seed, fallback=on, gate=gate, adapt=adapt
+        )
     )
 
 

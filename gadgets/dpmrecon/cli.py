@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 2 bad input (one line, no traceback), 3 some slices by the conventional
     fallback, 4 some slices missing."""
-    started = time.monotonic()  # a deadline counts the start of torch and the loading of the model as well
+    started = time.monotonic()  # a deadline counts what is loaded as well
     parser = argparse.ArgumentParser("dpmrecon", description="Accelerated brain MRI with a diffusion prior")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_replay(commands)
     _add_protocol(commands)
+    _add_bulk(commands)
     _add_simulate(commands)
     _add_send(commands)
     _add_selftest(commands)
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     args.started = started
     try:
         code = args.run(args)
-        sys.stdout.flush()  # what cannot be written is to be found here and not at the interpreter's end
+        sys.stdout.flush()  # what cannot be written is found here, not at the interpreter's end
         return code
     except DpmreconError as error:
         print(f"dpmrecon: {error}", file=sys.stderr)
@@ -155,19 +156,16 @@ def _replay_scan(
     """`replay` with a bar, and what is to be said of the scan. started: see `main`."""
     from tqdm import tqdm
 
-    from .mrd.header import acceleration, n_partitions
     from .mrd.receiving import CONJUGATION, Receiving
     from .output.report import described
-    from .recon.plan import contrast_of, sampling_of
+    from .recon.plan import asked
     from .replay import Progress, replay
 
-    device = checkpoint.model.device
-    contrast = contrast_of(options, checkpoint, scan.header)
-    sampling = sampling_of(
-        options, checkpoint, device, contrast, acceleration(scan.header), volume=n_partitions(scan.header) > 1
-    )
+    contrast, sampling = asked(options, checkpoint, scan.header)
     if contrast is None:
         print("dpmrecon: the protocol names no known contrast: the unlabelled prior is used", file=sys.stderr)
+    if sampling.adapt:
+        print("dpmrecon: the prior is fitted to the scan's first slice, before that is sampled", file=sys.stderr)
     receiving = Receiving.of(options, scan.header)
     if receiving.conjugate:
         print(CONJUGATION)
@@ -179,7 +177,7 @@ def _replay_scan(
             checkpoint,
             contrast,
             sampling,
-            device,
+            checkpoint.model.device,
             wanted=wanted,
             receiving=receiving,
             combine_averages=options.combine_averages,
@@ -233,12 +231,13 @@ def _add_protocol(commands) -> None:
 
 
 def _protocol(args: argparse.Namespace) -> int:
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
     from .mrd.receiving import open_as
     from .options import from_arguments
     from .protocol import Steps, files_of, protocol
     from .recon.plan import contrast_of, load
+    from .results import made_by
 
     options = from_arguments(args)
     wanted = _wanted(args, options)
@@ -257,14 +256,44 @@ def _protocol(args: argparse.Namespace) -> int:
         open=lambda path: open_as(path, options),
         label=lambda scan: contrast_of(options, checkpoint, scan.header),
         reconstruct=reconstruct,
-        made_by={
-            "version": __version__,
-            "model": str(checkpoint.card["checksum_sha256"]),
-            "options": {**asdict(options), "model": None, "device": None, "batch": None},
-            "wanted": asdict(wanted),
-        },
+        made_by=made_by(checkpoint, options, wanted),
     )
     return protocol(sets, args.out, steps, anonymize=args.anonymize, same_patient=args.same_patient)
+
+
+def _add_bulk(commands) -> None:
+    from .options import OPTIONS, add_arguments
+
+    parser = add_command(
+        commands,
+        "bulk",
+        "Reconstruct thousands of scans over processes, GPUs or a Ray cluster, with one report",
+        "dpmrecon bulk archive/ --out results --workers 4\n"
+        "Options are for every scan; a deadline is each scan's own. The same command goes on where it was broken off.\n"
+        "exit code: 0 all well; else the worst of the scans', 3 < 4 < 2 (see replay) < 1, a failure nobody expected",
+    )
+    parser.add_argument(
+        "scans", nargs="+", metavar="FOLDER", help="of ISMRMRD files, at any depth; a file; an address as s3://bucket/x"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results, one for each scan inside")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="scans at a time (default: one for each GPU or 4 cores)"
+    )
+    parser.add_argument("--memory", type=float, metavar="GB", help="for all of them (default: 80 %% of what is free)")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="of a Ray cluster whose nodes share --out, or `local` (needs ray)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="what `doctor` says of each scan; nothing is written")
+    add_arguments(parser, without=("model",))
+    parser.add_argument("--model", help=f"{OPTIONS['model'].help}; an address too")
+    _add_writing(parser)
+    parser.set_defaults(run=_bulk)
+
+
+def _bulk(args: argparse.Namespace) -> int:
+    from .bulk.command import run
+
+    return run(args, _wanted)
 
 
 def _add_simulate(commands) -> None:

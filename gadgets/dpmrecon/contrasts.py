@@ -19,7 +19,7 @@ PATTERNS = (
 
 
 def label_of(*names: object) -> str | None:
-    """The label that the first telling name, of a protocol, a sequence or a file, tells; None where none does."""
+    """The label of the first telling name of a protocol, sequence or file; None where none does."""
     for name in names:
         for pattern, label in PATTERNS:
             if re.search(pattern, str(name or "").lower()):

@@ -32,19 +32,18 @@ class SliceKey:
 class Slice:
     """One complete slice on the encoded grid without readout oversampling.
 
-    kspace: (n_coils, rows, cols) complex64, whitened where a noise scan came, zero where not acquired;
-    mask: (rows, cols) float32, 1 where acquired;
-    calibration: (n_coils, rows_cal, cols) complex64, fully sampled lines with the k-space centre at rows_cal//2, or
-    None; sigma_n: standard deviation of the noise in one real channel of `kspace`; noise_source: MEASURED,
-    ESTIMATED or "given"; acceleration: as announced, or as the lines show it where nothing is announced;
-    n_lines_got: different lines acquired; n_lines_needed: lines that limits and acceleration announce;
-    seed_key: numbers that enter the seeds of its samples, and nothing else of the scan does; remarks: what was
-    repaired or left out, or is doubtful, a sentence's end each; pooled: the calibration is made of lines of other
-    averages or repetitions too, which are no data of this one; ghost: of EPI, amplitude of the N/2 ghost over the
-    signal's by the navigators, after and before its correction, of the shot that has most of it left; others: its
-    further averages, each with a phase of its own; shots: (rows,) int64, the shot of each acquired row, where each shot
-    has a phase of its own, else None; n_averages: that are in `kspace`, whose coils are then those of each in turn;
-    channels: the receiver's numbers of those that `kspace` was measured with, empty where they are not known.
+    kspace: (n_coils, rows, cols) complex64, whitened where a noise scan came, zero where not acquired; mask: (rows,
+    cols) float32, 1 where acquired; calibration: (n_coils, rows_cal, cols) complex64, fully sampled, k-space centre at
+    rows_cal//2, or None; sigma_n: standard deviation of the noise in one real channel of `kspace`; noise_source:
+    MEASURED, ESTIMATED or "given"; acceleration: as announced, or as the lines show it where nothing is announced;
+    n_lines_got: different lines acquired; n_lines_needed: lines that limits and acceleration announce; seed_key:
+    numbers that alone enter the seeds of its samples; remarks: what was repaired or left out, or is doubtful, a
+    sentence's end each; pooled: the calibration is made of lines of other averages or repetitions too, which are no
+    data of this one; ghost: of EPI, amplitude of the N/2 ghost over the signal's by the navigators, after and before
+    its correction, of the shot that has most of it left; others: its further averages, each with a phase of its own;
+    shots: (rows,) int64, the shot of each acquired row, where each shot has a phase of its own, else None; n_averages:
+    that are in `kspace`, whose coils are then those of each in turn; channels: the receiver's numbers of those in
+    `kspace`, empty where not known.
     """
 
     key: SliceKey
@@ -84,7 +83,7 @@ class Volume(Slice):
 
 @dataclass
 class LostSlice:
-    """A slice that cannot be reconstructed, with the reason as part of a sentence about it."""
+    """A slice that cannot be reconstructed, and why, as part of a sentence."""
 
     key: SliceKey
     reason: str

@@ -1,4 +1,7 @@
-"""The exception tree: every error the product raises on purpose is one of these, with one clear sentence."""
+"""The exception tree: every error raised on purpose is one of these, in one sentence."""
+
+UNEXPECTED = 1  # the exit code of a command that breaks off with a traceback
+WORST = (0, 3, 4, 2, UNEXPECTED)  # exit codes of a scan, each worse than those before
 
 
 class DpmreconError(Exception):

@@ -72,6 +72,11 @@ class Options:
         "trusted (default: warn)",
         choices=("off", "warn", "fallback"),
     )
+    adapt: bool = _option(
+        False,
+        bool,
+        "fit the prior to the scan first, where it is no head: slices alone; `dpmrecon estimate` tells the cost",
+    )
     deadline: float | None = _option(
         None,
         float,

@@ -1,4 +1,4 @@
-"""A patient's protocol: every scan goes through `replay`, all into one study, with one report and one picture.
+"""A patient's protocol: every scan goes through `replay`, into one study, one report, one picture.
 
 Read `protocol` from top to bottom. protocol.json is written after every scan: a run that was broken off goes on where
 it was, and what was done with the same content and options is not done again.
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .dicom.study import Placed, Study, common_study
-from .errors import BadInputError, DpmreconError
+from .errors import UNEXPECTED, WORST, BadInputError, DpmreconError
+from .mrd.file import SUFFIXES
 from .mrd.patient import check_one_patient
 from .mrd.scan import Scan
 from .output.mrd_images import RESEARCH, recon_shape
@@ -25,9 +26,6 @@ from .output.writers import telling
 
 SETS = ("accelerated", "reference")
 OVERVIEW = "overview.png"
-SUFFIXES = (".h5", ".hdf5", ".mrd")
-UNEXPECTED = 1  # the exit code of a command that breaks off with a traceback
-WORST = (0, 3, 4, 2, UNEXPECTED)  # exit codes of a scan, each worse than those before
 
 
 @dataclass(frozen=True)

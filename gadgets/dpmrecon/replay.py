@@ -75,7 +75,7 @@ def replay(
         stream = slices(
             stream, header, line_headers, combine_averages=combine_averages, receiving=receiving, log=scan.log
         )
-        stream = with_coil_maps(stream, device)
+        stream = with_coil_maps(stream, device, contrast)
         stream = sampled(stream, checkpoint, contrast, sampling, progress.evaluations, deadline)
         stream = mrd_images(stream, header, line_headers, provenance, wanted.outputs.images, maps.weighting)
         for item, images in stream:

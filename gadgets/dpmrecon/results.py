@@ -1,12 +1,14 @@
 """What a replay writes: the list of writers of its result folder."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from .dicom.folder import DicomFolder
 from .dicom.write import DicomOptions
 from .mrd.header import Header, n_partitions
 from .mrd.scan import Scan
+from .options import Options
 from .output.folder import cleared, seconds_to_finish
 from .output.images_file import ImagesFile, Outputs
 from .output.maps import Maps
@@ -17,7 +19,9 @@ from .output.scores import Scores, Truth
 from .output.swi import CONTRAST, SwiSeries
 from .output.weighting import Weighting
 from .output.writers import Writer
+from .prior.checkpoint import Checkpoint
 from .recon.provenance import Provenance
+from .version import __version__
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,21 @@ class Wanted:
         return kinds * planes * partitions
 
 
+def made_by(checkpoint: Checkpoint, options: Options, wanted: Wanted) -> dict[str, Any]:
+    """All that decides the results beside the scan, as JSON values."""
+    return {
+        "version": __version__,
+        "model": str(checkpoint.card["checksum_sha256"]),
+        "options": {**asdict(options), "model": None, "device": None, "batch": None},
+        "wanted": asdict(wanted),
+    }
+
+
 def result_writers(
     wanted: Wanted, scan: Scan, out: Path, provenance: Provenance, n_slices: int, combine_averages: bool
 ) -> tuple[Report, Maps, list[Writer]]:
-    """The report, the diffusion maps and all writers of the folder `out`, which is cleared. Raises BadInputError where
-    it cannot be."""
+    """The report, the diffusion maps and all writers of `out`, which is cleared. Raises BadInputError where it cannot
+    be."""
     header, hidden = scan.header, wanted.outputs.anonymize
     truth = Truth(wanted.truth, wanted.mask, header)
     folder = cleared(out, scan.path)

@@ -130,7 +130,7 @@ def test_a_peer_without_a_thread_is_let_go_and_the_others_are_served(start, scan
         (
             lambda s: [fake_peer.text_message(2, b'{"parameters": {"model": "x"}}'), *s[1:]],
             "property 'model' belongs to the command line: valid ones here are contrast, sampler, "
-            "mode, steps, samples, seed, fallback, gate, deadline, combine-averages, "
+            "mode, steps, samples, seed, fallback, gate, adapt, deadline, combine-averages, "
             "conjugate, noise, coils, ignore-flags, group, set, output, b-values, "
             "vein-phase, reformat",
         ),

@@ -159,3 +159,35 @@ def test_release_0_1_0_finds_other_tensors(checkpoint):
     assert not set(weights) & set(old.state_dict())
     with pytest.raises(RuntimeError, match="Missing key"):  # of which that release makes one sentence
         old.load_state_dict(weights)
+
+
+class Halving:
+    """A prior by regression whose image is half of what it sees; keeps the images and net R that it was asked about."""
+
+    conditioning = "cg-sense"
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, noisy, time, conventional, acceleration, sigma_n):
+        assert time == 1.0 and not noisy.abs().any()
+        self.seen.append((conventional.clone(), float(acceleration[0])))
+        return conventional / (2 * RESIDUAL)
+
+
+def test_a_network_by_regression_is_asked_again_about_its_image_moved_to_the_data(world):
+    problem = world.problem()
+    settings = OneStepSettings(steps=3, a_round=1, later_acceleration=0.9, noise_scale=0.0, error=0.05)
+    prior = Halving()
+    found = sample_one_step(problem, prior, settings, NoiseSource([0]))
+    net = float(net_acceleration(problem)[0])
+    assert [told for _, told in prior.seen] == pytest.approx([max(1.0, net * 0.9**k) for k in range(3)])
+    once = dataclasses.replace(settings, steps=1)
+    expected = problem.start
+    for seen, _ in prior.seen:
+        assert torch.allclose(seen, expected.expand_as(seen), atol=1e-6)
+        expected = sample_one_step(dataclasses.replace(problem, start=expected), Halving(), once, NoiseSource([0]))
+    assert torch.equal(found, expected)
+    asked = iter([False, True])  # to stop after the second
+    stopped = sample_one_step(problem, Halving(), settings, NoiseSource([0]), lambda: next(asked))
+    assert torch.equal(stopped, prior.seen[2][0])

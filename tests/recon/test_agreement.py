@@ -105,6 +105,9 @@ def test_far_is_said_and_farther_is_not_trusted(mapped, distance, kind):
     assert (found and found.kind) == kind
     if found is not None:
         assert "less detail than in sound scans of this contrast, by 5.0" in found.text
+        assert "--adapt fits the prior to it" in found.text
+        adapted = replace(item, adaptation="prior adapted", agreement=Agreement({}, deviations, distance))
+        assert "--adapt" not in unfamiliar(adapted).text
         usual = unfamiliar(replace(item, agreement=Agreement({}, {HELD_BACK: 0.5}, distance)))
         assert "does not go together" in usual.text
         beyond = unfamiliar(replace(item, agreement=Agreement({}, deviations, distance, "so noisy")))

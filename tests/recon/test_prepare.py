@@ -49,3 +49,15 @@ def test_a_pooled_calibration_is_no_data(simulated_scan):
     more = with_calibration_as_data(part)
     assert more.n_lines_got > part.n_lines_got
     assert with_calibration_as_data(replace(part, pooled=True)).n_lines_got == part.n_lines_got
+
+
+def test_swi_keeps_what_its_quick_phase_hides(simulated_scan):
+    """No voxel is lost, some are won, and the maps that both have are the same."""
+    with open_scan(simulated_scan(contrast="swi", matrix=(96, 90), n_slices=1, acceleration=2)) as scan:
+        parts = list(slices(scan.acquisitions(), scan.header))
+    usual, swi = (next(with_coil_maps(parts, torch.device("cpu"), contrast)).model for contrast in ("t1", "swi"))
+    both = (usual.support > 0) & (swi.support > 0)
+    assert torch.equal(both, usual.support > 0)
+    assert swi.support.sum() > 1.02 * usual.support.sum()
+    agreement = (usual.coil_maps.conj() * swi.coil_maps).sum(0).abs()[both]
+    assert agreement.min() > 0.999

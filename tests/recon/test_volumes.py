@@ -2,12 +2,17 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from dpmrecon.data import ESTIMATED, LostSlice
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
 from dpmrecon.physics.fourier import origin_to_corner
 from dpmrecon.physics.scale import image_scale
+from dpmrecon.physics.soft_sense import SoftVolume
 from dpmrecon.physics.volume import VolumeModel, hybrid
+from dpmrecon.physics.volume_maps import estimate_volume_maps
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.prior.problem import NoiseSource, Planes, Problem
@@ -17,12 +22,23 @@ from dpmrecon.recon.prepare import with_maps
 from dpmrecon.recon.sample import volume_problem
 from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import MappedVolume, Sampling, planes_of
-from dpmrecon.recon.volumes import despiked_volume
+from dpmrecon.recon.volumes import FOLDS, despiked_volume, mapped_volume
+from dpmrecon.tools.simulate import truth_path
 
 from support.clock import Clock
 from support.volumes import SHAPE, head, volume
 
 CPU = torch.device("cpu")
+FOLDED = {
+    "matrix": (44, 46),
+    "fov_mm": (140.0, 230.0),
+    "partitions": 30,
+    "slice_thickness_mm": 6.0,
+    "calibration_lines": 16,
+    "noise": 0.005,
+    "contrast": "t1",
+    "wrap": True,
+}
 SAMPLING = Sampling("prox", SamplerSettings(steps=4, sigma_max=0.5, cg_steps=8), 1, 0, 4, fallback=True)
 
 
@@ -178,6 +194,29 @@ def test_seeds_planes_at_once_and_samples(model):
     assert first.evaluations == 8
     (reseeded,) = sampled([problem], checkpoint, "t1", replace(two, seed=1))
     assert not torch.allclose(first.image, reseeded.image, atol=1e-3 * problem.scale)
+
+
+def test_a_folded_volume_has_two_images_until_it_is_one(simulated_scan, model):
+    path = simulated_scan(**FOLDED)
+    with open_scan(path) as scan:
+        (data,) = slices(scan.acquisitions(), scan.header)
+    single = estimate_volume_maps(data.calibration, tuple(data.mask.shape))[:, 0].contiguous()
+    alone = mapped_volume(replace(data, kspace=data.kspace.clone()), single, {})
+    folded = with_maps(data, CPU)
+    assert isinstance(folded.model, SoftVolume) and folded.n_sets == 2 and folded.data.remarks == (FOLDS,)
+    truth = torch.from_numpy(np.load(truth_path(path)))
+    assert folded.phase.shape == truth.shape and folded.conventional.shape == (2, *truth.shape)
+
+    def off(mapped: MappedVolume) -> float:
+        image = mapped.model.combined(mapped.conventional).abs()
+        return float((image * (image * truth).sum() / image.square().sum() - truth).norm() / truth.norm())
+
+    assert off(folded) < 0.09 < 0.15 < off(alone)
+    assert folded.residual(folded.conventional) < 1.3 < alone.residual(alone.conventional)
+    two = replace(SAMPLING, samples=2, keep_samples=True)
+    (item,) = sampled([folded], load_checkpoint(model), "t1", two)
+    assert item.image.shape == item.spread.shape == truth.shape and item.draws.shape == (2, *truth.shape)
+    assert item.evaluations == 8 and item.fallback is None and item.verdict == f"caution: {FOLDS}"
 
 
 def test_volumes_pass_alone_between_slices_and_the_lost(model):

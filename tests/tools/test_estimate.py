@@ -14,7 +14,7 @@ from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
 from dpmrecon.recon.types import Sampling
 from dpmrecon.tools import estimate
-from dpmrecon.tools.estimate import Load, Measurement, cost_model, measure, volume_cost_model
+from dpmrecon.tools.estimate import CostModel, Load, Measurement, cost_model, measure, volume_cost_model
 
 from support.clock import Clock
 
@@ -56,6 +56,16 @@ def test_the_estimate_of_any_load_is_what_the_machine_takes(machine):
         assert model.seconds(more) == pytest.approx(7 + more.n_slices * slice_seconds)
         assert model.seconds(more) > model.seconds(load)
         assert model.peak(more) >= model.peak(load) > model.base
+
+
+def test_an_adaptation_is_paid_once_a_scan():
+    load = Load(64, 80, 6, 3, 3, 15, 4)
+    nothing = np.zeros(3)
+    model = CostModel(nothing[:2], nothing[:2], nothing[:2], nothing, start=2.0, base=0.0, error=0.0, adaptation=1000.0)
+    once = 1000 * 64 * 80e-6 * 15
+    assert model.once(load) == pytest.approx(once) and model.seconds(load) == pytest.approx(2 + once)
+    assert model.seconds(replace(load, n_slices=9, samples=7)) == model.seconds(load)
+    assert model.once(replace(load, steps=30, rows=128)) == pytest.approx(4 * once)
 
 
 def test_a_volume_is_estimated_from_smaller_ones(monkeypatch):

@@ -11,7 +11,7 @@ from dpmrecon.errors import BadInputError
 
 
 def at_least(args: argparse.Namespace, **least: int) -> None:
-    """Raises BadInputError for the first of the named options that is below its smallest value."""
+    """Raises BadInputError for the first named option below its smallest value."""
     for name, smallest in least.items():
         value = getattr(args, name)
         if value is not None and value < smallest:

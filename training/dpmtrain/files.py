@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dpmrecon.errors import DpmreconError
+from dpmrecon.files import replacing
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Makes the folder of `path`, and says what to do where it cannot be written."""
+    """Makes the folder of `path`, and gives advice where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -17,3 +18,9 @@ def writing(path: Path) -> Iterator[None]:
         raise DpmreconError(
             f"{path} cannot be written ({error}): what is done stays; make room and run the same command again"
         ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole text, or the old file stays."""
+    with writing(path), replacing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")

@@ -54,7 +54,7 @@ def _add_siemens(file: "Dataset", b: float, direction: np.ndarray | None) -> Non
 
 
 def _add_ge(file: "Dataset", b: float, direction: np.ndarray, plane: Plane) -> None:
-    """GE has the direction in the axes of the image, those of columns and rows reversed: as dcm2niix turns it back."""
+    """GE has directions in the image's axes, columns and rows reversed: as dcm2niix turns it back."""
     file.InPlanePhaseEncodingDirection = "COL"
     file.private_block(0x0043, "GEMS_PARM_01", create=True).add_new(0x39, "IS", [str(round(b)), "8", "0", "0"])
     block = file.private_block(0x0019, "GEMS_ACQU_01", create=True)

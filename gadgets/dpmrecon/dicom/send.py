@@ -1,4 +1,4 @@
-"""`dpmrecon send`: DICOM files to an archive (C-STORE), with progress, retries and a report of what was refused."""
+"""`dpmrecon send`: DICOM files to an archive (C-STORE): progress, retries, a report of refusals."""
 
 import argparse
 import re
@@ -178,11 +178,11 @@ def _store(association: Any, file: Any) -> Any:
     try:
         status = association.send_c_store(file)
         if not status:
-            association.kill()  # it notices an end only later, and the next image would wait for its time limit
+            association.kill()  # it would notice an end when the next image times out
         return status
     except RuntimeError:  # the association ended between two images
         return Dataset()
-    except ValueError as error:  # another SOP class than was agreed on, or a data set that cannot be encoded
+    except ValueError as error:  # another SOP class than agreed, or a data set that cannot be encoded
         status = Dataset()
         status.Status, status.ErrorComment = 0x0122, str(error)[:64]
         return status

@@ -22,8 +22,8 @@ class Study:
     """What files of a scan say of patient, study and frame of reference.
 
     subject, info: MRD's elements of patient and study, None where nothing is told of them; uid: StudyInstanceUID;
-    frame: FrameOfReferenceUID; fallback_id: stands in for IDs of patient and study that are not told, as archives file
-    by them; number: of the scan in its study, hundreds of SeriesNumber; label: added to SeriesDescription.
+    frame: FrameOfReferenceUID; fallback_id: stands in for patient and study IDs, by which archives file; number: of the
+    scan in its study, hundreds of SeriesNumber; label: added to SeriesDescription.
     """
 
     subject: Any
@@ -72,11 +72,11 @@ def common_study(
 ) -> tuple[dict[str, Study], list[str]]:
     """What the files of each of several scans of one patient say of their common study, and remarks. placed: by name.
 
-    StudyInstanceUID is the one that the headers state, where they do not contradict each other; else it follows from
-    patient, date, time and ID of the study where these are stated; else it is `earlier`, that of a run that had one of
-    these scans, and without such a run it follows from the scans' digests. Scans share a frame of
-    reference where their headers state the same, or state none and name the same study, patient position and place of
-    the table. Raises BadInputError for scans of several exams.
+    StudyInstanceUID is the headers', where they do not contradict each other; else it follows from the study's patient,
+    date, time and ID, if stated; else it is `earlier`, that of a run that had one of these scans, and without such a
+    run it follows from the scans' digests. Scans share a frame of reference where their headers state the same, or
+    state none and name the same study, patient position and place of the table. Raises BadInputError for scans of
+    several exams.
     """
     scans = list(placed.values())
     headers = [scan.header for scan in scans]
@@ -169,6 +169,6 @@ def valid_uid(value: Any) -> str | None:
 
 
 def reproducible_uid(*parts: Any) -> str:
-    """A UID under 2.25 (a UUID as a number) that follows from the parts alone."""
+    """A UID under 2.25 (a UUID as a number), from the parts alone."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return f"2.25.{uuid.uuid5(uuid.UUID(int=0), text).int}"

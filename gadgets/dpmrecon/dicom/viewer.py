@@ -54,7 +54,7 @@ def show(axis: Any, file: Any, title: str) -> None:
 
 
 def draw(folder: Path, out: Path) -> None:
-    """A picture of all series under a folder, a row each, at most COLUMNS images of it."""
+    """A picture of all series under a folder, a row each, at most COLUMNS images."""
     from matplotlib.figure import Figure
 
     series = read_series(folder)

@@ -32,7 +32,7 @@ from .study import Study, reproducible_uid
 
 LARGEST_STORED = 65535
 REFORMATTED = 50  # is added to the number of a series that is reformatted
-STRAIGHT = 5.0  # degrees between the axes of a volume and the patient's that nobody is told of
+STRAIGHT = 5.0  # degrees that a volume may be turned by without a word
 FINENESS = 1000
 LONGEST_TEXT = 1024  # bytes of a comment or description
 SMALL_WINDOW = 100
@@ -49,18 +49,18 @@ SUFFIXES = {
     "SWI": "_SWI",
     "MinIP": "_MNIP",
 }
-# DataRole -> ImageType's third value and what follows it, as readers of vendors' series look for them
+# DataRole -> ImageType's third value and what follows it
 TYPES = {"Phase": ("P",), "FilteredPhase": ("P", "SWI"), "SWI": ("M", "SWI"), "MinIP": ("MNIP", "SWI")}
 FALLBACK_TAG = "CGSENSE_FALLBACK"
-# parts of MRD sequence_type -> DICOM's ScanningSequence; what is not known is RM, research mode
+# parts of MRD sequence_type -> ScanningSequence; what is not known is RM
 _SEQUENCES = ((r"epi", "EP"), (r"flash|gre|gradient|spgr|mprage", "GR"), (r"tse|fse|rare|haste|spin", "SE"))
 
 
 @dataclass(frozen=True)
 class DicomOptions:
     """anonymize: leave patient and study data out; tag: last value of ImageType, before what tells the series;
-    reformat: one of ORIENTATIONS, in which volumes get series of their own beside the acquired ones; study: what the
-    files belong to, None for a study of the scan alone."""
+    reformat: one of ORIENTATIONS, in which volumes get series of their own; study: what the files belong to, None for a
+    study of the scan alone."""
 
     anonymize: bool = False
     tag: str = "DPM"
@@ -109,7 +109,7 @@ class _Scale:
         return np.rint(pixels.astype(float) / self.slope).clip(0, LARGEST_STORED).astype(np.uint16)
 
     def tell(self, file: Any) -> None:
-        """The rescale, the window and, where there is a unit, the mapping to real values."""
+        """Rescale, window and, where there is a unit, the mapping to values."""
         file.RescaleIntercept = _decimal(self.intercept) if self.intercept else "0"
         file.RescaleSlope, file.RescaleType = _decimal(self.slope), self.unit if self.unit != "1" else "US"
         center = self.width / 2 if self.center is None else self.center
@@ -150,9 +150,8 @@ def write_dicom(
     """Write every image series of `images` (images.h5) to folder/NUMBER_KIND/IMnnnn.dcm; returns the files.
 
     digest: of the scan, see `Scan.digest`; run: what else decides the images (JSON values: model, sampler, seed ...).
-    Both make the UIDs. note: gets a line where volumes
-    are not reformatted as the options say. Raises BadInputError, in one
-    sentence, where the headers hold no geometry or nothing can be written.
+    Both make the UIDs. note: gets a line where volumes are not reformatted as the options say. Raises BadInputError
+    where headers hold no geometry or nothing can be written.
     """
     with h5py.File(images, "r") as file:
         header = read_header(np.ravel(file["dataset/xml"][()])[0])
@@ -270,8 +269,8 @@ def _write_series(
 def _may_be_reformatted(
     dataset: ismrmrd.Dataset, number: int, orientation: str | None, note: Callable[[str], None]
 ) -> bool:
-    """Whether a series is of volumes whose partitions lie another way; note: gets a line where it is not, or where they
-    lie across the patient's axes."""
+    """Whether a series is of volumes whose partitions lie another way; note: gets a line where not, or where they lie
+    across the patient's axes."""
     if orientation is None:
         return False
     image = dataset.read_image(f"image_{number}", 0)
@@ -303,7 +302,7 @@ def _common(header: Header, study: Study, *, anonymize: bool) -> Any:
     file.SpecificCharacterSet = "ISO_IR 192"
 
     file.PatientName = _name(getattr(subject, "patientName", None))
-    # archives file by these two: where there are none, the scan's checksum keeps scans apart
+    # archives file by these two, or else by the scan's checksum
     file.PatientID = _text(getattr(subject, "patientID", None), 64) or f"SCAN-{study.fallback_id}"
     file.PatientBirthDate = _date(getattr(subject, "patientBirthdate", None))
     sex = str(getattr(subject, "patientGender", None) or "").upper()
@@ -384,7 +383,7 @@ def _add_sequence(file: Any, header: Header) -> None:
 
 
 def _file(common: Any, image: _Image, header: Header, kind: str, *, reformatted: bool) -> Any:
-    """The DICOM data set of one image, without pixels, numbers and UIDs of its own."""
+    """The DICOM data set of one image, without its pixels, numbers and UIDs."""
     from copy import deepcopy
 
     from pydicom.dataset import FileDataset
@@ -431,6 +430,8 @@ def _derivation(meta: dict[str, Any]) -> str:
     )
     if "dpmrecon_fallback" in meta:
         text += f" CG-SENSE FALLBACK: {of('fallback')}."
+    if "dpmrecon_adaptation" in meta:
+        text += f" {of('adaptation').capitalize()}."
     if "dpmrecon_conjugated" in meta:
         text += " k-space was conjugated, as the vendor's files need it."
     if "dpmrecon_map" in meta:
@@ -487,7 +488,7 @@ def _text(value: Any, length: int) -> str:
 
 
 def _name(value: Any) -> str:
-    """A person's name: five components at most in one representation, so no = and no more than four ^."""
+    """A person's name: five components in one representation, so no = and at most four ^."""
     parts = _text(value, 64).replace("=", " ").split("^")
     return "^".join(parts[:5])
 

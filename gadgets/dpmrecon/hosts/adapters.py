@@ -23,6 +23,7 @@ from ..options import OPTIONS, Options, from_pairs, from_properties, printable
 from ..output.whole_numbers import image_like, to_uint16
 from . import health, wire
 from .engine import Engine
+from .parameters import parameters_of
 from .recon_data import slices_of
 from .wire import PeerGoneError, ReconBit, Wire, WireError
 
@@ -32,7 +33,11 @@ class Gadgetron:
 
     name = "Gadgetron"
 
-    def options(self, config: bytes, engine: Engine) -> Options:
+    def added(self, peer: Wire) -> bytes:
+        """What comes after the header and tells options: nothing."""
+        return b""
+
+    def options(self, config: bytes, engine: Engine, added: bytes = b"") -> Options:
         # the service's convention is that of MRD clients
         defaults = dataclasses.replace(engine.defaults, conjugate=Options().conjugate)
         return from_properties(config, defaults, service=engine.service)
@@ -99,8 +104,18 @@ class MrdClient:
 
     name = "MRD client"
 
-    def options(self, config: bytes, engine: Engine) -> Options:
-        text = config.decode("utf-8", "replace").strip("\0 \r\n\t")
+    def added(self, peer: Wire) -> bytes:
+        """A text of parameters that comes after the header, see parameters.py."""
+        return peer.text_ahead()
+
+    def options(self, config: bytes, engine: Engine, added: bytes = b"") -> Options:
+        """Those of the configuration, and over them those of the parameters."""
+        name, pairs = parameters_of(added)
+        configured = self._configured(name or config.decode("utf-8", "replace"), engine)
+        return from_pairs(pairs, configured, service=engine.service)
+
+    def _configured(self, config: str, engine: Engine) -> Options:
+        text = config.strip("\0 \r\n\t")
         if text.startswith("<"):
             return from_properties(_our_configuration(text), engine.defaults, service=engine.service)
         if text.startswith("{"):

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import BadInputError
 
-CERTAIN = 2.0  # standard deviations by which a share of the last week is above that of the weeks before
+CERTAIN = 2.0  # standard deviations of a week's share above that of earlier weeks
 MOVED = 0.1  # by which a median is, of what it was
 HEAD = ("protocol", "week", "scans", "slices", "fallback", "caution", "not trusted", "missing", "errors", "residual",
         "seconds a slice")  # fmt: skip
@@ -104,7 +104,7 @@ def _records(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 
 def drifts(weeks: list[Week]) -> list[str]:
-    """What the last week of a protocol has more of than the weeks before, in sentences."""
+    """What a protocol's last week has more of than earlier weeks, in sentences."""
     found = []
     for name in dict.fromkeys(week.protocol for week in weeks):
         *before, last = [week for week in weeks if week.protocol == name]

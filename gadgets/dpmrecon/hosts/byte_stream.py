@@ -14,7 +14,7 @@ class ByteStream(Protocol):
     """Both ends of a connection. Reads and writes raise OSError where it is broken."""
 
     def wait(self, seconds: float) -> bool:
-        """Whether there is something to read, the end of the stream included, within so many seconds."""
+        """Whether something comes within so many seconds, the stream's end included."""
 
     def readinto(self, view: memoryview) -> int:
         """Bytes read, as many as are there and fit; 0 at the end."""

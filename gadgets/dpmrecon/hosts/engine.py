@@ -15,8 +15,8 @@ from ..recon.plan import load
 class Engine:
     """The loaded model, and what runs work on its device: `run(job)` returns job() when its turn has come.
 
-    defaults: of the options that a scan may set. service: the process is set up by its command line, which a scan's
-    configuration cannot change.
+    defaults: of the options that a scan may set. service: the command line sets the process up, and no scan's
+    configuration changes it.
     """
 
     checkpoint: Checkpoint

@@ -1,8 +1,8 @@
 """Is the service ready? `python -m dpmrecon.health [--port 9020]` asks it and says so; exit code 0, else 1.
 
-Asked on its own port, with a config name of our own. The service listens from its start, but answers once the model is
-on its device: no answer means that it loads still. Where its device hangs it says so. Light: an image's HEALTHCHECK
-starts it every few seconds.
+Asked on its own port, with a config name of our own. The service listens at once, and answers when its model is loaded:
+no answer means that it loads still. Where its device hangs it says so. Light: an image's HEALTHCHECK starts it every
+few seconds.
 """
 
 import argparse

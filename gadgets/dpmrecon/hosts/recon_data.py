@@ -2,8 +2,8 @@
 
 E0 is the readout, E1 the phase-encoding lines (row i of the encoded matrix at index i), E2 the partitions of a volume;
 N and S are free dimensions, LOC is the slice. In here a place is (partition, row), and all arrays have partitions. A
-Gadgetron without the gadgets that our chains put before us sends data that look alike: each piece that can be missing
-is noticed here and named.
+Gadgetron without our chains' other gadgets sends data that look alike: each piece that can be missing is noticed here
+and named.
 """
 
 import dataclasses
@@ -42,12 +42,12 @@ from ..physics.fourier import to_kspace, without_oversampling
 from ..physics.noise import estimated_sigma, estimated_volume_sigma
 from .wire import ReconBit, ReconBuffer
 
-# An image along the readout is wider than its k-space at least this many times, noise taken off; k-space is narrower
+# Along the readout an image is so many times wider than its k-space
 IMAGE_WIDTH = 2.0
 # Noise is what the quietest samples hold: those below this quantile
 QUIET = 0.1
 
-# The last calibration (n_coils, partitions_cal, rows_cal, cols) of each slice number, for what brings none of its own
+# The last calibration of each slice number, (n_coils, partitions_cal, rows_cal, cols)
 Kept = dict[int, torch.Tensor]
 # Headers of lines by their place
 Heads = dict[tuple[int, ...], ismrmrd.AcquisitionHeader]
@@ -56,12 +56,11 @@ Heads = dict[tuple[int, ...], ismrmrd.AcquisitionHeader]
 def slices_of(
     bits: Iterable[ReconBit], header: Header, line_headers: LineHeaders | None = None
 ) -> Iterator[Slice | LostSlice]:
-    """Every slice or volume of a stream of ReconBit: complete ones as Slice or Volume, others as LostSlice with the
-    lines got and needed.
+    """Every slice or volume of a stream of ReconBit: complete ones as Slice or Volume, others as LostSlice.
 
-    line_headers: gets that of the line nearest the k-space centre of each slice, before the slice leaves. Memory holds
-    one calibration a slice number, which repetitions, averages and contrasts without one use. Raises
-    BadInputError and UnsupportedScanError, in one sentence, for data that cannot be used, and when no slice came.
+    line_headers: gets that of the line nearest each slice's k-space centre, before it leaves. Memory holds a
+    calibration for each slice number, for images without one. Raises BadInputError and UnsupportedScanError, in one
+    sentence, for data that cannot be used, and when no slice came.
     """
     epi = _check_supported(header)
     line_headers = {} if line_headers is None else line_headers
@@ -184,7 +183,7 @@ def _slice(
         kspace=kspace,
         mask=mask,
         calibration=found,
-        # noise adjustment leaves a level that depends on the receiver's bandwidth: it is measured, not assumed
+        # measured: what noise adjustment leaves depends on the receiver's bandwidth
         sigma_n=sigma_n,
         noise_source=ESTIMATED,
         acceleration=float(factor),
@@ -212,7 +211,7 @@ def _completeness(acquired: np.ndarray, limits: tuple[Limits, Limits], header: H
 
 
 def _within(index: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A calibration that was averaged over N or S has fewer of them than the image."""
+    """A calibration averaged over N or S has fewer than the image."""
     return tuple(min(number, size - 1) for number, size in zip(index, shape))
 
 
@@ -296,7 +295,7 @@ def _check_chain(bit: ReconBit, headers: Heads, header: Header, epi: bool) -> No
             f"{n_lines} lines came, {len(misplaced)} of them not at the row of their own header, where {rows} rows in "
             "order are needed: use BucketToBufferGadget right before GenericReconCartesianReferencePrepGadget"
         )
-    # the ghost correction takes phase-correction lines out and clears the flag of the reversed lines it has turned
+    # the ghost correction has taken out phase-correction lines and turned the reversed ones
     if any(int(head.flags) & GHOST_CORRECTION for head in headers.values()):
         raise BadInputError(
             "phase-correction or reversed lines came, whose ghosts nobody has corrected: the chain lacks "
@@ -323,7 +322,7 @@ def _is_image(data: np.ndarray) -> bool:
 
 
 def _readout(lines: np.ndarray, header: Header, cols: int) -> np.ndarray:
-    """Lines (n_coils, partitions, rows, n_samples) on the grid of `cols` columns, the image's centre at cols//2."""
+    """Lines (n_coils, partitions, rows, n_samples) on `cols` columns, the centre at cols//2."""
     if lines.shape[-1] != cols:
         return without_oversampling(torch.from_numpy(lines), cols).numpy()
     if cols % 2 and header.encoding[0].encodedSpace.matrixSize.x % 2 == 0 and not is_epi(header):
@@ -335,7 +334,7 @@ def _readout(lines: np.ndarray, header: Header, cols: int) -> np.ndarray:
 
 
 def _columns(lines: np.ndarray, oversampled: bool) -> np.ndarray:
-    """(cols,) bool: the columns that an echo covers, without those that lost accuracy beside its cut edge."""
+    """(cols,) bool: an echo's columns, without the inaccurate ones beside its cut edge."""
     held = np.flatnonzero(np.logical_or.reduce([coil.any((0, 1)) for coil in lines]))
     columns = np.zeros(lines.shape[-1], bool)
     margin = EDGE_MARGIN if oversampled else 0

@@ -1,9 +1,9 @@
-"""`dpmrecon serve`: one loaded model for many scans, from Gadgetrons and from MRD clients on the same port.
+"""`dpmrecon serve`: one loaded model for many scans, of Gadgetrons and MRD clients, on one port.
 
 A peer has a thread that talks to it and one that reads ahead; the device has one thread, which takes work slice by
-slice from a bounded queue in the order it came. Memory is bounded by `peers` times the slices that a peer may have in
-hand: those read ahead, those of the group that is worked on, and the one that is filling; 4 peers with slices of
-256 x 256 and 8 channels stay under 1 GB on a CPU (`python tests/commands/load_serve.py` prints it).
+slice from a bounded queue in the order it came. Memory is bounded by `peers` times the slices in hand of one: those
+read ahead, those of the group that is worked on, and the one that is filling; 4 peers with slices of 256 x 256 and 8
+channels stay under 1 GB on a CPU (`python tests/commands/load_serve.py` prints it).
 """
 
 import argparse
@@ -41,7 +41,7 @@ KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_
 
 
 class DeviceQueue:
-    """Runs jobs one after the other in a thread of its own, in the order they came; whoever finds it full waits.
+    """Runs jobs one by one in a thread of its own, in order; whoever finds it full waits.
 
     failed: called after a job that raised; clock: seconds that only grow.
     """

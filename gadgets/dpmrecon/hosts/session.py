@@ -31,6 +31,7 @@ from ..output.weighting import weighting_from_text
 from ..output.whole_numbers import SpreadScale
 from ..output.writers import Writer, writing
 from ..read_ahead import ReadAhead
+from ..recon.adapt import Adaptation
 from ..recon.deadline import Deadline
 from ..recon.plan import contrast_of, sampling_of
 from ..recon.prepare import with_maps
@@ -60,11 +61,12 @@ def on_device(
     n_slices: that are announced; a deadline, counted from the first slice on, is shared among them.
     """
     deadline = None
+    adaptation = Adaptation(engine.checkpoint, contrast, sampling) if sampling.adapt else None
     for group in groups:
         if deadline is None and sampling.deadline is not None:
             deadline = Deadline(sampling.deadline, n_slices, time.monotonic())
-        mapped = (item if isinstance(item, LostSlice) else with_maps(item, engine.device) for item in group)
-        results = sampled(mapped, engine.checkpoint, contrast, sampling, deadline=deadline)
+        mapped = (item if isinstance(item, LostSlice) else with_maps(item, engine.device, contrast) for item in group)
+        results = sampled(mapped, engine.checkpoint, contrast, sampling, deadline=deadline, adaptation=adaptation)
         while (item := engine.run(functools.partial(next, results, None))) is not None:
             yield item
 
@@ -105,6 +107,8 @@ class Books:
         record["residuals"].append(round(item.residual, 3) if math.isfinite(item.residual) else None)
         verdict = item.verdict.partition(":")[0]
         record["verdicts"][verdict] = record["verdicts"].get(verdict, 0) + 1
+        if "adaptation" in item.seconds:
+            record["decisions"].append(str(item.adaptation))
         for remark in item.remarks:
             record["decisions"].append(f"remark: slice {number}: {remark}")
             log.warning("slice %d: %s", number, remark)
@@ -143,7 +147,7 @@ class Hashes:
 class Session:
     """One scan. `run` never raises: what went wrong is in the log and in what the peer got.
 
-    engine: gives the loaded model; asked for when the scan has begun, so that a failure is an error of this scan.
+    engine: gives the loaded model; asked for once the scan has begun: a failure is the scan's error.
     """
 
     peer: Wire
@@ -166,7 +170,8 @@ class Session:
         engine = self.engine()
         checkpoint = engine.checkpoint
         record.update(origin(checkpoint, engine.device))
-        options = self.host.options(config, engine)
+        self.peer.patience = wire.SCAN
+        options = self.host.options(config, engine, self.host.added(self.peer))
         xml = overridden(header_xml, options.set)
         header = read_header(xml)
         record["header"] = header_digest(header)
@@ -177,7 +182,6 @@ class Session:
         record.update(contrast=contrast, parameters=asdict(sampling), residuals=[], decisions=[], verdicts={})
         if contrast is None:
             self._note("the protocol names no known contrast: the unlabelled prior is used")
-        self.peer.patience = wire.SCAN
         receiving = self.host.receiving(options, header)
         if receiving.conjugate:
             self._note(CONJUGATION)

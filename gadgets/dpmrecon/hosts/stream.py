@@ -46,7 +46,7 @@ class Pipe(MrdClient):
 
 
 def greeting(peer: Wire) -> tuple[Host, bytes, bytes]:
-    """A header that comes first is of a scan whose options stand on the command line. Raises WireError."""
+    """A header that comes first is of a scan with the command line's options. Raises WireError."""
     peer.patience = wire.SCAN  # a tool before us may take its time
     found = greet(peer, host=Pipe(), header_first=True)
     if found is None:

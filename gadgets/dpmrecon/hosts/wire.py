@@ -25,12 +25,12 @@ ACQUISITION, IMAGE, RECON_DATA, IMAGE_ARRAY, WAVEFORM, BUCKET = 1008, 1022, 1023
 CONFIG_NAME_BYTES = 1024
 LARGEST_TEXT = 64 << 20  # bytes: no header or configuration is longer
 LARGEST_ARRAY = 8 << 30  # bytes: of one array of k-space
-# Seconds of silence after which a peer is let go: before its scan has begun, within it (scanners pause), after an error
+# Seconds of silence before a scan, within it, after an error
 GREETING, SCAN, FAREWELL = 30.0, 900.0, 60.0
 LOOK_AGAIN = 1.0  # seconds between two looks at the patience, which may change while we wait
 FIRST_PIECE = 16 << 20  # bytes: room for most messages at once
 SAMPLING_BYTES = 56  # 6 floats, 15 uint16, padding: the header says the same
-DRAIN_IDLE = 2.0  # seconds without a byte after which a peer that lost its framing has said all
+DRAIN_IDLE = 2.0  # seconds of silence that end a stream which lost its framing
 
 
 class WireError(DpmreconError):
@@ -51,7 +51,7 @@ class ReconBuffer:
 
 @dataclass
 class ReconBit:
-    """The image lines of one encoding space, and its calibration lines where there are any."""
+    """The image lines of one encoding space, and its calibration lines, if any."""
 
     data: ReconBuffer
     ref: ReconBuffer | None
@@ -66,6 +66,7 @@ class Wire:
         self.closed = False  # the peer said CLOSE, or is gone
         self.patience = GREETING
         self.hash: Any = None  # of hashlib's kind: takes all that is read
+        self._ahead: int | None = None  # the id of a message whose body is still to come
 
     # reading
 
@@ -98,7 +99,7 @@ class Wire:
         """Until there is something to read."""
         began = self.clock()
         while not self.stream.wait(LOOK_AGAIN):
-            if self.clock() - began > self.patience:
+            if self.closed or self.clock() - began > self.patience:
                 self._lost()
                 raise PeerGoneError(f"the peer said nothing for {self.patience:g} s: it is let go, send the scan again")
 
@@ -107,6 +108,9 @@ class Wire:
 
     def message_id(self) -> int:
         """The id of the next message. Raises PeerGoneError when the peer left without CLOSE."""
+        if self._ahead is not None:
+            number, self._ahead = self._ahead, None
+            return number
         try:
             (number,) = struct.unpack("<H", self.read(2))
         except PeerGoneError as error:
@@ -123,6 +127,20 @@ class Wire:
         if length > LARGEST_TEXT:
             raise WireError(f"a text of {length} bytes was announced: at most {LARGEST_TEXT} are taken")
         return bytes(self.read(length))
+
+    def text_ahead(self) -> bytes:
+        """The text of the next message, which the hash leaves out; nothing where it is another: that is not taken."""
+        before = None if self.hash is None else self.hash.copy()
+        try:
+            self._ahead = self.message_id()
+        except PeerGoneError:  # which whoever reads on is told, if nothing else is wrong with what came
+            return b""
+        if self._ahead != TEXT:
+            return b""
+        self._ahead, self.framed = None, False  # until the whole body is read
+        found = self.text()
+        self.framed, self.hash = True, before
+        return found
 
     def config_name(self) -> str:
         """The body of CONFIG_NAME: a file name in 1024 bytes, filled up with zeros."""
@@ -234,7 +252,7 @@ class Wire:
     def drain(self) -> None:
         """Take what the peer still sends, until it says CLOSE or leaves: leaving before can cost it our last words.
 
-        Where messages cannot be told apart any more, until nothing has come for DRAIN_IDLE seconds.
+        Where messages cannot be told apart, until DRAIN_IDLE seconds of silence.
         """
         if self.closed:
             return

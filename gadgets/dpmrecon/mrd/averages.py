@@ -1,4 +1,4 @@
-"""Averages of a diffusion scan: each has a phase of its own, because the head moves while it is weighted.
+"""Averages of a diffusion scan: each has its own phase: the head moves while it is weighted.
 
 Their lines cannot be added. A slice gets its averages beside each other, and is reconstructed from all of them at once
 (`recon/phases.py`).

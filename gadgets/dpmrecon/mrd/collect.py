@@ -53,15 +53,14 @@ def slices(
     """Collect lines into slices; each leaves when its line flagged ACQ_LAST_IN_SLICE came, or at the end. A volume
     leaves with such a line once it is complete, because some scanners end each partition with one.
 
-    line_headers: gets that of the image line nearest the k-space centre of each slice, before the slice leaves.
-    Averages are slices of their own unless `combine_averages`; then they are one slice that leaves with the last
-    announced average: their mean, or in a scan whose averages have a phase each (`averages.py`) all of them. Memory
-    holds the open slices, the noise lines and one separate calibration a slice number, which later repetitions,
-    averages and contrasts use if they bring none; with interleaved calibration, the slices that wait for the lines
-    of others. Lines that are for calibration alone are image lines too, unless the header or a row that came as both
-    says otherwise. receiving: how lines are taken; log: gets what became of them. At the end each slice that the header
-    announces and of which nothing came is a LostSlice.
-    Raises UnsupportedScanError and BadInputError, in one sentence, for scans that cannot be used at all.
+    line_headers: gets that of the image line nearest each slice's centre, before it leaves. Averages are slices of
+    their own unless `combine_averages`; then they are one slice that leaves with the last announced average: their
+    mean, or all where each has a phase (`averages.py`). Memory holds the open slices, the noise lines and one separate
+    calibration a slice number, which later repetitions, averages and contrasts use if they bring none; with interleaved
+    calibration, the slices that wait for the lines of others. Lines that are for calibration alone are image lines too,
+    unless the header or a row that came as both says otherwise. receiving: how lines are taken; log: gets what became
+    of them. At the end each announced slice of which nothing came is a LostSlice. Raises UnsupportedScanError and
+    BadInputError for scans that cannot be used at all.
     """
     check_supported(header)
     check_announced(header, combine_averages=combine_averages)
@@ -171,7 +170,7 @@ class _Collector:
         else:
             self._add_to(self.open.setdefault(key, Record()), line, flags)
         record = self.open.get(key)
-        # a block of calibration lines may end with that flag too: its slice is still to come
+        # a block of calibration lines may end so too; its slice comes later
         if not flags & LAST_IN_SLICE or record is None or not record.has_image:
             return None
         if self.combine_averages and (self.last_average is None or line.idx.average < self.last_average):
@@ -191,7 +190,7 @@ class _Collector:
         self.noise.add(line)
 
     def _add_navigator(self, line: ismrmrd.Acquisition, flags: int) -> None:
-        """Keep one of EPI's: those that come before image lines are of one shot, whatever their other labels are."""
+        """Keep one of EPI's: those before image lines are of one shot, whatever their labels."""
         self.log.count("navigator", flags)
         navigators = self.navigators.get(line.idx.slice)
         if navigators is None or navigators.used:
@@ -273,7 +272,7 @@ class _Collector:
         return line_limits(self.header, number), partition_limits(self.header, number)
 
     def close(self, key: SliceKey) -> Iterator[Any]:
-        """The slice of `key`; nothing where only its calibration came, which is kept for others, or where it waits."""
+        """The slice of `key`; nothing where it waits, or its calibration alone came, which is kept."""
         record = self._settled(key)
         del self.open[key]
         receiver = self._receiver()
@@ -291,7 +290,7 @@ class _Collector:
         place, again = next(iter(record.places), None), key in self.came
         before = self.came.setdefault(key, place)
         if again and self.combine_averages:
-            # a stream tells its averages by its header alone: two images of one slice would look like two slices
+            # a stream's header alone tells two averages from two slices
             announced = (self.last_average or 0) + 1
             yield LostSlice(key, f"more averages came than the header announces ({announced}), its image lacks them")
         elif again and place is not None and before is not None and not same_place(place, before):

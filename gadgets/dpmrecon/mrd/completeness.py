@@ -17,11 +17,11 @@ from .header import Header, Limits
 FEWEST_CALIBRATION_LINES = 8
 # A regular pattern explains at least this share of the lines outside the calibration
 REGULAR_SHARE = 0.7
-# Lines beside the announced centre that may hold the largest energy, and how much larger a peak elsewhere has to be
+# Lines from the announced centre to the peak; how much larger another peak is
 NEAR, STEEP = 6, 4.0
 # A neighbour of the k-space centre has at least this share of its energy
 ALONE = 0.05
-# Limits that announce more slices, repetitions and so on than this together are no limits
+# Limits that announce more images than this are no limits
 MOST_SLICES = 100_000
 # Fewer lines outside the centre show no regular pattern
 FEWEST_PATTERN_LINES = 4
@@ -79,8 +79,8 @@ def completeness(lines: np.ndarray, limits: Limits, announced: int | None) -> tu
 
 
 def regular_acceleration(lines: np.ndarray, limits: Limits) -> int:
-    """R where lines on either side of a fully sampled centre are every R-th one; 1 for all else, so that a full scan
-    that lost lines is not taken for an accelerated one."""
+    """R where every R-th line came on either side of the centre; 1 for all else, so that a full scan that lost lines is
+    not taken for an accelerated one."""
     block = central_block(lines.tolist(), limits.center)
     if len(block) < FEWEST_CALIBRATION_LINES:
         return 1
@@ -138,8 +138,8 @@ def check_announced(header: Header, *, combine_averages: bool) -> None:
 def missing_keys(header: Header, came: Iterable[SliceKey], *, combine_averages: bool) -> list[SliceKey]:
     """The slices that the limits announce and that are not among `came`, in order.
 
-    Diffusion has fewer averages of some weightings than of others, which limits do not tell: those that no slice has
-    are not announced.
+    Some weightings of diffusion have fewer averages, which limits do not tell: those that no slice has are not
+    announced.
     """
     announced, found = _announced(header, combine_averages), set(came)
     every = {SliceKey(**dict(zip(announced, numbers))) for numbers in itertools.product(*announced.values())}

@@ -1,7 +1,7 @@
 """Which counter tells the weightings of a diffusion scan: that of its lines, and that of its images.
 
-MRD lets lines count weightings by their segment or a user counter, which images do not have. A counter of the images
-that the header announces one value of then takes its place.
+MRD lets lines count weightings by their segment or a user counter, which images do not have. A counter with one
+announced value then takes its place.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import BadInputError
 from .header import Header, is_epi
 
-# counters that slices are kept apart by, and MRD's names for what may carry the weighting
+# counters that may carry the weighting, and MRD's names of them
 COUNTERS = ("average", "contrast", "phase", "repetition", "set")
 STAND_INS = ("contrast", "set", "phase", "repetition")  # in the order in which they are tried
 

@@ -1,4 +1,4 @@
-"""EPI lines: what their header describes, the navigators of each shot, and lines that fit onto Cartesian ones."""
+"""EPI lines: what their header describes, each shot's navigators, and lines made Cartesian."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from ..physics.epi import Ghost, Trapezoid
 
 IDENTIFIER = "ConventionalEPI"
-# Amplitude of the ghost over the signal's that is left, from which on it is said
+# Amplitude of the ghost that is left, over the signal's, that is told
 LARGE_GHOST = 0.02
-# Samples that are a little farther apart than the field of view allows leave the head alone
+# Samples a little too far apart leave the head alone
 FARTHEST = 1.02
-# Columns of k-space between echoes of the two directions: gradient delays leave less than this
+# Columns of k-space between echoes of both directions: gradient delays leave less
 LATE_ECHO = 3.0
 # A readout may end this many dwell times after its gradient, by rounding
 LATE = 1.0
@@ -82,7 +82,7 @@ class Readout:
         return round(self.oversampling * self.cols)
 
     def gridded(self, line: torch.Tensor, *, backwards: bool, off_centre: float = 0.0) -> torch.Tensor:
-        """(n_coils, n_samples), turned where it came backwards, to (n_coils, cols), or n_samples that are Cartesian.
+        """(n_coils, n_samples), turned where it came backwards, to (n_coils, cols) or Cartesian n_samples.
 
         off_centre: fields of view from the scanner's centre, where the receiver's frequency was that of the flat top.
         """
@@ -178,7 +178,7 @@ class Readouts:
         return self.found[space]
 
     def grid(self, layout: Layout, space: int) -> int:
-        """Samples of a line of another space that the `cols` of the images are of."""
+        """Samples of another space's line that the images' `cols` are of."""
         cols, encoded = encoded_grid(self.header)[1], self.header.encoding[space].encodedSpace.matrixSize.x
         if is_epi(self.header, space) and self.of(space).matrices is not None:
             return cols
@@ -213,7 +213,7 @@ class Navigators:
 
         if self._ghost is None:
             fitting = [(backwards, data) for backwards, data in self.lines if data.shape == shape]
-            # of an even train one is left out, so that the phase that grows with time cancels
+            # of an even train one is left out: phase grows with time
             fitting = fitting[:-1] if len(fitting) > 2 and len(fitting) % 2 == 0 else fitting
             directions = []
             for backwards in (False, True):
@@ -228,7 +228,7 @@ class Navigators:
 
 @dataclass
 class EpiLine:
-    """A line that is not Cartesian yet, its data turned where it was read backwards."""
+    """A line not yet Cartesian, turned where it was read backwards."""
 
     kind: str
     head: ismrmrd.AcquisitionHeader
@@ -256,7 +256,7 @@ class Gridded:
 def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterator[Gridded]:
     """The lines of a slice.
 
-    Calibration lines of one direction alone are a gradient echo and stay as they are.
+    Calibration lines of one direction alone are a gradient echo: unchanged.
     """
     import torch
 
@@ -301,8 +301,8 @@ def _shots(lines: list[EpiLine], *, counts_shots: bool) -> Iterator[int]:
 
 
 class ShotCounter:
-    """Tells the shot of lines in the order of time: another one begins where what they are marked with changes, and
-    where their numbers turn back."""
+    """Tells the shot of lines in the order of time: another begins where their marks change, or their numbers turn
+    back."""
 
     def __init__(self) -> None:
         self.shot = 0
@@ -322,8 +322,7 @@ class ShotCounter:
 
 
 def weighted_shots(shots: dict[int, set[int]], rows: int) -> torch.Tensor | None:
-    """(rows,) int64, the shot of each row of a diffusion-weighted slice, -1 where none is; None of one shot. shots: in
-    which each row came.
+    """(rows,) int64, the shot of each row, -1 where none is; None of one shot. shots: in which each row came.
 
     Raises LostError where they cannot be reconstructed together.
     """

@@ -62,7 +62,7 @@ class FastMriScan(Scan):
         heads["active_channels"] = heads["available_channels"] = n_coils
         heads["idx"]["slice"] = np.repeat(np.arange(n_slices), n_lines)
         heads["idx"]["kspace_encode_step_1"] = np.tile(np.arange(n_lines), n_slices)
-        # one coil and one sample tell whether a line was acquired: the centre's are never zero
+        # one coil and one sample tell: the centre's are never zero
         held = kspace[:, 0, n_samples // 2, :] != 0
         groups = [number * n_lines + np.flatnonzero(lines) for number, lines in enumerate(held) if lines.any()]
         if not groups:

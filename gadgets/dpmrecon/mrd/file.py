@@ -17,6 +17,7 @@ from .header import Header, overridden, read_header
 from .scan import LINES, Scan
 from .scan_log import ScanLog
 
+SUFFIXES = (".h5", ".hdf5", ".mrd")  # of scans in a folder
 COUNTERS = ("average", "slice", "repetition", "set", "phase", "contrast")  # the last sorts first
 
 
@@ -35,9 +36,9 @@ def open_scan(
 
     group: of the file, None for the one that holds a scan; changes: header values in place of its own, see
     `header.overridden`; ignored: mask of flags whose lines are left out; noise_alone: a noise measurement is enough;
-    own_noise: where the group has none, that of another group serves, as Siemens's dependency measurements do; file:
-    the same, where it is open already and stays so, `path` being what it is called.
-    Raises BadInputError, in one sentence, for anything that is not a readable scan.
+    own_noise: another group's serves where there is none, as Siemens's dependency measurements; file: the same, where
+    it is open already and stays so, `path` being what it is called. Raises BadInputError, in one sentence, for anything
+    that is not a readable scan.
     """
     path = Path(path)
     with _open_hdf5(path) if file is None else nullcontext(file) as file:
@@ -216,8 +217,8 @@ def _correct(header: Header, heads: np.ndarray, ignored: int, log: ScanLog) -> N
 
 
 def _correct_partitions(header: Header, counters: np.ndarray, log: ScanLog) -> None:
-    """A scan of one slice number whose limits announce more than two partitions is 3D: it ended early where all lines
-    are of the first. Else such a scan is 2D. Limits of one partition are wrong where lines of several came."""
+    """A scan of one slice whose limits announce three partitions is 3D: it ended early where all lines are of the
+    first. Else such a scan is 2D. Limits of one partition are wrong where lines of several came."""
     encoding = header.encoding[0]
     partitions, limits = encoding.encodedSpace.matrixSize.z, encoding.encodingLimits
     if partitions <= 1:
@@ -235,7 +236,7 @@ def _correct_partitions(header: Header, counters: np.ndarray, log: ScanLog) -> N
 
 
 def _grouped(heads: np.ndarray, ignored: int) -> list[np.ndarray]:
-    """Indices of the lines of each slice key in the order they were acquired, sorted by key."""
+    """Indices of each slice key's lines, as acquired, sorted by key."""
     wanted = np.flatnonzero((heads["flags"] & np.uint64(NOISE | ignored)) == 0)
     counters = _counters(heads, wanted)
     order = np.lexsort([counters[name] for name in COUNTERS])  # stable

@@ -24,7 +24,7 @@ LAST_OF_ALL = flags(ismrmrd.ACQ_LAST_IN_REPETITION, ismrmrd.ACQ_LAST_IN_MEASUREM
 PHASE_CORRECTION = flags(ismrmrd.ACQ_IS_PHASECORR_DATA)
 REVERSED = flags(ismrmrd.ACQ_IS_REVERSE)
 GHOST_CORRECTION = PHASE_CORRECTION | REVERSED
-# some converters map another flag onto it: it tells something only where other lines do not bear it
+# some converters map another flag onto it, which then all lines bear
 SURFACE_COIL = flags(ismrmrd.ACQ_IS_SURFACECOILCORRECTIONSCAN_DATA)
 # lines that are neither image, calibration nor noise
 IGNORED = flags(

@@ -11,9 +11,9 @@ where the scanner put the slice: `position`. Voxel (row, column) lies at
 
     position + (column - columns//2) * column_spacing * read_dir + (row - rows//2) * row_spacing * phase_dir
 
-with spacing = field of view / matrix, and ImagePositionPatient is this at (0, 0). Zero-filling and cropping in
-`mrd_images.to_recon_space` keep voxel N//2 where it is. In a volume the same holds for the partitions, along
-slice_dir: partition N//2 is the plane through `position`.
+spacing = field of view / matrix; ImagePositionPatient is this at (0, 0). Zero-filling and cropping in
+`mrd_images.to_recon_space` keep voxel N//2 where it is. In a volume the same holds for the partitions, along slice_dir:
+partition N//2 is the plane through `position`.
 
 Hosts that subtract half of the field of view, position - FOV/2 read_dir - FOV/2 phase_dir, arrive at the same point
 where N is even (N//2 * FOV/N = FOV/2) and half a voxel too far out where N is odd. Hosts that take that point for the
@@ -32,7 +32,7 @@ from ..errors import BadInputError
 if TYPE_CHECKING:
     import ismrmrd
 
-# Directions in a header are float32 and may be rounded to four digits or so
+# Directions in a header are float32, of four digits or so
 _TOLERANCE = 1e-3
 
 
@@ -68,7 +68,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Grid:
-    """The voxel grid of a volume in LPS mm, its axes in the order partitions, rows, columns.
+    """A volume's voxel grid in LPS mm, axes in the order partitions, rows, columns.
 
     first: centre of voxel (0, 0, 0); directions: (3, 3), the unit vector in which each axis' index increases;
     spacing_mm: between neighbours along each axis.
@@ -88,7 +88,7 @@ class Grid:
         return max(permutations(range(3)), key=lambda axes: sum(abs(self.directions[range(3), axes])))
 
     def tilt(self) -> float:
-        """Degrees between an axis of the grid and the patient's that it is nearest to, the largest."""
+        """The largest angle, in degrees, between the grid's and the patient's axes."""
         nearest = np.abs(self.directions[range(3), self.patient_axes()])
         return float(np.degrees(np.arccos(nearest.min().clip(0, 1))))
 
@@ -98,7 +98,7 @@ class Grid:
         return next(name for name, axes in ORIENTATIONS.items() if axes[0][0] == self.patient_axes()[0])
 
     def resliced(self, pixels: np.ndarray, orientation: str) -> "tuple[Grid, np.ndarray]":
-        """The grid and its pixels (partitions, rows, columns) with partitions nearest to one of ORIENTATIONS.
+        """The grid and pixels (partitions, rows, columns), partitions nearest to one of ORIENTATIONS.
 
         Axes are swapped and turned round, as a reader expects them; no voxel changes its value or its place.
         """
@@ -115,7 +115,7 @@ class Grid:
         return Grid(first, directions, (spacing[0], spacing[1], spacing[2])), pixels[tuple(turned)]
 
 
-# How readers look at slices: the patient's axis (x left, y back, z head) and sign of slices, rows and columns
+# Patient axis (x left, y back, z head) and sign of slices, rows, columns
 ORIENTATIONS = {
     "axial": ((2, 1), (1, 1), (0, 1)),
     "coronal": ((1, 1), (2, -1), (0, 1)),
@@ -124,9 +124,9 @@ ORIENTATIONS = {
 
 
 def grid_of_mrd(head: "ismrmrd.ImageHeader", shape: tuple[int, ...]) -> Grid:
-    """The voxel grid of the MRD image of a volume, of shape (..., partitions, rows, columns).
+    """The voxel grid of a volume's MRD image (..., partitions, rows, columns).
 
-    Raises BadInputError as `plane_of_mrd`, and where slice_dir is not at right angles to the plane.
+    Raises BadInputError as `plane_of_mrd`, and for a slice_dir not across the plane.
     """
     partitions, rows, columns = shape[-3:]
     plane = plane_of_mrd(head, (rows, columns))
@@ -149,7 +149,7 @@ def grid_of_mrd(head: "ismrmrd.ImageHeader", shape: tuple[int, ...]) -> Grid:
 
 
 def plane_of_partition(head: "ismrmrd.ImageHeader", shape: tuple[int, ...], partition: int) -> Plane:
-    """The plane of a partition of an MRD image of shape (..., partitions, rows, columns); a slice has one.
+    """The plane of a partition of an MRD image (..., partitions, rows, columns); a slice has one.
 
     Raises BadInputError as `grid_of_mrd`.
     """
@@ -196,7 +196,7 @@ def plane_of_dicom(dataset: Any) -> Plane:
 
 
 def slice_spacing(planes: list[Plane]) -> float | None:
-    """The distance between neighbouring slices in mm, None unless all lie evenly in one stack."""
+    """The distance of neighbouring slices in mm; None for an uneven stack."""
     normal = planes[0].normal
     if any(np.abs(plane.normal - normal).max() > 1e-4 for plane in planes):
         return None

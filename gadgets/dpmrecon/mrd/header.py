@@ -16,7 +16,7 @@ from ..errors import BadInputError, UnsupportedScanError, first_line
 Header: TypeAlias = ismrmrd.xsd.ismrmrdHeader
 
 SMALLEST_VIEW_MM = 5.0  # a smaller field of view is one in metres
-COARSER = 0.9  # share of the pixels that are encoded, from which on images have less resolution than the data
+COARSER = 0.9  # share of the pixels that data must fill for full resolution
 ROUNDING = 1e-3  # that a whole number of a header may be off
 
 
@@ -32,9 +32,8 @@ class Limits:
 def read_header(xml: bytes | str) -> Header:
     """An ISMRMRD XML header as an ismrmrd.xsd object; elements that are missing are None.
 
-    ismrmrd 1.14 accepts headers without elements that the schema requires, 1.15 raises TypeError for them, and
-    neither accepts unknown ones: here both read alike. Raises BadInputError for bad XML and for a header without the
-    sizes that a reconstruction needs.
+    ismrmrd 1.14 accepts headers without elements that the schema requires, 1.15 raises TypeError for them, and neither
+    accepts unknown ones: here both read alike. Raises BadInputError for bad XML and for a header without needed sizes.
     """
     from xsdata.exceptions import ParserError
     from xsdata.formats.dataclass.parsers import XmlParser
@@ -69,7 +68,7 @@ def decoded(xml: bytes) -> str:
 
 
 def overridden(xml: bytes, changes: str | None) -> bytes:
-    """The header with values in place of its own, as `path=value` with semicolons between them.
+    """The header with other values, as `path=value` with semicolons between.
 
     A path names elements from the root on with dots between them, as in encoding.reconSpace.fieldOfView_mm.x; NAME[1]
     is the second of several. What is missing is added. Raises BadInputError for a path that no header has.
@@ -139,7 +138,7 @@ def _check_numbers(header: Header) -> None:
                         f"the scan's header gives {space}.{part}.{axis} as {value}; a positive number is needed"
                     )
             assert element is not None
-            # a 2D scan's z is of no use but as slice thickness, and some writers leave it out
+            # a 2D scan's z is slice thickness alone, and may be left out
             z = _number(element, "z", whole=part == "matrixSize")
             if z is None:
                 element.z = 1 if part == "matrixSize" else 0.0
@@ -261,8 +260,7 @@ def n_partitions(header: Header) -> int:
 
 
 def acceleration(header: Header) -> int | None:
-    """The announced acceleration R along the phase encoding, in 3D that of both directions together; None where none
-    is announced."""
+    """The announced R along the phase encoding, in 3D of both directions; None where none is announced."""
     factor = getattr(header.encoding[0].parallelImaging, "accelerationFactor", None)
     steps = ["kspace_encoding_step_1", *(["kspace_encoding_step_2"] if n_partitions(header) > 1 else [])]
     values = [_number(factor, step, whole=True) for step in steps]
@@ -272,13 +270,13 @@ def acceleration(header: Header) -> int | None:
 
 
 def calibration_is_separate(header: Header) -> bool:
-    """Whether calibration lines are an acquisition of their own and no part of the image."""
+    """Whether calibration lines are an acquisition of their own."""
     mode = getattr(header.encoding[0].parallelImaging, "calibrationMode", None)
     return getattr(mode, "value", mode) in ("separate", "external")
 
 
 def calibration_is_interleaved(header: Header) -> bool:
-    """Whether averages or repetitions bring each other's missing lines (TPAT), in place of calibration lines."""
+    """Whether averages or repetitions bring each other's missing lines (TPAT)."""
     mode = getattr(header.encoding[0].parallelImaging, "calibrationMode", None)
     return getattr(mode, "value", mode) == "interleaved"
 
@@ -297,7 +295,7 @@ def encoded_grid(header: Header) -> tuple[int, int]:
     encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
     cols = min(encoded.matrixSize.x, round(encoded.matrixSize.x * recon.fieldOfView_mm.x / encoded.fieldOfView_mm.x))
     if cols == encoded.matrixSize.x == 2 * recon.matrixSize.x:
-        # no scanner throws half of the resolution away: the encoded FOV was written without its oversampling
+        # the encoded FOV was written without its oversampling
         cols = recon.matrixSize.x
     return encoded.matrixSize.y, cols
 

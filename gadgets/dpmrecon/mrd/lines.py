@@ -1,4 +1,4 @@
-"""The lines of one kind of one slice, and what its images take over from a line."""
+"""One slice's lines of one kind, and what its images take from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EDGE_MARGIN = 2
 class LineHeader:
     """Geometry and times of an acquired line, in the units of its header: mm in the patient's LPS, ticks, microseconds.
 
-    The line nearest the k-space centre of a slice gives them to the slice's images.
+    The line nearest a slice's k-space centre gives its images theirs.
     """
 
     measurement_uid: int
@@ -96,7 +96,7 @@ class Layout:
         """backwards: the line's samples are to be turned."""
         n_samples, center = line.number_of_samples, line.center_sample
         first, end = line.discard_pre, n_samples - line.discard_post
-        if center == 0 and n_samples > 1:  # a readout that starts in the centre is not Cartesian: it was not filled in
+        if center == 0 and n_samples > 1:  # a readout that starts in the centre is not Cartesian
             center = n_samples // 2
         elif backwards:
             center, first, end = n_samples - 1 - center, n_samples - end, n_samples - first
@@ -214,7 +214,7 @@ class Lines:
         return self._gridded(list(self.sums), echo, grid, cols), echo.columns(grid, cols)
 
     def emptied(self, grid: int, cols: int) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Numbers and lines as of `mean`, a few at a time, which are here no longer: memory holds them once."""
+        """Numbers and lines as of `mean`, a few at a time, let go: memory holds them once."""
         echo = self.echo(grid)
         while self.sums:
             numbers = list(itertools.islice(self.sums, BATCH))
@@ -235,7 +235,7 @@ class Lines:
         if not len(held):
             raise LostError(f"its lines hold nothing between discard_pre and discard_post ({layout})")
         first, end = layout.first + int(held[0]), layout.first + int(held[-1]) + 1
-        # a centre that is one sample off costs a linear phase along the readout, which coil maps and image share
+        # a centre that is one sample off costs a phase that all share
         low = min(max(first - layout.center, -(grid // 2)), grid - grid // 2 - (end - first))
         return Echo(first, end, low)
 

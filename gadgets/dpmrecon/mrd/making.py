@@ -23,7 +23,7 @@ from .settling import Settled, Settler
 if TYPE_CHECKING:
     import torch
 
-# A noise measurement that is louder than the quietest part of k-space by more than this is not this scan's
+# A noise measurement so much louder than quiet k-space is another scan's
 TOO_LOUD = 1.5
 
 
@@ -157,7 +157,7 @@ class Maker(Settler):
     def _calibration_block(
         self, found: Settled, kspace: torch.Tensor, whitener: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """(n_coils, rows_cal, cols) of the separate calibration, else of the image's own centre, else None."""
+        """(n_coils, rows_cal, cols) of the separate calibration, else of the image's centre, or None."""
         if found.block is None:
             return None
         _, rows = found.block

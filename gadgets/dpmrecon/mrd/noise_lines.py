@@ -23,7 +23,7 @@ def channel_numbers(head: ismrmrd.AcquisitionHeader) -> tuple[int, ...]:
 
 @dataclass
 class NoiseLines:
-    """Noise lines of one or several measurements, each with its channels' numbers and its dwell time."""
+    """Noise lines of measurements, each with its channels' numbers and dwell time."""
 
     lines: list[tuple[tuple[int, ...], float, np.ndarray]] = field(default_factory=list)
     _made: dict[tuple, tuple[torch.Tensor, float]] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class NoiseLines:
         return [place for place in range(len(numbers)) if lines and not any(data[place].any() for _, data in lines)]
 
     def energy(self, numbers: tuple[int, ...], dwell: float) -> float | None:
-        """Mean |n|^2 of a sample of image lines of this dwell time, summed over these channels; None if not known."""
+        """Mean |n|^2 of an image line's sample of this dwell time, over these channels; None if not known."""
         lines = self.fitting(numbers)
         if not lines:
             return None
@@ -86,7 +86,7 @@ class NoiseLines:
 
 
 def _ratio(noise_dwell: float, dwell: float) -> float:
-    """What noise has to be scaled by, in variance, because the bandwidth is 1 / dwell time."""
+    """Scale of the noise's variance, because the bandwidth is 1 / dwell time."""
     return noise_dwell / dwell if dwell > 0 and noise_dwell > 0 else 1.0
 
 
@@ -102,8 +102,7 @@ def _whitener(lines: list[tuple[float, np.ndarray]], dwell: float, grid: int, co
     else:
         samples = [np.complex64(math.sqrt(_ratio(own, dwell))) * data for own, data in lines]
     matrix = whitening(samples, ratio)
-    # Measured on what the image lines go through too: the receiver's filter leaves the kept columns more noise than
-    # the white noise of all columns would
+    # Measured on what image lines pass too: filters leave the kept columns more noise
     energy, count = 0.0, 0
     for n_samples in {noise.shape[1] for noise in samples}:
         data = torch.from_numpy(np.stack([noise for noise in samples if noise.shape[1] == n_samples]))

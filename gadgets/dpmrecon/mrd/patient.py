@@ -24,7 +24,7 @@ def is_placeholder(patient_id: str) -> bool:
 
 
 def identity(header: Header) -> dict[str, str]:
-    """Patient ID, name and birth date that a header states, by MRD's names, spelt one way; without placeholders."""
+    """A header's patient ID, name and birth date by MRD's names, spelt one way; without placeholders."""
     stated = {name: str(getattr(header.subjectInformation, name, None) or "").strip() for name in _FIELDS}
     stated["patientBirthdate"] = stated["patientBirthdate"].replace("-", "")
     return {
@@ -44,8 +44,8 @@ def measured_patient(header: Header) -> str | None:
 def check_one_patient(headers: Mapping[str, Header], *, same_patient: bool = False) -> list[str]:
     """Remarks about what is taken for granted. headers: by the scan's name.
 
-    same_patient: the user says that scans whose headers do not tell are of the one patient. Raises BadInputError, which
-    names scans and no patient, where headers contradict each other, or do not tell and the user did not say so.
+    same_patient: the user says that all scans are of one patient. Raises BadInputError, which names scans and no
+    patient, where headers contradict each other, or do not tell and the user did not say so.
     """
     stated = {name: identity(header) for name, header in headers.items()}
     for field, words in _FIELDS.items():

@@ -16,7 +16,7 @@ from .scan_log import ScanLog
 
 SAME_PLACE_MM = 0.1  # rounding of positions in headers
 SAME_DIRECTION = 1e-3
-# Repeated lines differ by noise, and by what breathing and heating do: this share of their energy at most
+# Share of their energy by which repeated lines may differ
 DRIFT = 0.05
 NOISE_MARGIN = 1.5  # times the expected energy of the noise
 KINDS = ("image", "doubtful", "calibration")
@@ -234,7 +234,7 @@ def _centred(energies: dict[int, float], limits: Limits, told: int | None, name:
 
 
 def check_repeats(lines: Lines, noise: float | None, what: str) -> None:
-    """Lines of one number are averages of one thing, to noise and a little drift: others are not added up.
+    """Lines of one number are averages, to noise and a little drift: others are not added up.
 
     noise: expected |.|^2 of the noise of one line; None takes that of the quietest line; what: the lines are. Raises
     LostError.

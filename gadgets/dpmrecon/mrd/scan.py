@@ -63,8 +63,8 @@ class Scan:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the file, hex. Read front to back through the open file, so that the disk gives it once: what
-        HDF5 asks for afterwards is in memory."""
+        """SHA-256 of the file, hex. Read through the open file, so that the disk gives it once: what HDF5 asks for
+        afterwards is in memory."""
         digest, place = hashlib.sha256(), 0
         file = self._lines.file.id.get_vfd_handle()
         while block := os.pread(file, DIGEST_BYTES, place):
@@ -90,8 +90,8 @@ class Scan:
     def acquisitions(self) -> Iterator[ismrmrd.Acquisition]:
         """The lines: noise measurements first, then slice by slice, each slice's last one flagged LAST_IN_SLICE.
 
-        A few lines are read at a time, so that memory grows with what the receiver keeps. Lines that are neither
-        noise, calibration nor image are left out. Raises BadInputError when a line cannot be read.
+        A few lines are read at a time: memory grows with what is kept. Lines that are neither noise, calibration nor
+        image are left out. Raises BadInputError when a line cannot be read.
         """
         if self._ahead is None or self._taken:
             return self._acquisitions()

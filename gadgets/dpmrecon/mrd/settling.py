@@ -23,7 +23,7 @@ from .volumes import central_box, fills_its_lattice, on_matrix, volume_completen
 NO_NOISE = (
     "no noise measurement came: the noise is estimated from k-space, without whitening (--noise names a file with one)"
 )
-# Samples of one channel that share its largest value: a receiver that was driven beyond its range
+# Samples of one channel at its largest value: the receiver was overdriven
 CLIPPED = 4
 BESIDE = 0.1  # of it, by which the other parts of these samples differ at least
 # Samples on either side of the k-space centre, where every channel that sees the head is loud, and how many times the

@@ -12,7 +12,7 @@ import numpy as np
 from .completeness import FEWEST_CALIBRATION_LINES, FEWEST_PATTERN_LINES, REGULAR_SHARE, central_block
 from .header import Limits
 
-# Lines by which a scanner's ellipse may differ from the one that the limits' box holds
+# Lines by which a scanner's ellipse may differ from that of the limits
 ELLIPSE_MARGIN = 1.5
 # Of a pattern by chance, as BART's Poisson discs: the share of the announced lines that come, the share in one half of
 # k-space of those in the other, and by how much more it stops short of the limits at one end, times the root of R

@@ -14,7 +14,7 @@ from .writers import telling
 
 
 def cleared(folder: Path, scan_file: Path) -> Path:
-    """The folder, made where it is missing, with nothing of an earlier replay in it.
+    """The folder, made if missing, without an earlier replay's files.
 
     Raises BadInputError where the scan lies there, or what is there is not ours, or it cannot be written.
     """
@@ -26,11 +26,11 @@ def cleared(folder: Path, scan_file: Path) -> Path:
             raise BadInputError(f"{found} is there and not of an earlier replay: choose another --out")
     with telling(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("images.h5", "preview.png", "report.json"):
-            (folder / name).unlink(missing_ok=True)
         for found in folders:
             if found.exists():
                 shutil.rmtree(found)
+        for name in ("images.h5", "preview.png", "report.json"):  # the last is what says that the folders were ours
+            (folder / name).unlink(missing_ok=True)
     return folder
 
 

@@ -127,7 +127,7 @@ def _claim(path: Path, size: int) -> None:
 
 
 def _conventional(image: ismrmrd.Image, item: Reconstruction, header: Header) -> ismrmrd.Image:
-    """The CG-SENSE image of a slice beside its reconstruction `image`, in the same scale and place."""
+    """A slice's CG-SENSE image beside its reconstruction `image`, of the same scale."""
     meta = dict(image.meta)
     for name in ("fallback", "remarks", "trusted"):  # of the reconstruction
         meta.pop(f"dpmrecon_{name}", None)

@@ -1,4 +1,4 @@
-"""Trace, apparent diffusion coefficient (ADC) and exponential map of a diffusion scan with several b-values.
+"""Trace, apparent diffusion coefficient (ADC) and exponential map of scans of several b-values.
 
 Images of one weighting are put together by their mean magnitude, the directions of one b-value by their geometric mean
 (the trace-weighted image, whose ADC is the mean of theirs). ADC is the slope of ln S = ln S0 - b ADC, by least squares
@@ -25,7 +25,7 @@ TRACE, ADC, EXPONENTIAL = 4, 5, 11  # series index: image_4 and so on in images.
 ADC_SLOPE = 1e-6  # mm^2/s for one unit where ADC is a whole number
 EXPONENTIAL_SLOPE = 1e-4  # for one unit where the exponential map is one
 ADC_WINDOW = 2.5e-3  # mm^2/s: from 0 to that of half free water, half tissue
-# ADC is 0 where the image of the lowest b is below this share of its 99th percentile: a ratio of noise says nothing
+# ADC is 0 below this share of the lowest b's 99th percentile
 AIR = 0.05
 UNEVEN = 0.05  # of the mean of g g^T, whose diagonal is 1/3
 
@@ -160,9 +160,9 @@ class Maps:
     """A writer that makes trace, ADC and exponential map of the images that pass, and hands them to `put` when the scan
     is done.
 
-    stated: the user's b-values, None for the header's. note: gets a line for each slice without maps, or why there are
-    none at all. weighting: None where it is not known. Memory holds what `_Slice` says of the slices that are not
-    complete, and the maps of the others.
+    stated: the user's b-values, None for the header's. note: gets a line for each slice without maps, or why none has.
+    weighting: None where it is not known. Memory holds what `_Slice` says of the slices that are not complete, and the
+    maps of the others.
     """
 
     def __init__(
@@ -299,8 +299,8 @@ def _derived(
 
 
 def in_whole_numbers(image: ismrmrd.Image) -> ismrmrd.Image:
-    """A map for peers who round to whole numbers, in units that its meta tells: ADC_SLOPE, EXPONENTIAL_SLOPE; trace as
-    it is."""
+    """A map for peers who round to whole numbers; its meta tells units: ADC_SLOPE, EXPONENTIAL_SLOPE; trace as it
+    is."""
     scales = {ADC: (ADC_SLOPE, ADC_WINDOW, " mm2/s"), EXPONENTIAL: (EXPONENTIAL_SLOPE, 1.0, "")}
     if image.image_series_index not in scales:
         return image

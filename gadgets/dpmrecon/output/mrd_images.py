@@ -23,7 +23,7 @@ RESEARCH = "RESEARCH: not for diagnostic use"
 RECONSTRUCTION, SPREAD, PHASE, COMPLEX = 1, 2, 6, 7
 # The 99th percentile of a series' first slice: fine enough in whole numbers; other slices may be 30 times as bright
 BRIGHT = 1000.0
-# of phase in radians: the scale of its DICOM, and a window's centre and width that show all of a turn
+# of phase in radians: scale, and a window that shows a whole turn
 MRAD = {"GADGETRON_ScaleRatio": "1", "RescaleSlope": "1000", "RescaleIntercept": "0", "RescaleType": "mrad"}
 TURN = (0, 7)
 THICKNESS = "dpmrecon_thickness_mm"  # in an image's meta: of its slices, where it is not their distance
@@ -70,7 +70,7 @@ def mrd_images(
 ) -> Iterator[tuple[Reconstruction | LostSlice, list[ismrmrd.Image]]]:
     """Each reconstruction with its images: those of `outputs`, and the spread where several samples were drawn.
 
-    A volume is one image of all its partitions, as Gadgetron's own 3D chain gives it.
+    A volume is one image of all partitions, as from Gadgetron's 3D chain.
 
     line_headers: geometry and time stamps of each slice. outputs: magnitude (float32), phase (float32, radians, the
     smooth phase included), complex (complex64, that phase included). weighting: of a diffusion scan, for b-value and
@@ -133,7 +133,7 @@ def _pictures(item: Reconstruction, header: Header, factor: float, outputs: Coll
 def _placed(
     image: torch.Tensor, header: Header, part: Callable[[torch.Tensor], torch.Tensor] = lambda values: values
 ) -> np.ndarray:
-    """A part of the image's values on the recon space, which is reached by complex ones."""
+    """A part of the image's values on the recon space, resampled as complex."""
     return part(to_recon_space(image, header)).cpu().numpy()
 
 
@@ -184,6 +184,7 @@ def _texts(item: Reconstruction, header: Header, picture: _Picture, provenance: 
     """What the image is and how to show it, in both key sets: the MRD standard's names and Gadgetron's."""
     protocol = header.measurementInformation.protocolName if header.measurementInformation else None
     comment = RESEARCH if item.fallback is None else f"{RESEARCH}; CG-SENSE FALLBACK: {item.fallback}"
+    comment = comment if item.adaptation is None else f"{comment}; {item.adaptation}"
     comment = commented(f"{comment}; CAUTION" if item.verdict.startswith("caution") else comment, item.remarks)
     if picture.role == "Uncertainty" and provenance.mode != "uncertainty":
         comment += "; spread of the fast mode, far below the error: mode uncertainty tells it"
@@ -279,6 +280,8 @@ def _provenance(item: Reconstruction, provenance: Provenance) -> dict[str, Any]:
     }
     if provenance.conjugated:
         found["dpmrecon_conjugated"] = "yes"
+    if item.adaptation is not None:
+        found["dpmrecon_adaptation"] = item.adaptation
     found |= remarks_meta(item.remarks, trusted=item.trusted)
     return found if item.fallback is None else {**found, "dpmrecon_fallback": item.fallback}
 

@@ -27,7 +27,7 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 class NiftiFolder:
     """A writer of nifti/, once the scan is done and `images`, images.h5, is closed.
 
-    A series that is no full stack of slices is a note of the report.
+    A series that is no full stack becomes a note of the report.
     """
 
     def __init__(self, images: Path, report: Report):
@@ -78,9 +78,9 @@ def write_nifti(images: Path, folder: Path) -> list[str]:
 
 
 def stack(images: list[ismrmrd.Image]) -> tuple[np.ndarray, np.ndarray]:
-    """(columns, rows, slices[, volumes]) of a series' pixels, and its affine (4, 4) to RAS+ mm.
+    """(columns, rows, slices[, volumes]) of a series, and its affine (4, 4) to RAS+ mm.
 
-    Raises BadInputError where the slices are no even stack, or a volume lacks some of them.
+    Raises BadInputError where slices are no even stack or some are missing.
     """
     shapes = {image.data.shape for image in images}
     slices = [(image, partition) for image in images for partition in range(image.data.shape[-3])]

@@ -1,6 +1,6 @@
 """The picture of a protocol: a column for each kind of image, all in one plane of the patient, a row for each set.
 
-As Figure 8 of the source paper: trace, ADC, SWI, FLAIR, T1 and others, the standard of care over the accelerated scans.
+As Figure 8 of the source paper: trace, ADC, SWI, FLAIR, T1 and others, standard of care over accelerated.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from .swi import SWI
 from .weighting import B_VALUE
 from .writers import telling
 
-# what is shown of a contrast: series and name; of others, and where these are not there, the reconstruction
+# what is shown of a contrast, series and name; else the reconstruction
 KINDS = {"dwi": ((TRACE, "trace"), (ADC, "ADC")), "swi": ((SWI, "SWI"),)}
 ORDER = ("dwi", "swi", "flair", "t1", "t2")  # of the columns; what is not known comes last
 PIXELS = 384  # of a picture's longer side
@@ -85,8 +85,8 @@ class _Stack:
         return min(self.parts, key=lambda part: abs((point - part[0].first) @ part[0].directions[0]))
 
     def picture(self, view: Grid, size: tuple[int, int]) -> tuple[np.ndarray, str]:
-        """(rows, cols) in a plane, and what is to be said of it: slices in about this plane are shown as they are,
-        volumes are interpolated in it."""
+        """(rows, cols) in a plane, and what is to be said of it: slices of about this plane are shown as acquired,
+        volumes interpolated."""
         point = view.first + (np.array(size) - 1) / 2 * view.spacing_mm[1:] @ view.directions[1:]
         grid, pixels = self.near(point)
         if not self.is_volume:
@@ -101,8 +101,8 @@ class _Stack:
 
 
 def write_overview(path: Path, scans: Sequence[Shown], rows: Sequence[str]) -> None:
-    """Draw overview.png. rows: names of the sets, in order; scans of several ones share columns by the name of their
-    protocol, else by their contrast. Raises BadInputError where it cannot be written."""
+    """Draw overview.png. rows: names of the sets, in order; scans of several share columns by protocol name, else by
+    contrast. Raises BadInputError where it cannot be written."""
     from matplotlib.figure import Figure  # heavy, and needed for the picture alone
 
     scans = sorted(scans, key=lambda scan: (_order(scan), -rows.index(scan.row)))
@@ -172,7 +172,7 @@ def _view(stacks: Sequence[tuple[Shown, _Stack]]) -> tuple[str, Grid, tuple[int,
     """The frame of reference, the plane as a grid of one partition, and the size (rows, cols) of the pictures.
 
     The plane is a slice of the first axial 2D scan, else of any 2D scan, else an axial partition of a volume: the one
-    nearest to the middle of what all scans of its frame of reference show.
+    nearest the middle of its frame of reference's scans.
     """
 
     def rank(entry: tuple[Shown, _Stack]) -> tuple[bool, bool]:

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import BadInputError
+from ..files import replacing
 from .writers import telling
 
 Row = dict[str, Any]
@@ -45,7 +45,7 @@ class ProtocolReport:
         return self.earlier_uid if any(had) else None
 
     def done(self, row: Row, folder: Path) -> Row | None:
-        """The row of an earlier run that did the same and whose files are there."""
+        """The row of an earlier run of the same whose files are there."""
         found = self.earlier.get(row["name"], {})
         same = row["key"] is not None and found.get("key") == row["key"] and found["error"] is None
         return found if same and found["files"] == files_in(folder) else None
@@ -54,10 +54,9 @@ class ProtocolReport:
         """Take a row and see it on disk. Raises BadInputError."""
         self.rows[row["name"]] = row
         waiting = [old for name, old in self.earlier.items() if name in self.names and name not in self.rows]
-        content, partial = {**self.told, "scans": [*self.rows.values(), *waiting]}, self.path.with_suffix(".part")
-        with telling(self.path.parent, "make room or choose another --out"):
-            partial.write_text(json.dumps(content, indent=1) + "\n")
-            os.replace(partial, self.path)
+        content = {**self.told, "scans": [*self.rows.values(), *waiting]}
+        with telling(self.path.parent, "make room or choose another --out"), replacing(self.path) as part:
+            part.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def key_of(*decides: Any) -> str:

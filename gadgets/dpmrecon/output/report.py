@@ -91,6 +91,7 @@ class Report:
                 "trusted": item.trusted,
                 "verdict": item.verdict,
                 **({} if item.agreement is None else {"agreement": dataclasses.asdict(item.agreement)}),
+                **({} if item.adaptation is None else {"adaptation": item.adaptation}),
                 "samples": item.samples,
                 "steps": item.steps,
                 "evaluations": item.evaluations,
@@ -184,6 +185,8 @@ def described(item: Reconstruction | LostSlice) -> str:
     data = item.mapped.data
     what = f"volume of {len(data.mask)} partitions" if isinstance(data, Volume) else f"slice {item.key.slice}"
     line = f"{what}: {source}, residual {item.residual:.2f}, {seconds:.1f} s"
+    if item.adaptation is not None and "adaptation" in item.seconds:
+        line += f"; {item.adaptation}, {item.seconds['adaptation']:.1f} s"
     if not item.trusted:
         return f"{line}, NOT TO BE TRUSTED"
     return line if item.verdict == "trusted" else f"{line}, CAUTION"

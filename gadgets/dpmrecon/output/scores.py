@@ -1,6 +1,6 @@
 """How far images are from a truth: NRMSE with one least-squares factor a scan.
 
-A volume is scored as a whole, as one slice of a 2D scan is.
+A volume is scored whole, as a slice of a 2D scan is.
 """
 
 from pathlib import Path

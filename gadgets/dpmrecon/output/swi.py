@@ -53,9 +53,9 @@ SIGNS = {"positive": 1, "negative": -1}
 
 
 def filtered_phase(image: torch.Tensor, widths: tuple[int, int]) -> torch.Tensor:
-    """Phase in radians (..., rows, cols) float32 of a complex image over its low-pass, in-plane.
+    """Phase in radians (..., rows, cols) float32 of an image over its in-plane low-pass.
 
-    widths: of the Hann window about the centre of k-space, in rows and columns of it. The phase of nothing is 0.
+    widths: of the Hann window about the k-space centre, rows and columns. The phase of nothing is 0.
     """
     rows, cols = (_hann(size, width, image.device) for size, width in zip(image.shape[-2:], widths))
     low = to_image(to_kspace(image) * rows[:, None] * cols)
@@ -228,7 +228,7 @@ class SwiSeries:
 
 
 def _widths(header: Header) -> tuple[int, int]:
-    """Of the Hann window: a share of the acquired matrix in the images' field of view, however it is zero-filled."""
+    """Of the Hann window: a share of the acquired matrix, however it is zero-filled."""
     encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
     rows = round(encoded.matrixSize.y * recon.fieldOfView_mm.y / encoded.fieldOfView_mm.y)
     cols = encoded_grid(header)[1]
@@ -236,7 +236,7 @@ def _widths(header: Header) -> tuple[int, int]:
 
 
 def _moved(image: ismrmrd.Image, position: np.ndarray, depth_mm: float) -> ismrmrd.Image:
-    """The image at another place along its normal, with another field of view along it."""
+    """The image at another place and field of view along its normal."""
     head = image.getHead()
     head.position[:] = position
     head.field_of_view[2] = depth_mm

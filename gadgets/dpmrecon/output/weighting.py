@@ -122,7 +122,7 @@ def weighting_comment(meta: Mapping[str, Any]) -> str:
 
 
 def without_weighting(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The meta of an image of several weightings, made of one that has a single one's."""
+    """The meta of an image of several weightings, from that of one."""
     found = {name: value for name, value in meta.items() if name not in META}
     for name in ("ImageComments", "GADGETRON_ImageComment"):
         if name in found:

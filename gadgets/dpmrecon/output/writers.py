@@ -1,4 +1,4 @@
-"""Where images go: a list of writers, the same for a file's replay and for a peer's scan."""
+"""Where images go: a list of writers, the same for replays and peers' scans."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

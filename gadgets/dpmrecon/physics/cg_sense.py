@@ -21,9 +21,9 @@ def cg_sense(
 ) -> torch.Tensor:
     """CG-SENSE (Pruessmann et al., MRM 2001) with the l2 weight `factor` (sigma_n / sigma of the image)^2.
 
-    zero_filled: A^H y, (rows, cols), like the result, or (n_sets, rows, cols), or a volume's; sigma_n: std per real
-    channel of the noise in y; scale: of the slice, in the same units; start: where the iterations begin. The weight
-    shrinks the image; fitting it to the data again takes that back.
+    zero_filled: A^H y, (rows, cols), like the result, or of a volume or several sets; sigma_n: std per real channel of
+    the noise in y; scale: of the slice, in the same units; start: where the iterations begin. The weight shrinks the
+    image; fitting it to the data again takes that back.
     """
     weight = torch.tensor([factor * (sigma_n / (PRIOR_STD * scale)) ** 2]).clamp_min(1e-4)
     if start is None:
@@ -56,11 +56,11 @@ def slice_scale(model: ForwardModel, zero_filled: torch.Tensor, sigma_n: float) 
 
 def volume_scale(model: ForwardModel, zero_filled: torch.Tensor, sigma_n: float) -> tuple[float, torch.Tensor]:
     """The same of a volume, whose second image goes on from the first."""
-    scale, image = image_scale(zero_filled), None
+    scale, image = image_scale(model.combined(zero_filled)), None
     for _ in range(2):
         if scale == 0:
             return 0.0, zero_filled
         image = cg_sense(model, zero_filled, sigma_n, scale, start=image)
-        scale = image_scale(image)
+        scale = image_scale(model.combined(image))
     assert image is not None
     return scale, image

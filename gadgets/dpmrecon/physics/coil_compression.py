@@ -11,7 +11,7 @@ import torch
 from ..data import Slice, Volume
 
 FEWEST = 12  # coils; as many or fewer stay as they are
-SIGNAL = 3.0  # a component is kept where it holds this many times the energy of noise alone
+SIGNAL = 3.0  # a component is kept from this many times the noise's energy on
 
 
 def compressed(data: Slice, like: Slice | None = None) -> Slice:

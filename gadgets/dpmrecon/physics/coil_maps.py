@@ -6,12 +6,13 @@ from torch.nn.functional import max_pool2d
 from ..errors import BadInputError
 from .fourier import crop_or_pad, to_image
 
-SQUARINGS = 6  # the operator's 64th power: a second eigenvalue of .9 beside a first of 1 is down to .001
-CHUNK = 2**21  # matrix elements of the operator held at once (16 MB); a handful of such arrays is alive
+SQUARINGS = 6  # the operator's 64th power: an eigenvalue of .9 becomes .001
+CHUNK = 2**21  # matrix elements held at once (16 MB), in a handful of arrays
 FEWEST = 8  # calibration lines, or samples
 # The kernel along an axis is the largest up to this one that leaves at least two more patches than it has samples:
 # with 8 lines CG-SENSE of the FLAIR validation slice (R = 2) has NRMSE .92 by a kernel of 6, .08 by one of 4, .05 by 3
 KERNEL = 6
+CROP = 0.9  # of the largest eigenvalue, which is 1 where the signal explains the coils: below there are no maps
 
 # A head folds where, on a coarse grid of LOOKED_AT pixels or more each way, the second eigenvalue is at least FOLDED
 # and the third less than THIRD from the first and last line on: together as deep as DEPTH of the lines, in a tenth of
@@ -28,7 +29,7 @@ def estimate_coil_maps(
     *,
     kernel: int | None = None,
     threshold: float = 0.02,
-    crop: float = 0.9,
+    crop: float = CROP,
     max_calibration: int = 24,
 ) -> torch.Tensor:
     """Coil maps (n_coils, rows, cols) complex64: sum over coils of |s|^2 is 1 in the support and 0 outside it.
@@ -51,13 +52,13 @@ def estimate_coil_maps(
     return _Espirit(calibration, shape, kernel, threshold, crop, max_calibration).first().permute(2, 0, 1).contiguous()
 
 
-def estimate_map_sets(calibration: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+def estimate_map_sets(calibration: torch.Tensor, shape: tuple[int, int], crop: float = CROP) -> torch.Tensor:
     """(n_sets, n_coils, rows, cols): the maps of `estimate_coil_maps`, or two sets where the head folds.
 
     Two sets are orthonormal, the second is 0 where one place of the head explains a pixel. Raises BadInputError as
     `estimate_coil_maps`.
     """
-    espirit = _Espirit(calibration, shape)
+    espirit = _Espirit(calibration, shape, crop=crop)
     first = espirit.first()
     sets = espirit.both(first) if espirit.folds() else first[None]
     return sets.permute(0, 3, 1, 2).contiguous()
@@ -72,7 +73,7 @@ class _Espirit:
         shape: tuple[int, int],
         kernel: int | None = None,
         threshold: float = 0.02,
-        crop: float = 0.9,
+        crop: float = CROP,
         max_calibration: int = 24,
     ):
         if not 0.6 <= crop <= 1:
@@ -106,8 +107,8 @@ class _Espirit:
     def folds(self) -> bool:
         """Whether the head folds into its field of view along the lines.
 
-        Two places and no more explain a pixel there: the third eigenvalue is smaller, as it is not where noise is
-        taken for signal. Away from the edge, close to a coil, the second is large as well.
+        Two places and no more explain a pixel there: the third eigenvalue is smaller, unless noise is taken for signal.
+        Away from the edge, close to a coil, the second is large as well.
         """
         if self.n_coils < FEWEST_COILS:
             return False
@@ -132,7 +133,7 @@ class _Espirit:
         double = _at_the_edge(double & (first != 0).any(-1))
         inside, beyond = _continued(first, (first != 0).any(-1) & ~double)
         span = spans[double]
-        sets[:, double] = _basis(span, inside[double], beyond[double])
+        sets[:, double] = basis_of(span, inside[double], beyond[double])
         return sets
 
     def _two(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,7 +172,7 @@ def _continued(maps: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, t
     return spread(down), spread(beyond)
 
 
-def _basis(span: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def basis_of(span: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """(2, pixels, n_coils): the orthonormal basis of span (pixels, n_coils, 2) whose first vector is that nearest to
     `first`, (pixels, n_coils), and whose second one has the phase of `second`."""
     a, b = ((span.mH @ vector[..., None])[..., 0] for vector in (first, second))
@@ -249,10 +250,10 @@ def dominant(matrices: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Ten
     power = matrices
     for _ in range(SQUARINGS):  # power iteration by squaring: fewer passes over memory than vector by vector
         power = power @ power
-    # Every column of the power is the eigenvector, times the conjugate of its own element: take the largest
+    # Every column is the eigenvector, times its own element's conjugate: take the largest
     column = power.diagonal(dim1=1, dim2=2).real.argmax(1)
     vector = power.gather(2, column.view(-1, 1, 1).expand(-1, power.shape[1], 1))
-    # Eigenvalues below .6 leave less than the clamp, or underflow, and look small: no normalization needed
+    # Eigenvalues below .6 become less than the clamp: no normalization needed
     vector = vector / vector.abs().square().sum(1, keepdim=True).sqrt().clamp_min(1e-17)
     value = (vector.conj() * (matrices @ vector)).real.sum(1)
     vector = vector[..., 0]

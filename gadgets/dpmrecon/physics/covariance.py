@@ -25,7 +25,7 @@ def noise_covariance(lines: list[np.ndarray]) -> np.ndarray:
             f"the noise covariance is singular: channel {int(power.argmin())} of {n_coils} carries no noise; "
             "leave that channel out or send the scan without its noise measurement"
         )
-    # powers are divided out first, so that a weak channel is not taken for a dependent one
+    # powers are divided out first: a weak channel is no dependent one
     correlation = covariance / np.sqrt(np.outer(power, power))
     if np.linalg.eigvalsh(correlation)[0] < 1e-9:
         raise BadInputError(

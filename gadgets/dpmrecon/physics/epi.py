@@ -123,8 +123,8 @@ def ghost_of(forward: torch.Tensor, reverse: torch.Tensor) -> Ghost | None:
     """Of navigators (n_coils, n_samples) complex64, the reversed one turned; None where they are noise.
 
     All channels together, weighted by the signal and, so that air adds no noise, by the signal's share of the energy.
-    The slope is where the lines' correlation has its peak, so that no phase is unwrapped; Newton's steps refine it. The
-    error is about what noise allows at best.
+    The slope is at the peak of the lines' correlation: no phase is unwrapped; Newton's steps refine it. The error is
+    about what noise allows at best.
     """
     images = torch.stack([to_image(line, axes=(-1,)) for line in (forward, reverse)])
     product = (images[1] * images[0].conj()).sum(0).to(torch.complex128)
@@ -160,7 +160,7 @@ def ghost_of(forward: torch.Tensor, reverse: torch.Tensor) -> Ghost | None:
 
 def ghost_level(forward: torch.Tensor, reverse: torch.Tensor) -> float:
     """Amplitude of the N/2 ghost over the signal's that the two lines make when every other line is as one of them:
-    what of it is certain in noise, which takes three standard deviations of its energy off."""
+    what is certain of it, three standard deviations of energy taken off."""
     difference, total = (forward - reverse).abs().square(), (forward + reverse).abs().square()
     noise = difference.median(-1, keepdim=True).values / math.log(2)  # exponential: most samples hold noise alone
     ghost = (difference - (1 + CERTAIN / math.sqrt(difference.shape[-1])) * noise).sum()

@@ -1,7 +1,7 @@
 """The forward model A = P F S, its adjoint and normal operator, and the proximal solve on it.
 
-Images are (..., rows, cols) complex64; k-space is (..., n_coils, rows, cols). Rows are phase-encoding lines and
-columns are readout samples, as the scan's header orders them.
+Images are (..., rows, cols) complex64; k-space is (..., n_coils, rows, cols). Rows are phase-encoding lines, columns
+readout samples, as the header orders them.
 """
 
 import math
@@ -67,9 +67,9 @@ class ForwardModel:
     ) -> torch.Tensor:
         """argmin_x ||A x - y||^2 + weight ||x - start||^2: solves (A^H A + weight) x = A^H y + weight start.
 
-        adjoint_kspace: A^H y; start: (batch, rows, cols), also where the conjugate gradients begin; weight: scalar
-        or (batch,), > 0. At most `steps` iterations, fewer when every residual is below `tolerance` times the
-        right-hand side. Scalars are kept per image of the batch, so that batching changes nothing.
+        adjoint_kspace: A^H y; start: (batch, rows, cols), also where the conjugate gradients begin; weight: scalar or
+        (batch,), > 0. At most `steps` iterations, fewer once residuals are below `tolerance` times the right-hand side.
+        Scalars are kept per image of the batch, so that batching changes nothing.
         """
         weight = torch.as_tensor(weight, dtype=torch.float32, device=start.device).reshape(-1, 1, 1)
         limit = tolerance**2 * energy_of(adjoint_kspace + weight * start)

@@ -11,9 +11,9 @@ import torch
 from .covariance import noise_covariance
 from .fourier import to_image
 
-# Columns whose variance is averaged for the noise level: this share of them, the quietest
+# Share of the columns, the quietest, that the noise level is of
 QUIET_SHARE = 0.1
-# Smallest noise level, as a share of the samples' root mean square: scanners are noisier by far
+# Smallest noise level over the samples' root mean square: scanners have far more
 FLOOR = 1e-4
 
 
@@ -32,11 +32,11 @@ def whitening(lines: list[np.ndarray], dwell_ratio: float) -> torch.Tensor:
 def estimated_sigma(kspace: torch.Tensor, mask: torch.Tensor) -> float:
     """The noise level of a slice without noise measurement: the smaller of two estimates, as signal only adds to both.
 
-    One is the outer lines, transformed along the readout, in the columns beside the head: those where the inner lines
-    hold least. (Columns chosen by the outer lines themselves are quiet by chance, which makes them 4 % too low.) The
-    other is the corners of k-space. Data undersampled along both axes have the outermost tenth of their samples for
-    it. kspace: (n_coils, rows, cols); mask: (rows, cols), 1 where acquired. Never below
-    FLOOR times the root mean square of the samples, so that data without noise keep a usable weight.
+    One is the outer lines, along the readout, in columns beside the head: those where the inner lines hold least.
+    (Columns chosen by the outer lines themselves are quiet by chance, which makes them 4 % too low.) The other is the
+    corners of k-space. Data undersampled along both axes have the outermost tenth of their samples for it. kspace:
+    (n_coils, rows, cols); mask: (rows, cols), 1 where acquired. Never below FLOOR times the root mean square of the
+    samples, so that data without noise keep a usable weight.
     """
     acquired = kspace[:, mask > 0]
     floor = FLOOR * float(acquired.abs().square().mean().sqrt())
@@ -57,7 +57,7 @@ def _level(lines: torch.Tensor, inner: torch.Tensor, columns: torch.Tensor) -> t
     lines, inner: (n_coils, n_lines, cols), outermost first; columns: those that hold data.
     """
     cols = lines.shape[2]
-    # the window keeps the head's edges, and those of a cut echo, from leaking into the quiet columns
+    # the window keeps edges from leaking into the quiet columns
     window = torch.zeros(cols)
     window[columns] = torch.hann_window(len(columns) + 2, periodic=False)[1:-1]
     quiet = _column_variance(inner, window).argsort()[: max(1, round(QUIET_SHARE * cols))]

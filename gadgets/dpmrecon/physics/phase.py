@@ -27,5 +27,5 @@ def smooth_phase(image: torch.Tensor, axes: Axes = (-2, -1)) -> torch.Tensor:
         window = torch.cos(math.pi * place / (lines + 1)).square()
         centre = crop_or_pad(kspace, lines, axis) * window.view(-1, *[1] * (-1 - axis))
         kspace = crop_or_pad(centre, size, axis)
-    # not sgn: where nothing is, the phase is any, but the factor stays 1 in modulus
+    # not sgn: where nothing is, the factor stays 1 in modulus
     return torch.polar(torch.ones_like(kspace.real), to_image(kspace, axes).angle())

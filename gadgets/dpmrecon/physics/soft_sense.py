@@ -11,6 +11,7 @@ import torch
 
 from .forward import TOLERANCE, ForwardModel, _Inner
 from .fourier import to_image, to_kspace
+from .volume import VolumeModel
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,8 @@ class SoftSense(ForwardModel):
         return (self.coil_maps.conj() * to_image(self.mask * kspace).unsqueeze(-4)).sum(-3)
 
     def combined(self, image: torch.Tensor) -> torch.Tensor:
-        """(..., n_sets, rows, cols) to the one (..., rows, cols) to look at: the root of the sum of squares, with the
-        phase of the strongest. The magnitude is that of all coil images, whatever basis the maps are."""
-        strongest = image.gather(-3, image.abs().argmax(-3, keepdim=True)).squeeze(-3)
-        return torch.linalg.vector_norm(image, dim=-3) * torch.sgn(strongest)
+        """(..., n_sets, rows, cols) to the one (..., rows, cols) to look at, see `combined_sets`."""
+        return combined_sets(image, -3)
 
     def normal(self, image: torch.Tensor) -> torch.Tensor:
         """A^H A x: (batch, n_sets, rows, cols) to the same."""
@@ -54,6 +53,36 @@ class SoftSense(ForwardModel):
     @cached_property
     def _inner(self) -> "_InnerSets":
         return _InnerSets(self)
+
+
+@dataclass(frozen=True)
+class SoftVolume(VolumeModel):
+    """The same of a volume, whose images are (..., n_sets, partitions, rows, cols).
+
+    coil_maps: (cols, n_sets, n_coils, partitions, rows), orthonormal where they are not 0, otherwise as `VolumeModel`.
+    """
+
+    def combined(self, image: torch.Tensor) -> torch.Tensor:
+        """(..., n_sets, partitions, rows, cols) to the one to look at, see `combined_sets`."""
+        return combined_sets(image, -4)
+
+    def _plane_normal(self, part: torch.Tensor, maps: torch.Tensor, conjugate: torch.Tensor) -> torch.Tensor:
+        seen = torch.fft.fft2(self._added(maps * part.unsqueeze(2)))
+        torch.view_as_real(seen).mul_(self.lines[..., None])
+        return (self._for_each(torch.fft.ifft2(seen)) * conjugate).sum(2)
+
+    def _added(self, images: torch.Tensor) -> torch.Tensor:
+        return images.sum(1)
+
+    def _for_each(self, coil_images: torch.Tensor) -> torch.Tensor:
+        return coil_images.unsqueeze(1)
+
+
+def combined_sets(image: torch.Tensor, axis: int) -> torch.Tensor:
+    """The images of several sets as one: the root of the sum of squares along `axis`, the strongest's phase. The
+    magnitude is that of all coil images, whatever basis the maps are."""
+    strongest = image.gather(axis, image.abs().argmax(axis, keepdim=True)).squeeze(axis)
+    return torch.linalg.vector_norm(image, dim=axis) * torch.sgn(strongest)
 
 
 class _InnerSets(_Inner):

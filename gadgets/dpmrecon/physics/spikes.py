@@ -1,4 +1,4 @@
-"""Spikes: single readout samples, of one coil or of all, that a discharge has made bright. They are taken out.
+"""Spikes: single readout samples, of some coils, that a discharge made bright. They are taken out.
 
 The field of view is limited and coils see the same object, so that a sample follows from its neighbours along the
 readout in all coils, with weights that are the same all over k-space (as in SPIRiT, Lustig and Pauly, Magnetic
@@ -20,7 +20,7 @@ LARGEST = 9.0
 SHARED = 3.0
 # It has to be that large itself; where no sample is, nothing is predicted
 WORTH_A_LOOK = 6.0
-CLIP = 6.0  # of a sample in units of its neighbours, so that a spike spoils neither weights nor predictions
+CLIP = 6.0  # of a sample over its neighbours: a spike spoils nothing else
 FITTED = 2**13  # samples that the weights are fitted to
 ROUNDS = 8  # of search; each finds one spike a line and coil
 REFINED = 3  # times that the size of spikes is told again from data without them
@@ -118,7 +118,7 @@ def _neighbours(samples: torch.Tensor) -> torch.Tensor:
 
 
 def _size(lines: torch.Tensor) -> torch.Tensor:
-    """(n_lines, cols): of a sample's neighbours, root mean square over coils, the larger of the two middle ones."""
+    """(n_lines, cols): of a sample's neighbours, root mean square over coils, the larger middle one."""
     energy = _neighbours(torch.view_as_real(lines).square().sum(-1).mean(0))
     return energy.sort(0).values[REACH].sqrt()
 

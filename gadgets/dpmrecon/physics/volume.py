@@ -31,12 +31,12 @@ class VolumeModel(ForwardModel):
     """y = mask * F(coil_maps * x) of one volume, y being a `hybrid`. Images are (..., partitions, rows, cols).
 
     coil_maps: (cols, n_coils, partitions, rows) complex64, the origin of partitions and rows at index 0; sum over coils
-    of |s|^2 is 1 on the head and 0 outside it. mask: (partitions, rows, cols) float32, 1 where k-space was acquired,
-    the same columns in every line.
+    of |s|^2 is 1 on the head and 0 outside it. mask: (partitions, rows, cols) float32, 1 where acquired, the same
+    columns in every line.
     """
 
-    cg_steps: ClassVar[int] = 4  # twice, the second time from the first image on: every position along the readout is
-    # a small problem, which converges early
+    cg_steps: ClassVar[int] = 4  # twice, the second time from the first image on
+    # each position along the readout is a small problem, which converges early
 
     @cached_property
     def lines(self) -> torch.Tensor:
@@ -52,35 +52,36 @@ class VolumeModel(ForwardModel):
     @cached_property
     def support(self) -> torch.Tensor:
         """(partitions, rows, cols) float32, 1 where the coil maps are not 0."""
-        seen = torch.stack([(maps != 0).any(0) for maps in self.coil_maps]).float()
+        seen = torch.stack([(maps != 0).any(-3) for maps in self.coil_maps]).float()
         return self._unpack(seen)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(partitions, rows, cols) -> (n_coils, partitions, rows, cols)."""
         inside = self._pack(image)
-        return torch.stack([self._coil(inside, coil) for coil in range(self.coil_maps.shape[1])])
+        return torch.stack([self._coil(inside, coil) for coil in range(self.coil_maps.shape[-3])])
 
     def coils(self, image: torch.Tensor) -> Iterator[torch.Tensor]:
         """`forward` coil by coil, (partitions, rows, cols) each."""
         inside = self._pack(image)
-        for coil in range(self.coil_maps.shape[1]):
+        for coil in range(self.coil_maps.shape[-3]):
             yield self._coil(inside, coil)
 
     def _coil(self, inside: torch.Tensor, coil: int) -> torch.Tensor:
-        seen = torch.fft.fft2(self.coil_maps[:, coil] * inside, norm="ortho") * self.lines
+        seen = torch.fft.fft2(self._added(self.coil_maps[..., coil, :, :] * inside), norm="ortho") * self.lines
         return self._unpack(self._read(seen))
 
     def adjoint(self, kspace: torch.Tensor) -> torch.Tensor:
         """(n_coils, partitions, rows, cols) -> (partitions, rows, cols)."""
-        inside = kspace.new_zeros((kspace.shape[-1], *kspace.shape[1:3]))
+        inside = torch.zeros_like(self.coil_maps[..., 0, :, :])
         if self.columns is None:
             for some in self._positions():
                 part = origin_to_corner(kspace[..., some].permute(3, 0, 1, 2), _PLANE) * self.lines
-                inside[some] = (torch.fft.ifft2(part, norm="ortho") * self.coil_maps[some].conj()).sum(1)
+                part = self._for_each(torch.fft.ifft2(part, norm="ortho"))
+                inside[some] = (part * self.coil_maps[some].conj()).sum(-3)
         else:
             for coil, part in enumerate(kspace):
                 seen = self._read(self._pack(part) * self.lines)
-                inside += torch.fft.ifft2(seen, norm="ortho") * self.coil_maps[:, coil].conj()
+                inside += self._for_each(torch.fft.ifft2(seen, norm="ortho")) * self.coil_maps[..., coil, :, :].conj()
         return self._unpack(inside)
 
     def normal(self, image: torch.Tensor) -> torch.Tensor:
@@ -110,15 +111,22 @@ class VolumeModel(ForwardModel):
     ) -> torch.Tensor:
         right, solution = self._pack(target), self._pack(start)
         for some in self._positions():
-            maps, here = self.coil_maps[some], solution[some]
+            maps, shape = self.coil_maps[some], solution[some].shape
             conjugate = maps.conj().resolve_conj()
 
-            def normal(part: torch.Tensor, maps: torch.Tensor = maps, conjugate: torch.Tensor = conjugate):
-                return self._plane_normal(part, maps, conjugate)
+            def normal(
+                part: torch.Tensor,
+                maps: torch.Tensor = maps,
+                conjugate: torch.Tensor = conjugate,
+                shape: torch.Size = shape,
+            ) -> torch.Tensor:
+                return self._plane_normal(part.view(shape), maps, conjugate).view(part.shape)
 
-            limit = tolerance**2 * energy_of(right[some] + weight * here)
-            residual = right[some] - normal(here)
-            solution[some] = conjugate_gradients(normal, here, residual, weight, steps, limit)
+            # all that a position has below each other, as one image to the solver
+            here, wanted = (whole[some].flatten(1, -2) for whole in (solution, right))
+            limit = tolerance**2 * energy_of(wanted + weight * here)
+            residual = wanted - normal(here)
+            solution[some] = conjugate_gradients(normal, here, residual, weight, steps, limit).view(shape)
         return self._unpack(solution)
 
     def _solve(
@@ -143,10 +151,10 @@ class VolumeModel(ForwardModel):
                 maps = self.coil_maps[some]
                 found[some] = self._plane_normal(inside[some], maps, maps.conj())
         else:
-            for coil in range(self.coil_maps.shape[1]):
-                maps = self.coil_maps[:, coil]
-                seen = self._read(torch.fft.fft2(maps * inside) * self.lines)
-                found += torch.fft.ifft2(seen) * maps.conj()
+            for coil in range(self.coil_maps.shape[-3]):
+                maps = self.coil_maps[..., coil, :, :]
+                seen = self._read(torch.fft.fft2(self._added(maps * inside)) * self.lines)
+                found += self._for_each(torch.fft.ifft2(seen)) * maps.conj()
         return found
 
     def _plane_normal(self, part: torch.Tensor, maps: torch.Tensor, conjugate: torch.Tensor) -> torch.Tensor:
@@ -157,11 +165,19 @@ class VolumeModel(ForwardModel):
         seen *= conjugate
         return seen.sum(1)
 
+    def _added(self, images: torch.Tensor) -> torch.Tensor:
+        """What the images of all sets of maps are together, (cols, partitions, rows)."""
+        return images
+
+    def _for_each(self, coil_images: torch.Tensor) -> torch.Tensor:
+        """The same for each set."""
+        return coil_images
+
     def _read(self, lines: torch.Tensor) -> torch.Tensor:
         """Hybrid lines (cols, partitions, rows) as the part of the readout that was acquired alone makes them."""
         if self.columns is None:
             return lines
-        # the image along cols has its origin in the middle: a phase of the k-space, which commutes with the mask
+        # along cols the origin is in the middle: a phase of k-space
         return torch.fft.ifft(torch.fft.fft(lines, dim=0) * self.columns, dim=0)
 
     def _positions(self) -> Iterator[slice]:
@@ -180,10 +196,10 @@ class VolumeModel(ForwardModel):
 
     @staticmethod
     def _pack(image: torch.Tensor) -> torch.Tensor:
-        """(partitions, rows, cols) to (cols, partitions, rows), the origin of these two at index 0."""
-        return origin_to_corner(image.permute(2, 0, 1), _PLANE).contiguous()
+        """(..., partitions, rows, cols) to (cols, ..., partitions, rows), the origin of these two at index 0."""
+        return origin_to_corner(image.movedim(-1, 0), _PLANE).contiguous()
 
     @staticmethod
     def _unpack(inside: torch.Tensor) -> torch.Tensor:
         """The inverse of `_pack`."""
-        return origin_to_centre(inside, _PLANE).permute(1, 2, 0).contiguous()
+        return origin_to_centre(inside, _PLANE).movedim(0, -1).contiguous()

@@ -8,30 +8,44 @@ import torch
 from ..errors import BadInputError
 from .coil_maps import CHUNK, FEWEST, KERNEL, dominant, fourier_matrix, kernel_size, principal_component
 from .fourier import crop_or_pad, origin_to_corner
+from .volume_map_sets import folding_axis, second_set
 
 # Size of the matrix whose eigenvectors span the signal: a kernel of 6 for 9 coils, of 5 for 16. A shorter one leaves
 # more of the signal unexplained, a longer one takes minutes
 MATRIX = 2048
 LARGEST = 24  # samples of the calibration that are used along each axis
 THRESHOLD = 0.02  # of the largest singular value: what is above spans the signal
-CROP = 0.9  # of the eigenvalue, which is 1 where the signal explains the coils
-# Maps are found on at most this many points along an axis, and interpolated between them
+# Of the eigenvalue; at .9 slabs lose dark edges (training/reports/volumes/support)
+CROP = 0.75
+SECOND = 0.9  # the same of a second set
+# Points along an axis that maps are found on, and interpolated between
 POINTS = 128
 
 
-def estimate_volume_maps(calibration: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+def estimate_volume_maps(calibration: torch.Tensor, shape: tuple[int, int, int], crop: float = CROP) -> torch.Tensor:
     """Coil maps of a volume in the layout of `VolumeModel`: (cols, n_coils, partitions, rows) complex64, the origin of
-    partitions and rows at index 0; sum over coils of |s|^2 is 1 in the support and 0 outside it.
+    partitions and rows at index 0; sum over coils of |s|^2 is 1 in the support and 0 outside it. Two sets in that of
+    `SoftVolume` where the head folds: orthonormal, the second 0 where one place of the head explains a voxel.
 
     calibration: (n_coils, partitions, rows, samples) complex64 k-space, fully sampled, pre-whitened, of the same field
-    of view as the volume; index N//2 of each axis is the centre. shape: (partitions, rows, cols) of the volume. Phase:
-    as of `estimate_coil_maps`. Raises BadInputError for a calibration too small for the kernel, zero or not finite.
+    of view as the volume; index N//2 of each axis is the centre. shape: (partitions, rows, cols) of the volume. crop:
+    voxels whose eigenvalue is smaller are outside the support. Phase: as of `estimate_coil_maps`. Raises BadInputError
+    for a calibration too small for the kernel, zero or not finite.
     """
     calibration = _middle(calibration)
     operator = _kernel_correlations(calibration)
     reference = principal_component(calibration)
-    maps, values = _eigenvectors(operator, reference, grid_of(shape))
-    return _on_grid(maps, values, shape)
+    grid = grid_of(shape)
+    axis = folding_axis(operator, grid)
+    (first, strength), *more = _eigenvectors(operator, reference, grid, 1 if axis is None else 2)
+    if axis is None:
+        return _on_grid(first, strength, shape, crop)
+    ((second, second_strength),) = more
+    strong = torch.stack([strength >= crop, second_strength >= SECOND]).permute(0, 2, 3, 1)
+    one, other, double = second_set(first.permute(2, 3, 0, 1), second.permute(2, 3, 0, 1), strong, axis)
+    one = _on_grid(one.permute(2, 3, 0, 1), strength, shape, crop)
+    other = _on_grid(other.permute(2, 3, 0, 1), double.permute(2, 0, 1).float(), shape, 0.5)
+    return torch.stack([one, _orthogonal(other, one)], 1)
 
 
 def packed_maps(maps: torch.Tensor) -> torch.Tensor:
@@ -39,9 +53,10 @@ def packed_maps(maps: torch.Tensor) -> torch.Tensor:
     return origin_to_corner(maps.permute(3, 0, 1, 2)).contiguous()
 
 
-def grid_of(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Points of the grid on which the maps of a volume of this shape are found."""
-    return tuple(size if size <= POINTS else -(-size // 2) for size in shape)
+def grid_of(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Points of the grid on which a volume's maps are found."""
+    partitions, rows, cols = (size if size <= POINTS else -(-size // 2) for size in shape)
+    return partitions, rows, cols
 
 
 def longest_kernel(n_coils: int) -> int:
@@ -91,31 +106,48 @@ def _kernel_correlations(calibration: torch.Tensor) -> torch.Tensor:
 
 
 def _eigenvectors(
-    operator: torch.Tensor, reference: torch.Tensor, grid: tuple[int, ...]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """On a grid (partitions, rows, cols): dominant eigenvectors (cols, n_coils, partitions, rows) of unit norm, and
-    their eigenvalues (cols, partitions, rows)."""
+    operator: torch.Tensor, reference: torch.Tensor, grid: tuple[int, ...], n_sets: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """On a grid (partitions, rows, cols), the largest first: eigenvectors (cols, n_coils, partitions, rows) of unit
+    norm, and their eigenvalues (cols, partitions, rows)."""
     n_coils = len(reference)
     by_partition, by_row, by_col = (
         fourier_matrix(size, taps, operator.device) for size, taps in zip(grid, operator.shape)
     )
     partitions, rows, cols = grid
     along = torch.einsum("xk,ijkcC->xijcC", by_col, operator)
-    maps = operator.new_empty((cols, n_coils, partitions, rows))
-    values = torch.empty((cols, partitions, rows), device=operator.device)
+    sets = [
+        (
+            operator.new_empty((cols, n_coils, partitions, rows)),
+            torch.empty((cols, partitions, rows), device=operator.device),
+        )
+        for _ in range(n_sets)
+    ]
     step = max(1, CHUNK // (rows * n_coils**2))
     for col in range(cols):
         across = torch.einsum("yj,ijcC->iycC", by_row, along[col])
         for first in range(0, partitions, step):
             some = slice(first, min(first + step, partitions))
             matrices = (by_partition[some] @ across.flatten(1)).view(-1, n_coils, n_coils)
-            vectors, found = dominant(matrices, reference)
-            maps[col, :, some] = vectors.view(-1, rows, n_coils).permute(2, 0, 1)
-            values[col, some] = found.view(-1, rows)
-    return maps, values
+            for index, (maps, values) in enumerate(sets):
+                vectors, found = dominant(matrices, reference)
+                maps[col, :, some] = vectors.view(-1, rows, n_coils).permute(2, 0, 1)
+                values[col, some] = found.view(-1, rows)
+                if index + 1 < n_sets:  # what is left has the next one as its largest
+                    matrices = matrices - found[:, None, None] * vectors[:, :, None] * vectors[:, None].conj()
+    return sets
 
 
-def _on_grid(maps: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def _orthogonal(other: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
+    """Maps (cols, n_coils, partitions, rows) of unit norm or 0, made orthogonal to others, and 0 where those are."""
+    for position, beside in zip(other, one):
+        position -= beside * (beside.conj() * position).sum(0)
+        norm = torch.linalg.vector_norm(position, dim=0)
+        position *= ((norm > 0.1) & (beside != 0).any(0)) / norm.clamp_min(1e-17)
+    return other
+
+
+def _on_grid(maps: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...], crop: float) -> torch.Tensor:
     """Maps as `estimate_volume_maps` gives them, interpolated coil by coil where the grid is coarser."""
     partitions, rows, cols = shape
     coarse = maps.shape[0], *maps.shape[2:]
@@ -130,7 +162,7 @@ def _on_grid(maps: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -
         maps = finer
     for position, value in zip(maps, values):
         norm = torch.linalg.vector_norm(position, dim=0).clamp_min(1e-17)
-        position.copy_(origin_to_corner(position * ((value >= CROP) / norm)))
+        position.copy_(origin_to_corner(position * ((value >= crop) / norm)))
     return maps
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 
 from ..device import has_bfloat16
 from ..errors import CheckpointError
+from ..files import replacing
 from ..physics.phase import RULE as PHASE_RULE
 from ..physics.scale import RULE
 from ..version import __version__
@@ -46,12 +47,12 @@ class Checkpoint:
 def save_checkpoint(path: Path, model: torch.nn.Module, card: dict) -> None:
     """Write `path` (.safetensors) and the card beside it.
 
-    model: with its configuration as `config`. card: what only the caller knows (recipe, data and licences, sampler
-    defaults, a kind other than "denoiser"). Configuration, rules of scale and phase, checksum, number of parameters
-    and package version are filled in here.
+    model: with its configuration as `config`. card: what only the caller knows (recipe, data, licences, sampler
+    defaults, another kind than "denoiser"). Configuration, rules of scale and phase, checksum, number of parameters and
+    package version are filled in here.
     """
     count = sum(p.numel() for p in model.parameters())
-    # above 4 M parameters float32 would break the 16 MB that a shipped file may have
+    # above 4 M parameters float32 would break a shipped file's 16 MB
     dtype = torch.float16 if count > 4_000_000 else torch.float32
     if card.get("kind") == LATENT:
         dtype = torch.bfloat16
@@ -76,15 +77,9 @@ def _text(card: dict) -> bytes:
 
 def _replace(contents: dict[Path, bytes]) -> None:
     """Write all files beside their places, then put them there: a full disk leaves what was. Raises OSError."""
-    beside = {path: path.with_name(f"{path.name}.new") for path in contents}
-    try:
+    with ExitStack() as stack:
         for path, data in contents.items():
-            beside[path].write_bytes(data)
-        for path in contents:
-            os.replace(beside[path], path)
-    finally:
-        for new in beside.values():
-            new.unlink(missing_ok=True)
+            stack.enter_context(replacing(path)).write_bytes(data)
 
 
 def default_path() -> Path:
@@ -113,7 +108,7 @@ def model_path(model: Path | str | None) -> Path:
 def load_checkpoint(path: Path | str | None = None, device: torch.device | str = "cpu") -> Checkpoint:
     """Load a .safetensors file and its card; None is the checkpoint that ships with the package.
 
-    Raises CheckpointError, in one sentence, when either file is missing, damaged or of another format.
+    Raises CheckpointError when either file is missing, damaged or of another format.
     """
     path = model_path(path)
     if path.is_file() and path.suffix in (".bin", ".ckpt", ".pkl", ".pt", ".pth"):
@@ -189,7 +184,7 @@ def sampler_defaults(card: dict, sampler: str, contrast: str | None, acceleratio
 
 
 def volume_defaults(card: dict, sampler: str, contrast: str | None) -> tuple[dict, int, str] | None:
-    """A sampler's settings for a volume, the number of samples, and where they come from; None where the card has none.
+    """A sampler's settings for a volume, the number of samples, and their source; None where the card has none.
 
     card["sampling"]["volume"] holds samples, the settings of a sampler that differ from those of slices, under its
     name, and by_contrast, those that differ again.

@@ -17,12 +17,12 @@ from torch import nn
 from .denoiser import one_hot, uncounted
 from .unet import UNet
 
-RESIDUAL = 0.1  # std per real channel of image less conventional image, of the scale: about R = 6
+RESIDUAL = 0.1  # standard deviation of image less conventional image over the scale, at R = 6
 SIGMA_DATA = 0.25  # of the conventional image, as in the denoiser
 
 
 def signal_and_noise(time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """alpha and sigma of the cosine schedule at `time`, 0 (clean) to 1 (noise alone); alpha^2 + sigma^2 = 1."""
+    """alpha and sigma of the cosine schedule at `time`, 0 (clean) to 1 (noise); alpha^2 + sigma^2 = 1."""
     return torch.cos(time * (math.pi / 2)), torch.sin(time * (math.pi / 2))
 
 
@@ -55,7 +55,7 @@ class ConditionalDenoiser(nn.Module):
         return self.network.stem.weight.device
 
     def one_hot(self, labels: list[str | None]) -> torch.Tensor:
-        """(batch, n_labels) float32; None, or a label that the model does not know, is a row of zeros."""
+        """(batch, n_labels) float32; None, or an unknown label, is a row of zeros."""
         return one_hot(labels, self.labels, self.device)
 
     def of_contrast(self, label: str | None, count: Callable[[int], object] = uncounted) -> "Conditioned":
@@ -128,7 +128,7 @@ class Conditioned:
         sigma_n: torch.Tensor,
         at_once: int,
     ) -> torch.Tensor:
-        """Of all planes (n_planes, rows, cols) of a volume, which are counted as one image."""
+        """Of a volume's planes (n_planes, rows, cols), which count as one image."""
         numbers = (acceleration.expand(len(noisy)), sigma_n.expand(len(noisy)))
         parts = zip(*(values.split(at_once) for values in (noisy, conventional, *numbers)))
         found = torch.cat([self._velocity(part, time, image, *told) for part, image, *told in parts])

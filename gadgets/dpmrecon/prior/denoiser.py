@@ -1,6 +1,6 @@
 """The denoiser D(x; sigma, c): EDM preconditioning (Karras et al., NeurIPS 2022) around the U-Net.
 
-sigma is the standard deviation of the noise **per real channel** everywhere in this project.
+sigma is the noise's standard deviation **per real channel**, everywhere.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class Denoiser(nn.Module):
         return self.unet.stem.weight.device
 
     def one_hot(self, labels: list[str | None]) -> torch.Tensor:
-        """(batch, n_labels) float32; None, or a label that the model does not know, is a row of zeros."""
+        """(batch, n_labels) float32; None, or an unknown label, is a row of zeros."""
         return one_hot(labels, self.labels, self.device)
 
     def of_contrast(self, label: str | None, count: Callable[[int], object] = uncounted) -> "ContrastDenoiser":
@@ -97,7 +97,7 @@ class ContrastDenoiser:
         return self.denoiser(x, sigma, self.label.expand(len(x), -1).contiguous())
 
     def of_planes(self, planes: torch.Tensor, sigma: float, at_once: int) -> torch.Tensor:
-        """D of all planes (n_planes, rows, cols) of a volume, which are counted as one image."""
+        """D of a volume's planes (n_planes, rows, cols), which count as one image."""
         levels = torch.full((len(planes),), sigma, device=planes.device)
         parts = zip(planes.split(at_once), levels.split(at_once))
         found = torch.cat([self.denoiser(part, level, self.label.expand(len(part), -1)) for part, level in parts])

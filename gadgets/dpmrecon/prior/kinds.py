@@ -1,6 +1,6 @@
-"""Kinds of models: what a checkpoint's card names as its `kind`, and the samplers that a kind brings.
+"""Kinds of models: what a card names as its `kind`, and the kind's samplers.
 
-A new kind is a network, a file of samplers, and an entry of KINDS.
+A new kind is a network, a file of samplers, and a KINDS entry.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from .samplers.one_step import OneStepSettings, sample_one_step
 
 
 class Settings(Protocol):
-    """A frozen dataclass whose fields are the keys that a card may give a sampler."""
+    """A frozen dataclass: its fields are a sampler's keys in a card."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

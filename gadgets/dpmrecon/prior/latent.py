@@ -227,8 +227,8 @@ def _renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def load_stable_diffusion(folder: Path, checksum: str, labels: list[str]) -> LatentModel:
     """Autoencoder and U-Net of a local Stable Diffusion 2.1-base folder, with a new ControlNet; no text encoder.
 
-    The prompt is a vector of zeros until a stage of training has learnt one. checksum: `folder_checksum` of what was
-    trusted. Raises CheckpointError, in one sentence, for a missing part, pickled weights, or another checksum.
+    The prompt is a vector of zeros until training has learnt one. checksum: `folder_checksum` of what was trusted.
+    Raises CheckpointError, in one sentence, for a missing part, pickled weights, or another checksum.
     """
     found = folder_checksum(folder)
     if found != checksum:

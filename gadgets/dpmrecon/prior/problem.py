@@ -31,8 +31,8 @@ class Problem:
     kspace: (batch, n_coils, rows, cols) complex64; zero_filled: A^H kspace, (batch, rows, cols) complex64; sigma_n:
     (batch,) float32, the noise of `kspace`; start: (batch, rows, cols) complex64, a conventional reconstruction that a
     sampler may start from. The model, kspace and zero_filled may be one for all. With `SoftSense` as the model images
-    are (batch, n_sets, rows, cols), with `VolumeModel` (batch, partitions, rows, cols); then `planes` says how a prior
-    sees them.
+    are (batch, n_sets, rows, cols), with `VolumeModel` (batch, partitions, rows, cols), with `SoftVolume` both; then
+    `planes` says how a prior sees them.
     """
 
     model: ForwardModel
@@ -52,7 +52,7 @@ class Problem:
 
 
 class NoiseSource:
-    """Noise for a batch, from one generator for each entry, so that batching changes nothing.
+    """Noise for a batch, a generator for each entry: batching changes nothing.
 
     seeds: one integer an entry. Numbers are drawn on the CPU, so that every device sees the same ones: for a GPU, which
     would wait for them, by several threads.

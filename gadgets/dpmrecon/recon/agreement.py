@@ -15,15 +15,13 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError
-from ..physics.cg_sense import cg_sense
-from ..physics.forward import ForwardModel
-from ..prior.problem import NoiseSource, Problem
+from ..prior.problem import NoiseSource
 from ..prior.samplers.diffusion import Prior, SamplerSettings, sample_prox
+from .held_back import can_be_held_back, held_back, outer_rows
 from .types import Agreement, MappedSlice
 
 SIGMAS = (0.06, 0.12, 0.25, 0.5, 1.0)  # of the noise that is added, over the scale
 SHARE = 4  # one acquired line in so many is held back
-NEAR = 4  # lines on either side of the centre that never are: nothing foretells the scale
 ANY = "any"  # of the card, for scans of no known contrast
 COVARIATES = 9  # see `covariates`
 RANGES = ("sigma_n", "R", "head", "matrix")  # entries of the card: lowest and highest that was measured
@@ -39,27 +37,14 @@ NAMES = (HELD_BACK, *(f"{what} at {sigma:g}" for what in ("denoised", "kept") fo
 def agreement(mapped: MappedSlice, prior: Prior, seed: int = 0) -> dict[str, float]:
     """Natural logarithms of the numbers, by NAMES; none for volumes, for heads that fold, and for shots with a mask
     each. seed: of the lines that are held back, and of the noise."""
-    mask, maps = mapped.model.mask, mapped.model.coil_maps
-    if type(mapped.model) is not ForwardModel or mask.ndim != 2:
+    if not can_be_held_back(mapped):
         return {}
-    device, noise = mask.device, NoiseSource([seed], mask.device)
-    rows = torch.nonzero(mask.amax(1)).flatten().tolist()
-    outer = [row for row in rows if abs(row - len(mask) // 2) > NEAR]
-    held = np.random.default_rng(seed).permutation(outer)[: max(1, len(outer) // SHARE)].tolist()
-    away = torch.zeros_like(mask)
-    away[held] = mask[held]
-    kept, left_out = ForwardModel(maps, mask - away), ForwardModel(maps, away)
-    kspace, sigma_n = mapped.data.kspace / mapped.scale, mapped.data.sigma_n / mapped.scale
-    zero_filled = kept.adjoint(kspace)
-    start = cg_sense(kept, zero_filled, sigma_n, 1.0)
-    problem = Problem(kept, kspace[None], zero_filled[None], torch.tensor([sigma_n], device=device), start[None])
-    image = sample_prox(problem, prior, SHORT, noise)[0]
-    count = 2 * float(away.sum()) * len(kspace)
-    missed, signal = (
-        float(torch.view_as_real(values).square().sum()) / (count * sigma_n**2) - 1
-        for values in (left_out.forward(image) - kspace * away, kspace * away)
-    )
-    least = 2 / math.sqrt(count / 2)  # noise hides what is smaller
+    noise = NoiseSource([seed], mapped.model.mask.device)
+    outer = outer_rows(mapped)
+    held = held_back(mapped, np.random.default_rng(seed).permutation(outer)[: max(1, len(outer) // SHARE)].tolist())
+    image = sample_prox(held.problem, prior, SHORT, noise)[0]
+    missed, signal = (float(held.missed(found)) - 1 for found in (image, torch.zeros_like(image)))
+    least = 2 / math.sqrt(held.count / 2)  # noise hides what is smaller
     unforetold = math.log(max(missed, least) / max(signal, least))
     return dict(zip(NAMES, [unforetold, *_denoised(image, mapped.model.support, prior, noise)]))
 

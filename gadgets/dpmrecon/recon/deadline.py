@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from .types import Sampling
 
-# Share of a slice's time that is planned for; the rest is room for a machine that slows down
+# Share of a slice's time that is planned; the rest is reserve
 PLANNED = 0.9
 # Below it a second sample is worth less than the steps that it takes
 STEPS_BEFORE_SAMPLES = 10
-# Three evaluations beat CG-SENSE on the validation slices of all contrasts at R = 4 and 8, two do not
+# Three evaluations beat CG-SENSE on all validation slices, two do not
 USEFUL_STEPS = 3
 
 

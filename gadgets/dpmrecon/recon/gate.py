@@ -14,7 +14,7 @@ from .types import DISTRUSTED, MappedSlice, Reconstruction
 # Chosen from training/reports/residuals, which `dpmtrain residuals` measured on simulated scans. A residual is compared
 # with what is expected of a sound scan; from this many times as much on, an image is said to contradict its data
 REMARKED = 1.3
-# and from this on it is not used where CG-SENSE's is smaller, and not to be trusted where that is as large
+# from this on CG-SENSE's is used if smaller, else none is trusted
 LARGEST_RESIDUAL = 3.0
 # Share of the data, as root mean square, that the coil maps of a sound scan fail to explain at most; more in proportion
 # where the matrix has fewer lines or columns than this, for which the kernel of the maps is long
@@ -57,8 +57,8 @@ def expected_residual(mapped: MappedSlice) -> float:
 
 
 def expected_by_part(mapped: MappedSlice) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for every row (rows,), of a volume every line, and every channel (n_coils,). A row gets the map error of
-    all others too."""
+    """The same for every row (rows,), a volume's lines, and every channel (n_coils,). A row gets the map error of all
+    others too."""
     error, by_row = _map_error(mapped), mapped.energy.by_row.square()
     return (
         (1 + error**2 * (by_row + by_row[by_row.isfinite()].mean())).sqrt(),
@@ -179,6 +179,8 @@ def unfamiliar(item: Reconstruction) -> Verdict | None:
     if abs(deviation) < TOGETHER:
         what = "the detail of the image at different levels of noise does not go together as in sound scans"
     text = f"{what}: see whether it is the head and contrast that the prior knows, and whether it lay still"
+    if item.adaptation is None:
+        text += "; where the object is another, --adapt fits the prior to it"
     if found.distance > FAR:
         return Verdict("distrust", f"{DISTRUSTED}{text}")
     return Verdict("remark", text)
@@ -188,8 +190,8 @@ CHECKS: tuple[Check, ...] = (not_finite, misses_data, unfamiliar, rows_contradic
 
 
 def judged(item: Reconstruction, gate: str = "warn") -> tuple[Reconstruction, str | None]:
-    """The reconstruction with its remarks, and why the conventional image should take its place, or None. gate:
-    fallback wants that too of an image that is not to be trusted."""
+    """The reconstruction with its remarks, and why it should be replaced, or None. gate: fallback wants that too of an
+    image that is not to be trusted."""
     found = [verdict for check in CHECKS if (verdict := check(item)) is not None]
     reason = next((verdict.text for verdict in found if verdict.kind == "fallback"), None)
     if gate == "fallback" and reason is None and item.fallback is None:

@@ -1,8 +1,8 @@
 """Averages and shots that have a phase each, as one slice.
 
-A shot alone is undersampled by the number of shots more, and tells its phase badly. All shots together make an image
-that is wrong where phases are, and each shot's samples, filled up from it, tell a better phase (as in POCS-MUSE, Chu et
-al., Magnetic Resonance in Medicine 74:1336, 2015, with SENSE in the place of its projections).
+A shot alone is undersampled more, and tells its phase badly. All shots together make an image that is wrong where
+phases are, and each shot's samples, filled up from it, tell a better phase (as in POCS-MUSE, Chu et al., Magnetic
+Resonance in Medicine 74:1336, 2015, with SENSE in the place of its projections).
 """
 
 import math
@@ -20,7 +20,7 @@ from .types import MappedSlice
 ROUNDS = 4
 # of the joint image over CG-SENSE's own: the smaller, the faster phases move
 FILL_WEIGHT = 0.03
-# undersampling of a shot over the coils, from which on low SNR may leave phases wrong
+# a shot's undersampling over the coils from which on phases may be wrong
 SAFE_FOLD = 0.4
 UNSAFE = (
     "each of its {n_shots} shots has a phase of its own and is undersampled {fold:g} times, with {n_coils} coils: at "

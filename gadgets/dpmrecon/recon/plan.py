@@ -6,12 +6,13 @@ import torch
 
 from ..device import device_of
 from ..errors import BadInputError
-from ..mrd.header import Header, contrast_label
+from ..mrd.header import Header, acceleration, contrast_label, n_partitions
 from ..options import Options, printable
 from ..prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults, uncertainty_defaults, volume_defaults
 from ..prior.kinds import ONE_STEP
 from .types import Sampling
 
+ADAPTED = "prox"  # the sampler whose prior can be adapted
 CPU_BATCH, GPU_BATCH = 4, 32  # images that the network sees at once
 
 
@@ -21,6 +22,13 @@ def load(options: Options) -> tuple[Checkpoint, torch.device]:
     # a sampler that only another shipped model has selects that one
     named = ONE_STEP if options.model is None and options.sampler == ONE_STEP else options.model
     return load_checkpoint(named, device), device
+
+
+def asked(options: Options, checkpoint: Checkpoint, header: Header) -> tuple[str | None, Sampling]:
+    """Contrast and sampling of a scan with this header. Raises BadInputError."""
+    contrast = contrast_of(options, checkpoint, header)
+    volume, device = n_partitions(header) > 1, checkpoint.model.device
+    return contrast, sampling_of(options, checkpoint, device, contrast, acceleration(header), volume=volume)
 
 
 def sampling_of(
@@ -57,6 +65,8 @@ def sampling_of(
     else:
         chosen, source = sampler_defaults(checkpoint.card, name, contrast, acceleration)
         samples = checkpoint.card.get("sampling", {}).get("samples", 1)
+    if options.adapt:
+        _check_adaptable(options, name, volume)
     settings = sampler.settings_from(chosen)
     if options.steps is not None:
         settings = dataclasses.replace(settings, steps=options.steps)
@@ -73,7 +83,18 @@ def sampling_of(
         source=source,
         keep_samples=keep_samples,
         gate=options.gate,
+        adapt=options.adapt,
     )
+
+
+def _check_adaptable(options: Options, sampler: str, volume: bool) -> None:
+    """Raises BadInputError for what no prior can be adapted to."""
+    if sampler != ADAPTED:
+        raise BadInputError(f"--adapt is for the sampler {ADAPTED} and the model's is {sampler}: leave one of them out")
+    if volume:
+        raise BadInputError("--adapt is for slices, and the scan is a volume: leave it out")
+    if options.deadline is not None:
+        raise BadInputError("--adapt takes longer than a deadline can foresee: leave one of them out")
 
 
 def _of_volumes(checkpoint: Checkpoint) -> str:

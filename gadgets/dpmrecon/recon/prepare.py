@@ -11,7 +11,7 @@ from ..device import synchronize
 from ..errors import BadInputError
 from ..mrd.completeness import FEWEST_CALIBRATION_LINES
 from ..physics.coil_compression import compressed
-from ..physics.coil_maps import estimate_map_sets
+from ..physics.coil_maps import CROP, estimate_map_sets
 from .conventional import mapped_slice
 from .phases import with_phases
 from .repairs import despiked, with_calibration_as_data
@@ -22,9 +22,14 @@ FOLDS = (
     "two sets of coil maps are used: the head folds into its field of view along the lines, or calibration lines "
     "contradict each other"
 )
+# Of the maps of slices whose phase is too quick for their calibration. By the usual one SWI has a percent of the head
+# missing near the sinuses, by this one .2, and NRMSE is 5 to 12 % lower (training/reports/swi/slices)
+SWI_CROP = 0.8
 
 
-def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) -> Iterator[MappedSlice | LostSlice]:
+def with_coil_maps(
+    slices: Iterable[Slice | LostSlice], device: torch.device, contrast: str | None = None
+) -> Iterator[MappedSlice | LostSlice]:
     """ESPIRiT maps, scale and CG-SENSE image of every slice; one that has no calibration, or no maps, is lost.
 
     Raises BadInputError at the end, with the first reason, where such slices are all that came and none had maps: a
@@ -33,17 +38,17 @@ def with_coil_maps(slices: Iterable[Slice | LostSlice], device: torch.device) ->
     failed: LostSlice | None = None
     mapped = False
     for data in slices:
-        found = data if isinstance(data, LostSlice) else with_maps(data, device)
+        found = data if isinstance(data, LostSlice) else with_maps(data, device, contrast)
         mapped = mapped or isinstance(found, MappedSlice)
         if isinstance(found, LostSlice) and found is not data:
             failed = failed or found
         yield found
-        del data, found  # a volume's lines are collected while the one before is held no longer than it must
+        del data, found  # a volume is let go before the next one's lines are collected
     if failed is not None and not mapped:
         raise BadInputError(f"slice {failed.key.slice}: {failed.reason}")
 
 
-def with_maps(data: Slice, device: torch.device) -> MappedSlice | LostSlice:
+def with_maps(data: Slice, device: torch.device, contrast: str | None = None) -> MappedSlice | LostSlice:
     """The slice with ESPIRiT maps of its calibration, scale and CG-SENSE image; lost, with the reason, without them."""
     if data.calibration is None:
         return LostSlice(
@@ -63,7 +68,7 @@ def with_maps(data: Slice, device: torch.device) -> MappedSlice | LostSlice:
         first = with_calibration_as_data(first)
     rows, cols = first.mask.shape
     try:
-        sets = estimate_map_sets(calibration, (rows, cols))
+        sets = estimate_map_sets(calibration, (rows, cols), SWI_CROP if contrast == "swi" else CROP)
     except BadInputError as error:
         return LostSlice(data.key, f"it has no coil maps: {error}")
     synchronize(device)

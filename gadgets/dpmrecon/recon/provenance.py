@@ -10,14 +10,14 @@ from ..prior.kinds import Settings
 from ..version import __version__
 from .types import Sampling
 
-# what makes the UIDs of DICOM files: other words for the same images must not make other UIDs
+# what makes DICOM's UIDs: other words for the same images change none
 DECIDING = ("package_version", "model_id", "contrast", "sampler", "settings", "samples", "seed", "combine_averages")
 
 
 @dataclass(frozen=True)
 class Provenance:
     """Version, model, and how it sampled. combine_averages: one image of all averages; taken: options that say which
-    data it was, by name, where they are not the defaults."""
+    data it was, by name, unless defaults."""
 
     package_version: str
     model_id: str
@@ -33,6 +33,7 @@ class Provenance:
     combine_averages: bool
     conjugated: bool = False  # k-space was, as the vendor's files need it
     gate: str = "off"
+    adapt: bool = False  # the prior was fitted to the scan, as each slice tells
     taken: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -62,6 +63,7 @@ class Provenance:
             combine_averages=combine_averages,
             conjugated=conjugated,
             gate=sampling.gate,
+            adapt=sampling.adapt,
             taken=dict(taken or {}),
         )
 
@@ -71,4 +73,5 @@ class Provenance:
         found = {name: values[name] for name in DECIDING}
         found |= {"conjugated": True} if self.conjugated else {}
         found |= {"gate": self.gate} if self.gate == "fallback" else {}  # else it decides no pixel
+        found |= {"adapt": True} if self.adapt else {}
         return {**found, "taken": dict(self.taken)} if self.taken else found

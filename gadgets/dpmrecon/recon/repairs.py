@@ -8,7 +8,7 @@ from ..data import ESTIMATED, AnySlice, Slice, Volume
 from ..physics.noise import estimated_sigma
 from ..physics.spikes import Spike, without_spikes
 
-# Two lines of one row differ by noise alone where the variance of their difference is at most this many times expected
+# Variance of two equal lines' difference, over what noise alone has, at most
 AGREEMENT = 1.5
 TOLD = 3  # spikes whose places a remark has room for
 

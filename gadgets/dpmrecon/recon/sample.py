@@ -15,12 +15,12 @@ from ..prior.denoiser import Denoiser
 from ..prior.problem import NoiseSource, Planes, Problem, Stop, never
 from .agreement import Limits, agreement
 from .gate import judged
-from .types import MappedSlice, MappedVolume, Reconstruction, Sampling
+from .types import Adapted, MappedSlice, MappedVolume, Reconstruction, Sampling
 
 log = logging.getLogger("dpmrecon")
 
 Progress = Callable[[int], object]  # called with the images of each evaluation of the network
-# What a device raises when it cannot compute: no memory, or a broken kernel. Everything else is a fault of ours.
+# What a device raises that cannot compute; all else is our fault
 DEVICE_ERRORS = (RuntimeError, MemoryError)
 
 
@@ -70,13 +70,14 @@ def draw(
     """One tensor a slice, (samples, rows, cols) or (samples, n_sets, rows, cols), scale 1, and the evaluations of the
     network for each slice, one for all its sets.
 
-    When `stop` says so there are fewer of them, and fewer samples of a single slice.
+    When `stop` says so there are fewer, also samples of one slice.
     """
     device = group[0].conventional.device
     _, sampler = checkpoint.kind.sampler(sampling.sampler)
     entries = [(mapped, index) for mapped in group for index in range(sampling.samples)]
     draws, evaluations = [], 0
-    n_sets = group[0].n_sets  # the network sees an image of each
+    # the network sees each set's image; a volume's planes count as one
+    n_sets = 1 if isinstance(group[0], MappedVolume) else group[0].n_sets
 
     def count(images: int) -> None:
         nonlocal evaluations
@@ -104,10 +105,11 @@ def sample_group(
     sampling: Sampling,
     progress: Progress,
     stop: Stop = never,
+    adapted: Adapted | None = None,
 ) -> Iterator[Reconstruction]:
     """The slices of a group, sampled at once. Where the device fails, most often for want of memory, they are tried
     slice by slice, then sample by sample, a volume with half of the planes at once; what fails then comes as the
-    conventional image.
+    conventional image. adapted: samples instead of the checkpoint; the gate asks the prior as it was loaded.
 
     Raises DpmreconError where an image cannot be had and the fallback is off.
     """
@@ -115,7 +117,8 @@ def sample_group(
     draws: list[torch.Tensor] = []
     evaluations, failure = 0, None
     try:
-        draws, evaluations = draw(group, checkpoint, contrast, sampling, progress, stop)
+        own = checkpoint if adapted is None else adapted.checkpoint
+        draws, evaluations = draw(group, own, contrast, sampling, progress, stop)
     except DEVICE_ERRORS as error:
         failure = error.with_traceback(None)  # a traceback keeps the tensors of the attempt
     if failure is not None:
@@ -128,11 +131,13 @@ def sample_group(
         log.warning("%d images at once: %s: fewer are tried", images, reason)
         fewer = sampling if len(group) > 1 else replace(sampling, batch=images // 2 if is_volume else 1)
         for mapped in group:
-            yield from sample_group([mapped], checkpoint, contrast, fewer, progress, stop)
+            yield from sample_group([mapped], checkpoint, contrast, fewer, progress, stop, adapted)
         return
     seconds = (time.perf_counter() - started) / len(group)
     for mapped, samples in zip(group, draws):
         item = _mean(mapped, samples, sampling, evaluations, seconds)
+        if adapted is not None:
+            item = replace(item, adaptation=adapted.text)
         item, doubt = judged(_asked(item, checkpoint, contrast, sampling), sampling.gate)
         yield item if doubt is None else fall_back(mapped, doubt, sampling)
 

@@ -1,4 +1,4 @@
-"""Every slice of a scan is sampled: several at once where there is room, and within the deadline where there is one."""
+"""Every slice of a scan is sampled: several at once where there is room, and within any deadline."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -7,11 +7,12 @@ from ..data import LostSlice
 from ..device import synchronize
 from ..physics.volume import VolumeModel
 from ..prior.checkpoint import Checkpoint
+from .adapt import Adaptation
 from .deadline import Deadline
 from .sample import DEVICE_ERRORS, Progress, draw, fall_back, sample_group
 from .types import MappedSlice, MappedVolume, Reconstruction, Sampling
 
-# applications of the normal operator that the CG-SENSE image of a volume takes, see `volume_scale`
+# applications of the normal operator for a volume's CG-SENSE image, see `volume_scale`
 CG_SENSE_STEPS = 2 * (VolumeModel.cg_steps + 2)
 
 
@@ -22,17 +23,24 @@ def sampled(
     sampling: Sampling,
     progress: Progress = lambda evaluations: None,
     deadline: Deadline | None = None,
+    adaptation: Adaptation | None = None,
 ) -> Iterator[Reconstruction | LostSlice]:
     """Sample every slice from the posterior, several slices at once where the batch has room for them.
 
     deadline: where there is one, each slice gets the samples and steps that fit its share of the time left, and
-    CG-SENSE where too few do. Raises DpmreconError when a slice cannot be sampled and the fallback is off.
+    CG-SENSE where too few do. adaptation: of the scan, where it is sampled in several calls.
+
+    Raises DpmreconError when a slice cannot be sampled and the fallback is off.
     """
+    if sampling.adapt and adaptation is None:
+        adaptation = Adaptation(checkpoint, contrast, sampling)
     for group in _groups(stream, slices_at_once(sampling.batch, sampling.samples)):
         if isinstance(group, LostSlice):
             if deadline is not None:
                 deadline.note(1, 0, 0.0)
             yield group
+        elif adaptation is not None:
+            yield from _sample_adapted(group, adaptation, progress)
         elif deadline is None:
             yield from sample_group(group, checkpoint, contrast, sampling, progress)
         else:
@@ -45,7 +53,7 @@ def slices_at_once(batch: int, samples: int) -> int:
 
 
 def _groups(stream: Iterable[MappedSlice | LostSlice], size: int) -> Iterator[list[MappedSlice] | LostSlice]:
-    """Lists of at most `size` neighbours of equal shape and number of maps, in order; a volume is alone."""
+    """Lists of at most `size` neighbours of one shape and number of maps; a volume is alone."""
     group: list[MappedSlice] = []
     for item in stream:
         if group and (isinstance(item, LostSlice | MappedVolume) or _shapes(item) != _shapes(group[0])):
@@ -64,6 +72,14 @@ def _groups(stream: Iterable[MappedSlice | LostSlice], size: int) -> Iterator[li
 
 def _shapes(item: MappedSlice) -> tuple[tuple[int, ...], ...]:
     return item.model.coil_maps.shape, item.model.mask.shape
+
+
+def _sample_adapted(group: list[MappedSlice], adaptation: Adaptation, progress: Progress) -> Iterator[Reconstruction]:
+    adapted, sampling = adaptation.of(group), adaptation.sampling
+    seconds = {"adaptation": adapted.seconds} if adapted.seconds else {}
+    for item in sample_group(group, adaptation.checkpoint, adaptation.contrast, sampling, progress, adapted=adapted):
+        yield replace(item, seconds={**item.seconds, **seconds})
+        seconds = {}
 
 
 def _sample_in_time(

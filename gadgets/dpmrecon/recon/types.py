@@ -10,6 +10,7 @@ import torch
 from ..data import Slice, SliceKey, Volume
 from ..physics.forward import ForwardModel
 from ..physics.volume import VolumeModel
+from ..prior.checkpoint import Checkpoint
 from ..prior.kinds import Settings
 
 # Planes of fewer pixels, or of longer ones, are not shown to the prior. With the shipped one planes of 16 rows still
@@ -23,7 +24,7 @@ class Sampling:
     """How slices are sampled. batch: most images (slices times samples) the network sees at once; deadline: seconds
     for the whole scan, to which `samples` and the steps are cut, None for no limit; mode: which of the model's
     settings; source: where they come from, in words; keep_samples: each Reconstruction holds its samples; gate: off,
-    warn, or fallback where an image is not to be trusted."""
+    warn, or fallback where an image is not to be trusted; adapt: fit the prior to the scan."""
 
     sampler: str
     settings: Settings
@@ -36,6 +37,7 @@ class Sampling:
     source: str = "given"
     keep_samples: bool = False
     gate: str = "off"
+    adapt: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,23 @@ class Agreement:
     """How far a slice is from the sound scans of its contrast, R and noise, see `agreement.py`.
 
     values: natural logarithms, by name; deviations: of each from what is expected, in standard deviations of sound
-    scans; distance: of all together, where 1 is what few sound scans exceed; beyond: words, where the scan's R or noise
-    is not one that the limits were measured for.
+    scans; distance: of all together, where 1 is what few sound scans exceed; beyond: words, where the limits were not
+    measured for the scan's R or noise.
     """
 
     values: dict[str, float]
     deviations: dict[str, float]
     distance: float
     beyond: str | None = None
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A prior that was fitted to a scan, see `adapt.py`: what became of it in words, and the seconds it took now."""
+
+    checkpoint: Checkpoint
+    text: str
+    seconds: float = 0.0
 
 
 @dataclass
@@ -73,8 +84,8 @@ class MappedSlice:
 
     phase: (rows, cols) complex64 of modulus 1, the slice's smooth phase. The model's coil maps hold it, so that its
     images are nearly real: an image times `phase` is that of the coil maps alone. n_coils: that measured; 0 where not
-    known. zero_filled, conventional: (rows, cols), or (n_sets, rows, cols) for a head that folds, whose model has
-    several maps; `model.combined` makes one image of them. Each map has its own phase there, `phase` is the first's.
+    known. zero_filled, conventional: (rows, cols), or (n_sets, rows, cols) for a head that folds, of several maps;
+    `model.combined` makes one image of them. Each map has its own phase there, `phase` is the first's.
     """
 
     data: Slice
@@ -155,7 +166,7 @@ class MappedVolume(MappedSlice):
 
     @property
     def n_sets(self) -> int:
-        return 1
+        return len(self.conventional) if self.conventional.ndim == 4 else 1
 
     @property
     def planes(self) -> tuple[int, ...]:
@@ -193,9 +204,10 @@ class Reconstruction:
     fallback: None, or why the image is the conventional one; residual: ||A x - y|| over what the noise alone leaves;
     samples: drawn; steps: of each, as planned; evaluations: of the network, in all, fewer than planned where the
     deadline stopped it; 0 for the conventional image; draws: the samples (samples, rows, cols) complex64 where they are
-    kept. image and draws are without the smooth phase. remarks: what to know before the image is used, of this step and
-    of those before; trusted: False where it contradicts its data beyond use; misfit: where the residual lies;
-    agreement: of prior and data, None where the gate is off or has no limits.
+    kept. image and draws are without the smooth phase. remarks: what to know before the image is used, of all steps;
+    trusted: False where it contradicts its data beyond use; misfit: where the residual lies; agreement: of prior and
+    data, None where the gate is off or has no limits; adaptation: of the prior to the scan, in words, None where it was
+    not asked for.
     """
 
     mapped: MappedSlice
@@ -212,6 +224,7 @@ class Reconstruction:
     trusted: bool = True
     misfit: Misfit | None = None
     agreement: Agreement | None = None
+    adaptation: str | None = None
 
     @property
     def verdict(self) -> str:

@@ -1,7 +1,7 @@
 """`dpmrecon compare`: result folders side by side on one HTML page that needs neither a network nor other files.
 
 The page carries the pixels of images.h5, compressed, and what report.json says of them. Its viewer is a canvas and a
-script of some 200 lines: the viewer of the reader study shows volumes alone, and has neither differences nor regions.
+script of some 200 lines: the reader study's viewer shows volumes alone, without differences or regions.
 """
 
 import base64
@@ -10,7 +10,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ import ismrmrd
 import numpy as np
 
 from ..errors import BadInputError, first_line
+from .template import rendered
 
-# series of images.h5 that are shown, in this order; complex images are left out, their phase has a series of its own
+# series of images.h5 that are shown, in this order, none of them complex
 KINDS = {
     1: "reconstruction",
     3: "CG-SENSE",
@@ -195,10 +195,6 @@ def _between(values: Sequence[float], form: str) -> str:
 
 def page(folders: Sequence[Path]) -> str:
     """The page of all results. Raises BadInputError."""
-    if find_spec("jinja2") is None:
-        raise BadInputError("the page needs jinja2, which is not installed: pip install dpmrecon[page]")
-    import jinja2
-
     scans: dict[str, dict[str, Any]] = {}
     for result in results_in(folders):
         scan = scans.setdefault(result.scan, {"name": result.scan, "results": [], "panels": []})
@@ -206,10 +202,7 @@ def page(folders: Sequence[Path]) -> str:
         scan["results"].append(told(result))
         if result.report.get("error") is None or (result.folder / "images.h5").exists():
             scan["panels"] += [{"result": number, **panel} for panel in panels_of(result)]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("compare.html").render(scans=list(scans.values()), levels=LEVELS)
+    return rendered(Path(__file__).with_name("compare.html"), scans=list(scans.values()), levels=LEVELS)
 
 
 def write(folders: Sequence[Path], path: Path) -> None:

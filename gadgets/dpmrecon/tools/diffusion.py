@@ -8,9 +8,9 @@ import numpy as np
 
 from .phantom import TISSUES, Phantom, SmoothNoise, tissue_diffusion
 
-# along and across the fibres of white matter, 1e-3 mm^2/s: their mean is that of the tissue
+# along and across white matter's fibres, 1e-3 mm^2/s; the mean is the tissue's
 ALONG, ACROSS = 1.25, 0.50
-# points within a cell of unit edges around 0, for the part of it that an embolus fills
+# points within a cell around 0, for an embolus that fills a part
 _WITHIN = np.array(list(itertools.product((np.arange(6) + 0.5) / 6 - 0.5, repeat=3)))
 _BRAIN = ("white", "grey", "deep_grey", "gliosis")
 
@@ -39,7 +39,7 @@ class DiffusionHead(Phantom):
         self, points: np.ndarray, weightings: list[tuple[float, tuple[float, float, float]]], cell: np.ndarray
     ) -> np.ndarray:
         """Magnitude (len(weightings), ...) float32 at points (..., 3) in LPS mm for each (b-value in s/mm^2, unit
-        vector along the gradient or zeros); cell: (3, 3) edges in mm, a row each, of the cell that a point stands for.
+        vector along the gradient or zeros); cell: (3, 3) edges in mm, a row each, of a point's cell.
         """
         flat = np.ascontiguousarray(points.reshape(-1, 3).T, np.float32)
         signal = np.zeros((len(weightings), flat.shape[1]), np.float32)

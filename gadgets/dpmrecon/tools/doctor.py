@@ -30,7 +30,7 @@ from .diagnosis import REFUSED, SUPPORTED, Diagnosis
 
 ENOUGH_CALIBRATION = 16  # lines; fewer give coil maps that explain the data less well
 COILS_PER_R = 1.5  # fewer coils for each fold leave CG-SENSE, and the prior, little to go on
-FAINT_DB = 10.0  # of the loudest channel there over its noise, below which a scan is very noisy
+FAINT_DB = 10.0  # of the loudest channel over its noise: below, a scan is very noisy
 WIDE, HIGH = 64, 20  # characters of a drawn pattern
 
 
@@ -355,7 +355,7 @@ def _advise(looks: list[_Look], header: Header, options: Options, found: Diagnos
 
 
 def foreign(path: Path) -> str | None:
-    """What a file is that is no scan, and what to give in its place; None for what may be one."""
+    """What a file is that is no scan, and what to give instead; None for what may be one."""
     if path.is_dir():
         return "it is a folder: name the scan's file"
     try:

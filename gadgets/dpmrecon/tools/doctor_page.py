@@ -15,7 +15,6 @@ from ..data import LostSlice, Slice
 from ..dicom.write import DicomOptions
 from ..errors import BadInputError
 from ..mrd.collect import slices
-from ..mrd.header import acceleration, n_partitions
 from ..mrd.receiving import Receiving
 from ..mrd.scan import Scan
 from ..options import Options
@@ -23,6 +22,7 @@ from ..output.images_file import Outputs
 from ..prior.checkpoint import Checkpoint
 from ..prior.denoiser import Denoiser
 from ..recon import plan
+from ..recon.adapt import can_be_fitted, foreseen
 from ..recon.agreement import Limits, agreement
 from ..recon.deadline import Deadline
 from ..recon.gate import expected_residual, unfamiliar
@@ -42,7 +42,8 @@ def examine(scan: Scan, options: Options, found: Diagnosis) -> None:
     data = _middle(scan, options)
     if data is None:
         return
-    mapped = with_maps(data, device)
+    contrast = plan.contrast_of(options, checkpoint, scan.header)
+    mapped = with_maps(data, device, contrast)
     if isinstance(mapped, LostSlice):
         found.maps = {"sets": f"none: {mapped.reason}"}
         found.reasons.append(f"slice {mapped.key.slice}: {mapped.reason}")
@@ -58,7 +59,7 @@ def examine(scan: Scan, options: Options, found: Diagnosis) -> None:
         "residual expected of a sound scan": expected,
         "seconds": sum(mapped.seconds.values()),
     }
-    _ask(mapped, checkpoint, plan.contrast_of(options, checkpoint, scan.header), found)
+    _ask(mapped, checkpoint, contrast, found)
     found.repairs += [remark for remark in mapped.data.remarks if remark not in found.repairs]
     found.pictures = _pictures(mapped, found)
     _tell_cost(scan, mapped, options, checkpoint, start, found)
@@ -95,9 +96,8 @@ def _tell_cost(
     scan: Scan, mapped: MappedSlice, options: Options, checkpoint: Checkpoint, start: float, found: Diagnosis
 ) -> None:
     """From a few evaluations of the network on the middle slice. start: seconds before the first one."""
-    header, device = scan.header, checkpoint.model.device
-    contrast, volume = plan.contrast_of(options, checkpoint, header), n_partitions(header) > 1
-    sampling = plan.sampling_of(options, checkpoint, device, contrast, acceleration(header), volume=volume)
+    header = scan.header
+    contrast, sampling = plan.asked(options, checkpoint, header)
     n_images = scan.n_images(options.combine_averages)
     files = Wanted(Outputs(options.outputs), DicomOptions(reformat=options.reformat))
     finish = files.seconds_to_finish(header, contrast, n_images)
@@ -105,11 +105,15 @@ def _tell_cost(
     try_out([mapped], checkpoint, contrast, sampling, deadline)
     evaluation, other = deadline.per_evaluation or math.nan, sum(mapped.seconds.values())
     one = sampling.samples * sampling.settings.steps * evaluation
+    adaptation = {}
+    if sampling.adapt and can_be_fitted(mapped):
+        adaptation = {"seconds of the adaptation": foreseen(mapped, checkpoint, contrast, sampling)}
     found.cost = {
-        "seconds of the scan": start + n_images * (other + one) + finish,
+        "seconds of the scan": start + sum(adaptation.values()) + n_images * (other + one) + finish,
+        **adaptation,
         "seconds of an image": {**mapped.seconds, "sampling": one},
         "seconds of preview and files": finish,
-        "MB so far": memory_peak(device),
+        "MB so far": memory_peak(checkpoint.model.device),
         "sampling": f"{sampling.sampler}, {sampling.samples} x {sampling.settings.steps} steps",
         "settings": sampling.source,
     }

@@ -45,7 +45,7 @@ class EpiReadout:
         return cols / (covered[1] - covered[0]) * (area - (self.ramp + self.flat) / 2)
 
     def as_if_flat(self, cols: int) -> np.ndarray:
-        """(n_samples,) float64, `positions` if the gradient had the height of its top all the time."""
+        """(n_samples,) float64, `positions` if the gradient were at its top throughout."""
         top = np.diff(self.positions(cols)).max()
         return top * (np.arange(self.n_samples) + 1 - self.n_samples / 2)
 

@@ -1,4 +1,4 @@
-"""`dpmrecon estimate`: what a scan will cost in seconds and memory, from a short measurement on this machine.
+"""`dpmrecon estimate`: what a scan will cost in seconds and memory, measured on this machine.
 
 Slices of three sizes go through the steps of a reconstruction; a line through the measurements, with no negative
 coefficient, gives each stage's cost for any matrix, number of coils, slices, samples and steps. Nothing is kept.
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     import torch
 
     from ..data import Slice, Volume
+    from ..mrd.scan import Scan
     from ..prior.checkpoint import Checkpoint
     from ..recon.types import Sampling
 
 STEPS = 3  # of a measurement
-NOISE = 0.02  # of such a volume, over its signal: the more, the fewer iterations a data step takes
+NOISE = 0.02  # of such a volume, over its signal: more noise, fewer iterations
 LARGEST_MEASURED = 300_000  # voxels of a volume that stands for a larger one
-# MB a million voxels of a volume, and as much for each of its coils: images of 8 bytes, k-space and maps
+# MB a million voxels of a volume, and as much for each coil
 VOLUME_MEMORY = (8.0 * 24, 8.0 * 2)
 MEGA = 1e6
 
@@ -64,6 +65,16 @@ class Load:
         return 1 if self.is_volume else min(self.batch, self.samples * self.slices_at_once)
 
 
+def load_of(scan: "Scan", sampling: "Sampling", *, combine_averages: bool) -> Load:
+    """What an open scan is to do, with all of its coils: a reconstruction may keep fewer virtual ones."""
+    from ..mrd.header import encoded_grid, n_partitions
+
+    rows, cols = encoded_grid(scan.header)
+    steps, n_images = sampling.settings.steps, scan.n_images(combine_averages)
+    partitions = n_partitions(scan.header)
+    return Load(rows, cols, scan.n_coils, n_images, sampling.samples, steps, sampling.batch, partitions)
+
+
 @dataclass(frozen=True)
 class Measurement:
     """Seconds of the stages of one slice (`evaluation`: of one image and step), and the peak of the memory in MB."""
@@ -86,6 +97,7 @@ class CostModel:
     start: float
     base: float
     error: float  # largest relative miss of the measured seconds of a slice
+    adaptation: float = 0.0  # seconds a megapixel and step, once a scan
 
     def stages(self, load: Load) -> dict[str, float]:
         """Seconds of each stage of one slice."""
@@ -98,11 +110,20 @@ class CostModel:
 
     def seconds(self, load: Load) -> float:
         """Of the whole scan, from the start of the command to the last image."""
-        return self.start + load.n_slices * sum(self.stages(load).values())
+        return self.start + self.once(load) + load.n_slices * sum(self.stages(load).values())
+
+    def once(self, load: Load) -> float:
+        """Of the prior's adaptation to the scan."""
+        return self.adaptation * load.megapixels * load.steps
 
     def peak(self, load: Load) -> float:
         """The largest memory in MB: the process on a CPU, what torch holds on a GPU. Slices follow each other."""
-        return self.base + float(_memory(load) @ self.memory)
+        return self.base + memory_of(load, self.memory)
+
+
+def memory_of(load: Load, coefficients: np.ndarray) -> float:
+    """MB that a scan takes beside the loaded model. coefficients: VOLUME_MEMORY, of slices those of `cost_model`."""
+    return float(_memory(load) @ coefficients)
 
 
 def _maps(load: Load) -> np.ndarray:
@@ -110,7 +131,7 @@ def _maps(load: Load) -> np.ndarray:
         return np.array([1.0, load.megapixels * load.n_coils**2])
     from ..physics.volume_maps import grid_of, longest_kernel
 
-    # eigenvectors of the calibration's matrix, then of one at each point of the grid, then what goes by sample
+    # eigenvectors: of the calibration's matrix, of each point; then what goes by sample
     size = load.n_coils * longest_kernel(load.n_coils) ** 3 / 1000
     points = math.prod(grid_of((load.partitions, load.rows, load.cols))) / MEGA
     return np.array([size**3, points * load.n_coils**2, load.megapixels * load.n_coils])
@@ -153,7 +174,7 @@ def measure(
     group, samples = [replace(mapped) for _ in range(load.slices_at_once)], min(load.batch, load.samples)
     samples = 1 if load.is_volume else samples
     seconds = 0.0
-    # data steps take more iterations early and late: a volume, where they weigh most, is sampled as it will be
+    # data steps take more iterations early and late: sampled as a volume is
     counted = load.steps if load.is_volume else STEPS
     for steps in (1, counted):  # the first run of a size pays for its start
         brief = replace(sampling, samples=samples, settings=replace(sampling.settings, steps=steps))
@@ -164,8 +185,19 @@ def measure(
     return Measurement(load, mapped.seconds["maps"], mapped.seconds["conventional"], seconds, memory_peak(device))
 
 
+def _adaptation(checkpoint: "Checkpoint", sampling: "Sampling", load: Load, device: "torch.device") -> float:
+    """Seconds that the prior's adaptation to the scan takes."""
+    from ..recon.adapt import foreseen
+    from ..recon.prepare import with_coil_maps
+    from ..recon.types import MappedSlice
+
+    (mapped,) = with_coil_maps([_slice(load)], device)
+    assert isinstance(mapped, MappedSlice), mapped.reason
+    return foreseen(mapped, checkpoint, None, sampling)
+
+
 def _slice(load: Load) -> "Slice":
-    """An ellipse seen by smooth coils, every fourth line and 24 in the centre acquired."""
+    """An ellipse seen by smooth coils, every fourth line and 24 central ones."""
     import torch
 
     from ..data import Slice, SliceKey
@@ -260,7 +292,7 @@ def _fitted(found: list[Measurement], memory: np.ndarray, start: float, base: fl
     load, fits = found[-1].load, {}
     for stage, features in (("maps", _maps), ("conventional", _conventional), ("evaluation", _evaluation)):
         fits[stage] = _fit([features(m.load) for m in found], [getattr(m, stage) for m in found])
-    model = CostModel(**fits, memory=memory, start=start, base=base, error=0.0)
+    model = CostModel(fits["maps"], fits["conventional"], fits["evaluation"], memory, start, base, error=0.0)
     evaluations = load.samples * load.steps
     measured = [m.maps + m.conventional + evaluations * m.evaluation for m in found]
     misses = [sum(model.stages(m.load).values()) / seconds - 1 for m, seconds in zip(found, measured)]
@@ -297,7 +329,7 @@ def run(args: argparse.Namespace) -> int:
     from ..dicom.write import DicomOptions
     from ..mrd.collect import slices
     from ..mrd.file import open_scan
-    from ..mrd.header import acceleration, check_supported, encoded_grid, n_partitions
+    from ..mrd.header import check_supported
     from ..mrd.receiving import Receiving
     from ..options import from_arguments
     from ..output.images_file import Outputs
@@ -311,13 +343,10 @@ def run(args: argparse.Namespace) -> int:
     start, base = time.monotonic() - args.started, memory_peak(device)
     with open_scan(args.scan, group=options.group, changes=options.set) as scan:
         check_supported(scan.header)
-        contrast = plan.contrast_of(options, checkpoint, scan.header)
-        sampling = plan.sampling_of(
-            options, checkpoint, device, contrast, acceleration(scan.header), volume=n_partitions(scan.header) > 1
-        )
-        rows, cols = encoded_grid(scan.header)
-        partitions = n_partitions(scan.header)
-        n_coils, n_slices = scan.n_coils, scan.n_images(options.combine_averages)
+        contrast, sampling = plan.asked(options, checkpoint, scan.header)
+        whole = load_of(scan, sampling, combine_averages=options.combine_averages)
+        rows, cols, partitions = whole.rows, whole.cols, whole.partitions
+        n_coils, n_slices = whole.n_coils, whole.n_slices
         receiving, combine = Receiving.of(options, scan.header), options.combine_averages
         stream = slices(scan.acquisitions(), scan.header, combine_averages=combine, receiving=receiving)
         began = time.monotonic()
@@ -325,8 +354,7 @@ def run(args: argparse.Namespace) -> int:
         reading = time.monotonic() - began if partitions > 1 else 0.0
     kept = n_coils if first is None else n_kept(first) * (1 + len(first.others))
     del first, stream
-    settings = sampling.settings
-    load = Load(rows, cols, kept, n_slices, sampling.samples, settings.steps, sampling.batch, partitions)
+    load = replace(whole, n_coils=kept)
     wanted = Wanted(Outputs(options.outputs), DicomOptions(reformat=options.reformat))
     finish = wanted.seconds_to_finish(scan.header, contrast, n_slices)
     began = time.monotonic()
@@ -335,6 +363,9 @@ def run(args: argparse.Namespace) -> int:
         model = volume_cost_model(checkpoint, sampling, load, device, start + n_slices * reading, base)
     else:
         model = cost_model(checkpoint, sampling, load, device, start)
+        if sampling.adapt:
+            seconds = _adaptation(checkpoint, sampling, load, device)
+            model = replace(model, adaptation=seconds / (load.megapixels * load.steps))
     virtual = f" ({kept} virtual ones)" if kept < n_coils else ""
     what, matrix = ("volumes", f"{partitions} x {rows} x {cols}") if load.is_volume else ("slices", f"{rows} x {cols}")
     unit = what[:-1]
@@ -343,6 +374,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"measured at three sizes in {time.monotonic() - began:.1f} s; the fit misses them by {model.error:.0%}")
     for stage, seconds in model.stages(load).items():
         print(f"  {stage:<13}{seconds:9.3f} s a {unit}")
+    if sampling.adapt:
+        print(f"  adaptation   {model.once(load):9.1f} s once")
     told = f", reading {n_slices * reading:.1f} s" if load.is_volume else ""
     print(f"  start {start:.1f} s{told}, preview and DICOM {finish:.1f} s")
     print(f"the scan: {model.seconds(load) + finish:.1f} s, about {model.peak(load):.0f} MB")

@@ -1,9 +1,9 @@
 """A procedural head: points in patient coordinates -> tissue fractions -> magnitude of a contrast.
 
-Coordinates are LPS in mm (x to the patient's left, y to the back, z to the head), with the origin between the
-thalami. Nothing is symmetric, so that a flipped image shows: the face and the eyes are in front, the front of the
-brain is narrower, and the acute infarct lies in the **left** hemisphere (x > 0) unless `lesion_side` says "right".
-The anatomy is built of signed distances (mm, negative inside), and painted front to back.
+Coordinates are LPS in mm (x to the patient's left, y to the back, z to the head), with the origin between the thalami.
+Nothing is symmetric, so that a flipped image shows: the face and the eyes are in front, the front of the brain is
+narrower, and the acute infarct lies in the **left** hemisphere (x > 0) unless `lesion_side` says "right". Anatomy is
+built of signed distances (mm, negative inside), painted front to back.
 """
 
 from collections.abc import Iterator
@@ -212,7 +212,7 @@ class Phantom:
         paint("deep_grey", soft(stem))
         paint("csf", soft(_capsule(p, (0, 22, -60), (0, 31, -110), 14.0)))
 
-        # Cerebrum: depth below the pia, which follows the hull, the folds and the great fissures
+        # Cerebrum: depth below the pia, which follows hull, folds and fissures
         around = np.minimum(cerebellum, stem + 0.9 * (z + 16).clip(0, 40))
         shell = np.maximum(_cerebrum(p), 1.6 - around)
         callosum = _ellipse_2d(y - 4 - 3 * warp[1], z - 8, 43.0, 27.0)
@@ -249,7 +249,7 @@ class Phantom:
         paint("gliosis", np.maximum(soft(old + 0.8 * warp[0], 0.6) * 0.9, caps))
         paint("white", np.ones_like(x))
 
-        # The acute infarct replaces grey and white matter alike, a wedge with a ragged border
+        # The acute infarct: a ragged wedge of grey and white matter
         centre, radii = self.lesion
         infarct = ellipsoid(p, centre, radii) + 3.2 * warp[0] + 2.6 * warp[1] + 0.9 * self.fine(p)
         paint.replace(("grey", "white", "deep_grey", "gliosis"), "lesion", 0.92 * soft(infarct, 0.8))
@@ -373,7 +373,7 @@ class Letters:
         "A": (((-1, 1), (0, -1)), ((0, -1), (1, 1)), ((-0.55, 0.3), (0.55, 0.3))),
         "H": (((-1, -1), (-1, 1)), ((1, -1), (1, 1)), ((-1, 0), (1, 0))),
     }
-    # to the right and down in the picture, for slices across x, y and z
+    # right and down in the picture, for slices across x, y, z
     _VIEWS = (((0, 1, 0), (0, 0, -1)), ((1, 0, 0), (0, 0, -1)), ((1, 0, 0), (0, 1, 0)))
 
     def __init__(self, centre: np.ndarray, normal: np.ndarray) -> None:
@@ -406,7 +406,7 @@ class Letters:
         return marker + (depth - (marker - self.centre) @ self.normal) * self.normal
 
     def _weight(self, letter: str, points: np.ndarray) -> np.ndarray | float:
-        """Part of 0 to 1 of a letter's ink that is there at points (3, n)."""
+        """Share, 0 to 1, of a letter's ink at points (3, n)."""
         if not self._across(letter):
             return 1.0
         facing = self.normal * np.sign(np.array(self.SIDES[letter]) @ self.normal)
@@ -450,7 +450,7 @@ class LetterVolume(Letters):
 
 
 class _Paint:
-    """Front to back: each tissue takes its weight (0 to 1) of what is left of every point."""
+    """Front to back: each tissue takes its weight (0 to 1) of every point's rest."""
 
     def __init__(self, left: np.ndarray) -> None:
         self.left = left
@@ -493,7 +493,7 @@ class SmoothNoise:
         return self.amplitude * np.cos(angle).sum(0), gradient
 
     def _angle(self, p: np.ndarray) -> np.ndarray:
-        # written out: a threaded matrix product of inner size 3 is ten times slower on a busy machine
+        # written out: threaded products of inner size 3 are ten times slower
         kx, ky, kz = self.vectors.T[:, :, None]
         return kx * p[0] + ky * p[1] + kz * p[2] + self.phases
 

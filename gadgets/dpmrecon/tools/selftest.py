@@ -51,7 +51,7 @@ _VOLUME: dict[str, Any] = {
     "calibration_lines": 16,
     "noise": 0.003,
 }
-# rotations are of the slices, about x, then y, then z; no matrix, pixel or position is symmetric
+# rotations of the slices about x, y, z; nothing is symmetric
 ORIENTATIONS: dict[str, dict[str, Any]] = {
     "axial oblique": {"rotation_deg": (18.0, -9.0, 12.0), "position_mm": (7.0, -5.0, 9.0)},
     "axial swapped phase": {
@@ -130,7 +130,7 @@ def folder_of(out: Path, orientation: str) -> Path:
 
 
 def mrd_images(path: Path) -> list[tuple[Plane, np.ndarray]]:
-    """Planes and magnitudes (rows, columns) of `image_1` in images.h5, one for each partition of a volume."""
+    """Planes and magnitudes (rows, columns) of `image_1` in images.h5, one a partition."""
     import ismrmrd
 
     dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=False)
@@ -146,7 +146,7 @@ def mrd_images(path: Path) -> list[tuple[Plane, np.ndarray]]:
 
 
 def dicom_images(folder: Path, series: int = 0) -> list[tuple[Plane, np.ndarray]]:
-    """The same of a DICOM series under a folder, the first being the acquired one."""
+    """The same of a folder's DICOM series, the acquired one first."""
     from ..dicom.viewer import read_series, values
     from ..mrd.geometry import plane_of_dicom
 

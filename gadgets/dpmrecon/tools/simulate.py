@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadInputError
+from ..files import replacing
 from .epi_settings import DIRECTIONS, EpiSettings
 from .phantom import CONTRASTS, Letters, Phantom
 from .simulated_epi import EpiSlice, diffusion_truth
@@ -23,7 +24,7 @@ _PAIRS = {"acceleration": "partition_acceleration", "partial_fourier": "partitio
 
 
 def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
-    """Write the scan to `path` (ISMRMRD HDF5, group "dataset") and its truth to PATH_truth.npy beside it.
+    """Write the scan to `path` (ISMRMRD HDF5, group "dataset") and its truth to PATH_truth.npy.
 
     The truth is float32 (n_slices, rows, cols) in the order of the slice index, of a 3D scan (partitions, rows, cols)
     without those that slice oversampling adds: magnitude of the noise-free, fully sampled, pre-whitened coil images,
@@ -40,15 +41,12 @@ def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
         raise BadInputError(f"the folder {path.parent} does not exist; create it or name another output file")
     if path.is_dir():
         raise BadInputError(f"{path} is a folder; name the file to write")
-    partial = path.with_name(path.name + ".part")
     try:
-        partial.unlink(missing_ok=True)
-        truths = _write_epi(partial, settings) if isinstance(settings, EpiSettings) else _write(partial, settings)
-        os.replace(partial, path)
+        with replacing(path) as part:
+            truths = _write_epi(part, settings) if isinstance(settings, EpiSettings) else _write(part, settings)
         for kind, truth in truths.items():
             np.save(truth_path(path, kind), truth)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise BadInputError(f"{path} cannot be written ({error}); name a file in a folder with free space") from error
 
 

@@ -1,9 +1,9 @@
 """The physics of a simulated EPI diffusion scan: what the lines of a shot receive, and the truth.
 
-The object is that of `simulated_slice`, with emboli and white matter that diffuses along fibres. Each shot has the
-phase that motion during the diffusion gradients leaves, and each direction the one of its eddy currents; lines are the
-exact transform of the object at their own positions in k-space, on ramps too. A forward line has the phase +p(x), a
-reversed one -p(x), constant and linear along the readout: that makes the N/2 ghost, and it drifts over the scan.
+The object is `simulated_slice`'s, with emboli and white matter that diffuses along fibres. Each shot has the phase that
+motion during the diffusion gradients leaves, and each direction the one of its eddy currents; lines are the exact
+transform of the object at their own positions in k-space, on ramps too. A forward line has the phase +p(x), a reversed
+one -p(x), constant and linear along the readout: that makes the N/2 ghost, and it drifts over the scan.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from .simulated_slice import (
 )
 
 NAVIGATORS = 3
-_SHIFT = 0.8  # cycles per field of view, standard deviation of what motion moves k-space by at b = 1000
+_SHIFT = 0.8  # cycles per field of view: k-space's motion at b = 1000, standard deviation
 _EDDY_SHIFT = 0.4  # the same of each direction's eddy currents
 _BEND = 0.25  # rad, standard deviation of the phase that is neither constant nor linear
 
@@ -62,8 +62,8 @@ class Shot:
 
 
 def shots_of(settings: EpiSettings) -> list[Shot]:
-    """All excitations in the order of acquisition: calibration of all slices; then average after average the
-    weightings, of each its shots, and within a shot the slices."""
+    """All excitations in the order of acquisition: calibration of all slices; then, average by average, the weightings,
+    their shots, and in these the slices."""
     plan: list[dict] = []
     order = settings.slice_order()
     if settings.calibration == "separate":
@@ -96,7 +96,7 @@ class Ghost:
 
 def ghost_of(settings: EpiSettings, shot: Shot, n_shots: int) -> Ghost:
     """Its mean square over a head of .7 fields of view is that of `settings.ghost`; it drifts from shot to shot, and
-    eddy currents change it from direction to direction."""
+    eddy currents change it by direction."""
     rng = np.random.default_rng([settings.subject, 30])
     turn, sides = rng.uniform(0, 2 * np.pi), rng.choice([-1.0, 1.0], 2)
     drift = np.sin(turn + 2.2 * np.pi * shot.number / n_shots) * settings.ghost_drift
@@ -107,7 +107,7 @@ def ghost_of(settings: EpiSettings, shot: Shot, n_shots: int) -> Ghost:
 
 def phase_of(settings: EpiSettings, shot: Shot, places: np.ndarray) -> np.ndarray:
     """exp(i phase), complex64 (...), that motion and eddy currents leave in a shot at places (..., 2), (row, column)
-    in fields of view from the middle: none at b = 0, and the same for all shots of one direction without motion."""
+    in fields of view from the middle: none at b = 0, one for all shots of a direction without motion."""
     b = 0.0 if shot.weighting is None else settings.weightings[shot.weighting]
     phase = np.zeros(places.shape[:-1], np.float32)
     own = settings.seed, shot.number, shot.index
@@ -143,7 +143,7 @@ class EpiSlice:
         images = self._coil_images(points)
         kspaces = (cropped_kspace(settings, images * image) for image in signals[1:])
         self.truths = np.stack([np.abs(true_image(settings, index, kspace, mixing)) for kspace in kspaces])
-        # the readout beyond the object is left out: a quarter or so of it is left
+        # the readout beyond the object is left out, three quarters of it
         filled = np.flatnonzero(signals[0].any(0))
         self._cols = slice(filled[0], filled[-1] + 1) if len(filled) else slice(0, 1)
         self._signals = signals[:, :, self._cols].copy()

@@ -62,7 +62,7 @@ def _labels(
     settings: EpiSettings, shot: Shot, first: list[int], last: list[int]
 ) -> list[tuple[dict[str, int], list[int]]]:
     """(counters, flags) of each line of a shot, navigators first; first, last: flags of its first and last other line
-    beside those that shots of one image have."""
+    beside those of one image's shots."""
     import ismrmrd
 
     start = settings.calibration_rows().start if _in_own_space(settings, shot) else settings.skipped_rows
@@ -121,7 +121,7 @@ def _header(settings: EpiSettings):
     encoding = header.encoding[0]
     encoding.trajectory = xsd.trajectoryType.EPI
     encoding.trajectoryDescription = _trajectory(settings)
-    # samples are counted by the trajectory, and readers take the matrix for what they cover
+    # samples go by the trajectory, the matrix by what they cover
     encoding.encodedSpace.matrixSize.x = settings.cols
     encoding.encodedSpace.fieldOfView_mm.x = settings.fov_mm[1]
     limits = encoding.encodingLimits

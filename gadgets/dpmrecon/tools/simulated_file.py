@@ -160,7 +160,7 @@ def _lines(settings: SimulationSettings, index: int, average: int, repetition: i
     if settings.averages > 1:
         lines[0][1].append(ismrmrd.ACQ_FIRST_IN_AVERAGE)
         lines[-1][1].append(ismrmrd.ACQ_LAST_IN_AVERAGE)
-    # every average is a whole slice, so that a reader that keeps averages apart can close it
+    # every average is a whole slice, for readers that keep averages apart
     lines[0][1].append(ismrmrd.ACQ_FIRST_IN_SLICE)
     lines[-1][1].append(ismrmrd.ACQ_LAST_IN_SLICE)
     if average == contrast == 0 and index == order[0]:

@@ -29,8 +29,8 @@ class Pattern:
         return allowed & (self._radius() <= 1) if self.elliptical else allowed
 
     def regular(self, shift: int = 0) -> np.ndarray:
-        """Every factors-th line; shift: partitions by which the next acquired row's are moved (CAIPIRINHA,
-        Breuer et al., MRM 2006)."""
+        """Every factors-th line; shift: partitions by which the next row's move (CAIPIRINHA, Breuer et al., MRM
+        2006)."""
         partition, row = (np.arange(size) - size // 2 for size in self.shape)
         moved = partition[:, None] - shift * (row // self.factors[1])
         return (moved % self.factors[0] == 0) & (row % self.factors[1] == 0) & self._allowed()

@@ -19,7 +19,7 @@ from .simulation_settings import SimulationSettings, VolumeSettings
 from .susceptibility import GradientEchoHead
 
 FINER = 2
-_FOLDS = 3  # fields of view along the lines, with `wrap`: the middle one and one on either side
+FOLDS = 3  # with `wrap`: the middle field of view and its two neighbours
 PLANES = (-1 / 3, 0.0, 1 / 3)  # of the slice thickness: the slice profile
 
 
@@ -45,7 +45,7 @@ def slice_and_truth(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Noise-free k-space (n_coils, rows, samples) and the truth (rows, cols), noise of unit level being whitened; the
     truth is complex, but with `wrap`. weighting: one of `settings.weightings`."""
-    folds = _FOLDS if settings.wrap else 1
+    folds = FOLDS if settings.wrap else 1
     fine = slice_points(settings, index, FINER, settings.oversampling, 0.0, folds)
     image: np.ndarray | np.float32 = np.float32(0)
     for part in PLANES:
@@ -56,7 +56,7 @@ def slice_and_truth(
     maps = coil_maps(fine, settings.n_coils, settings.subject)
     coil_images = maps * (image * object_phase(fine, settings.subject))
     if settings.wrap:
-        coil_images = _by_fold(coil_images, folds).sum(1)
+        coil_images = by_fold(coil_images, folds).sum(1)
     kspace = cropped_kspace(settings, coil_images)
     return kspace, true_image(settings, index, kspace, mixing)
 
@@ -78,14 +78,14 @@ def true_image(settings: SimulationSettings, index: int, kspace: np.ndarray, mix
 
     from ..physics.fourier import crop_or_pad, to_image
 
-    folds = _FOLDS if settings.wrap else 1
+    folds = FOLDS if settings.wrap else 1
     coarse = crop_or_pad(to_image(torch.from_numpy(kspace)), settings.cols, -1).numpy()
     whitening = np.linalg.inv(mixing).astype(np.complex64)
     coarse = np.einsum("ij,jrc->irc", whitening, coarse)
     points = slice_points(settings, index, 1, 1, 0.0, folds)
     true_maps = np.einsum("ij,jrc->irc", whitening, coil_maps(points, settings.n_coils, settings.subject))
     if settings.wrap:
-        return _combined(_by_fold(true_maps, folds), coarse)
+        return combined_sets(by_fold(true_maps, folds), coarse)
     true_maps /= np.linalg.norm(true_maps, axis=0)
     return (true_maps.conj() * coarse).sum(0)
 
@@ -208,13 +208,13 @@ def noise_mixing(settings: SimulationSettings) -> np.ndarray:
     return mixing * np.sqrt(count / (np.abs(mixing) ** 2).sum())
 
 
-def _by_fold(array: np.ndarray, folds: int) -> np.ndarray:
+def by_fold(array: np.ndarray, folds: int) -> np.ndarray:
     """(n_coils, folds * rows, cols) to (n_coils, folds, rows, cols), where what folds onto one pixel is one column."""
-    # rows is even or folds odd: the origin of the whole is the origin of the middle one
+    # rows is even or folds odd: whole and middle share their origin
     return array.reshape(len(array), folds, -1, array.shape[-1])
 
 
-def _combined(maps: np.ndarray, coil_images: np.ndarray) -> np.ndarray:
+def combined_sets(maps: np.ndarray, coil_images: np.ndarray) -> np.ndarray:
     """Root of the sum of squares of the images of several maps (n_coils, n_maps, rows, cols), made orthonormal."""
     basis = np.linalg.qr(maps.transpose(2, 3, 0, 1))[0]
     return np.linalg.norm(np.einsum("rcim,irc->rcm", basis.conj(), coil_images), axis=-1)

@@ -3,7 +3,7 @@
 As in 2D the object is evaluated on a grid twice as fine, here in all three directions. Plane after plane of that grid
 is multiplied by the coil maps, transformed and cropped within the plane, and added to all partitions of k-space with
 the phases of its own place: no array on the fine grid has more than a few planes. The slab is excited over the whole
-encoded depth with sharp ends; what lies outside the field of view along the lines is cut off.
+encoded depth with sharp ends; what lies outside the field of view along the lines is cut off, or folds with `wrap`.
 """
 
 import dataclasses
@@ -11,7 +11,17 @@ import dataclasses
 import numpy as np
 
 from .phantom import Letters, Phantom
-from .simulated_slice import coil_maps, noise_mixing, object_image, object_phase, slice_points, the_object
+from .simulated_slice import (
+    FOLDS,
+    by_fold,
+    coil_maps,
+    combined_sets,
+    noise_mixing,
+    object_image,
+    object_phase,
+    slice_points,
+    the_object,
+)
 from .simulation_settings import VolumeSettings
 
 _FINER = 2
@@ -52,11 +62,11 @@ def volume_and_truth(
     from ..physics.fourier import crop_or_pad, to_kspace
 
     depth, rows, samples = settings.encoded_partitions, settings.rows, settings.samples
-    fine = depth * _FINER
+    fine, folds = depth * _FINER, FOLDS if settings.wrap else 1
     kspace = torch.zeros(settings.n_coils, depth, rows * samples, dtype=torch.complex64)
     for start in range(0, fine, _PLANES):
         planes = range(start, min(start + _PLANES, fine))
-        points = np.stack([_plane(settings, plane, _FINER) for plane in planes])
+        points = np.stack([_plane(settings, plane, _FINER, folds) for plane in planes])
         signal = object_image(phantom, settings, points, weighting, _FINER, settings.slice_thickness_mm / _FINER)
         inside = np.nonzero(signal)
         points = points[inside]
@@ -64,20 +74,22 @@ def volume_and_truth(
         maps = coil_maps(points, settings.n_coils, settings.subject)
         # orthonormal on both sizes: the factor keeps the units of the image
         phases = torch.from_numpy(_encoding(depth, planes) / _FINER**1.5)
-        image = np.zeros((len(planes), rows * _FINER, samples * _FINER), np.complex64)
+        image = np.zeros((len(planes), folds * rows * _FINER, samples * _FINER), np.complex64)
         for coil in range(settings.n_coils):
             image[inside] = maps[coil] * signal
-            lines = crop_or_pad(to_kspace(torch.from_numpy(image), (-1,)), samples, -1)
+            seen = by_fold(image, folds).sum(1) if settings.wrap else image
+            lines = crop_or_pad(to_kspace(torch.from_numpy(seen), (-1,)), samples, -1)
             lines = crop_or_pad(to_kspace(lines, (-2,)), rows, -2)
             kspace[coil].addmm_(phases, lines.reshape(len(planes), -1))
     kspace = kspace.reshape(settings.n_coils, depth, rows, samples)
     return kspace.numpy(), _truth(settings, kspace, mixing)
 
 
-def _plane(settings: VolumeSettings, plane: int, finer: int) -> np.ndarray:
-    """Points (rows * finer, samples * finer, 3) of an encoded partition, counted on a grid `finer` times as fine."""
+def _plane(settings: VolumeSettings, plane: int, finer: int, folds: int) -> np.ndarray:
+    """Points (folds * rows * finer, samples * finer, 3) of an encoded partition, counted on a grid `finer` times as
+    fine."""
     offset = (plane - settings.encoded_partitions * finer // 2) * settings.slice_thickness_mm / finer
-    return slice_points(settings, 0, finer, settings.oversampling, offset)
+    return slice_points(settings, 0, finer, settings.oversampling, offset, folds)
 
 
 def _encoding(depth: int, planes: range) -> np.ndarray:
@@ -89,7 +101,8 @@ def _encoding(depth: int, planes: range) -> np.ndarray:
 
 
 def _truth(settings: VolumeSettings, kspace, mixing: np.ndarray) -> np.ndarray:
-    """(partitions, rows, cols) complex64: the whitened coil images, combined by the true coil maps, whitened too."""
+    """(partitions, rows, cols) complex64: the whitened coil images, combined by the true coil maps, whitened too; of
+    those of all that folds onto a voxel with `wrap`."""
     import torch
 
     from ..physics.fourier import crop_or_pad, to_image
@@ -100,12 +113,14 @@ def _truth(settings: VolumeSettings, kspace, mixing: np.ndarray) -> np.ndarray:
         image = crop_or_pad(to_image(lines, (0,)), sizes[0], 0)
         coarse[coil] = crop_or_pad(to_image(image), sizes[2], -1)
     whitening = np.linalg.inv(mixing).astype(np.complex64)
-    truth = np.empty(sizes, np.complex64)
+    truth, folds = np.empty(sizes, np.complex64), FOLDS if settings.wrap else 1
     for partition in range(sizes[0]):
         offset = (partition - sizes[0] // 2) * settings.slice_thickness_mm
-        points = slice_points(settings, 0, 1, 1, offset)
+        points = slice_points(settings, 0, 1, 1, offset, folds)
         maps = np.einsum("ij,jrc->irc", whitening, coil_maps(points, settings.n_coils, settings.subject))
-        maps /= np.linalg.norm(maps, axis=0)
         images = np.einsum("ij,jrc->irc", whitening, coarse[:, partition].numpy())
-        truth[partition] = (maps.conj() * images).sum(0)
+        if settings.wrap:
+            truth[partition] = combined_sets(by_fold(maps, folds), images)
+        else:
+            truth[partition] = ((maps / np.linalg.norm(maps, axis=0)).conj() * images).sum(0)
     return truth

@@ -8,7 +8,7 @@ from ..errors import BadInputError
 from .phantom import CONTRASTS
 from .simulated_sampling import Pattern
 
-# read and phase directions, LPS: as scanners have them, the slice direction being their cross product
+# read and phase directions, LPS; the slice direction is their cross product
 _AXES = {
     "axial": ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
     "sagittal": ((0.0, 0.0, -1.0), (0.0, 1.0, 0.0)),
@@ -121,8 +121,8 @@ class SimulationSettings:
 
     @property
     def weightings(self) -> tuple[float, ...]:
-        """What tells the images of one place apart, in the order of the counter `contrast`: b-values in s/mm^2 of dwi,
-        echo times in ms of swi; one number without a meaning for others."""
+        """What tells one place's images apart, in order of the counter `contrast`: b-values in s/mm^2 of dwi, echo
+        times in ms of swi; one number without a meaning for others."""
         if self.contrast == "swi":
             mean = CONTRASTS["swi"].te
             return self.echo_times_ms or tuple(2 * mean * (n + 1) / (self.echoes + 1) for n in range(self.echoes))
@@ -225,8 +225,8 @@ class VolumeSettings(SimulationSettings):
         super().__post_init__()
         if self.sampling not in ("regular", "random", "poisson"):
             raise BadInputError(f"sampling is {self.sampling!r}; use one of regular, random, poisson")
-        if self.n_slices != 1 or self.slice_gap_mm or self.wrap:
-            raise BadInputError("a 3D scan is simulated as one slab that does not fold; give no slices, gap or wrap")
+        if self.n_slices != 1 or self.slice_gap_mm:
+            raise BadInputError("a 3D scan is simulated as one slab; give no slices or gap")
         for name, least in (("partitions", 8), ("partition_acceleration", 1), ("caipirinha", 0)):
             count = getattr(self, name)
             if not isinstance(count, int) or not least <= count <= 4096:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HZ_PER_PPM = 127.731  # of protons at 3 T
 _WATER = -9.4  # susceptibility of tissue less that of air, ppm (Schenck, Medical Physics 1996)
 _OTHER = {"bone": -2.0, "fat": 0.6}  # less that of water, ppm
-VEIN_PPM = 0.45  # of venous blood, oxygenated to 60 %, less that of tissue, ppm (Weisskoff and Kiihne, MRM 1992)
+VEIN_PPM = 0.45  # of venous blood, 60 % oxygenated, less tissue's, ppm (Weisskoff and Kiihne 1992)
 BLEED_PPM = 2.5  # of haemosiderin in a microbleed, ppm
 # iron: susceptibility in ppm, transverse relaxation 1/s beside the tissue's own
 _IRON = {"pallidum": (0.18, 22.0), "red nucleus": (0.13, 15.0), "substantia nigra": (0.16, 18.0)}
@@ -53,8 +53,8 @@ class GradientEchoHead(Phantom):
     def signal(self, points: np.ndarray, te: float, cell: np.ndarray) -> np.ndarray:
         """Complex signal (...) complex64 at points (..., 3) in LPS mm, `te` ms after excitation.
 
-        cell: (3, 3) edges in mm, a row each, of the cell that a point stands for: the phase that the background and the
-        microbleed spread over it weakens its signal.
+        cell: (3, 3) edges in mm, a row each, of a point's cell: the phase that the background and the microbleed spread
+        over it weakens its signal.
         """
         shape = points.shape[:-1]
         points = points.reshape(-1, 3)
@@ -76,7 +76,7 @@ class GradientEchoHead(Phantom):
         return signal.reshape(shape)
 
     def vein_fraction(self, points: np.ndarray) -> np.ndarray:
-        """Part (...) of 0 to 1 of points (..., 3) in LPS mm that is vein."""
+        """Share (...), 0 to 1, of vein at points (..., 3) in LPS mm."""
         return self._tubes(np.ascontiguousarray(points.reshape(-1, 3), np.float32))[0].reshape(points.shape[:-1])
 
     def _iron(self, points: np.ndarray) -> np.ndarray:
@@ -211,7 +211,7 @@ class Tubes:
         ahead = (offset * axis).sum(1)
         offset -= ahead[:, None] * axis
         away = np.linalg.norm(offset, axis=1)
-        # the cells are 1 mm long: what is further along lies beyond the vein's end
+        # cells of 1 mm: what is further along is beyond the vein
         ends = soft(np.abs(ahead) - 2.0, 0.25)
         part[within] = soft(away - radius, 0.1) * ends
         cosine = axis[:, 2]
@@ -228,7 +228,7 @@ def _veins(rng: np.random.Generator) -> list[Vein]:
     found: list[Vein] = []
 
     def add(radius: float, *controls) -> None:
-        """A Bezier curve of three points, each moved at random by 1.5 mm or so."""
+        """A Bezier curve of three points, each moved at random by about 1.5 mm."""
         first, middle, last = (np.array(point, float) + rng.normal(0, 1.5, 3) for point in controls)
         count = int(2.5 * (np.linalg.norm(middle - first) + np.linalg.norm(last - middle))) + 2
         t = np.linspace(0, 1, count)[:, None]

@@ -18,7 +18,7 @@ from dpmrecon.prior.problem import NoiseSource
 from dpmrecon.prior.samplers.diffusion import initial_image, noise_levels, sample_dps
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.sample import problem_of
-from dpmtrain.bench.methods import Tuner, dps_settings
+from dpmtrain.bench.methods import Ours, dps_settings
 from dpmtrain.bench.peers import (
     RealDenoiser,
     as_channels,
@@ -31,10 +31,13 @@ from dpmtrain.bench.peers import (
     run_dps,
 )
 from dpmtrain.bench.plan import BenchPlan
-from dpmtrain.bench.report import Entry, claims, rows_of
+from dpmtrain.bench.report import by_method, claims, write_report
 from dpmtrain.cli import main
 from dpmtrain.evaluate.baselines import l1_wavelet
+from dpmtrain.evaluate.engine import Tuner
+from dpmtrain.evaluate.plan import Condition
 from dpmtrain.evaluate.score_lines import ScoreLines
+from dpmtrain.evaluate.scoring import Row
 from dpmtrain.hardware import network_work
 
 from support.gaussian import SETTINGS
@@ -262,7 +265,7 @@ def test_the_command_writes_table_and_plot(finished):
 
 def test_nothing_is_tuned_on_what_is_scored(finished):
     lines = [json.loads(line) for line in (finished / "results.jsonl").read_text().splitlines()]
-    tuned = {scan for line in lines if "tuned" in line["key"] for scan, _ in line["key"]["on"]}
+    tuned = {scan for line in lines if "tuned" in line["key"] for scan, _ in line["value"]["on"]}
     scored = {line["key"]["scan"] for line in lines if "scan" in line["key"]}
     assert tuned == {"phantom1_flair"} and scored == {"phantom0_flair"}
 
@@ -286,15 +289,16 @@ def test_the_zeta_of_the_sweep_comes_before_tuning(tmp_path):
     def no_slices(contrast):
         raise LookupError(contrast)
 
-    tuner = Tuner(no_slices, Checkpoint(Denoiser(TINY), card, "tiny"), ScoreLines(tmp_path / "results.jsonl"))
-    assert dps_settings("flair", 4, BenchPlan(), tuner).zeta == 3.0
+    ours = Ours(Checkpoint(Denoiser(TINY), card, "tiny"), 0)
+    tuner = Tuner(no_slices, 1, ScoreLines(tmp_path / "results.jsonl"), torch.device("cpu"))
+    assert dps_settings("flair", Condition("regular", 4), BenchPlan(), ours, tuner).zeta == 3.0
     for contrast, acceleration, plan in (
         ("t1", 4, BenchPlan()),
         ("flair", 5, BenchPlan()),
         ("flair", 4, BenchPlan(dps_steps=9)),
     ):
         with pytest.raises(LookupError):
-            dps_settings(contrast, acceleration, plan, tuner)
+            dps_settings(contrast, Condition("regular", acceleration), plan, ours, tuner)
 
 
 @pytest.mark.parametrize(
@@ -312,23 +316,57 @@ def test_bad_options_are_one_line(model, tmp_path, capsys, options, words):
     assert words in capsys.readouterr().err
 
 
-def entry(method, number, error, seconds, gflop):
-    """A slice whose NRMSE without a factor is `error`: image and truth at right angles otherwise."""
-    moments = {"cross": 1.0, "image": 1 + error**2, "truth": 1.0}
-    score = {**moments, "psnr": 1.0, "ssim": 1.0, "samples": 1, "device": "here", "gflop": gflop}
-    return Entry("scan", number, "flair", 4, method, {**score, "seconds": {"maps": 1.0, "network": seconds, "rest": 0}})
+def row(method, errors, seconds, gflop, device="here"):
+    """Slices whose NRMSE without a factor is as given: image and truth at right angles otherwise."""
+    scores = [
+        {"cross": 1.0, "image": 1 + error**2, "truth": 1.0, "device": device, "gflop": gflop,
+         "seconds": {"maps": 1.0, "network": seconds, "rest": 0}}
+        for error in errors
+    ]  # fmt: skip
+    return Row(
+        "flair", Condition("regular", 4), method, "", [("scan", number) for number in range(len(errors))], scores
+    )
 
 
 def test_claims_are_paired_and_give_both_ratios():
-    entries = [entry("dps 300", n, 0.1 * n, 90.0, 600.0) for n in (1, 2, 3)]
-    entries += [entry("prox 10", n, 0.1 * n + 0.001, 2.0, 10.0) for n in (1, 2, 3)]
-    entries += [entry("prox 20", n, 0.12 * n, 4.0, 20.0) for n in (1, 2, 3)]
-    speed, ten, twenty = claims(rows_of(entries), BenchPlan())
+    prox = [row("prox 10", [0.101, 0.201, 0.301], 2.0, 10.0), row("prox 20", [0.12, 0.24, 0.36], 4.0, 20.0)]
+    speed, ten, twenty = claims([row("dps 300", [0.1, 0.2, 0.3], 90.0, 600.0), *prox], BenchPlan())
     assert "60 times less network compute" in speed and "45 times less wall time" in speed
     assert "30 times with coil maps" in speed and "NO" not in speed and "here" in speed
     assert ten.endswith("yes") and twenty.endswith("NO")
-    slow = [dataclasses.replace(e, score={**e.score, "device": "there"}) if e.method[0] == "d" else e for e in entries]
-    assert "DIFFERENT machines" in claims(rows_of(slow), BenchPlan())[0]
+    elsewhere = row("dps 300", [0.1, 0.2, 0.3], 90.0, 600.0, "there")
+    assert "DIFFERENT machines" in claims([elsewhere, *prox], BenchPlan())[0]
+
+
+def test_contrasts_of_one_method_are_one_row_in_which_each_scan_has_its_factor():
+    flair = row("prox 10", [0.1, 0.2], 1.0, 1.0)
+    t1 = dataclasses.replace(flair, contrast="t1", slices=[("other", 0), ("other", 1)])
+    (both,) = by_method([flair, t1])
+    assert both.slices == [*flair.slices, *t1.slices] and both.nrmse == [*flair.nrmse, *t1.nrmse]
+    assert len(flair.slices) == 2  # as it was
+
+
+def test_the_committed_scores_give_the_committed_table(tmp_path):
+    """Figure by figure, for every method whose scores are there."""
+    folder, rows = ROOT / "training/reports/bench", {}
+    for text, score in ScoreLines(folder / "results.jsonl").values.items():
+        key = json.loads(text)
+        if "method" in key:
+            where = Condition(key["mask"], key["R"], key["calibration_lines"], key["scan_R"])
+            place = (key["R"], key["contrast"], key["method"])
+            one = rows.setdefault(place, Row(key["contrast"], where, key["method"], key["setting"]))
+            one.slices.append((key["scan"], key["slice"]))
+            one.scores.append(score)
+    none = Checkpoint(Denoiser(TINY), {}, "the model")
+    write_report(tmp_path, list(rows.values()), BenchPlan(), none, {})
+    made, committed = (
+        list(csv.DictReader((path / "table.csv").read_text().splitlines())) for path in (tmp_path, folder)
+    )
+    by_place = {(row["R"], row["method"], row["scans"]): row for row in committed}
+    assert len(made) > 200
+    for row in made:
+        wanted = by_place[row["R"], row["method"], row["scans"]]
+        assert {**row, "model": ""} == {**wanted, "model": ""}
 
 
 def test_bench_gpu_times_every_stage_of_both_networks(model, tmp_path, capsys):

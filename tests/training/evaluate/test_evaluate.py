@@ -166,13 +166,15 @@ def test_evaluation_goes_on_where_it_stopped(checkpoint, tmp_path, capsys):
     rows = run()
     lines = (tmp_path / "scores.jsonl").read_text().splitlines()
     (tmp_path / "scores.jsonl").write_text("\n".join(lines[:-3]) + "\n" + lines[-3][:40])
-    assert [(r.method, r.condition, r.psnr) for r in run()] == [(r.method, r.condition, r.psnr) for r in rows]
+    assert [(r.method, r.condition, r.values("psnr")) for r in run()] == [
+        (r.method, r.condition, r.values("psnr")) for r in rows
+    ]
     assert (tmp_path / "scores.jsonl").read_text().count("\n") == len(lines)
 
     by = {(r.method.split()[0], r.condition): r for r in rows}
     for acs in (12, 0):
         zero, sense, ours = (by[m, Condition("regular", 4, acs)] for m in ("zero-filled", "CG-SENSE", "prox"))
-        assert np.mean(zero.nrmse) > 1.3 * np.mean(sense.nrmse) and ours.samples == 3
+        assert np.mean(zero.nrmse) > 1.3 * np.mean(sense.nrmse) and ours.mean("samples") == 3
         assert ours.variance_ratio > 0 and sense.variance_ratio is None
         assert np.mean(sense.nrmse) <= np.mean(sense.nrmse_paper)
     assert by["prox", Condition("regular", 4, 12, 2)].variance_ratio is None  # no noise-free truth there
@@ -186,15 +188,15 @@ def test_evaluation_goes_on_where_it_stopped(checkpoint, tmp_path, capsys):
 
 
 def test_models_are_sampled_as_the_product_does(tmp_path):
-    path, here = tmp_path / "own.safetensors", Undersampled(head(45, 38), Condition("regular", 6, 12), CPU)
+    path, where = tmp_path / "own.safetensors", ("flair", Condition("regular", 6, 12), CPU)
     sampling = {"samples": 5, "prox": {"steps": 3}}
     sampling["by_contrast_R"] = [{"sampler": "prox", "contrast": "flair", "R": 8, "settings": {"steps": 7}}]
     saved_model(path, sampling=sampling)
     plan = Plan(samplers=("prox", "uncertainty"))
     with pytest.raises(BadInputError, match="choose mode fast"):
-        own_methods([load_checkpoint(path)], plan, here)
+        own_methods([load_checkpoint(path)], plan, *where)
     saved_model(path, sampling={**sampling, "uncertainty": {"samples": 9, "steps": 11}})
-    prox, uncertainty = own_methods([load_checkpoint(path)], plan, here)
+    prox, uncertainty = own_methods([load_checkpoint(path)], plan, *where)
     assert "5 samples" in prox.setting and '"steps": 7' in prox.setting
     assert "9 samples" in uncertainty.setting and '"steps": 11' in uncertainty.setting
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from dpmrecon.tools.simulate import simulate
 from dpmtrain.cli import main
-from dpmtrain.evaluate.fault_injection import drawn_scan, injected, reordered
+from dpmtrain.evaluate.fault_injection import drawn_scan, reordered, row_of
 from dpmtrain.evaluate.faults import FAULTS, RawScan
 
 # nothing in the data tells these from a sound scan: an object that is mirrored; a slice that lies elsewhere
@@ -14,8 +14,9 @@ CANNOT_BE_SEEN = {"samples reversed", "shots moved"}
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_fault_is_seen_or_harmless(seed):
-    (row,) = injected([seed], None)
+def test_a_fault_is_seen_or_harmless(seed, monkeypatch):
+    monkeypatch.setattr("dpmtrain.evaluate.fault_injection.SIZES", (56, 64, 67, 72))
+    row = row_of(seed, None)
     assert row.sound_exit == 0
     assert row.sound_text == "" or row.sound_text.endswith("it counts as trace-weighted")  # DWI of no direction
     assert row.sound_nrmse < 0.15

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 from dpmrecon.data import LostSlice, Slice, SliceKey
-from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.recon.agreement import ANY, NAMES, Limits
 from dpmrecon.tools.simulated_slice import simulated_kspace
 from dpmrecon.tools.simulation_settings import SimulationSettings
 from dpmtrain.cli import main
-from dpmtrain.evaluate.gate import SAID, Row, earlier, judge, limits_of, table, write_gate
+from dpmtrain.evaluate import gate_cases
+from dpmtrain.evaluate.gate import SAID, Row, judge, limits_of, table
 from dpmtrain.evaluate.gate_cases import KINDS, PAINTED, PATHOLOGY, SOUND, Head, case_of, slice_of
+from dpmtrain.evaluate.score_lines import ScoreLines
 
 from support.models import saved_model
 
@@ -62,9 +63,9 @@ def checkpoint(tmp_path_factory):
     return load_checkpoint(saved_model(tmp_path_factory.mktemp("model") / "tiny.safetensors"))
 
 
-def test_limits_are_such_that_few_sound_slices_are_beyond(checkpoint):
+def test_limits_are_such_that_few_sound_slices_are_beyond(checkpoint, tmp_path):
     contrasts = ("flair", "t1")
-    heads = [head(n, contrast=contrasts[n % 2], subject="phantom" if n % 4 == 3 else "somebody") for n in range(24)]
+    heads = [head(n, (66, 54), contrasts[n % 2], subject="phantom" if n % 4 == 3 else "somebody") for n in range(24)]
     entry = limits_of(checkpoint, heads, 5)
     labelled, together = entry["fits"]
     assert set(labelled["levels"]) == {"flair", "t1"} and set(together["levels"]) == {ANY}
@@ -72,7 +73,7 @@ def test_limits_are_such_that_few_sound_slices_are_beyond(checkpoint):
     assert limits.expected[0].tolist() == together["levels"][ANY] and limits.expected.shape[1] == len(NAMES)
     judged = type(checkpoint)(checkpoint.model, {**checkpoint.card, "gate": entry}, "tiny", checkpoint.kind)
     kinds = [SOUND] * 6 + ["wrong centre", "alternate shots moved", "wrap, one map"]
-    rows = list(judge(judged, heads, kinds, 1))
+    rows = list(judge(judged, heads, kinds, 1, ScoreLines(tmp_path / "scores.jsonl")))
     assert [row.kind for row in rows] == kinds
     centre, moved, _ = rows[6:]
     assert centre.verdict != "trusted" and centre.score >= SAID
@@ -102,19 +103,21 @@ def test_the_table_counts_what_is_told_apart():
     assert text.count("- patient12/x, R = 4: caution: so") == 2
 
 
-def test_a_table_is_gone_on_with(tmp_path):
-    rows = [row(SOUND, 0.25, "trusted"), row("spike", 3.0, "caution", residual=math.nan)]
-    write_gate(tmp_path, rows, "tiny", 0)
-    again = earlier(tmp_path, "tiny")
-    assert [repr(one) for one in again] == [repr(one) for one in rows]  # nan is not nan
-    assert earlier(tmp_path / "other", "tiny") == []
-    with pytest.raises(BadInputError, match="another model than other"):
-        earlier(tmp_path, "other")
+def test_a_run_goes_on_with_what_was_judged(tmp_path, checkpoint, monkeypatch):
+    rows = {SOUND: row(SOUND, 0.25, "trusted"), "spike": row("spike", 3.0, "caution", residual=math.nan)}
+    monkeypatch.setattr("dpmtrain.evaluate.gate.row_of", lambda checkpoint, head, kind, rng: rows[kind])
+    first = list(judge(checkpoint, [head()], list(rows), 0, ScoreLines(tmp_path / "scores.jsonl")))
+    monkeypatch.setattr("dpmtrain.evaluate.gate.row_of", lambda *_: pytest.fail("judged again"))
+    again = list(judge(checkpoint, [head()], list(rows), 0, ScoreLines(tmp_path / "scores.jsonl")))
+    assert [repr(one) for one in again] == [repr(one) for one in first]  # nan is not nan
+    other = type(checkpoint)(checkpoint.model, checkpoint.card, "other", checkpoint.kind)
+    with pytest.raises(pytest.fail.Exception, match="judged again"):
+        list(judge(other, [head()], list(rows), 0, ScoreLines(tmp_path / "scores.jsonl")))
 
 
-def test_refused_scans_count_as_found(checkpoint, monkeypatch):
+def test_refused_scans_count_as_found(checkpoint, monkeypatch, tmp_path):
     monkeypatch.setattr("dpmtrain.evaluate.gate.slice_of", lambda case: LostSlice(SliceKey(0), "its lines are lost"))
-    (found,) = judge(checkpoint, [head()], ["spike"], 0)
+    (found,) = judge(checkpoint, [head()], ["spike"], 0, ScoreLines(tmp_path / "scores.jsonl"))
     assert (found.verdict, found.score, found.text) == ("lost", SAID, "its lines are lost")
 
 
@@ -129,3 +132,12 @@ def test_the_command_says_what_it_lacks(tmp_path, capsys):
         assert word in capsys.readouterr().err
     assert main(["gate", "--images", str(tmp_path), "--write", "--each", "0"]) == 2
     assert "--write needs --model" in capsys.readouterr().err
+
+
+def test_the_slices_of_a_label_map_come_whole(tmp_path, monkeypatch):
+    """A head that ends at the edge of the field of view would wrap in a scan."""
+    (tmp_path / "synthseg_labels").mkdir()
+    (tmp_path / "synthseg_labels/training_seg_99.nii.gz").touch()
+    monkeypatch.setattr(gate_cases, "simulated_slices", lambda *given: np.ones((1, 241, 241), np.float32))
+    shapes = {tuple(head.image.shape) for head in gate_cases.heads(tmp_path, ("training_seg_99",), 1, 0)}
+    assert shapes == {(240, 240), (180, 180), (120, 120)}

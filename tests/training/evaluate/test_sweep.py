@@ -18,6 +18,7 @@ from dpmtrain.evaluate.sweep import Candidate, Plan, ranked, sweep
 
 from support.models import TINY, saved_model
 from support.phantoms import head
+from support.scores import score_of
 
 CPU = torch.device("cpu")
 
@@ -64,15 +65,18 @@ def test_writing_the_card_leaves_the_weights_alone(model):
     assert json.loads(model.with_suffix(".json").read_text()) == after.card
 
 
-def candidate(steps, error, fallbacks=0):
-    row = Row(
-        "t1", Condition("regular", 4, 24), "", [("a", 0)], [error], [error], [1.0], [1.0], None, 1, fallbacks, 1.0, ""
-    )
+def candidate(steps, error, fallback=None):
+    row = Row("t1", Condition("regular", 4, 24), "", "", [("a", 0)], [score_of(error, fallback=fallback)])
     return Candidate(None, SamplerSettings(steps=steps), str(steps), False), row
 
 
 def test_few_evaluations_win_where_they_cost_little():
-    scored = [candidate(50, 0.0500), candidate(20, 0.0504), candidate(10, 0.0506), candidate(5, 0.03, fallbacks=1)]
+    scored = [
+        candidate(50, 0.0500),
+        candidate(20, 0.0504),
+        candidate(10, 0.0506),
+        candidate(5, 0.03, "it misses the data"),
+    ]
     assert [pair[0].title for pair in ranked(scored, 0.01)] == ["20", "50", "10", "5"]
     assert [pair[0].title for pair in ranked(scored, 0.0)] == ["50", "20", "10", "5"]
 

@@ -32,11 +32,11 @@ def test_the_pair_is_taken_that_tells_the_lines_best(case, monkeypatch):
     """Of two images, made without those lines, one is the negative of the other."""
     seen = []
 
-    def image_of(mapped, checkpoint, contrast, acceleration, pair):
+    def image_of(mapped, checkpoint, contrast, pair):
         seen.append(mapped.data.mask)
         return SimpleNamespace(image=mapped.conventional * pair[0])
 
     monkeypatch.setattr(trust, "image_of", image_of)
-    assert trust.chosen_pair(case.mapped, None, "t1", 3, [(-1.0, 0.0), (1.0, 0.0)]) == (1.0, 0.0)
+    assert trust.chosen_pair(case.mapped, None, "t1", [(-1.0, 0.0), (1.0, 0.0)]) == (1.0, 0.0)
     held = trust.held_back(case.mapped.data)
     assert all(not (mask * held).any() and mask.sum() == (case.mapped.data.mask - held).sum() for mask in seen)

@@ -42,6 +42,13 @@ def scans(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def full(scans):
+    """The fully sampled one as a reference."""
+    (found,) = measured_slices(scans / "full.h5")
+    return found
+
+
 @pytest.mark.parametrize("R, partitions, rows", [(4, 2, 2), (6, 2, 3), (5, 1, 5), (2, 1, 2)])
 def test_a_regular_mask_of_a_volume_takes_every_rth_line(R, partitions, rows):
     mask = sampling_mask("caipirinha", torch.ones(31, 37, 5), R, 0, 0)
@@ -76,14 +83,13 @@ def test_volumes_have_their_own_conditions():
     assert "volumes" in plan.conditions(2, volume=True)[0].sampling()
 
 
-def test_a_3d_scan_is_one_reference_and_stays_as_it_is(scans):
+def test_a_3d_scan_is_one_reference_and_stays_as_it_is(scans, full):
     """Maps of a block and of the full data; the reference's k-space is not used up."""
-    (own,) = measured_slices(scans / "full.h5")
     (given,) = measured_slices(scans / "full.h5", truth_path(scans / "full.h5"))
-    assert own.is_volume and own.truth.shape == (20, 30, 26)  # without its oversampled partitions
-    moments = Moments.of(own.truth, given.truth, np.ones(own.truth.shape, bool))
+    assert full.is_volume and full.truth.shape == (20, 30, 26)  # without its oversampled partitions
+    moments = Moments.of(full.truth, given.truth, np.ones(full.truth.shape, bool))
     assert moments.nrmse(scan_factor([moments])) < 0.05
-    before = own.data.kspace.clone()
+    before = full.data.kspace.clone()
     errors = {}
     for lines in (10, 0):
         here = Undersampled(given, Condition("caipirinha", 4, lines), CPU)
@@ -93,13 +99,12 @@ def test_a_3d_scan_is_one_reference_and_stays_as_it_is(scans):
             found = Moments(score["cross"], score["image"], score["truth"])
             errors[name, lines] = found.nrmse(scan_factor([found]))
         assert errors["conventional", lines] < 0.7 * errors["zero_filled", lines]
-    assert torch.equal(given.data.kspace, before) and torch.equal(own.data.kspace, before)
+    assert torch.equal(given.data.kspace, before) and torch.equal(full.data.kspace, before)
     with pytest.raises(BadInputError, match="is accelerated R = 4"):
         measured_slices(scans / "four.h5")
 
 
-def test_a_separate_calibration_of_a_volume_is_cropped(scans):
-    (full,) = measured_slices(scans / "full.h5")
+def test_a_separate_calibration_of_a_volume_is_cropped(full):
     apart = full.data
     mask = apart.mask.clone()
     mask[:, 1::2] = 0
@@ -140,7 +145,7 @@ def test_evaluate_scores_whole_volumes(scans, tmp_path, model, capsys):
 
 
 def test_prepare_takes_3d_scans_that_are_full_or_of_r_two(scans, tmp_path, capsys):
-    assert main(["prepare", str(scans), "--out", str(tmp_path)]) == 3
+    assert main(["prepare", str(scans), "--out", str(tmp_path), "--jobs", "1"]) == 3
     assert "four.h5: it is accelerated R=4" in capsys.readouterr().err
     volumes = {entry["file"]: entry for entry in read_manifest(tmp_path)["volumes"]}
     assert sorted(volumes) == ["full.npy", "twice.npy"]

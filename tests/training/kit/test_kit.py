@@ -20,6 +20,7 @@ from dpmtrain.kit.card import findings
 from dpmtrain.kit.data import patterns
 
 from support.models import TINY, saved_model
+from support.scores import score_of
 
 SCAN = {"matrix": (48, 40), "n_slices": 2, "n_coils": 4, "acceleration": 1, "calibration_lines": 16}
 SCAN_3D = {
@@ -85,6 +86,14 @@ def start(tmp_path_factory):
     path = tmp_path_factory.mktemp("start") / "model.safetensors"
     sampling = {"samples": 2, "prox": {"steps": 3, "sigma_max": 1.0}}
     return saved_model(path, MODEL, sampling=sampling, history={"images": 7})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_lengths():
+    """1 and 2 of the recipe's 4 steps are tried, and the start itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dpmtrain.kit.tuning.LENGTHS", (0.25, 0.5))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -253,9 +262,9 @@ def test_findings_say_better_worse_or_cannot_tell(start):
     checkpoint = load_checkpoint(start)
 
     def row(method: str, values: list[float], setting: str) -> Row:
-        places = [("scan", number) for number in range(len(values))]
         condition = Condition("regular", 4, 24)
-        return Row("flair", condition, method, places, values, values, values, values, None, 1, 0, 1.0, setting)
+        places = [(f"scan {number}", 0) for number in range(len(values))]
+        return Row("flair", condition, method, setting, places, [score_of(value) for value in values])
 
     mine = row("prox", [0.05, 0.06, 0.05, 0.06, 0.05], f"{checkpoint.model_id}, 1 samples")
     rows = [

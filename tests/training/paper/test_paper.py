@@ -82,7 +82,9 @@ def test_the_whole_comparison_and_a_second_run_that_finds_it_done(folders, small
     with (tmp_path / "out" / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["method"][:1] for row in rows] == ["C", "1", "2", "3", "4", "5", "6", "p"]
-    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    lines = map(json.loads, (tmp_path / "run" / "scores.jsonl").read_text().splitlines())
+    places = ((line["key"], line["value"]["nrmse"]) for line in lines)
+    scores = {f"{key['part']} {key['name']} R={key['R']}": errors for key, errors in places}
     fine_tuned = next(row for row in rows if row["method"].startswith("4"))
     candidates = {key: np.mean(value) for key, value in scores.items() if key.startswith("validation ft_few")}
     at_4 = {key: value for key, value in candidates.items() if key.endswith("R=4")}

@@ -105,7 +105,7 @@ def test_two_steps_of_each_stage_and_then_two_more(tmp_path, data, capsys):
     assert card["sampling"]["latent"] == {"steps": 7} and card["history"]["start"]["start"]["stage"] == "autoencoder"
     assert card["data"]["subjects"] == ["some"] and card["steps"] == 2
     run(tmp_path, data, "control", tmp_path / "denoiser.safetensors", seconds=4.0)
-    assert [row.split(",")[0] for row in rows(tmp_path / "control")] == ["1", "2", "3", "4"]
+    assert [row.split(",")[1] for row in rows(tmp_path / "control")] == ["1", "2", "3", "4"]
 
 
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")  # in spandrel
@@ -123,8 +123,11 @@ def test_a_stage_without_its_start_or_with_another_recipes_state_is_refused(tmp_
     other = recipe(tmp_path, "autoencoder", seed=2)
     arguments = ["latent", str(other), "--data", str(data), "--run", str(tmp_path / "autoencoder"), "--minutes", "1"]
     assert main([*arguments, "--device", "cpu", "--out", str(tmp_path / "a.safetensors")]) == 2
-    assert "is of another recipe: take that recipe, or another --run" in capsys.readouterr().err
-    (tmp_path / "autoencoder" / "state.pt").write_bytes(b"torn")
+    assert (
+        "is of another recipe (seed is 1 there and 2 here): take that recipe, or another --run"
+        in capsys.readouterr().err
+    )
+    (tmp_path / "autoencoder" / "autoencoder.pt").write_bytes(b"torn")
     with pytest.raises(BadInputError, match="cannot be read .* remove it to begin anew"):
         run(tmp_path, data, "autoencoder")
 

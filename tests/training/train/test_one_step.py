@@ -1,6 +1,14 @@
 """Training of the one-step network: examples, targets of distillation, and runs that go on."""
 
 import csv
+import inspect
+import os
+import resource
+import signal
+import subprocess
+import sys
+from functools import partial
+from itertools import count
 
 import numpy as np
 import pytest
@@ -8,12 +16,15 @@ import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.physics.cg_sense import cg_sense as one_slice
 from dpmrecon.physics.forward import ForwardModel
-from dpmrecon.prior.checkpoint import load_checkpoint
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.prior.conditional import RESIDUAL, ConditionalDenoiser, ddim_step, signal_and_noise
 from dpmrecon.prior.denoiser import Denoiser, complex_noise
 from dpmtrain.cli import main
 from dpmtrain.data.masks import FAMILIES, _plane, _rows, drawn_mask
-from dpmtrain.train.one_step import begin_with, distilled_target, velocity_loss
+from dpmtrain.train import one_step_runs
+from dpmtrain.train.keeper import read_tensors
+from dpmtrain.train.one_step import OneStepStage, begin_with, distilled_target, velocity_loss
+from dpmtrain.train.timed import TimedRun
 from dpmtrain.train.undersampled import cg_sense, coil_maps, head, undersampled, with_errors
 
 from support.paths import ROOT
@@ -39,6 +50,7 @@ clip = 1.0
 label_dropout = 0.2
 volumes = ["*"]
 real_fraction = 1.0
+save_seconds = 10
 [sampling]
 samples = 1
 [sampling.one-step]
@@ -194,6 +206,123 @@ def test_from_slices_to_a_student_and_on_after_a_stop(prepared, recipe, tmp_path
     assert student.read_bytes() != weights and load_checkpoint(student).card["sampling"]["one-step"]["steps"] == 1
     (tmp_path / "student" / "student_4.pt").write_bytes(b"half a file")
     assert main(distil) == 2 and "student_4.pt cannot be read" in capsys.readouterr().err
+
+
+def ticking():
+    """TimedRun by a clock that a second passes on at each look, one a step."""
+    return partial(TimedRun, clock=partial(next, count()))
+
+
+def killed_at(number):
+    """A stage's step that is killed in the call of this number."""
+    step, calls = OneStepStage.step, count(1)
+
+    def wrapped(*given):
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*given)
+
+    return wrapped
+
+
+KILLED = f"""
+import os, signal, sys
+from functools import partial
+from itertools import count
+from dpmtrain.cli import main
+from dpmtrain.train import one_step_runs
+from dpmtrain.train.one_step import OneStepStage
+from dpmtrain.train.timed import TimedRun
+{inspect.getsource(ticking)}
+{inspect.getsource(killed_at)}
+one_step_runs.TimedRun, OneStepStage.step = ticking(), killed_at(27)
+main(sys.argv[1:])
+"""
+
+
+def progress(run):
+    """(stage, steps, seconds) of each line of the log."""
+    with (run / "log.csv").open(newline="") as file:
+        return [(row[0], int(row[1]), float(row[2])) for row in csv.reader(file)]
+
+
+@pytest.mark.parametrize(
+    ("command", "before", "after"),
+    [
+        (["one-step", "teacher"], [("teacher", n, n) for n in (10, 20)], [("teacher", n, n) for n in (30, 40)]),
+        (
+            ["distil", "--evaluations", "8,1"],
+            [("student_8", 10, 10), ("student_8", 20, 20)],
+            [("student_1", 10, 10), ("student_1", 20, 20)],
+        ),
+    ],
+    ids=["one-step", "distil"],
+)
+def test_kill_9_loses_the_last_interval_of_a_stage_and_no_stage_that_is_done(
+    prepared, recipe, tmp_path, monkeypatch, command, before, after
+):
+    teacher, out = tmp_path / "teacher.safetensors", tmp_path / "out.safetensors"
+    monkeypatch.setattr(one_step_runs, "TimedRun", ticking())
+    if command[0] == "distil":
+        assert main(["one-step", *arguments(recipe, prepared, teacher, "teacher", "--minutes", "0.01")]) == 0
+        command = [*command, "--start", str(teacher)]
+    whole = [command[0], *arguments(recipe, prepared, out, *command[1:], "--minutes", str(40 / 60))]
+    done = subprocess.run([sys.executable, "-c", KILLED, *whole], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    run = tmp_path / "out"
+    assert progress(run) == before and not out.exists()
+    assert read_tensors(run / f"{before[-1][0]}.pt", {"steps"})["steps"] == before[-1][1]
+    assert main(whole) == 0
+    assert progress(run) == before + after and load_checkpoint(out).card["kind"] == "one-step"
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [(("rate = 1e-3", "rate = 2e-3"), "rate is 0.001 there and 0.002 here"), (None, "the start is 'random weights'")],
+)
+def test_a_state_of_another_recipe_or_start_is_refused(prepared, recipe, tmp_path, capsys, other, words):
+    out = tmp_path / "teacher.safetensors"
+    minutes = ("teacher", "--minutes", "0.001")
+    assert main(["one-step", *arguments(recipe, prepared, out, *minutes)]) == 0
+    begun = []
+    if other is None:
+        common = {"widths": [4, 6], "blocks": [1, 1], "embedding": 8, "labels": ["flair", "t1", "t2"]}
+        begun = ["--start", str(tmp_path / "denoiser.safetensors")]
+        save_checkpoint(tmp_path / "denoiser.safetensors", Denoiser({**common, "sigma_data": 0.25}), {})
+    else:
+        recipe.write_text(recipe.read_text().replace(*other))
+    assert main(["one-step", *arguments(recipe, prepared, out, *minutes, *begun)]) == 2
+    error = capsys.readouterr().err
+    assert words in error and "take that recipe, or another --run" in error and "Traceback" not in error
+
+
+def test_a_student_of_other_halvings_is_refused(prepared, recipe, tmp_path, capsys):
+    teacher, out = tmp_path / "teacher.safetensors", tmp_path / "student.safetensors"
+    assert main(["one-step", *arguments(recipe, prepared, teacher, "teacher", "--minutes", "0.001")]) == 0
+    distil = ["distil", *arguments(recipe, prepared, out, "--start", str(teacher), "--minutes", "0.001")]
+    assert main([*distil, "--evaluations", "4,1"]) == 0
+    assert main([*distil, "--evaluations", "8,1"]) == 2
+    assert "the evaluations before is [4] there and [8] here" in capsys.readouterr().err
+
+
+def test_a_full_disk_keeps_the_state_and_is_one_sentence(prepared, recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(one_step_runs, "TimedRun", ticking())
+    out = tmp_path / "teacher.safetensors"
+    given = ["one-step", *arguments(recipe, prepared, out, "teacher"), "--minutes"]
+    assert main([*given, str(10 / 60)]) == 0
+    state = tmp_path / "teacher" / "teacher.pt"
+    before = state.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        assert main([*given, str(20 / 60)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert "cannot be written" in error and "the state saved last is still there; make room" in error
+    assert len(error.strip().splitlines()) == 1
+    assert state.read_bytes() == before
+    assert main([*given, str(20 / 60)]) == 0 and progress(tmp_path / "teacher")[-1] == ("teacher", 20, 20)
 
 
 @pytest.mark.parametrize(

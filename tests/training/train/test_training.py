@@ -332,7 +332,7 @@ def test_a_full_disk_keeps_the_last_state(prepared, recipe, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (run / "state.pt").read_bytes() == before
-    assert not list(run.glob("*.tmp"))
+    assert not list(run.glob("*.part"))
     train(settings, prepared, run, 1, device="cpu")
     assert read_state(run / "state.pt")["plans"] == [[0, 2], [2, 4]]
 
@@ -373,9 +373,7 @@ def test_a_state_of_another_recipe_is_not_gone_on_with(straight, prepared, recip
 
 def test_two_processes_train_as_one_does(straight, prepared, recipe, tmp_path):
     run = tmp_path / "run"
-    arguments = [sys.executable, "-m", "dpmtrain.cli", *command(recipe, prepared, run, "--processes", "2")]
-    done = subprocess.run(arguments, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert main(command(recipe, prepared, run, "--processes", "2")) == 0
     for row, expected in zip(rows(run), rows(straight[0])):
         assert float(row["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-4)
     for name, value in load_checkpoint(run / "model.safetensors").denoiser.state_dict().items():

@@ -4,8 +4,7 @@ A line of OUT/results.jsonl for every score: a run that was stopped goes on wher
 the file. Nothing is tuned on what is scored.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,17 +12,19 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulation_settings import SimulationSettings
-from tqdm import tqdm
 
+from ..evaluate.engine import Group, Tuner, compare
 from ..evaluate.metrics import Moments
+from ..evaluate.plan import Condition
 from ..evaluate.references import CPU, ReferenceSlice, measured_slices
 from ..evaluate.score_lines import ScoreLines
+from ..evaluate.scoring import Undersampled
 from ..evaluate.undersampling import with_maps
 from ..evaluate.validation import subject_slices, validation_scan
-from .methods import Tuner, measure, methods, undersampled_slice
+from .methods import Ours, methods
 from .peers import import_deepinv
 from .plan import BenchPlan
-from .report import Entry, write_report
+from .report import write_report
 
 TEST_PATIENT = "patient12"
 
@@ -48,7 +49,7 @@ def shared_data(data: Path, plan: BenchPlan) -> Sources:
 
 
 def phantoms(folder: Path, plan: BenchPlan) -> Sources:
-    """Simulated scans of one head for the bench, and of another for tuning, written to `folder`."""
+    """Simulated scans, written to `folder`: one head for the bench, another for tuning."""
 
     def scan(contrast: str, subject: int, n_slices: int) -> list[ReferenceSlice]:
         path = folder / f"phantom{subject}_{contrast}.h5"
@@ -81,30 +82,20 @@ def bench(
     missing = import_deepinv()[1] if "deepinv" not in plan.without else "left out by --without"
     if missing:
         print(f"deepinv's DPS and DiffPIR are left out: {missing}")
-    lines = ScoreLines(out / "results.jsonl")
-    tuner = Tuner(validation, checkpoint, lines)
     # first calls are slower: keep them out of the times
     shape = slices[0].data.kspace.shape[-2:]
     denoiser = checkpoint.denoiser
     denoiser(torch.zeros(1, *shape, dtype=torch.complex64), torch.ones(1), denoiser.one_hot([None]))
-    _ = undersampled_slice(slices[0], plan.accelerations[0]).mapped
-    entries = []
-    with tqdm(unit="image") as bar:
-        for acceleration in plan.accelerations:
+    _ = Undersampled(slices[0], Condition("regular", plan.accelerations[0]), CPU).mapped
+    lines, ours = ScoreLines(out / "results.jsonl"), Ours(checkpoint, plan.seed)
+    tuner = Tuner(validation, plan.tuning_slices, lines, CPU)
+
+    def groups() -> Iterator[Group]:
+        for condition in (Condition("regular", R) for R in plan.accelerations):
             for contrast in plan.contrasts:
-                here_slices = [full for full in slices if full.contrast == contrast]
-                if not here_slices:
-                    continue
-                cases = [undersampled_slice(full, acceleration) for full in here_slices]
-                for method in methods(contrast, acceleration, here_slices, plan, tuner):
-                    for here in cases:
-                        if method.only is not None and (here.full.scan, here.full.number) not in method.only:
-                            continue
-                        bar.set_description(f"R={acceleration} {here.full.scan} {here.full.number} {method.name}")
-                        key = {"scan": here.full.scan, "slice": here.full.number, "contrast": contrast}
-                        key |= {"R": acceleration, "method": method.name, "setting": method.setting}
-                        score = lines.get(key, partial(measure, method, here, checkpoint))
-                        place = (here.full.scan, here.full.number, contrast, acceleration)
-                        entries.append(Entry(*place, method.name, score))
-                        bar.update()
-    write_report(out, entries, plan, checkpoint, tuner.found)
+                here = [full for full in slices if full.contrast == contrast]
+                if here:
+                    chosen = list(methods(contrast, condition, here, plan, ours, tuner))
+                    yield (Undersampled(full, condition, CPU) for full in here), chosen
+
+    write_report(out, compare(groups(), lines), plan, checkpoint, tuner.found)

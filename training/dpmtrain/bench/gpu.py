@@ -4,11 +4,9 @@ For a GPU, and for a small run on a CPU. Two networks: that of a checkpoint, and
 since time does not depend on them.
 """
 
-import csv
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from dpmrecon.errors import DpmreconError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.prior.denoiser import ContrastDenoiser, Denoiser
+from dpmrecon.prior.denoiser import Denoiser
 from dpmrecon.prior.kinds import settings_from
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.stream import sampled
@@ -26,7 +24,8 @@ from dpmrecon.recon.types import MappedSlice, Sampling
 from dpmrecon.tools.simulate import simulate
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
-from ..hardware import PeakMemory, attainable, device_name, network_work
+from ..evaluate.tables import fields_of, markdown, write_tables
+from ..hardware import PeakMemory, TimedDenoiser, attainable, device_name, network_work
 from ..train.recipe import read_recipe
 
 
@@ -79,39 +78,6 @@ def mapped_slices(
     found = [item for item in with_coil_maps([scanned[0], *scanned], device) if isinstance(item, MappedSlice)][1:]
     maps, start = (sum(item.seconds[stage] for item in found) / count for stage in ("maps", "conventional"))
     return found, {"maps": maps, "start": start}
-
-
-class TimedDenoiser:
-    """A denoiser that adds up the seconds of its forward passes, by events on a GPU so that nothing has to wait."""
-
-    def __init__(self, denoiser: Any):
-        self.denoiser = denoiser
-        self.spans: list[tuple[Any, Any]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.denoiser, name)
-
-    def of_contrast(self, label: str | None, count: Callable[[int], object]) -> ContrastDenoiser:
-        return ContrastDenoiser(self, self.denoiser.one_hot([label]), count)  # type: ignore[arg-type]
-
-    def __call__(self, *arguments: torch.Tensor) -> torch.Tensor:
-        started = self._now()
-        image = self.denoiser(*arguments)
-        self.spans.append((started, self._now()))
-        return image
-
-    def _now(self) -> Any:
-        if self.denoiser.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self.denoiser.device))
-        return event
-
-    def seconds(self) -> float:
-        """Of all passes so far; the device must have finished them."""
-        if self.denoiser.device.type != "cuda":
-            return sum(end - start for start, end in self.spans)
-        return sum(start.elapsed_time(end) for start, end in self.spans) / 1000
 
 
 def timings(
@@ -173,17 +139,9 @@ def _sampled(network: Checkpoint, group: list[MappedSlice], sampler: str, steps:
 
 def write_table(out: Path, title: str, rows: list[Timing]) -> None:
     """table.md and table.csv in `out`; the table is printed as well."""
-    text = "\n".join([title, "", *table(rows)])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "table.md").write_text(text + "\n")
-        with (out / "table.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*asdict(rows[0]), "seconds"])
-            writer.writeheader()
-            writer.writerows({**asdict(row), "seconds": row.seconds} for row in rows)
-    except OSError as error:
-        raise DpmreconError(f"the table cannot be written to {out} ({error}): make room and run again") from error
-    print(text)
+    heads, *lines = fields_of(Timing, rows, digits=17)
+    lines = [[*line, row.seconds] for line, row in zip(lines, rows)]
+    write_tables(out, [[*heads, "seconds"], *lines], "\n".join([title, "", *table(rows)]))
 
 
 def table(rows: list[Timing]) -> list[str]:
@@ -201,7 +159,7 @@ def table(rows: list[Timing]) -> list[str]:
         "network share",
     ]
     heads += ["GFLOP", "roofline s", "network / roofline", "peak MB"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = [heads]
     for row in rows:
         cells = [row.network, row.method, row.precision, str(row.batch), f"{row.seconds:.3f}"]
         cells += [f"{value:.3f}" for value in (row.maps, row.start, row.forward, row.rest)]
@@ -209,13 +167,13 @@ def table(rows: list[Timing]) -> list[str]:
         # the time of dps's gradients is among the rest
         spent = row.forward + (row.rest if row.method.startswith("dps") else 0)
         cells += [f"{spent / row.roofline:.1f}", "" if row.memory_mb is None else f"{row.memory_mb:.0f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"On {rows[0].device}."]
+        lines.append(cells)
+    found = [*markdown(lines), "", f"On {rows[0].device}."]
     for network in dict.fromkeys(row.network for row in rows):
         *fast, dps = [row for row in rows if row.network == network]
-        lines += [
+        found += [
             f"- {network}: {row.method} {row.seconds:.3f} s a slice, {dps.seconds / row.seconds:.0f} times faster than "
             f"{dps.method} ({dps.seconds:.2f} s), {dps.gflop / row.gflop:.0f} times less network compute"
             for row in fast
         ]
-    return lines
+    return found

@@ -1,111 +1,64 @@
 """The bench's report: a table (Markdown and CSV), what it says about speed and quality in words, and a plot."""
 
-import csv
 import re
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from dpmrecon.errors import DpmreconError
 from dpmrecon.prior.checkpoint import Checkpoint
 
-from ..evaluate.metrics import Moments, paired_difference, scan_factor
+from ..evaluate.metrics import paired_difference
+from ..evaluate.plan import Condition
+from ..evaluate.scoring import Row
+from ..evaluate.tables import formatted, interval, markdown, write_tables
+from ..files import writing
 from .plan import BenchPlan
 
 COMPUTE_RATIO, TIME_RATIO, PARITY = 40.0, 30.0, 1.01
 STAGES = ("maps", "start", "network", "rest")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A line of the results file: one slice by one method."""
-
-    scan: str
-    slice: int
-    contrast: str
-    acceleration: int
-    method: str
-    score: dict[str, Any]
-
-
-@dataclass
-class Row:
-    """One method at one R; lists have a value for each slice, in the order of `entries`."""
-
-    acceleration: int
-    method: str
-    entries: list[Entry] = field(default_factory=list)
-
-    @cached_property
-    def moments(self) -> list[Moments]:
-        return [Moments(*(entry.score[name] for name in ("cross", "image", "truth"))) for entry in self.entries]
-
-    @cached_property
-    def nrmse(self) -> dict[tuple[str, int], float]:
-        """By slice; one least-squares factor a scan."""
-        scans = [entry.scan for entry in self.entries]
-        factors = {scan: scan_factor([m for m, s in zip(self.moments, scans) if s == scan]) for scan in scans}
-        return {(e.scan, e.slice): m.nrmse(factors[e.scan]) for e, m in zip(self.entries, self.moments)}
-
-    @cached_property
-    def paper(self) -> list[float]:
-        """NRMSE without a factor."""
-        return [m.nrmse() for m in self.moments]
-
-    def values(self, name: str) -> list[Any]:
-        return [entry.score[name] for entry in self.entries if entry.score.get(name) is not None]
-
-    def mean(self, name: str) -> float:
-        """nan where no slice has it."""
-        values = self.values(name)
-        return float(np.mean(values)) if values else float("nan")
-
-    def seconds(self, *stages: str) -> float:
-        """Mean over slices, of the stages or of all; nan where they were not measured."""
-        found = [entry.score["seconds"] for entry in self.entries if "seconds" in entry.score]
-        return float(np.mean([sum(s.get(n, 0.0) for n in stages or s) for s in found])) if found else float("nan")
-
-    @property
-    def variance_ratio(self) -> float:
-        """V/B over the slices whose complex truth is known; nan without."""
-        error = sum(self.values("B"))
-        return sum(self.values("V")) / error if error > 0 else float("nan")
-
-    def group(self, name: str) -> float:
-        """NRMSE of the scans of one group: the part of a scan's name before a slash."""
-        found = [value for (scan, _), value in self.nrmse.items() if scan.split("/")[0] == name]
-        return float(np.mean(found)) if found else float("nan")
+def by_method(rows: Sequence[Row]) -> list[Row]:
+    """A row for each R and method, of all contrasts, in order."""
+    found: dict[tuple[int, str], Row] = {}
+    for row in rows:
+        place = row.condition.R, row.method
+        both = found.setdefault(place, Row(None, row.condition, row.method, ""))
+        both.slices.extend(row.slices)
+        both.scores.extend(row.scores)
+    return list(found.values())
 
 
-def rows_of(entries: list[Entry]) -> list[Row]:
-    """By R and method, in the order they were run."""
-    rows: dict[tuple[int, str], Row] = {}
-    for entry in entries:
-        rows.setdefault((entry.acceleration, entry.method), Row(entry.acceleration, entry.method)).entries.append(entry)
-    return list(rows.values())
+def by_slice(row: Row) -> dict[tuple[str, int], float]:
+    """NRMSE by scan and number."""
+    return dict(zip(row.slices, row.nrmse))
+
+
+def part_of(row: Row, group: str) -> Row:
+    """The scans of one group, the part of their names before a slash; "all" of them."""
+    kept = [number for number, (scan, _) in enumerate(row.slices) if group in ("all", scan.split("/")[0])]
+    slices, scores = [row.slices[number] for number in kept], [row.scores[number] for number in kept]
+    return Row(None, row.condition, row.method, "", slices, scores)
 
 
 def write_report(
-    out: Path, entries: list[Entry], plan: BenchPlan, checkpoint: Checkpoint, tuned: dict[str, float]
-) -> list[Row]:
+    out: Path,
+    rows: Sequence[Row],
+    plan: BenchPlan,
+    checkpoint: Checkpoint,
+    tuned: dict[tuple[str, Condition, str], float],
+) -> None:
     """table.md, table.csv and bench.png in `out`; the table is printed as well."""
-    rows = rows_of(entries)
+    rows = by_method(rows)
     text = "\n".join([*_head(rows, checkpoint), *_tables(rows, plan), *_tuned(tuned)])
-    try:
-        (out / "table.md").write_text(text + "\n")
-        _write_csv(out / "table.csv", rows, checkpoint)
+    write_tables(out, _csv(rows, checkpoint), text)
+    with writing(out / "bench.png"):
         plot(out / "bench.png", rows, plan)
-    except OSError as error:
-        raise DpmreconError(f"the report cannot be written to {out} ({error}): make room and run again") from error
-    print(text)
-    return rows
 
 
-def _head(rows: list[Row], checkpoint: Checkpoint) -> list[str]:
+def _head(rows: Sequence[Row], checkpoint: Checkpoint) -> list[str]:
     devices = sorted({device for row in rows for device in row.values("device")})
-    slices = sorted({place for row in rows for place in row.nrmse})
+    slices = sorted({place for row in rows for place in row.slices})
     lower = {
         re.sub(r",? (\d|default|mean of).*", "", row.method) for row in rows if "bfloat16" in row.values("precision")
     }
@@ -124,11 +77,11 @@ def _head(rows: list[Row], checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def _tables(rows: list[Row], plan: BenchPlan) -> list[str]:
+def _tables(rows: Sequence[Row], plan: BenchPlan) -> list[str]:
     lines = []
-    for acceleration in sorted({row.acceleration for row in rows}):
-        here = [row for row in rows if row.acceleration == acceleration]
-        groups = sorted({scan.split("/")[0] for row in here for scan, _ in row.nrmse})
+    for acceleration in sorted({row.condition.R for row in rows}):
+        here = [row for row in rows if acceleration == row.condition.R]
+        groups = sorted({scan.split("/")[0] for row in here for scan, _ in row.slices})
         lines += ["", f"## R = {acceleration}", ""]
         heads = [
             "method",
@@ -141,31 +94,23 @@ def _tables(rows: list[Row], plan: BenchPlan) -> list[str]:
             "NRMSE, no factor",
             "V/B (samples)",
         ]
-        lines += [*_markdown(heads, [_quality(row, groups) for row in here]), ""]
-        lines += _markdown(["method", "slices", "TFLOP", *STAGES, "peak MB"], [_cost(row) for row in here])
+        lines += [*markdown([heads, *(_quality(row, groups) for row in here)]), ""]
+        lines += markdown([["method", "slices", "TFLOP", *STAGES, "peak MB"], *map(_cost, here)])
         lines += ["", *(f"- {line}" for line in claims(here, plan))]
     return lines
 
 
-def _markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(heads) + " |",
-        "|---" * len(heads) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
-    ]
-
-
 def _quality(row: Row, groups: list[str]) -> list[str]:
-    ratio = "" if np.isnan(row.variance_ratio) else f"{row.variance_ratio:.2f} ({row.mean('samples'):.0f})"
+    ratio = "" if row.variance_ratio is None else f"{row.variance_ratio:.2f} ({row.mean('samples'):.0f})"
     return [
         row.method,
-        _number(row.mean("evaluations") or float("nan"), ".0f"),
-        _number(row.seconds(), ".2f"),
-        _interval(list(row.nrmse.values()), ".4f"),
-        *(_number(row.group(group), ".4f") for group in groups),
-        _interval(row.values("psnr"), ".1f"),
-        _interval(row.values("ssim"), ".3f"),
-        _interval(row.paper, ".4f"),
+        formatted(row.mean("evaluations") or float("nan"), ".0f"),
+        formatted(row.seconds(), ".2f"),
+        interval(row.nrmse, ".4f"),
+        *(formatted(_mean(part_of(row, group).nrmse), ".4f") for group in groups),
+        interval(row.values("psnr"), ".1f"),
+        interval(row.values("ssim"), ".3f"),
+        interval(row.nrmse_paper, ".4f"),
         ratio,
     ]
 
@@ -173,25 +118,16 @@ def _quality(row: Row, groups: list[str]) -> list[str]:
 def _cost(row: Row) -> list[str]:
     return [
         row.method,
-        str(len(row.entries)),
-        _number(row.mean("gflop") / 1000, ".3f"),
-        *(_number(row.seconds(stage) or float("nan"), ".2f") for stage in STAGES),
-        _number(row.mean("memory_mb"), ".0f"),
+        str(len(row.slices)),
+        formatted(row.mean("gflop") / 1000, ".3f"),
+        *(formatted(row.seconds(stage) or float("nan"), ".2f") for stage in STAGES),
+        formatted(row.mean("memory_mb"), ".0f"),
     ]
 
 
-def _number(value: float, form: str) -> str:
-    return "" if np.isnan(value) else format(value, form)
-
-
-def _interval(values: list[float], form: str) -> str:
-    mean, low, high = paired_difference(values, [0.0] * len(values))
-    return format(mean, form) + ("" if np.isnan(low) else f" ({low:{form}} to {high:{form}})")
-
-
-def claims(rows: list[Row], plan: BenchPlan) -> list[str]:
-    """What the rows of one R say about `prox` against `dps`: speed at the fewest evaluations and its price, and
-    quality at each number of them; with yes or NO where a bar is set."""
+def claims(rows: Sequence[Row], plan: BenchPlan) -> list[str]:
+    """What the rows of one R say about `prox` against `dps`: speed at the fewest evaluations, its price, and quality at
+    each number; with yes or NO where a bar is set."""
     by_name = {row.method: row for row in rows}
     dps = by_name.get(f"dps {plan.dps_steps}")
     if dps is None:
@@ -219,8 +155,13 @@ def claims(rows: list[Row], plan: BenchPlan) -> list[str]:
 
 
 def _common(row: Row, other: Row) -> tuple[list[float], list[float]]:
-    places = [place for place in row.nrmse if place in other.nrmse]
-    return [row.nrmse[place] for place in places], [other.nrmse[place] for place in places]
+    here, there = by_slice(row), by_slice(other)
+    places = [place for place in here if place in there]
+    return [here[place] for place in places], [there[place] for place in places]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _ratio(row: Row, reference: Row) -> float:
@@ -242,35 +183,31 @@ def _verdict(holds: bool) -> str:
     return "yes" if holds else "NO"
 
 
-def _tuned(tuned: dict[str, float]) -> list[str]:
-    lines = [f"- {name}: {value:g}" for name, value in tuned.items()]
+def _tuned(tuned: dict[tuple[str, Condition, str], float]) -> list[str]:
+    lines = [f"- {name}, {contrast}, R = {where.R}: {value:g}" for (contrast, where, name), value in tuned.items()]
     return ["", "## Tuned on validation slices", "", *lines] if lines else []
 
 
-def _write_csv(path: Path, rows: list[Row], checkpoint: Checkpoint) -> None:
+def _csv(rows: Sequence[Row], checkpoint: Checkpoint) -> Iterator[list]:
     """A line for each method and R, and one for each group of scans."""
     scores = ("nrmse", "nrmse_no_factor", "psnr", "ssim")
     heads = ["model", "device", "precision", "R", "method", "scans", "slices"]
     heads += [name for score in scores for name in (score, f"{score}_low", f"{score}_high")]
-    heads += ["V/B", "samples", "evaluations", "gflop", "seconds", *STAGES, "memory_mb"]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(heads)
-        for row in rows:
-            groups = sorted({entry.scan.split("/")[0] for entry in row.entries})
-            for group in ["all", *(groups if len(groups) > 1 else [])]:
-                kept = [entry for entry in row.entries if group in ("all", entry.scan.split("/")[0])]
-                part = Row(row.acceleration, row.method, kept)
-                words = [" and ".join(sorted(set(part.values(name)))) for name in ("device", "precision")]
-                line: list = [checkpoint.model_id, *words, row.acceleration, row.method, group, len(part.entries)]
-                for values in (list(part.nrmse.values()), part.paper, part.values("psnr"), part.values("ssim")):
-                    line += [_number(value, ".6g") for value in paired_difference(values, [0.0] * len(values))]
-                figures = [part.variance_ratio, part.mean("samples"), part.mean("evaluations"), part.mean("gflop")]
-                figures += [part.seconds(), *(part.seconds(stage) for stage in STAGES), part.mean("memory_mb")]
-                writer.writerow([*line, *(_number(value, ".6g") for value in figures)])
+    yield heads + ["V/B", "samples", "evaluations", "gflop", "seconds", *STAGES, "memory_mb"]
+    for row in rows:
+        groups = sorted({scan.split("/")[0] for scan, _ in row.slices})
+        for group in ["all", *(groups if len(groups) > 1 else [])]:
+            part = part_of(row, group)
+            words = [" and ".join(sorted(set(part.values(name)))) for name in ("device", "precision")]
+            line: list = [checkpoint.model_id, *words, row.condition.R, row.method, group, len(part.slices)]
+            for values in (part.nrmse, part.nrmse_paper, part.values("psnr"), part.values("ssim")):
+                line += [formatted(value, ".6g") for value in paired_difference(values, [0.0] * len(values))]
+            figures = [part.variance_ratio, part.mean("samples"), part.mean("evaluations"), part.mean("gflop")]
+            figures += [part.seconds(), *(part.seconds(stage) for stage in STAGES), part.mean("memory_mb")]
+            yield [*line, *(formatted(value, ".6g") for value in figures)]
 
 
-def plot(path: Path, rows: list[Row], plan: BenchPlan) -> None:
+def plot(path: Path, rows: Sequence[Row], plan: BenchPlan) -> None:
     """NRMSE against seconds a slice, a panel for each R; GRAPPA, which was not timed here, is left to the table."""
     import matplotlib
 
@@ -278,7 +215,7 @@ def plot(path: Path, rows: list[Row], plan: BenchPlan) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    accelerations = sorted({row.acceleration for row in rows})
+    accelerations = sorted({row.condition.R for row in rows})
     columns = min(3, len(accelerations))
     lines = -(-len(accelerations) // columns)
     size = (7.6, 4.4) if columns == 1 else (4.4 * columns, 3.7 * lines)
@@ -286,8 +223,8 @@ def plot(path: Path, rows: list[Row], plan: BenchPlan) -> None:
     ladder = [f"prox {steps}" for steps in plan.prox_steps]
     others = [name for name in dict.fromkeys(row.method for row in rows if row.seconds() > 0) if name not in ladder]
     for axis, acceleration in zip(axes.flat, accelerations):
-        here = {row.method: row for row in rows if acceleration == row.acceleration and row.seconds() > 0}
-        points = {name: (row.seconds(), float(np.mean(list(row.nrmse.values())))) for name, row in here.items()}
+        here = {row.method: row for row in rows if acceleration == row.condition.R and row.seconds() > 0}
+        points = {name: (row.seconds(), _mean(row.nrmse)) for name, row in here.items()}
         steps = [name for name in ladder if name in points]
         axis.plot(*zip(*(points[name] for name in steps)), "o-", color="black", label="prox", markersize=6)
         for name in steps:

@@ -2,10 +2,10 @@
 their phase measured or drawn, and mostly without its smooth part.
 
 Pixel sizes. A volume at 1 mm becomes one of up to 2 mm by keeping the centre of k-space, as a scanner would measure it;
-clinical slices of .5 to .9 mm are made coarser likewise, from up to 448 pixels. Coarser scans are rare in stroke
-imaging, and finer voxels than the volume's would be blurred ones. In a share of the slices one axis is 1.5 to 3.5 times
-as coarse as the other, as planes through the voxels of a 3D SWI are (.6 x .6 x 2 mm). What counts is the ratio: a label
-map's 1 mm stands for .6 as well.
+clinical slices of .5 to .9 mm likewise, from up to 448 pixels. Coarser scans are rare in stroke imaging, and finer
+voxels than the volume's would be blurred ones. In a share of the slices one axis is 1.5 to 3.5 times as coarse as the
+other, as planes through the voxels of a 3D SWI are (.6 x .6 x 2 mm). What counts is the ratio: a label map's 1 mm
+stands for .6 as well.
 
 Scale. A reconstruction of slices scales each by its own 99th percentile, one of a volume all planes by the volume's: a
 share of the slices from volumes has theirs, with those at the edges of the head, dim, bright or empty.
@@ -43,9 +43,9 @@ FADING, FADE = 0.7, 0.2
 COARSEST_MM, OBLONG_RATIO, MOST_AIR = 2.0, (1.5, 3.5), 1.35
 # share of all slices that keep their pixels
 NATIVE = 0.3
-# of the scale, at most: a head that fills less than a hundredth of its slice has a scale that is air's
+# of the scale at most: a nearly empty slice has air's scale
 BRIGHTEST = 8.0
-# a slice is not made smaller than this share of the crop: the rest of that would be air
+# share of the crop that a slice fills at least; else air
 SMALLEST = 0.7
 
 
@@ -142,7 +142,7 @@ class PreparedSlices:
 
 
 def _cut(data: np.ndarray, volume: dict, generator: torch.Generator) -> Cut:
-    """A slice in one of the directions that the volume allows, several voxels thick at times."""
+    """A slice in a direction that the volume allows, sometimes several voxels thick."""
     draw = torch.rand(6, generator=generator).tolist()
     spans, voxel = volume["spans"], volume["voxel_mm"]
     from_3d = len(spans) == 3

@@ -12,7 +12,7 @@ from dpmrecon.mrd.geometry import plane_of_dicom
 from .items import Fault, Item, Volume
 
 MAGNITUDE = "magnitude images, random smooth phase in training"
-# A volume whose slices are this many times thicker than its pixels was acquired in that plane
+# Slices so many times thicker than pixels were acquired in their plane
 THICK = 1.5
 B_VALUE_TAGS = ((0x0018, 0x9087), (0x2001, 0x1003), (0x0019, 0x100C))  # DICOM's own, Philips, Siemens
 

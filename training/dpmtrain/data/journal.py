@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dpmrecon.errors import DpmreconError
+from dpmrecon.files import replacing
 
 from .items import Fault
 
@@ -54,12 +55,8 @@ class Journal:
 
     @staticmethod
     def _replace(path: Path, text: str) -> None:
-        part = path.with_name(f".{path.name}.part")
-        try:
+        with replacing(path) as part:
             part.write_text(text)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def unwritable(path: Path, error: OSError) -> DpmreconError:

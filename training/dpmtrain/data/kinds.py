@@ -17,18 +17,18 @@ from . import images, kspace, labelmaps
 from .items import Fault, Item, Settings, Volume, pseudonym
 from .open_sets import FASTMRI, KNOWN_SETS, KnownSet
 
-# A file that ends like this and cannot be recognised is damaged; others (LICENSE, notes) are no data
+# Files that end so and cannot be recognised are damaged, others no data
 DATA_SUFFIXES = (".h5", ".hdf5", ".mrd", ".nii", ".dcm", ".ima", ".gz")
 LABEL_MAP_NAME = re.compile(r"(^|[_.-])(seg|segmentation|labels?|aseg|synthseg)([_.-]|$)")
 CONTRAST_WORD = re.compile(r"((^|[_-])(flair|t1w?|t2w?|dwi|swi|mprage))+$", re.IGNORECASE)
-# image types that are no magnitude images of an anatomy: phase, real and imaginary parts, maps, localizers
+# image types that are no magnitude images of an anatomy
 NO_MAGNITUDE = {"P", "R", "I", "PHASE", "REAL", "IMAGINARY", "ADC", "FA", "LOCALIZER", "PROJECTION IMAGE", "MIN_IP"}
 
 
 def inspect(path: Path, root: Path, settings: Settings, *, in_folder: bool) -> list[Item | Fault]:
     """The items of one file below the folder `root`, nothing where it is no data, or what is wrong with it.
 
-    in_folder: whether the file was found in a folder, where files that are no images are expected.
+    in_folder: whether it was found in a folder, where other files are expected.
     """
     try:
         kind = _kind(path)

@@ -22,16 +22,16 @@ from dpmrecon.recon.prepare import with_coil_maps
 
 from .items import Fault, Item, Volume
 
-# A conventional image of a scan beyond this acceleration carries too much noise and aliasing to be a reference
+# Beyond this acceleration a conventional image is no reference
 LARGEST_ACCELERATION = 2.5
-# Share of lines at either end, and of samples at either end of these, that hold noise alone
+# Share of lines, and of samples, at either end that hold noise alone
 CORNER = 0.1
-# Fewer lines on one side of the centre than this share of those on the other: partial Fourier
+# Lines on one side over those on the other: below, partial Fourier
 SYMMETRIC = 0.8
 
 
 def read_fastmri(item: Item) -> tuple[list[Volume], list[Fault]]:
-    """A fastMRI multi-coil brain file to coil-combined slices at the recon matrix, measured phase kept.
+    """A fastMRI multi-coil brain file to combined slices, with their phase, at the recon matrix.
 
     The file: `kspace` (slices, n_coils, readout, lines) complex64 with the readout oversampled 2x and lines that
     were not acquired zero; `ismrmrd_header`, the XML; attributes acquisition (AXT1, AXT1PRE, AXT1POST, AXT2, AXFLAIR)
@@ -123,8 +123,8 @@ def _corner_noise(kspace: Any, first: int, end: int) -> list[np.ndarray]:
 
 
 def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
-    """A hospital's scan, through the same steps as a reconstruction, to images on the encoded grid. Of a 3D scan each
-    repetition is a volume.
+    """A hospital's scan to images on the encoded grid, as in a reconstruction. Of a 3D scan each repetition is a
+    volume.
 
     Fully sampled scans are combined with the maps; scans with R up to LARGEST_ACCELERATION become CG-SENSE images
     ("SENSE R=2"), as in the source paper's clinical data. The grid is the one on which the sampler will work: no

@@ -193,7 +193,7 @@ def simulate(
     for label in np.unique(labels[labels > 0]):
         table[label] = signal(TISSUE_OF_LABEL.get(int(label), "grey"), timing, rng)
     volume = table[labels]
-    # soft tissue (507) is one label for fat and muscle: split it by a smooth field
+    # soft tissue (507) is fat and muscle: split by a smooth field
     soft = labels == 507
     fat = soft & (smooth_field(labels.shape, 12, rng) > -0.2)
     volume[fat] = signal("fat", timing, rng)

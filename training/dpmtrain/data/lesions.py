@@ -19,7 +19,7 @@ FOCI = {
 }
 DIAMETERS_MM = (1.0, 10.0)
 FEWEST, MOST = 10, 250
-# share of the volumes without foci; and, of those with some, the share that has them within one territory alone
+# share of volumes without foci; of the rest, with one territory alone
 NO_FOCI, TERRITORY, TERRITORY_MM = 0.2, 0.5, 35.0
 
 

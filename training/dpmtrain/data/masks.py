@@ -46,7 +46,7 @@ def _plane(family: str, side: int, acceleration: float, rng: np.random.Generator
         pairs = [(a, b) for a, b in pairs if abs(math.log(a * b / acceleration)) < nearest + 0.01]
         factors = pairs[rng.integers(len(pairs))]
         return Pattern((side, side), factors, (0, 0), bool(rng.integers(2))).regular(int(rng.integers(factors[0])))
-    if family == "jittered 2D":  # one in each cell, which is near to a Poisson disc and takes no time
+    if family == "jittered 2D":  # one in each cell: near to a Poisson disc, in no time
         height = max(1, round(math.sqrt(acceleration) * rng.uniform(0.7, 1.4)))
         width = max(2 if height == 1 else 1, round(acceleration / height))
         tops, lefts = np.meshgrid(np.arange(0, side, height), np.arange(0, side, width), indexing="ij")

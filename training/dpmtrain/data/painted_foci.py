@@ -1,7 +1,7 @@
 """Small foci painted into training slices: a few pixels wide, often many, as emboli, microbleeds and gliosis are.
 
-A denoiser that minimises the mean square takes what it has seldom seen for noise. Foci of label maps have their sizes
-in mm and lie in simulated volumes alone; these are as large as pixels, whatever those are, and lie in all slices.
+To a denoiser of least mean square what is rare is noise. Foci of label maps have sizes in mm, in simulated volumes
+alone; these are as large as pixels, whatever those are, and lie in all slices.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 import torch
 from dpmrecon.physics.scale import image_scale
 
-# share of the slices that get some, and of these foci the share that is brighter than the tissue around
+# share of the slices that get some; of these foci, brighter ones
 SHARE, SHARE_ELSEWHERE = {"dwi": 0.8}, 0.4
 BRIGHT = {"dwi": 0.9, "flair": 0.8, "t2": 0.8, "t1": 0.3, "swi": 0.1}
 MOST, MOST_ELSEWHERE = {"dwi": 150}, 40  # in a slice; few are as frequent as many, in octaves
@@ -17,7 +17,7 @@ RADIUS = (0.5, 2.5)  # pixels
 HEIGHT, DEPTH = (0.2, 1.2), (0.15, 0.8)  # of the tissue's signal
 TISSUE = 0.25  # of the scale: foci lie where the slice is brighter
 REACH = 5  # pixels around a focus's centre that it may touch
-SEEN = 0.05  # a pixel belongs to a focus where its signal changes by more than this share
+SEEN = 0.05  # share of its signal that a focus changes in its pixels
 
 
 def with_foci(image: torch.Tensor, contrast: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,6 +49,6 @@ def with_foci(image: torch.Tensor, contrast: str, generator: torch.Generator) ->
         inside = (radius - torch.hypot(along, across / ratio) + 0.5).clamp(0, 1)
         change = uniform(*HEIGHT) if uniform(0, 1) < BRIGHT.get(contrast, 0.5) else -uniform(*DEPTH)
         here = slice(max(0, row - REACH), row + REACH + 1), slice(max(0, col - REACH), col + REACH + 1)
-        # where two meet the later one lies above: multiplied, many in little tissue would be bright without bound
+        # where two meet the later lies above: products have no bound
         factor[here] = factor[here] + (1 + change - factor[here]) * inside
     return image * factor, ((factor - 1).abs() > SEEN).float()

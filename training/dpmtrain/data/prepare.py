@@ -29,7 +29,7 @@ def prepare(inputs: Sequence[Path], out: Path, settings: Settings, exclude: Sequ
     """Prepare all inputs into `out`. exclude: subjects or patient IDs to leave out, besides HELD_OUT.
 
     Returns 0, or 3 where inputs, or parts of them, were left out; they are named on stderr. Raises BadInputError where
-    no input can be used, and DpmreconError where `out` cannot be written.
+    no input serves, DpmreconError where `out` cannot be written.
     """
     root, paths = _files(inputs)
     with Workers(jobs) as workers:

@@ -1,4 +1,4 @@
-"""Veins, and what the magnetic field of veins, iron and air does to a gradient echo: the SWI of simulated heads."""
+"""Veins, and what the field of veins, iron and air does to echoes: the SWI of simulated heads."""
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ MASK_POWER = 4  # the phase mask's, as scanners apply it (Haacke et al., MRM 200
 def veins(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The share of each voxel that is vein, float32: tubes of .15 to .8 mm radius.
 
-    Medullary veins run through the white matter to the ventricles, and grow on their way; pial ones follow the
-    brain's surface. They are drawn as points, half a millimetre apart, each of the volume of its piece of tube.
+    Medullary veins run through white matter to the ventricles, and grow; pial ones follow the brain's surface. They are
+    drawn as points, half a millimetre apart, each of the volume of its piece of tube.
     """
     coarse = labels[::2, ::2, ::2]
     tissue = (coarse > 0) & (coarse < 500) & ~np.isin(coarse, FLUID_LABELS)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from dpmrecon.errors import BadInputError, DpmreconError, first_line
+from dpmrecon.files import replacing
 from dpmrecon.physics.scale import RULE, image_scale
 
 from .items import Fault, Item, Volume
@@ -16,9 +17,9 @@ from .journal import unwritable
 from .kinds import read
 
 FORMAT = 3  # of what the readers make: a new number has everything read anew
-# A slice is kept where this share of it is brighter than a tenth of its scale: the ends of a volume hold no head
+# Share of a slice above a tenth of its scale; less is none
 HEAD_SHARE = 0.08
-# Slices no thicker may be cut across, and have to be as many: planes through .6 x .6 x 2 mm are what a sampler sees
+# Slices no thicker, and as many, may be cut across
 THROUGH_MM, FEWEST = 2.5, 32
 
 
@@ -55,12 +56,12 @@ def prepare_item(task: tuple[str, Item], out: Path) -> tuple[list[dict], list[Fa
 
 
 def stored(volume: Volume) -> tuple[np.ndarray, list[list[int]]]:
-    """The volume by its 99th percentile: (slices, rows, cols) float16 magnitudes, or with a last axis of real and
-    imaginary part; and the spans that may be cut.
+    """The volume by its 99th percentile: (slices, rows, cols) float16 magnitudes, or real and imaginary parts as last
+    axis; and the spans that may be cut.
 
-    A span is the first slice with a head in it and the end of them: of the volume's own slices, and, where they are no
-    thicker than THROUGH_MM, those across its rows and its columns. Of a volume that is cut in its own plane alone,
-    slices with hardly any head are dropped. Raises BadInputError where none is left.
+    A span is the first slice with a head and their end: of the volume's own slices, and, where they are no thicker than
+    THROUGH_MM, those across its rows and its columns. Of a volume that is cut in its own plane alone, slices with
+    hardly any head are dropped. Raises BadInputError where none is left.
     """
     slices = volume.slices
     scale = image_scale(torch.from_numpy(np.ascontiguousarray(slices)))
@@ -109,11 +110,8 @@ def _entry(item: Item, volume: Volume, shape: tuple[int, ...], spans: list[list[
 
 
 def _write(path: Path, slices: np.ndarray) -> None:
-    part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             np.save(file, slices)
-        part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise unwritable(path, error) from error

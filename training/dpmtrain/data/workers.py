@@ -35,7 +35,7 @@ class Workers:
     def run(
         self, function: Callable[[Task], Result], tasks: list[Task], title: str, done: int = 0
     ) -> Iterator[tuple[Task, Result]]:
-        """(task, result) as they come, under a progress bar on which `done` more are done already."""
+        """(task, result) as they come, under a bar that begins at `done`."""
         with tqdm(total=done + len(tasks), initial=done, desc=title, disable=not tasks) as bar:
             for pair in self._results(function, tasks):
                 yield pair

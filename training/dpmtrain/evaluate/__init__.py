@@ -1,1 +1,1 @@
-"""What a model is worth on slices with a reference, and which settings serve it best."""
+"""What a model is worth beside a reference, and its best settings."""

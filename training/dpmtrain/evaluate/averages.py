@@ -14,24 +14,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from dpmrecon.api import load_model
-from dpmrecon.data import LostSlice, Slice
-from dpmrecon.options import Options
+from dpmrecon.data import Slice
 from dpmrecon.physics.fourier import to_kspace
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import complex_noise
-from dpmrecon.recon.conventional import mapped_slice
-from dpmrecon.recon.plan import sampling_of
-from dpmrecon.recon.prepare import with_maps
-from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import MappedSlice, Reconstruction
+from dpmrecon.recon.types import MappedSlice
 
 from ..data.dataset import random_phase
-from .folded import table
-from .metrics import Moments, scan_factor
-from .undersampling import sampling_mask, undersampled
+from .methods import by_card
+from .metrics import nrmse, on_scale
+from .plan import CALIBRATION_LINES
+from .references import CPU
+from .tables import show
+from .undersampling import regular, with_maps
 from .validation import validation_scan
 
-R, CALIBRATION_LINES = 2, 24
+R = 2
 SNRS, COUNTS = (5.0, 10.0), (2, 4)
 FOCI, RADIUS, HEIGHT = 12, 1.5, 0.8  # number, pixels, of the tissue's signal
 HEAD, DARK = 0.1, 0.35  # of the scale: what is head, and what of it is dark
@@ -52,14 +50,13 @@ class Case:
         raised = raised_by(self.foci, full.truth)
         self.truth = full.truth * raised
         level = float(np.median(self.truth[self.truth > HEAD])) / snr
-        mask = sampling_mask("regular", full.data.mask, R, CALIBRATION_LINES, 0)
         self.phases = [random_phase(tissue.shape, 1.0, generator) for _ in range(count)]
         self.averages: list[Slice] = []
         for phase in self.phases:
             kspace = to_kspace(coil_images * torch.from_numpy(raised) * phase)
             kspace = kspace + level * complex_noise(kspace.shape, generator)
             data = replace(full.data, kspace=kspace, calibration=kspace, sigma_n=level)
-            self.averages.append(undersampled(data, mask, R, CALIBRATION_LINES))
+            self.averages.append(regular(data, R, CALIBRATION_LINES))
 
     def mean_of_lines(self) -> Slice:
         count = len(self.averages)
@@ -71,7 +68,7 @@ class Case:
     def joint(self) -> Slice:
         return replace(self.averages[0], others=tuple(self.averages[1:]))
 
-    def with_true_phases(self) -> MappedSlice | LostSlice:
+    def with_true_phases(self) -> MappedSlice:
         """As `joint`, each average's phase known but for the slice's own."""
         maps = mapped(self.averages[0])
         own = maps.model.coil_maps
@@ -79,7 +76,7 @@ class Case:
         relative = [phase * self.phases[0].conj() for phase in self.phases]
         kspace = share * torch.cat([data.kspace for data in self.averages])
         data = replace(self.averages[0], kspace=kspace, sigma_n=share * self.averages[0].sigma_n)
-        return mapped_slice(data, share * torch.cat([own * phase for phase in relative]), {})
+        return with_maps(data, CPU, share * torch.cat([own * phase for phase in relative]))
 
 
 def foci_in(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -114,21 +111,12 @@ def contrasts(image: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def mapped(data: Slice) -> MappedSlice:
-    found = with_maps(data, torch.device("cpu"))
-    assert isinstance(found, MappedSlice), found
-    return found
-
-
-def sample(found: MappedSlice | LostSlice, checkpoint: Checkpoint) -> Reconstruction:
-    sampling = sampling_of(Options(), checkpoint, torch.device("cpu"), "dwi", R)
-    (item,) = sampled([found], checkpoint, "dwi", sampling)
-    assert isinstance(item, Reconstruction)
-    return item
+    return with_maps(data, CPU)
 
 
 def combinations(case: Case, checkpoint: Checkpoint) -> dict[str, Images]:
-    def one(found: MappedSlice | LostSlice) -> tuple[torch.Tensor, float]:
-        item = sample(found, checkpoint)
+    def one(found: MappedSlice) -> tuple[torch.Tensor, float]:
+        item = by_card(found, checkpoint, "dwi")
         return item.image.abs(), item.residual
 
     def apart() -> tuple[torch.Tensor, float]:
@@ -150,14 +138,12 @@ def combinations(case: Case, checkpoint: Checkpoint) -> dict[str, Images]:
 
 
 def scores(image: np.ndarray, case: Case) -> list[float]:
-    truth, everywhere = case.truth, np.ones_like(case.truth, bool)
-    moments = Moments.of(image, truth, everywhere)
-    image = image * np.float32(scan_factor([moments]))
-    error = float(np.linalg.norm(image - truth) / np.linalg.norm(truth))
+    truth = case.truth
+    image = on_scale(image, truth)
     ratio = contrasts(image, case.foci) / contrasts(truth, case.foci)
     dark = (truth > 0.02) & (truth < HEAD)
     bias = float((image - truth)[dark].mean() / np.median(truth[truth > HEAD]))
-    return [error, float(ratio.mean()), float(ratio.min()), bias]
+    return [nrmse(image, truth), float(ratio.mean()), float(ratio.min()), bias]
 
 
 def main() -> None:
@@ -180,7 +166,7 @@ def main() -> None:
                     yield [f"{snr:g}", str(count), name, *(f"{v:.{d}f}" for v, d in zip(values, digits))]
 
     print(f"# Averages of DWI with a phase each, R = {R}, {args.slices} slices, {checkpoint.model_id}\n")
-    table(HEADS, rows())
+    show(HEADS, rows())
 
 
 if __name__ == "__main__":

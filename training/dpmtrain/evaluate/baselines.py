@@ -13,10 +13,16 @@ from dpmrecon.physics.cg_sense import cg_sense
 from dpmrecon.physics.fourier import crop_or_pad, origin_to_centre, to_kspace
 from dpmrecon.recon.types import MappedSlice, MappedVolume
 
-# where the search for a weight begins; it goes on by factors of 2 while the best one lies at an end
+# where the search begins; it goes on by factors of 2
 WAVELET_WEIGHTS = (0.005, 0.01, 0.02)
 SENSE_WEIGHTS = (5.0, 10.0, 20.0)
 MOST_STEPS = 8
+
+
+def with_weight(
+    method: Callable[[MappedSlice, float], torch.Tensor], weight: float
+) -> Callable[[MappedSlice], torch.Tensor]:
+    return lambda case: method(case, weight)
 
 
 def tuned_cg_sense(case: MappedSlice, weight: float) -> torch.Tensor:
@@ -64,8 +70,8 @@ def bart_pics(kspace: torch.Tensor, maps: torch.Tensor, weight: float) -> torch.
 def bart_volume(case: MappedVolume, penalty: str, weight: float) -> torch.Tensor:
     """`bart pics` in three dimensions: (partitions, rows, cols) complex64.
 
-    penalty: "W", wavelets, or "T", total variation, along all three axes; ADMM, which BART takes for the latter, is
-    far from done after its usual 30 iterations. Raises BadInputError for odd sizes.
+    penalty: "W", wavelets, or "T", total variation, along all three axes; BART's ADMM for the latter needs more than
+    its usual 30 iterations. Raises BadInputError for odd sizes.
     """
     kspace, maps = volume_arrays(case)
     shape = tuple(kspace.shape[-3:])

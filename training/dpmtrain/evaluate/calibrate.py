@@ -1,4 +1,4 @@
-"""`dpmtrain calibrate`: settings of the uncertainty mode, with which the spread of the samples tells their error.
+"""`dpmtrain calibrate`: settings with which the spread of the samples tells their error.
 
 First the network alone: its error on noisy slices with known truth, beside the error that it implies itself (sigma^2
 times the trace of its derivative, by Hutchinson's estimate; Tweedie's formula of second order). The sampler needs the
@@ -14,13 +14,12 @@ import torch
 from dpmrecon.prior.checkpoint import UNCERTAINTY, Checkpoint
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.prior.kinds import settings_from
-from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import Reconstruction, Sampling
+from dpmrecon.recon.types import Sampling
 
+from .methods import reconstructed
 from .plan import Condition
 from .references import CPU, ReferenceSlice
 from .scoring import Undersampled
-from .undersampling import CALIBRATION_LINES
 
 SIGMAS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2)
 # of the noise itself, for the derivative; bfloat16 would drown a smaller step
@@ -48,7 +47,7 @@ def calibrate(
     base.pop("samples", None)
     if choose and "prior_std" not in grid:
         base |= prior_fit(network_errors(checkpoint, slices))
-    cases = [Undersampled(full, Condition("regular", acceleration, CALIBRATION_LINES), CPU) for full in slices]
+    cases = [Undersampled(full, Condition("regular", acceleration), CPU) for full in slices]
     rows = []
     for values in itertools.product(*grid.values()):
         chosen = base | dict(zip(grid, values))
@@ -76,8 +75,7 @@ def _ratio(checkpoint: Checkpoint, cases: list[Undersampled], settings: dict, sa
     sampling = Sampling("prox", settings_from(settings), samples, seed=0, batch=4, fallback=False, keep_samples=True)
     sums: dict[str | None, list[np.ndarray]] = {}
     for case in cases:
-        (found,) = sampled([case.mapped], checkpoint, case.full.contrast, sampling)
-        assert isinstance(found, Reconstruction), found.reason
+        found = reconstructed(case.mapped, checkpoint, case.full.contrast, sampling)
         score = case.score(found.image, found.draws)
         squared = [score[name] for name in ("V_magnitude", "B_magnitude", "V", "B", "truth")]
         sums.setdefault(case.full.contrast, []).append(np.array(squared) / case.mapped.scale**2)
@@ -104,7 +102,7 @@ def network_errors(checkpoint: Checkpoint, slices: list[ReferenceSlice]) -> np.n
 
 @torch.no_grad()
 def _squares(checkpoint: Checkpoint, full: ReferenceSlice, sigma: float) -> tuple[float, float]:
-    case = Undersampled(full, Condition("regular", 2, CALIBRATION_LINES), CPU)  # for maps and scale alone
+    case = Undersampled(full, Condition("regular", 2), CPU)  # for maps and scale alone
     assert full.coil_images is not None
     maps, head = case.mapped.model.coil_maps, case.mapped.model.support > 0
     clean = ((maps.conj() * full.coil_images).sum(0) / case.mapped.scale)[None]

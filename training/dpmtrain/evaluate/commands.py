@@ -174,7 +174,7 @@ def add_calibrate(commands) -> None:
     parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     parser.add_argument("--grid", nargs="*", default=[], metavar="KEY=V1,V2", help="settings to combine")
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--R", type=int, default=4, dest="acceleration")
+    parser.add_argument("--R", type=int, default=4)
     parser.add_argument("--contrasts", default="flair,t1,t2", help="of the validation scans, with commas")
     parser.add_argument("--slices", type=int, default=3, help="of each scan")
     parser.add_argument("--subjects", nargs="*", default=[], metavar="NAME", help="report on these, choose nothing")
@@ -190,8 +190,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from .calibrate import calibrate, with_chosen
     from .validation import subject_slices, validation_scan
 
-    if args.samples < 2 or args.slices < 1 or args.acceleration < 2:
-        raise BadInputError("--samples and --R need 2 or more, --slices 1 or more")
+    at_least(args, samples=2, slices=1, R=2)
     if args.write and (args.model is None or args.subjects):
         raise BadInputError("--write needs --model, and settings chosen on the validation scans: leave --subjects out")
     grid = read_grid(args.grid)
@@ -201,11 +200,11 @@ def _calibrate(args: argparse.Namespace) -> int:
     else:
         slices = [found for name in names for found in validation_scan(args.images, name)[: args.slices]]
     checkpoint = load_checkpoint(args.model)
-    chosen = calibrate(checkpoint, slices, grid, args.samples, args.acceleration, choose=not args.subjects)
+    chosen = calibrate(checkpoint, slices, grid, args.samples, args.R, choose=not args.subjects)
     if args.write:
         sampling = checkpoint.card.get("sampling", {})
         alone = names[0] if len(names) == 1 else None
-        write_card(args.model, sampling=with_chosen(sampling, chosen, alone, args.acceleration))
+        write_card(args.model, sampling=with_chosen(sampling, chosen, alone, args.R))
         print(f"written to the card of {args.model}")
     return 0
 
@@ -235,7 +234,6 @@ def _residuals(args: argparse.Namespace) -> int:
     at_least(args, scans=1, seed=0)
     kinds = words("--kinds", args.kinds, tuple(SCANS))
     checkpoint = load_checkpoint(args.model, device_of(args.device))
-    args.out.mkdir(parents=True, exist_ok=True)
     write_residuals(args.out, list(residuals(checkpoint, args.scans, kinds, args.seed)), checkpoint.model_id)
     return 0
 
@@ -258,10 +256,10 @@ def _faults(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from .fault_injection import injected, write_faults
+    from .score_lines import ScoreLines
 
     at_least(args, scans=1, first=0)
-    args.out.mkdir(parents=True, exist_ok=True)
-    rows = injected(range(args.first, args.first + args.scans), args.model)
+    rows = injected(range(args.first, args.first + args.scans), args.model, ScoreLines(args.out / "scores.jsonl"))
     write_faults(args.out, list(tqdm(rows, total=args.scans, unit="scan")))
     return 0
 
@@ -294,8 +292,9 @@ def _gate(args: argparse.Namespace) -> int:
     from dpmrecon.prior.checkpoint import load_checkpoint, write_card
     from tqdm import tqdm
 
-    from .gate import earlier, judge, limits_of, write_gate
+    from .gate import judge, limits_of, write_gate
     from .gate_cases import JUDGING, KINDS, SETTING, SOUND, heads
+    from .score_lines import ScoreLines
 
     at_least(args, heads=1, sound=1, each=0, seed=0)
     if args.write and args.model is None:
@@ -313,13 +312,12 @@ def _gate(args: argparse.Namespace) -> int:
             write_card(args.model, gate=entry)
             print(f"written to the card of {args.model}: {entry['measured']}")
     if args.each:
-        args.out.mkdir(parents=True, exist_ok=True)
         kinds = [*[SOUND] * args.sound, *(kind for kind in KINDS if kind != SOUND for _ in range(args.each))]
         others = list(heads(args.images, JUDGING, args.heads, args.seed + 1))
         random.Random(args.seed).shuffle(kinds)
-        until, rows = time.monotonic() + 60 * args.minutes, earlier(args.out, checkpoint.model_id)
-        found = judge(checkpoint, others, kinds, args.seed, len(rows))
-        for row in tqdm(found, total=len(kinds), initial=len(rows), unit="slice"):
+        until, rows = time.monotonic() + 60 * args.minutes, []
+        found = judge(checkpoint, others, kinds, args.seed, ScoreLines(args.out / "scores.jsonl"))
+        for row in tqdm(found, total=len(kinds), unit="slice"):
             rows.append(row)
             if time.monotonic() > until:
                 break

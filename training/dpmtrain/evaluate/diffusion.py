@@ -10,7 +10,7 @@ emboli: the mean of their voxels less the median of the ring around, added up, o
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import ismrmrd
@@ -20,28 +20,26 @@ from dpmrecon.api import load_model
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.epi import Navigators, Readouts
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.options import Options
 from dpmrecon.output.maps import adc_map, trace_of
 from dpmrecon.physics.epi import Ghost
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.prepare import with_coil_maps
-from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import MappedSlice, Reconstruction
+from dpmrecon.recon.types import MappedSlice
 from dpmrecon.tools.epi_settings import EpiSettings
 from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulated_epi import DiffusionTruth, diffusion_truth
 from scipy import ndimage
 
-from .baselines import tuned_cg_sense, wavelet_tool
-from .folded import table
+from .baselines import tuned_cg_sense, wavelet_tool, with_weight
+from .methods import by_card
 from .metrics import on_scale
+from .references import CPU
+from .tables import show
 
 SNR, HEAD = 10.0, 0.1  # at b = 1000; of the 99th percentile: what is head
 WEIGHTS = (0.008, 0.016, 0.032, 0.064)
 DIAMETERS_MM = (1, 2, 3, 4)
 RING = (2, 4)  # dilations of an embolus between which its surroundings lie
-CPU = torch.device("cpu")
 Images = dict[tuple[int, int], np.ndarray]  # by (weighting, slice)
 Make = Callable[[MappedSlice], torch.Tensor]
 
@@ -140,19 +138,14 @@ def _cross() -> np.ndarray:
 def ours(checkpoint: Checkpoint, noise_factor: float | None = None) -> Make:
     """noise_factor: None is the card's."""
 
+    changes = {} if noise_factor is None else {"noise_factor": noise_factor}
+
     def make(mapped: MappedSlice) -> torch.Tensor:
-        sampling = sampling_of(Options(), checkpoint, CPU, "dwi", mapped.data.acceleration)
-        if noise_factor is not None:
-            sampling = replace(sampling, settings=replace(sampling.settings, noise_factor=noise_factor))
-        (item,) = sampled([mapped], checkpoint, "dwi", sampling)
-        assert isinstance(item, Reconstruction) and item.fallback is None, item
+        item = by_card(mapped, checkpoint, "dwi", changes)
+        assert item.fallback is None, item
         return item.image
 
     return make
-
-
-def with_weight(method: Callable[[MappedSlice, float], torch.Tensor], weight: float) -> Make:
-    return lambda mapped: method(mapped, weight)
 
 
 def nrmse(scan: Scan, images: np.ndarray) -> float:
@@ -231,7 +224,7 @@ def main() -> None:
         f"once it is corrected {np.sqrt(np.mean(left**2)):.2%} (RMS), {left.max():.2%} at most.\n"
     )
     print("ADC in 1e-3 mm^2/s, and its error against that of the true images.\n")
-    table(HEADS, rows(scan, checkpoint, args.noise_factor))
+    show(HEADS, rows(scan, checkpoint, args.noise_factor))
 
 
 if __name__ == "__main__":

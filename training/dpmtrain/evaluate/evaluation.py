@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import Checkpoint
-from tqdm import tqdm
 
-from .methods import Weights, own_methods, score_of
+from .engine import Tuner, compare
+from .methods import conventional, own_methods
 from .plan import Condition, Plan
 from .references import ReferenceSlice
 from .report import write_report
@@ -32,30 +32,30 @@ def evaluate(
 
     tuning: a contrast's validation slices, none of those that are scored.
     """
-    lines = ScoreLines(out / "scores.jsonl")
-    weights = Weights(tuning, plan, lines, device, [tuple(full.data.mask.shape) for full in slices])
     if len({checkpoint.model_id for checkpoint in checkpoints}) < len(checkpoints):
         raise BadInputError("two of the models are the same: name each once")
-    asked = [
-        (full, condition)
-        for full in slices
-        for condition in plan.conditions(round(full.data.acceleration), full.is_volume)
-    ]
+    asked: dict[tuple[str, Condition], list[ReferenceSlice]] = {}
+    for full in slices:
+        for condition in plan.conditions(round(full.data.acceleration), full.is_volume):
+            asked.setdefault((full.contrast, condition), []).append(full)
     if not asked:
         raise BadInputError(
             "nothing is left to evaluate: accelerated scans need R in multiples of theirs, and 1D masks"
         )
-    found: dict[tuple[str, Condition, str], list[tuple[ReferenceSlice, dict, str]]] = {}
-    count = len(plan.conventional) + len(checkpoints) * len(plan.samplers)
-    with tqdm(total=len(asked) * count, unit="image", smoothing=0.05) as bar:
-        for full, condition in asked:
-            here = Undersampled(full, condition, device)
-            for method in [*weights.methods(full.contrast, condition), *own_methods(checkpoints, plan, here)]:
-                bar.set_description(f"{full.contrast} {condition.mask} R={condition.R} {method.name}")
-                score = score_of(method, here, lines)
-                place = (full.contrast, condition, method.name)
-                found.setdefault(place, []).append((full, score, method.setting))
-                bar.update()
-    rows = [Row.of(*place, scores) for place, scores in found.items()]
-    write_report(out, rows, [checkpoint.model_id for checkpoint in checkpoints], weights.tuned)
+    lines = ScoreLines(out / "scores.jsonl")
+    tuner = Tuner(tuning, plan.tuning_slices, lines, device)
+    shapes = [tuple(full.data.mask.shape) for full in slices]
+    groups = (
+        (
+            (Undersampled(full, condition, device) for full in here),
+            [
+                *conventional(plan.conventional, contrast, condition, shapes, tuner),
+                *own_methods(checkpoints, plan, contrast, condition, device),
+            ],
+        )
+        for (contrast, condition), here in asked.items()
+    )
+    n_methods = len(plan.conventional) + len(checkpoints) * len(plan.samplers)
+    rows = compare(groups, lines, n_methods * sum(map(len, asked.values())))
+    write_report(out, rows, [checkpoint.model_id for checkpoint in checkpoints], tuner.found)
     return rows

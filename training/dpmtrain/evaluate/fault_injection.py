@@ -1,7 +1,7 @@
 """`dpmtrain faults`: random sound scans, each with one random fault put in, through the whole product.
 
-A fault may be refused, remarked on, or harmless. One that comes out as a bad image without a word is unseen, and is
-listed. The same scans without a fault come out without a remark.
+A fault may be refused, remarked on, or harmless. A bad image without a word is unseen, and is listed. The same scans
+without a fault come out without a remark.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -21,8 +22,9 @@ from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.tools.simulate import SimulationSettings, simulate, truth_path
 
 from .faults import FAULTS, ORDER, RawScan
-from .report import markdown, write_tables
-from .residuals import nrmse
+from .metrics import nrmse
+from .score_lines import ScoreLines
+from .tables import fields_of, markdown, write_tables
 
 SIZES = (64, 72, 77, 80, 91, 96, 112)
 BAD = 2.0  # times the NRMSE of the sound scan: an image that the fault has spoilt
@@ -127,7 +129,7 @@ def reconstructed(scan: Path, truth: np.ndarray, model: Path | None) -> Outcome:
         stack.enter_context(contextlib.redirect_stdout(screen))
         stack.enter_context(contextlib.redirect_stderr(screen))
         out = Path(folder) / "out"
-        # what is said of the lines: the gate knows heads, and to it a tenth of these phantoms is none (dpmtrain gate)
+        # without the gate: a tenth of these phantoms is no head to it
         asked = ["replay", str(scan), "--out", str(out), "--samples", "1", "--gate", "off"]
         asked += [] if model is None else ["--model", str(model)]
         code = main(asked)
@@ -161,39 +163,43 @@ def _resampled(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return to_image(kspace).abs().numpy().astype(float)
 
 
-def injected(seeds: Sequence[int], model: Path | None) -> Iterator[Row]:
-    """A row for each seed. Seeds of a range take every kind of fault in turn."""
-    names = list(FAULTS)
+def injected(seeds: Sequence[int], model: Path | None, lines: ScoreLines) -> Iterator[Row]:
+    """A row for each seed, but for those that the results file holds."""
     for seed in seeds:
-        rng = np.random.default_rng([seed, 31])
-        name = names[seed % len(names)]
-        settings = drawn_scan(name, rng)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "scan.h5"
-            simulate(path, settings)
-            truth = np.load(truth_path(path))
-            scan = RawScan.read(path)
-            order = reordered(scan, rng)
-            scan.write(path)
-            sound = reconstructed(path, truth, model)
-            what = FAULTS[name](scan, rng)
-            scan.write(path)
-            spoilt = reconstructed(path, truth, model)
-        text = spoilt.text.replace(sound.text, "").strip("; ")  # what the fault has added
-        ratio = max((spoilt.nrmse.get(key, float("inf")) / value for key, value in sound.nrmse.items()), default=0.0)
-        yield Row(
-            seed=seed,
-            scan=_described(settings, order),
-            fault=name,
-            what=what,
-            sound_exit=sound.exit,
-            sound_text=sound.text,
-            sound_nrmse=max(sound.nrmse.values(), default=float("inf")),
-            exit=spoilt.exit,
-            ratio=ratio,
-            verdict=_verdict(spoilt.exit, text, ratio),
-            text=text,
-        )
+        yield lines.row(Row, {"seed": seed, "model": str(model)}, partial(row_of, seed, model))
+
+
+def row_of(seed: int, model: Path | None) -> Row:
+    """One scan and its fault. Seeds of a range take every kind of fault in turn."""
+    rng, names = np.random.default_rng([seed, 31]), list(FAULTS)
+    name = names[seed % len(names)]
+    settings = drawn_scan(name, rng)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scan.h5"
+        simulate(path, settings)
+        truth = np.load(truth_path(path))
+        scan = RawScan.read(path)
+        order = reordered(scan, rng)
+        scan.write(path)
+        sound = reconstructed(path, truth, model)
+        what = FAULTS[name](scan, rng)
+        scan.write(path)
+        spoilt = reconstructed(path, truth, model)
+    text = spoilt.text.replace(sound.text, "").strip("; ")  # what the fault has added
+    ratio = max((spoilt.nrmse.get(key, float("inf")) / value for key, value in sound.nrmse.items()), default=0.0)
+    return Row(
+        seed=seed,
+        scan=_described(settings, order),
+        fault=name,
+        what=what,
+        sound_exit=sound.exit,
+        sound_text=sound.text,
+        sound_nrmse=max(sound.nrmse.values(), default=float("inf")),
+        exit=spoilt.exit,
+        ratio=ratio,
+        verdict=_verdict(spoilt.exit, text, ratio),
+        text=text,
+    )
 
 
 def _verdict(exit_code: int, text: str, ratio: float) -> str:
@@ -237,4 +243,4 @@ def write_faults(out: Path, rows: Sequence[Row]) -> None:
         for row in rows
         if row.verdict == "UNSEEN"
     ]
-    write_tables(out, Row, rows, "\n\n".join(parts), digits=3)
+    write_tables(out, fields_of(Row, rows, digits=3), "\n\n".join(parts))

@@ -18,31 +18,24 @@ from dpmrecon.api import load_model
 from dpmrecon.data import Slice
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.options import Options
 from dpmrecon.output.scores import load_pictures
 from dpmrecon.physics.coil_maps import estimate_coil_maps
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.recon.plan import sampling_of
-from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import Reconstruction
 from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulated_slice import slice_points, the_object
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from .baselines import WAVELET_WEIGHTS, bart_maps, bart_pics, tuned_weight
-from .metrics import Moments, scan_factor
+from .methods import by_card
+from .metrics import nrmse
 from .references import CPU
-from .undersampling import sampling_mask, undersampled, with_maps
+from .tables import show
+from .undersampling import regular, with_maps
 from .validation import SIGMA_N, validation_scan
 
 TOO_SMALL = 0.78  # the field of view over the head's extent along the lines
 PIXEL_MM = 0.9
 FOLDED_HEADS = ["scan", "R", "BART, one map", "BART, two maps", "CG-SENSE", "DPM", "DPM / BART two", "residual", "sets"]
-
-
-def nrmse(picture: np.ndarray, truth: np.ndarray) -> float:
-    moments = Moments.of(picture, truth, np.ones(truth.shape, bool))
-    return moments.nrmse(scan_factor([moments]))
 
 
 def head_mm(settings: SimulationSettings) -> float:
@@ -81,7 +74,7 @@ def folded_scan(contrast: str, acceleration: int, subject: int, part: float) -> 
 
 
 def best_wavelet(data: Slice, truth: np.ndarray, options: str) -> float:
-    """NRMSE of L1-wavelet on BART's maps with the weight that is best for this slice."""
+    """NRMSE of L1-wavelet on BART's maps with this slice's best weight."""
     assert data.calibration is not None
     maps = bart_maps(data.calibration, (len(data.mask), data.mask.shape[1]), options)
 
@@ -93,20 +86,13 @@ def best_wavelet(data: Slice, truth: np.ndarray, options: str) -> float:
     return tried[weight]
 
 
-def reconstructed(data: Slice, contrast: str, checkpoint: Checkpoint) -> Reconstruction:
-    sampling = sampling_of(Options(), checkpoint, CPU, contrast, data.acceleration)
-    (item,) = sampled([with_maps(data, CPU)], checkpoint, contrast, sampling)
-    assert isinstance(item, Reconstruction)
-    return item
-
-
 def folded_rows(checkpoint: Checkpoint, part: float) -> Iterator[list[str]]:
     """The first table, row by row."""
     for contrast in ("t1", "t2", "flair"):
         for acceleration in (2, 4):
             for subject in (0, 1):
                 data, truth = folded_scan(contrast, acceleration, subject, part)
-                item = reconstructed(data, contrast, checkpoint)
+                item = by_card(with_maps(data, CPU), checkpoint, contrast)
                 score = partial(nrmse, truth=truth)
                 ours = score(item.image.abs().numpy())
                 conventional = score(item.mapped.model.combined(item.mapped.conventional).abs().numpy())
@@ -127,7 +113,7 @@ def few_lines_rows(images: Path) -> Iterator[list[str]]:
     ways: dict[str, Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]] = {
         "6": partial(estimate_coil_maps, kernel=6),
         "chosen": estimate_coil_maps,
-        # BART 0.8 misplaces an odd number of lines by one: it gets the even number below
+        # BART 0.8 misplaces an odd number of lines: it gets one fewer
         "BART": lambda block, shape: bart_maps(block, shape, f"-m1 -k4 -r24:{block.shape[1] // 2 * 2}:1 -c.9"),
     }
     for acceleration in (2, 4):
@@ -135,21 +121,13 @@ def few_lines_rows(images: Path) -> Iterator[list[str]]:
             cells = []
             for contrast in ("flair", "t1", "dwi"):
                 full = validation_scan(images, contrast)[1]
-                mask = sampling_mask("regular", full.data.mask, acceleration, lines, 0)
-                data = undersampled(full.data, mask, acceleration, lines)
+                data = regular(full.data, acceleration, lines)
                 assert data.calibration is not None
                 rows, cols = data.mask.shape
                 for maps in ways.values():
                     mapped = with_maps(data, CPU, maps(data.calibration, (rows, cols)))
                     cells.append(f"{nrmse(full.picture(mapped.conventional), full.truth):.3f}")
             yield [str(acceleration), str(lines), *cells]
-
-
-def table(heads: list[str], rows: Iterator[list[str]]) -> None:
-    for row in (heads, ["---"] * len(heads)):
-        print("| " + " | ".join(row) + " |")
-    for row in rows:
-        print("| " + " | ".join(row) + " |", flush=True)
 
 
 def main() -> None:
@@ -160,11 +138,11 @@ def main() -> None:
     checkpoint = load_model(args.model, "cpu")
     for part, title in ((TOO_SMALL, "Field of view 22 % too small"), (1.15, "Heads inside the field of view")):
         print(f"## {title}\n")
-        table(FOLDED_HEADS, folded_rows(checkpoint, part))
+        show(FOLDED_HEADS, folded_rows(checkpoint, part))
         print()
     print("## CG-SENSE by maps of few calibration lines: kernel 6, as chosen, BART -k4\n")
     ways = [f"{contrast} {way}" for contrast in ("FLAIR", "T1", "DWI") for way in ("6", "chosen", "BART")]
-    table(["R", "lines", *ways], few_lines_rows(args.images))
+    show(["R", "lines", *ways], few_lines_rows(args.images))
 
 
 if __name__ == "__main__":

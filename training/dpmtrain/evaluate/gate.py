@@ -1,20 +1,19 @@
 """`dpmtrain gate`: the limits of the gate from sound slices, and how well it tells unsound ones, on other slices.
 
-Cases are painted or mistreated by `gate_cases.py` and come as a scanner's lines: what the collector, the repairs and
-the checks say of them is what a user gets. The network runs at default settings but for two samples of four steps.
+Cases are painted or mistreated by `gate_cases.py` and come as a scanner's lines: what collector, repairs and checks say
+of them a user gets. The network runs at default settings but for two samples of four steps.
 """
 
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
 from dpmrecon.data import LostSlice
-from dpmrecon.errors import BadInputError
 from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import Denoiser
@@ -28,11 +27,12 @@ from dpmrecon.recon.types import MappedSlice, Reconstruction
 
 from .gate_cases import CALIBRATION, KINDS, PATHOLOGY, PHANTOM, SOUND, Case, Head, case_of, slice_of
 from .lesion_scores import auc
-from .report import markdown, write_tables
-from .residuals import nrmse
+from .metrics import nrmse
+from .score_lines import ScoreLines
+from .tables import fields_of, markdown, write_tables
 
 R, SIGMA_N = (1, 2, 3, 4, 6, 8), (0.004, 0.06)  # that the limits are measured for; sigma_n over the scale
-FALSE_ALARMS = 0.01  # share of the sound slices of either group that the largest distance leaves above it
+FALSE_ALARMS = 0.01  # share of either group's sound slices beyond the largest distance
 RIDGE, FOLDS = 1e-2, 10  # of the variance of each number; of cross-validation
 SAID = 3.0  # what a remark of the steps before counts as
 BOOTSTRAP = 400
@@ -146,15 +146,16 @@ def _fitted(names: list[str], design: np.ndarray, values: np.ndarray, is_real: n
 
 
 def judge(
-    checkpoint: Checkpoint, heads: Sequence[Head], kinds: Sequence[str], seed: int, first: int = 0
+    checkpoint: Checkpoint, heads: Sequence[Head], kinds: Sequence[str], seed: int, lines: ScoreLines
 ) -> Iterator[Row]:
-    """A row for each kind from the `first` on, with a head drawn for each."""
-    for number, kind in enumerate(kinds[first:], first):
+    """A row for each kind, with a head drawn for each, but for those that the results file holds."""
+    for number, kind in enumerate(kinds):
         rng = np.random.default_rng([seed, 1, number])
         head = heads[int(rng.integers(len(heads)))]
         if kind in PATHOLOGY and head.subject.startswith(PHANTOM):  # has no brain worth painting into
             head = heads[0]
-        yield row_of(checkpoint, head, kind, rng)
+        key = {"model": checkpoint.model_id, "seed": seed, "number": number, "kind": kind}
+        yield lines.row(Row, key, partial(row_of, checkpoint, head, kind, rng))
 
 
 def row_of(checkpoint: Checkpoint, head: Head, kind: str, rng: np.random.Generator) -> Row:
@@ -288,17 +289,6 @@ def _line(kind: str, rows: Sequence[Row], sound: Sequence[Row], limit: float, se
     ]
 
 
-def earlier(out: Path, model_id: str) -> list[Row]:
-    """The rows of a run that ended before all were judged. Raises BadInputError for those of another model."""
-    if not (out / "table.csv").exists():
-        return []
-    if f"# The gate, {model_id}\n" not in (out / "table.md").read_text():
-        raise BadInputError(f"{out} holds the table of another model than {model_id}: choose another --out")
-    kinds = get_type_hints(Row)
-    with (out / "table.csv").open(newline="") as file:
-        return [Row(**{name: kinds[name](value) for name, value in row.items()}) for row in csv.DictReader(file)]
-
-
 def write_gate(out: Path, rows: Sequence[Row], model_id: str, seed: int) -> None:
     """table.csv of all slices and table.md, which is printed too."""
-    write_tables(out, Row, rows, table(rows, model_id, seed), digits=4)
+    write_tables(out, fields_of(Row, rows, digits=4), table(rows, model_id, seed))

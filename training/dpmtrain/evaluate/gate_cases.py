@@ -18,13 +18,13 @@ from dpmrecon.physics.fourier import crop_or_pad, to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.tools.simulated_file import header_of
-from dpmrecon.tools.simulated_slice import coil_maps, simulated_kspace
+from dpmrecon.tools.simulated_slice import simulated_kspace
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from ..data.dataset import random_phase
 from ..data.images import axial, pixel_size
 from ..data.labelmaps import SEQUENCES, simulated_slices
-from .validation import MATRIX, N_COILS, PIXEL_MM, at_pixel_size
+from .validation import MATRIX, PIXEL_MM, at_pixel_size, unit_maps
 
 CALIBRATION, NOISE_LINES = 24, 64
 # Subjects whose slices set the limits, and those that they are judged on. Of the former patient09 alone was not trained
@@ -81,8 +81,8 @@ def _heads(images: Path, subject: str, count: int, seed: int) -> Iterator[Head]:
     path = images / f"synthseg_labels/{subject}.nii.gz"
     for name, sequence in SEQUENCES.items() if path.is_file() else ():
         found = simulated_slices(path, name, -(-count // len(SEQUENCES)), seed)
-        top = max(0, (found.shape[1] - 180) // 2)
-        for image in found[:, top : top + 180, : found.shape[2] // 2 * 2]:
+        even = found.shape[1] // 2 * 2  # whole heads: one that ends at the field of view's edge would wrap in a scan
+        for image in found[:, :even, :even]:
             yield Head(f"{subject}/{name}", sequence.contrast, torch.from_numpy(image.copy()))
     if subject == PHANTOM:
         for number in range(count):
@@ -100,7 +100,7 @@ def _heads(images: Path, subject: str, count: int, seed: int) -> Iterator[Head]:
 Paint = Callable[[torch.Tensor, np.random.Generator], torch.Tensor]
 
 
-def _grid(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def grid(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and columns of every pixel, -1 to 1."""
     rows, cols = image.shape
     down, along = torch.meshgrid(torch.linspace(-1, 1, rows), torch.linspace(-1, 1, cols), indexing="ij")
@@ -109,7 +109,7 @@ def _grid(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _blob(image: torch.Tensor, rng: np.random.Generator, *radii: float, rim: float = 0.04) -> list[torch.Tensor]:
     """Soft, uneven discs around one place of the brain, 0 to 1, of these radii (1 is half of the field of view)."""
-    down, along = _grid(image)
+    down, along = grid(image)
     inside = torch.nonzero((image > 0.3 * image_scale(image)) & (torch.hypot(down, along) < 0.4))
     row, col = inside[int(rng.integers(len(inside)))].tolist()
     down, along, turn = down - down[row, 0], along - along[0, col], float(rng.uniform(0, 6))
@@ -136,7 +136,7 @@ def cavity(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 def shunt(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """A catheter from the skull to the middle: a dark tube of 3 mm with a thin bright wall."""
-    down, along = _grid(image)
+    down, along = grid(image)
     turn = float(rng.uniform(0, 2 * math.pi))
     across = -math.sin(turn) * along + math.cos(turn) * down
     way = math.cos(turn) * along + math.sin(turn) * down
@@ -147,7 +147,7 @@ def shunt(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def child(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """A head of 65 to 80 % the size in the same field of view."""
+    """A head of 65 to 80 % the size in its field of view."""
     return _zoomed(image, float(rng.uniform(0.65, 0.8)))
 
 
@@ -161,7 +161,7 @@ def _zoomed(image: torch.Tensor, factor: float) -> torch.Tensor:
 
 def shaded(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """As at 7 T: bright in the middle, dark at the temples."""
-    down, along = _grid(image)
+    down, along = grid(image)
     shift, turn = rng.uniform(-0.15, 0.15, 2), float(rng.uniform(0, math.pi))
     down, along = down - float(shift[0]), along - float(shift[1])
     long = math.cos(turn) * along + math.sin(turn) * down
@@ -178,16 +178,16 @@ def metal(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 def camera(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     from skimage.data import camera as picture
 
-    return _of(picture(), image, rng)
+    return placed(picture(), image, rng)
 
 
 def shepp_logan(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     from skimage.data import shepp_logan_phantom
 
-    return _of(shepp_logan_phantom(), image, rng)
+    return placed(shepp_logan_phantom(), image, rng)
 
 
-def _of(picture: np.ndarray, like: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def placed(picture: np.ndarray, like: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """A picture, turned by chance, in the middle of the field of view."""
     turned = torch.from_numpy(np.rot90(picture, int(rng.integers(4))).astype(np.float32).copy())
     size = round(float(rng.uniform(0.75, 0.9)) * min(like.shape))
@@ -211,7 +211,7 @@ def blocks(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 def knee(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Two condyles with trabeculae, cartilage and muscle, that fill the field of view along the rows."""
-    down, along = _grid(image)
+    down, along = grid(image)
     wave = 0.05 * torch.sin(3 * down + float(rng.uniform(0, 6)))
     found = ((along + wave).abs() < float(rng.uniform(0.5, 0.65))).float() * 0.4
     for place, size in ((-0.47, 0.43), (0.52, 0.45)):
@@ -226,7 +226,7 @@ def knee(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 def fruit(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """A round fruit with segments and pips."""
-    down, along = _grid(image)
+    down, along = grid(image)
     radius, angle = torch.hypot(down, along), torch.atan2(down, along)
     walls = (torch.sin(float(rng.integers(4, 7)) * angle + float(rng.uniform(0, 6))).abs() * radius > 0.03).float()
     found = (radius < 0.75).float() * (0.3 + 0.6 * walls * (radius < 0.66).float())
@@ -344,9 +344,7 @@ def case_of(
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     rows, cols = image.shape
     filled = image / image_scale(image) * random_phase(image.shape, 1.0, generator)
-    down, along = np.meshgrid(np.linspace(-115, 115, rows), np.linspace(-115, 115, cols), indexing="ij")
-    maps = torch.from_numpy(coil_maps(np.stack([along, down, 0 * down], -1).astype(np.float32), N_COILS))
-    clean = to_kspace(maps / maps.abs().square().sum(0).sqrt() * filled)
+    clean = to_kspace(unit_maps(rows, cols) * filled)
     kspace = clean + sigma * complex_noise(tuple(clean.shape), generator)
     case = Case(kspace.numpy(), sigma, head.contrast, rng, acceleration, rows // 2)
     if kind in FAULTS:

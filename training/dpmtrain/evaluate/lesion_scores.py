@@ -5,11 +5,12 @@ Images are (rows, cols) magnitudes on the truth's scale, sizes in pixels unless 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage, stats
 
-FINER = 5  # points of a pixel along either axis, for lesions that cover a part of it
+FINER = 5  # points of a pixel along either axis
 RING = (2.0, 4.0)  # from a lesion's rim: where its surroundings lie
 TISSUE = 0.25  # of the scale: where lesions lie, and are invented
 SEARCHED = 1.5  # radius of the disc with which invented lesions are looked for
@@ -27,18 +28,25 @@ class Lesion:
 
     def fraction(self, shape: tuple[int, ...]) -> np.ndarray:
         """(rows, cols): how much of each pixel it covers, 0 to 1."""
-        inside = self._distance(shape, FINER) <= self.radius
-        rows, cols = shape
-        return inside.reshape(rows, FINER, cols, FINER).mean((1, 3), dtype=np.float32)
+        return _covered(self.row, self.col, self.radius, shape)[0]
 
     def ring(self, shape: tuple[int, ...]) -> np.ndarray:
         """(rows, cols) bool: its surroundings."""
-        beyond = self._distance(shape, 1) - self.radius
-        return (beyond >= RING[0]) & (beyond <= RING[1])
+        return _covered(self.row, self.col, self.radius, shape)[1]
 
-    def _distance(self, shape: tuple[int, ...], finer: int) -> np.ndarray:
+
+@lru_cache(maxsize=64)  # every method and draw asks for the same lesions
+def _covered(row: float, col: float, radius: float, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """`fraction` and `ring` of a lesion."""
+
+    def distance(finer: int) -> np.ndarray:
         down, along = ((np.arange(size * finer) + 0.5) / finer - 0.5 for size in shape)
-        return np.hypot(down[:, None] - self.row, along - self.col)
+        return np.hypot(down[:, None] - row, along - col)
+
+    inside, beyond = distance(FINER) <= radius, distance(1) - radius
+    rows, cols = shape
+    fraction = inside.reshape(rows, FINER, cols, FINER).mean((1, 3), dtype=np.float32)
+    return fraction, (beyond >= RING[0]) & (beyond <= RING[1])
 
 
 def painted(tissue: np.ndarray, lesions: Sequence[Lesion]) -> np.ndarray:
@@ -74,8 +82,8 @@ def contrast(image: np.ndarray, lesion: Lesion) -> float:
 
 
 def observed(image: np.ndarray, tissue: np.ndarray, lesion: Lesion) -> float:
-    """What a matched filter makes of the image: the height of such a lesion in what differs from the tissue, which the
-    observer knows; 0 where the image is the tissue, the lesion's height where it has all of it."""
+    """What a matched filter makes of the image: such a lesion's height in what differs from the known tissue; 0 where
+    the image is the tissue, the whole height where all is there."""
     signal = tissue * lesion.fraction(image.shape)
     signal = signal - lesion.ring(image.shape) * signal.sum() / max(lesion.ring(image.shape).sum(), 1)
     return float(((image - tissue) * signal).sum() / (signal * tissue * lesion.fraction(image.shape)).sum())
@@ -88,7 +96,7 @@ def lesion_scores(
     is there.
 
     images, truths: the pair with all lesions and without any. The contrast is that of what the lesions change: anatomy
-    and noise, equal in both, may have as much where a lesion is small.
+    and noise, equal in both, would hide a small lesion.
     """
     return [
         {
@@ -132,5 +140,5 @@ def bands(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def gain_and_nrmse(sums: np.ndarray) -> list[tuple[float, float]]:
-    """Coherent gain and NRMSE of each band, of the `bands` of several images added up."""
+    """Coherent gain and NRMSE of each band, from summed `bands`."""
     return [(float(cross / truth), float(np.sqrt(error / truth))) for cross, truth, error in sums]

@@ -1,9 +1,9 @@
 """What is left of small lesions: `python -m dpmtrain.evaluate.lesions --images DATA --out FOLDER`.
 
-Validation slices (the held-out label map; FLAIR of patient09) at 128 x 128, 8 coils, R = 4 with 24 calibration lines.
-SNR: median signal of the head over the noise of a real channel, fully sampled. Lesions of 1 to 10 mm, bright and dark
-by HEIGHT of the tissue's signal, one of each in a slice; from draw to draw they change places. Each draw of the noise
-is reconstructed with the lesions and without. Weights of CG-SENSE, L1-wavelet and TV: best NRMSE of a draw of its own.
+Validation slices (the held-out label map; FLAIR of patient09) of 128 x 128, 8 coils, R = 4, 24 calibration lines. SNR:
+median signal of the head over the noise of a real channel, fully sampled. Lesions of 1 to 10 mm, bright and dark by
+HEIGHT of the tissue's signal, one of each in a slice; from draw to draw they change places. Each draw of the noise is
+reconstructed with the lesions and without. Weights of CG-SENSE, L1-wavelet and TV: best NRMSE of a draw of its own.
 
 Contrast: what the lesions change within a lesion, less the median of that in the ring around, over the truth's; lowest:
 of the twelve of a draw, the mean over draws. AUC: of a matched filter that knows lesion, place and tissue, over the
@@ -13,12 +13,11 @@ lesions.
 """
 
 import argparse
-import csv
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -31,26 +30,28 @@ from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.types import MappedSlice, Sampling
+from matplotlib.figure import Figure
 
 from ..arguments import at_least, words
 from ..files import writing
 from . import baselines
-from .folded import table
 from .lesion_scores import Lesion, auc, bands, gain_and_nrmse, invented, lesion_scores, painted, places
 from .methods import label_for, reconstructed
-from .metrics import on_scale
+from .metrics import nrmse, on_scale
+from .plan import CALIBRATION_LINES
+from .references import CPU
 from .score_lines import ScoreLines
+from .tables import show, write_csv
 from .undersampling import with_maps
 from .validation import acquire, at_pixel_size, validation_scan
 
 CONTRASTS = ("dwi", "flair", "t1", "t2")
-MATRIX, PIXEL_MM, R, CALIBRATION_LINES = (128, 128), 1.8, 4, 24
+MATRIX, PIXEL_MM, R = (128, 128), 1.8, 4
 OWN_PIXEL_MM = {"flair": 0.9}  # of the validation slices, else 1 mm
 DIAMETERS_MM = (1, 2, 3, 4, 6, 10)
 HEIGHT = 0.6
 HEAD = 0.1  # of the scale
 TUNING = 10**6  # draw of the weights
-CPU = torch.device("cpu")
 HEADS = ["contrast", "SNR", "method", "draws", "NRMSE", "lesions: mean", "lowest", "AUC", "invented", "gain", "error"]
 Make = Callable[[MappedSlice], torch.Tensor]
 
@@ -113,9 +114,8 @@ def pair_of(images: Path, contrast: str, snr: float, draw: int) -> Pair:
 def scores(pair: Pair, make: Make) -> dict:
     """Of one draw: JSON values."""
     images = pair.images(make)
-    error = float(np.linalg.norm(images[0] - pair.truths[0]) / np.linalg.norm(pair.truths[0]))
     return {
-        "nrmse": error,
+        "nrmse": nrmse(images[0], pair.truths[0]),
         "lesions": lesion_scores(images, pair.truths, pair.lesions),
         "invented": invented(images[1], pair.truths[1], HEIGHT / 2),
         "bands": bands(images[1], pair.truths[1]).tolist(),
@@ -127,10 +127,6 @@ def ours(checkpoint: Checkpoint, contrast: str, sampling: Sampling) -> Make:
         return reconstructed(mapped, checkpoint, contrast, sampling).image
 
     return make
-
-
-def _weighted(run: Callable[[MappedSlice, float], torch.Tensor], weight: float, mapped: MappedSlice) -> torch.Tensor:
-    return run(mapped, weight)
 
 
 def zero_filled(mapped: MappedSlice) -> torch.Tensor:
@@ -158,7 +154,7 @@ def methods(
             return {"weight": weight}
 
         weight = lines.get({"tuned": name, "contrast": contrast, "snr": snr}, tuned)["weight"]
-        yield name, f"weight {weight:g}", partial(_weighted, run, weight)
+        yield name, f"weight {weight:g}", baselines.with_weight(run, weight)
     for checkpoint in checkpoints:
         sampling = sampling_of(Options(), checkpoint, CPU, label_for(checkpoint, contrast), R)
         settings = json.dumps(vars(sampling.settings))
@@ -191,12 +187,8 @@ def summary(drawn: Sequence[dict]) -> dict[str, float]:
 
 def report(found: Sequence[tuple[str, float, str, dict[str, float]]], out: Path) -> None:
     """table.csv with all figures, lesions.png, and a table that is printed."""
-    with writing(out / "table.csv"), (out / "table.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["contrast", "SNR", "method", *found[0][3]])
-        writer.writerows(
-            [contrast, f"{snr:g}", name, *(f"{v:.4g}" for v in s.values())] for contrast, snr, name, s in found
-        )
+    lines = [[contrast, f"{snr:g}", name, *(f"{v:.4g}" for v in s.values())] for contrast, snr, name, s in found]
+    write_csv(out / "table.csv", [["contrast", "SNR", "method", *found[0][3]], *lines])
 
     def rows() -> Iterator[list[str]]:
         for contrast, snr, name, s in found:
@@ -204,20 +196,14 @@ def report(found: Sequence[tuple[str, float, str, dict[str, float]]], out: Path)
             last = [f"{s['gain 3']:.2f}", f"{s['error 3']:.2f}"]
             yield [contrast, f"{snr:g}", name, f"{s['draws']:g}", f"{s['NRMSE']:.4f}", *values, *last]
 
-    table(HEADS, rows())
+    show(HEADS, rows())
 
 
 def picture(images: Path, contrasts: Sequence[str], snr: float, found: dict[str, dict[str, Make]], path: Path) -> None:
     """Truth and images of one draw with lesions, a row for each contrast."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = list(next(iter(found.values())))
-    figure, axes = pyplot.subplots(
-        len(contrasts), 1 + len(names), squeeze=False, figsize=(2.4 * (1 + len(names)), 2.6 * len(contrasts))
-    )
+    figure = Figure((2.4 * (1 + len(names)), 2.6 * len(contrasts)), layout="tight")
+    axes = figure.subplots(len(contrasts), 1 + len(names), squeeze=False)
     for row, contrast in zip(axes, contrasts):
         pair = pair_of(images, contrast, snr, 0)
         shown = {"truth": pair.truths[0], **{name: pair.images(found[contrast][name])[0] for name in names}}
@@ -225,10 +211,8 @@ def picture(images: Path, contrasts: Sequence[str], snr: float, found: dict[str,
             axis.imshow(image, cmap="gray", vmin=0, vmax=1.3)
             axis.set_title(f"{contrast}: {name}" if name == "truth" else name, fontsize=8)
             axis.axis("off")
-    figure.tight_layout()
     with writing(path):
         figure.savefig(path, dpi=100)
-    pyplot.close(figure)
 
 
 def main() -> None:

@@ -37,9 +37,16 @@ def scan_factor(slices: Sequence[Moments]) -> float:
     return sum(m.cross for m in slices) / max(sum(m.image for m in slices), 1e-30)
 
 
-def on_scale(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Magnitudes on their truth's scale, by the one factor that fits best."""
-    return found * np.float32(scan_factor([Moments.of(found, truth, np.ones(truth.shape, bool))]))
+def nrmse(found: np.ndarray, truth: np.ndarray) -> float:
+    """Over the whole image, with the one least-squares factor that fits best."""
+    moments = Moments.of(found, truth, np.ones(truth.shape, bool))
+    return moments.nrmse(scan_factor([moments]))
+
+
+def on_scale(found: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """Magnitudes on their truth's scale, by the one factor that fits best, inside the mask where there is one."""
+    where = np.ones(truth.shape, bool) if mask is None else mask
+    return found * np.float32(scan_factor([Moments.of(found, truth, where)]))
 
 
 def psnr(image: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:

@@ -1,6 +1,6 @@
 """One evaluation against many: `python -m dpmtrain.evaluate.one_step --images DATA [--models FILE ...]`.
 
-Validation slices (FLAIR of patient09, the held-out label map), regular masks with 24 calibration lines: CG-SENSE, the
+Validation slices (FLAIR of patient09, the held-out label map), regular masks, 24 calibration lines: CG-SENSE, the
 shipped default, the shipped one-step model, and models of the kind one-step that are named (teacher, students), each
 with its card's settings. NRMSE and, behind it, coherent gain beyond 3/4 of Nyquist; V/B of DRAWS samples, complex,
 where there is more than one image to draw; seconds of sampling a slice, side by side.
@@ -22,14 +22,13 @@ from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.types import Sampling
 
 from ..arguments import words
-from .folded import table
 from .lesion_scores import gain_and_nrmse
 from .methods import label_for, reconstructed
 from .plan import Condition
 from .references import CPU
 from .scoring import Undersampled
+from .tables import show
 from .trust import scores
-from .undersampling import CALIBRATION_LINES
 from .validation import SIGMA_N, validation_scan
 
 DRAWS = 8
@@ -54,8 +53,7 @@ def rows(images: Path, contrasts: tuple[str, ...], accelerations: list[int], mod
     """models: (name, checkpoint or None for CG-SENSE)."""
     cases = {
         (contrast, acceleration): [
-            Undersampled(full, Condition("regular", acceleration, CALIBRATION_LINES), CPU)
-            for full in validation_scan(images, contrast)
+            Undersampled(full, Condition("regular", acceleration), CPU) for full in validation_scan(images, contrast)
         ]
         for contrast in contrasts
         for acceleration in accelerations
@@ -95,7 +93,7 @@ def main() -> None:
     models += [(path.stem, load_model(path, "cpu")) for path in args.models]
     heads = [f"{contrast} R = {acceleration}" for contrast in contrasts for acceleration in args.R]
     print("# One evaluation against many, validation slices, one thread\n")
-    table(["", *heads, f"V/B, {heads[0]}", "seconds a slice"], rows(args.images, contrasts, args.R, models))
+    show(["", *heads, f"V/B, {heads[0]}", "seconds a slice"], rows(args.images, contrasts, args.R, models))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ VOLUME_MASKS = {"regular": "caipirinha", "poisson": "poisson 3D"}  # what volume
 CONVENTIONAL = ("zero-filled", "CG-SENSE", "L1-wavelet")
 
 
+CALIBRATION_LINES = 24  # as the shared scans have them, wherever none are asked for
+
+
 @dataclass(frozen=True)
 class Condition:
     """One way to undersample. mask: of undersampling.MASKS; R: the nominal one; calibration_lines: 0 takes the coil
@@ -13,8 +16,12 @@ class Condition:
 
     mask: str
     R: int
-    calibration_lines: int
+    calibration_lines: int = CALIBRATION_LINES
     scan_R: int = 1
+
+    @property
+    def is_volume(self) -> bool:
+        return self.mask in VOLUME_MASKS.values()
 
     def sampling(self) -> str:
         """All but R, in words."""
@@ -36,7 +43,7 @@ class Plan:
 
     accelerations: tuple[int, ...] = (4, 8)
     masks: tuple[str, ...] = ("regular", "poisson")
-    calibration: tuple[int, ...] = (24,)
+    calibration: tuple[int, ...] = (CALIBRATION_LINES,)
     scan_Rs: tuple[int, ...] = (1,)
     conventional: tuple[str, ...] = CONVENTIONAL
     samplers: tuple[str, ...] = ("prox",)

@@ -27,9 +27,9 @@ CPU = torch.device("cpu")
 class ReferenceSlice:
     """A slice or a volume to undersample, and what its reconstructions are scored against.
 
-    data: its k-space, fully sampled or of R about 2; truth: magnitude (rows, cols) float32; mask: bool, where to
-    score; coil_images: without noise, (n_coils, rows, cols) complex64, None where not known; header: of a measured
-    scan, whose truth lies on the recon space, None for a simulated one. Arrays of a volume have partitions first.
+    data: its k-space, fully sampled or of R about 2; truth: magnitude (rows, cols) float32; mask: bool, where to score;
+    coil_images: without noise, (n_coils, rows, cols) complex64, None where not known; header: of a measured scan, whose
+    truth lies on the recon space, else None. Arrays of a volume have partitions first.
     """
 
     scan: str
@@ -40,6 +40,11 @@ class ReferenceSlice:
     mask: np.ndarray
     coil_images: torch.Tensor | None = None
     header: Any = None
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Scan and number."""
+        return self.scan, self.number
 
     @property
     def is_volume(self) -> bool:
@@ -63,7 +68,7 @@ def standard_of_care(full: ReferenceSlice, acceleration: int, calibration_lines:
 def measured_slices(
     path: Path, truth_file: Path | None = None, mask_file: Path | None = None, contrast: str | None = None
 ) -> list[ReferenceSlice]:
-    """The slices, or the volume, of an ISMRMRD scan, fully sampled or accelerated up to LARGEST_ACCELERATION.
+    """The slices, or the volume, of an ISMRMRD scan of at most LARGEST_ACCELERATION.
 
     truth_file, mask_file: .npy (slices or partitions, rows, cols) on the recon space; the truth is taken to the scan's
     scale by one factor. Without it, the coil combination of the full data is the truth, or the CG-SENSE image of

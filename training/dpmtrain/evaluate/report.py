@@ -1,23 +1,22 @@
 """Table and plots of `dpmtrain evaluate`: table.csv, report.md, and NRMSE against R for each contrast."""
 
-import csv
 from collections.abc import Sequence
-from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..files import writing
+from ..files import write_text, writing
 from .metrics import paired_difference
+from .plan import Condition
 from .scoring import Row
+from .tables import formatted, markdown, write_csv
 
 HEAD = [
     "contrast", "sampling", "R", "method", "slices", "NRMSE", "NRMSE no factor", "PSNR dB", "SSIM", "V/B", "samples",
     "fallbacks", "seconds", "difference", "low", "high", "setting",
 ]  # fmt: skip
-FEWEST = 5  # slices that make an interval worth a mark: two or three agree by chance too often
+FEWEST = 5  # slices that make an interval worth a mark
 NOTES = """NRMSE: with one least-squares factor a scan; "no factor" is the paper's form. SSIM and PSNR: range max - min
 of the truth, no factor. V/B: posterior variance over squared error of the mean, 1 where the spread tells the error,
 which the fast mode does not aim at (only where a noise-free complex truth is known). Difference: mean over slices of
@@ -28,16 +27,18 @@ come from the full data."""
 
 
 def write_report(
-    out: Path, rows: Sequence[Row], model_ids: Sequence[str], weights: dict[tuple[str, str, int, str], float]
+    out: Path, rows: Sequence[Row], model_ids: Sequence[str], weights: dict[tuple[str, Condition, str], float]
 ) -> None:
     """Write it all to `out` and print the summary. The first model's first sampler is what others differ from."""
     conventional = {row.method for row in rows if row.setting == "" or row.setting.startswith("weight")}
     own = [row.method for row in rows if row.method not in conventional]
     reference = own[0] if own else rows[-1].method
     table = [cells(row, rows, reference) for row in rows]
-    with writing(out / "table.csv"), (out / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([HEAD, *table])
-    tuned = [[contrast, how, str(R), name, f"{weight:g}"] for (contrast, how, R, name), weight in weights.items()]
+    write_csv(out / "table.csv", [HEAD, *table])
+    tuned = [
+        [contrast, condition.sampling(), str(condition.R), name, f"{weight:g}"]
+        for (contrast, condition, name), weight in weights.items()
+    ]
     slices = sorted({place for row in rows for place in row.slices})
     text = [
         f"# {', '.join(model_ids)}",
@@ -49,9 +50,9 @@ def write_report(
         "## Weights of the conventional methods, by validation data",
         "\n".join(markdown([["contrast", "sampling", "R", "method", "weight"], *tuned])),
     ]
-    with writing(out / "report.md"):
-        (out / "report.md").write_text("\n\n".join(text) + "\n")
-        for contrast in dict.fromkeys(row.contrast for row in rows):
+    write_text(out / "report.md", "\n\n".join(text) + "\n")
+    for contrast in dict.fromkeys(row.contrast for row in rows):
+        with writing(out / f"nrmse_{contrast}.png"):
             figure(rows, contrast).savefig(out / f"nrmse_{contrast}.png", dpi=110)
     print("\n\n".join([*summary(rows, reference), f"written to {out}"]))
 
@@ -64,19 +65,19 @@ def cells(row: Row, rows: Sequence[Row], reference: str) -> list[str]:
     """One line of the table."""
     gap = difference(row, rows, reference)
     return [
-        row.contrast,
+        str(row.contrast),
         row.condition.sampling(),
         str(row.condition.R),
         row.method,
         str(len(row.slices)),
         *(f"{np.mean(values):.4f}" for values in (row.nrmse, row.nrmse_paper)),
-        f"{np.mean(row.psnr):.2f}",
-        f"{np.mean(row.ssim):.4f}",
-        "" if row.variance_ratio is None else f"{row.variance_ratio:.2f}",
-        str(row.samples),
+        f"{row.mean('psnr'):.2f}",
+        f"{row.mean('ssim'):.4f}",
+        formatted(row.variance_ratio, ".2f"),
+        str(row.scores[0]["samples"]),
         str(row.fallbacks),
-        f"{row.seconds:.2f}",
-        *("" if gap is None or np.isnan(value) else f"{value:+.4f}" for value in gap or (0, 0, 0)),
+        f"{row.seconds('network', 'rest'):.2f}",
+        *(formatted(value, "+.4f") for value in gap or (None, None, None)),
         row.setting,
     ]
 
@@ -116,28 +117,8 @@ def _marked(row: Row, rows: Sequence[Row], reference: str) -> str:
     return f"{np.mean(row.nrmse):.4f}" + ("*" if sure else "")
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> list[str]:
-    """A table whose first line is its head."""
-    rule = "|" + "---|" * len(lines[0])
-    texts = ["| " + " | ".join(line) + " |" for line in lines]
-    return [texts[0], rule, *texts[1:]]
-
-
-def write_tables(out: Path, kind: type, rows: Sequence[Any], text: str, *, digits: int) -> None:
-    """table.csv of all rows, dataclasses of one kind, and table.md with the text, which is printed too."""
-    with writing(out / "table.csv"), (out / "table.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow([field.name for field in fields(kind)])
-        table.writerows(
-            [f"{value:.{digits}g}" if isinstance(value, float) else value for value in astuple(row)] for row in rows
-        )
-    with writing(out / "table.md"):
-        (out / "table.md").write_text(text + "\n")
-    print(text)
-
-
-def figure(rows: Sequence[Row], contrast: str) -> Figure:
-    """NRMSE against R, a panel for each way of sampling, a line for each method; bars: 95 % of the mean over slices."""
+def figure(rows: Sequence[Row], contrast: str | None) -> Figure:
+    """NRMSE against R, a panel for each sampling, a line for each method; bars: 95 % of the mean over slices."""
     rows = [row for row in rows if row.contrast == contrast]
     panels = list(dict.fromkeys(row.condition.sampling() for row in rows))
     methods = list(dict.fromkeys(row.method for row in rows))
@@ -168,5 +149,5 @@ def figure(rows: Sequence[Row], contrast: str) -> Figure:
     for axis in list(axes)[len(panels) :]:
         axis.set_axis_off()
     made.axes[0].legend(fontsize="small")
-    made.suptitle(contrast)
+    made.suptitle(str(contrast))
     return made

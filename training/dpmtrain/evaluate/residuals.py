@@ -1,4 +1,4 @@
-"""`dpmtrain residuals`: data residuals of sound scans and of scans that contradict themselves, and what the gate says.
+"""`dpmtrain residuals`: data residuals of sound and contradictory scans, and the gate's verdicts.
 
 The limits of dpmrecon.recon.gate are chosen from its table. Scans are simulated, every one with a draw of its own of
 matrix, coils, R, calibration, noise, object and source of the noise level.
@@ -23,7 +23,8 @@ from dpmrecon.recon.types import Reconstruction
 from dpmrecon.tools.simulated_slice import simulated_kspace
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
-from .report import markdown, write_tables
+from .metrics import nrmse
+from .tables import fields_of, markdown, write_tables
 
 MATRICES = ((32, 32), (48, 64), (64, 64), (96, 80), (128, 128), (192, 160), (256, 256))
 NOISES = (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15)  # 0: the floor is the noise level
@@ -179,12 +180,6 @@ def row_of(checkpoint: Checkpoint, kind: str, settings: SimulationSettings, *, k
     )
 
 
-def nrmse(image: np.ndarray, truth: np.ndarray) -> float:
-    """With one least-squares factor."""
-    factor = float((image * truth).sum()) / max(float((image * image).sum()), 1e-30)
-    return float(np.linalg.norm(factor * image - truth) / np.linalg.norm(truth))
-
-
 def write_residuals(out: Path, rows: Sequence[Row], model_id: str) -> None:
     """table.csv of all scans and table.md of the kinds, which is printed too."""
     lines = [HEAD]
@@ -194,7 +189,7 @@ def write_residuals(out: Path, rows: Sequence[Row], model_id: str) -> None:
             if some:
                 lines.append(_summary(kind, good, some))
     text = "\n\n".join([f"# Data residuals, {model_id}", NOTES, "\n".join(markdown(lines))])
-    write_tables(out, Row, rows, text, digits=4)
+    write_tables(out, fields_of(Row, rows, digits=4), text)
 
 
 def _summary(kind: str, good: bool, rows: Sequence[Row]) -> list[str]:

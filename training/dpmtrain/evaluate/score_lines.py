@@ -2,9 +2,13 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
-from ..files import writing
+from ..files import write_text, writing
+
+Kind = TypeVar("Kind", bound=Any)
 
 
 class ScoreLines:
@@ -26,10 +30,7 @@ class ScoreLines:
                 continue
             self.values[_text(entry["key"])] = entry["value"]
         if not whole:
-            with writing(path):
-                part = path.with_name(path.name + ".part")
-                part.write_text("".join(_line(key, value) for key, value in self.values.items()))
-                part.replace(path)
+            write_text(path, "".join(_line(key, value) for key, value in self.values.items()))
 
     def get(self, key: dict, make: Callable[[], dict]) -> dict:
         """The value of `key`; made by `make` and written down where it is not there."""
@@ -40,6 +41,10 @@ class ScoreLines:
                 file.write(_line(text, value))
             self.values[text] = value
         return self.values[text]
+
+    def row(self, kind: type[Kind], key: dict, make: Callable[[], Kind]) -> Kind:
+        """The same of a dataclass."""
+        return kind(**self.get(key, lambda: asdict(make())))
 
     def __contains__(self, key: dict) -> bool:
         return _text(key) in self.values

@@ -1,7 +1,7 @@
 """How a slice is undersampled, and its scores against the reference."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,9 +13,9 @@ from dpmrecon.physics.volume_maps import estimate_volume_maps
 from dpmrecon.recon.types import MappedSlice
 
 from .metrics import Moments, psnr, scan_factor, ssim, variance_and_error
-from .plan import Condition
+from .plan import CALIBRATION_LINES, Condition
 from .references import ReferenceSlice, standard_of_care
-from .undersampling import CALIBRATION_LINES, sampling_mask, undersampled, with_maps
+from .undersampling import sampling_mask, undersampled, with_maps
 
 
 class Undersampled:
@@ -66,48 +66,55 @@ class Undersampled:
 
 @dataclass(frozen=True)
 class Row:
-    """Scores of one method in one condition: a value for each slice, in the order of `slices`.
+    """One method in one condition: a score for each of `slices`, (scan, number).
 
-    nrmse: with one least-squares factor a scan; nrmse_paper: without any; variance_ratio: V/B over all slices, None
-    where no noise-free complex truth is known; fallbacks: slices that came out as CG-SENSE.
+    contrast: None where there are several.
     """
 
-    contrast: str
+    contrast: str | None
     condition: Condition
     method: str
-    slices: list[tuple[str, int]]
-    nrmse: list[float]
-    nrmse_paper: list[float]
-    psnr: list[float]
-    ssim: list[float]
-    variance_ratio: float | None
-    samples: int
-    fallbacks: int
-    seconds: float
     setting: str
+    slices: list[tuple[str, int]] = field(default_factory=list)
+    scores: list[dict[str, Any]] = field(default_factory=list)
 
-    @classmethod
-    def of(
-        cls, contrast: str, condition: Condition, method: str, scores: list[tuple[ReferenceSlice, dict, str]]
-    ) -> "Row":
-        """The scores of a method's slices; each scan has a least-squares factor of its own."""
-        moments = [Moments(score["cross"], score["image"], score["truth"]) for _, score, _ in scores]
-        scans = [full.scan for full, _, _ in scores]
+    @property
+    def _moments(self) -> list[Moments]:
+        return [Moments(score["cross"], score["image"], score["truth"]) for score in self.scores]
+
+    @property
+    def nrmse(self) -> list[float]:
+        """With one least-squares factor a scan."""
+        moments, scans = self._moments, [scan for scan, _ in self.slices]
         factors = {scan: scan_factor([m for m, s in zip(moments, scans) if s == scan]) for scan in scans}
-        calibrated = [score for _, score, _ in scores if "V" in score]
-        error = sum(score["B"] for score in calibrated)
-        return cls(
-            contrast,
-            condition,
-            method,
-            [(full.scan, full.number) for full, _, _ in scores],
-            [m.nrmse(factors[scan]) for m, scan in zip(moments, scans)],
-            [m.nrmse() for m in moments],
-            [score["psnr"] for _, score, _ in scores],
-            [score["ssim"] for _, score, _ in scores],
-            sum(score["V"] for score in calibrated) / error if error > 0 else None,
-            scores[0][1].get("samples", 1),
-            sum(score.get("fallback") is not None for _, score, _ in scores),
-            sum(score.get("seconds", 0.0) for _, score, _ in scores) / len(scores),
-            scores[0][2],
-        )
+        return [m.nrmse(factors[scan]) for m, scan in zip(moments, scans)]
+
+    @property
+    def nrmse_paper(self) -> list[float]:
+        """Without a factor."""
+        return [m.nrmse() for m in self._moments]
+
+    def values(self, name: str) -> list[Any]:
+        """Of the slices that have it."""
+        return [score[name] for score in self.scores if score.get(name) is not None]
+
+    def mean(self, name: str) -> float:
+        """nan where no slice has it."""
+        values = self.values(name)
+        return float(np.mean(values)) if values else float("nan")
+
+    def seconds(self, *stages: str) -> float:
+        """Mean over slices, of the stages or of all; nan where they were not measured."""
+        found = self.values("seconds")
+        return float(np.mean([sum(s.get(n, 0.0) for n in stages or s) for s in found])) if found else float("nan")
+
+    @property
+    def variance_ratio(self) -> float | None:
+        """V/B over the slices whose complex truth is known without noise; None without."""
+        error = sum(self.values("B"))
+        return sum(self.values("V")) / error if error > 0 else None
+
+    @property
+    def fallbacks(self) -> int:
+        """Slices that came out as CG-SENSE."""
+        return len(self.values("fallback"))

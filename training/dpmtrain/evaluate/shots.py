@@ -17,28 +17,23 @@ from dpmrecon.api import load_model
 from dpmrecon.data import Slice
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.recon.plan import sampling_of
-from dpmrecon.recon.prepare import with_maps
-from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import MappedSlice, Reconstruction
 from dpmrecon.tools.epi_settings import EpiSettings
 from dpmrecon.tools.simulate import simulate, truth_path
 
-from .folded import table
-from .metrics import Moments, scan_factor
+from .methods import by_card
+from .metrics import nrmse
+from .references import CPU
+from .tables import show
+from .undersampling import with_maps
 
-NOISE = (0.012, 0.021)  # over the 99th percentile at b = 0; at b = 1000 the signal is about a third
+NOISE = (0.012, 0.021)  # over the 99th percentile at b = 0; b = 1000 has a third
 SCAN = {"n_slices": 1, "n_coils": 12, "partial_fourier": 0.75}
 HEADS = ["noise", "R", "shots", "CG-SENSE, as one", "CG-SENSE, a phase each", "ours, as one", "ours, a phase each"]
 
 
 def _nrmse(found: list[torch.Tensor], truths: list[np.ndarray]) -> float:
-    moments = [
-        Moments.of(image.numpy(), truth, np.ones(truth.shape, dtype=bool)) for image, truth in zip(found, truths)
-    ]
-    return float(np.mean([each.nrmse(scan_factor([each])) for each in moments]))
+    return float(np.mean([nrmse(image.numpy(), truth) for image, truth in zip(found, truths)]))
 
 
 def row(settings: EpiSettings, checkpoint: Checkpoint) -> list[str]:
@@ -54,11 +49,9 @@ def row(settings: EpiSettings, checkpoint: Checkpoint) -> list[str]:
                 if isinstance(item, Slice) and item.key.contrast > 0
             ]
     truths, found = [truth[item.key.contrast, item.key.slice] for item in weighted], {}
-    sampling = sampling_of(Options(), checkpoint, torch.device("cpu"), "dwi", float(settings.acceleration))
     for name, parts in (("one", [replace(item, shots=None) for item in weighted]), ("each", weighted)):
-        mapped = [made for item in parts if isinstance(made := with_maps(item, torch.device("cpu")), MappedSlice)]
-        results = sampled(iter(mapped), checkpoint, "dwi", sampling)
-        images = [made.image for made in results if isinstance(made, Reconstruction)]
+        mapped = [with_maps(item, CPU) for item in parts]
+        images = [by_card(item, checkpoint, "dwi").image for item in mapped]
         found["CG-SENSE", name] = _nrmse([item.model.combined(item.conventional) for item in mapped], truths)
         found["ours", name] = _nrmse(images, truths)
     return [f"{settings.noise:g}", str(settings.acceleration), str(settings.shots)] + [
@@ -71,7 +64,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     checkpoint = load_model(parser.parse_args().model, "cpu")
     print(f"# EPI of several shots at b = 1000, {checkpoint.model_id}\n")
-    table(
+    show(
         HEADS,
         (
             row(EpiSettings(acceleration=R, shots=shots, noise=noise, **SCAN), checkpoint)  # type: ignore[arg-type]

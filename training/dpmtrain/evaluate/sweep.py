@@ -1,6 +1,5 @@
 """Every candidate on every validation slice: candidates are settings of a sampler, or checkpoints of a fine-tuning."""
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -15,17 +14,15 @@ from dpmrecon.prior.checkpoint import Checkpoint, sampler_defaults, write_card
 from dpmrecon.prior.kinds import settings_from
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
 from dpmrecon.recon.types import Sampling
-from tqdm import tqdm
 
-from ..files import writing
-from .methods import label_for, model_method, score_of
+from .engine import Method, compare
+from .methods import label_for, model_method
 from .metrics import paired_difference
 from .plan import Condition
 from .references import ReferenceSlice
-from .report import markdown
 from .score_lines import ScoreLines
 from .scoring import Row, Undersampled
-from .undersampling import CALIBRATION_LINES
+from .tables import formatted, markdown, write_tables
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint with settings, and what the card had for this contrast and R before."""
+    """A checkpoint with settings; present: those that the card had before."""
 
     path: Path
     settings: SamplerSettings
@@ -75,30 +72,31 @@ def sweep(
     """Score all candidates, choose per contrast and R, write table.csv and table.md to `out`; with `write`, what was
     chosen into the card: sampler settings of one checkpoint, or which of several checkpoints is the best.
 
-    Of several checkpoints the one that is best on average over contrasts and R is chosen.
+    Of several checkpoints the best on average over contrasts and R is chosen.
     """
     lines = ScoreLines(out / "scores.jsonl")
     contrasts = list(dict.fromkeys(full.contrast for full in slices))
     places = [(contrast, R) for contrast in contrasts for R in plan.accelerations]
     candidates = {place: candidates_of(checkpoints, plan, *place) for place in places}
-    total = sum(len(candidates[full.contrast, R]) for full in slices for R in plan.accelerations)
+    here = {contrast: [full for full in slices if full.contrast == contrast] for contrast in contrasts}
     batch = 4 if device.type == "cpu" else 32  # as the product has it
+
+    def method(each: Candidate) -> Method:
+        sampling = Sampling(plan.sampler, each.settings, plan.samples, plan.seed, batch, fallback=True)
+        return model_method("sweep", checkpoints[each.path], sampling)
+
+    groups = (
+        (
+            [Undersampled(full, Condition("regular", R), device) for full in here[contrast]],
+            [method(each) for each in candidates[contrast, R]],
+        )
+        for contrast, R in places
+    )
+    rows = iter(compare(groups, lines, sum(len(here[place[0]]) * len(candidates[place]) for place in places)))
     choices = []
-    with tqdm(total=total, unit="image", smoothing=0.05) as bar:
-        for contrast, R in places:
-            condition = Condition("regular", R, CALIBRATION_LINES)
-            here = [Undersampled(full, condition, device) for full in slices if full.contrast == contrast]
-            scored = []
-            for candidate in candidates[contrast, R]:
-                bar.set_description(f"{contrast} R={R} {candidate.title}")
-                sampling = Sampling(plan.sampler, candidate.settings, plan.samples, plan.seed, batch, fallback=True)
-                method = model_method("sweep", checkpoints[candidate.path], sampling)
-                scores = []
-                for case in here:
-                    scores.append((case.full, score_of(method, case, lines), method.setting))
-                    bar.update()
-                scored.append((candidate, Row.of(contrast, condition, candidate.title, scores)))
-            choices.append(Choice(contrast, condition, ranked(scored, plan.within)))
+    for place in places:
+        scored = [(each, next(rows)) for each in candidates[place]]
+        choices.append(Choice(place[0], scored[0][1].condition, ranked(scored, plan.within)))
     winner = None
     if len(checkpoints) > 1:
         winner = best_model(choices, list(checkpoints))
@@ -131,7 +129,7 @@ def candidates_of(checkpoints: Mapping[Path, Checkpoint], plan: Plan, contrast: 
 
 def ranked(scored: list[tuple[Candidate, Row]], within: float) -> list[tuple[Candidate, Row]]:
     """By NRMSE, after the chosen one: of those within that share of the best, the one of fewest evaluations. A
-    candidate whose image misses the data, so that CG-SENSE took its place, comes last."""
+    candidate that CG-SENSE had to replace comes last."""
     ordered = sorted(scored, key=lambda pair: (pair[1].fallbacks, np.mean(pair[1].nrmse)))
     limit = np.mean(ordered[0][1].nrmse) * (1 + within)
     near = [
@@ -215,9 +213,9 @@ def report(out: Path, choices: Sequence[Choice], plan: Plan, winner: Path | None
             "chosen" if number == 0 else "",
             "present" if candidate.present else "",
             f"{np.mean(row.nrmse):.5f}",
-            "" if row.variance_ratio is None else f"{row.variance_ratio:.3f}",
+            formatted(row.variance_ratio, ".3f"),
             str(row.fallbacks),
-            f"{row.seconds:.2f}",
+            f"{row.seconds('network', 'rest'):.2f}",
             json.dumps(dataclasses.asdict(candidate.settings)),
         ]
         for choice in choices
@@ -228,11 +226,7 @@ def report(out: Path, choices: Sequence[Choice], plan: Plan, winner: Path | None
     text = "\n".join(markdown(lines))
     if winner is not None:
         text += f"\n\nThe best of the checkpoints, on average over contrasts and R: {winner}"
-    with writing(out / "table.md"):
-        (out / "table.md").write_text(text + "\n")
-        with (out / "table.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([head, *table])
-    print(text)
+    write_tables(out, [head, *table], text)
 
 
 def _line(choice: Choice) -> list[str]:

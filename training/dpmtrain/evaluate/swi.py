@@ -1,9 +1,9 @@
 """Veins, phase and a microbleed after undersampling: `python -m dpmtrain.evaluate.swi --out DIR`.
 
 Simulates SWI of the phantom in three dimensions, fully sampled and at R = 4, and writes a table in markdown and CSV and
-a picture. With --images, the same of the measured gradient echoes of gre_complex/, whose coils are simulated: their
-phase. --try measures other settings of the sampler beside the card's. Images of the same scan that are there already
-are not made again.
+a picture. With --images, the same of measured gradient echoes (gre_complex/) with simulated coils: their phase. --try
+measures other settings of the sampler beside the card's. Images of the same scan that are there already are not made
+again.
 """
 
 import argparse
@@ -11,28 +11,22 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from dpmrecon.api import load_model
 from dpmrecon.errors import DpmreconError
-from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.prior.kinds import settings_from
-from dpmrecon.recon.plan import sampling_of
-from dpmrecon.recon.stream import sampled
-from dpmrecon.recon.types import Reconstruction
 from dpmrecon.tools.simulated_slice import swi_masks
 
 from ..files import writing
 from .baselines import bart_volume, tuned_weight
-from .methods import label_for
-from .references import CPU
-from .report import markdown, write_tables
+from .methods import by_card
+from .metrics import nrmse
 from .swi_cases import GRE_BLOCK, GRE_NOISE, PATTERNS, Case, gre_cases, in_map_phase, phantom, phantom_cases
-from .swi_figures import HEADS, NOTES, Found, Judge, PhaseRow, SwiRow, nrmse, phase_row, picture, told
+from .swi_figures import HEADS, NOTES, Found, Judge, PhaseRow, SwiRow, phase_row, picture, told
+from .tables import fields_of, markdown, write_tables
 
 WAVELET = "L1-wavelet 3D (BART)"
 TRUTH = "truth, without noise"
@@ -79,18 +73,14 @@ def images_of(
 
 def ours(case: Case, checkpoint: Checkpoint, changes: Changes, samples: int | None, said: str) -> list[Found]:
     """One sample's image and the mean of all, of which there may be one."""
-    label, options = label_for(checkpoint, "swi"), Options() if samples is None else Options(samples=samples)
-    R = case.mapped.data.acceleration
-    plan = sampling_of(options, checkpoint, CPU, label, R, volume=True, keep_samples=True)
-    plan = replace(plan, settings=settings_from({**vars(plan.settings), **changes}))
-    (item,) = sampled([case.mapped], checkpoint, label, plan)
-    assert isinstance(item, Reconstruction) and item.draws is not None
+    item = by_card(case.mapped, checkpoint, "swi", changes, samples=samples, keep_samples=True)
+    assert item.draws is not None
     if item.fallback:
         raise DpmreconError(f"the sampler's image is not used: {item.fallback}")
     seconds = item.seconds["sampling"]
     mean = f"dpmrecon{said}", in_map_phase(case.mapped, item.image), seconds
-    one = f"dpmrecon, 1 sample{said}", in_map_phase(case.mapped, item.draws[0]), seconds / plan.samples
-    return [one, mean] if plan.samples > 1 else [mean]
+    one = f"dpmrecon, 1 sample{said}", in_map_phase(case.mapped, item.draws[0]), seconds / len(item.draws)
+    return [one, mean] if len(item.draws) > 1 else [mean]
 
 
 def phantom_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
@@ -116,7 +106,7 @@ def phantom_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
         NOTES,
         "\n".join(markdown([HEADS, *map(told, rows)])),
     ]
-    write_tables(args.out, SwiRow, rows, "\n\n".join(text), digits=5)
+    write_tables(args.out, fields_of(SwiRow, rows, digits=5), "\n\n".join(text))
 
 
 def measured_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
@@ -142,7 +132,7 @@ def measured_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
         "noise counts. Slope: of the filtered phase against the measured one's, weighted by magnitude.",
         "\n".join(markdown([heads, *means, *table])),
     ]
-    write_tables(args.out / "measured", PhaseRow, rows, "\n\n".join(text), digits=5)
+    write_tables(args.out / "measured", fields_of(PhaseRow, rows, digits=5), "\n\n".join(text))
 
 
 def without_weight(method: str) -> str:

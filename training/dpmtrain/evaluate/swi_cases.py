@@ -20,6 +20,7 @@ from dpmrecon.tools.simulated_volume import simulated_volume
 from dpmrecon.tools.simulation_settings import VolumeSettings
 
 from .references import CPU
+from .validation_volumes import calibration_block, two_by_two
 
 NOISE = 0.03  # per real channel, over the truth's 99th percentile
 PATTERNS = {"2 x 2 CAIPIRINHA": (2, 2, 1), "4 x 1": (4, 1, 0)}  # R of rows, of partitions, shift of partitions
@@ -32,7 +33,7 @@ GRE_NOISE, GRE_BLOCK, GRE_FOV = 0.02, 12, 190.0  # of the scale; lines; mm that 
 class Case:
     """A scan, fully sampled and undersampled with the same coil maps.
 
-    truth: (partitions, rows, cols) complex64, without noise where simulated, with the phase that these maps leave it.
+    truth: (partitions, rows, cols) complex64, with the phase that these maps leave.
     """
 
     name: str
@@ -113,10 +114,7 @@ def _gre_case(name: str, image: torch.Tensor) -> Case:
     maps /= torch.linalg.vector_norm(maps, dim=0)
     noise = GRE_NOISE * complex_noise(tuple(maps.shape), torch.Generator().manual_seed(0))
     kspace = to_kspace(maps * image, (1, 2, 3)) + noise
-    lines = torch.zeros(shape[:2])
-    for row in range(shape[1] // 2 % 2, shape[1], 2):
-        lines[(shape[0] // 2 + row // 2) % 2 :: 2, row] = 1
-    lines[_block(shape, GRE_BLOCK)] = 1
+    lines = two_by_two(shape, calibration_block(shape, GRE_BLOCK))
 
     def acquired(some: torch.Tensor, factor: int) -> MappedVolume:
         data = _acquired(kspace, some, GRE_BLOCK, GRE_NOISE, GRE_VOXEL, factor)
@@ -125,18 +123,16 @@ def _gre_case(name: str, image: torch.Tensor) -> Case:
     return Case(name, acquired(torch.ones(shape[:2]), 1), acquired(lines, 4), image.numpy())
 
 
-def _block(shape: tuple[int, ...], size: int) -> tuple[slice, slice]:
-    """Around the centre of k-space along partitions and rows."""
-    first, second = (slice(side // 2 - size // 2, side // 2 - size // 2 + size) for side in shape[:2])
-    return first, second
-
-
 def _acquired(
     kspace: torch.Tensor, lines: torch.Tensor, block: int, noise: float, voxel_mm: tuple[float, ...], factor: int
 ) -> Volume:
     shape = tuple(kspace.shape[1:])
     mask = lines[..., None].expand(shape).contiguous()
-    calibration, count, key = kspace[(slice(None), *_block(shape, block))].clone(), int(lines.sum()), SliceKey(0)
+    calibration, count, key = (
+        kspace[(slice(None), *calibration_block(shape, block))].clone(),
+        int(lines.sum()),
+        SliceKey(0),
+    )
     depth, down, along = voxel_mm
     return Volume(
         key, kspace * mask, mask, calibration, noise, "known", float(factor), count, count, key.seed_key,

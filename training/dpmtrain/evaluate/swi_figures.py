@@ -9,7 +9,7 @@ from dpmrecon.tools.simulated_slice import SwiMasks
 from matplotlib.figure import Figure
 from scipy import ndimage
 
-from .metrics import Moments, high_band_energy, scan_factor
+from .metrics import high_band_energy, nrmse, on_scale
 from .swi_cases import NOISE, Case
 from .volumes import HEAD
 
@@ -26,7 +26,7 @@ def local_mean(volume: np.ndarray, where: np.ndarray, window: tuple[int, int]) -
 
 
 def local_contrast(volume: np.ndarray, veins: np.ndarray, head: np.ndarray, window: tuple[int, int]) -> float:
-    """1 less the mean over veins inside the head, over that of what is around them."""
+    """1 less the mean over veins in the head over their surroundings'."""
     around = local_mean(volume, head & ~veins, window)
     inside = veins & head & (around > 0)
     return float(1 - volume[inside].sum() / around[inside].sum())
@@ -52,8 +52,8 @@ def slope(phase: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> float:
 def bleed_size(magnitude: np.ndarray, bleed: np.ndarray, voxel_mm: tuple[float, float, float]) -> tuple[float, float]:
     """(contrast, diameter in mm) of a dark ball in (partitions, rows, cols); bleed: bool, where it is.
 
-    The contrast is 1 less its darkest voxel over the median of a shell around it; the diameter that of a ball of the
-    volume which is darker than half way between, between voxels by cubic splines.
+    The contrast is 1 less its darkest voxel over a shell's median; the diameter that of a ball of the volume which is
+    darker than half way between, between voxels by cubic splines.
     """
     middle = np.round(ndimage.center_of_mass(bleed)).astype(int)
     reach = np.ceil(SHELL_MM[1] / np.array(voxel_mm)).astype(int)
@@ -73,8 +73,8 @@ def bleed_size(magnitude: np.ndarray, bleed: np.ndarray, voxel_mm: tuple[float, 
 
 
 def picture(columns: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """A column for each method, a row for each of its pictures (rows, cols) by name; a name that speaks of phase is
-    shown from -1 to 1 rad, others from 0 to the first method's brightest."""
+    """A column for each method, a row for each picture (rows, cols); a name that speaks of phase is shown from -1 to 1
+    rad, others from 0 to the first method's brightest."""
     names = list(next(iter(columns.values())))
     shapes = [next(iter(columns.values()))[name].shape for name in names]
     heights = [shape[0] / shape[1] for shape in shapes]
@@ -139,11 +139,6 @@ class PhaseRow:
     seconds: float
 
 
-def nrmse(image: np.ndarray, truth: np.ndarray) -> float:
-    moments = Moments.of(image, truth, np.ones(truth.shape, bool))
-    return moments.nrmse(scan_factor([moments]))
-
-
 def widths(shape: tuple[int, ...]) -> tuple[int, int]:
     return round(LOW_PASS * shape[1]), round(LOW_PASS * shape[2])
 
@@ -182,7 +177,7 @@ class Judge:
             dark_phase(phase, self.filtered, self.masks.veins & self.head),
         )
         self.of_full = full = self.of_full or contrasts
-        scale = scan_factor([Moments.of(image, self.truth, np.ones(image.shape, bool))])
+        magnitude = on_scale(np.abs(image), self.magnitude)
         return SwiRow(
             self.case.name,
             method,
@@ -196,8 +191,8 @@ class Judge:
             phase_error(np.angle(image), np.angle(self.truth), self.weight),
             phase_error(phase, self.filtered, self.weight),
             *bleed_size(np.abs(image), self.masks.bleed, self.case.voxel_mm),
-            high_band_energy(scale * np.abs(image), self.magnitude, self.head, 1),
-            high_band_energy(scale * np.abs(image), self.magnitude, self.head, 2),
+            high_band_energy(magnitude, self.magnitude, self.head, 1),
+            high_band_energy(magnitude, self.magnitude, self.head, 2),
             seconds,
         )
 
@@ -206,10 +201,11 @@ class Judge:
         partition, row, col = (int(round(places.mean())) for places in self.masks.bleed.nonzero())
         first = min(max(partition - self.count // 2, 0), len(image) - self.count)
         near = (partition, slice(max(row - 48, 0), row + 32), slice(max(col - 16, 0), col + 72))
-        scale = scan_factor([Moments.of(image, self.truth, np.ones(image.shape, bool))])
+        magnitude = on_scale(np.abs(image), self.magnitude)
+        scale = magnitude.max() / np.abs(image).max()
         return {
             "projection of SWI": scale * self.minip(self.swi(image))[first],
-            "magnitude": scale * np.abs(image)[near],
+            "magnitude": magnitude[near],
             "filtered phase": filtered(image)[near],
         }
 

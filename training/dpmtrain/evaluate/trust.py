@@ -14,33 +14,27 @@ import numpy as np
 import torch
 from dpmrecon.api import load_model
 from dpmrecon.data import Slice
-from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.types import MappedSlice
 
 from ..arguments import words
 from . import validation
-from .folded import table
 from .lesion_scores import bands, gain_and_nrmse
-from .methods import label_for, reconstructed
-from .metrics import on_scale
-from .plan import Condition
+from .methods import by_card
+from .metrics import nrmse, on_scale
+from .plan import CALIBRATION_LINES, Condition
 from .scoring import Undersampled
-from .undersampling import CALIBRATION_LINES, with_maps
+from .tables import show
+from .undersampling import with_maps
 
 Pair = tuple[float, float]
 HELD_BACK = 5
 
 
-def image_of(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, acceleration: float, pair: Pair | None):
+def image_of(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, pair: Pair | None):
     """The reconstruction, by one sample; pair: noise_factor and model_error, None for the card's."""
-    label = label_for(checkpoint, contrast)
-    sampling = replace(sampling_of(Options(), checkpoint, mapped.conventional.device, label, acceleration), samples=1)
-    if pair is not None:
-        settings = replace(sampling.settings, noise_factor=pair[0], model_error=pair[1])
-        sampling = replace(sampling, settings=settings)
-    return reconstructed(mapped, checkpoint, contrast, sampling)
+    changes = {} if pair is None else dict(zip(("noise_factor", "model_error"), pair))
+    return by_card(mapped, checkpoint, contrast, changes, samples=1)
 
 
 def held_back(data: Slice) -> torch.Tensor:
@@ -53,7 +47,7 @@ def held_back(data: Slice) -> torch.Tensor:
     return chosen * data.mask
 
 
-def chosen_pair(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, acceleration: float, pairs: list[Pair]):
+def chosen_pair(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, pairs: list[Pair]):
     """The pair whose image, made without some lines, is nearest to these lines."""
     data = mapped.data
     held = held_back(data)
@@ -62,7 +56,7 @@ def chosen_pair(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, acce
     there = replace(fewer.model, mask=held)
 
     def misfit(pair: Pair) -> float:
-        found = image_of(fewer, checkpoint, contrast, acceleration, pair)
+        found = image_of(fewer, checkpoint, contrast, pair)
         return float((there.forward(found.image) - held * data.kspace).abs().square().sum())
 
     return min(pairs, key=misfit)
@@ -71,7 +65,7 @@ def chosen_pair(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, acce
 def scores(truth: np.ndarray, image: torch.Tensor) -> tuple[float, np.ndarray]:
     """NRMSE, and the sums of `bands`."""
     found = on_scale(image.abs().cpu().numpy(), truth)
-    return float(np.linalg.norm(found - truth) / np.linalg.norm(truth)), bands(found, truth)
+    return nrmse(found, truth), bands(found, truth)
 
 
 def main() -> None:
@@ -97,12 +91,12 @@ def main() -> None:
                     slices = validation.validation_scan(args.images, contrast, sigma)
                     found: dict[str, list[tuple[float, np.ndarray]]] = {}
                     for number in args.slices:
-                        condition = Condition("regular", acceleration, CALIBRATION_LINES)
+                        condition = Condition("regular", acceleration)
                         case = Undersampled(slices[number], condition, torch.device(args.device))
                         mapped, truth = case.mapped, slices[number].truth
-                        own = chosen_pair(mapped, checkpoint, contrast, acceleration, pairs)
+                        own = chosen_pair(mapped, checkpoint, contrast, pairs)
                         for name, pair in (("card", None), ("held back", own), *zip(names, pairs)):
-                            item = image_of(mapped, checkpoint, contrast, acceleration, pair)
+                            item = image_of(mapped, checkpoint, contrast, pair)
                             found.setdefault(name, []).append(scores(truth, item.image))
                     cells = []
                     for several in found.values():
@@ -110,7 +104,7 @@ def main() -> None:
                         cells.append(f"{np.mean([error for error, _ in several]):.4f} ({gain:.2f})")
                     yield [contrast, f"{acceleration}", f"{sigma:g}", *cells]
 
-    table(["contrast", "R", "sigma_n", "card", "held back", *names], rows())
+    show(["contrast", "R", "sigma_n", "card", "held back", *names], rows())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sampling masks, and slices as a scan with such a mask would have brought them."""
+"""Sampling masks, and slices as scans with such masks bring them."""
 
 import itertools
 from collections.abc import Iterator
@@ -17,9 +17,8 @@ from dpmrecon.recon.volumes import mapped_volume
 from dpmrecon.tools.simulated_sampling import Pattern
 
 MASKS = ("regular", "random", "poisson")
-LEAST_SHARE = 0.7  # of the lines that R leaves: a regular mask may lack corners, but no lines between
-CALIBRATION_LINES = 24  # as the shared scans have them, wherever none are asked for
-# 1D random rows are drawn with a probability that falls as (1 - |k| / k_max) to this power (Lustig et al., MRM 2007)
+LEAST_SHARE = 0.7  # of the lines that R leaves: corners may be missing
+# rows are drawn by (1 - |k| / k_max) to this power (Lustig 2007)
 DENSITY_POWER = 4
 
 
@@ -93,8 +92,8 @@ def volume_mask(
 
 
 def _lattices(shape: tuple[int, int], partition_step: int, row_step: int) -> Iterator[np.ndarray]:
-    """All copies of a lattice of lines (partitions, rows), the one that holds the centre first: partitions move by half
-    a step from row to row."""
+    """All copies of a lattice of lines (partitions, rows), the central one first: partitions move by half a step from
+    row to row."""
     partition, row = (np.arange(size) - size // 2 for size in shape)
     for first, begin in itertools.product(range(partition_step), range(row_step)):
         number = (row - begin) // row_step
@@ -150,6 +149,13 @@ def undersampled(data: Slice, mask: torch.Tensor, acceleration: float, calibrati
         acceleration=acceleration,
         n_lines_got=n_lines,
         n_lines_needed=n_lines,
+    )
+
+
+def regular(data: Slice, acceleration: int, calibration_lines: int) -> Slice:
+    """Every `acceleration`-th line, and the calibration lines on top."""
+    return undersampled(
+        data, sampling_mask("regular", data.mask, acceleration, calibration_lines, 0), acceleration, calibration_lines
     )
 
 

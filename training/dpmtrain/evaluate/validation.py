@@ -1,7 +1,7 @@
 """Simulated slices with a known truth, for `evaluate`, `sweep` and `bench`.
 
-They go through the same maps, scale and samplers as a scan does in dpmrecon. Never trained on: patient09 and a label
-map, on which settings are chosen, and patient12, on which nothing is chosen.
+They go through maps, scale and samplers as scans do in dpmrecon. Never trained on: patient09 and a label map, on which
+settings are chosen, and patient12, on which nothing is chosen.
 """
 
 import zlib
@@ -23,17 +23,17 @@ from ..data.dataset import random_phase
 from ..data.images import axial, pixel_size
 from ..data.labelmaps import SEQUENCES, simulated_slices
 from .references import ReferenceSlice
-from .undersampling import sampling_mask, undersampled
+from .undersampling import regular
 
 N_COILS = 8
-# noise as a fraction of the scale: what the shared FLAIR and T1 scans have
+# noise over the scale: what the shared FLAIR and T1 scans have
 SIGMA_N = {"flair": 0.021, "t1": 0.0075, "t2": 0.0075, "dwi": 0.021, "swi": 0.021}
 PIXEL_MM, MATRIX = 0.9, (256, 256)
 
 
 @lru_cache
 def validation_scan(images: Path, contrast: str, sigma: float | None = None) -> list[ReferenceSlice]:
-    """Three slices: FLAIR of patient09 at 256x256, other contrasts simulated from the held-out label map, 180 rows.
+    """Three slices: FLAIR of patient09 at 256x256, others from the held-out label map, 180 rows.
 
     sigma: of the noise, over the scale; None: SIGMA_N.
 
@@ -87,7 +87,7 @@ def _simulated(labels: Path, sequence: str, count: int) -> list[torch.Tensor]:
 
 
 def at_pixel_size(image: np.ndarray, old_mm: float, new_mm: float, shape: tuple[int, int]) -> torch.Tensor:
-    """Magnitude at a coarser pixel size by cropping k-space, then cropped or padded to `shape`."""
+    """Magnitude at a coarser pixel size, by cropped k-space, then of `shape`."""
     kspace = to_kspace(torch.from_numpy(image.copy()))
     for axis, size in enumerate(image.shape):
         kspace = crop_or_pad(kspace, round(size * old_mm / new_mm), axis)
@@ -111,8 +111,14 @@ def acquire(
 ) -> tuple[Slice, np.ndarray]:
     """A regularly undersampled multi-coil slice with random smooth phase; sigma is relative to the scale."""
     data, _, truth = _acquired(magnitude, sigma, int(generator.initial_seed()), generator)
-    mask = sampling_mask("regular", data.mask, acceleration, calibration_lines, 0)
-    return undersampled(data, mask, acceleration, calibration_lines), truth
+    return regular(data, acceleration, calibration_lines), truth
+
+
+def unit_maps(rows: int, cols: int) -> torch.Tensor:
+    """(N_COILS, rows, cols) complex64 over 230 mm, the sum of |s|^2 is 1."""
+    down, along = np.meshgrid(np.linspace(-115, 115, rows), np.linspace(-115, 115, cols), indexing="ij")
+    maps = torch.from_numpy(coil_maps(np.stack([along, down, 0 * down], -1).astype(np.float32), N_COILS))
+    return maps / maps.abs().square().sum(0).sqrt()
 
 
 def _acquired(
@@ -121,9 +127,7 @@ def _acquired(
     """(fully sampled slice, coil images without noise, truth)."""
     rows, cols = magnitude.shape
     image = magnitude / image_scale(magnitude) * random_phase(magnitude.shape, 1.0, generator)
-    down, along = np.meshgrid(np.linspace(-115, 115, rows), np.linspace(-115, 115, cols), indexing="ij")
-    maps = torch.from_numpy(coil_maps(np.stack([along, down, 0 * down], -1).astype(np.float32), N_COILS))
-    coil_images = maps / maps.abs().square().sum(0).sqrt() * image
+    coil_images = unit_maps(rows, cols) * image
     kspace = to_kspace(coil_images) + sigma * complex_noise((N_COILS, rows, cols), generator)
     data = Slice(
         key=SliceKey(number),

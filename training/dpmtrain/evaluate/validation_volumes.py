@@ -14,6 +14,8 @@ from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.tools.simulated_slice import coil_maps
+from dpmrecon.tools.simulated_volume import simulated_volume
+from dpmrecon.tools.simulation_settings import VolumeSettings
 
 from ..data.labelmaps import simulate
 from ..data.lesions import smooth_field
@@ -22,7 +24,7 @@ from .references import ReferenceSlice
 HELD_OUT = "training_seg_02"
 N_COILS = 8
 BLOCK = 24  # lines of the calibration each way
-# contrast -> noise per real channel over the volume's scale, and voxel size in mm along partitions, rows and columns
+# noise per real channel over the scale; voxel in mm, partitions first
 VOLUMES = {
     "t1": (0.02, (2.0, 2.0, 2.0)),
     "t2": (0.02, (2.0, 2.0, 2.0)),
@@ -55,7 +57,7 @@ def validation_volume(
     """Sagittal partitions (axial ones of swi), R = 2 x 2 shifted by one partition on every other line.
 
     voxel_mm: None as in VOLUMES; partitions: in the middle of the head, None for all; full: every line is acquired.
-    Raises BadInputError where the images lack the head, or there are none of that contrast.
+    Raises BadInputError where the images lack the head or the contrast.
     """
     import nibabel
 
@@ -73,7 +75,7 @@ def validation_volume(
     low, high = np.maximum(inside.min(0) - 8, 0), inside.max(0) + 9
     head = simulate(labels[tuple(slice(a, b) for a, b in zip(low, high))], contrast, rng)
     head = head[::-1, ::-1]  # to the left and to the back
-    # partitions run to the head, rows to the back, columns to the left; else to the left, the back and the feet
+    # partitions run to head, rows back, columns left; or left, back, feet
     head = head.transpose(2, 1, 0)[-120:] if contrast == "swi" else head[:, :, ::-1]
     if partitions is not None:
         first = (len(head) - round(partitions * voxel[0])) // 2
@@ -85,6 +87,35 @@ def validation_volume(
     magnitude = magnitude / image_scale(magnitude)
     shape = tuple(magnitude.shape)
     return _acquired(contrast, magnitude, noise, voxel, _points(contrast, shape, voxel), rng, full)
+
+
+def slab_with_field(subject: int) -> ReferenceVolume:
+    """A coarse slab of SWI, R = 3, of the product's head, whose tissues make their own field: its phase is no smooth
+    one, and signal is lost near the sinuses."""
+    settings = VolumeSettings(
+        contrast="swi",
+        matrix=(64, 80),
+        fov_mm=(180.0, 230.0),
+        partitions=30,
+        slice_thickness_mm=3.0,
+        acceleration=3,
+        partition_acceleration=1,
+        calibration_lines=16,
+        noise=0.018,
+        subject=subject,
+        seed=subject,
+    )
+    kspace, truth = (torch.from_numpy(array) for array in simulated_volume(settings))
+    scale = image_scale(truth)
+    sigma_n = settings.noise * float(np.percentile(truth, 99)) / scale
+    mask = (kspace[0] != 0).float()
+    block = (slice(None), *(slice(size // 2 - 8, size // 2 + 8) for size in truth.shape[:2]))
+    kspace, count, key = kspace / scale, int(mask[..., 0].sum()), SliceKey(subject)
+    voxel = (settings.slice_thickness_mm, *settings.pixel_mm)
+    data = Volume(
+        key, kspace, mask, kspace[block], sigma_n, "known", 3.0, count, count, key.seed_key, voxel_mm=voxel,
+    )  # fmt: skip
+    return ReferenceVolume("swi", data, (truth / scale).numpy(), torch.empty(0))
 
 
 def full_volume(images: Path, contrast: str) -> ReferenceSlice:
@@ -102,6 +133,22 @@ def _points(contrast: str, shape: tuple[int, ...], voxel: tuple[float, ...]) -> 
     return np.stack(points, -1).astype(np.float32)
 
 
+def calibration_block(shape: tuple[int, ...], size: int) -> tuple[slice, slice]:
+    """Around the centre of k-space along partitions and rows."""
+    first, second = (slice(max(side // 2 - size // 2, 0), side // 2 - size // 2 + size) for side in shape[:2])
+    return first, second
+
+
+def two_by_two(shape: tuple[int, ...], block: tuple[slice, slice]) -> torch.Tensor:
+    """(partitions, rows) float32, 1 where acquired: every other line of every other row, shifted by one partition from
+    row to row, and the block."""
+    lines = torch.zeros(shape[:2])
+    for row in range(shape[1] // 2 % 2, shape[1], 2):
+        lines[(shape[0] // 2 + row // 2) % 2 :: 2, row] = 1
+    lines[block] = 1
+    return lines
+
+
 def _acquired(
     contrast: str,
     magnitude: torch.Tensor,
@@ -116,13 +163,8 @@ def _acquired(
     maps /= torch.linalg.vector_norm(maps, dim=0)
     phase = torch.from_numpy(1.2 * smooth_field(shape, 4, rng))
     image = magnitude * torch.polar(torch.ones(shape), phase)
-    lines = torch.zeros(shape[:2])
-    for row in range(shape[1] // 2 % 2, shape[1], 2):
-        lines[(shape[0] // 2 + row // 2) % 2 :: 2, row] = 1
-    block = tuple(slice(max(size // 2 - BLOCK // 2, 0), size // 2 + BLOCK // 2) for size in shape[:2])
-    lines[block] = 1
-    if full:
-        lines[:] = 1
+    block = calibration_block(shape, BLOCK)
+    lines = torch.ones(shape[:2]) if full else two_by_two(shape, block)
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     mask = lines[..., None].expand(shape)
     kspace = torch.stack(

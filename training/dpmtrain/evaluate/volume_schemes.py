@@ -1,4 +1,4 @@
-"""Ways to make the slices of a volume agree that the product does not use: what `planes in turn` was chosen against."""
+"""Ways to make a volume's slices agree that the product lacks: what `planes in turn` was chosen against."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -2,8 +2,8 @@
 
 schemes: how planes are shown to the prior, beside conventional methods at the weights that are best for that very
 volume (BART's where it is installed). settings: of the sampler, one changed at a time. planes: thin slabs and long
-voxels, for `planes_of`. Each writes a table in markdown and CSV to a folder of its name, schemes pictures as well.
-Images and scores that are there already are not made again.
+voxels, for `planes_of`. support: where the coil maps end. Each writes a table in markdown and CSV to a folder of its
+name, schemes pictures as well. Images and scores that are there already are not made again.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from dpmrecon.errors import DpmreconError
 from dpmrecon.physics.cg_sense import cg_sense
+from dpmrecon.physics.volume_maps import CROP
 from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults, volume_defaults
 from dpmrecon.prior.kinds import settings_from
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
@@ -30,10 +31,10 @@ from ..arguments import read_grid
 from ..files import writing
 from .baselines import SENSE_WEIGHTS, bart_volume, tuned_weight
 from .methods import label_for
-from .metrics import Moments, high_band_energy, neighbour_nrmse, scan_factor
-from .report import markdown, write_tables
+from .metrics import high_band_energy, neighbour_nrmse, nrmse, on_scale
 from .score_lines import ScoreLines
-from .validation_volumes import COARSE, VOLUMES, ReferenceVolume, validation_volume
+from .tables import fields_of, markdown, write_tables
+from .validation_volumes import COARSE, VOLUMES, ReferenceVolume, slab_with_field, validation_volume
 from .volume_schemes import Scheme, sampled_volume
 
 R = 4
@@ -73,6 +74,9 @@ SLABS = [
     ((6.0, 2.0, 2.0), 20),
 ]
 SLAB_AXES = ((0,), (0, 1), TURNS)
+CROPS = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+CROPPED_SLABS = [((2.0, 2.0, 2.0), 24), ((3.0, 2.0, 2.0), 32)]
+FIELD_SUBJECT = 1
 PICTURED = ["CG-SENSE", *PENALTIES, "planes 0", "planes 0, TV across", "planes 0, 1, 2 in turn"]
 NOTES = """NRMSE: of the volume, one least-squares factor. Neighbours: NRMSE of the differences of neighbouring slices
 along partitions, rows and columns. High band: energy in the upper third of |k| along each of them, inside the head,
@@ -95,20 +99,22 @@ class Case:
 
     @cached_property
     def mapped(self) -> MappedVolume:
+        return self.mapped_with()
+
+    def mapped_with(self, crop: float = CROP) -> MappedVolume:
+        """crop: of the coil maps."""
         data = self.reference.data
-        mapped = with_volume_maps(replace(data, kspace=data.kspace.clone()), torch.device("cpu"))
+        mapped = with_volume_maps(replace(data, kspace=data.kspace.clone()), torch.device("cpu"), crop)
         if not isinstance(mapped, MappedVolume):
             raise DpmreconError(f"the simulated volume of {self.contrast} is lost: {mapped.reason}")
         return mapped
 
     def scored(self, image: torch.Tensor | np.ndarray) -> np.ndarray:
         """The magnitude, times its least-squares factor."""
-        found = np.abs(np.asarray(image)).astype(np.float32)
-        moments = Moments.of(found, self.truth, np.ones(self.truth.shape, bool))
-        return np.float32(scan_factor([moments])) * found
+        return on_scale(np.abs(np.asarray(image)).astype(np.float32), self.truth)
 
     def nrmse(self, image: torch.Tensor | np.ndarray) -> float:
-        return float(np.linalg.norm(self.scored(image) - self.truth) / np.linalg.norm(self.truth))
+        return nrmse(np.asarray(image), self.truth)
 
     def card_settings(self, checkpoint: Checkpoint) -> SamplerSettings:
         """What the card has for volumes of such a contrast."""
@@ -224,12 +230,11 @@ def schemes(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
         for row in rows
     ]
     text = "\n\n".join([f"# Volumes, {checkpoint.model_id}", NOTES, "\n".join(markdown([head, *lines]))])
-    write_tables(out / "schemes", VolumeRow, rows, text, digits=5)
+    write_tables(out / "schemes", fields_of(VolumeRow, rows, digits=5), text)
 
 
 def picture(volumes: dict[str, np.ndarray], voxel_mm: tuple[float, ...]) -> Figure:
-    """The middle planes across the three axes, a column for each volume, and MAGNIFIED errors below. The first one is
-    the truth."""
+    """The middle planes across three axes, a column a volume, MAGNIFIED errors below. The first one is the truth."""
     made = Figure((2.2 * len(volumes), 13.2), layout="constrained")
     axes = made.subplots(6, len(volumes), squeeze=False)
     truth = next(iter(volumes.values()))
@@ -312,7 +317,7 @@ def settings(cases: list[Case], checkpoint: Checkpoint, out: Path, grid: Mapping
             "\n".join(markdown([head, *present, *table[1:]])),
         ]
     )
-    write_tables(out / "settings", SettingsRow, rows, text, digits=5)
+    write_tables(out / "settings", fields_of(SettingsRow, rows, digits=5), text)
 
 
 @dataclass(frozen=True)
@@ -353,12 +358,54 @@ def planes(images: Path, checkpoint: Checkpoint, out: Path) -> None:
             "\n".join(markdown(table)),
         ]
     )
-    write_tables(out / "planes", SlabRow, rows, text, digits=5)
+    write_tables(out / "planes", fields_of(SlabRow, rows, digits=5), text)
+
+
+@dataclass(frozen=True)
+class SupportRow:
+    """NRMSE of one sample and of CG-SENSE by its usual weight; lost: share of the head where the maps are 0."""
+
+    volume: str
+    crop: float
+    nrmse: float
+    cg_sense: float
+    lost: float
+
+
+def support(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
+    lines = ScoreLines(out / "support" / "scores.jsonl")
+    rows = []
+    for case in cases:
+        head = case.truth > HEAD
+        for crop in CROPS:
+
+            def make(case: Case = case, crop: float = crop, head: np.ndarray = head) -> dict[str, Any]:
+                mapped = case.mapped_with(crop)
+                image = sampled_volume(mapped, checkpoint, case.contrast, case.card_settings(checkpoint), Scheme(TURNS))
+                lost = float((mapped.model.support.numpy() == 0)[head].mean())
+                return {"nrmse": case.nrmse(image), "cg_sense": case.nrmse(mapped.conventional), "lost": lost}
+
+            found = lines.get({"volume": case.name, "crop": crop, "model": checkpoint.model_id}, make)
+            rows.append(SupportRow(case.name, crop, **found))
+            print(f"{case.name}, crop {crop:g}: {rows[-1].nrmse:.4f}", flush=True)
+    table = [["volume", *(f"{crop:g}" for crop in CROPS)]]
+    for name in dict.fromkeys(row.volume for row in rows):
+        here = [row for row in rows if row.volume == name]
+        table.append([name, *(f"{row.nrmse:.4f} ({row.cg_sense:.4f}), {100 * row.lost:.1f} %" for row in here)])
+    text = "\n\n".join(
+        [
+            f"# Where the coil maps of volumes end, {checkpoint.model_id}",
+            "NRMSE of one sample (of CG-SENSE), and the part of the head that no coil sees, by the eigenvalue below "
+            f"which maps are 0; {CROP:g} is the product's.",
+            "\n".join(markdown(table)),
+        ]
+    )
+    write_tables(out / "support", fields_of(SupportRow, rows, digits=5), text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("schemes", "settings", "planes"), help="what to choose")
+    parser.add_argument("part", choices=("schemes", "settings", "planes", "support"), help="what to choose")
     parser.add_argument("--images", type=Path, required=True, help="folder with synthseg_labels/")
     parser.add_argument("--out", type=Path, required=True, help="folder for tables and images; gone on with if there")
     parser.add_argument("--contrasts", nargs="+", choices=tuple(VOLUMES), default=list(CONTRASTS), help="volumes")
@@ -374,7 +421,10 @@ def main() -> None:
         return
     voxels = {name: COARSE[name] for name in args.coarse}
     cases = [Case(validation_volume(args.images, name, voxels.get(name))) for name in args.contrasts]
-    if args.part == "schemes":
+    if args.part == "support":
+        slabs = [validation_volume(args.images, "swi", *slab) for slab in CROPPED_SLABS]
+        support([*cases, *map(Case, [*slabs, slab_with_field(FIELD_SUBJECT)])], checkpoint, args.out)
+    elif args.part == "schemes":
         schemes(cases, checkpoint, args.out)
     else:
         settings(cases, checkpoint, args.out, read_grid(args.grid) if args.grid else GRID)

@@ -1,4 +1,4 @@
-"""The scans of `dpmtrain kit`: which can be used, whose they are, and who is trained, validated and tested on."""
+"""The scans of `dpmtrain kit`: which serve, whose they are, and who is trained, validated, tested on."""
 
 import glob
 import hashlib
@@ -23,7 +23,7 @@ from ..data.kinds import inspect
 from ..data.kspace import LARGEST_ACCELERATION
 from ..data.prepare import prepare
 from ..evaluate.references import ReferenceSlice, measured_slices
-from ..files import writing
+from ..files import write_text
 
 PARTS = ("train", "validation", "test")
 FEWEST_PATIENTS = 3
@@ -203,8 +203,8 @@ def patterns(volumes: Sequence[dict]) -> list[str]:
 
 
 def references(items: Sequence[Item], contrast: str, count: int) -> list[ReferenceSlice]:
-    """`count` slices of each scan, evenly from the middle half, where there is a head; from more where it has fewer. Of
-    a 3D scan its volume.
+    """`count` slices of each scan, evenly from the middle half with a head; from more where it has fewer. Of a 3D scan
+    its volume.
 
     A scan with incomplete slices is left out and named. Raises BadInputError where no scan is left.
     """
@@ -240,8 +240,7 @@ def remember(path: Path, plan: dict[str, Any]) -> None:
                 f"{path.parent} was begun with other {', '.join(changed)}: give another --out, or what it was begun "
                 "with"
             )
-    with writing(path):
-        path.write_text(text + "\n")
+    write_text(path, text + "\n")
 
 
 def hardware(items: Sequence[Item]) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """Fine-tuning in `dpmtrain kit`: the recipe for a hospital's scans, and the length that validation patients choose."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,13 +10,13 @@ import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dpmrecon.prior.denoiser import Denoiser
-from tqdm import tqdm
 
-from ..evaluate.methods import own_methods, score_of
-from ..evaluate.plan import Plan
+from ..evaluate.engine import compare
+from ..evaluate.methods import own_methods
+from ..evaluate.plan import Condition, Plan
 from ..evaluate.references import ReferenceSlice
 from ..evaluate.score_lines import ScoreLines
-from ..evaluate.scoring import Row, Undersampled
+from ..evaluate.scoring import Undersampled
 from ..files import writing
 from ..train.keeper import Start
 from ..train.train import train
@@ -50,14 +50,14 @@ def target(contrast: str, start: Start) -> dict[str, str]:
 
 def settings(recipe: dict, split: Split) -> dict:
     """Table [train] for these volumes: crops no larger than the smallest of them."""
-    # all sides of a volume that is cut in three directions, else those of its slices
+    # all sides of a volume that is cut, else those of its slices
     smallest = min(min(volume["shape"][len(volume["spans"]) == 1 :]) for volume in split.volumes["train"])
     volumes = {"volumes": patterns(split.volumes["train"]), "real_fraction": 1.0}
     return {**recipe, **volumes, "crops": [min(crop, smallest) for crop in recipe["crops"]]}
 
 
 def plan(accelerations: tuple[int, ...], calibration_lines: int) -> Plan:
-    """How slices of validation and test patients are undersampled, and with what the model is compared."""
+    """How validation and test slices are undersampled, and what is compared."""
     return Plan(accelerations, ("regular",), (calibration_lines,), (1,), ("CG-SENSE", "L1-wavelet"), tuning_slices=4)
 
 
@@ -118,9 +118,10 @@ def started(start: Start) -> Denoiser:
 
 def error_of(checkpoint: Checkpoint, cases: Sequence[Undersampled], plan: Plan, lines: ScoreLines) -> float:
     """Mean over conditions of the mean NRMSE over slices, one sample each."""
-    one = Plan(plan.accelerations, plan.masks, plan.calibration, samples=1)
-    scores: dict = {}
-    for here in tqdm(cases, desc="validation", leave=False):
-        (method,) = own_methods([checkpoint], one, here)
-        scores.setdefault(here.condition, []).append((here.full, score_of(method, here, lines), ""))
-    return float(np.mean([np.mean(Row.of("", condition, "", found).nrmse) for condition, found in scores.items()]))
+    one = replace(plan, samples=1)
+    groups: dict[tuple[str, Condition], list[Undersampled]] = {}
+    for here in cases:
+        groups.setdefault((here.full.contrast, here.condition), []).append(here)
+    methods = [own_methods([checkpoint], one, *place, here[0].device) for place, here in groups.items()]
+    rows = compare(zip(groups.values(), methods), lines, len(cases))
+    return float(np.mean([np.mean(row.nrmse) for row in rows]))

@@ -12,7 +12,7 @@ from ..data.open_sets import HELD_OUT
 from ..train.keeper import read_start
 from ..train.train import train
 
-# A third of the shipped network's work, so that a dozen of them can be trained in two hours of one CPU core
+# A third of the shipped network's work: twelve in two hours of one core
 MODEL: dict[str, Any] = {
     "widths": [32, 56, 88, 112],
     "blocks": [1, 1, 1, 1],
@@ -36,8 +36,8 @@ FEW = ["patient01_*_FLAIR", "patient03_*_FLAIR"]
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to make a FLAIR prior. rates, lengths: the grid its best checkpoint is chosen from (six candidates, or
-    one run of the recipe); start: the arm whose weights it begins with."""
+    """One way to make a FLAIR prior. rates, lengths: the grid of its candidates (six, or one run of the recipe); start:
+    the arm whose weights it begins with."""
 
     name: str
     title: str

@@ -20,7 +20,7 @@ from .scores import CHOSEN_AT, Results, best_candidate, score_test, score_valida
 def paper(prepared: Path, images: Path, run: Path, out: Path, threads: int | None) -> None:
     """Train, choose, test; write table.csv, table.md and the figures to `out`. Resumable at every step.
 
-    Raises BadInputError where the prepared slices, or images to choose and to test on, are missing.
+    Raises BadInputError where prepared slices, or images to test on, are missing.
     """
     read_manifest(prepared)
     for subject in ("patient09", "patient12"):
@@ -32,7 +32,7 @@ def paper(prepared: Path, images: Path, run: Path, out: Path, threads: int | Non
         torch.set_num_threads(threads)
     run.mkdir(parents=True, exist_ok=True)
     paths = {candidate.name: path for candidate, path in trained(prepared, run, threads)}
-    results = Results(run / "scores.json")
+    results = Results(run / "scores.jsonl")
     every = [candidate for arm in ARMS for candidate in candidates(arm)]
     score_validation(results, images, paths, every, CHOSEN_AT)
     score_validation(results, images, paths, [c for c in every if c.arm.name in ("pre", "ft_few")], 8)

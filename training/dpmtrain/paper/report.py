@@ -1,6 +1,5 @@
-"""Table and figures 2, 4 and 5 of the paper's experiments, drawn from their scores."""
+"""Table and figures 2, 4 and 5 of the paper's experiments."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..evaluate.metrics import paired_difference
+from ..evaluate.tables import markdown, write_tables
 from .arms import ARMS, SCRATCH, Candidate, candidates
 from .scores import ACCELERATIONS, CHOSEN_AT, DPS, ZETAS, Results, mean
 
@@ -35,17 +35,12 @@ def write_table(out: Path, results: Results, best: dict[str, Candidate]) -> None
         means = [f"{mean(results, 'test', name, r):.4f}" for r in ACCELERATIONS]
         gaps = ["" if name == reference else difference(results, name, reference, r) for r in compared]
         rows.append([title, rate, length, *means, *gaps])
-    with (out / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|" + "---|" * len(rows[0]))
-    (out / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_tables(out, rows, "\n".join(markdown(rows)))
 
 
 def difference(results: Results, name: str, reference: str, acceleration: int) -> str:
     """Mean of the paired differences over the test slices and its bootstrap interval."""
-    here, there = (results.values[f"test {which} R={acceleration}"] for which in (name, reference))
+    here, there = (results.of("test", which, acceleration) for which in (name, reference))
     gap, low, high = paired_difference(here, there)
     return f"{gap:+.4f} ({low:+.4f} to {high:+.4f})"
 
@@ -88,7 +83,7 @@ def figure_zeta(path: Path, results: Results) -> None:
     figure = Figure((6, 4), layout="constrained")
     axis = figure.subplots()
     for acceleration in ACCELERATIONS:
-        points = [float(np.mean(results.values[f"zeta {zeta:g} R={acceleration}"])) for zeta in ZETAS]
+        points = [mean(results, "zeta", f"{zeta:g}", acceleration) for zeta in ZETAS]
         (line,) = axis.plot(ZETAS, points, "-", label=f"R = {acceleration}")
         axis.plot(ZETAS[int(np.argmin(points))], min(points), "o", color=line.get_color())
     axis.set(xscale="log", xlabel="zeta", ylabel="NRMSE", title=f"DPS, {DPS.steps} steps, validation")

@@ -45,7 +45,7 @@ def analyse(files: Sequence[Path], key_file: Path, out: Path, margin: float | No
 
 
 def remarks(readings: Readings, margin: float, sealed: float, used: Sequence[int]) -> list[str]:
-    """What a reader of the report must know of missing scores, the margin and repeats."""
+    """What to know of missing scores, the margin and repeats."""
     told = []
     for reader, missing in readings.missing().items():
         if missing:

@@ -1,4 +1,4 @@
-"""DICOM series without patient data, and without anything but their images that tells the arm.
+"""DICOM series without patient data, whose images alone may tell the arm.
 
 Nothing of the source's header is kept but where its voxels lie. Both arms of a subject get the geometry of the standard
 one, and every series the same scale, window, bit depth, names and dates; files of both arms are equally long. UIDs
@@ -17,7 +17,7 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.geometry import Plane, plane_of_dicom, slice_spacing
 
 BITS = 12
-BRIGHT = 2000  # the stored value of the 99.5th percentile of a series, and the window's upper end
+BRIGHT = 2000  # the stored value of a series' 99.5th percentile, the window's upper end
 SAME_PLACE = 0.5  # of a pixel: how far the arms of a subject may lie apart
 LONG_AGO = 315532800  # 1980-01-01 in seconds, the date of every file
 

@@ -35,10 +35,10 @@ class Design:
     def drawn(cls, subjects: Sequence[str], n_readers: int, n_repeats: int, seed: str) -> "Design":
         """Both arms of each subject, and n_repeats sets shown again.
 
-        A reader meets each subject once before any second time, half of them in either arm. Subjects keep to the early
-        or the late half of each round, so that at least len(subjects) // 2 sets lie between two of one subject; repeats
-        are of the early half and come last. Within halves each reader has an order of their own. Raises BadInputError
-        for fewer than 2 subjects, or more repeats than the early half has.
+        A reader meets each subject once before any twice, half in either arm. Subjects keep to the early or the late
+        half of each round, so that at least len(subjects) // 2 sets lie between two of one subject; repeats are of the
+        early half and come last. Within halves each reader has an order of their own. Raises BadInputError for fewer
+        than 2 subjects, or too many repeats.
         """
         n_early = (len(subjects) + 1) // 2
         if len(subjects) < 2:

@@ -12,12 +12,14 @@ SPACING_MM = (0.9, 0.8)
 THICKNESS_MM = 4.0
 
 
-def write_sources(folder: Path, subjects: Sequence[str], contrasts: Sequence[str], shape: tuple[int, int, int]) -> None:
-    """folder/standard and folder/accelerated, SUBJECT/CONTRAST/*.dcm each: a scanner's 12 bits with patient data, and a
-    reconstruction's 16 bits with its own words. shape: (slices, rows, columns)."""
+def write_sources(
+    folder: Path, subjects: Sequence[str], contrasts: Sequence[str], shape: tuple[int, int, int], seed: int = 0
+) -> None:
+    """folder/standard and folder/accelerated, SUBJECT/CONTRAST/*.dcm each: a scanner's 12 bits with patient data, a
+    reconstruction's 16 bits. shape: (slices, rows, columns); seed: of the images' noise."""
     for place, subject in enumerate(subjects):
         for index, contrast in enumerate(contrasts):
-            chance = np.random.default_rng([place, index])
+            chance = np.random.default_rng([seed, place, index])
             grids = np.meshgrid(*[np.linspace(-1.2, 1.2, size) for size in shape], indexing="ij")
             inside = sum(grid**2 for grid in grids) < 1
             head = inside * (0.5 + 0.4 * np.cos(5 * grids[1]) * np.cos(4 * grids[2])) + 0.02

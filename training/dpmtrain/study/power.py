@@ -8,7 +8,7 @@ ALPHA = 0.025  # one-sided
 
 
 def power(n_subjects: int, margin: float, deviation: float, expected: float = 0.0, n_questions: int = 1) -> float:
-    """Chance that non-inferiority is found with paired subjects, by the one-sided paired t-test of `analyse`.
+    """Chance that the one-sided paired t-test of `analyse` finds non-inferiority.
 
     margin: how much worse is still not worse, in points, positive; deviation: standard deviation of a subject's
     difference, accelerated minus standard, averaged over readers; expected: true mean difference; n_questions: how many
@@ -39,7 +39,7 @@ def _effect(margin: float, deviation: float, expected: float) -> float:
 
 
 def told(n_subjects: int | None, margin: float, deviation: float, expected: float, n_questions: int) -> list[str]:
-    """Lines of a screen: what the subjects can show, and how many show it with 80 and 90 %."""
+    """Lines of a screen: what subjects can show, and how many do with 80 and 90 %."""
     lines = [
         f"non-inferiority with a margin of {margin:g} points, expected difference {expected:g}, standard deviation of "
         f"a subject's difference {deviation:g}, one-sided alpha {ALPHA:g}:"

@@ -1,4 +1,4 @@
-"""What readers are asked of each set, as section 2.8 of the source paper has it."""
+"""What readers are asked of each set (section 2.8 of the source paper)."""
 
 # name in files -> what the reader sees
 QUESTIONS = {

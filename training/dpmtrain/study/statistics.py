@@ -1,7 +1,7 @@
 """What the scores say: means, paired differences, non-inferiority and agreement, each with an interval.
 
-The subject is the unit: its readings are not independent of each other. A subject's difference is the mean over the
-readers who scored both of its sets; intervals of kappa draw subjects with replacement.
+The subject is the unit: its readings are not independent of each other. A subject's difference is the mean over readers
+of both its sets; intervals of kappa draw subjects with replacement.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Crops that stay on the device and are drawn again and again, while loader processes bring new ones.
 
-A small network on a GPU is faster than the processes that cut its crops: a crop takes about 10 ms of a core.
+A small network on a GPU is faster than processes cut crops: a crop takes about 10 ms of a core.
 """
 
 import hashlib

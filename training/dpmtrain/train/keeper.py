@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from dpmrecon.errors import BadInputError, DpmreconError, first_line
+from dpmrecon.files import replacing
 from dpmrecon.physics.scale import RULE
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.prior.denoiser import Denoiser
@@ -41,7 +42,7 @@ class Start:
     history: dict | str | None
 
     def optimizers_for(self, name: str) -> list[dict] | None:
-        """The states to go on with, where there are any and they are of these optimizers."""
+        """The states to go on with, where they are of these optimizers."""
         return self.optimizers if self.made_with == name else None
 
 
@@ -87,7 +88,7 @@ class Keeper:
         self.board: Any = None
 
     def go_on(self) -> tuple[int, dict | None]:
-        """The first step to do, and the state to go on with, if there is one."""
+        """The first step to do, and the state, if any, to go on with."""
         steps, first, state = self.recipe["train"]["steps"], 0, None
         if self.file.exists():
             state = read_state(self.file)
@@ -98,7 +99,7 @@ class Keeper:
                     f"the state in {self.run} is of step {first} and the recipe has {steps} steps: give another --run"
                 )
         if not self.plans or self.plans[-1][1] != steps:
-            # the rate and the crops follow the number of steps: the card has to tell where it was changed
+            # rate and crops follow the number of steps: the card tells changes
             self.plans = [*self.plans, [first, steps]]
         if self.writes:
             self._write(lambda: self._begin_log(first))
@@ -185,15 +186,12 @@ class Keeper:
 
 def write_state(path: Path, state: dict) -> None:
     """Whole or not at all: the old file stays until the new one is on the disk. Raises OSError."""
-    new = path.with_suffix(".tmp")
     try:
-        with new.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        new.replace(path)
     except (OSError, RuntimeError) as error:
-        new.unlink(missing_ok=True)
         # torch's writer turns what the disk says into a RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__
         raise cause if isinstance(cause, OSError) else OSError(first_line(error)) from error

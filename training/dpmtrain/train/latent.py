@@ -1,28 +1,24 @@
 """`dpmtrain latent`: a stage of a latent model's training, for a given time; a run that was stopped goes on."""
 
-import csv
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from dpmrecon.device import has_bfloat16
-from dpmrecon.errors import BadInputError, DpmreconError, first_line
+from dpmrecon.errors import BadInputError, first_line
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.prior.kinds import LATENT
 from dpmrecon.prior.latent import LatentModel
 
 from ..data.dataset import PreparedSlices, read_manifest
+from ..files import writing
 from .crop_pool import CropPool
-from .keeper import write_state
 from .latent_recipe import read_latent_recipe
-from .latent_stages import STAGES, Stage
+from .latent_stages import STAGES
 from .pretrain import data_card
-from .recipe import timed_factor
 from .sketcher import SwinSketcher
+from .timed import Clock, TimedRun
 
-Clock = Callable[[], float]
 CHECKED, CHECKED_SIDE = 16, 192  # crops of the held-back volumes, for the round trip
 
 
@@ -43,33 +39,24 @@ def train_stage(
     for a recipe, a start or a state that do not fit.
     """
     recipe = read_latent_recipe(recipe_file)
-    settings, budget = recipe["train"], 60 * minutes
+    settings = recipe["train"]
     model, before = _start(recipe, start)
     torch.manual_seed(settings["seed"])
     model.requires_grad_(False).train().to(device)
     stage = STAGES[recipe["stage"]](model, settings, device)
-    folder.mkdir(parents=True, exist_ok=True)
-    spent, step = _go_on(folder / "state.pt", recipe, stage)
-    lower = settings["precision"] == "bf16" and has_bfloat16(device)
+    made_with = {**recipe, "the start": before["model"] if before else None}
+    run = TimedRun(folder / f"{recipe['stage']}.pt", stage, made_with, settings, minutes, clock)
     card = {**_card(recipe, data, before), "minutes": minutes}
-    pool = CropPool(data, settings, model.labels, device, workers, f"{settings['seed']} {step}")
+    pool = CropPool(data, settings, model.labels, device, workers, f"{settings['seed']} {run.steps}")
+
+    def save() -> None:
+        with writing(out):
+            save_checkpoint(out, model, {**card, "steps": run.steps, "crops": pool.taken})
+
     try:
-        if step == 0:
+        if run.steps == 0:
             stage.prepare(pool)
-        began, saved, losses = clock() - spent, spent, {}
-        while spent < budget or step == 0:
-            share = min(spent / budget, 1.0)
-            for optimizer in stage.optimizers.values():
-                for group in optimizer.param_groups:
-                    group["lr"] = settings["rate"] * timed_factor(share, step, settings)
-            with torch.autocast(device.type, torch.bfloat16, enabled=lower):
-                losses = stage.step(*pool.draw(settings["batch"]), share)
-            step += 1
-            spent = clock() - began
-            if spent - saved >= settings["save_seconds"] or spent >= budget:
-                saved = spent
-                _save(folder, recipe, stage, spent, step, losses, pool.taken)
-                save_checkpoint(out, model, {**card, "steps": step, "crops": pool.taken})
+        run.train(iter(lambda: pool.draw(settings["batch"]), None), save)
     finally:
         pool.close()
     found = None
@@ -81,8 +68,8 @@ def train_stage(
             f"round trip of {CHECKED} crops of held-back volumes: PSNR {found['mean']:.2f} dB, "
             f"least {found['least']:.2f}"
         )
-    save_checkpoint(out, model, {**card, "steps": step, "crops": pool.taken})
-    print(f"{recipe['stage']}: {step} steps, {pool.taken} crops, {spent:.0f} s; {out}")
+    save()
+    print(f"{recipe['stage']}: {run.steps} steps, {pool.taken} crops, {run.seconds:.0f} s; {out}")
 
 
 @torch.no_grad()
@@ -142,51 +129,3 @@ def _card(recipe: dict, data: Path, before: dict | None) -> dict[str, Any]:
         "sampling": recipe.get("sampling", {}),
         "data": data_card(data, recipe["train"]),
     }
-
-
-def _go_on(file: Path, recipe: dict, stage: Stage) -> tuple[float, int]:
-    """Seconds and steps that the run has had; its state is put back."""
-    if not file.exists():
-        return 0.0, 0
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        if state["recipe"] != recipe:
-            raise BadInputError(f"{file} is of another recipe: take that recipe, or another --run")
-        for name, module in stage.modules.items():
-            module.load_state_dict(state["modules"][name])
-        for name, optimizer in stage.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        return state["seconds"], state["step"]
-    except BadInputError:
-        raise
-    except Exception as error:  # whatever a damaged archive makes of itself
-        raise BadInputError(f"state {file} cannot be read ({first_line(error)}): remove it to begin anew") from error
-
-
-def _save(
-    folder: Path,
-    recipe: dict,
-    stage: Stage,
-    seconds: float,
-    step: int,
-    losses: dict[str, torch.Tensor],
-    crops: int,
-) -> None:
-    state = {
-        "recipe": recipe,
-        "seconds": seconds,
-        "step": step,
-        "modules": {name: module.state_dict() for name, module in stage.modules.items()},
-        "optimizers": {name: optimizer.state_dict() for name, optimizer in stage.optimizers.items()},
-    }
-    figures = [step, round(seconds, 1), crops, *(f"{name} {float(loss):.5f}" for name, loss in losses.items())]
-    try:
-        write_state(folder / "state.pt", state)
-        with (folder / "log.csv").open("a", newline="") as log:
-            csv.writer(log).writerow(figures)
-    except OSError as error:
-        raise DpmreconError(
-            f"{folder} cannot be written ({first_line(error)}): the state saved last is still there; make room and "
-            "give the same command again"
-        ) from error
-    print(*figures, sep=", ", flush=True)

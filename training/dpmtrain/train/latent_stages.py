@@ -3,15 +3,18 @@
 Each says what is trained, and does one step on a batch of crops.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from dpmrecon.device import has_bfloat16
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.prior.latent import LatentModel
 from torch import nn
 
+from . import timed
 from .crop_pool import CropPool
 from .scans import scanned, sketches
 from .sketcher import SwinSketcher
@@ -19,17 +22,29 @@ from .sketcher import SwinSketcher
 FEATURE_SIGMA = 0.05  # at which our denoiser sees the images whose features are compared
 
 
-class Stage(Protocol):
-    """modules: what is trained and saved in the state; optimizers: as many as there are; step: one, its losses."""
+Images = tuple[torch.Tensor, torch.Tensor]  # of `CropPool.draw`, and their classes
 
-    modules: dict[str, nn.Module]
-    optimizers: dict[str, torch.optim.Optimizer]
+
+class Stage(timed.Stage, Protocol):
+    """As `TimedRun` takes it; `settings`: table [train] of the recipe."""
+
+    settings: dict
 
     def prepare(self, pool: CropPool) -> None:
         """Once, before the first step."""
 
-    def step(self, images: torch.Tensor, classes: torch.Tensor, share: float) -> dict[str, torch.Tensor]:
-        """share: of the budget that is spent. Returns the losses, for the log."""
+
+def at_precision(step: Callable) -> Callable:
+    """A stage's step at the recipe's precision; float32 where the device has no bfloat16."""
+
+    @functools.wraps(step)
+    def wrapped(stage: Any, examples: Images, share: float) -> dict[str, torch.Tensor]:
+        device = examples[0].device
+        lower = stage.settings["precision"] == "bf16" and has_bfloat16(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=lower):
+            return step(stage, examples, share)
+
+    return wrapped
 
 
 class Features(nn.Module):
@@ -102,7 +117,9 @@ class AutoencoderStage:
     def prepare(self, pool: CropPool) -> None:
         pass
 
-    def step(self, images: torch.Tensor, classes: torch.Tensor, share: float) -> dict[str, torch.Tensor]:
+    @at_precision
+    def step(self, examples: Images, share: float) -> dict[str, torch.Tensor]:
+        images, classes = examples
         settings, rows, cols = self.settings, *images.shape[-2:]
         target = self.model.padded(images)
         latent = self.model.autoencoder.encode(target).latent_dist
@@ -169,7 +186,9 @@ class DenoiserStage:
         model.mean.copy_(found.mean((0, 2, 3), keepdim=True))
         model.std.copy_(found.std((0, 2, 3), keepdim=True).clamp_min(1e-6))
 
-    def step(self, images: torch.Tensor, classes: torch.Tensor, share: float) -> dict[str, torch.Tensor]:
+    @at_precision
+    def step(self, examples: Images, share: float) -> dict[str, torch.Tensor]:
+        images, classes = examples
         with torch.no_grad():
             z0 = self.model.encode(images).float()
         loss = _v_loss(self.model, z0, classes, None, self.settings)
@@ -189,7 +208,9 @@ class ControlStage:
     def prepare(self, pool: CropPool) -> None:
         pass
 
-    def step(self, images: torch.Tensor, classes: torch.Tensor, share: float) -> dict[str, torch.Tensor]:
+    @at_precision
+    def step(self, examples: Images, share: float) -> dict[str, torch.Tensor]:
+        images, classes = examples
         with torch.no_grad():
             z0, shown = self.model.encode(images).float(), self.model.encode(sketches(images)).float()
         loss = _v_loss(self.model, z0, classes, shown, self.settings)
@@ -208,7 +229,9 @@ class SketcherStage:
     def prepare(self, pool: CropPool) -> None:
         pass
 
-    def step(self, images: torch.Tensor, classes: torch.Tensor, share: float) -> dict[str, torch.Tensor]:
+    @at_precision
+    def step(self, examples: Images, share: float) -> dict[str, torch.Tensor]:
+        images, classes = examples
         found = self.model(scanned(images)[1])
         loss = torch.view_as_real(found - images).abs().mean()
         stepped(self.optimizers["model"], loss, self.settings["clip"])

@@ -78,7 +78,7 @@ def _process(rank: int, command, args: argparse.Namespace, processes: int, port:
     try:
         code = command(args)
     except DpmreconError as error:
-        time.sleep(min(rank, 1))  # what stops all is said once: the parent ends the others when the first one exits
+        time.sleep(min(rank, 1))  # what stops all is said once: the first end ends the others
         print(f"dpmtrain: {error}", file=sys.stderr, flush=True)
         code = 2
     sys.exit(code)

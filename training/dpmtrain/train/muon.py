@@ -11,7 +11,7 @@ import torch
 from dpmrecon.errors import BadInputError
 from torch import nn
 
-# of the quintic iteration that drives singular values to about 1 (Jordan et al., 2024)
+# of the quintic iteration (Jordan et al., 2024)
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 OPTIMIZERS = ("adam", "muon")

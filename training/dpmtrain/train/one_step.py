@@ -6,36 +6,26 @@ DDIM step ends there; a stage may halve several times at once. Twin: the same ne
 of the noise, so that it learns the mean. A time budget ends each stage: the rate falls to 0 over its last part.
 """
 
-import copy
-import csv
 import math
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from dpmrecon.errors import BadInputError, DpmreconError
-from dpmrecon.prior.checkpoint import save_checkpoint
 from dpmrecon.prior.conditional import RESIDUAL, ConditionalDenoiser, ddim_step, signal_and_noise
 from dpmrecon.prior.denoiser import Denoiser, complex_noise
-from dpmrecon.prior.kinds import ONE_STEP
+from torch.optim.swa_utils import AveragedModel
 
 from ..data.masks import drawn_mask
-from .batches import Batches, example_seed, load
-from .keeper import read_tensors, write_state
+from .batches import Batches, example_seed
 from .muon import optimizers
-from .recipe import timed_factor
-from .undersampled import Undersampled, undersampled
+from .undersampled import Undersampled
 
 TIMES = 128
 EASY = 0.1  # of the residual's rms: examples with less of it count as this much
 EMA = 0.999
-SAVE_SECONDS = 60.0
-ENDLESS = 10**9  # steps: the time ends a stage
 TYPICAL_SIGMA = 0.05  # of what a conventional image lacks, where a denoiser is begun with
 
 
@@ -68,60 +58,49 @@ def velocity_loss(velocity: torch.Tensor, target: torch.Tensor, residual: torch.
     return ((velocity - target).abs().square().mean((1, 2)) / 2 / scale).mean()
 
 
-@dataclass
-class Stage:
-    """A model in training. loss: of a batch; minutes: its budget."""
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+Loss = Callable[[Any, Undersampled, torch.Tensor, torch.Generator], torch.Tensor]
 
-    name: str
-    model: ConditionalDenoiser
-    loss: Callable[[ConditionalDenoiser, Undersampled, torch.Tensor, torch.Generator], torch.Tensor]
-    minutes: float
-    settings: dict
-    done: int = 0
-    seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.ema = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizers = optimizers(self.model, self.settings["optimizer"])
+@torch.no_grad()
+def averaged(averages: Tensors, values: Tensors, count: torch.Tensor | int) -> None:
+    """Moves the averages, of `count` steps so far, towards the values."""
+    decay = min(EMA, (1 + int(count)) / (10 + int(count)))
+    torch._foreach_lerp_(averages, values, 1 - decay)
+
+
+class OneStepStage:
+    """A model in training by `loss`, its average in `ema`. generator: of the loss's noise, on the model's device."""
+
+    def __init__(self, model: ConditionalDenoiser, loss: Loss, settings: dict, generator: torch.Generator):
+        self.model, self.loss, self.settings, self.generator = model, loss, settings, generator
+        self.ema = AveragedModel(model, multi_avg_fn=averaged).requires_grad_(False)
+        self.modules: dict[str, torch.nn.Module] = {"model": model, "ema": self.ema}
+        found = optimizers(model, settings["optimizer"])
+        self.optimizers = {f"optimizer {number}": optimizer for number, optimizer in enumerate(found)}
 
     @property
-    def progress(self) -> float:
-        return self.seconds / (60 * self.minutes)
+    def average(self) -> ConditionalDenoiser:
+        """The averaged weights."""
+        return cast(ConditionalDenoiser, self.ema.module)
 
-    def step(self, batch: Undersampled, label: torch.Tensor, generator: torch.Generator) -> None:
-        rate = self.settings["rate"] * timed_factor(self.progress, self.done, self.settings)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+    def step(self, examples: tuple[Undersampled, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
+        """examples: a batch and its labels. Raises DpmreconError where the loss is not finite."""
+        batch, label = examples
         with torch.autocast(label.device.type, torch.bfloat16, enabled=self.settings["precision"] == "bf16"):
-            loss = self.loss(self.model, batch, label, generator)
+            loss = self.loss(self.model, batch, label, self.generator)
         self.model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip"])
-        for optimizer in self.optimizers:
+        for optimizer in self.optimizers.values():
             optimizer.step()
-        self.done += 1
-        decay = min(EMA, (1 + self.done) / (10 + self.done))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise DpmreconError(f"{self.name}: the loss is {value} at step {self.done}: lower the rate in the recipe")
-        self.losses.append(value)
-
-    def state(self) -> dict:
-        return {
-            "name": self.name, "done": self.done, "seconds": self.seconds, "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-        }  # fmt: skip
-
-    def load_state(self, state: dict) -> None:
-        self.done, self.seconds = state["done"], state["seconds"]
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
+        self.ema.update_parameters(self.model)
+        if not math.isfinite(loss.item()):
+            raise DpmreconError(
+                f"the loss is {loss.item()}: the state saved last is still there; lower the rate in the recipe and "
+                "begin anew"
+            )
+        return {"loss": loss.detach()}
 
 
 def teacher_loss(
@@ -199,56 +178,6 @@ def residual_of(batch: Undersampled) -> torch.Tensor:
 
 def told(batch: Undersampled) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return batch.conventional, batch.acceleration, batch.sigma_n
-
-
-class Run:
-    """Stages on the examples of a recipe, in a folder whose state.pt they go on from."""
-
-    def __init__(self, recipe: dict, data: Path, folder: Path, device: torch.device, workers: int):
-        self.recipe, self.folder, self.device = recipe, folder, device
-        if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
-        self.batches = CropBatches(data, recipe["train"], recipe["model"]["labels"], None)
-        self.workers = workers
-        self.crops: Iterator[Any] | None = None  # begun once: loader processes take seconds to start
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def train(self, stage: Stage) -> ConditionalDenoiser:
-        """Until its budget is spent; the averaged weights."""
-        file = self.folder / f"{stage.name}.pt"
-        if file.exists():
-            stage.load_state(read_tensors(file, set(stage.state())))
-            if stage.progress >= 1:
-                return stage.ema
-        generator = torch.Generator(self.device).manual_seed(self.recipe["train"]["seed"] + stage.done)
-        saved = begun = time.perf_counter()
-        self.crops = self.crops or iter(load(self.batches, range(stage.done, ENDLESS), self.workers, self.device))
-        for crops in self.crops:
-            if isinstance(crops, DpmreconError):
-                raise crops
-            clean, mask, label = (part.to(self.device, non_blocking=True) for part in crops)
-            batch = undersampled(clean, mask, self.recipe["model"]["conditioning"], generator)
-            stage.step(batch, label, generator)
-            now = time.perf_counter()
-            stage.seconds, begun = stage.seconds + now - begun, now
-            if stage.progress >= 1 or now - saved > SAVE_SECONDS:
-                write_state(file, stage.state())
-                self._log(stage)
-                saved = now
-            if stage.progress >= 1:
-                break
-        return stage.ema
-
-    def _log(self, stage: Stage) -> None:
-        with (self.folder / "log.csv").open("a", newline="") as file:
-            row = [stage.name, stage.done, round(stage.seconds, 1), sum(stage.losses) / max(1, len(stage.losses))]
-            csv.writer(file).writerow(row)
-        print(*row, flush=True)
-        stage.losses.clear()
-
-    def save(self, path: Path, model: ConditionalDenoiser, history: str, sampling: dict) -> None:
-        card = {"kind": ONE_STEP, "recipe": self.recipe["train"], "history": history, "sampling": sampling}
-        save_checkpoint(path, model, card)
 
 
 def begin_with(model: ConditionalDenoiser, denoiser: Denoiser) -> None:

@@ -2,72 +2,122 @@
 
 import argparse
 import copy
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from dpmrecon.device import device_of
-from dpmrecon.errors import BadInputError
-from dpmrecon.prior.checkpoint import load_checkpoint
+from dpmrecon.errors import BadInputError, DpmreconError
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.prior.conditional import ConditionalDenoiser
+from dpmrecon.prior.kinds import ONE_STEP
 
 from ..arguments import checkpoint_path, numbers
 from ..data.dataset import read_manifest
 from ..files import writing
-from .one_step import TIMES, Run, Stage, begin_with, distillation_loss, regression_loss, teacher_loss
+from .batches import load
+from .one_step import (
+    TIMES,
+    CropBatches,
+    Loss,
+    OneStepStage,
+    begin_with,
+    distillation_loss,
+    regression_loss,
+    teacher_loss,
+)
 from .recipe import read_recipe
+from .timed import TimedRun
+from .undersampled import Undersampled, undersampled
 
-LOSSES = {"teacher": teacher_loss, "regression": regression_loss}
+LOSSES: dict[str, Loss] = {"teacher": teacher_loss, "regression": regression_loss}
 TEACHER_STEPS = 8  # evaluations of an undistilled teacher by default
+ENDLESS = 10**9  # steps: the time ends a stage
 
 
-def _run(args: argparse.Namespace) -> tuple[dict, Run]:
-    recipe = read_recipe(args.recipe, "one-step")
-    read_manifest(args.data)
-    checkpoint_path(args.out)
-    if args.minutes <= 0:
-        raise BadInputError(f"--minutes is {args.minutes:g}: give a time above 0")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    return recipe, Run(recipe, args.data, args.folder, device_of(args.device), args.workers)
+class Run:
+    """Stages, one after the other, on the examples of a recipe; `folder` holds the state of each."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.recipe = read_recipe(args.recipe, "one-step")
+        read_manifest(args.data)
+        checkpoint_path(args.out)
+        if args.minutes <= 0:
+            raise BadInputError(f"--minutes is {args.minutes:g}: give a time above 0")
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        self.folder, self.device, self.workers = args.folder, device_of(args.device), args.workers
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        self.settings = self.recipe["train"]
+        self.batches = CropBatches(args.data, self.settings, self.recipe["model"]["labels"], None)
+        self.crops: Iterator[Any] | None = None  # begun once: loader processes take seconds to start
+
+    def train(
+        self, name: str, model: ConditionalDenoiser, loss: Loss, minutes: float, begun_with: dict[str, Any]
+    ) -> tuple[ConditionalDenoiser, int]:
+        """The averaged weights, once the stage's minutes are spent, and its steps."""
+        generator = torch.Generator(self.device)
+        stage = OneStepStage(model, loss, self.settings, generator)
+        made_with = {table: self.recipe[table] for table in ("model", "train")} | begun_with
+        run = TimedRun(self.folder / f"{name}.pt", stage, made_with, self.settings, minutes)
+        generator.manual_seed(self.settings["seed"] + run.steps)
+        run.train(self._examples(run.steps, generator))
+        return stage.average, run.steps
+
+    def _examples(
+        self, done: int, generator: torch.Generator
+    ) -> Iterator[tuple[Undersampled, torch.Tensor] | DpmreconError]:
+        self.crops = self.crops or iter(load(self.batches, range(done, ENDLESS), self.workers, self.device))
+        for crops in self.crops:
+            if isinstance(crops, DpmreconError):
+                yield crops
+            clean, mask, label = (part.to(self.device, non_blocking=True) for part in crops)
+            yield undersampled(clean, mask, self.recipe["model"]["conditioning"], generator), label
+
+    def save(self, path: Path, model: ConditionalDenoiser, history: str, **own: Any) -> None:
+        """own: sampler settings that are not the recipe's."""
+        sampling = {**self.recipe["sampling"], "one-step": {**self.recipe["sampling"]["one-step"], **own}}
+        card = {"kind": ONE_STEP, "recipe": self.settings, "history": history, "sampling": sampling}
+        with writing(path):
+            save_checkpoint(path, model, card)
 
 
 def train_stage(args: argparse.Namespace) -> None:
     """The teacher, or the twin by regression, from random weights or those of a denoiser."""
-    recipe, run = _run(args)
-    torch.manual_seed(recipe["train"]["seed"])
-    model = ConditionalDenoiser(recipe["model"]).to(run.device)
+    run = Run(args)
+    torch.manual_seed(run.settings["seed"])
+    model = ConditionalDenoiser(run.recipe["model"])
     begun = "random weights"
     if args.start is not None:
         start = load_checkpoint(args.start)
         begin_with(model, start.denoiser)
         begun = start.model_id
-    stage = Stage(args.stage, model, LOSSES[args.stage], args.minutes, recipe["train"])
-    found = run.train(stage)
-    own = {"noise_scale": 0.0} if args.stage == "regression" else {"steps": TEACHER_STEPS}
-    sampling = {**recipe["sampling"], "one-step": {**recipe["sampling"]["one-step"], **own}}
-    with writing(args.out):
-        run.save(args.out, found.cpu(), f"{args.stage}: {stage.done} steps from {begun}", sampling)
+    found, steps = run.train(args.stage, model.to(run.device), LOSSES[args.stage], args.minutes, {"the start": begun})
+    own: dict[str, Any] = {"noise_scale": 0.0} if args.stage == "regression" else {"steps": TEACHER_STEPS}
+    run.save(args.out, found.cpu(), f"{args.stage}: {steps} steps from {begun}", **own)
 
 
 def distil(args: argparse.Namespace) -> None:
     """Students one after the other, each with an equal share of the minutes; all are kept beside --out, the last is
     it. A stage that is done is not repeated."""
-    recipe, run = _run(args)
+    run = Run(args)
     counts = numbers("--evaluations", args.evaluations, 1)
     for before, after in zip((TIMES, *counts), counts):
         if after >= before or before % after:
             raise BadInputError(f"--evaluations {args.evaluations}: {after} does not divide {before}, give a divisor")
     start = load_checkpoint(args.start)
-    if not isinstance(start.model, ConditionalDenoiser) or start.model.config != recipe["model"]:
+    if not isinstance(start.model, ConditionalDenoiser) or start.model.config != run.recipe["model"]:
         raise BadInputError(f"{args.start} is no network of the recipe's [model]: give the teacher of this recipe")
     teacher, known = start.model.to(run.device), TIMES
-    for steps in counts:
+    for number, steps in enumerate(counts):
         model = copy.deepcopy(teacher).requires_grad_(True)
         loss = partial(distillation_loss, teacher=teacher, steps=steps, substeps=known // steps)
-        stage = Stage(f"student_{steps}", model, loss, args.minutes / len(counts), recipe["train"])
-        teacher, known = run.train(stage), steps
-        sampling = {**recipe["sampling"], "one-step": {**recipe["sampling"]["one-step"], "steps": steps}}
+        begun_with = {"the start": start.model_id, "the evaluations before": list(counts[:number])}
+        teacher, _ = run.train(f"student_{steps}", model, loss, args.minutes / len(counts), begun_with)
+        known = steps
         last = steps == counts[-1]
         path = args.out if last else args.out.with_name(f"{args.out.stem}_{steps}.safetensors")
-        with writing(path):
-            run.save(path, teacher, f"distilled to {steps} evaluations from {start.model_id}", sampling)
+        run.save(path, teacher, f"distilled to {steps} evaluations from {start.model_id}", steps=steps)

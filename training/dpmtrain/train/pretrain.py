@@ -40,7 +40,7 @@ def _is_first() -> bool:
 
 
 def completed(recipe: dict, start: Start | None) -> dict:
-    """The recipe with the start's model and sampling where it has none of its own.
+    """The recipe, with the start's model and sampling where it lacks them.
 
     Fine-tuning: the target's slot takes the target's label. Raises BadInputError where recipe and start do not fit.
     """
@@ -106,7 +106,7 @@ def history_of(recipe: dict, start: Start | None) -> dict[str, Any]:
 
 
 def data_card(data: Path, settings: dict) -> dict[str, Any]:
-    """Sources, licences and subjects of the volumes that the recipe takes, and who was left out."""
+    """Sources, licences and subjects of the recipe's volumes, and who was left out."""
     volumes = PreparedSlices(data, settings["real_fraction"], settings["volumes"]).volumes
 
     def distinct(key: str) -> list[str]:

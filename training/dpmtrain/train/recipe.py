@@ -35,19 +35,21 @@ TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
     "focus_weight": (float, 0),  # of the squared error at painted foci
     "save_every": (int, 1),  # steps
     "sheet_every": (int, 0),  # steps; 0: at the end only
+    "save_seconds": (float, 0),
 }
-# of a network that is trained for a time and not for a number of steps
-TIMED = ("steps", "ema_half_life", "p_mean", "p_std", "focus_weight", "save_every", "sheet_every")
+# of a network that is trained for a number of steps, and of one that is trained for a time
+COUNTED = ("steps", "ema_half_life", "p_mean", "p_std", "focus_weight", "save_every", "sheet_every")
+TIMED = ("save_seconds",)
 RECIPE_TABLES = {
     "pretrain": {
         "model": ("widths", "blocks", "embedding", "labels", "sigma_data"),
-        "train": tuple(TRAIN_KEYS),
+        "train": tuple(key for key in TRAIN_KEYS if key not in TIMED),
         "sampling": ("samples", "prox", "dps"),
     },
-    "finetune": {"target": ("label", "slot"), "train": tuple(TRAIN_KEYS)},
+    "finetune": {"target": ("label", "slot"), "train": tuple(key for key in TRAIN_KEYS if key not in TIMED)},
     "one-step": {
         "model": ("widths", "blocks", "embedding", "labels", "conditioning"),
-        "train": tuple(key for key in TRAIN_KEYS if key not in TIMED),
+        "train": tuple(key for key in TRAIN_KEYS if key not in COUNTED),
         "sampling": ("samples", "one-step"),
     },
 }
@@ -101,7 +103,7 @@ def check(path: Path, key: str, value: Any, wanted: type, smallest: float | None
 
 
 def learning_rate(step: int, settings: dict) -> float:
-    """Linear warm-up, constant, then linear decay to zero over the last `decay_fraction` of the steps."""
+    """Linear warm-up, constant, then linear to zero over the last `decay_fraction`."""
     decay = settings["steps"] * settings["decay_fraction"]
     remaining = (settings["steps"] - step) / decay if decay > 0 else 1.0
     return settings["rate"] * min(1.0, (step + 1) / settings["warmup"], remaining)

@@ -1,4 +1,4 @@
-"""`dpmtrain throughput`: images a second of a recipe, and the share of the time that waits for data."""
+"""`dpmtrain throughput`: a recipe's images a second, and the share of waiting for data."""
 
 import copy
 import time
@@ -21,7 +21,7 @@ WARM_UP = 2  # steps that are not counted
 def throughput(
     recipe_file: Path, data: Path | None, steps: int, workers: int, device_type: str | None, threads: int | None
 ) -> None:
-    """Print the network's size, and with `data` the images a second without and with loader processes."""
+    """Print the network's size; with `data`, images a second without and with loaders."""
     if device_type == "cuda" and not torch.cuda.is_available():
         raise BadInputError("--device is cuda, and this machine has no GPU that torch can use: leave it out")
     recipe = copy.deepcopy(read_recipe(recipe_file))

@@ -63,8 +63,8 @@ class Trainer:
         self.parallel = self.accelerator.prepare(self.model)
 
     def step(self, step: int, batch: Batch, stop: bool = False) -> tuple[float, bool]:
-        """One step on this process's share of the batch. Returns the loss over the whole batch, and whether any
-        process was asked to stop. Raises DpmreconError where the loss or its gradient is not finite."""
+        """One step on this process's share of the batch. Returns the whole batch's loss, and whether any process was
+        told to stop. Raises DpmreconError where the loss or its gradient is not finite."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, self.settings)
@@ -113,9 +113,9 @@ def train(
 ) -> Denoiser:
     """Train by `recipe` on the prepared slices in `data`. Returns the averaged weights, in evaluation mode.
 
-    recipe: tables model and train, and target for one contrast; run: folder of state.pt, log.csv, sheets/ and
-    tensorboard/, gone on with where it has a state; start: weights to begin with, None for random ones; workers:
-    loader processes, 0 makes the examples in this one.
+    recipe: tables model and train, and target for one contrast; run: folder of state.pt, log.csv, sheets/,
+    tensorboard/, gone on with from its state; start: weights to begin with, None for random ones; workers: loader
+    processes, 0 makes the examples in this one.
 
     Raises BadInputError where the data do not fit the recipe, or the state is damaged or of another recipe; Stopped
     after SIGINT or SIGTERM, with the state saved; DpmreconError where the loss is not finite or the disk is full.

@@ -16,17 +16,19 @@ COILS = (4, 6, 8, 12, 16)
 SIGMA_N = (0.003, 0.12)  # of the noise of a real channel over the scale, log-uniform
 MAP_ERROR = 0.04  # of coil maps, at most
 CG_STEPS = 15
-EDGE, AROUND = 0.04, (2, 10)  # of the head, where coil maps are known: signal over the scale, pixels beside it
+EDGE, AROUND = 0.04, (2, 10)  # of the head, where maps are known: signal, pixels beside it
 
 
 class Undersampled(NamedTuple):
     """clean, conventional: (batch, rows, cols) complex64 at scale 1, inside the maps' support; acceleration (net) and
-    sigma_n: (batch,) float32."""
+    sigma_n: (batch,) float32; zero_filled: A^H of the data, of `model`, whose maps are the calibration's."""
 
     clean: torch.Tensor
     conventional: torch.Tensor
     acceleration: torch.Tensor
     sigma_n: torch.Tensor
+    zero_filled: torch.Tensor
+    model: ForwardModel
 
 
 def undersampled(
@@ -48,7 +50,7 @@ def undersampled(
     model = ForwardModel(with_errors(maps, generator) * inside[:, None], mask)
     zero_filled = model.adjoint(kspace)
     image = cg_sense(model, zero_filled, sigma_n) if conditioning == "cg-sense" else zero_filled
-    return Undersampled(clean * inside, image * inside, 1 / mask.mean((1, 2, 3)), sigma_n)
+    return Undersampled(clean * inside, image * inside, 1 / mask.mean((1, 2, 3)), sigma_n, zero_filled, model)
 
 
 def cg_sense(model: ForwardModel, zero_filled: torch.Tensor, sigma_n: torch.Tensor) -> torch.Tensor:

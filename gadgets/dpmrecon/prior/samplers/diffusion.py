@@ -97,12 +97,12 @@ def denoised_step(
     if planes is None:
         return turned_back(denoised_images(prior, turned(x, orientation), sigma), orientation)
     axis = planes.axes[step % len(planes.axes)] + 1
-    across = x.movedim(axis, 1)
+    across = x.flatten(0, -4).movedim(axis, 1)  # the image of every map is one to the prior
     images = turned(across.flatten(0, 1), orientation).contiguous()
     found = turned_back(prior.of_planes(images, sigma, planes.at_once), orientation).unflatten(0, across.shape[:2])
     if len(planes.axes) == 1 and settings.across > 0:
         found = torch.stack([smooth_across(volume, settings.across * sigma) for volume in found])
-    return found.movedim(1, axis).contiguous()
+    return found.movedim(1, axis).reshape(x.shape)
 
 
 def turned(image: torch.Tensor, orientation: int) -> torch.Tensor:
@@ -131,23 +131,36 @@ def sample_prox(
     under a white prior (DDS: Chung et al., ICLR 2024; DiffPIR: Zhu et al., 2023).
     """
     levels = noise_levels(settings)
-    sigma_n = settings.noise_factor * problem.sigma_n + settings.model_error
     n_axes = 1 if problem.planes is None else len(problem.planes.axes)  # each is shown in every orientation
     x = initial_image(problem, noise, settings)
     x0 = x
     for step, (sigma, sigma_next) in enumerate(zip(levels, levels[1:])):
         orientation = step // n_axes % 8 if settings.turns else 0
         denoised = denoised_step(prior, x, sigma, orientation, problem, settings, step) * problem.model.support
-        white = (prior.sigma_data if settings.prior_std is None else settings.prior_std) * sigma**settings.prior_power
-        variance = sigma**2 * white**2 / (sigma**2 + white**2)
-        weight, tolerance = sigma_n.square() / variance, max(settings.cg_tolerance * sigma, TOLERANCE)
+        weight, tolerance = data_weight(problem, prior, settings, sigma), max(settings.cg_tolerance * sigma, TOLERANCE)
         x0 = problem.model.prox(problem.zero_filled, denoised, weight, settings.cg_steps, tolerance)
         if sigma_next == 0 or stop():
             break
-        x = x0 + (sigma_next / sigma) * (1 - settings.eta**2) ** 0.5 * (x - x0)
-        if settings.eta > 0:
-            x = x + settings.noise_scale * sigma_next * settings.eta * noise.draw(*x.shape[1:])
+        x = next_image(x0, x, (sigma, sigma_next), settings, noise)
     return x0
+
+
+def data_weight(problem: Problem, prior: Prior, settings: SamplerSettings, sigma: float) -> torch.Tensor:
+    """sigma_n^2 / r^2 of `sample_prox`, (batch,)."""
+    sigma_n = settings.noise_factor * problem.sigma_n + settings.model_error
+    white = (prior.sigma_data if settings.prior_std is None else settings.prior_std) * sigma**settings.prior_power
+    return sigma_n.square() / (sigma**2 * white**2 / (sigma**2 + white**2))
+
+
+def next_image(
+    x0: torch.Tensor, x: torch.Tensor, sigmas: tuple[float, float], settings: SamplerSettings, noise: NoiseSource
+) -> torch.Tensor:
+    """The noisy image of the next step of `sample_prox`. sigmas: of this step and the next."""
+    sigma, sigma_next = sigmas
+    x = x0 + (sigma_next / sigma) * (1 - settings.eta**2) ** 0.5 * (x - x0)
+    if settings.eta > 0:
+        x = x + settings.noise_scale * sigma_next * settings.eta * noise.draw(*x.shape[1:])
+    return x
 
 
 def sample_dps(

@@ -1,7 +1,7 @@
 """Samplers with a latent diffusion prior: `latent`, multi-coil and complex, and `latent-hard`, the paper's.
 
 LDPM's dual stage (Tang et al.), with DDIM steps (Song et al., ICLR 2021). Above the time p the image behind z0-hat is
-moved to the data; from p down z0-hat is moved along the gradient of the k-space residual, through the decoder.
+moved to the data; from p down z0-hat moves along the k-space residual's gradient, through the decoder.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
-"""The sampler of the kind `one-step`: one evaluation of a distilled conditional denoiser, or a few; data consistency.
+"""The sampler of the kind `one-step`: one evaluation of a conditional denoiser, or a few; data consistency.
 
-SSDM-MRI (Liu et al.) replaces the measured samples at the end. Here the last image is moved to the data by the proximal
-step of the other samplers, which knows the noise; the paper's replacement is the setting `hard`.
+SSDM-MRI (Liu et al.) replaces the measured samples at the end. Here the image is moved to the data by the proximal step
+of the other samplers, which knows the noise; the paper's replacement is the setting `hard`. A network that was trained
+by regression is asked again about its own image, as an unrolled network is.
 """
 
 from dataclasses import dataclass
@@ -15,13 +16,16 @@ from ..problem import NoiseSource, Problem, Stop, never
 
 @dataclass(frozen=True)
 class OneStepSettings:
-    """steps: evaluations of the network, 1 to 4 for a distilled one; noise_scale: of the noise that sampling begins
-    with, 0 gives the same image for every seed; error: std per real channel of what the network leaves, of the
-    scale: how far the data may move its image; cg_steps: of that proximal step; noise_factor, model_error: the noise
-    that the data are taken to have, as in `SamplerSettings`; hard: put the measured samples in place instead, noise
-    and all."""
+    """steps: evaluations of the network in all; a_round: of them before the image is moved to the data, None for all;
+    further ones begin anew, conditioned on that image; later_acceleration: net R that each round after the first is
+    told, over that of the one before, as its image is the nearer one; noise_scale: of the noise that a round begins
+    with, 0 gives the same image for every seed; error: std per real channel of what the network leaves, of the scale:
+    how far the data may move its image; cg_steps: of that proximal step; noise_factor, model_error: the noise that the
+    data are taken to have, as in `SamplerSettings`; hard: put the measured samples in place instead, noise and all."""
 
     steps: int = 1
+    a_round: int | None = None
+    later_acceleration: float = 1.0
     noise_scale: float = 1.0
     error: float = 0.03
     cg_steps: int = 8
@@ -34,19 +38,31 @@ class OneStepSettings:
 def sample_one_step(
     problem: Problem, prior: Conditioned, settings: OneStepSettings, noise: NoiseSource, stop: Stop = never
 ) -> torch.Tensor:
-    """DDIM (Song et al., ICLR 2021) from noise in `steps` equal steps, then data consistency. (batch, rows, cols)
+    """Rounds of DDIM (Song et al., ICLR 2021) from noise in equal steps, then data consistency. (batch, rows, cols)
     complex64 at scale 1, of volumes (batch, partitions, rows, cols), whose planes are cut in turn."""
-    current = settings.noise_scale * noise.draw(*problem.start.shape[1:])
-    conventional = conventional_image(problem, prior.conditioning).expand_as(current)
-    numbers = net_acceleration(problem).expand(len(current)), problem.sigma_n.expand(len(current))
-    for step in range(settings.steps):
-        time, following = (torch.tensor(1 - number / settings.steps) for number in (step, step + 1))
-        velocity = _velocity(problem, prior, current, float(time), conventional, numbers, step)
-        stopped = step + 1 < settings.steps and stop()
-        current = ddim_step(current, velocity, time, torch.zeros(()) if stopped else following)
-        if stopped:
-            break
-    image = (conventional + RESIDUAL * current) * problem.model.support
+    image = conventional_image(problem, prior.conditioning)
+    acceleration = net_acceleration(problem)
+    done, stopped = 0, False
+    while done < settings.steps and not stopped:
+        current = settings.noise_scale * noise.draw(*problem.start.shape[1:])
+        beside = image.expand_as(current)
+        numbers = acceleration.expand(len(current)), problem.sigma_n.expand(len(current))
+        count = min(settings.a_round or settings.steps, settings.steps - done)
+        for step in range(count):
+            time, following = (torch.tensor(1 - number / count) for number in (step, step + 1))
+            velocity = _velocity(problem, prior, current, float(time), beside, numbers, done)
+            done += 1
+            stopped = done < settings.steps and stop()
+            current = ddim_step(current, velocity, time, torch.zeros(()) if stopped else following)
+            if stopped:
+                break
+        image = consistent(problem, (beside + RESIDUAL * current) * problem.model.support, settings)
+        acceleration = (settings.later_acceleration * acceleration).clamp_min(1)
+    return image
+
+
+def consistent(problem: Problem, image: torch.Tensor, settings: OneStepSettings) -> torch.Tensor:
+    """The image moved to the data."""
     if settings.hard:
         return replaced(problem, image)
     sigma_n = settings.noise_factor * problem.sigma_n + settings.model_error
@@ -55,7 +71,7 @@ def sample_one_step(
 
 
 def replaced(problem: Problem, image: torch.Tensor) -> torch.Tensor:
-    """The image with the measured samples in place of its own, coil by coil, combined again."""
+    """The image with measured samples for its own, coil by coil, combined again."""
     return image + problem.zero_filled - problem.model.normal(image)
 
 
@@ -87,7 +103,7 @@ def _velocity(
         each = (values.repeat_interleave(sets) for values in numbers)
         return prior(images, time, conventional.reshape(images.shape), *each).reshape(current.shape)
     axis = planes.axes[step % len(planes.axes)] + 1
-    across = current.movedim(axis, 1)
-    images, beside = (image.movedim(axis, 1).flatten(0, 1).contiguous() for image in (current, conventional))
+    images, beside = (image.flatten(0, -4).movedim(axis, 1) for image in (current, conventional))
+    across, (images, beside) = images, (image.flatten(0, 1).contiguous() for image in (images, beside))
     found = prior.of_planes(images, time, beside, numbers[0][:1], numbers[1][:1], planes.at_once)
-    return found.unflatten(0, across.shape[:2]).movedim(1, axis).contiguous()
+    return found.unflatten(0, across.shape[:2]).movedim(1, axis).reshape(current.shape)

@@ -1,0 +1,145 @@
+"""What a worker of a bulk run does with a scan: `replay`, into a folder that gets its name once it is whole."""
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import socket
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UNEXPECTED, BadInputError, DpmreconError
+from ..mrd.receiving import Receiving, open_as
+from ..options import Options
+from ..output.mrd_images import recon_shape
+from ..output.protocol_report import Row, files_in
+from ..output.writers import telling
+from ..recon import plan
+from ..replay import replay
+from ..results import Wanted
+from .sources import Source
+
+if TYPE_CHECKING:
+    from ..prior.checkpoint import Checkpoint
+
+ROW = "bulk.json"  # in the folder of a scan that is done, or cannot be
+PARTS = ".unfinished"  # where folders wait for their names
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scan to be done. name: of its folder below `out`; shown: how the report calls it; made_by: a digest of all that
+    decides the results beside the scan; earlier: the row of an earlier run that did the same, if the content was."""
+
+    name: str
+    source: Source
+    out: Path
+    shown: str
+    options: Options
+    wanted: Wanted
+    made_by: str
+    earlier: Row | None = None
+
+    def row(self) -> Row:
+        """Before anything is known of the scan."""
+        return {
+            "name": self.name,
+            "scan": self.shown,
+            "scan_sha256": None,
+            "stamp": self.source.stamp,
+            "made_by": self.made_by,
+            "protocol": None,
+            "contrast": None,
+            "matrix": None,
+            "error": None,
+            "exit_code": 0,
+            "files": {},
+        }
+
+
+def reconstructed(job: Job) -> Row:
+    """The scan in its folder, and its row, which lies there too; what fails is told by the row."""
+    row, path = job.row(), None
+    part = job.out / PARTS / f"{socket.gethostname()}-{os.getpid()}-{job.name}"
+    try:
+        with job.source.local() as path, open_as(path, job.options) as scan:
+            row["scan_sha256"] = scan.digest
+            if job.earlier is not None and job.earlier["scan_sha256"] == scan.digest:
+                row = {**job.earlier, "stamp": job.source.stamp}
+                write_row(job.out / job.name, row)
+                return row
+            measurement = scan.header.measurementInformation
+            row |= {
+                "protocol": getattr(measurement, "protocolName", None),
+                "matrix": list(recon_shape(scan.header)),
+            }
+            if scan.n_slices == 0:
+                raise BadInputError(f"{path} holds no line of an image: it is no scan to reconstruct")
+            checkpoint = _loaded(job.options)
+            row["contrast"], sampling = plan.asked(job.options, checkpoint, scan.header)
+            report = replay(
+                scan,
+                part,
+                checkpoint,
+                row["contrast"],
+                sampling,
+                checkpoint.model.device,
+                wanted=job.wanted,
+                receiving=Receiving.of(job.options, scan.header),
+                combine_averages=job.options.combine_averages,
+            )
+            row |= {**report.summary(), "exit_code": report.exit_code, "files": files_in(part)}
+    except DpmreconError as error:
+        row |= {"error": _told(error, path, job), "exit_code": 2}
+    except Exception as error:  # the others are not to wait for its repair
+        traceback.print_exc()
+        row |= {"error": f"unexpected: {_told(error, path, job)}", "exit_code": UNEXPECTED}
+    return put(job, part, row)
+
+
+def put(job: Job, part: Path, row: Row) -> Row:
+    """Give the folder `part` its row and its name, in place of an earlier one; a row that cannot be kept says so."""
+    folder, old = job.out / job.name, part.with_name(f"{part.name}-old")
+    try:
+        with telling(job.out, "make room or choose another --out"):
+            part.mkdir(parents=True, exist_ok=True)
+            write_row(part, row)
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(part, folder)
+    except BadInputError as error:
+        return {**row, "error": row["error"] or str(error), "exit_code": row["exit_code"] or 2}
+    shutil.rmtree(old, ignore_errors=True)
+    return row
+
+
+def write_row(folder: Path, row: Row) -> None:
+    """Raises BadInputError."""
+    with telling(folder, "make room or choose another --out"):
+        new = folder / f"{ROW}.new"
+        new.write_text(json.dumps(row, indent=1) + "\n")
+        os.replace(new, folder / ROW)
+
+
+def row_in(folder: Path) -> Row | None:
+    """The row of an earlier run whose files are all there; None where there is none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        row = json.loads((folder / ROW).read_text())
+        there = {name: count for name, count in files_in(folder).items() if name != ROW}
+        return (
+            row if row["files"] == there and {"scan", "scan_sha256", "stamp", "made_by", "error"} <= set(row) else None
+        )
+    return None
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(options: Options) -> "Checkpoint":
+    return plan.load(options)[0]
+
+
+def _told(error: Exception, path: Path | None, job: Job) -> str:
+    text = str(error) or type(error).__name__
+    return text if path is None else text.replace(str(path), job.shown)

@@ -1,0 +1,243 @@
+"""Does a bulk run lose or double a scan? `python tests/commands/bulk_proof.py [--scans 200] [--out REPORT.md]`.
+
+Small simulated scans, ten of them broken, through `dpmrecon bulk` whose driver is killed (-9) twice and one of whose
+workers is killed once, against a run that nobody disturbs; and scans a minute: `replay` in a process for each scan, one
+worker, two workers, and two of a Ray cluster where Ray is installed. The model is the tests' tiny one: what is measured
+is all but the network. Exit code 1 where a scan is not in the report as it should be.
+"""
+
+import argparse
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import h5py
+import numpy as np
+from dpmrecon.bulk.job import PARTS, ROW
+from dpmrecon.tools.simulate import simulate
+from dpmrecon.tools.simulation_settings import SimulationSettings
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where support lies
+
+from support.models import SAMPLING, TINY, saved_model
+
+CONTRASTS = ("flair", "t1", "t2")
+LOOKED_FOR = 0.02  # seconds between two looks at a run
+
+
+def good_scans(folder: Path, count: int) -> None:
+    """Of different sizes and contents, in folders of ten."""
+    for number in range(count):
+        path = folder / f"patient{number // 10:02d}" / f"scan{number % 10}.h5"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        settings = SimulationSettings(
+            contrast=CONTRASTS[number % 3],
+            matrix=(40 + 2 * (number % 4), 36 + 2 * (number % 5)),
+            n_slices=1 + number % 2,
+            n_coils=4,
+            calibration_lines=16,
+            acceleration=2,
+            seed=number,
+        )
+        simulate(path, settings)
+        path.with_name(f"{path.stem}_truth.npy").unlink(missing_ok=True)
+
+
+def broken_scans(folder: Path, sound: Path) -> dict[str, Callable[[Path], object]]:
+    """Ten ways for a scan to be none; each writes a file."""
+    whole = sound.read_bytes()
+
+    def edited(change: Callable[[h5py.File], object]) -> Callable[[Path], object]:
+        def write(path: Path) -> None:
+            path.write_bytes(whole)
+            with h5py.File(path, "r+") as file:
+                change(file)
+
+        return write
+
+    def with_xml(old: bytes, new: bytes) -> Callable[[h5py.File], object]:
+        def change(file: h5py.File) -> None:
+            xml = bytes(file["dataset/xml"][0])
+            assert old in xml
+            file["dataset/xml"][0] = xml.replace(old, new)
+
+        return change
+
+    def image_file(path: Path) -> None:
+        with h5py.File(path, "w") as file:
+            file["dataset/image_0/data"] = np.zeros((1, 1, 1, 8, 8), np.uint16)
+            file["dataset/image_0/header"] = np.zeros(1)
+
+    ways = {
+        "cut_early": lambda path: path.write_bytes(whole[:3000]),
+        "cut_late": lambda path: path.write_bytes(whole[: len(whole) * 2 // 3]),
+        "empty": lambda path: path.write_bytes(b""),
+        "text": lambda path: path.write_text("measured on a Monday"),
+        "picture": lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(500)),
+        "images": image_file,
+        "no_lines": edited(lambda file: file["dataset"].__delitem__("data")),
+        "no_header": edited(lambda file: file["dataset"].__delitem__("xml")),
+        "no_xml": edited(with_xml(b"<ismrmrdHeader", b"<ismrmrdHaeder")),
+        "radial": edited(with_xml(b"cartesian", b"radial")),
+    }
+    for name, write in ways.items():
+        write(folder / f"{name}.h5")
+    return ways
+
+
+def command(scans: Path, out: Path, model: Path, *options: str) -> list[str]:
+    given = ["bulk", str(scans), "--out", str(out), "--model", str(model), "--device", "cpu", *options]
+    return [sys.executable, "-m", "dpmrecon.cli", *given]
+
+
+def timed(arguments: list[str]) -> float:
+    """Seconds of a run that nobody disturbs."""
+    began = time.perf_counter()
+    done = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert done.returncode in (0, 2), done.stderr
+    return time.perf_counter() - began
+
+
+def disturbed(arguments: list[str], out: Path, count: int) -> list[str]:
+    """The run, its driver killed twice and a worker once; what happened, in words."""
+    told = []
+    for share in (0.2, 0.5):
+        driver = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(lambda share=share: rows_in(out) >= share * count, driver)
+        driver.kill()
+        driver.wait()
+        told.append(f"driver killed with {rows_in(out)} rows on disk")
+    driver = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: rows_in(out) >= 0.7 * count and in_hand(out), driver)
+    name, process = in_hand(out)[0]
+    os.kill(process, signal.SIGKILL)
+    told.append(f"worker killed with {rows_in(out)} rows on disk, {name} in its hand")
+    assert driver.wait() == 2  # some are broken
+    return told
+
+
+def wait_for(condition: Callable[[], object], driver: subprocess.Popen) -> None:
+    while not condition():
+        assert driver.poll() is None, "the run ended before it was disturbed"
+        time.sleep(LOOKED_FOR)
+
+
+def rows_in(out: Path) -> int:
+    return sum(1 for _ in out.glob(f"*/{ROW}"))
+
+
+def in_hand(out: Path) -> list[tuple[str, int]]:
+    """Names of scans and the processes that have them."""
+    found = []
+    for path in out.glob(f"{PARTS}/*"):
+        _, process, name = path.name.removesuffix("-old").rsplit("-", 2)
+        if Path(f"/proc/{process}").exists():
+            found.append((name, int(process)))
+    return found
+
+
+def report_of(out: Path) -> list[dict[str, str]]:
+    with (out / "bulk.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def images(folder: Path) -> np.ndarray:
+    with h5py.File(folder / "images.h5") as file:
+        return file["dataset/image_1/data"][:].astype(float)
+
+
+def judged(found: list[dict[str, str]], names: list[str], broken: set[str]) -> list[str]:
+    """What is wrong with a report, in words."""
+    told = [row["name"] for row in found]
+    wrong = [f"{name} is in the report {told.count(name)} times" for name in names if told.count(name) != 1]
+    for row in found:
+        if (row["outcome"] == "failed") != (row["name"] in broken) or (row["name"] in broken and not row["error"]):
+            wrong.append(f"{row['name']} is {row['outcome']}: {row['error']}")
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scans", type=int, default=200, help="ten of them broken")
+    parser.add_argument("--out", type=Path, help="the report, beside what is printed")
+    args = parser.parse_args()
+    lines = []
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+        lines.append(text)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        archive, model = folder / "archive", saved_model(folder / "tiny.safetensors", TINY, sampling=SAMPLING)
+        good_scans(archive, args.scans - 10)
+        broken = set(broken_scans(archive, archive / "patient00/scan0.h5"))
+        names = ["__".join(path.relative_to(archive).with_suffix("").parts) for path in archive.rglob("*.h5")]
+        say(f"# A bulk run that is killed\n\n{len(names)} small scans, {len(broken)} of them broken, {os.cpu_count()} "
+            "cores that other work shares; by `python tests/commands/bulk_proof.py`.\n")  # fmt: skip
+
+        say("| how | scans | seconds | scans a minute |\n|---|---|---|---|")
+
+        def row(how: str, count: int, seconds: float) -> None:
+            say(f"| {how} | {count} | {seconds:.1f} | {60 * count / seconds:.0f} |")
+
+        few = sorted(archive.glob("*/scan*.h5"))[:5]
+        replays = [
+            [sys.executable, "-m", "dpmrecon.cli", "replay", str(scan), "--out", str(folder / "replay" / scan.stem)]
+            for scan in few
+        ]
+        row(
+            "`replay`, a process for each scan",
+            len(few),
+            sum(timed([*one, "--model", str(model), "--device", "cpu"]) for one in replays),
+        )
+        for how, out, options in (
+            ("`bulk --workers 1`", "one", ("--workers", "1")),
+            ("`bulk --workers 2`", "two", ("--workers", "2")),
+            ("`bulk --workers 2 --ray local`", "ray", ("--workers", "2", "--ray", "local")),
+        ):
+            if out != "ray" or find_spec("ray") is not None:
+                row(how, len(names), timed(command(archive, folder / out, model, *options)))
+
+        out = folder / "disturbed"
+        happened = disturbed(command(archive, out, model, "--workers", "2"), out, len(names))
+        say("\nA run with two workers, disturbed; each time the same command went on:\n")
+        for text in happened:
+            say(f"- {text}")
+        wrong = judged(report_of(out), names, broken)
+        differences = []
+        for name in sorted(set(names) - broken):
+            one, other = images(out / name), images(folder / "one" / name)
+            differences.append(float(np.abs(one - other).max() / np.abs(other).max()))
+        good = len(names) - len(broken)
+        say(
+            f"\nEach of the {good} good scans is in its report exactly once, and each broken one with its sentence: "
+            f"{'NO' if wrong else 'yes'}."
+        )
+        for text in wrong:
+            say(f"- {text}")
+        say(
+            "Largest difference of its images from those of the undisturbed run, over their maximum: "
+            f"{max(differences):.1e}."
+        )
+        say("\n| broken scan | its sentence |\n|---|---|")
+        for entry in report_of(out):
+            if entry["name"] in broken:
+                say(f"| {entry['name']} | {entry['error'].replace(str(archive), 'archive')} |")
+        shutil.rmtree(folder / "replay")
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text("\n".join(lines) + "\n")
+    return 1 if wrong or max(differences) > 1e-4 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

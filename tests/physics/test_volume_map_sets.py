@@ -1,0 +1,100 @@
+"""When a volume gets a second set of maps, and what two sets hold of a head that folds."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from dpmrecon.physics import volume_maps
+from dpmrecon.physics.fourier import origin_to_centre, to_image
+from dpmrecon.physics.volume_maps import estimate_volume_maps
+from dpmrecon.tools.simulated_volume import simulated_volume
+from dpmrecon.tools.simulation_settings import VolumeSettings
+
+AXES = (-3, -2, -1)
+SETTINGS = VolumeSettings(
+    matrix=(36, 41),
+    fov_mm=(140.0, 230.0),
+    partitions=31,
+    slice_thickness_mm=6.0,
+    acceleration=1,
+    partition_acceleration=1,
+    calibration="none",
+    contrast="t1",
+    noise=0.003,
+    wrap=True,
+)
+FITTING = replace(SETTINGS, fov_mm=(225.0, 230.0))
+
+
+@cache
+def kspace_of(settings: VolumeSettings) -> torch.Tensor:
+    """(n_coils, partitions, rows, cols), fully sampled."""
+    return torch.from_numpy(simulated_volume(settings)[0])
+
+
+def maps_of(kspace: torch.Tensor) -> torch.Tensor:
+    """(n_sets, n_coils, partitions, rows, cols) of a block of 18 x 16 lines."""
+    partitions, rows = kspace.shape[1:3]
+    block = kspace[:, partitions // 2 - 9 : partitions // 2 + 9, rows // 2 - 8 : rows // 2 + 8]
+    found = estimate_volume_maps(block, tuple(kspace.shape[1:]))
+    found = found if found.ndim == 5 else found[:, None]
+    return origin_to_centre(found).permute(1, 2, 3, 4, 0)
+
+
+def lost(sets: torch.Tensor, kspace: torch.Tensor) -> float:
+    """Share of the coil images' energy, where there are maps, that these cannot explain."""
+    images = to_image(kspace, AXES) * (sets[0] != 0).any(0)
+    explained = (sets.conj() * images).sum(1).abs().square().sum()
+    return 1 - float(explained / images.abs().square().sum())
+
+
+def test_a_head_that_folds_has_two_orthonormal_sets():
+    kspace = kspace_of(SETTINGS)
+    sets = maps_of(kspace)
+    assert len(sets) == 2
+    one, other = (torch.linalg.vector_norm(maps, dim=0) for maps in sets)
+    for norm in (one, other):
+        assert torch.allclose(norm[norm > 0], torch.ones(1), atol=1e-4)
+    assert (sets[0].conj() * sets[1]).sum(0).abs().max() < 1e-4
+    assert not (other[one == 0] > 0).any()
+    edges, middle = ((part > 0).float().mean() for part in (other[:, [0, -1]], other[:, 12:-12]))
+    assert edges > 0.15 and middle < edges / 5
+    assert lost(sets, kspace) < 0.3 * lost(sets[:1], kspace)
+
+
+def test_the_first_set_goes_on_from_inside_the_head():
+    """Neighbouring maps are alike across the border of the region with two."""
+    sets = maps_of(kspace_of(SETTINGS))
+    two = (sets[1] != 0).any(0)
+    one = (sets[0] != 0).any(0)
+    alike = (sets[0][:, :, 1:].conj() * sets[0][:, :, :-1]).sum(0).abs()
+    border = (two[:, 1:] ^ two[:, :-1]) & one[:, 1:] & one[:, :-1]
+    assert border.sum() > 50
+    assert alike[border].quantile(0.1) > 0.85
+
+
+def test_partitions_fold_as_rows_do():
+    kspace = kspace_of(SETTINGS)
+    turned = maps_of(kspace.transpose(1, 2).contiguous())
+    assert len(turned) == 2
+    assert lost(turned, kspace.transpose(1, 2)) < 1.5 * lost(maps_of(kspace), kspace)
+
+
+@pytest.mark.parametrize("changes", [{}, {"noise": 0.05}, {"fov_mm": (205.0, 230.0)}, {"n_coils": 3}])
+def test_a_head_that_fits_has_one(changes):
+    assert len(maps_of(kspace_of(replace(FITTING, **changes)))) == 1
+
+
+@pytest.mark.parametrize("changes", [{"subject": 3}, {"contrast": "flair", "n_coils": 12}])
+def test_other_heads_fold_too(changes):
+    assert len(maps_of(kspace_of(replace(SETTINGS, **changes)))) == 2
+
+
+def test_a_coarse_grid_has_them_as_well(monkeypatch):
+    kspace = kspace_of(SETTINGS)
+    monkeypatch.setattr(volume_maps, "POINTS", 30)
+    sets = maps_of(kspace)
+    assert len(sets) == 2
+    assert (sets[0].conj() * sets[1]).sum(0).abs().max() < 1e-4
+    assert lost(sets, kspace) < 0.5 * lost(sets[:1], kspace)
