@@ -441,7 +441,7 @@ def _add_serve(commands) -> None:
     parser.add_argument(
         "--metrics",
         metavar="[ADDRESS:]PORT",
-        help="counts for Prometheus at http://ADDRESS:PORT/metrics (default: none; ADDRESS: 127.0.0.1)",
+        help="counts for Prometheus at http://ADDRESS:PORT/metrics (default: none; ADDRESS is 127.0.0.1 unless given)",
     )
     add_arguments(parser)
     parser.set_defaults(run=_serve)

@@ -1,5 +1,6 @@
 """`serve --metrics`: a real endpoint, read during and after a real scan."""
 
+import sys
 import urllib.request
 
 import pytest
@@ -92,3 +93,10 @@ def test_a_port_that_is_taken_is_named(start):
     server = start()
     with pytest.raises(BadInputError, match=f"cannot listen on 127.0.0.1 port {server.port}"):
         server.measure(str(server.port))
+
+
+def test_without_the_package_it_says_what_to_install(start, monkeypatch):
+    server = start()
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(BadInputError, match=r"pip install dpmrecon\[metrics\]"):
+        server.measure("0")

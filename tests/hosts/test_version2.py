@@ -1,6 +1,7 @@
 """MRD version 2 in files and streams gives what version 1 of the same scan gives."""
 
 import io
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ pytest.importorskip("mrd")
 
 import mrd
 from dpmrecon.cli import main
-from dpmrecon.hosts.version2 import acquisition_of, header_of
+from dpmrecon.errors import BadInputError
+from dpmrecon.hosts.version2 import acquisition_of, header_of, opened
 from xsdata.models.datatype import XmlDate, XmlTime
 
 from support import version2
@@ -127,3 +129,24 @@ def test_a_number_that_version_1_cannot_hold_is_named(scan, model):
     line.head.idx.kspace_encode_step_1 = 70000
     answer = run(version2.stream(scan, [mrd.StreamItem.Acquisition(line)]), "stream", "--model", str(model))
     assert b"has the number 70000" in answer.stderr and b"Traceback" not in answer.stderr
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch, tmp_path):
+    path = tmp_path / "scan.mrd"
+    path.write_bytes(b"yardl and more")
+    monkeypatch.setitem(sys.modules, "mrd", None)
+    descriptor = os.open(path, os.O_RDONLY)
+    with pytest.raises(BadInputError, match=r"pip install dpmrecon\[mrd2\]"):
+        opened(descriptor, descriptor, 1.0)
+    os.close(descriptor)
+
+
+def test_what_was_read_to_tell_the_version_is_not_lost(tmp_path):
+    for data in (b"", b"y", b"yard", b"\3\0more"):
+        path = tmp_path / "scan"
+        path.write_bytes(data)
+        stream = opened(descriptor := os.open(path, os.O_RDONLY), descriptor, 1.0)
+        found = bytearray(20)
+        first = stream.readinto(memoryview(found))
+        assert bytes(found[: first + stream.readinto(memoryview(found)[first:])]) == data
+        stream.close()

@@ -145,12 +145,13 @@ class Server:
         found = {"model": self._engine.checkpoint.model_id, "device": str(self._engine.device), "scans": self._begun()}
         return {**found, "version": __version__, "audit": self._audit and self._audit.problem, "stuck": stuck}
 
-    def measure(self, listen: str) -> None:
-        """Serve metrics at [ADDRESS:]PORT, once the model is there. Raises BadInputError."""
+    def measure(self, listen: str) -> int:
+        """Serve metrics at [ADDRESS:]PORT, once the model is there; returns the port. Raises BadInputError."""
         from .metrics import Metrics
 
         model = self._engine.checkpoint.model_id
         self.metrics = Metrics(listen, model, self._device.waiting, self._begun, self._dicom_waiting)
+        return self.metrics.port
 
     def _dicom_waiting(self) -> int:
         return 0 if self.dicom is None else len(self.dicom.jobs())
@@ -296,7 +297,7 @@ def run(args: argparse.Namespace) -> int:
             if args.dicom is not None:
                 server.write_dicom(args.dicom, args.send)
             if args.metrics is not None:
-                server.measure(args.metrics)
+                log.info("metrics at port %d", server.measure(args.metrics))
             log.info("model %s: ready", model)
             server.serve()
     finally:
