@@ -66,7 +66,7 @@ class Row:
 
 def _mapped(case: Case, device: torch.device) -> MappedSlice | LostSlice:
     data = slice_of(case)
-    found = data if isinstance(data, LostSlice) else with_maps(data, device)
+    found = data if isinstance(data, LostSlice) else with_maps(data, device, case.label)
     if case.one_map and isinstance(found, MappedSlice) and found.n_sets > 1:
         maps = found.model.coil_maps[0] * found.phase.conj()
         return mapped_slice(replace(found.data, remarks=()), maps, {}, found.n_coils)

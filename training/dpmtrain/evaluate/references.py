@@ -63,7 +63,7 @@ def standard_of_care(full: ReferenceSlice, acceleration: int, calibration_lines:
     kind = "caipirinha" if full.is_volume else "regular"
     mask = sampling_mask(kind, full.data.mask, acceleration, calibration_lines, 0)
     data = undersampled(full.data, mask, acceleration, calibration_lines)
-    mapped = with_maps(data, CPU)
+    mapped = with_maps(data, CPU, contrast=full.contrast)
     truth = full.picture(mapped.model.combined(mapped.conventional))
     return replace(full, data=data, truth=truth, coil_images=None)
 
@@ -114,7 +114,7 @@ def measured_slices(
                 raise BadInputError(f"{truth_file} holds {len(truth)} slices and the scan has a slice {number}")
             where = np.ones(shape, bool) if mask is None else mask[number if len(mask) > number else 0] > 0
             here = ReferenceSlice(path.stem, number, contrast, data, np.empty(0), where, header=scan.header)
-            mapped = with_maps(data, CPU)
+            mapped = with_maps(data, CPU, contrast=contrast)
             full = bool(data.mask.amax(-1).all())
             here.truth = here.picture(mapped.model.combined(mapped.zero_filled if full else mapped.conventional))
             found.append(here)

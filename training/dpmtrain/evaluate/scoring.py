@@ -45,7 +45,7 @@ class Undersampled:
             else:
                 rows, cols = data.mask.shape
                 maps = estimate_coil_maps(calibration, (rows, cols))
-        return with_maps(data_here, self.device, maps)
+        return with_maps(data_here, self.device, maps, self.full.contrast)
 
     def score(self, image: torch.Tensor, draws: torch.Tensor | None = None) -> dict[str, Any]:
         """Moments, PSNR and SSIM of an image. V and B of its samples, complex and of their magnitudes, where a complex

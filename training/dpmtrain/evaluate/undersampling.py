@@ -172,15 +172,17 @@ def _block(data: Volume, kspace: torch.Tensor, calibration_lines: int) -> torch.
     return calibration
 
 
-def with_maps(data: Slice, device: torch.device, maps: torch.Tensor | None = None) -> MappedSlice:
-    """The slice with maps of its own calibration, as in a reconstruction, or with `maps` of elsewhere.
+def with_maps(
+    data: Slice, device: torch.device, maps: torch.Tensor | None = None, contrast: str | None = None
+) -> MappedSlice:
+    """The slice with maps of its own calibration, as in a reconstruction of the contrast, or with `maps` of elsewhere.
 
     Raises BadInputError where it cannot be used.
     """
     if isinstance(data, Volume):  # whose k-space is used up
         data = replace(data, kspace=data.kspace.clone())
     if maps is None:
-        (found,) = with_coil_maps([data], device)
+        (found,) = with_coil_maps([data], device, contrast)
     elif isinstance(data, Volume):
         found = mapped_volume(data, maps.to(device), {})
     else:
