@@ -312,6 +312,7 @@ def test_a_full_disk_keeps_the_state_and_is_one_sentence(prepared, recipe, tmp_p
     assert main([*given, str(10 / 60)]) == 0
     state = tmp_path / "teacher" / "teacher.pt"
     before = state.read_bytes()
+    capsys.readouterr()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
     try:

@@ -43,7 +43,7 @@ from ..train.unrolled import MODEL_ERROR, NOISE_FACTOR, Unrolled, unrolled_loss
 
 ARMS = ("cg-sense", "zero-filled", "unrolled")
 SCANS = 200  # batches
-ERRORS = (0.015, 0.02, 0.03, 0.045, 0.07)
+ERRORS = (0.02, 0.03, 0.045, 0.07, 0.1)
 KEPT = ("clean", "conventional", "acceleration", "sigma_n", "zero_filled")
 
 
@@ -154,4 +154,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DpmreconError as error:
+        raise SystemExit(f"dpmtrain: {error}") from None

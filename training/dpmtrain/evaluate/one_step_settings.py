@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from dpmrecon.api import load_model
+from dpmrecon.errors import DpmreconError
 from dpmrecon.physics.cg_sense import WEIGHT_FACTOR, cg_sense
 from dpmrecon.prior.checkpoint import Checkpoint, write_card
 from dpmrecon.prior.conditional import Conditioned
@@ -211,4 +212,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DpmreconError as error:
+        raise SystemExit(f"dpmtrain: {error}") from None

@@ -4,6 +4,7 @@ A stage says what is trained and does one step; the loop sets the rate, saves, a
 """
 
 import csv
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,7 +119,7 @@ class TimedRun:
                 f"{folder} cannot be written ({first_line(error)}): the state saved last is still there; make room "
                 "and give the same command again"
             ) from error
-        print(*row, sep=", ", flush=True)
+        print(*row, sep=", ", file=sys.stderr, flush=True)
 
 
 def _difference(old: Any, new: Any, name: str = "") -> str:
