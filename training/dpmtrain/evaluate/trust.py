@@ -52,7 +52,7 @@ def chosen_pair(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, pair
     data = mapped.data
     held = held_back(data)
     kept = replace(data, kspace=data.kspace * (1 - held), mask=data.mask * (1 - held))
-    fewer = with_maps(kept, mapped.conventional.device)
+    fewer = with_maps(kept, mapped.conventional.device, contrast=contrast)
     there = replace(fewer.model, mask=held)
 
     def misfit(pair: Pair) -> float:
