@@ -134,13 +134,19 @@ class Books:
 
 @dataclass(frozen=True)
 class Hashes:
-    """Several hashes of the same bytes."""
+    """Two hashes of the same bytes, None for one that nobody asks for: of the audit's key, and a plain one for the UIDs
+    of DICOM."""
 
-    hashes: list[Any]
+    keyed: Any
+    plain: Any
 
     def update(self, data: bytes) -> None:
-        for one in self.hashes:
-            one.update(data)
+        for one in (self.keyed, self.plain):
+            if one is not None:
+                one.update(data)
+
+    def copy(self) -> "Hashes":
+        return Hashes(self.keyed and self.keyed.copy(), self.plain and self.plain.copy())
 
 
 @dataclass
@@ -159,8 +165,6 @@ class Session:
     record: dict[str, Any] = field(default_factory=dict)  # the audit line
     reader: ReadAhead | None = None
     begun: bool = False  # a scan is in hand
-    _keyed: Any = None  # hash of what is read, of the audit's key
-    _plain: Any = None  # and without one, for the DICOM's UIDs
     _job: DicomJob | None = None
 
     def scan(self, config: bytes, header_xml: bytes) -> None:
@@ -210,8 +214,8 @@ class Session:
         swi = SwiSeries(header, provenance, options.vein_phase, self._send_map, self._note)
         writers: list[Writer] = [Sender(self.host, self.peer), maps, swi]
         if self.dicom is not None:
-            digest, scan = self._plain.hexdigest, Headed(header, xml)
-            self._job = DicomJob(self.dicom, scan, options, provenance, maps.weighting, digest, self._note)
+            scan = Headed(header, xml)
+            self._job = DicomJob(self.dicom, scan, options, provenance, maps.weighting, self._digest, self._note)
             writers.append(self._job)  # after all that sends, and before what tells of missing slices
         writers.append(Books(record, sampling, lines))
         if self.metrics is not None:
@@ -260,7 +264,8 @@ class Session:
                 **self.record.get("seconds", {}),
                 "total": round(time.perf_counter() - started, 3),
             }
-            self.record.update(error=message, input=self._keyed and self._keyed.hexdigest())
+            keyed = self.peer.hash and self.peer.hash.keyed
+            self.record.update(error=message, input=keyed and keyed.hexdigest())
             log.info("scan %s", json.dumps(self.record))
             if self.audit is not None:
                 self.audit.write(self.record)
@@ -269,9 +274,12 @@ class Session:
 
     def _hash_from(self, header: bytes) -> None:
         """Hash header and data, not the configuration: a scan that is sent again, for other options, is the same."""
-        self._keyed, self._plain = self.audit and self.audit.hash(), self.dicom and hashlib.sha256()
-        self.peer.hash = Hashes([one for one in (self._keyed, self._plain) if one is not None])
+        self.peer.hash = Hashes(self.audit and self.audit.hash(), self.dicom and hashlib.sha256())
         self.peer.hash.update(header)
+
+    def _digest(self) -> str:
+        """SHA-256 of header and data, hex."""
+        return self.peer.hash.plain.hexdigest()
 
     def _farewell(self, message: str | None) -> None:
         self.peer.patience = wire.FAREWELL
