@@ -130,17 +130,21 @@ class Wire:
 
     def text_ahead(self) -> bytes:
         """The text of the next message, which the hash leaves out; nothing where it is another: that is not taken."""
-        before = None if self.hash is None else self.hash.copy()
+        hashed, self.hash = self.hash, None
         try:
             self._ahead = self.message_id()
+            if self._ahead != TEXT:
+                if hashed is not None:
+                    hashed.update(struct.pack("<H", self._ahead))
+                return b""
+            self._ahead, self.framed = None, False  # until the whole body is read
+            found = self.text()
+            self.framed = True
+            return found
         except PeerGoneError:  # which whoever reads on is told, if nothing else is wrong with what came
             return b""
-        if self._ahead != TEXT:
-            return b""
-        self._ahead, self.framed = None, False  # until the whole body is read
-        found = self.text()
-        self.framed, self.hash = True, before
-        return found
+        finally:
+            self.hash = hashed
 
     def config_name(self) -> str:
         """The body of CONFIG_NAME: a file name in 1024 bytes, filled up with zeros."""

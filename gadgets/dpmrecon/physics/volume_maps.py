@@ -16,7 +16,7 @@ MATRIX = 2048
 LARGEST = 24  # samples of the calibration that are used along each axis
 THRESHOLD = 0.02  # of the largest singular value: what is above spans the signal
 # Of the eigenvalue; at .9 slabs lose dark edges (training/reports/volumes/support)
-CROP = 0.75
+CROP = 0.85
 SECOND = 0.9  # the same of a second set
 # Points along an axis that maps are found on, and interpolated between
 POINTS = 128

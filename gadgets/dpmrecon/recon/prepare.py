@@ -22,9 +22,9 @@ FOLDS = (
     "two sets of coil maps are used: the head folds into its field of view along the lines, or calibration lines "
     "contradict each other"
 )
-# Of the maps of slices whose phase is too quick for their calibration. By the usual one SWI has a percent of the head
-# missing near the sinuses, by this one .2, and NRMSE is 5 to 12 % lower (training/reports/swi/slices)
-SWI_CROP = 0.8
+# Of maps of SWI, whose phase is too quick for the calibration. By the usual crop a percent of the head is missing near
+# the sinuses, and more at a slab's edges (training/reports/swi/slices, training/reports/volumes/support)
+SWI_CROP = 0.75
 
 
 def with_coil_maps(
@@ -57,7 +57,7 @@ def with_maps(data: Slice, device: torch.device, contrast: str | None = None) ->
             f"{FEWEST_CALIBRATION_LINES} adjacent lines around the centre, embedded or separate",
         )
     if isinstance(data, Volume):
-        return with_volume_maps(data, device)
+        return with_volume_maps(data, device, SWI_CROP) if contrast == "swi" else with_volume_maps(data, device)
     started = time.perf_counter()
     n_coils = len(data.kspace)
     own, *others = (despiked(part) for part in (replace(data, others=()), *data.others))

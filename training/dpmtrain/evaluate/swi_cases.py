@@ -13,6 +13,7 @@ from dpmrecon.physics.scale import image_scale
 from dpmrecon.physics.volume import hybrid
 from dpmrecon.physics.volume_maps import packed_maps
 from dpmrecon.prior.denoiser import complex_noise
+from dpmrecon.recon.prepare import SWI_CROP
 from dpmrecon.recon.types import MappedVolume
 from dpmrecon.recon.volumes import mapped_volume, with_volume_maps
 from dpmrecon.tools.simulated_slice import coil_maps
@@ -74,13 +75,13 @@ def phantom_cases(settings: VolumeSettings, patterns: Sequence[str]) -> Iterator
     generator = torch.Generator().manual_seed(settings.seed)
     noisy = torch.stack([coil + noise * complex_noise(tuple(coil.shape), generator) for coil in clean])
     voxel, block = (settings.slice_thickness_mm, *settings.pixel_mm), settings.calibration_lines
-    full = _mapped(with_volume_maps(_acquired(noisy, lines_of(settings), block, noise, voxel, 1), CPU))
+    full = _mapped(with_volume_maps(_acquired(noisy, lines_of(settings), block, noise, voxel, 1), CPU, SWI_CROP))
     truth = in_map_phase(full, full.model.adjoint(hybrid(clean)))
     for name in patterns:
         rows, partitions, shift = PATTERNS[name]
         lines = lines_of(replace(settings, acceleration=rows, partition_acceleration=partitions, caipirinha=shift))
         data = _acquired(noisy, lines, block, noise, voxel, rows * partitions)
-        yield Case(f"subject {settings.subject}, {name}", full, _mapped(with_volume_maps(data, CPU)), truth)
+        yield Case(f"subject {settings.subject}, {name}", full, _mapped(with_volume_maps(data, CPU, SWI_CROP)), truth)
 
 
 def lines_of(settings: VolumeSettings) -> torch.Tensor:

@@ -23,6 +23,7 @@ from dpmrecon.physics.volume_maps import CROP
 from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults, volume_defaults
 from dpmrecon.prior.kinds import settings_from
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
+from dpmrecon.recon.prepare import SWI_CROP
 from dpmrecon.recon.types import MappedVolume
 from dpmrecon.recon.volumes import with_volume_maps
 from matplotlib.figure import Figure
@@ -99,9 +100,9 @@ class Case:
 
     @cached_property
     def mapped(self) -> MappedVolume:
-        return self.mapped_with()
+        return self.mapped_with(SWI_CROP if self.contrast == "swi" else CROP)
 
-    def mapped_with(self, crop: float = CROP) -> MappedVolume:
+    def mapped_with(self, crop: float) -> MappedVolume:
         """crop: of the coil maps."""
         data = self.reference.data
         mapped = with_volume_maps(replace(data, kspace=data.kspace.clone()), torch.device("cpu"), crop)
@@ -393,7 +394,7 @@ def support(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
         [
             f"# Where the coil maps of volumes end, {checkpoint.model_id}",
             "NRMSE of one sample (of CG-SENSE), and the part of the head that no coil sees, by the eigenvalue below "
-            f"which maps are 0; {CROP:g} is the product's.",
+            f"which maps are 0; the product takes {CROP:g}, of SWI {SWI_CROP:g}.",
             "\n".join(markdown(table)),
         ]
     )
