@@ -145,6 +145,19 @@ def test_a_disk_that_takes_nothing_costs_the_dicom_and_not_the_scan(start, scan,
     (tmp_path / "queue").mkdir()
 
 
+def test_a_folder_that_cannot_be_read_is_tried_again(tmp_path, caplog):
+    queue = DicomQueue(tmp_path, None, pauses=(0.01,))
+    (tmp_path / "queue").rename(tmp_path / "away")
+    queue.start()
+    until(lambda: "cannot read" in caplog.text)
+    (tmp_path / "away").rename(tmp_path / "queue")
+    job = tmp_path / "queue" / "20260101T000000-0"
+    job.mkdir()
+    (job / "job.json").write_text("{}")
+    until(lambda: "the DICOM of 20260101T000000-0 failed" in caplog.text)
+    queue.stop()
+
+
 def test_nothing_is_lost_on_kills(model, scan, tmp_path):
     """First while the archive is away, then while it takes the second image of a scan."""
     port = free_port()

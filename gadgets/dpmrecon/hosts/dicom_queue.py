@@ -173,23 +173,33 @@ class DicomQueue:
         tries = 0
         while not self._stopping.is_set():
             self._woken.clear()
-            failure = None
-            for job in self.jobs():
-                try:
-                    self._one(job)
-                    tries = 0
-                except DpmreconError as error:  # of the archive or the disk: no other scan would fare better
-                    failure = str(error)
-                    break
-                except Exception as error:  # whose text may hold values from the header
-                    failure = f"the DICOM of {job.name} failed ({type(error).__name__})"
+            failure, done, left = self._round()
             if failure is None:
+                tries = 0
                 self._woken.wait()
                 continue
+            tries = 0 if done else tries
             pause = self._pauses[min(tries, len(self._pauses) - 1)]
             tries += 1
-            log.error("%s: tried again in %g s, %d scans wait", failure, pause, len(self.jobs()))
+            log.error("%s: tried again in %g s, %d scans wait", failure, pause, left)
             self._stopping.wait(pause)
+
+    def _round(self) -> tuple[str | None, int, int]:
+        """All scans that wait, one after the other: (what failed, None where nothing did; scans done; scans left)."""
+        failure, done = None, 0
+        try:
+            jobs = self.jobs()
+        except OSError as error:
+            return f"cannot read {self.waiting} ({error.strerror})", 0, 0
+        for job in jobs:
+            try:
+                self._one(job)
+                done += 1
+            except DpmreconError as error:  # of the archive or the disk: no other scan would fare better
+                return str(error), done, len(jobs) - done
+            except Exception as error:  # whose text may hold values from the header
+                failure = f"the DICOM of {job.name} failed ({type(error).__name__})"
+        return failure, done, len(jobs) - done
 
     def _one(self, job: Path) -> None:
         """Write a scan's files where they are not there yet, and send them. Raises DpmreconError to be tried again."""

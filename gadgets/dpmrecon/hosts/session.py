@@ -145,9 +145,6 @@ class Hashes:
             if one is not None:
                 one.update(data)
 
-    def copy(self) -> "Hashes":
-        return Hashes(self.keyed and self.keyed.copy(), self.plain and self.plain.copy())
-
 
 @dataclass
 class Session:
