@@ -34,7 +34,7 @@ def entry(largest: float, level: float = 0.0, by_noise: float = 0.0) -> dict:
         "levels": {ANY: [level] * len(NAMES)},
         "slopes": slopes.tolist(),
         "precision": {ANY: np.eye(len(NAMES)).tolist()},
-        "largest": largest,
+        "largest": {ANY: largest},
     }
     return {"fits": [fit], "sigma_n": [0.004, 0.06], "R": [1, 8], "head": [100, 9999], "matrix": [100, 9999]}
 

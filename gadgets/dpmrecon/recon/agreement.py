@@ -81,8 +81,8 @@ class Limits:
     def of(cls, card: dict, contrast: str | None) -> "Limits | None":
         """From a model's card; None where it has none. Raises CheckpointError for an entry that lacks something.
 
-        card["gate"]["fits"] is a list of {"levels", "slopes", "precision", "largest"}: level and precision of each
-        contrast, ANY for scans of no known one, and what is common to those of a fit.
+        card["gate"]["fits"] is a list of {"levels", "slopes", "precision", "largest"}: level, precision and largest
+        distance of each contrast, ANY for scans of no known one, and slopes that those of a fit have in common.
         """
         gate = card.get("gate")
         if gate is None:
@@ -96,7 +96,7 @@ class Limits:
             if (expected.shape, precision.shape) != ((COVARIATES, len(NAMES)), (len(NAMES),) * 2):
                 raise ValueError("it is of another version")
             ranges = [(float(low), float(high)) for low, high in (gate[name] for name in RANGES)]
-            return cls(expected, precision, float(fit["largest"]), *ranges)
+            return cls(expected, precision, float(fit["largest"][name]), *ranges)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"model card: the entry gate is not usable ({error!r}): get the card again, or let `dpmtrain gate` "

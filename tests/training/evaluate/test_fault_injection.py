@@ -14,8 +14,7 @@ CANNOT_BE_SEEN = {"samples reversed", "shots moved"}
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_fault_is_seen_or_harmless(seed, monkeypatch):
-    monkeypatch.setattr("dpmtrain.evaluate.fault_injection.SIZES", (56, 64, 67, 72))
+def test_a_fault_is_seen_or_harmless(seed):
     row = row_of(seed, None)
     assert row.sound_exit == 0
     assert row.sound_text == "" or row.sound_text.endswith("it counts as trace-weighted")  # DWI of no direction
