@@ -34,7 +34,7 @@ from .tables import fields_of, markdown, write_tables
 R, SIGMA_N = (1, 2, 3, 4, 6, 8), (0.004, 0.06)  # that the limits are measured for; sigma_n over the scale
 FALSE_ALARMS = 0.01  # share of either group's sound slices beyond the largest distance
 RIDGE, FOLDS = 1e-2, 10  # of the variance of each number; of cross-validation
-SOME, MORE = 0.05, 1.25  # of a contrast, of which few slices were seen
+SOME, MORE = 0.05, 1.15  # of a contrast, of which few slices and subjects were seen
 SAID = 3.0  # what a remark of the steps before counts as
 BOOTSTRAP = 400
 PARTS = ("agreement", "held back", "denoised", "residual", "rows", "channels", "remarks", "spread")
@@ -117,7 +117,7 @@ def _fitted(names: list[str], design: np.ndarray, values: np.ndarray, is_real: n
 
     Distances are those of slices that were left out of the fit, a FOLDS-th of them at a time. Phantoms have less
     detail: they are not fitted to, but FALSE_ALARMS of them alone are beyond as well. Of a contrast few were seen: its
-    own limit is at least MORE times the distance that SOME of it exceed.
+    limit is MORE times that distance, or the one that SOME of its own exceed.
     """
     real, phantoms = np.flatnonzero(is_real), np.flatnonzero(~is_real)
     contrast = design[:, : len(names)].argmax(1)
@@ -142,7 +142,7 @@ def _fitted(names: list[str], design: np.ndarray, values: np.ndarray, is_real: n
     order = np.concatenate([*(real[n::FOLDS] for n in range(FOLDS)), phantoms])
     far = np.concatenate(groups)
     own = [np.quantile(far[contrast[order] == number], 1 - SOME) for number in range(len(names))]
-    limits = [max(common, MORE * float(limit)) for limit in own] if len(names) > 1 else [common]
+    limits = [MORE * max(common, float(limit)) for limit in own] if len(names) > 1 else [common]
     return {
         "levels": dict(zip(names, np.round(fit[: len(names)], 4).tolist())),
         "slopes": np.round(fit[len(names) :], 4).tolist(),
