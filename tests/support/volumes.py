@@ -5,6 +5,7 @@ from functools import lru_cache
 import torch
 from dpmrecon.data import SliceKey, Volume
 from dpmrecon.physics.fourier import to_kspace
+from dpmrecon.physics.volume import VolumeModel
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.tools.simulated_slice import coil_maps
 
@@ -44,3 +45,14 @@ def volume(sigma_n: float = 0.01, n_coils: int = 6, *, first_col: int = 0, seed:
     return Volume(
         key, kspace, mask, block, sigma_n, "noise scan", 4.0, count, count, key.seed_key, voxel_mm=VOXEL_MM
     )  # fmt: skip
+
+
+def dense_prox(model: VolumeModel, right: torch.Tensor, start: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """(batch, ...) complex128: (A^H A + weight) x = right + weight start, solved with A as a matrix."""
+    shape, n = start[0].shape, start[0].numel()
+    columns = [model.forward(unit.view(shape)).flatten() for unit in torch.eye(n, dtype=torch.complex64)]
+    matrix = torch.stack(columns, 1).to(torch.complex128)
+    normal = matrix.mH @ matrix
+    targets = ((right + weight * begin).flatten().to(torch.complex128) for begin, weight in zip(start, weights))
+    solved = [torch.linalg.solve(normal + weight * torch.eye(n), b) for b, weight in zip(targets, weights)]
+    return torch.stack(solved).view(start.shape)

@@ -1,7 +1,7 @@
 """Coil maps from calibration lines: ESPIRiT (Uecker et al., Magnetic Resonance in Medicine 71:990, 2014)."""
 
 import torch
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import max_pool3d
 
 from ..errors import BadInputError
 from .fourier import crop_or_pad, to_image
@@ -130,7 +130,7 @@ class _Espirit:
         step = max(1, CHUNK // self.hybrid[0].numel())
         parts = [self._two(slice(start, min(start + step, self.shape[0]))) for start in range(0, self.shape[0], step)]
         double, spans = (torch.cat(part).to(first.device) for part in zip(*parts))
-        double = _at_the_edge(double & (first != 0).any(-1))
+        double = at_the_edge((double & (first != 0).any(-1))[None], 1)[0]
         inside, beyond = _continued(first, (first != 0).any(-1) & ~double)
         span = spans[double]
         sets[:, double] = basis_of(span, inside[double], beyond[double])
@@ -143,12 +143,14 @@ class _Espirit:
         return values[:, -2].view(shape) >= self.crop, vectors[..., -2:].unflatten(0, shape)
 
 
-def _at_the_edge(where: torch.Tensor) -> torch.Tensor:
-    """The connected regions of `where`, (rows, cols) bool, that hold a pixel of the first or last row."""
+def at_the_edge(where: torch.Tensor, axis: int) -> torch.Tensor:
+    """The connected regions of `where`, (partitions, rows, cols) bool, that hold a voxel of an axis' first or last
+    plane. A slice is one partition."""
     found = torch.zeros_like(where)
-    found[[0, -1]] = where[[0, -1]]
+    ends = torch.tensor([0, where.shape[axis] - 1], device=where.device)
+    found.index_copy_(axis, ends, where.index_select(axis, ends))
     while True:
-        grown = max_pool2d(found[None].float(), 3, 1, 1)[0].bool() & where
+        grown = max_pool3d(found[None].float(), 3, 1, 1)[0].bool() & where
         if torch.equal(grown, found):
             return found
         found = grown

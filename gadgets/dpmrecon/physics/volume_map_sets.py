@@ -3,9 +3,8 @@
 import math
 
 import torch
-from torch.nn.functional import max_pool3d
 
-from .coil_maps import FEWEST_COILS, FOLDED, REACH, THIRD, basis_of, fourier_matrix
+from .coil_maps import FEWEST_COILS, FOLDED, REACH, THIRD, at_the_edge, basis_of, fourier_matrix
 
 # A head folds along an axis where, from the first and last line or partition on, two eigenvalues are large and the
 # third is small, together as deep as DEPTH of them, in a tenth of the lines of a coarse grid. Simulated heads that fit
@@ -59,25 +58,12 @@ def second_set(
     heads: the first set continues the maps inside the head to the edge, the second those of the opposite edge beyond
     it.
     """
-    double = _at_the_edge(strong.all(0), axis)
+    double = at_the_edge(strong.all(0), axis)
     inside, beyond = _continued(first, strong[0] & ~double, axis)
     span = torch.stack([first[double], second[double]], -1)
     one, other = torch.clone(first), torch.zeros_like(first)
     one[double], other[double] = basis_of(span, inside[double], beyond[double])
     return one, other, double
-
-
-def _at_the_edge(where: torch.Tensor, axis: int) -> torch.Tensor:
-    """The connected regions of `where`, (partitions, rows, cols) bool, that hold a voxel of an axis' first or last
-    plane."""
-    found = torch.zeros_like(where)
-    ends = torch.tensor([0, where.shape[axis] - 1], device=where.device)
-    found.index_copy_(axis, ends, where.index_select(axis, ends))
-    while True:
-        grown = max_pool3d(found[None].float(), 3, 1, 1)[0].bool() & where
-        if torch.equal(grown, found):
-            return found
-        found = grown
 
 
 def _continued(maps: torch.Tensor, known: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -42,13 +42,13 @@ class CropRow:
     lost: float
 
 
-def crop_row(path: Path, name: str, crop: float, checkpoint: Checkpoint) -> CropRow:
+def crop_row(path: Path, name: str, maps_of: str | None, checkpoint: Checkpoint) -> CropRow:
     truth = np.load(truth_path(path))
     bright = truth > DARK * np.percentile(truth, 99)
     images, conventional, lost = np.empty_like(truth), np.empty_like(truth), []
     with open_scan(path) as scan:
         lines = slices(scan.acquisitions(), scan.header)
-        for mapped in with_coil_maps(lines, CPU, "swi" if crop == SWI_CROP else None):
+        for mapped in with_coil_maps(lines, CPU, maps_of):
             item = by_card(mapped, checkpoint, "swi") if isinstance(mapped, MappedSlice) else mapped
             if not isinstance(item, Reconstruction) or item.fallback:
                 raise DpmreconError(f"a slice of {name} has no image of ours")
@@ -57,6 +57,7 @@ def crop_row(path: Path, name: str, crop: float, checkpoint: Checkpoint) -> Crop
             conventional[place] = mapped.model.combined(mapped.conventional).abs().numpy()
             seen = mapped.model.support.reshape(-1, *truth.shape[1:]).amax(0).numpy() > 0
             lost.append(float((~seen)[bright[place]].mean()))
+    crop = SWI_CROP if maps_of == "swi" else CROP
     return CropRow(name, crop, nrmse(images, truth), nrmse(conventional, truth), float(np.mean(lost)))
 
 
@@ -76,8 +77,8 @@ def rows_of(checkpoint: Checkpoint, matrices: Sequence[int], subjects: Sequence[
                     seed=subject,
                 )
                 simulate(path, settings)
-                for crop in (CROP, SWI_CROP):
-                    rows.append(crop_row(path, name, crop, checkpoint))
+                for maps_of in (None, "swi"):
+                    rows.append(crop_row(path, name, maps_of, checkpoint))
                     print(rows[-1], flush=True)
     return rows
 
