@@ -113,7 +113,8 @@ class Podman(Engine):
         config = configparser.ConfigParser(interpolation=None)
         config.read(ROOT / "setup.cfg")
         needed = ["setuptools", "wheel", *config["options"]["install_requires"].split()]
-        self._download("constraints.txt", *needed)
+        metrics = config["options.extras_require"]["metrics"].split()
+        self._download("constraints.txt", *needed, *metrics)
         self._download("docker/constraints.gadgetron.txt", "gadgetron", *needed)
 
     def _download(self, constraints: str, *packages: str) -> None:
