@@ -17,7 +17,7 @@ from dpmrecon.data import Slice
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.types import MappedSlice
 
-from ..arguments import words
+from ..arguments import exit_code, words
 from . import validation
 from .lesion_scores import bands, gain_and_nrmse
 from .methods import by_card
@@ -108,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))

@@ -17,6 +17,7 @@ from typing import Any
 
 from dpmrecon.errors import BadInputError
 
+from ..arguments import exit_code
 from ..files import writing
 from .made_up import write_sources
 from .make import make
@@ -103,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))
