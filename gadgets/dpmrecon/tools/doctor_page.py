@@ -14,6 +14,7 @@ import torch
 from ..data import LostSlice, Slice
 from ..dicom.write import DicomOptions
 from ..errors import BadInputError
+from ..files import write_text
 from ..mrd.collect import slices
 from ..mrd.receiving import Receiving
 from ..mrd.scan import Scan
@@ -216,7 +217,7 @@ def page(found: Diagnosis) -> str:
 def write(found: Diagnosis, path: Path) -> None:
     """The page. Raises BadInputError where it cannot be written."""
     try:
-        path.write_text(page(found), encoding="utf-8")
+        write_text(path, page(found))
     except OSError as error:
         raise BadInputError(f"{path} cannot be written ({error.strerror}): choose another --page") from error
 
