@@ -28,6 +28,7 @@ from ..recon.agreement import Limits, agreement
 from ..recon.deadline import Deadline
 from ..recon.gate import expected_residual, unfamiliar
 from ..recon.prepare import with_maps
+from ..recon.repairs import two_sets
 from ..recon.stream import try_out
 from ..recon.types import MappedSlice, Reconstruction
 from ..results import Wanted
@@ -52,9 +53,7 @@ def examine(scan: Scan, options: Options, found: Diagnosis) -> None:
     residual, expected = mapped.residual(mapped.conventional), expected_residual(mapped)
     found.maps = {
         "slice": mapped.key.slice,
-        "sets": "two: the head folds into its field of view, or calibration lines contradict each other"
-        if mapped.n_sets > 1
-        else "one",
+        "sets": two_sets(mapped.data) if mapped.n_sets > 1 else "one",
         "coils": f"{mapped.n_coils} measured, {mapped.model.coil_maps.shape[-3]} used",
         "residual of CG-SENSE": residual,
         "residual expected of a sound scan": expected,
