@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import matplotlib.image
 import numpy as np
@@ -14,9 +12,11 @@ import pydicom
 import pytest
 from dpmrecon import protocol as module
 from dpmrecon.cli import main
+from dpmrecon.output.images_file import ImagesFile
 from dpmrecon.protocol import WORST, files_of
 
 from support.edited import edited
+from support.forked import forked
 from support.protocols import SCANS, protocol, protocol_folder, rows, with_header
 
 
@@ -101,24 +101,17 @@ def test_what_is_done_is_not_done_again_until_content_or_options_change(patient,
     assert "remark: dwi/ is of an earlier run and none of these scans" in printed
 
 
-KILLED = """
-import os, signal, sys
-from dpmrecon.cli import main
-from dpmrecon.output.images_file import ImagesFile
-add, calls = ImagesFile.add, []
-def last(self, item, images):
-    calls.append(item)
-    if len(calls) == 8:  # the second of three slices of the second scan
-        os.kill(os.getpid(), signal.SIGKILL)
-    add(self, item, images)
-ImagesFile.add = last
-main(sys.argv[1:])
-"""
-
-
 def test_a_run_that_was_killed_goes_on_and_ends_as_one_that_was_not(patient, result, model, tmp_path, capsys):
-    command = [sys.executable, "-c", KILLED, "protocol", str(patient), "--out", str(tmp_path), "--model", str(model)]
-    killed = subprocess.run([*command, "--device", "cpu"], capture_output=True, env=os.environ)
+    add, calls = ImagesFile.add, []
+
+    def last(self, item, images):
+        calls.append(item)
+        if len(calls) == 8:  # the second of three slices of the second scan
+            os.kill(os.getpid(), signal.SIGKILL)
+        add(self, item, images)
+
+    command = ["protocol", str(patient), "--out", str(tmp_path), "--model", str(model), "--device", "cpu"]
+    killed = forked(main, *command, before=lambda: setattr(ImagesFile, "add", last))
     assert killed.returncode == -signal.SIGKILL
     assert list(rows(tmp_path)) == ["dwi"]
     assert not (tmp_path / "flair" / "report.json").exists()
