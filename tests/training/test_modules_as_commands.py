@@ -24,7 +24,7 @@ OPTIONS = {
     "evaluate.shots": ["--model", "nowhere.safetensors"],
     "evaluate.swi": [*IMAGES, "--out", "out"],
     "evaluate.swi_slices": ["--out", "out", "--matrices", "2"],
-    "evaluate.volumes": ["settings", *IMAGES, "--out", "out"],
+    "evaluate.volumes": ["support", *IMAGES, "--out", "out"],
     "study.check": ["--out", "out", "--studies", "0"],
     "study.page_time": ["--out", "out", "--viewer", "nowhere"],
 }
