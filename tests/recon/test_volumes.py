@@ -1,6 +1,7 @@
 """Volumes from their k-space to an image: maps, scale, phase, misfit, samples, and what happens when they fail."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -43,6 +44,7 @@ FOLDED = {
 SAMPLING = Sampling("prox", SamplerSettings(steps=4, sigma_max=0.5, cg_steps=8), 1, 0, 4, fallback=True)
 
 
+@cache  # no test changes it
 def mapped(**settings) -> MappedVolume:
     found = with_maps(volume(**settings), CPU)
     assert isinstance(found, MappedVolume)
