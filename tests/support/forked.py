@@ -5,6 +5,7 @@ What is trained there needs a process of its own: torch cannot go back in a chil
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -12,6 +13,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+
+from .waiting import LIMIT
 
 
 def forked(
@@ -32,6 +35,7 @@ def forked(
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the child does not need
             process = os.fork()
         if process == 0:
+            signal.alarm(10 * LIMIT)  # one that hangs ends, by a signal
             for number, file in enumerate((source, printed, errors)):
                 os.dup2(file.fileno(), number)
             os._exit(_code(main, list(arguments), folder, before))
