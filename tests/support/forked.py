@@ -1,4 +1,4 @@
-"""Commands in a child of the test process, which has loaded torch already: real pipes' ends, limits and exit codes.
+"""Commands in a child of the test process, which has loaded torch already: with streams, limits and an exit of its own.
 
 What is trained there needs a process of its own: torch cannot go back in a child where its parent has.
 """
