@@ -55,14 +55,14 @@ def _plane(family: str, side: int, acceleration: float, rng: np.random.Generator
         chosen = np.zeros((side, side), bool)
         chosen[rows.clip(max=side - 1), cols.clip(max=side - 1)] = True
         return chosen
-    width = rng.uniform(*WIDTHS)
-    return drawn_by_density(gaussian((side, side), width), acceleration, rng)
+    return drawn_by_density(gaussian((side, side), rng.uniform(*WIDTHS)), acceleration, rng)
 
 
 def gaussian(shape: tuple[int, ...], width: float) -> np.ndarray:
     """A density that falls from the centre of k-space, 1 there; width: its standard deviation over the matrix."""
     axes = np.ogrid[tuple(slice(-(size // 2), size - size // 2) for size in shape)]
-    return np.exp(-0.5 * sum((axis / (width * size)) ** 2 for axis, size in zip(axes, shape)))
+    squares = [(axis / (width * size)) ** 2 for axis, size in zip(axes, shape)]
+    return np.exp(-0.5 * sum(squares, np.zeros(())))
 
 
 def drawn_by_density(density: np.ndarray, acceleration: float, rng: np.random.Generator) -> np.ndarray:

@@ -128,7 +128,7 @@ def dipole(shape: tuple[int, ...], along: int = -1) -> torch.Tensor:
     middle of an array of cubic voxels; along: the axis of the main field."""
     frequency = [torch.arange(size) / size - (size // 2) / size for size in shape]
     squares = torch.meshgrid(*[f.square() for f in frequency], indexing="ij")
-    return 1 / 3 - squares[along] / sum(squares).clamp_min(1e-12)
+    return 1 / 3 - squares[along] / (squares[0] + squares[1] + squares[2]).clamp_min(1e-12)
 
 
 def field_phase(ppm: np.ndarray, te: float) -> np.ndarray:
