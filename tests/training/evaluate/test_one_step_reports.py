@@ -24,6 +24,7 @@ from dpmtrain.evaluate.one_step_settings import Case, Remembering
 from dpmtrain.evaluate.one_step_settings import nrmse as errors_of
 from dpmtrain.evaluate.plan import Condition
 from dpmtrain.evaluate.references import CPU
+from dpmtrain.evaluate.score_lines import ScoreLines
 from dpmtrain.evaluate.scoring import Undersampled
 from dpmtrain.evaluate.validation import full_slice
 
@@ -166,15 +167,16 @@ def test_a_students_image_is_that_of_its_weights(one_step, tmp_path, model, monk
         distillation.asked_of(teacher, [model])
 
 
-def test_the_best_error_for_volumes_goes_into_the_card(one_step, monkeypatch):
+def test_the_best_error_for_volumes_goes_into_the_card(one_step, tmp_path, monkeypatch):
     monkeypatch.setattr(volumes, "ERRORS", (0.01, 0.3))
     small = replace(volumes.settings_of("t1", 0), matrix=(36, 30), fov_mm=(216.0, 180.0), partitions=24)
     monkeypatch.setattr(volumes, "settings_of", lambda contrast, seed: small)
     case, checkpoint = volumes.simulated_case("t1"), load_checkpoint(one_step)
     card = OneStepSettings(**checkpoint.card["sampling"][ONE_STEP])
-    row = volumes.measured([case], checkpoint, "in turn", replace(card, steps=1))
+    lines = ScoreLines(tmp_path / "scores.jsonl")
+    row = volumes.measured([case], checkpoint, "in turn", replace(card, steps=1), lines)
     assert row.values.shape == (1, 2) and row.figures == row.values.min(1)
-    across = volumes.measured([case], checkpoint, "across partitions", replace(card, steps=1))
+    across = volumes.measured([case], checkpoint, "across partitions", replace(card, steps=1), lines)
     assert across.values == pytest.approx(row.values)  # one evaluation turns to no other planes
     entry = volumes.card_entry(row)
     write_card(one_step, sampling={**checkpoint.card["sampling"], "volume": entry})
@@ -182,5 +184,5 @@ def test_the_best_error_for_volumes_goes_into_the_card(one_step, monkeypatch):
     chosen = sampling_of(Options(), found, CPU, "t1", 4, volume=True)
     assert chosen.settings == replace(card, steps=1, error=volumes.ERRORS[row.best])
     image = by_card(case.mapped, found, "t1").image
-    assert volumes.nrmse(image.abs().numpy(), case.truth) == pytest.approx(row.figures[0], rel=1e-3)
+    assert volumes.nrmse(image.abs().numpy(), case.made[1]) == pytest.approx(row.figures[0], rel=1e-3)
     assert by_card(case.mapped, found, "t1", {"steps": 3}).evaluations == 3

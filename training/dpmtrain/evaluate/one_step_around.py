@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
     parser.add_argument("--contrasts", default="flair,t1")
-    parser.add_argument("--slices", type=int, nargs="+", default=[0, 2], help="of the three validation slices")
+    parser.add_argument("--slices", type=int, nargs="+", default=[1], help="of the three validation slices")
     args = parser.parse_args()
     torch.set_num_threads(1)
     checkpoint = load_model(ONE_STEP, "cpu")

@@ -8,6 +8,7 @@ markdown and CSV and a picture. Images that are there already are not made again
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -96,27 +97,30 @@ class Found:
 
 
 def images_of(scan: Scan, folder: Path) -> Iterator[Found]:
+    """Of every method; an echo is mapped once for all that were not made before."""
     yield Found(TRUTH, scan.head.echoes.numpy(), 0.0, 0)
     one_step, default = load_model(ONE_STEP, "cpu"), load_model(None, "cpu")
-    makers = {
+    makers: dict[str, tuple[int, Checkpoint | None, dict]] = {
         FULL: (1, None, {}),
         "CG-SENSE": (R, None, {}),
         "one-step, 1": (R, one_step, {"steps": 1}),
         "one-step, 2": (R, one_step, {"steps": 2}),
         "default": (R, default, {}),
     }
-    for name, (acceleration, checkpoint, changes) in makers.items():
-        echoes, seconds, evaluations = [], 0.0, 0
-        for echo in range(len(ECHOES_MS)):
+    mapped = lru_cache(2)(scan.mapped)
+    made: dict[str, list[tuple[np.ndarray, float, int]]] = {name: [] for name in makers}
+    for echo in range(len(ECHOES_MS)):
+        for name, (acceleration, checkpoint, changes) in makers.items():
             path = folder / f"{name}, echo {echo + 1}.npz"
             if not path.exists():
-                image, took, evaluations = _made(scan.mapped(echo, acceleration), checkpoint, changes)
+                image, seconds, evaluations = _made(mapped(echo, acceleration), checkpoint, changes)
                 with writing(path):
-                    np.savez(path, image=image, seconds=took, evaluations=evaluations)
+                    np.savez(path, image=image, seconds=seconds, evaluations=evaluations)
             with np.load(path) as file:
-                echoes.append(file["image"])
-                seconds, evaluations = seconds + float(file["seconds"]), int(file["evaluations"])
-        yield Found(name, np.stack(echoes), seconds / len(ECHOES_MS), evaluations)
+                made[name].append((file["image"], float(file["seconds"]), int(file["evaluations"])))
+    for name, found in made.items():
+        echoes, seconds_of, evaluations_of = zip(*found)
+        yield Found(name, np.stack(echoes), float(np.mean(seconds_of)), evaluations_of[0])
 
 
 def _made(mapped: MappedVolume, checkpoint: Checkpoint | None, changes: dict) -> tuple[np.ndarray, float, int]:
