@@ -173,7 +173,7 @@ def figure_7(rows: Sequence[Row]) -> Figure:
         for axis, label in zip(line, ("PSNR, dB", "NRMSE")):
             axis.set(xlabel="R (nominal)", ylabel=label, title=f"{contrast}, 1D Gaussian masks", xticks=FIGURE_R)
             axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize="small")
+    made.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return made
 
 
@@ -255,8 +255,8 @@ def report(multi: Comparison, single: Comparison, out: Path) -> None:
     maps, stability = deviations(kept(out / "images" / "repeated.npz", partial(repeated, multi)))
     with writing(out / "figure7.png"):
         figure_7(multi.rows).savefig(out / "figure7.png", dpi=80)
-        figure_3(kept(out / "images" / "slice.npz", partial(one_slice, multi))).savefig(out / "figure3.png", dpi=80)
-        panels([{name: 10 * image for name, image in maps.items()}]).savefig(out / "figure8.png", dpi=80)
+        figure_3(kept(out / "images" / "slice.npz", partial(one_slice, multi))).savefig(out / "figure3.png", dpi=60)
+        panels([{name: 10 * image for name, image in maps.items()}]).savefig(out / "figure8.png", dpi=60)
     lines = [["coils", *HEAD], *(["8", *cells(row, multi.rows, QUICK)] for row in multi.rows)]
     lines += [["1", *cells(row, single.rows, QUICK)] for row in single.rows]
     contrast, condition, _ = PICTURED
