@@ -20,10 +20,9 @@ from ..mrd.scan import Scan
 from ..options import Options
 from ..output.images_file import Outputs
 from ..prior.checkpoint import Checkpoint
-from ..prior.denoiser import Denoiser
 from ..recon import plan
 from ..recon.adapt import can_be_fitted, foreseen
-from ..recon.agreement import Limits, agreement
+from ..recon.agreement import agreed
 from ..recon.deadline import Deadline
 from ..recon.gate import expected_residual, unfamiliar
 from ..recon.prepare import with_maps
@@ -67,14 +66,11 @@ def examine(scan: Scan, options: Options, found: Diagnosis) -> None:
 
 def _ask(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None, found: Diagnosis) -> None:
     """Whether prior and data agree, as the gate will ask."""
-    limits = Limits.of(checkpoint.card, contrast)
-    if limits is None or not isinstance(checkpoint.model, Denoiser):
+    distance = agreed(mapped, checkpoint, contrast)
+    if distance is None:
         return
-    agreed = limits.judge(agreement(mapped, checkpoint.model.of_contrast(contrast)), mapped)
-    if agreed is None:
-        return
-    found.maps["distance from sound scans (1: few are farther)"] = agreed.distance
-    verdict = unfamiliar(Reconstruction(mapped, mapped.conventional, None, None, 1.0, agreement=agreed))
+    found.maps["distance from sound scans (1: few are farther)"] = distance.distance
+    verdict = unfamiliar(Reconstruction(mapped, mapped.conventional, None, None, 1.0, agreement=distance))
     if verdict is not None:
         found.repairs.append(verdict.text)
 
