@@ -28,6 +28,7 @@ from dpmrecon.recon.agreement import (
     covariates,
     kind_of,
     known_of,
+    not_asked,
     parts_of,
 )
 from dpmrecon.recon.gate import FAR, unfamiliar
@@ -104,7 +105,7 @@ def test_the_distance_is_one_at_the_limit(mapped):
     fast = replace(mapped, data=replace(mapped.data, acceleration=12.0))
     assert "R = 12 is more than the 8" in limits.judge(at, fast).beyond
     small = replace(limits, ranges={**limits.ranges, "matrix": (9000.0, 9999.0)})
-    assert limits.cover(mapped) and not small.cover(mapped)
+    assert limits.exclude(mapped) is None and "pixels are not the 9000 to 9999" in small.exclude(mapped)
     assert covariates(0.02, 4, 900)[:4] == [1, math.log(0.02), math.log(4), math.log(900)]
 
 
@@ -262,7 +263,7 @@ def test_a_cut_echo_couples_the_planes(simulated_scan, tmp_path):
     assert planes_across_readout(cut) == []
     checkpoint = load_checkpoint(saved_model(tmp_path / "tiny.safetensors"))
     checkpoint.card["gate"] = {**entry(1.0), VOLUMES: entry(1.0, kind=VOLUMES)}
-    assert agreed(cut, checkpoint, "flair") is None
+    assert agreed(cut, checkpoint, "flair") is None and "echo is cut" in not_asked(cut, checkpoint, "flair")
 
 
 def test_the_first_image_of_a_folded_head_is_denoised(folded, prior):
@@ -283,6 +284,7 @@ def test_every_kind_of_scan_has_limits_of_its_own(mapped, folded, volume, folded
     checkpoint.card["gate"] = entry(1.0)
     assert agreed(mapped, checkpoint, "flair") is not None
     assert agreed(folded, checkpoint, "flair") is agreed(volume, checkpoint, "flair") is None
+    assert not_asked(mapped, checkpoint, "flair") is not_asked(folded, checkpoint, "flair") is None
     checkpoint.card["gate"] |= {kind: entry(2.0, kind=kind) for kind in (FOLDED, VOLUMES)}
     assert agreed(folded, checkpoint, "flair").distance == pytest.approx(
         math.hypot(*agreement(folded, prior).values()) / 2
@@ -296,7 +298,9 @@ def test_every_kind_of_scan_has_limits_of_its_own(mapped, folded, volume, folded
 def test_planes_of_much_longer_pixels_than_known_are_not_asked(volume):
     limits = Limits.of({"gate": {VOLUMES: entry(1.0, kind=VOLUMES)}}, "flair", VOLUMES)
     plane = planes_across_readout(volume)[0]
-    assert limits.cover(plane) and not limits.cover(replace(plane, pixel_mm=(9.0, 3.0)))
+    assert limits.exclude(plane) is None
+    assert limits.exclude(replace(plane, pixel_mm=(9.0, 3.0))).startswith("its pixels are 3.0 times as long as wide")
+    assert "no lines to hold back" in limits.exclude(replace(plane, block=tuple(plane.model.mask.shape)))
     known = known_of(replace(plane, pixel_mm=(8.0, 2.0)))
     assert (known["pixel_mm"], known["ratio"], known["sets"]) == (4.0, 4.0, 1.0)
     assert len(covariates(**known)) == COVARIATES[VOLUMES]

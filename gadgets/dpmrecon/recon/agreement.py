@@ -40,14 +40,23 @@ NAMES = (HELD_BACK, *(f"{what} at {sigma:g}" for what in ("denoised", "kept") fo
 
 
 def agreed(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None) -> Agreement | None:
-    """Of prior and data; None where the card has no limits for such scans, and where they cannot be asked."""
+    """Of prior and data; None where the card has no limits for such scans, and where they are not asked."""
     limits = Limits.of(checkpoint.card, contrast, kind_of(mapped))
-    if limits is None or not isinstance(checkpoint.model, Denoiser):
+    if limits is None or not isinstance(checkpoint.model, Denoiser) or not_asked(mapped, checkpoint, contrast):
         return None
     prior = checkpoint.model.of_contrast(contrast)
-    parts = [part for part in parts_of(mapped) if limits.cover(part)]
-    found = sorted((limits.judge(agreement(part, prior), part) for part in parts), key=lambda part: part.distance)
-    return found[middle(len(found))] if found else None
+    found = [limits.judge(agreement(part, prior), part) for part in parts_of(mapped)]
+    return sorted(found, key=lambda part: part.distance)[middle(len(found))]
+
+
+def not_asked(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None) -> str | None:
+    """Why prior and data are not held against each other, in words; None where they are, or the card has no limits."""
+    limits, parts = Limits.of(checkpoint.card, contrast, kind_of(mapped)), parts_of(mapped)
+    if limits is None:
+        return None
+    if not parts:
+        return "its echo is cut, which couples the planes that would be asked"
+    return next((reason for part in parts if (reason := limits.exclude(part)) is not None), None)
 
 
 def kind_of(mapped: MappedSlice) -> str:
@@ -139,19 +148,20 @@ class Limits:
                 "measure"
             ) from error
 
-    def cover(self, mapped: MappedSlice) -> bool:
-        """Whether such slices were measured: no shots with a mask each, no much smaller or larger matrix, and no much
-        longer pixels."""
+    def exclude(self, mapped: MappedSlice) -> str | None:
+        """Why such a slice was not measured, in words; None where such were."""
         (least, most), pixels = self.ranges["matrix"], mapped.model.mask.numel()
-        longest = self.ranges.get("ratio", (1.0, math.inf))[1]
-        return (
-            can_be_held_back(mapped)
-            and least / BEYOND <= pixels <= most * BEYOND
-            and known_of(mapped).get("ratio", 1.0) <= BEYOND * longest
-        )
+        ratio, longest = known_of(mapped).get("ratio", 1.0), self.ranges.get("ratio", (1.0, math.inf))[1]
+        if not can_be_held_back(mapped):
+            return "it has no lines to hold back, or shots with a phase each"
+        if not least / BEYOND <= pixels <= most * BEYOND:
+            return f"its {pixels} pixels are not the {least:g} to {most:g} that the gate knows"
+        if ratio > BEYOND * longest:
+            return f"its pixels are {ratio:.1f} times as long as wide, and the gate knows up to {longest:.1f}"
+        return None
 
     def judge(self, values: dict[str, float], mapped: MappedSlice) -> Agreement:
-        """The distance of a slice's numbers, which the limits `cover`, from those of sound scans."""
+        """The distance of a slice's numbers, which the limits do not `exclude`, from those of sound scans."""
         known = known_of(mapped)
         inside = {name: min(max(value, self.ranges[name][0]), self.ranges[name][1]) for name, value in known.items()}
         apart = np.array([values[name] for name in NAMES]) - np.array(covariates(**inside)) @ self.expected
