@@ -308,6 +308,13 @@ def test_planes_of_much_longer_pixels_than_known_are_not_asked(volume):
     assert "R = 12 is more than the 8" in far.beyond
 
 
+def test_adaptation_is_not_advised_where_there_is_none(folded, volume):
+    for mapped in (folded, volume):
+        agreement = Agreement({}, {HELD_BACK: 5.0}, 1.5)
+        item = Reconstruction(mapped, mapped.conventional, None, None, 1.0, agreement=agreement)
+        assert "foretold worse" in unfamiliar(item).text and "--adapt" not in unfamiliar(item).text
+
+
 @pytest.mark.parametrize("kind", [FOLDED, VOLUMES])
 def test_a_card_whose_limits_of_a_kind_lack_something_says_so(kind):
     card = entry(1.0, kind=kind)
