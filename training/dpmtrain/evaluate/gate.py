@@ -314,19 +314,22 @@ def volume_row(checkpoint: Checkpoint, images: Path, seed: int, kind: str, rng: 
     part = float(rng.uniform(*PART)) if kind in (gate_volumes.FOLDS, WRAP_ONE_MAP) else None
     case, truth = volume_case(head, kind, protocol, contrast, rng, part)
     known = (kind, f"{subject}/{contrast}", contrast, math.prod(protocol.factors), protocol.sigma)
-    return _row(checkpoint, case, known, truth, True)
+    return _row(checkpoint, case, known, truth, part is not None)
 
 
 def _row(
     checkpoint: Checkpoint, case: Case, known: tuple[str, str, str, int, float], truth: np.ndarray, folds: bool
 ) -> Row:
-    """folds: that the head does is known, so that the remark on it does not count."""
-    about = (*known, "x".join(map(str, case.kspace.shape[1:])))
+    """folds: the head does, so that it is no sound scan where one set of maps is found."""
     mapped = _mapped(case, checkpoint.model.device)
+    unseen = (
+        folds and known[0] in (SOUND, gate_volumes.FOLDS) and isinstance(mapped, MappedSlice) and mapped.n_sets == 1
+    )
+    about = (WRAP_ONE_MAP if unseen else known[0], *known[1:], "x".join(map(str, case.kspace.shape[1:])))
     if isinstance(mapped, LostSlice):
         no = math.nan
         return Row(*about, no, no, no, no, no, no, SAID, no, SAID, no, "lost", mapped.reason)
-    if folds:
+    if folds or isinstance(mapped, MappedVolume):
         remarks = tuple(remark for remark in mapped.data.remarks if not remark.startswith(TWO_SETS))
         mapped.data = replace(mapped.data, remarks=remarks)
     item = _reconstructed(checkpoint, mapped, case.label, known[3])
@@ -383,11 +386,12 @@ ABOUT = {
 {CALIBRATION} calibration lines.""",
     FOLDED: f"""the field of view holds {PART[0]:g} to {PART[1]:g} of the head along the lines, and the rest folds.
 R {min(R)} to {HIGHEST_FOLDED}, {_NOISES[0]}, pixels of .9 to 1.8 mm, 8 coils, {CALIBRATION} calibration lines.
-That two sets of maps are used is said of each of them, and does not count here.""",
+That two sets of maps are used is said of each of them, and does not count here. One map: the second is left out, or
+the folding is not seen.""",
     VOLUMES: f"""volumes of a head at 3 to 5 mm, of sagittal or axial partitions that are up to 2.6 times as thick.
 R 1 to {DRAWN[VOLUMES]["R"][1]:g}, {_NOISES[1]}, 5 coils, a block of 16 or 20 lines each way.
 Of those that fold the field of view holds {PART[0]:g} to {PART[1]:g} of the head; that two sets of maps are used
-is said of each of them, and does not count here.""",
+is said of each of them, and does not count here. One map: it is left out, or the folding is not seen.""",
 }
 NOTES = """Sound heads, and such as are painted, mistreated or none, from other scans than those that set the limits;
 {about} AUROC: of sound scans against those of the kind, with its 95 % bootstrap interval, of
