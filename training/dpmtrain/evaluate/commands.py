@@ -44,7 +44,9 @@ def add_evaluate(commands) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for report and scores; gone on with if there")
     parser.add_argument("--R", default="4,8", help="accelerations, with commas between them")
     parser.add_argument(
-        "--sampling", default="regular,poisson", help="regular (1D; 2D of volumes), random (1D), poisson (2D)"
+        "--sampling",
+        default="regular,poisson",
+        help="regular (1D; 2D of volumes), random, gaussian (1D), poisson, gaussian 2D (2D)",
     )
     parser.add_argument("--acs", default="24", help="calibration lines; 0: none, coil maps from the full data")
     parser.add_argument("--scan-R", default="1", dest="scan_R", help="2: undersample a simulated R=2 scan further")
