@@ -82,7 +82,10 @@ def test_without_data_and_guidance_it_is_ddim(sample, monkeypatch):
     z = torch.view_as_real(drawn).permute(0, 1, 4, 2, 3).reshape(2, 4, *drawn.shape[-2:])
     for t in (999, 799, 599, 399, 199):
         z = scheduler.step(model.predict(z, torch.tensor([t, t]), model.contrasts(["t1"] * 2), shown), t, z).prev_sample
-    torch.testing.assert_close(found, model.decode(z, ROWS, COLS), rtol=1e-4, atol=1e-5)
+    expected = model.decode(z, ROWS, COLS)
+    if sample is sample_latent:  # the change of the sketch
+        expected = problem.start + expected - model.decode(shown, ROWS, COLS)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert len(seen) == 1  # at the end alone
 
 
