@@ -27,7 +27,7 @@ KEYS: dict[str, dict] = {
     "sketcher": COMMON,
     "autoencoder": {**COMMON, **LOSSES},
     "denoiser": {**COMMON, **DIFFUSION},
-    "control": {**COMMON, **DIFFUSION},
+    "control": {**COMMON, **DIFFUSION, "time_power": (float, 1)},
 }
 MODEL = {
     "sketcher": {"labels", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio"},
