@@ -178,6 +178,17 @@ def test_a_card_names_the_sketcher_and_another_ones_is_refused(tmp_path):
         load_checkpoint(path)
 
 
+def test_without_its_noise_a_start_at_the_sketch_is_the_same_for_every_seed():
+    model = latent_model()
+    problem, _ = problem_of()
+
+    def image(seed: int, noise_scale: float) -> torch.Tensor:
+        settings = LatentSettings(steps=2, first=300, noise_scale=noise_scale)
+        return sample_latent(problem, model.of_contrast("t1"), settings, NoiseSource([seed]))
+
+    assert torch.equal(image(1, 0.0), image(2, 0.0)) and not torch.equal(image(1, 1.0), image(2, 1.0))
+
+
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "latent.safetensors"

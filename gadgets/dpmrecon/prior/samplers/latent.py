@@ -27,7 +27,8 @@ class LatentSettings:
     """Settings of both samplers; the defaults of a model travel in its card.
 
     steps: evaluations of the U-Net, evenly spaced in time; first: the time T to begin at, at noise alone where it is
-    the schedule's last, else at the sketch's latent with noise; p: data consistency above this time, guidance from it
+    the schedule's last, else at the sketch's latent with noise; noise_scale: that noise is this times the time's, below 1
+    because the sketch's own error is noise to the network too; p: data consistency above this time, guidance from it
     down; guidance: g, times the gradient of the squared residual in k-space; eta: share of fresh noise in a step, 0 is
     deterministic; prior_std: what a decoded image may be wrong by, per real channel, where z is noise alone (it
     shrinks with the noise); final_std: the same of the last image, which is moved to the data once more.
@@ -38,6 +39,7 @@ class LatentSettings:
     p: int = 200
     guidance: float = 0.1
     eta: float = 0.0
+    noise_scale: float = 1.0
     prior_std: float = 0.1
     final_std: float = 0.05
 
@@ -139,7 +141,8 @@ def _sampled(
     steps = times(settings, trained)
     draw = partial(_latent_noise, prior, problem, noise)
     begin = prior.model.alphas[steps[0]]
-    z = draw() if settings.first >= trained else begin.sqrt() * shown + (1 - begin).sqrt() * draw()
+    spread = settings.noise_scale * (1 - begin).sqrt()
+    z = draw() if settings.first >= trained else begin.sqrt() * shown + spread * draw()
     clean = z
     for t, after in zip(steps, [*steps[1:], None]):
         clean, direction = prior.clean_and_noise(z, t, shown)
