@@ -85,7 +85,7 @@ def methods(models: Models) -> dict[str, Method]:
         return mapped.conventional / mapped.scale
 
     def pixel(mapped: MappedSlice, contrast: str) -> torch.Tensor:
-        return by_card(mapped, models.pixel, contrast, samples=1).image / mapped.scale
+        return by_card(mapped, models.pixel, contrast).image / mapped.scale
 
     def unrolled(mapped: MappedSlice, contrast: str) -> torch.Tensor:
         assert models.unrolled is not None
