@@ -16,6 +16,7 @@ from .plan import CONVENTIONAL
 GRIDS: dict[str, tuple[str, dict[str, list]]] = {
     "steps": ("prox", {"steps": [10, 20, 50], "noise_factor": [0.5, 0.7, 1.0]}),
     "zeta": ("dps", {"zeta": [0.35, 0.5, 0.7, 1.0, 1.4]}),
+    "latent": ("latent", {"first": [200, 400, 1000], "p": [100, 200], "guidance": [0.0, 0.1]}),
     "models": ("prox", {}),
 }
 
@@ -115,10 +116,10 @@ def add_sweep(commands) -> None:
         commands,
         "sweep",
         "Choose settings, or a checkpoint of a fine-tuning, on validation data (patient09 and a held-out label map): "
-        "steps (of prox x R), zeta (of dps x R) or models (length x rate of fine-tuning)",
+        "steps (of prox x R), zeta (of dps x R), latent (of latent x R) or models (length x rate of fine-tuning)",
         "dpmtrain sweep steps --images images --R 4,8 --grid steps=10,20 noise_factor=0.5,0.7,1 --out sweep --write",
     )
-    parser.add_argument("name", choices=tuple(GRIDS), metavar="steps|zeta|models")
+    parser.add_argument("name", choices=tuple(GRIDS), metavar="steps|zeta|latent|models")
     parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
     parser.add_argument("--out", type=Path, required=True, help="folder for table and scores; gone on with if there")
     parser.add_argument("--model", type=Path, nargs="+", help="checkpoint, or those of `models` (default: the shipped)")
