@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from dpmrecon.api import load_model
-from dpmrecon.errors import DpmreconError
 from dpmrecon.physics.cg_sense import WEIGHT_FACTOR, cg_sense
 from dpmrecon.prior.checkpoint import Checkpoint, write_card
 from dpmrecon.prior.conditional import Conditioned
@@ -30,7 +29,7 @@ from dpmrecon.prior.samplers.one_step import OneStepSettings, sample_one_step
 from dpmrecon.recon.sample import problem_of
 from dpmrecon.recon.types import MappedSlice
 
-from ..arguments import words
+from ..arguments import exit_code, words
 from .methods import label_for
 from .plan import CALIBRATION_LINES, Condition
 from .references import CPU
@@ -221,7 +220,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DpmreconError as error:
-        raise SystemExit(f"dpmtrain: {error}") from None
+    raise SystemExit(exit_code(main))
