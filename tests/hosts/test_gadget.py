@@ -91,8 +91,8 @@ def test_wrong_properties_reach_the_client_as_an_error(model, stream):
     answer = child.peer.answer()
     expected = (
         "property 'stpes' is unknown: valid ones are contrast, model, sampler, mode, steps, samples, seed, "
-        "fallback, gate, adapt, deadline, device, batch, combine-averages, conjugate, noise, coils, ignore-flags, "
-        "group, set, output, b-values, vein-phase, reformat"
+        "fallback, gate, adapt, deadline, device, batch, precision, combine-averages, conjugate, noise, coils, "
+        "ignore-flags, group, set, output, b-values, vein-phase, reformat"
     )
     assert answer.raw == fake_peer.error(expected) + close()
     child.output()

@@ -21,10 +21,9 @@ from ..mrd.scan import Scan
 from ..options import Options
 from ..output.images_file import Outputs
 from ..prior.checkpoint import Checkpoint
-from ..prior.denoiser import Denoiser
 from ..recon import plan
 from ..recon.adapt import can_be_fitted, foreseen
-from ..recon.agreement import Limits, agreement
+from ..recon.agreement import agreed, not_asked
 from ..recon.deadline import Deadline
 from ..recon.gate import expected_residual, unfamiliar
 from ..recon.prepare import with_maps
@@ -67,14 +66,13 @@ def examine(scan: Scan, options: Options, found: Diagnosis) -> None:
 
 def _ask(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None, found: Diagnosis) -> None:
     """Whether prior and data agree, as the gate will ask."""
-    limits = Limits.of(checkpoint.card, contrast)
-    if limits is None or not isinstance(checkpoint.model, Denoiser):
+    what, agreement = "distance from sound scans (1: few are farther)", agreed(mapped, checkpoint, contrast)
+    if agreement is None:
+        reason = not_asked(mapped, checkpoint, contrast)
+        found.maps |= {} if reason is None else {what: f"not asked: {reason}"}
         return
-    agreed = limits.judge(agreement(mapped, checkpoint.model.of_contrast(contrast)), mapped)
-    if agreed is None:
-        return
-    found.maps["distance from sound scans (1: few are farther)"] = agreed.distance
-    verdict = unfamiliar(Reconstruction(mapped, mapped.conventional, None, None, 1.0, agreement=agreed))
+    found.maps[what] = agreement.distance
+    verdict = unfamiliar(Reconstruction(mapped, mapped.conventional, None, None, 1.0, agreement=agreement))
     if verdict is not None:
         found.repairs.append(verdict.text)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from dpmrecon.api import load_model
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.recon.held_back import held_back, outer_rows
+from dpmrecon.recon.held_back import held_back
 from dpmrecon.recon.types import MappedSlice
 
 from ..arguments import exit_code, words
@@ -39,8 +39,9 @@ def image_of(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, pair: P
 
 def lines_kept_back(mapped: MappedSlice) -> list[int]:
     """Of the acquired ones outside the calibration."""
-    middle = len(mapped.data.mask) // 2
-    away = [row for row in outer_rows(mapped) if abs(row - middle) > CALIBRATION_LINES // 2]
+    mask = mapped.model.mask
+    rows = torch.nonzero(mask.amax(1)).flatten().tolist()
+    away = [row for row in rows if abs(row - len(mask) // 2) > CALIBRATION_LINES // 2]
     return away[HELD_BACK // 2 :: HELD_BACK]
 
 
