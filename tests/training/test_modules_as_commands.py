@@ -15,16 +15,23 @@ MODULES = sorted(
     if '__name__ == "__main__"' in path.read_text()
 )
 IMAGES = ["--images", "nowhere"]
+OUT = [*IMAGES, "--out", "out"]
 OPTIONS = {
     "bench.controls": ["nowhere.toml", *IMAGES, "--data", "nowhere", "--run", "run", "--minutes", "1"],
-    "evaluate.adapt": [*IMAGES, "--out", "out", "--objects", "unknown"],
+    "bench.latent": [*OUT, "--run", "run", "--model", "nowhere.safetensors"],
+    "evaluate.adapt": [*OUT, "--objects", "unknown"],
     "evaluate.diffusion": ["--model", "nowhere.safetensors"],
     "evaluate.folded": [*IMAGES, "--model", "nowhere.safetensors"],
-    "evaluate.lesions": [*IMAGES, "--out", "out"],
+    "evaluate.lesion_spread": OUT,
+    "evaluate.lesions": OUT,
+    "evaluate.one_step_distillation": [*OUT, "--teacher", "nowhere.safetensors", "--students", "nowhere.safetensors"],
+    "evaluate.one_step_paper": OUT,
+    "evaluate.one_step_volumes": [*OUT, "--model", "nowhere.safetensors"],
+    "evaluate.qsm": OUT,
     "evaluate.shots": ["--model", "nowhere.safetensors"],
-    "evaluate.swi": [*IMAGES, "--out", "out"],
+    "evaluate.swi": OUT,
     "evaluate.swi_slices": ["--out", "out", "--matrices", "2"],
-    "evaluate.volumes": ["support", *IMAGES, "--out", "out"],
+    "evaluate.volumes": ["support", *OUT],
     "study.check": ["--out", "out", "--studies", "0"],
     "study.page_time": ["--out", "out", "--viewer", "nowhere"],
 }

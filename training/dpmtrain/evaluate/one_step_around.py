@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from dpmrecon.api import load_model
-from dpmrecon.errors import DpmreconError
 from dpmrecon.physics.cg_sense import cg_sense
 from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.prior.samplers.one_step import OneStepSettings
 
-from ..arguments import words
+from ..arguments import exit_code, words
 from .one_step_settings import ERRORS, Case, Change, Remembering, Variant, cases, geometric_mean, nrmse, with_cg_weight
 from .tables import show
 from .validation import SIGMA_N
@@ -170,7 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DpmreconError as error:
-        raise SystemExit(f"dpmtrain: {error}") from None
+    raise SystemExit(exit_code(main))

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from dpmrecon.api import load_model
-from dpmrecon.errors import BadInputError, DpmreconError
+from dpmrecon.errors import BadInputError
 from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.recon.plan import sampling_of
 from matplotlib.figure import Figure
 
+from ..arguments import exit_code
 from ..files import writing
 from .engine import Group, Method, compare
 from .methods import label_for, model_method
@@ -106,7 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DpmreconError as error:
-        raise SystemExit(f"dpmtrain: {error}") from None
+    raise SystemExit(exit_code(main))

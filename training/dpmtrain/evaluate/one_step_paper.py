@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from dpmrecon.api import load_model
-from dpmrecon.errors import DpmreconError
 from dpmrecon.options import Options
 from dpmrecon.physics.cg_sense import WEIGHT_FACTOR
 from dpmrecon.physics.fourier import to_kspace
@@ -24,6 +23,7 @@ from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.recon.plan import sampling_of
 from matplotlib.figure import Figure
 
+from ..arguments import exit_code
 from ..files import writing
 from .baselines import tuned_cg_sense
 from .engine import Group, Made, Method, Tuner, compare
@@ -287,7 +287,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DpmreconError as error:
-        raise SystemExit(f"dpmtrain: {error}") from None
+    raise SystemExit(exit_code(main))

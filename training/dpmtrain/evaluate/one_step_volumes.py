@@ -29,6 +29,7 @@ from dpmrecon.recon.sample import volume_problem
 from dpmrecon.recon.types import MappedVolume
 from dpmrecon.tools.simulation_settings import VolumeSettings
 
+from ..arguments import exit_code
 from .methods import by_card, label_for
 from .metrics import nrmse
 from .one_step_settings import geometric_mean
@@ -203,7 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DpmreconError as error:
-        raise SystemExit(f"dpmtrain: {error}") from None
+    raise SystemExit(exit_code(main))

@@ -21,6 +21,7 @@ from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.recon.types import MappedVolume
 from matplotlib.figure import Figure
 
+from ..arguments import exit_code
 from ..data.veins import LARMOR_HZ_PER_PPM, dipole
 from ..files import writing
 from .methods import by_card
@@ -229,7 +230,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DpmreconError as error:
-        raise SystemExit(f"dpmtrain: {error}") from None
+    raise SystemExit(exit_code(main))
