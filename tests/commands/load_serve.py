@@ -236,6 +236,11 @@ def batches(say: Callable[[str], object]) -> None:
     from dpmrecon.prior.checkpoint import load_checkpoint
 
     model, at_once = load_checkpoint().model.of_contrast(None), (1, 2, 4, 8, 16)
+    say(
+        "\n## Images at once\n\nMilliseconds of processor time for each image of an evaluation of the network, "
+        f"{torch.get_num_threads()} thread.\nThe service's batches are of one scan, at most 4 images on a CPU: these "
+        "columns say what those of several would gain.\n"
+    )
     say(f"| matrix | {' | '.join(f'{count} at once' for count in at_once)} |\n|---|{'---|' * len(at_once)}")
     for size in (64, 128, 256):
         found = []
@@ -271,7 +276,6 @@ def main() -> int:
     if given.peers:
         code = load(given.peers, given.minutes or [10.0] * len(given.peers), options, say)
     if given.batches:
-        say("")
         batches(say)
     if given.peers or given.batches:
         return code if given.peers else 0
