@@ -21,6 +21,7 @@ from dpmrecon.mrd.version2 import acquisition_of, header_of
 from xsdata.models.datatype import XmlDate, XmlTime
 
 from support import version2
+from support.forked import forked
 from support.hand_made import header_xml
 from support.paths import shared
 from support.results import images
@@ -30,7 +31,7 @@ FEW = ["--steps", "2", "--samples", "1", "--device", "cpu", "--contrast", "flair
 
 
 def run(data: bytes, *command: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "dpmrecon.cli", *command, *FEW], input=data, capture_output=True)
+    return forked(main, *command, *FEW, given=data)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The kind `latent`: its networks on odd sizes, its files and what is refused, its samplers' identities."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,15 +10,18 @@ from dpmrecon.errors import CheckpointError
 from dpmrecon.physics.forward import ForwardModel
 from dpmrecon.prior import checkpoint as checkpoints
 from dpmrecon.prior import latent
-from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint, shipped_sketcher
+from dpmrecon.prior.conditional import ConditionalDenoiser
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.prior.problem import NoiseSource, Problem
 from dpmrecon.prior.samplers import latent as samplers
-from dpmrecon.prior.samplers.latent import LatentSettings, sample_latent, sample_latent_hard
+from dpmrecon.prior.samplers.latent import LatentSettings, Sketcher, sample_latent, sample_latent_hard
+from dpmrecon.prior.samplers.one_step import OneStepSettings, sample_one_step
 from safetensors.torch import save_file
 
 from support.gaussian import random_model
 from support.latent import CONFIG, SCHEDULE, latent_model
+from support.models import TINY
 from support.results import report
 
 ROWS, COLS = 21, 37
@@ -82,7 +86,10 @@ def test_without_data_and_guidance_it_is_ddim(sample, monkeypatch):
     z = torch.view_as_real(drawn).permute(0, 1, 4, 2, 3).reshape(2, 4, *drawn.shape[-2:])
     for t in (999, 799, 599, 399, 199):
         z = scheduler.step(model.predict(z, torch.tensor([t, t]), model.contrasts(["t1"] * 2), shown), t, z).prev_sample
-    torch.testing.assert_close(found, model.decode(z, ROWS, COLS), rtol=1e-4, atol=1e-5)
+    expected = model.decode(z, ROWS, COLS)
+    if sample is sample_latent:  # the change of the sketch
+        expected = problem.start + expected - model.decode(shown, ROWS, COLS)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert len(seen) == 1  # at the end alone
 
 
@@ -138,6 +145,48 @@ def test_batching_changes_nothing_and_stop_ends_it():
     assert counted == [2] * 4 and (single[0] - single[1]).abs().max() > 3e-4
     sample_latent(both, model.of_contrast("t1", counted.append), settings, NoiseSource([5, 6]), lambda: True)
     assert counted == [2] * 5
+
+
+def test_the_sketch_is_the_regression_networks_own_image_of_the_contrast():
+    torch.manual_seed(0)
+    denoiser = ConditionalDenoiser({**TINY, "conditioning": "cg-sense"}).eval().requires_grad_(False)
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    settings, model = OneStepSettings(steps=2, a_round=1, noise_scale=0.0), latent_model()
+    problem, _ = problem_of(batch=2)
+    assert samplers.sketch(problem, model.of_contrast("t1"), NoiseSource([0, 0])) is problem.start
+    model.sketcher = Sketcher(denoiser, settings)
+    found = samplers.sketch(problem, model.of_contrast("t1"), NoiseSource([0, 0]))
+    own = sample_one_step(problem, denoiser.of_contrast("t1"), settings, NoiseSource([0, 0]))
+    assert torch.equal(found, own) and not torch.equal(found, problem.start)
+    few = LatentSettings(2, first=100)
+    image = sample_latent(problem, model.of_contrast("t1"), few, NoiseSource([0, 0]))
+    noise, model.sketcher = NoiseSource([0, 0]), None
+    for _ in range(settings.steps):  # what the Sketcher drew
+        noise.draw(ROWS, COLS)
+    assert torch.equal(image, sample_latent(replace(problem, start=own), model.of_contrast("t1"), few, noise))
+
+
+def test_a_card_names_the_sketcher_and_another_ones_is_refused(tmp_path):
+    _, shipped = shipped_sketcher()
+    path = tmp_path / "latent.safetensors"
+    save_checkpoint(path, latent_model(), {"kind": "latent", "sketcher": shipped})
+    model = load_checkpoint(path).model
+    assert model.sketcher is not None and not any(name.startswith("sketcher") for name in model.state_dict())
+    save_checkpoint(path, latent_model(), {"kind": "latent", "sketcher": "one_step-000"})
+    with pytest.raises(CheckpointError, match="trained on sketches of one_step-000, this version ships one_step-"):
+        load_checkpoint(path)
+
+
+def test_without_its_noise_a_start_at_the_sketch_is_the_same_for_every_seed():
+    model = latent_model()
+    problem, _ = problem_of()
+
+    def image(seed: int, noise_scale: float) -> torch.Tensor:
+        settings = LatentSettings(steps=2, first=300, noise_scale=noise_scale)
+        return sample_latent(problem, model.of_contrast("t1"), settings, NoiseSource([seed]))
+
+    assert torch.equal(image(1, 0.0), image(2, 0.0)) and not torch.equal(image(1, 1.0), image(2, 1.0))
 
 
 @pytest.fixture

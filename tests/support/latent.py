@@ -15,6 +15,7 @@ SCHEDULE = {
 }
 CONFIG: dict[str, Any] = {
     "labels": list(LABELS),
+    "patch": 1,
     "autoencoder": {
         "in_channels": 2,
         "out_channels": 2,

@@ -18,8 +18,11 @@ from ..files import replacing
 from ..physics.phase import RULE as PHASE_RULE
 from ..physics.scale import RULE
 from ..version import __version__
+from .conditional import ConditionalDenoiser
 from .denoiser import Denoiser
 from .kinds import DENOISER, KINDS, LATENT, ONE_STEP, Kind, Model
+from .samplers.latent import Sketcher
+from .samplers.one_step import OneStepSettings
 
 DEFAULT = "default"
 UNCERTAINTY = "uncertainty"  # the mode's entry among the samplers of a card
@@ -155,7 +158,21 @@ def load_checkpoint(path: Path | str | None = None, device: torch.device | str =
         raise CheckpointError(f"model file {path} does not hold the network its card describes ({reason})") from error
     model.requires_grad_(False).eval().to(device)
     model.bf16 = has_bfloat16(torch.device(device))
+    if "sketcher" in card:
+        model.sketcher, shipped = shipped_sketcher(device)
+        if shipped != card["sketcher"]:
+            raise CheckpointError(
+                f"model {path} was trained on sketches of {card['sketcher']}, this version ships {shipped}: get the "
+                "model of this version"
+            )
     return Checkpoint(model, card, f"{card.get('name', path.stem)}-{found[:12]}", kind)
+
+
+def shipped_sketcher(device: torch.device | str = "cpu") -> tuple[Sketcher, str]:
+    """The model one-step that ships, as the Sketcher of a latent model, and its id."""
+    found = load_checkpoint(ONE_STEP, device)
+    assert isinstance(found.model, ConditionalDenoiser)
+    return Sketcher(found.model, OneStepSettings(**found.card["sampling"][ONE_STEP])), found.model_id
 
 
 def sampler_defaults(card: dict, sampler: str, contrast: str | None, acceleration: float | None) -> tuple[dict, str]:

@@ -36,11 +36,12 @@ def diffusers() -> Any:
 
 
 class LatentModel(nn.Module):
-    """Autoencoder, U-Net and ControlNet.
+    """Autoencoder, U-Net and ControlNet; `sketcher`: of `samplers/latent.py`, None takes CG-SENSE for the sketch.
 
-    `config` holds `labels`, `autoencoder`, `unet` and `schedule`, the last three in diffusers' words; the ControlNet
-    follows from the U-Net. `unet.num_class_embeds` is one more than there are labels, or is not there: then the
-    contrast changes nothing. `bf16`: the U-Net and the ControlNet compute in bfloat16 where no gradient is asked for.
+    `config` holds `labels`, `autoencoder`, `unet` and `schedule`, the last three in diffusers' words, and may hold
+    `patch`: so many pixels a side are channels to the autoencoder. The ControlNet follows from the U-Net.
+    `unet.num_class_embeds` is one more than there are labels, or is not there: then the contrast changes nothing.
+    `bf16`: the U-Net and the ControlNet compute in bfloat16 where no gradient is asked for.
     Raises CheckpointError without diffusers, TypeError and ValueError for what it cannot build.
     """
 
@@ -52,6 +53,7 @@ class LatentModel(nn.Module):
         super().__init__()
         package = diffusers()
         self.config, self.labels, self.bf16 = config, tuple(config["labels"]), False
+        self.sketcher: Any = None
         unet = config["unet"]
         self.autoencoder = package.AutoencoderKL(**config["autoencoder"])
         self.unet = package.UNet2DConditionModel(**unet)
@@ -70,7 +72,8 @@ class LatentModel(nn.Module):
         self.register_buffer("alphas", schedule.alphas_cumprod.float(), persistent=False)
         self.register_buffer("mean", torch.zeros(1, self.channels, 1, 1))
         self.register_buffer("std", torch.ones(1, self.channels, 1, 1))
-        self.factor = 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+        self.patch = int(config.get("patch", 1))
+        self.factor = self.patch * 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
         self.multiple = self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -90,7 +93,7 @@ class LatentModel(nn.Module):
 
     def padded(self, images: torch.Tensor) -> torch.Tensor:
         """(n, rows, cols) complex64 to (n, channels, rows', cols') float32, zeros up to what the levels divide."""
-        parts = [images.real, images.imag, images.abs()][: self.autoencoder.config.in_channels]
+        parts = [images.real, images.imag, images.abs()][: self.autoencoder.config.in_channels // self.patch**2]
         rows, cols = (-size % self.multiple for size in images.shape[-2:])
         return F.pad(torch.stack(parts, 1), (0, cols, 0, rows)).contiguous(memory_format=torch.channels_last)
 
@@ -104,11 +107,19 @@ class LatentModel(nn.Module):
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """The mean of the latent: (n, rows, cols) complex64 to whitened (n, channels, h, w) float32."""
-        return (self.autoencoder.encode(self.padded(images)).latent_dist.mode() - self.mean) / self.std
+        return (self.code(self.padded(images)).mode() - self.mean) / self.std
+
+    def code(self, padded: torch.Tensor) -> Any:
+        """diffusers' distribution of the latents, not whitened, of what `padded` gives."""
+        return self.autoencoder.encode(F.pixel_unshuffle(padded, self.patch)).latent_dist
+
+    def decoded(self, latents: torch.Tensor) -> torch.Tensor:
+        """The channels of `padded` of latents that are not whitened."""
+        return F.pixel_shuffle(self.autoencoder.decode(latents).sample, self.patch)
 
     def decode(self, latents: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
         """Whitened latents (n, channels, h, w) to images (n, rows, cols) complex64."""
-        found = self.autoencoder.decode(latents * self.std + self.mean).sample[..., :rows, :cols]
+        found = self.decoded(latents * self.std + self.mean)[..., :rows, :cols]
         return torch.complex(found[:, 0], found[:, 1])
 
     def contrasts(self, labels: list[str | None]) -> torch.Tensor | None:

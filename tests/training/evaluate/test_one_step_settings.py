@@ -31,10 +31,9 @@ def of(model):
     found = []
     for sigma in settings.SIGMAS:
         full = full_slice("disc", 0, "t1", torch.from_numpy(disc * (1 + 0.3 * np.cos(rows / 3))).float(), sigma)
-        problem = problem_of([Undersampled(full, Condition("regular", 4, 24), torch.device("cpu")).mapped])
-        starts = dict.fromkeys((1.0, *settings.CG_WEIGHTS), problem.start)
+        mapped = Undersampled(full, Condition("regular", 4, 24), torch.device("cpu")).mapped
         prior = settings.Remembering(model, model.one_hot(["t1"]), lambda images: None)
-        found.append(settings.Case(("t1", 4), sigma, full.truth, problem, starts, prior))
+        found.append(settings.Case(("t1", 4), sigma, full.truth, mapped, problem_of([mapped]), prior))
     return found
 
 
@@ -49,6 +48,12 @@ def test_what_is_remembered_changes_no_image(of, model):
     assert len(evaluated) == steps * len(settings.ERRORS)
     # the first evaluation is one for all errors
     assert len(case.prior.known) == (steps - 1) * len(settings.ERRORS) + 1
+
+
+def test_the_weight_of_training_is_one(of):
+    same = settings.with_cg_weight(of[0], 1.0).problem.start
+    assert torch.allclose(same, of[0].problem.start, atol=1e-3)
+    assert not torch.allclose(settings.with_cg_weight(of[0], 3.0).problem.start, same, atol=1e-2)
 
 
 def test_the_best_error_of_a_group_goes_into_the_card(of, tmp_path):

@@ -16,6 +16,7 @@ from dpmtrain.evaluate.plan import Condition
 from dpmtrain.evaluate.scoring import Row
 from dpmtrain.evaluate.sweep import Candidate, Plan, ranked, sweep
 
+from support.latent import latent_model
 from support.models import TINY, saved_model
 from support.phantoms import head
 from support.scores import score_of
@@ -107,6 +108,15 @@ def test_a_sweep_chooses_and_writes_the_card(model, tmp_path, capsys):
         assert settings_from(settings) == chosen.settings  # those of the nearest R before, which it was measured with
     assert entry("flair", 4, steps=4) in card["sampling"]["by_contrast_R"]  # another R's stays
     assert "| flair | 2 | 2 |" in capsys.readouterr().out
+
+
+def test_a_latent_model_is_swept_with_the_settings_of_its_kind(tmp_path):
+    path = tmp_path / "latent.safetensors"
+    save_checkpoint(path, latent_model(), {"kind": "latent", "sampling": {"samples": 1, "latent": {"steps": 2}}})
+    plan = Plan("latent", {"first": [60, 100]}, (2,))
+    sweep([head(33, 32, contrast="t1")], {path: load_checkpoint(path)}, plan, tmp_path, CPU, write=True)
+    (chosen,) = load_checkpoint(path).card["sampling"]["by_contrast_R"]
+    assert chosen["sampler"] == "latent" and set(chosen["settings"]) == {"first"}
 
 
 def test_the_best_of_several_checkpoints_is_named_and_says_what_it_was_chosen_from(model, tmp_path):

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 TRAIN = {
     "seed": 1, "precision": "float32", "batch": 2, "crop": 32, "pool": 12, "rate": 1e-3, "warmup": 1,
     "decay_fraction": 0.5, "clip": 1.0, "volumes": ["some*"], "held_back": ["other*"], "real_fraction": 1.0,
-    "save_seconds": 0, "draws": 2, "label_dropout": 0.5, "l1": 1.0, "perceptual": 0.2, "kl": 1e-6,
+    "save_seconds": 0, "draws": 2, "label_dropout": 0.5, "time_power": 2.0, "l1": 1.0, "log_rms": 0.05, "perceptual": 0.2, "kl": 1e-6,
     "adversarial": 0.1, "adversarial_from": 0.4,
 }  # fmt: skip
 SWIN = {"labels": ["t1"], "embed_dim": 6, "depths": [1], "num_heads": [2], "window_size": 8, "mlp_ratio": 2.0}
@@ -169,10 +169,12 @@ def test_scans_of_crops_are_those_of_unit_coils_and_their_sketch_is_near():
     torch.testing.assert_close(maps.abs().square().sum(1), torch.ones(3, 33, 33))
     line = torch.linspace(-1, 1, 32)
     images = torch.exp(-4 * (line[:, None] ** 2 + line**2)).to(torch.complex64).expand(3, -1, -1)
-    model, zero_filled, sigma_n = scans.scanned(images)
-    assert zero_filled.shape == images.shape and sigma_n.shape == (3,)
-    assert bool((model.mask == model.mask[:, :1]).all()) and 0 < model.mask.mean() < 1
-    assert (scans.sketches(images) - images).norm() < 0.5 * images.norm()
+    problem = scans.scanned(images)
+    assert problem.zero_filled.shape == problem.start.shape == images.shape and problem.sigma_n.shape == (3,)
+    mask = problem.model.mask
+    assert bool((mask == mask[:, :1]).all()) and 0 < mask.mean() < 1
+    assert problem.kspace[..., mask == 0].abs().max() == 0
+    assert (scans.sketches(images, ["t1"] * 3, None) - images).norm() < 0.5 * images.norm()
 
 
 def test_psnr_is_in_db_of_the_99_9th_percentile():

@@ -103,7 +103,7 @@ def by_card(
         volume=is_volume,
         keep_samples=keep_samples,
     )
-    settings = settings_from({**vars(sampling.settings), **(changes or {})})
+    settings = settings_from({**vars(sampling.settings), **(changes or {})}, type(sampling.settings))
     return reconstructed(mapped, checkpoint, contrast, replace(sampling, settings=settings))
 
 

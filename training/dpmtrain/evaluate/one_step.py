@@ -21,7 +21,7 @@ from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.types import Sampling
 
-from ..arguments import words
+from ..arguments import exit_code, words
 from .lesion_scores import gain_and_nrmse
 from .methods import label_for, reconstructed
 from .plan import Condition
@@ -97,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))

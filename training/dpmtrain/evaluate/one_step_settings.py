@@ -11,15 +11,15 @@ evaluations with the least mean into the card of a model.
 
 import argparse
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from dpmrecon.api import load_model
-from dpmrecon.errors import DpmreconError
 from dpmrecon.physics.cg_sense import WEIGHT_FACTOR, cg_sense
 from dpmrecon.prior.checkpoint import Checkpoint, write_card
 from dpmrecon.prior.conditional import Conditioned
@@ -27,8 +27,9 @@ from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.prior.problem import NoiseSource, Problem
 from dpmrecon.prior.samplers.one_step import OneStepSettings, sample_one_step
 from dpmrecon.recon.sample import problem_of
+from dpmrecon.recon.types import MappedSlice
 
-from ..arguments import words
+from ..arguments import exit_code, words
 from .methods import label_for
 from .plan import CALIBRATION_LINES, Condition
 from .references import CPU
@@ -59,19 +60,43 @@ class Remembering(Conditioned):
 
 
 @dataclass(frozen=True)
+class Case:
+    """A slice with its problem."""
+
+    group: Group
+    sigma: float
+    truth: np.ndarray
+    mapped: MappedSlice
+    problem: Problem
+    prior: Remembering
+
+
+Change = Callable[[Case], Case]
+
+
+@dataclass(frozen=True)
 class Variant:
-    """A row: settings but for the error, and the weight of CG-SENSE over that of training."""
+    """A row: settings but for the error; change: of the case that the network and the proximal step see."""
 
     name: str
     settings: OneStepSettings
-    cg_weight: float = 1.0
+    change: Change | None = None
+
+
+def with_cg_weight(case: Case, weight: float) -> Case:
+    """Conditioned on a CG-SENSE of another weight, over that of training."""
+    mapped = case.mapped
+    image = cg_sense(mapped.model, mapped.zero_filled, mapped.data.sigma_n, mapped.scale, weight * WEIGHT_FACTOR)
+    return replace(case, problem=replace(case.problem, start=image[None] / mapped.scale))
 
 
 def variants(weight: tuple[float, float] | None) -> list[Variant]:
     """The rows that choose the proximal step's weight; with one given, those that choose the rest."""
     if weight is None:
         return [Variant(f"noise {a:g} sigma_n + {b:g}", _settings(a, b)) for a, b in WEIGHTS]
-    found = [Variant(f"CG-SENSE's weight x {x:g}", _settings(*weight), x) for x in CG_WEIGHTS]
+    found = [
+        Variant(f"CG-SENSE's weight x {x:g}", _settings(*weight), partial(with_cg_weight, weight=x)) for x in CG_WEIGHTS
+    ]
     for steps in (2, 3, 4):
         for later in LATER if steps == 2 else LATER[1:]:
             name = f"{steps} evaluations, later ones told R x {later:g}"
@@ -83,18 +108,6 @@ def _settings(noise_factor: float, model_error: float) -> OneStepSettings:
     return OneStepSettings(a_round=1, noise_scale=0.0, noise_factor=noise_factor, model_error=model_error)
 
 
-@dataclass(frozen=True)
-class Case:
-    """A slice with its problem."""
-
-    group: Group
-    sigma: float
-    truth: np.ndarray
-    problem: Problem
-    starts: dict[float, torch.Tensor]  # by CG-SENSE's weight
-    prior: Remembering
-
-
 def cases(images: Path, checkpoint: Checkpoint, contrasts: tuple[str, ...], slices: list[int]) -> Iterator[Case]:
     for contrast in contrasts:
         for acceleration in (4, 8):
@@ -102,25 +115,20 @@ def cases(images: Path, checkpoint: Checkpoint, contrasts: tuple[str, ...], slic
                 full = validation_scan(images, contrast, sigma)
                 for number in slices:
                     case = Undersampled(full[number], Condition("regular", acceleration, CALIBRATION_LINES), CPU)
-                    mapped, problem = case.mapped, problem_of([case.mapped])
-                    starts = {1.0: problem.start}
-                    for weight in CG_WEIGHTS:
-                        factor = weight * WEIGHT_FACTOR
-                        image = cg_sense(mapped.model, mapped.zero_filled, sigma, mapped.scale, factor)
-                        starts[weight] = image[None] / mapped.scale
                     prior = checkpoint.model.of_contrast(label_for(checkpoint, contrast))
-                    truth = full[number].truth
                     yield Case(
-                        (contrast, acceleration), sigma, truth, problem, starts, Remembering(*vars(prior).values())
-                    )
+                        (contrast, acceleration), sigma, full[number].truth, case.mapped, problem_of([case.mapped]),
+                        Remembering(*vars(prior).values()),
+                    )  # fmt: skip
 
 
 def nrmse(case: Case, variant: Variant) -> list[float]:
     """By the errors."""
-    problem = replace(case.problem, start=case.starts[variant.cg_weight])
+    case = case if variant.change is None else variant.change(case)
     found = []
     for error in ERRORS:
-        image = sample_one_step(problem, case.prior, replace(variant.settings, error=error), NoiseSource([0]))[0]
+        settings = replace(variant.settings, error=error)
+        image = sample_one_step(case.problem, case.prior, settings, NoiseSource([0]))[0]
         found.append(scores(case.truth, image)[0])
     return found
 
@@ -204,7 +212,7 @@ def main() -> None:
     heads = [f"{contrast} R = {acceleration}" for contrast, acceleration in groups]
     print("# Settings of the one-step network, validation slices\n")
     show(["", *heads, *(f"sigma_n {sigma:g}" for sigma in SIGMAS), "mean"], told())
-    own = [row for row in rows if row.variant.cg_weight == 1 and row.variant.settings.steps == args.steps]
+    own = [row for row in rows if row.variant.change is None and row.variant.settings.steps == args.steps]
     if args.write is not None and own:
         best = min(own, key=lambda row: row.mean)
         write_card(args.write, sampling=sampling_with(load_model(args.write, "cpu").card, best))
@@ -212,7 +220,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DpmreconError as error:
-        raise SystemExit(f"dpmtrain: {error}") from None
+    raise SystemExit(exit_code(main))

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from dpmrecon.prior.checkpoint import Checkpoint, sampler_defaults, write_card
-from dpmrecon.prior.kinds import settings_from
-from dpmrecon.prior.samplers.diffusion import SamplerSettings
+from dpmrecon.prior.kinds import Settings, settings_from
 from dpmrecon.recon.types import Sampling
 
 from .engine import Method, compare
@@ -42,7 +41,7 @@ class Candidate:
     """A checkpoint with settings; present: those that the card had before."""
 
     path: Path
-    settings: SamplerSettings
+    settings: Settings
     title: str
     present: bool
 
@@ -117,6 +116,7 @@ def candidates_of(checkpoints: Mapping[Path, Checkpoint], plan: Plan, contrast: 
     found: dict[tuple[Path, str], Candidate] = {}
     for path, checkpoint in checkpoints.items():
         base = sampler_defaults(checkpoint.card, plan.sampler, label_for(checkpoint, contrast), R)[0]
+        settings_from = checkpoint.kind.sampler(plan.sampler)[1].settings_from
         present = settings_from(base)
         combined = [dict(zip(plan.grid, values)) for values in itertools.product(*plan.grid.values())]
         for changes in [*combined, {key: getattr(present, key) for key in plan.grid}]:
@@ -159,7 +159,8 @@ def with_choices(sampling: dict[str, Any], choices: Sequence[Choice], plan: Plan
 
     An entry holds the keys of the grid and all else that differs from the card's settings for every scan.
     """
-    everywhere = dataclasses.asdict(settings_from(sampling.get(plan.sampler, {})))
+    form = type(choices[0].chosen[0].settings)
+    everywhere = dataclasses.asdict(settings_from(sampling.get(plan.sampler, {}), form))
     entries = []
     for choice in choices:
         candidate, row = choice.chosen

@@ -28,7 +28,7 @@ from dpmrecon.recon.types import MappedVolume
 from dpmrecon.recon.volumes import with_volume_maps
 from matplotlib.figure import Figure
 
-from ..arguments import read_grid
+from ..arguments import exit_code, read_grid
 from ..files import writing
 from .baselines import SENSE_WEIGHTS, bart_volume, tuned_weight
 from .methods import label_for
@@ -429,4 +429,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ..data.dataset import PreparedSlices
 
 AT_ONCE = 8  # crops that a loader process hands over
+RENEWED = 8  # draws from a full pool for each AT_ONCE new crops, where this process cuts them
 
 
 class Crops(IterableDataset):
@@ -40,7 +41,7 @@ class CropPool:
     """`size` crops on `device`; the oldest give way to new ones.
 
     seed: text that decides the crops; give another one to a run that goes on. workers: 0 cuts in this process, a few
-    crops at each draw.
+    crops at each draw until the pool is full, then at every RENEWED-th.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class CropPool:
         self.images = torch.zeros(settings["pool"], side, side, dtype=torch.complex64, device=device)
         self.classes = torch.full((settings["pool"],), len(labels), dtype=torch.int64, device=device)
         self.labels, self.device, self.workers = list(labels), device, workers
-        self.taken = 0
+        self.taken = self.drawn = 0
         self.error: BaseException | None = None
         crops = Crops(data, settings, seed)
         if workers == 0:
@@ -95,8 +96,9 @@ class CropPool:
         """(images (batch, crop, crop) complex64, classes (batch,) int64), all flipped and turned alike at random."""
         if self.error is not None:
             raise self.error
-        if self.workers == 0:
+        if self.workers == 0 and (self.taken < len(self.images) or self.drawn % RENEWED == 0):
             self._take()
+        self.drawn += 1
         which = torch.randint(min(self.taken, len(self.images)), (batch,), device=self.device)
         images, turn = self.images[which], int(torch.randint(8, ()))
         images = images.flip([axis for axis, bit in ((1, 1), (2, 2)) if turn & bit])

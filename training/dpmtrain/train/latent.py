@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from dpmrecon.errors import BadInputError, first_line
-from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint, shipped_sketcher
 from dpmrecon.prior.kinds import LATENT
 from dpmrecon.prior.latent import LatentModel
 
@@ -45,8 +45,11 @@ def train_stage(
     model.requires_grad_(False).train().to(device)
     stage = STAGES[recipe["stage"]](model, settings, device)
     made_with = {**recipe, "the start": before["model"] if before else None}
-    run = TimedRun(folder / f"{recipe['stage']}.pt", stage, made_with, settings, minutes, clock)
     card = {**_card(recipe, data, before), "minutes": minutes}
+    if recipe["stage"] == "control":
+        model.sketcher, card["sketcher"] = shipped_sketcher(device)
+        made_with["the sketcher"] = card["sketcher"]
+    run = TimedRun(folder / f"{recipe['stage']}.pt", stage, made_with, settings, minutes, clock)
     pool = CropPool(data, settings, model.labels, device, workers, f"{settings['seed']} {run.steps}")
 
     def save() -> None:
@@ -55,7 +58,7 @@ def train_stage(
 
     try:
         if run.steps == 0:
-            stage.prepare(pool)
+            stage.prepare(pool, before is None)
         run.train(iter(lambda: pool.draw(settings["batch"]), None), save)
     finally:
         pool.close()

@@ -22,16 +22,16 @@ COMMON: dict[str, tuple[type, float | None]] = {
     "save_seconds": (float, 0),
 }
 DIFFUSION: dict[str, tuple[type, float | None]] = {"draws": (int, 1), "label_dropout": (float, 0)}
-LOSSES = dict.fromkeys(("l1", "perceptual", "kl", "adversarial", "adversarial_from"), (float, 0))
+LOSSES = dict.fromkeys(("l1", "log_rms", "perceptual", "kl", "adversarial", "adversarial_from"), (float, 0))
 KEYS: dict[str, dict] = {
     "sketcher": COMMON,
     "autoencoder": {**COMMON, **LOSSES},
     "denoiser": {**COMMON, **DIFFUSION},
-    "control": {**COMMON, **DIFFUSION},
+    "control": {**COMMON, **DIFFUSION, "time_power": (float, 1)},
 }
 MODEL = {
     "sketcher": {"labels", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio"},
-    "autoencoder": {"labels", "autoencoder", "unet", "schedule"},
+    "autoencoder": {"labels", "patch", "autoencoder", "unet", "schedule"},
 }
 TABLES = {"sketcher": {"model"}, "autoencoder": {"model"}, "denoiser": set(), "control": {"sampling"}}
 

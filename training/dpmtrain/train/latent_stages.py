@@ -16,10 +16,13 @@ from torch import nn
 
 from . import timed
 from .crop_pool import CropPool
+from .latent_start import begin_linear
 from .scans import scanned, sketches
 from .sketcher import SwinSketcher
 
 FEATURE_SIGMA = 0.05  # at which our denoiser sees the images whose features are compared
+LOOKED_AT = 64  # batches, before the first step
+REAL = 0.97  # share of the energy
 
 
 Images = tuple[torch.Tensor, torch.Tensor]  # of `CropPool.draw`, and their classes
@@ -30,8 +33,8 @@ class Stage(timed.Stage, Protocol):
 
     settings: dict
 
-    def prepare(self, pool: CropPool) -> None:
-        """Once, before the first step."""
+    def prepare(self, pool: CropPool, fresh: bool) -> None:
+        """Once, before the first step. fresh: the model has random weights."""
 
 
 def at_precision(step: Callable) -> Callable:
@@ -84,6 +87,12 @@ class Discriminator(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(width, 1, 3, padding=1))
 
 
+def nearly_real(images: torch.Tensor) -> torch.Tensor:
+    """Those of (n, rows, cols) whose energy is in the real part, as the phase rule leaves slices; all where none is."""
+    real = images.real.square().sum((1, 2)) > REAL * images.abs().square().sum((1, 2))
+    return images[real] if bool(real.any()) else images
+
+
 def adam(parameters: Any, rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
 
@@ -98,7 +107,11 @@ def stepped(optimizer: torch.optim.Optimizer, loss: torch.Tensor, clip: float) -
 
 
 class AutoencoderStage:
-    """L1, features of our own denoiser, KL, and from a share of the budget on a discriminator.
+    """L1, logarithm of each image's root mean square error, KL, features of our own denoiser, and from a share of the
+    budget on a discriminator; the last two cost nothing where they have no weight.
+
+    The logarithm is the round trip's PSNR: nearly real images, as reconstructions show them, count as much as those
+    with more phase, of which the latents hold less.
 
     The discriminator's part has `adversarial` times the gradient of the L1 loss at the last layer (Esser et al., CVPR
     2021).
@@ -106,7 +119,7 @@ class AutoencoderStage:
 
     def __init__(self, model: LatentModel, settings: dict, device: torch.device):
         self.model, self.settings = model, settings
-        self.features = Features().to(device).requires_grad_(False)
+        self.features = Features().to(device).requires_grad_(False) if settings["perceptual"] > 0 else None
         self.discriminator = Discriminator().to(device)
         self.modules: dict[str, nn.Module] = {"autoencoder": model.autoencoder, "discriminator": self.discriminator}
         self.optimizers = {
@@ -114,23 +127,28 @@ class AutoencoderStage:
             "discriminator": adam(self.discriminator.parameters(), settings["rate"]),
         }
 
-    def prepare(self, pool: CropPool) -> None:
-        pass
+    def prepare(self, pool: CropPool, fresh: bool) -> None:
+        """An autoencoder of blocks of pixels begins as a linear code."""
+        if fresh and self.model.patch > 1:
+            images = torch.cat([pool.draw(self.settings["batch"])[0] for _ in range(LOOKED_AT)])
+            images = nearly_real(images)
+            begin_linear(self.model.autoencoder, F.pixel_unshuffle(self.model.padded(images), self.model.patch))
 
     @at_precision
     def step(self, examples: Images, share: float) -> dict[str, torch.Tensor]:
         images, classes = examples
         settings, rows, cols = self.settings, *images.shape[-2:]
         target = self.model.padded(images)
-        latent = self.model.autoencoder.encode(target).latent_dist
-        made = self.model.autoencoder.decode(latent.sample()).sample[..., :rows, :cols].float()
+        latent = self.model.code(target)
+        made = self.model.decoded(latent.sample())[..., :rows, :cols].float()
         target = target[..., :rows, :cols]
-        found = torch.complex(made[:, 0], made[:, 1])
         losses = {
             "l1": (made - target).abs().mean(),
-            "perceptual": self.features.distance(found, images),
+            "log_rms": (made - target).square().mean((1, 2, 3)).clamp_min(1e-12).log().mean() / 2,
             "kl": latent.kl().float().mean() / target[0].numel(),
         }
+        if self.features is not None:
+            losses["perceptual"] = self.features.distance(torch.complex(made[:, 0], made[:, 1]), images)
         total = sum(settings[name] * loss for name, loss in losses.items())
         adversarial = settings["adversarial"] > 0 and share >= settings["adversarial_from"]
         if adversarial:
@@ -152,19 +170,24 @@ class AutoencoderStage:
 def _v_loss(
     model: LatentModel, z0: torch.Tensor, classes: torch.Tensor, sketch: torch.Tensor | None, settings: dict
 ) -> torch.Tensor:
-    """Mean squared error of what the U-Net predicts, several times and noises for each latent."""
+    """Mean squared error of what the U-Net predicts, several times and noises for each latent.
+
+    A channel counts by its share of the image: whitened, the one of the blocks' means has a sixteenth of the error and
+    most of the image. `time_power`: times are drawn as this power of a uniform number.
+    """
     draws = settings["draws"]
     z0, classes = z0.repeat(draws, 1, 1, 1), classes.repeat(draws)
     dropped = torch.rand(len(classes), device=z0.device) < settings["label_dropout"]
     classes = torch.where(dropped, len(model.labels), classes)
-    t = torch.randint(len(model.alphas), (len(z0),), device=z0.device)
+    share = torch.rand(len(z0), device=z0.device) ** settings.get("time_power", 1.0)
+    t = (share * len(model.alphas)).long().clamp_max(len(model.alphas) - 1)
     noise = torch.randn_like(z0)
-    signal, share = model.signal_and_noise(t)
-    wanted = signal * noise - share * z0 if model.velocity else noise
+    signal, spread = model.signal_and_noise(t)
+    wanted = signal * noise - spread * z0 if model.velocity else noise
     has_classes = model.unet.config.num_class_embeds is not None
     shown = None if sketch is None else sketch.repeat(draws, 1, 1, 1)
-    found = model.predict(signal * z0 + share * noise, t, classes if has_classes else None, shown)
-    return (found.float() - wanted).square().mean()
+    found = model.predict(signal * z0 + spread * noise, t, classes if has_classes else None, shown)
+    return (model.std / model.std.mean() * (found.float() - wanted).square()).mean()
 
 
 class DenoiserStage:
@@ -177,12 +200,12 @@ class DenoiserStage:
         self.optimizers = {"unet": adam(trained, settings["rate"])}
 
     @torch.no_grad()
-    def prepare(self, pool: CropPool) -> None:
+    def prepare(self, pool: CropPool, fresh: bool) -> None:
         """Measures what whitens the latents."""
         model = self.model
         model.mean.zero_()
         model.std.fill_(1)
-        found = torch.cat([model.encode(pool.draw(self.settings["batch"])[0]).float() for _ in range(16)])
+        found = torch.cat([model.encode(pool.draw(self.settings["batch"])[0]).float() for _ in range(LOOKED_AT)])
         model.mean.copy_(found.mean((0, 2, 3), keepdim=True))
         model.std.copy_(found.std((0, 2, 3), keepdim=True).clamp_min(1e-6))
 
@@ -205,14 +228,16 @@ class ControlStage:
         self.modules: dict[str, nn.Module] = {"controlnet": model.controlnet}
         self.optimizers = {"controlnet": adam(model.controlnet.requires_grad_(True).parameters(), settings["rate"])}
 
-    def prepare(self, pool: CropPool) -> None:
+    def prepare(self, pool: CropPool, fresh: bool) -> None:
         pass
 
     @at_precision
     def step(self, examples: Images, share: float) -> dict[str, torch.Tensor]:
         images, classes = examples
+        names: list[str | None] = [*self.model.labels, None]
         with torch.no_grad():
-            z0, shown = self.model.encode(images).float(), self.model.encode(sketches(images)).float()
+            shown = sketches(images, [names[number] for number in classes.tolist()], self.model.sketcher)
+            z0, shown = self.model.encode(images).float(), self.model.encode(shown).float()
         loss = _v_loss(self.model, z0, classes, shown, self.settings)
         stepped(self.optimizers["controlnet"], loss, self.settings["clip"])
         return {"loss": loss.detach()}
@@ -226,13 +251,13 @@ class SketcherStage:
         self.modules: dict[str, nn.Module] = {"model": model}
         self.optimizers = {"model": adam(model.requires_grad_(True).parameters(), settings["rate"])}
 
-    def prepare(self, pool: CropPool) -> None:
+    def prepare(self, pool: CropPool, fresh: bool) -> None:
         pass
 
     @at_precision
     def step(self, examples: Images, share: float) -> dict[str, torch.Tensor]:
         images, classes = examples
-        found = self.model(scanned(images)[1])
+        found = self.model(scanned(images).zero_filled)
         loss = torch.view_as_real(found - images).abs().mean()
         stepped(self.optimizers["model"], loss, self.settings["clip"])
         return {"l1": loss.detach()}

@@ -1,9 +1,11 @@
-"""Undersampled multi-coil scans of a batch of crops, made on the device: coils, masks, noise, CG-SENSE."""
+"""Undersampled multi-coil scans of a batch of crops, made on the device: coils, masks, noise, CG-SENSE, sketches."""
 
 import math
 
 import torch
 from dpmrecon.physics.forward import ForwardModel
+from dpmrecon.prior.problem import NoiseSource, Problem
+from dpmrecon.prior.samplers.latent import Sketcher
 
 from .undersampled import cg_sense
 
@@ -39,18 +41,23 @@ def line_mask(side: int, device: torch.device) -> torch.Tensor:
     return lines.float()[:, None].expand(side, side).contiguous().to(device)
 
 
-def scanned(images: torch.Tensor) -> tuple[ForwardModel, torch.Tensor, torch.Tensor]:
-    """The scan of each crop (batch, side, side): the model, with one mask for all, A^H y, and sigma_n (batch,)."""
+def scanned(images: torch.Tensor) -> Problem:
+    """The scan of each crop (batch, side, side), with one mask for all; CG-SENSE is the start, as
+    `physics/cg_sense.py` makes it of a slice."""
     batch, side, device = len(images), images.shape[-1], images.device
     model = ForwardModel(coil_maps(batch, side, device), line_mask(side, device))
     low, high = (math.log(level) for level in NOISE)
     sigma_n = torch.exp(low + (high - low) * torch.rand(batch, device=device))
     kspace = model.forward(images)
     noise = torch.view_as_complex(torch.randn(*kspace.shape, 2, device=device))
-    return model, model.adjoint(kspace + sigma_n.view(-1, 1, 1, 1) * noise), sigma_n
+    kspace = kspace + model.mask * sigma_n.view(-1, 1, 1, 1) * noise
+    zero_filled = model.adjoint(kspace)
+    return Problem(model, kspace, zero_filled, sigma_n, cg_sense(model, zero_filled, sigma_n))
 
 
-def sketches(images: torch.Tensor) -> torch.Tensor:
-    """CG-SENSE of a scan of each crop, as `physics/cg_sense.py` makes it of a slice: (batch, side, side) complex64."""
-    model, zero_filled, sigma_n = scanned(images)
-    return cg_sense(model, zero_filled, sigma_n)
+def sketches(images: torch.Tensor, labels: list[str | None], sketcher: Sketcher | None) -> torch.Tensor:
+    """What the ControlNet is shown of a scan of each crop: (batch, side, side) complex64."""
+    problem = scanned(images)
+    if sketcher is None:
+        return problem.start
+    return sketcher.image(problem, labels, NoiseSource([0] * len(images), images.device))

@@ -1,7 +1,8 @@
 """Samplers with a latent diffusion prior: `latent`, multi-coil and complex, and `latent-hard`, the paper's.
 
-LDPM's dual stage (Tang et al.), with DDIM steps (Song et al., ICLR 2021). Above the time p the image behind z0-hat is
-moved to the data; from p down z0-hat moves along the k-space residual's gradient, through the decoder.
+LDPM's dual stage (Tang et al.), with DDIM steps (Song et al., ICLR 2021). A Sketcher's image is the ControlNet's, and
+where sampling begins. Above the time p the image behind z0-hat is moved to the data; from p down z0-hat moves along the
+k-space residual's gradient, through the decoder.
 """
 
 from collections.abc import Callable
@@ -10,8 +11,11 @@ from functools import partial
 
 import torch
 
+from ..conditional import ConditionalDenoiser, Conditioned
+from ..denoiser import uncounted
 from ..latent import LatentPrior
 from ..problem import NoiseSource, Problem, Stop, never
+from .one_step import OneStepSettings, sample_one_step
 
 CG_STEPS = 10
 
@@ -23,7 +27,8 @@ class LatentSettings:
     """Settings of both samplers; the defaults of a model travel in its card.
 
     steps: evaluations of the U-Net, evenly spaced in time; first: the time T to begin at, at noise alone where it is
-    the schedule's last, else at the sketch's latent with noise; p: data consistency above this time, guidance from it
+    the schedule's last, else at the sketch's latent with noise; noise_scale: that noise is this times the time's, below 1
+    because the sketch's own error is noise to the network too; p: data consistency above this time, guidance from it
     down; guidance: g, times the gradient of the squared residual in k-space; eta: share of fresh noise in a step, 0 is
     deterministic; prior_std: what a decoded image may be wrong by, per real channel, where z is noise alone (it
     shrinks with the noise); final_std: the same of the last image, which is moved to the data once more.
@@ -34,13 +39,29 @@ class LatentSettings:
     p: int = 200
     guidance: float = 0.1
     eta: float = 0.0
+    noise_scale: float = 1.0
     prior_std: float = 0.1
     final_std: float = 0.05
 
 
-def sketch(problem: Problem) -> torch.Tensor:
-    """The conventional image that the ControlNet is shown, (batch, ..., rows, cols) complex64: CG-SENSE."""
-    return problem.start
+@dataclass(frozen=True)
+class Sketcher:
+    """What makes the sketch: a network of the kind one-step, trained by regression, and data consistency."""
+
+    denoiser: ConditionalDenoiser
+    settings: OneStepSettings
+
+    def image(self, problem: Problem, labels: list[str | None], noise: NoiseSource, stop: Stop = never) -> torch.Tensor:
+        """(batch, rows, cols) complex64 at scale 1; labels: of each image, or one for all."""
+        prior = Conditioned(self.denoiser, self.denoiser.one_hot(labels), uncounted)
+        return sample_one_step(problem, prior, self.settings, noise, stop)
+
+
+def sketch(problem: Problem, prior: LatentPrior, noise: NoiseSource, stop: Stop = never) -> torch.Tensor:
+    """What the ControlNet is shown, (batch, ..., rows, cols) complex64: the Sketcher's image, moved to the data, or
+    CG-SENSE for a model without Sketcher."""
+    sketcher = prior.model.sketcher
+    return problem.start if sketcher is None else sketcher.image(problem, [prior.label], noise, stop)
 
 
 def times(settings: LatentSettings, trained: int) -> list[int]:
@@ -88,8 +109,12 @@ def guided(problem: Problem, prior: LatentPrior, settings: LatentSettings, z: to
 def sample_latent(
     problem: Problem, prior: LatentPrior, settings: LatentSettings, noise: NoiseSource, stop: Stop = never
 ) -> torch.Tensor:
-    """Multi-coil, complex, data consistency by the proximal step with sigma_n."""
-    image = _decoded(prior, _sampled(problem, prior, settings, noise, stop, soft), problem)
+    """Multi-coil, complex, data consistency by the proximal step with sigma_n. The sketch is given the change from its
+    latent to the sampled one: what the autoencoder loses of it stays."""
+    first = sketch(problem, prior, noise, stop)
+    shown = _encoded(prior, first)
+    z = _sampled(problem, prior, settings, noise, stop, soft, shown)
+    image = first + _decoded(prior, z, problem) - _decoded(prior, shown, problem)
     return near_data(problem, image, settings.final_std, problem.model.cg_steps)
 
 
@@ -98,7 +123,8 @@ def sample_latent_hard(
     problem: Problem, prior: LatentPrior, settings: LatentSettings, noise: NoiseSource, stop: Stop = never
 ) -> torch.Tensor:
     """The paper's: k-space of a magnitude image, in which the sampled part is replaced."""
-    return on_data(problem, _decoded(prior, _sampled(problem, prior, settings, noise, stop, hard), problem))
+    shown = _encoded(prior, sketch(problem, prior, noise, stop))
+    return on_data(problem, _decoded(prior, _sampled(problem, prior, settings, noise, stop, hard, shown), problem))
 
 
 def _sampled(
@@ -108,14 +134,15 @@ def _sampled(
     noise: NoiseSource,
     stop: Stop,
     consistent: Consistency,
+    shown: torch.Tensor,
 ) -> torch.Tensor:
-    """z0 of the last step."""
+    """z0 of the last step. shown: the sketch's latent."""
     trained = len(prior.model.alphas)
     steps = times(settings, trained)
-    shown = _encoded(prior, sketch(problem))
     draw = partial(_latent_noise, prior, problem, noise)
     begin = prior.model.alphas[steps[0]]
-    z = draw() if settings.first >= trained else begin.sqrt() * shown + (1 - begin).sqrt() * draw()
+    spread = settings.noise_scale * (1 - begin).sqrt()
+    z = draw() if settings.first >= trained else begin.sqrt() * shown + spread * draw()
     clean = z
     for t, after in zip(steps, [*steps[1:], None]):
         clean, direction = prior.clean_and_noise(z, t, shown)
