@@ -4,8 +4,8 @@ Both do calls of functions that lie in modules, one at a time each, and survive 
 the driver ends, however it ends, so do its workers.
 """
 
-import multiprocessing
 import logging
+import multiprocessing
 import os
 import signal
 import threading
