@@ -51,6 +51,7 @@ from .tables import fields_of, markdown, write_tables
 R, SIGMA_N = (1, 2, 3, 4, 6, 8), (0.004, 0.06)  # that the limits are measured for; sigma_n over the scale
 FALSE_ALARMS = 0.01  # share of either group's sound slices beyond the largest distance
 RIDGE, FOLDS = 1e-2, 10  # of the variance of each number; of cross-validation
+SHRINK = 0.1  # see `_fitted`; of folded heads and volumes, of which few subjects were seen
 SOME, MORE = 0.05, 1.15  # of a contrast, of which few slices and subjects were seen
 HIGHEST_FOLDED, PART = 4, (0.72, 0.94)  # R of heads that fold; what the field of view holds of them
 TWO_SETS = "two sets of coil maps are used"  # how the remark on every head that folds begins
@@ -199,7 +200,6 @@ def limits_of(found: Iterable[dict[str, Any]], kind: str) -> dict[str, Any]:
     scans = [scan for scan in found if scan["parts"]]
     parts = [(number, scan, part) for number, scan in enumerate(scans) for part in scan["parts"]]
     number_of = np.array([number for number, _, _ in parts])
-    # of volumes, which are few, whole subjects are left out in turn
     subjects = np.unique([scan["subject"].partition("/")[0] for _, scan, _ in parts], return_inverse=True)[1]
     group = subjects if kind == VOLUMES else number_of
     names = sorted({scan["contrast"] for scan in scans})
@@ -207,9 +207,10 @@ def limits_of(found: Iterable[dict[str, Any]], kind: str) -> dict[str, Any]:
     is_real = np.array([not scan["subject"].startswith(PHANTOM) for _, scan, _ in parts])
     slopes = np.array([covariates(**part["known"])[1:] for _, _, part in parts])
     values = np.array([[part["values"][name] for name in NAMES] for _, _, part in parts])
-    by_contrast = _fitted(names, np.concatenate([is_contrast, slopes], 1), values, is_real, number_of, group)
+    shrink = 0.0 if kind == SLICES else SHRINK
+    by_contrast = _fitted(names, np.concatenate([is_contrast, slopes], 1), values, is_real, number_of, group, shrink)
     whole = np.concatenate([np.ones((len(parts), 1)), slopes], 1)
-    together = _fitted([ANY], whole, values, is_real, number_of, group)
+    together = _fitted([ANY], whole, values, is_real, number_of, group, shrink)
     known = {name: [part["known"][name] for _, _, part in parts] for name in parts[0][2]["known"]}
     known["matrix"] = [part["matrix"] for _, _, part in parts]
     return {
@@ -227,10 +228,11 @@ def _fitted(
     is_real: np.ndarray,
     scan: np.ndarray,
     group: np.ndarray,
+    shrink: float,
 ) -> dict[str, Any]:
     """A fit of the card, see `Limits.of`, by least squares. design: a column for each of the names, which is 1 where
     the slice is of that contrast, then the covariates; scan: number of each slice's, a volume has several; group:
-    number of what is left out together.
+    number of what is left out together; shrink: weight of a penalty on the slopes, over that of the slices.
 
     Distances are those of groups that were left out of the fit, a FOLDS-th of them at a time. Phantoms have less
     detail: they are not fitted to, but FALSE_ALARMS of them alone are beyond as well. Of a contrast few were seen: its
@@ -241,7 +243,11 @@ def _fitted(
 
     def fitted(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients, and the precision of each contrast: half of its covariance is its own, half is of all."""
-        fit = np.linalg.lstsq(design[some], values[some], rcond=None)[0]
+        slopes = design[some][:, len(names) :]
+        penalty = np.zeros((slopes.shape[1], design.shape[1]))
+        penalty[:, len(names) :] = math.sqrt(shrink * len(some)) * np.diag(slopes.std(0))
+        nothing = np.zeros((len(penalty), values.shape[1]))
+        fit = np.linalg.lstsq(*map(np.concatenate, ((design[some], penalty), (values[some], nothing))), rcond=None)[0]
         left = values[some] - design[some] @ fit
         common = np.cov(left.T) + 2 * RIDGE * np.diag(left.var(0))
         parts = [left[contrast[some] == number] for number in range(len(names))]
