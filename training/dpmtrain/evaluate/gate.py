@@ -54,6 +54,7 @@ RIDGE, FOLDS = 1e-2, 10  # of the variance of each number; of cross-validation
 SHRINK = 0.1  # see `_fitted`; of folded heads and volumes, of which few subjects were seen
 SOME, MORE = 0.05, 1.15  # of a contrast, of which few slices and subjects were seen
 HIGHEST_FOLDED, PART = 4, (0.72, 0.94)  # R of heads that fold; what the field of view holds of them
+FAR_TOO_SMALL = (0.5, 0.7)  # and where one map alone is used
 TWO_SETS = "two sets of coil maps are used"  # how the remark on every head that folds begins
 # scans that are judged, by kind
 KINDS = {
@@ -142,13 +143,17 @@ def slice_scans(heads: Sequence[Head], kind: str, seed: int, device: torch.devic
     ]
 
 
+def _part(kind: str, rng: np.random.Generator) -> float:
+    return float(rng.uniform(*(FAR_TOO_SMALL if kind == WRAP_ONE_MAP else PART)))
+
+
 def _slice_case(
     head: Head, name: str, kind: str, acceleration: int, sigma: float, rng: np.random.Generator
 ) -> tuple[Case, np.ndarray]:
     if kind == SLICES:
         return case_of(head, name, acceleration, sigma, rng)
     painted = SOUND if name == WRAP_ONE_MAP else name
-    part = float(rng.uniform(*PART))
+    part = _part(name, rng)
     case, truth = case_of(head, painted, min(acceleration, HIGHEST_FOLDED), sigma, rng, part)
     case.one_map = name == WRAP_ONE_MAP
     return case, truth
@@ -317,7 +322,7 @@ def volume_row(checkpoint: Checkpoint, images: Path, seed: int, kind: str, rng: 
     subject = gate_volumes.HELD_OUT if kind in PATHOLOGY or rng.random() < 0.6 else PHANTOM
     head = head_volume(images, subject, contrast, seed)
     protocol = protocol_of(head, contrast, True, rng)
-    part = float(rng.uniform(*PART)) if kind in (gate_volumes.FOLDS, WRAP_ONE_MAP) else None
+    part = None if kind not in (gate_volumes.FOLDS, WRAP_ONE_MAP) else _part(kind, rng)
     case, truth = volume_case(head, kind, protocol, contrast, rng, part)
     known = (kind, f"{subject}/{contrast}", contrast, math.prod(protocol.factors), protocol.sigma)
     return _row(checkpoint, case, known, truth, part is not None)
@@ -392,12 +397,13 @@ ABOUT = {
 {CALIBRATION} calibration lines.""",
     FOLDED: f"""the field of view holds {PART[0]:g} to {PART[1]:g} of the head along the lines, and the rest folds.
 R {min(R)} to {HIGHEST_FOLDED}, {_NOISES[0]}, pixels of .9 to 1.8 mm, 8 coils, {CALIBRATION} calibration lines.
-That two sets of maps are used is said of each of them, and does not count here. One map: the second is left out, or
-the folding is not seen.""",
+That two sets of maps are used is said of each of them, and does not count here. One map: the second is left out, and
+the field of view holds {FAR_TOO_SMALL[0]:g} to {FAR_TOO_SMALL[1]:g}; or the folding is not seen.""",
     VOLUMES: f"""volumes of a head at 3 to 5 mm, of sagittal or axial partitions that are up to 2.6 times as thick.
 R 1 to {DRAWN[VOLUMES]["R"][1]:g}, {_NOISES[1]}, 5 coils, a block of 16 or 20 lines each way.
 Of those that fold the field of view holds {PART[0]:g} to {PART[1]:g} of the head; that two sets of maps are used
-is said of each of them, and does not count here. One map: it is left out, or the folding is not seen.""",
+is said of each of them, and does not count here. One map: the second is left out, and the field of view holds
+{FAR_TOO_SMALL[0]:g} to {FAR_TOO_SMALL[1]:g}; or the folding is not seen.""",
 }
 NOTES = """Sound heads, and such as are painted, mistreated or none, from other scans than those that set the limits;
 {about} AUROC: of sound scans against those of the kind, with its 95 % bootstrap interval, of
