@@ -251,8 +251,8 @@ def _fitted(
         slopes = design[some][:, len(names) :]
         penalty = np.zeros((slopes.shape[1], design.shape[1]))
         penalty[:, len(names) :] = math.sqrt(shrink * len(some)) * np.diag(slopes.std(0))
-        nothing = np.zeros((len(penalty), values.shape[1]))
-        fit = np.linalg.lstsq(*map(np.concatenate, ((design[some], penalty), (values[some], nothing))), rcond=None)[0]
+        wanted = np.concatenate([values[some], np.zeros((len(penalty), values.shape[1]))])
+        fit = np.linalg.lstsq(np.concatenate([design[some], penalty]), wanted, rcond=None)[0]
         left = values[some] - design[some] @ fit
         common = np.cov(left.T) + 2 * RIDGE * np.diag(left.var(0))
         parts = [left[contrast[some] == number] for number in range(len(names))]
