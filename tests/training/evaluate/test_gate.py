@@ -80,7 +80,7 @@ def checkpoint(tmp_path_factory):
 def test_limits_are_such_that_few_sound_slices_are_beyond(checkpoint, tmp_path):
     contrasts = ("flair", "t1")
     heads = [head(n, (66, 54), contrasts[n % 2], subject="phantom" if n % 4 == 3 else "somebody") for n in range(24)]
-    scans = slice_scans(heads, SLICES, 5, checkpoint.model.device)
+    scans = slice_scans(heads, 5, checkpoint.model.device)
     entry = limits_of(numbers_of(checkpoint, scans, SLICES, 5), SLICES)
     labelled, together = entry["fits"]
     assert set(labelled["levels"]) == {"flair", "t1"} and set(together["levels"]) == {ANY}
@@ -144,6 +144,7 @@ def test_the_command_says_what_it_lacks(tmp_path, capsys):
         (["--keep", "--out", str(tmp_path)], "has no limits to keep"),
         (["--each", "5"], "the tables need a folder"),
         (["--of", "volumes", "--keep", "--out", str(tmp_path)], "has no limits to keep"),
+        (["--of", "folded", "--out", str(tmp_path)], "give --keep with --of folded"),
     ):
         assert main([*common, *more]) == 2
         assert word in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """`dpmtrain gate`: the limits of the gate from sound scans, and how well it tells unsound ones, on other scans.
 
-Slices, slices of heads that fold, and volumes have limits of their own. Cases are painted or mistreated by
+Volumes have limits of their own; those of slices serve heads that fold too. Cases are painted or mistreated by
 `gate_cases.py` and `gate_volumes.py` and come as a scanner's lines: what collector, repairs and checks say of them a
 user gets. The network runs at default settings but for two samples of four steps, of a volume one.
 """
@@ -20,7 +20,6 @@ from dpmrecon.physics.fourier import to_kspace
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.agreement import (
     ANY,
-    FOLDED,
     HELD_BACK,
     NAMES,
     SLICES,
@@ -51,8 +50,9 @@ from .tables import fields_of, markdown, write_tables
 R, SIGMA_N = (1, 2, 3, 4, 6, 8), (0.004, 0.06)  # that the limits are measured for; sigma_n over the scale
 FALSE_ALARMS = 0.01  # share of either group's sound slices beyond the largest distance
 RIDGE, FOLDS = 1e-2, 10  # of the variance of each number; of cross-validation
-SHRINK = 0.1  # see `_fitted`; of folded heads and volumes, of which few subjects were seen
+SHRINK = 0.1  # see `_fitted`; of volumes, of which few subjects were seen
 SOME, MORE = 0.05, 1.15  # of a contrast, of which few slices and subjects were seen
+FOLDED = "folded"  # slices of heads that fold, which the limits of slices serve
 HIGHEST_FOLDED, PART = 4, (0.72, 0.94)  # R of heads that fold; what the field of view holds of them
 FAR_TOO_SMALL = (0.5, 0.7)  # and where one map alone is used
 TWO_SETS = "two sets of coil maps are used"  # how the remark on every head that folds begins
@@ -70,10 +70,8 @@ BOOTSTRAP = 400
 HEADS, FOLDING = 8, 4  # label maps whose volumes set limits, every so many-th of which folds
 DRAWN: dict[str, dict[str, list[float]]] = {
     SLICES: {"sigma_n": [*SIGMA_N], "R": [min(R), max(R)]},
-    FOLDED: {"sigma_n": [*SIGMA_N], "R": [min(R), HIGHEST_FOLDED]},
     VOLUMES: {"sigma_n": [*gate_volumes.SIGMA_N], "R": [1, max(map(math.prod, gate_volumes.FACTORS))]},
 }
-WHAT = {SLICES: "slices", FOLDED: "slices of heads that fold", VOLUMES: "volumes"}
 PARTS = ("agreement", "held back", "denoised", "residual", "rows", "channels", "remarks", "spread")
 
 
@@ -129,18 +127,15 @@ def _drawn(rng: np.random.Generator) -> tuple[int, float]:
     return int(rng.choice(R)), float(np.exp(rng.uniform(*np.log(SIGMA_N))))
 
 
-def slice_scans(heads: Sequence[Head], kind: str, seed: int, device: torch.device) -> list[Scan]:
-    """Of each head one. kind: SLICES, or FOLDED for a field of view that is too small."""
+def slice_scans(heads: Sequence[Head], seed: int, device: torch.device) -> list[Scan]:
+    """Of each head one."""
 
     def make(number: int, head: Head) -> MappedSlice | LostSlice:
         rng = np.random.default_rng([seed, number])
         acceleration, sigma = _drawn(rng)
-        return _mapped(_slice_case(head, SOUND, kind, acceleration, sigma, rng)[0], device)
+        return _mapped(case_of(head, SOUND, acceleration, sigma, rng)[0], device)
 
-    return [
-        Scan(head.subject, head.contrast, partial(make, number, head), kind == FOLDED)
-        for number, head in enumerate(heads)
-    ]
+    return [Scan(head.subject, head.contrast, partial(make, number, head)) for number, head in enumerate(heads)]
 
 
 def _part(kind: str, rng: np.random.Generator) -> float:
@@ -212,7 +207,7 @@ def limits_of(found: Iterable[dict[str, Any]], kind: str) -> dict[str, Any]:
     is_real = np.array([not scan["subject"].startswith(PHANTOM) for _, scan, _ in parts])
     slopes = np.array([covariates(**part["known"])[1:] for _, _, part in parts])
     values = np.array([[part["values"][name] for name in NAMES] for _, _, part in parts])
-    shrink = 0.0 if kind == SLICES else SHRINK
+    shrink = SHRINK if kind == VOLUMES else 0.0
     by_contrast = _fitted(names, np.concatenate([is_contrast, slopes], 1), values, is_real, number_of, group, shrink)
     whole = np.concatenate([np.ones((len(parts), 1)), slopes], 1)
     together = _fitted([ANY], whole, values, is_real, number_of, group, shrink)
@@ -222,7 +217,7 @@ def limits_of(found: Iterable[dict[str, Any]], kind: str) -> dict[str, Any]:
         "fits": [by_contrast, together],
         **{name: [round(min(part), 4), round(max(part), 4)] for name, part in known.items()},
         **DRAWN[kind],
-        "measured": f"`dpmtrain gate`, {len(scans)} sound {WHAT[kind]}, {100 * FALSE_ALARMS:g} % of which are beyond",
+        "measured": f"`dpmtrain gate`, {len(scans)} sound {kind}, {100 * FALSE_ALARMS:g} % of which are beyond",
     }
 
 
@@ -395,7 +390,8 @@ _NOISES = [f"sigma_n {low:g} to {high:g} of the scale" for low, high in (SIGMA_N
 ABOUT = {
     SLICES: f"""R {min(R)} to {max(R)}, {_NOISES[0]}, pixels of .9 to 1.8 mm, 8 coils,
 {CALIBRATION} calibration lines.""",
-    FOLDED: f"""the field of view holds {PART[0]:g} to {PART[1]:g} of the head along the lines, and the rest folds.
+    FOLDED: f"""which are those of slices: the field of view holds {PART[0]:g} to {PART[1]:g} of the head along the
+lines, and the rest folds.
 R {min(R)} to {HIGHEST_FOLDED}, {_NOISES[0]}, pixels of .9 to 1.8 mm, 8 coils, {CALIBRATION} calibration lines.
 That two sets of maps are used is said of each of them, and does not count here. One map: the second is left out, and
 the field of view holds {FAR_TOO_SMALL[0]:g} to {FAR_TOO_SMALL[1]:g}; or the folding is not seen.""",
