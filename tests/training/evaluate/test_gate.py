@@ -272,3 +272,18 @@ def test_volumes_are_judged_by_limits_of_their_own(checkpoint, monkeypatch, soli
     assert "two sets of maps" in table([row], "tiny", 0, VOLUMES)
     other = type(checkpoint)(checkpoint.model, checkpoint.card, "tiny", checkpoint.kind)
     assert math.isnan(volume_row(other, None, 0, SOUND, np.random.default_rng(0)).agreement)
+
+
+def test_a_fold_that_is_not_seen_is_no_sound_scan(checkpoint, monkeypatch):
+    heads = [head(matrix=(128, 96))]
+    seen = slice_row(checkpoint, heads, gate.FOLDED, SOUND, np.random.default_rng(0))
+    assert (seen.kind, seen.remarks) == (SOUND, 0) and int(seen.matrix.partition("x")[0]) < 128
+
+    def one_map(case, device):
+        case.one_map = True
+        return mapped(case, device)
+
+    mapped = gate._mapped
+    monkeypatch.setattr(gate, "_mapped", one_map)
+    unseen = slice_row(checkpoint, heads, gate.FOLDED, SOUND, np.random.default_rng(0))
+    assert unseen.kind == gate.WRAP_ONE_MAP and unseen.residual > seen.residual
