@@ -329,7 +329,10 @@ def _row(
     """folds: the head does, so that it is no sound scan where one set of maps is found."""
     mapped = _mapped(case, checkpoint.model.device)
     unseen = (
-        folds and known[0] in (SOUND, gate_volumes.FOLDS) and isinstance(mapped, MappedSlice) and mapped.n_sets == 1
+        folds
+        and known[0] in (SOUND, gate_volumes.FOLDS, *PATHOLOGY)
+        and isinstance(mapped, MappedSlice)
+        and mapped.n_sets == 1
     )
     about = (WRAP_ONE_MAP if unseen else known[0], *known[1:], "x".join(map(str, case.kspace.shape[1:])))
     if isinstance(mapped, LostSlice):
