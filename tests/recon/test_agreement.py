@@ -16,7 +16,6 @@ from dpmrecon.prior.checkpoint import load_checkpoint, write_card
 from dpmrecon.recon.agreement import (
     ANY,
     COVARIATES,
-    FOLDED,
     HELD_BACK,
     NAMES,
     SIGMAS,
@@ -279,13 +278,11 @@ def test_the_first_image_of_a_folded_head_is_denoised(folded, prior):
 def test_every_kind_of_scan_has_limits_of_its_own(mapped, folded, volume, folded_volume, tmp_path):
     checkpoint = load_checkpoint(saved_model(tmp_path / "tiny.safetensors"))
     prior = checkpoint.denoiser.of_contrast("flair")
-    asked = {SLICES: mapped, FOLDED: folded, VOLUMES: volume}
-    assert {kind: kind_of(one) for kind, one in asked.items()} == {kind: kind for kind in asked}
+    assert [kind_of(one) for one in (mapped, folded, volume, folded_volume)] == [SLICES, SLICES, VOLUMES, VOLUMES]
     checkpoint.card["gate"] = entry(1.0)
     assert agreed(mapped, checkpoint, "flair") is not None
-    assert agreed(folded, checkpoint, "flair") is agreed(volume, checkpoint, "flair") is None
-    assert not_asked(mapped, checkpoint, "flair") is not_asked(folded, checkpoint, "flair") is None
-    checkpoint.card["gate"] |= {kind: entry(2.0, kind=kind) for kind in (FOLDED, VOLUMES)}
+    assert agreed(volume, checkpoint, "flair") is not_asked(volume, checkpoint, "flair") is None
+    checkpoint.card["gate"] = entry(2.0) | {VOLUMES: entry(2.0, kind=VOLUMES)}
     assert agreed(folded, checkpoint, "flair").distance == pytest.approx(
         math.hypot(*agreement(folded, prior).values()) / 2
     )
@@ -315,13 +312,13 @@ def test_adaptation_is_not_advised_where_there_is_none(folded, volume):
         assert "foretold worse" in unfamiliar(item).text and "--adapt" not in unfamiliar(item).text
 
 
-@pytest.mark.parametrize("kind", [FOLDED, VOLUMES])
-def test_a_card_whose_limits_of_a_kind_lack_something_says_so(kind):
-    card = entry(1.0, kind=kind)
-    del card["head"]
-    assert Limits.of({"gate": entry(1.0)}, "flair", kind) is None
+@pytest.mark.parametrize("lacking", ["fits", "head", "sets"])
+def test_a_card_whose_limits_of_volumes_lack_something_says_so(lacking):
+    card = entry(1.0, kind=VOLUMES)
+    del card[lacking]
+    assert Limits.of({"gate": entry(1.0)}, "flair", VOLUMES) is None
     with pytest.raises(CheckpointError, match="dpmtrain gate"):
-        Limits.of({"gate": {**entry(1.0), kind: card}}, "flair", kind)
+        Limits.of({"gate": {**entry(1.0), VOLUMES: card}}, "flair", VOLUMES)
 
 
 def test_the_gate_speaks_of_a_volume_and_leaves_its_image_alone(simulated_scan, tmp_path):

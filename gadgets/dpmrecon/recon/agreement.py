@@ -6,7 +6,8 @@ how far the denoised image is from it once noise of some sigma is added, over si
 which the denoiser takes for detail and leaves. Both grow with the detail of what the image shows, and a head has as
 much of it as the prior has learnt. The image of the scan itself is not asked, so
 that its sampler, mode and number of samples do not matter. Of a head that folds both images foretell, and the first one
-is denoised. A volume is asked by some of its planes, each a slice with a distance of its own.
+is denoised: its numbers are those of other slices. A volume is asked by some of its planes, each a slice with a
+distance of its own.
 """
 
 import math
@@ -28,7 +29,7 @@ from .types import Agreement, MappedSlice, MappedVolume
 SIGMAS = (0.06, 0.12, 0.25, 0.5, 1.0)  # of the noise that is added, over the scale
 SHARE = 4  # one acquired line in so many is held back
 ANY = "any"  # of the card, for scans of no known contrast
-SLICES, FOLDED, VOLUMES = "slices", "folded", "volumes"  # kinds of scans, with limits of their own
+SLICES, VOLUMES = "slices", "volumes"  # kinds of scans, with limits of their own
 RANGES = ("sigma_n", "R", "head", "matrix")  # entries of the card: lowest and highest that was measured
 RANGES_OF_PLANES = ("pixel_mm", "ratio", "sets")  # and of volumes
 BEYOND = 1.25  # times what was measured
@@ -60,10 +61,8 @@ def not_asked(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None)
 
 
 def kind_of(mapped: MappedSlice) -> str:
-    """SLICES, FOLDED or VOLUMES."""
-    if isinstance(mapped, MappedVolume | MappedPlane):
-        return VOLUMES
-    return FOLDED if mapped.n_sets > 1 else SLICES
+    """SLICES, whether or not the head folds, or VOLUMES."""
+    return VOLUMES if isinstance(mapped, MappedVolume | MappedPlane) else SLICES
 
 
 def parts_of(mapped: MappedSlice) -> Sequence[MappedSlice]:
@@ -124,7 +123,7 @@ class Limits:
 
         card["gate"]["fits"] is a list of {"levels", "slopes", "precision", "largest"}: level, precision and largest
         distance of each contrast, ANY for scans of no known one, and slopes that those of a fit have in common.
-        card["gate"]["folded"] and ["volumes"] are the same of such scans.
+        card["gate"]["volumes"] is the same of volumes.
         """
         gate = card.get("gate")
         if gate is not None and kind != SLICES:
@@ -206,4 +205,4 @@ def covariates(
     return [*found, size, size**2, math.log(ratio), math.log(sets)]
 
 
-COVARIATES = {SLICES: 9, FOLDED: 9, VOLUMES: 13}
+COVARIATES = {SLICES: 9, VOLUMES: 13}

@@ -80,7 +80,7 @@ def checkpoint(tmp_path_factory):
 def test_limits_are_such_that_few_sound_slices_are_beyond(checkpoint, tmp_path):
     contrasts = ("flair", "t1")
     heads = [head(n, (66, 54), contrasts[n % 2], subject="phantom" if n % 4 == 3 else "somebody") for n in range(24)]
-    scans = slice_scans(heads, SLICES, 5, checkpoint.model.device)
+    scans = slice_scans(heads, 5, checkpoint.model.device)
     entry = limits_of(numbers_of(checkpoint, scans, SLICES, 5), SLICES)
     labelled, together = entry["fits"]
     assert set(labelled["levels"]) == {"flair", "t1"} and set(together["levels"]) == {ANY}
@@ -144,6 +144,7 @@ def test_the_command_says_what_it_lacks(tmp_path, capsys):
         (["--keep", "--out", str(tmp_path)], "has no limits to keep"),
         (["--each", "5"], "the tables need a folder"),
         (["--of", "volumes", "--keep", "--out", str(tmp_path)], "has no limits to keep"),
+        (["--of", "folded", "--out", str(tmp_path)], "give --keep with --of folded"),
     ):
         assert main([*common, *more]) == 2
         assert word in capsys.readouterr().err
@@ -271,3 +272,18 @@ def test_volumes_are_judged_by_limits_of_their_own(checkpoint, monkeypatch, soli
     assert "two sets of maps" in table([row], "tiny", 0, VOLUMES)
     other = type(checkpoint)(checkpoint.model, checkpoint.card, "tiny", checkpoint.kind)
     assert math.isnan(volume_row(other, None, 0, SOUND, np.random.default_rng(0)).agreement)
+
+
+def test_a_fold_that_is_not_seen_is_no_sound_scan(checkpoint, monkeypatch):
+    heads = [head(matrix=(128, 96))]
+    seen = slice_row(checkpoint, heads, gate.FOLDED, SOUND, np.random.default_rng(0))
+    assert (seen.kind, seen.remarks) == (SOUND, 0) and int(seen.matrix.partition("x")[0]) < 128
+
+    def one_map(case, device):
+        case.one_map = True
+        return mapped(case, device)
+
+    mapped = gate._mapped
+    monkeypatch.setattr(gate, "_mapped", one_map)
+    unseen = slice_row(checkpoint, heads, gate.FOLDED, SOUND, np.random.default_rng(0))
+    assert unseen.kind == gate.WRAP_ONE_MAP and unseen.residual > seen.residual

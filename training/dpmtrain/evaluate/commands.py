@@ -279,7 +279,7 @@ def add_gate(commands) -> None:
         "--of",
         choices=("slices", "folded", "volumes"),
         default="slices",
-        help="scans; folded: slices of heads that fold",
+        help="scans; folded: slices of heads that fold, with --keep",
     )
     parser.add_argument(
         "--heads",
@@ -313,7 +313,7 @@ def _gate(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from .gate import KINDS, judge, limits_of, numbers_of, slice_row, slice_scans, volume_row, volume_scans, write_gate
-    from .gate_cases import JUDGING, SETTING, SETTING_FOLDED, SOUND, heads
+    from .gate_cases import JUDGING, SETTING, SOUND, heads
     from .score_lines import ScoreLines
 
     at_least(args, heads=1, sound=1, each=0, seed=0)
@@ -323,7 +323,9 @@ def _gate(args: argparse.Namespace) -> int:
         raise BadInputError("the tables need a folder: give --out, or --each 0")
     checkpoint = load_checkpoint(args.model, device_of(args.device))
     card = checkpoint.card.get("gate", {})
-    if args.keep and not (card if args.of == "slices" else card.get(args.of)):
+    if args.of == "folded" and not args.keep:
+        raise BadInputError("heads that fold are judged with the limits of slices: give --keep with --of folded")
+    if args.keep and not (card.get("volumes") if args.of == "volumes" else card):
         raise BadInputError(f"the card of {checkpoint.model_id} has no limits to keep: leave --keep out")
     lines = None if args.out is None else ScoreLines(args.out / "scores.jsonl")
     until = time.monotonic() + 60 * args.minutes
@@ -332,15 +334,14 @@ def _gate(args: argparse.Namespace) -> int:
         if args.of == "volumes":
             scans = volume_scans(args.images, args.heads, args.seed, device)
         else:
-            subjects = SETTING if args.of == "slices" else SETTING_FOLDED
-            scans = slice_scans(list(heads(args.images, subjects, args.heads, args.seed)), args.of, args.seed, device)
+            scans = slice_scans(list(heads(args.images, SETTING, args.heads, args.seed)), args.seed, device)
         for scan in tqdm(numbers_of(checkpoint, scans, args.of, args.seed, lines), total=len(scans), unit="scan"):
             found.append(scan)
             if time.monotonic() > until and len(found) < len(scans):
                 print(f"{len(found)} of {len(scans)} sound scans are measured: run it again to go on")
                 return 0
         entry = limits_of(found, args.of)
-        gate = {**card, **entry} if args.of == "slices" else {**card, args.of: entry}
+        gate = {**card, "volumes": entry} if args.of == "volumes" else {**card, **entry}
         checkpoint = replace(checkpoint, card={**checkpoint.card, "gate": gate})
         if args.write:
             write_card(args.model, gate=gate)

@@ -1,6 +1,6 @@
 """`dpmtrain gate`: the limits of the gate from sound scans, and how well it tells unsound ones, on other scans.
 
-Slices, slices of heads that fold, and volumes have limits of their own. Cases are painted or mistreated by
+Volumes have limits of their own; those of slices serve heads that fold too. Cases are painted or mistreated by
 `gate_cases.py` and `gate_volumes.py` and come as a scanner's lines: what collector, repairs and checks say of them a
 user gets. The network runs at default settings but for two samples of four steps, of a volume one.
 """
@@ -20,7 +20,6 @@ from dpmrecon.physics.fourier import to_kspace
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.agreement import (
     ANY,
-    FOLDED,
     HELD_BACK,
     NAMES,
     SLICES,
@@ -51,8 +50,11 @@ from .tables import fields_of, markdown, write_tables
 R, SIGMA_N = (1, 2, 3, 4, 6, 8), (0.004, 0.06)  # that the limits are measured for; sigma_n over the scale
 FALSE_ALARMS = 0.01  # share of either group's sound slices beyond the largest distance
 RIDGE, FOLDS = 1e-2, 10  # of the variance of each number; of cross-validation
+SHRINK = 0.1  # see `_fitted`; of volumes, of which few subjects were seen
 SOME, MORE = 0.05, 1.15  # of a contrast, of which few slices and subjects were seen
+FOLDED = "folded"  # slices of heads that fold, which the limits of slices serve
 HIGHEST_FOLDED, PART = 4, (0.72, 0.94)  # R of heads that fold; what the field of view holds of them
+FAR_TOO_SMALL = (0.5, 0.7)  # and where one map alone is used
 TWO_SETS = "two sets of coil maps are used"  # how the remark on every head that folds begins
 # scans that are judged, by kind
 KINDS = {
@@ -68,10 +70,8 @@ BOOTSTRAP = 400
 HEADS, FOLDING = 8, 4  # label maps whose volumes set limits, every so many-th of which folds
 DRAWN: dict[str, dict[str, list[float]]] = {
     SLICES: {"sigma_n": [*SIGMA_N], "R": [min(R), max(R)]},
-    FOLDED: {"sigma_n": [*SIGMA_N], "R": [min(R), HIGHEST_FOLDED]},
     VOLUMES: {"sigma_n": [*gate_volumes.SIGMA_N], "R": [1, max(map(math.prod, gate_volumes.FACTORS))]},
 }
-WHAT = {SLICES: "slices", FOLDED: "slices of heads that fold", VOLUMES: "volumes"}
 PARTS = ("agreement", "held back", "denoised", "residual", "rows", "channels", "remarks", "spread")
 
 
@@ -127,18 +127,19 @@ def _drawn(rng: np.random.Generator) -> tuple[int, float]:
     return int(rng.choice(R)), float(np.exp(rng.uniform(*np.log(SIGMA_N))))
 
 
-def slice_scans(heads: Sequence[Head], kind: str, seed: int, device: torch.device) -> list[Scan]:
-    """Of each head one. kind: SLICES, or FOLDED for a field of view that is too small."""
+def slice_scans(heads: Sequence[Head], seed: int, device: torch.device) -> list[Scan]:
+    """Of each head one."""
 
     def make(number: int, head: Head) -> MappedSlice | LostSlice:
         rng = np.random.default_rng([seed, number])
         acceleration, sigma = _drawn(rng)
-        return _mapped(_slice_case(head, SOUND, kind, acceleration, sigma, rng)[0], device)
+        return _mapped(case_of(head, SOUND, acceleration, sigma, rng)[0], device)
 
-    return [
-        Scan(head.subject, head.contrast, partial(make, number, head), kind == FOLDED)
-        for number, head in enumerate(heads)
-    ]
+    return [Scan(head.subject, head.contrast, partial(make, number, head)) for number, head in enumerate(heads)]
+
+
+def _part(kind: str, rng: np.random.Generator) -> float:
+    return float(rng.uniform(*(FAR_TOO_SMALL if kind == WRAP_ONE_MAP else PART)))
 
 
 def _slice_case(
@@ -147,7 +148,7 @@ def _slice_case(
     if kind == SLICES:
         return case_of(head, name, acceleration, sigma, rng)
     painted = SOUND if name == WRAP_ONE_MAP else name
-    part = float(rng.uniform(*PART))
+    part = _part(name, rng)
     case, truth = case_of(head, painted, min(acceleration, HIGHEST_FOLDED), sigma, rng, part)
     case.one_map = name == WRAP_ONE_MAP
     return case, truth
@@ -199,7 +200,6 @@ def limits_of(found: Iterable[dict[str, Any]], kind: str) -> dict[str, Any]:
     scans = [scan for scan in found if scan["parts"]]
     parts = [(number, scan, part) for number, scan in enumerate(scans) for part in scan["parts"]]
     number_of = np.array([number for number, _, _ in parts])
-    # of volumes, which are few, whole subjects are left out in turn
     subjects = np.unique([scan["subject"].partition("/")[0] for _, scan, _ in parts], return_inverse=True)[1]
     group = subjects if kind == VOLUMES else number_of
     names = sorted({scan["contrast"] for scan in scans})
@@ -207,16 +207,17 @@ def limits_of(found: Iterable[dict[str, Any]], kind: str) -> dict[str, Any]:
     is_real = np.array([not scan["subject"].startswith(PHANTOM) for _, scan, _ in parts])
     slopes = np.array([covariates(**part["known"])[1:] for _, _, part in parts])
     values = np.array([[part["values"][name] for name in NAMES] for _, _, part in parts])
-    by_contrast = _fitted(names, np.concatenate([is_contrast, slopes], 1), values, is_real, number_of, group)
+    shrink = SHRINK if kind == VOLUMES else 0.0
+    by_contrast = _fitted(names, np.concatenate([is_contrast, slopes], 1), values, is_real, number_of, group, shrink)
     whole = np.concatenate([np.ones((len(parts), 1)), slopes], 1)
-    together = _fitted([ANY], whole, values, is_real, number_of, group)
+    together = _fitted([ANY], whole, values, is_real, number_of, group, shrink)
     known = {name: [part["known"][name] for _, _, part in parts] for name in parts[0][2]["known"]}
     known["matrix"] = [part["matrix"] for _, _, part in parts]
     return {
         "fits": [by_contrast, together],
         **{name: [round(min(part), 4), round(max(part), 4)] for name, part in known.items()},
         **DRAWN[kind],
-        "measured": f"`dpmtrain gate`, {len(scans)} sound {WHAT[kind]}, {100 * FALSE_ALARMS:g} % of which are beyond",
+        "measured": f"`dpmtrain gate`, {len(scans)} sound {kind}, {100 * FALSE_ALARMS:g} % of which are beyond",
     }
 
 
@@ -227,10 +228,11 @@ def _fitted(
     is_real: np.ndarray,
     scan: np.ndarray,
     group: np.ndarray,
+    shrink: float,
 ) -> dict[str, Any]:
     """A fit of the card, see `Limits.of`, by least squares. design: a column for each of the names, which is 1 where
     the slice is of that contrast, then the covariates; scan: number of each slice's, a volume has several; group:
-    number of what is left out together.
+    number of what is left out together; shrink: weight of a penalty on the slopes, over that of the slices.
 
     Distances are those of groups that were left out of the fit, a FOLDS-th of them at a time. Phantoms have less
     detail: they are not fitted to, but FALSE_ALARMS of them alone are beyond as well. Of a contrast few were seen: its
@@ -241,7 +243,11 @@ def _fitted(
 
     def fitted(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients, and the precision of each contrast: half of its covariance is its own, half is of all."""
-        fit = np.linalg.lstsq(design[some], values[some], rcond=None)[0]
+        slopes = design[some][:, len(names) :]
+        penalty = np.zeros((slopes.shape[1], design.shape[1]))
+        penalty[:, len(names) :] = math.sqrt(shrink * len(some)) * np.diag(slopes.std(0))
+        wanted = np.concatenate([values[some], np.zeros((len(penalty), values.shape[1]))])
+        fit = np.linalg.lstsq(np.concatenate([design[some], penalty]), wanted, rcond=None)[0]
         left = values[some] - design[some] @ fit
         common = np.cov(left.T) + 2 * RIDGE * np.diag(left.var(0))
         parts = [left[contrast[some] == number] for number in range(len(names))]
@@ -311,7 +317,7 @@ def volume_row(checkpoint: Checkpoint, images: Path, seed: int, kind: str, rng: 
     subject = gate_volumes.HELD_OUT if kind in PATHOLOGY or rng.random() < 0.6 else PHANTOM
     head = head_volume(images, subject, contrast, seed)
     protocol = protocol_of(head, contrast, True, rng)
-    part = float(rng.uniform(*PART)) if kind in (gate_volumes.FOLDS, WRAP_ONE_MAP) else None
+    part = None if kind not in (gate_volumes.FOLDS, WRAP_ONE_MAP) else _part(kind, rng)
     case, truth = volume_case(head, kind, protocol, contrast, rng, part)
     known = (kind, f"{subject}/{contrast}", contrast, math.prod(protocol.factors), protocol.sigma)
     return _row(checkpoint, case, known, truth, part is not None)
@@ -323,7 +329,10 @@ def _row(
     """folds: the head does, so that it is no sound scan where one set of maps is found."""
     mapped = _mapped(case, checkpoint.model.device)
     unseen = (
-        folds and known[0] in (SOUND, gate_volumes.FOLDS) and isinstance(mapped, MappedSlice) and mapped.n_sets == 1
+        folds
+        and known[0] in (SOUND, gate_volumes.FOLDS, *PATHOLOGY)
+        and isinstance(mapped, MappedSlice)
+        and mapped.n_sets == 1
     )
     about = (WRAP_ONE_MAP if unseen else known[0], *known[1:], "x".join(map(str, case.kspace.shape[1:])))
     if isinstance(mapped, LostSlice):
@@ -384,14 +393,16 @@ _NOISES = [f"sigma_n {low:g} to {high:g} of the scale" for low, high in (SIGMA_N
 ABOUT = {
     SLICES: f"""R {min(R)} to {max(R)}, {_NOISES[0]}, pixels of .9 to 1.8 mm, 8 coils,
 {CALIBRATION} calibration lines.""",
-    FOLDED: f"""the field of view holds {PART[0]:g} to {PART[1]:g} of the head along the lines, and the rest folds.
+    FOLDED: f"""which are those of slices: the field of view holds {PART[0]:g} to {PART[1]:g} of the head along the
+lines, and the rest folds.
 R {min(R)} to {HIGHEST_FOLDED}, {_NOISES[0]}, pixels of .9 to 1.8 mm, 8 coils, {CALIBRATION} calibration lines.
-That two sets of maps are used is said of each of them, and does not count here. One map: the second is left out, or
-the folding is not seen.""",
+That two sets of maps are used is said of each of them, and does not count here. One map: the second is left out, and
+the field of view holds {FAR_TOO_SMALL[0]:g} to {FAR_TOO_SMALL[1]:g}; or the folding is not seen.""",
     VOLUMES: f"""volumes of a head at 3 to 5 mm, of sagittal or axial partitions that are up to 2.6 times as thick.
 R 1 to {DRAWN[VOLUMES]["R"][1]:g}, {_NOISES[1]}, 5 coils, a block of 16 or 20 lines each way.
 Of those that fold the field of view holds {PART[0]:g} to {PART[1]:g} of the head; that two sets of maps are used
-is said of each of them, and does not count here. One map: it is left out, or the folding is not seen.""",
+is said of each of them, and does not count here. One map: the second is left out, and the field of view holds
+{FAR_TOO_SMALL[0]:g} to {FAR_TOO_SMALL[1]:g}; or the folding is not seen.""",
 }
 NOTES = """Sound heads, and such as are painted, mistreated or none, from other scans than those that set the limits;
 {about} AUROC: of sound scans against those of the kind, with its 95 % bootstrap interval, of

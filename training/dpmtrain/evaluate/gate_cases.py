@@ -31,7 +31,6 @@ CALIBRATION, NOISE_LINES = 24, 64
 # on; of the latter neither the test patient was, nor the label map that is held out. The phantom is `simulate`'s
 LABEL_MAPS = tuple(f"training_seg_{number:02}" for number in (3, 5, 8, 11, 14, 17, 20))
 SETTING = ("patient01", "patient03", "patient04", "patient09", *LABEL_MAPS, "phantom")
-SETTING_FOLDED = ("patient01", "patient04", "patient09", LABEL_MAPS[0], "phantom")
 PHANTOM, LABELS = "phantom", ("flair", "t1", "t2", "dwi")
 JUDGING = ("patient12", "training_seg_02", "phantom")
 LOWEST, HIGHEST = 0.35, 0.8  # of a volume, that slices are taken from
