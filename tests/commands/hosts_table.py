@@ -18,7 +18,6 @@ installed.
 import argparse
 import gzip
 import io
-import json
 import shutil
 import subprocess
 import sys
@@ -36,8 +35,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where support lies
 
 from load_serve import Service
 
-from support.fake_peer import IMAGE, TEXT, config, config_name, parts_of, text_message
-from support.paths import ROOT
+from support.fake_peer import IMAGE, config, config_name, parts_of
+from support.openrecon import DEFAULTS, card
 from support.results import images
 from support.streams import edited_stream, raw_stream
 
@@ -101,18 +100,15 @@ def by_bulk(scan: Path, folder: Path, *options: str) -> dict[str, list[ismrmrd.I
     return {name: images(out / name) for name in ("one", "other")}
 
 
-def on_card(contrast: str, options: list[str]) -> tuple[list[bytes], list[str]]:
-    """What OpenRecon sends before the lines, configuration aside: its card as it stands, but for these options; and the
-    options that it has no field for."""
-    card = json.loads((ROOT / "docker/openrecon/label.json").read_text())["parameters"]
-    values, others = {field["id"]: field["default"] for field in card}, []
-    for name, value in [("--contrast", contrast), *zip(options[::2], options[1::2])]:
-        if (field := name.removeprefix("--").replace("-", "")) in values:
+def on_card(options: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Values of OpenRecon's card, and the options that it has no field for."""
+    values, others = {}, []
+    for name, value in zip(options[::2], options[1::2]):
+        if (field := name.removeprefix("--").replace("-", "")) in DEFAULTS:
             values[field] = value
         else:
             others += [name, value]
-    told = json.dumps({"version": "1.1.0", "parameters": {name: str(value) for name, value in values.items()}})
-    return [text_message(TEXT, told.encode() + b"\0")], others
+    return values, others
 
 
 def served(options: list[str], *streams: list[bytes]) -> list[list[ismrmrd.Image]]:
@@ -176,9 +172,9 @@ def main() -> int:
         ways["`serve`, an MRD client"], ways["`serve`, a Gadgetron's node"] = served(
             options, messages, [config(contrast=args.contrast), *sent]
         )
-        card, others = on_card(args.contrast, options)
+        values, others = on_card(["--contrast", args.contrast, *options])
         (ways["`serve`, OpenRecon's card"],) = served(
-            others, [config_name("openrecon"), messages[1], *card, *messages[2:]]
+            others, [config_name("openrecon"), messages[1], card(**values), *messages[2:]]
         )
         engines = {"processes": []} | ({"Ray": ["--ray", "local"]} if find_spec("ray") else {})
         for engine, chosen in engines.items():

@@ -102,11 +102,12 @@ def difference(one: ismrmrd.Image, other: ismrmrd.Image) -> float:
 
 
 class Load:
-    """Peers that send scan after scan until `ends`, a reading of time.monotonic(). scans: of each, with a seed
-    of its own, so that exchanged images are noticed; what came back first, alone, is what must come back."""
+    """Peers that send scan after scan for so many seconds. scans: of each, with a seed of its own, so that exchanged
+    images are noticed; what came back first, alone, is what must come back."""
 
-    def __init__(self, service: Service, scans: list[list[bytes]], ends: float):
-        self.service, self.ends = service, ends
+    def __init__(self, service: Service, scans: list[list[bytes]], seconds: float):
+        self.service, self.long = service, seconds
+        self.ends = 0.0  # a reading of time.monotonic()
         self.scans, self.wanted = scans, [by_place(service.scan(scan).images) for scan in scans]
         self.seconds: list[list[float]] = [[] for _ in scans]
         self.differences: list[float] = []
@@ -160,6 +161,7 @@ class Load:
     def run(self) -> list[str]:
         """Of the table: what is in a row, see COLUMNS."""
         began, processor, done = time.monotonic(), self.service.processor(), len(self.service.records)
+        self.ends = began + self.long
         for thread in self.threads:
             thread.start()
         memory = []
@@ -210,7 +212,7 @@ def load(peers: list[int], minutes: list[float], options: list[str], say: Callab
         scans = [[config(contrast="flair", seed=number), *scan] for number in range(count)]
         service = Service("--peers", str(count + 3), *options)
         try:
-            running = Load(service, scans, time.monotonic() + 60 * long)
+            running = Load(service, scans, 60 * long)
             say(f"| {' | '.join(running.run())} |")
         finally:
             service.stop()
@@ -234,6 +236,11 @@ def batches(say: Callable[[str], object]) -> None:
     from dpmrecon.prior.checkpoint import load_checkpoint
 
     model, at_once = load_checkpoint().model.of_contrast(None), (1, 2, 4, 8, 16)
+    say(
+        "\n## Images at once\n\nMilliseconds of processor time for each image of an evaluation of the network, "
+        f"{torch.get_num_threads()} thread.\nThe service's batches are of one scan, at most 4 images on a CPU: these "
+        "columns say what those of several would gain.\n"
+    )
     say(f"| matrix | {' | '.join(f'{count} at once' for count in at_once)} |\n|---|{'---|' * len(at_once)}")
     for size in (64, 128, 256):
         found = []
@@ -269,7 +276,6 @@ def main() -> int:
     if given.peers:
         code = load(given.peers, given.minutes or [10.0] * len(given.peers), options, say)
     if given.batches:
-        say("")
         batches(say)
     if given.peers or given.batches:
         return code if given.peers else 0
