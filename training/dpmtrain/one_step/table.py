@@ -1,4 +1,4 @@
-"""One evaluation against many: `python -m dpmtrain.evaluate.one_step --images DATA [--models FILE ...]`.
+"""One evaluation against many: `python -m dpmtrain.one_step.table --images DATA [--models FILE ...]`.
 
 Validation slices (FLAIR of patient09, the held-out label map), regular masks, 24 calibration lines: CG-SENSE, the
 shipped default, the shipped one-step model, and models of the kind one-step that are named (teacher, students), each
@@ -22,14 +22,14 @@ from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.types import Sampling
 
 from ..arguments import exit_code, words
-from .lesion_scores import gain_and_nrmse
-from .methods import label_for, reconstructed
-from .plan import Condition
-from .references import CPU
-from .scoring import Undersampled
-from .tables import show
-from .trust import scores
-from .validation import SIGMA_N, validation_scan
+from ..evaluate.lesion_scores import gain_and_nrmse
+from ..evaluate.methods import label_for, reconstructed
+from ..evaluate.plan import Condition
+from ..evaluate.references import CPU
+from ..evaluate.scoring import Undersampled
+from ..evaluate.tables import show
+from ..evaluate.trust import scores
+from ..evaluate.validation import SIGMA_N, validation_scan
 
 DRAWS = 8
 

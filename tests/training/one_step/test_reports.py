@@ -15,18 +15,15 @@ from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.prior.samplers.one_step import OneStepSettings
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.sample import problem_of
-from dpmtrain.evaluate import one_step_around as around
-from dpmtrain.evaluate import one_step_distillation as distillation
-from dpmtrain.evaluate import one_step_paper as paper
-from dpmtrain.evaluate import one_step_volumes as volumes
 from dpmtrain.evaluate.methods import by_card
-from dpmtrain.evaluate.one_step_settings import Case, Remembering
-from dpmtrain.evaluate.one_step_settings import nrmse as errors_of
 from dpmtrain.evaluate.plan import Condition
 from dpmtrain.evaluate.references import CPU
 from dpmtrain.evaluate.score_lines import ScoreLines
 from dpmtrain.evaluate.scoring import Undersampled
 from dpmtrain.evaluate.validation import full_slice
+from dpmtrain.one_step import around, distillation, paper, volumes
+from dpmtrain.one_step.settings import Case, Remembering
+from dpmtrain.one_step.settings import nrmse as errors_of
 
 CONFIG = {"widths": [4, 6], "blocks": [1, 1], "embedding": 8, "labels": ["flair", "t1"], "conditioning": "cg-sense"}
 SHAPE = (61, 48)

@@ -24,8 +24,8 @@ from scipy import ndimage
 
 from ..data.labelmaps import TISSUE_OF_LABEL, Sequence, head_labels, signal
 from ..data.veins import BLEED_PPM, PALLIDUM_PPM, VEIN_PPM, WHITE_MATTER, dephasing, field_phase, veins
-from .undersampling import volume_mask
-from .validation_volumes import calibration_block
+from ..evaluate.undersampling import volume_mask
+from ..evaluate.validation_volumes import calibration_block
 
 AXES = (0, 1, 2)
 ECHOES_MS = tuple(4.0 * number for number in range(1, 9))

@@ -1,4 +1,4 @@
-"""Susceptibility from undersampled echoes: `python -m dpmtrain.evaluate.qsm --images DATA --out DIR`.
+"""Susceptibility from undersampled echoes: `python -m dpmtrain.one_step.qsm --images DATA --out DIR`.
 
 Simulates a head's gradient echoes (`qsm_cases.py`), fully sampled and at R = 8, makes each echo's image by CG-SENSE,
 the one-step network and the default prior, and of their phase the field and the susceptibility. Writes a table in
@@ -23,13 +23,13 @@ from matplotlib.figure import Figure
 
 from ..arguments import exit_code
 from ..data.veins import LARMOR_HZ_PER_PPM, dipole
+from ..evaluate.methods import by_card
+from ..evaluate.metrics import nrmse
+from ..evaluate.swi_cases import in_map_phase
+from ..evaluate.tables import fields_of, markdown, write_tables
+from ..evaluate.validation_volumes import HELD_OUT
 from ..files import writing
-from .methods import by_card
-from .metrics import nrmse
 from .qsm_cases import BLOCK, ECHOES_MS, FIRST_BLOCK, NUCLEI, Head, R, Scan, head
-from .swi_cases import in_map_phase
-from .tables import fields_of, markdown, write_tables
-from .validation_volumes import HELD_OUT
 
 THRESHOLD = 0.15  # of the dipole's modulus
 REFINED = 2  # times that the field is fitted to what the last fit leaves of the phase

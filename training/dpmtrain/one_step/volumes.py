@@ -1,6 +1,6 @@
 """How often the one-step network is asked of a volume:
 
-    python -m dpmtrain.evaluate.one_step_volumes --images DATA --out DIR [--write FILE]
+    python -m dpmtrain.one_step.volumes --images DATA --out DIR [--write FILE]
 
 Volumes as `dpmrecon simulate --three-d` makes them and the held-out label map at 3 mm, R = 2 x 2 CAIPIRINHA. Printed in
 markdown, NRMSE: CG-SENSE, the default, and the network with 1 to 4 evaluations, whose planes are cut across the
@@ -30,14 +30,14 @@ from dpmrecon.recon.types import MappedVolume
 from dpmrecon.tools.simulation_settings import VolumeSettings
 
 from ..arguments import exit_code
-from .methods import by_card, label_for
-from .metrics import nrmse
-from .one_step_settings import geometric_mean
-from .references import CPU, simulated
-from .score_lines import ScoreLines
-from .tables import show
-from .undersampling import with_maps
-from .validation_volumes import COARSE, validation_volume
+from ..evaluate.methods import by_card, label_for
+from ..evaluate.metrics import nrmse
+from ..evaluate.references import CPU, simulated
+from ..evaluate.score_lines import ScoreLines
+from ..evaluate.tables import show
+from ..evaluate.undersampling import with_maps
+from ..evaluate.validation_volumes import COARSE, validation_volume
+from .settings import geometric_mean
 
 CONTRASTS = ("flair", "t1", "swi")
 LABEL_MAP = ("flair", "t1")

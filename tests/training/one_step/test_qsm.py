@@ -13,8 +13,8 @@ from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.prior.conditional import ConditionalDenoiser
 from dpmrecon.prior.kinds import ONE_STEP
 from dpmtrain.data.veins import LARMOR_HZ_PER_PPM, PALLIDUM_PPM, dipole, field_phase
-from dpmtrain.evaluate import qsm, qsm_cases
-from dpmtrain.evaluate.qsm_cases import ECHOES_MS, IRON, NUCLEI, Scan, head
+from dpmtrain.one_step import qsm, qsm_cases
+from dpmtrain.one_step.qsm_cases import ECHOES_MS, IRON, NUCLEI, Scan, head
 
 SHAPE = (15, 22, 17)
 CONFIG = {"widths": [4, 6], "blocks": [1, 1], "embedding": 8, "labels": ["swi"], "conditioning": "cg-sense"}

@@ -1,6 +1,6 @@
 """Settings of a one-step network that was trained by regression, on validation slices:
 
-    python -m dpmtrain.evaluate.one_step_settings --images DATA [--model FILE] [--steps N --write FILE]
+    python -m dpmtrain.one_step.settings --images DATA [--model FILE] [--steps N --write FILE]
 
 Regular masks with 24 calibration lines, noise of SIGMAS over the scale. Printed in markdown, NRMSE: how the noise
 enters the weight of the proximal step (noise_factor, model_error), the l2 weight of the CG-SENSE that the network sees,
@@ -30,13 +30,13 @@ from dpmrecon.recon.sample import problem_of
 from dpmrecon.recon.types import MappedSlice
 
 from ..arguments import exit_code, words
-from .methods import label_for
-from .plan import CALIBRATION_LINES, Condition
-from .references import CPU
-from .scoring import Undersampled
-from .tables import show
-from .trust import scores
-from .validation import SIGMA_N, validation_scan
+from ..evaluate.methods import label_for
+from ..evaluate.plan import CALIBRATION_LINES, Condition
+from ..evaluate.references import CPU
+from ..evaluate.scoring import Undersampled
+from ..evaluate.tables import show
+from ..evaluate.trust import scores
+from ..evaluate.validation import SIGMA_N, validation_scan
 
 SIGMAS = (0.0075, 0.021, 0.05)
 ERRORS = (0.007, 0.01, 0.014, 0.02, 0.03)

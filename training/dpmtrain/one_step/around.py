@@ -1,6 +1,6 @@
-"""What may be gained around the one-step network: `python -m dpmtrain.evaluate.one_step_around --images DATA`.
+"""What may be gained around the one-step network: `python -m dpmtrain.one_step.around --images DATA`.
 
-Validation slices as in `one_step_settings`, whose settings the first row has: one evaluation by the card. Each further
+Validation slices as in `settings`, whose settings the first row has: one evaluation by the card. Each further
 row changes one thing: how the error of the proximal step is chosen and how far it is solved, the CG-SENSE that the
 network sees, its scale, what the network is told, flipped images averaged. Printed in markdown: NRMSE, geometric means.
 Where nothing else is said a row has the error of ERRORS that is best for its contrast and R.
@@ -21,9 +21,9 @@ from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.prior.samplers.one_step import OneStepSettings
 
 from ..arguments import exit_code, words
-from .one_step_settings import ERRORS, Case, Change, Remembering, Variant, cases, geometric_mean, nrmse, with_cg_weight
-from .tables import show
-from .validation import SIGMA_N
+from ..evaluate.tables import show
+from ..evaluate.validation import SIGMA_N
+from .settings import ERRORS, Case, Change, Remembering, Variant, cases, geometric_mean, nrmse, with_cg_weight
 
 Key = Callable[[Case], Any]  # cases that are alike have one error
 

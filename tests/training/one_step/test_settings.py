@@ -7,10 +7,10 @@ from dpmrecon.prior.checkpoint import load_checkpoint, sampler_defaults, save_ch
 from dpmrecon.prior.conditional import ConditionalDenoiser, Conditioned
 from dpmrecon.prior.kinds import KINDS, ONE_STEP
 from dpmrecon.recon.sample import problem_of
-from dpmtrain.evaluate import one_step_settings as settings
 from dpmtrain.evaluate.plan import Condition
 from dpmtrain.evaluate.scoring import Undersampled
 from dpmtrain.evaluate.validation import full_slice
+from dpmtrain.one_step import settings
 
 CONFIG = {"widths": [4, 6], "blocks": [1, 1], "embedding": 8, "labels": ["flair", "t1"], "conditioning": "cg-sense"}
 

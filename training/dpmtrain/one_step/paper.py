@@ -1,4 +1,4 @@
-"""SSDM-MRI's experiments (Liu et al.) in kind: `python -m dpmtrain.evaluate.one_step_paper --images DATA --out DIR`.
+"""SSDM-MRI's experiments (Liu et al.) in kind: `python -m dpmtrain.one_step.paper --images DATA --out DIR`.
 
 Validation slices: FLAIR of patient09 with 8 coils and with one, T1 of the held-out label map with 8. Table I: seconds a
 slice, all methods in turn on the same slices of one run. Table II: PSNR and SSIM by masks and R. Figure 7: PSNR and
@@ -24,19 +24,19 @@ from dpmrecon.recon.plan import sampling_of
 from matplotlib.figure import Figure
 
 from ..arguments import exit_code
+from ..evaluate.baselines import tuned_cg_sense
+from ..evaluate.engine import Group, Made, Method, Tuner, compare
+from ..evaluate.methods import conventional, label_for, model_method
+from ..evaluate.metrics import nrmse, on_scale
+from ..evaluate.plan import Condition
+from ..evaluate.references import CPU, ReferenceSlice
+from ..evaluate.report import HEAD, cells
+from ..evaluate.score_lines import ScoreLines
+from ..evaluate.scoring import Row, Undersampled
+from ..evaluate.tables import markdown, write_tables
+from ..evaluate.undersampling import MASKS, sampling_mask
+from ..evaluate.validation import unit_maps, validation_scan
 from ..files import writing
-from .baselines import tuned_cg_sense
-from .engine import Group, Made, Method, Tuner, compare
-from .methods import conventional, label_for, model_method
-from .metrics import nrmse, on_scale
-from .plan import Condition
-from .references import CPU, ReferenceSlice
-from .report import HEAD, cells
-from .score_lines import ScoreLines
-from .scoring import Row, Undersampled
-from .tables import markdown, write_tables
-from .undersampling import MASKS, sampling_mask
-from .validation import unit_maps, validation_scan
 
 CONTRASTS = ("flair", "t1")
 TABLE_R, SINGLE_R, FIGURE_R = (4, 8, 12), (4, 8), (4, 6, 8, 10, 12)  # SINGLE_R: with one coil

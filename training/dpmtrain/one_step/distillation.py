@@ -1,6 +1,6 @@
 """Error against evaluations, with and without distillation:
 
-    python -m dpmtrain.evaluate.one_step_distillation --images DATA --teacher FILE --students FILE ... --out DIR
+    python -m dpmtrain.one_step.distillation --images DATA --teacher FILE --students FILE ... --out DIR
 
 Validation slices, regular masks with 24 calibration lines, R = 4. The teacher draws with 128, 32, 8, 4, 2 and 1
 evaluations, each student with those of its card, all with the card's data consistency and one sample; beside them the
@@ -22,15 +22,15 @@ from dpmrecon.recon.plan import sampling_of
 from matplotlib.figure import Figure
 
 from ..arguments import exit_code
+from ..evaluate.engine import Group, Method, compare
+from ..evaluate.methods import label_for, model_method
+from ..evaluate.plan import Condition
+from ..evaluate.references import CPU
+from ..evaluate.score_lines import ScoreLines
+from ..evaluate.scoring import Row, Undersampled
+from ..evaluate.tables import markdown, write_tables
+from ..evaluate.validation import validation_scan
 from ..files import writing
-from .engine import Group, Method, compare
-from .methods import label_for, model_method
-from .plan import Condition
-from .references import CPU
-from .score_lines import ScoreLines
-from .scoring import Row, Undersampled
-from .tables import markdown, write_tables
-from .validation import validation_scan
 
 CONTRASTS, R = ("flair", "t1"), 4
 EVALUATIONS = (128, 32, 8, 4, 2, 1)
