@@ -104,7 +104,8 @@ def test_one_set_of_maps_keeps_the_phase_between_echoes(label_map):
 
 def test_the_command_compares_and_goes_on(label_map, model, tmp_path, monkeypatch, capsys):
     for module in (qsm, qsm_cases):
-        monkeypatch.setattr(module, "ECHOES_MS", ECHOES_MS[:3])
+        monkeypatch.setattr(module, "ECHOES_MS", ECHOES_MS[:2])
+    monkeypatch.setattr(qsm_cases, "FIRST_BLOCK", qsm_cases.BLOCK)
     one_step = tmp_path / "one_step.safetensors"
     torch.manual_seed(0)
     save_checkpoint(one_step, ConditionalDenoiser(CONFIG), {"kind": ONE_STEP, "sampling": {ONE_STEP: {"steps": 2}}})

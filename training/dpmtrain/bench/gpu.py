@@ -1,7 +1,8 @@
-"""`dpmtrain bench-gpu`: seconds a slice of the product's own way, beside `dps` and what the device can do at most.
+"""`dpmtrain bench-gpu`: seconds a slice of the product's own way; beside them `dps`, and what the device can do at
+most.
 
-For a GPU, and for a small run on a CPU. Two networks: that of a checkpoint, and that of a recipe with random weights,
-since time does not depend on them.
+For a GPU, and for a small run on a CPU. Two networks: that of a checkpoint; that of a recipe with random weights, on
+which time does not depend.
 """
 
 import time
@@ -65,7 +66,7 @@ def random_network(recipe: Path, like: Checkpoint, device: torch.device) -> Chec
 def mapped_slices(
     matrix: int, n_coils: int, count: int, device: torch.device
 ) -> tuple[list[MappedSlice], dict[str, float]]:
-    """Slices of a simulated R = 4 scan as a reconstruction maps them, and the seconds of a slice's maps and start."""
+    """Slices of a simulated R = 4 scan as a reconstruction maps them; seconds of a slice's maps and start."""
     scanned, _ = simulated(SimulationSettings("flair", (matrix, matrix), n_slices=count, n_coils=n_coils))
     # the first one twice: it pays for what is set up once
     found = [item for item in with_coil_maps([scanned[0], *scanned], device) if isinstance(item, MappedSlice)][1:]
@@ -76,7 +77,7 @@ def mapped_slices(
 def timings(
     network: Checkpoint, cases: list[MappedSlice], before: dict[str, float], steps: tuple[int, ...], dps_steps: int
 ) -> list[Timing]:
-    """`prox` at every number of evaluations, all slices in one batch, and `dps` of one slice at a time."""
+    """`prox` at every number of evaluations, all slices in one batch; `dps`, a slice at a time."""
     device, shape = network.denoiser.device, cases[0].conventional.shape
     work = {
         gradient: network_work(network.denoiser.config, (shape[0], shape[1]), gradient) for gradient in (False, True)

@@ -1,14 +1,13 @@
-"""Training examples from prepared volumes: slices in up to three directions, crops of them at random pixel sizes,
-their phase measured or drawn, and mostly without its smooth part.
+"""Training examples from prepared volumes: slices in up to three directions, crops of them at random pixel sizes; their
+phase is measured or drawn, mostly without its smooth part.
 
-Pixel sizes. A volume at 1 mm becomes one of up to 2 mm by keeping the centre of k-space, as a scanner would measure it;
-clinical slices of .5 to .9 mm likewise, from up to 448 pixels. Coarser scans are rare in stroke imaging, and finer
-voxels than the volume's would be blurred ones. In a share of the slices one axis is 1.5 to 3.5 times as coarse as the
-other, as planes through the voxels of a 3D SWI are (.6 x .6 x 2 mm). What counts is the ratio: a label map's 1 mm
-stands for .6 as well.
+Pixel sizes. A volume at 1 mm becomes one of up to 2 mm: the centre of k-space is kept, as a scanner would measure it;
+clinical slices of .5 to .9 mm likewise, from up to 448 pixels. Coarser scans are rare in stroke imaging; finer voxels
+than the volume's would be blurred. In a share of the slices one axis is 1.5 to 3.5 times coarser: as in planes through
+3D SWI (.6 x .6 x 2 mm). What counts is the ratio: a label map's 1 mm stands for .6 as well.
 
-Scale. A reconstruction of slices scales each by its own 99th percentile, one of a volume all planes by the volume's: a
-share of the slices from volumes has theirs, with those at the edges of the head, dim, bright or empty.
+Scale. A reconstruction of slices scales each by its own 99th percentile; one of a volume scales all planes by the
+volume's: a share of the slices from volumes has theirs, with those at the edges of the head, dim, bright or empty.
 """
 
 import json

@@ -31,7 +31,7 @@ SYMMETRIC = 0.8
 
 
 def read_fastmri(item: Item) -> tuple[list[Volume], list[Fault]]:
-    """A fastMRI multi-coil brain file to combined slices, with their phase, at the recon matrix.
+    """A fastMRI multi-coil brain file to combined slices with phase, at the recon matrix.
 
     The file: `kspace` (slices, n_coils, readout, lines) complex64 with the readout oversampled 2x and lines that
     were not acquired zero; `ismrmrd_header`, the XML; attributes acquisition (AXT1, AXT1PRE, AXT1POST, AXT2, AXFLAIR)
@@ -39,7 +39,7 @@ def read_fastmri(item: Item) -> tuple[list[Volume], list[Fault]]:
     files), readout oversampling removed, ESPIRiT maps of the central 24x24 samples, x = sum conj(s) F^H y, cropped to
     the recon field of view, zero-filled (or cropped) in k-space to the recon matrix. Rows of the result are lines.
 
-    The last slices (option drop_last) are left out, as in the source paper, which names no number: at the top of
+    The last slices (option drop_last) are left out (the source paper names no number): at the top of
     the head there is little but air and noise, which the scale rule would blow up; 5 of the usual 16.
 
     No real fastMRI file could be had: NOT CHECKED on one are (1) that slices run from the neck upwards in every file,
@@ -94,7 +94,7 @@ def read_fastmri(item: Item) -> tuple[list[Volume], list[Fault]]:
 
 
 def _acquired_lines(kspace: Any, header: Any) -> tuple[int, int]:
-    """First and end of the lines that are there, which must be adjacent and all that the limits announce."""
+    """First and end of the lines that came: adjacent, and all that the limits announce."""
     n_samples, n_lines = kspace.shape[2:]
     held = np.flatnonzero((kspace[0, :, n_samples // 2] != 0).any(0))
     if not len(held):

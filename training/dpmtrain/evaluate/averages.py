@@ -1,9 +1,9 @@
 """How averages with a phase of their own are combined best: `python -m dpmtrain.evaluate.averages --images DATA`.
 
 Prints a table of simulated DWI slices (b = 1000, the held-out label map, R = 2) with small foci, whose averages have a
-random smooth phase each. SNR: median signal of the head over the noise of a real channel, of one average, fully
-sampled. Combinations: the mean of k-space lines; each average sampled alone, magnitudes averaged; all averages in one
-problem, each with its own smooth phase in the coil maps (`recon/phases.py`), and the same with the true phases.
+random smooth phase each. SNR: median signal of the head over a real channel's noise; one average, fully sampled.
+Combinations: the mean of k-space lines; each average sampled alone, magnitudes averaged; all averages in one problem,
+each with its own smooth phase in the coil maps (`recon/phases.py`), and the same with the true phases.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def raised_by(places: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def contrasts(image: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Mean within RADIUS less the median of the ring 3 to 5 pixels away, of every focus."""
+    """Of every focus: mean within RADIUS less the median of the ring 3 to 5 pixels away."""
     return np.array(
         [image[d <= RADIUS].mean() - np.median(image[(d >= 3) & (d <= 5)]) for d in distances(places, image.shape)]
     )

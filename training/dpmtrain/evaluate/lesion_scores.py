@@ -1,6 +1,6 @@
 """What a reconstruction keeps of small lesions: painted lesions, their contrast, an observer, invented ones, bands.
 
-Images are (rows, cols) magnitudes on the truth's scale, sizes in pixels unless a name says otherwise.
+Images are (rows, cols) magnitudes on the truth's scale; sizes are in pixels unless a name says otherwise.
 """
 
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ def places(tissue: np.ndarray, count: int, largest: float) -> np.ndarray:
 
 
 def contrast(image: np.ndarray, lesion: Lesion) -> float:
-    """Mean of the lesion's pixels, by how much of each it covers, less the median of the ring around it."""
+    """Mean of the lesion's pixels, weighted by cover, less the ring's median."""
     fraction = lesion.fraction(image.shape)
     return float((image * fraction).sum() / fraction.sum() - np.median(image[lesion.ring(image.shape)]))
 
@@ -109,12 +109,12 @@ def lesion_scores(
 
 
 def auc(present: Sequence[float], absent: Sequence[float]) -> float:
-    """Area under the ROC curve of an observer, the share of pairs in the right order (Mann and Whitney)."""
+    """Area under an observer's ROC curve: the share of pairs in the right order (Mann and Whitney)."""
     return float(stats.mannwhitneyu(present, absent).statistic) / (len(present) * len(absent))
 
 
 def invented(image: np.ndarray, truth: np.ndarray, height: float) -> int:
-    """Lesions of at least this height, bright or dark, in the image that the truth does not have.
+    """Lesions of at least this height, bright or dark, that the truth lacks.
 
     Local maxima and minima within 3 x 3 of the error, seen by the matched filter of a disc of SEARCHED pixels' radius,
     where the truth is tissue; as a share of the truth's signal there.
