@@ -110,6 +110,17 @@ def test_half_a_header_is_refused(scan, tmp_path, size, words):
         pass
 
 
+def test_a_full_disk_is_said(scan, tmp_path, monkeypatch):
+    def full(self, line):
+        raise OSError("No space left on device")
+
+    path = tmp_path / "scan.mrd"
+    path.write_bytes(version2.stream(scan))
+    monkeypatch.setattr(ismrmrd.Dataset, "append_acquisition", full)
+    with pytest.raises(BadInputError, match="No space left on device.*TMPDIR"), open_scan(path):
+        pass
+
+
 def test_stream_answers_in_version_2(scan, model):
     waveform = mrd.StreamItem.WaveformUint32(mrd.Waveform(data=np.zeros((2, 9), np.uint32)))
     named = ("--model", str(model))

@@ -89,11 +89,17 @@ def _spooled(path: Path, spool: ismrmrd.Dataset) -> str | None:
             spool.write_xml_header(header_of(next(found)))
             for line in found:
                 spool.append_acquisition(line)
+            spool._file.flush()
         except EndsEarlyError as error:
             remark = str(error)
+            spool._file.flush()
         except BadInputError as error:
             raise BadInputError(f"{path}: {error}") from error.__cause__
-    spool._file.flush()
+        except OSError as error:
+            raise BadInputError(
+                f"{path} cannot be put into a temporary file ({first_line(error)}): make room there, or name another "
+                "folder with TMPDIR"
+            ) from error
     return remark
 
 
