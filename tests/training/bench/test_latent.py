@@ -30,14 +30,14 @@ def models(tmp_path):
 
 def test_the_methods_are_those_of_the_product_and_their_images_are_kept(models, tmp_path):
     here = Undersampled(head(48, 40), Condition("random", 3, 12), CPU)
-    chosen = bench.methods(models)
+    chosen = {**bench.compared(models), **bench.ablations(models)}
     for name, checkpoint in (("Sketcher", models.one_step), ("latent prior", models.latent)):
         image, seconds = bench.made(tmp_path / "run", here, name, chosen[name])
         own = by_card(here.mapped, checkpoint, "flair", samples=1).image.abs().numpy()
         np.testing.assert_allclose(image, own, rtol=1e-4, atol=1e-5 * own.max())
         again = bench.Method(lambda mapped, contrast: pytest.fail("made twice"), chosen[name].made_with)
         assert bench.made(tmp_path / "run", here, name, again)[1] == seconds
-    other, _ = bench.made(tmp_path / "run", here, "no Sketcher", chosen["without Sketcher: zero-filled"])
+    other, _ = bench.made(tmp_path / "run", here, "no Sketcher", chosen["latent prior, zero-filled for the sketch"])
     assert np.abs(other - image).max() > 0.01 * image.max()
 
 

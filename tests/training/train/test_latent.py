@@ -21,8 +21,8 @@ CPU = torch.device("cpu")
 TRAIN = {
     "seed": 1, "precision": "float32", "batch": 2, "crop": 32, "pool": 12, "rate": 1e-3, "warmup": 1,
     "decay_fraction": 0.5, "clip": 1.0, "volumes": ["some*"], "held_back": ["other*"], "real_fraction": 1.0,
-    "save_seconds": 0, "draws": 2, "label_dropout": 0.5, "time_power": 2.0, "l1": 1.0, "log_rms": 0.05, "perceptual": 0.2, "kl": 1e-6,
-    "adversarial": 0.1, "adversarial_from": 0.4,
+    "save_seconds": 0, "draws": 2, "label_dropout": 0.5, "time_power": 2.0, "l1": 1.0, "log_rms": 0.05,
+    "perceptual": 0.2, "kl": 1e-6, "adversarial": 0.1, "adversarial_from": 0.4,
 }  # fmt: skip
 SWIN = {"labels": ["t1"], "embed_dim": 6, "depths": [1], "num_heads": [2], "window_size": 8, "mlp_ratio": 2.0}
 

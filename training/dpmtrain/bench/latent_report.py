@@ -28,7 +28,7 @@ from ..train.latent_stages import Features
 PATCH, SHARE = 64, 0.3  # pixels a side, and of them in the head at least, where features are taken
 HEAD = 0.1  # of the truth's 99th percentile
 WINDOW, WORST = 48, 3  # pixels a side, and pictures
-SHOWN = ("CG-SENSE", "Sketcher", "pixel prior", "latent prior", "without Sketcher, from noise alone")
+SHOWN = ("CG-SENSE", "Sketcher", "pixel prior", "latent prior", "dual stage, from noise alone")
 OBJECT_CONTRAST = "none"
 METRICS = ("NRMSE", "PSNR dB", "SSIM", "NMSE", "HaarPSI", "GMSD")
 
@@ -134,7 +134,8 @@ def by_contrast(cases: Sequence[Case], accelerations: Sequence[int]) -> list[lis
         cells = []
         for contrast, r in groups:
             group = [case for case in cases if (case.full.contrast, case.acceleration) == (contrast, r)]
-            cells.append(f"{np.mean([nrmse(case.fitted(method), case.full.truth) for case in group]):.4f}")
+            found = [nrmse(case.fitted(method), case.full.truth) for case in group if method in case.pictures]
+            cells.append(f"{np.mean(found):.4f}" if found else "")
         lines.append([method, *cells])
     return lines
 
@@ -179,7 +180,7 @@ def worst_picture(cases: Sequence[Case]) -> Figure:
         axis.axis("off")
     for number, (case, place) in enumerate(worst_places(cases)):
         top = float(np.percentile(case.full.truth[place], 99.5))
-        for column, name in enumerate(["truth", *methods]):
+        for column, name in enumerate(["truth", *(name for name in methods if name in case.pictures)]):
             found = case.full.truth if name == "truth" else case.fitted(name)
             axis = axes[2 * number, column]
             axis.imshow(found[place], cmap="gray", vmin=0, vmax=top)
