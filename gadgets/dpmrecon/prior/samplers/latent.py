@@ -27,7 +27,7 @@ class LatentSettings:
     """Settings of both samplers; the defaults of a model travel in its card.
 
     steps: evaluations of the U-Net, evenly spaced in time; first: the time T to begin at, at noise alone where it is
-    the schedule's last, else at the sketch's latent with noise; noise_scale: that noise over the time's, below 1 because
+    the schedule's last, else at the sketch's latent with noise; noise_scale: that noise over the time's, below 1 as
     the sketch's own error is noise to the network too; p: data consistency above this time, guidance from it down;
     guidance: g, times the gradient of the squared residual in k-space; eta: share of fresh noise in a step, 0 is
     deterministic; prior_std: what a decoded image may be wrong by, per real channel, where z is noise alone (it shrinks
