@@ -44,7 +44,8 @@ def train_stage(
     torch.manual_seed(settings["seed"])
     model.requires_grad_(False).train().to(device)
     stage = STAGES[recipe["stage"]](model, settings, device)
-    made_with = {**recipe, "the start": before["model"] if before else None}
+    made_with = {name: table for name, table in recipe.items() if name != "sampling"}
+    made_with["the start"] = before["model"] if before else None
     card = {**_card(recipe, data, before), "minutes": minutes}
     if recipe["stage"] == "control":
         model.sketcher, card["sketcher"] = shipped_sketcher(device)
