@@ -176,14 +176,14 @@ def slices_of(images: Path, count: int) -> Iterator[ReferenceSlice]:
 
 
 def made(folder: Path, case: Undersampled, name: str, method: Method) -> tuple[np.ndarray, float]:
-    """Magnitude on the truth's grid, and seconds; from `folder` where it is there."""
+    """Magnitude on the truth's grid, and seconds of the processor; from `folder` where it is there."""
     full, mapped = case.full, case.mapped
     key = f"{full.scan} {full.number} {case.condition} {name} {method.made_with}"
     file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz"
     if not file.exists():
-        began = time.perf_counter()
+        began = time.process_time()
         image = mapped.model.combined(method.make(mapped, full.contrast)) * mapped.scale
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         folder.mkdir(parents=True, exist_ok=True)
         with writing(file), file.open("wb") as stream:
             np.savez(stream, image=full.picture(image), seconds=seconds)
