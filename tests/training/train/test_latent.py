@@ -103,7 +103,7 @@ def test_two_steps_of_each_stage_and_then_two_more(tmp_path, data, capsys):
         before = after
     card = load_checkpoint(before).card
     assert card["sampling"]["latent"] == {"steps": 7} and card["history"]["start"]["start"]["stage"] == "autoencoder"
-    assert card["data"]["subjects"] == ["some"] and card["steps"] == 2
+    assert card["data"]["subjects"] == ["some"] and card["steps"] == card["history"]["start"]["steps"] == 2
     run(tmp_path, data, "control", tmp_path / "denoiser.safetensors", seconds=4.0)
     assert [row.split(",")[1] for row in rows(tmp_path / "control")] == ["1", "2", "3", "4"]
 

@@ -114,7 +114,8 @@ def _start(recipe: dict, start: Path | None) -> tuple[LatentModel | SwinSketcher
             raise BadInputError(
                 f"--start {start} is of kind '{loaded.card.get('kind')}': give a model of kind {LATENT}"
             )
-        return loaded.model, {"model": loaded.model_id, **loaded.card.get("history", {})}
+        spent = {name: loaded.card[name] for name in ("minutes", "steps") if name in loaded.card}
+        return loaded.model, {"model": loaded.model_id, **spent, **loaded.card.get("history", {})}
     if recipe["stage"] != "autoencoder":
         raise BadInputError(f"the stage {recipe['stage']} needs --start: give the model of the stage before")
     torch.manual_seed(recipe["train"]["seed"])
