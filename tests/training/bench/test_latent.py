@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from dpmrecon.api import load_model
+from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dpmrecon.prior.kinds import KINDS, LATENT, ONE_STEP
 from dpmtrain.bench import latent as bench
-from dpmtrain.bench.latent_report import Case, Replayed, worst_places, write_report
+from dpmtrain.bench.latent_report import Case, Replayed, replayed, worst_places, write_report
 from dpmtrain.evaluate.methods import by_card
 from dpmtrain.evaluate.plan import Condition
 from dpmtrain.evaluate.scoring import Undersampled
@@ -51,6 +52,14 @@ def test_the_true_image_is_what_the_sampler_sees(models):
     assert truth.imag.norm() < 0.2 * truth.norm()
 
 
+def test_a_replay_tells_what_it_took(simulated_scan, tmp_path):
+    found = replayed(simulated_scan(matrix=(48, 40)), None, "one-step")
+    assert found.nrmse is None and found.fallbacks == 0 and found.seconds > 0
+    assert found.megabytes is None or 50 < found.megabytes < 10_000
+    with pytest.raises(BadInputError, match="dpmrecon replay .*no.h5 .* fails"):
+        replayed(tmp_path / "no.h5", None, "one-step")
+
+
 def test_the_report_has_every_table_and_shows_the_worst_place(tmp_path, capsys):
     rng, cases = np.random.default_rng(0), []
     for acceleration in (8, 4):
@@ -70,5 +79,5 @@ def test_the_report_has_every_table_and_shows_the_worst_place(tmp_path, capsys):
     assert "| latent | 0.1000 | 2.00 | 300 | 0 |" in text and "| tuned |" in text
     assert (tmp_path / "worst.png").stat().st_size > 1000 and (tmp_path / "round_trip.png").stat().st_size > 1000
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 1 + 2 * len(cases)
-    case, (rows, cols) = next(worst_places(cases))
+    case, (rows, cols) = next(worst_places(cases, "latent prior"))
     assert rows.start <= 72 < 112 <= rows.stop and cols.start <= 16 < 48 <= cols.stop and case.acceleration in (4, 8)

@@ -45,7 +45,7 @@ from ..evaluate.validation import full_slice, subject_slices
 from ..files import writing
 from ..train.recipe import read_recipe
 from .controls import image_of, trained
-from .latent_report import Case, Replayed, replayed, write_report
+from .latent_report import FROM_NOISE, OURS, Case, Replayed, replayed, write_report
 
 SUBJECT, OBJECT, OBJECT_SIDE, OBJECT_SIGMA = "patient12", "knee", 256, 0.015
 PAPER = {"first": 1000, "p": 200, "steps": 20}
@@ -101,7 +101,7 @@ def compared(models: Models) -> dict[str, Method]:
         "U-Net by regression, data consistency": _one_step(models, steps=1),
         "Sketcher": _one_step(models),
         "pixel prior": Method(pixel, models.pixel.model_id),
-        "latent prior": _latent(models),
+        OURS: _latent(models),
         "latent prior, zero-filled for the sketch": _latent(models, sketcher=False),
     }
     if models.unrolled is not None:
@@ -113,7 +113,7 @@ def compared(models: Models) -> dict[str, Method]:
 def ablations(models: Models) -> dict[str, Method]:
     """Table II: as the paper samples, without one part after the other."""
     found = {
-        "dual stage, from noise alone": _latent(models, PAPER),
+        FROM_NOISE: _latent(models, PAPER),
         "without Sketcher: zero-filled": _latent(models, PAPER, sketcher=False),
         "single stage: guidance": _latent(models, {**PAPER, "p": NEVER}),
         "single stage: consistency": _latent(models, {**PAPER, "p": ALWAYS}),

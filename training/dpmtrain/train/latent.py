@@ -55,7 +55,7 @@ def train_stage(
 
     def save() -> None:
         with writing(out):
-            save_checkpoint(out, model, {**card, "steps": run.steps, "crops": pool.taken})
+            save_checkpoint(out, model, {**card, "steps": run.steps})
 
     try:
         if run.steps == 0:
