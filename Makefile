@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 	touch $@
 
 .venv/dev: .venv/runtime
-	$(PIP) -e .[train,study,docs,dev]
+	$(PIP) -e .[train,study,bulk,docs,dev]
 	touch $@
 
 # install, simulate an R=4 FLAIR scan, reconstruct it, show the result

@@ -7,14 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dpmrecon.cli
+import dpmtrain.cli
 import pytest
 import yaml
 from dpmrecon.version import __version__
 
+from support.forked import forked
 from support.paths import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
-PROGRAMS = {"dpmrecon": "dpmrecon.cli", "dpmtrain": "dpmtrain.cli"}
+PROGRAMS = {"dpmrecon": dpmrecon.cli.main, "dpmtrain": dpmtrain.cli.main}
 # `exec dpmrecon` names a container
 OURS = re.compile(r"(?:^|[\s/])(?<!exec )(dpmrecon|dpmtrain) ([a-z][\w-]*)([^|;&]*)")
 
@@ -41,8 +44,7 @@ def environment() -> dict[str, str]:
 
 def ran(command: str, folder: Path) -> subprocess.CompletedProcess:
     program, *arguments = shlex.split(command, comments=True)
-    told = [sys.executable, "-m", PROGRAMS[program], *arguments]
-    return subprocess.run(told, cwd=folder, capture_output=True, text=True, env=environment())
+    return forked(PROGRAMS[program], *arguments, folder=folder)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
@@ -60,7 +62,7 @@ def test_commands_run(page, tmp_path):
     for _, kind, lines in blocks(page):
         for line in lines if kind == "sh" else ():
             done = ran(line, tmp_path)
-            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+            assert done.returncode == 0, f"{line}\n{done.stdout.decode()}{done.stderr.decode()}"
 
 
 def test_some_pages_are_run():
@@ -73,7 +75,7 @@ def help_of():
 
     def text(*command: str) -> str:
         if command not in found:
-            found[command] = ran(" ".join([*command, "--help"]), ROOT).stdout
+            found[command] = ran(" ".join([*command, "--help"]), ROOT).stdout.decode()
         return found[command]
 
     return text

@@ -1,5 +1,7 @@
 """Files that are written whole or not at all."""
 
+import os
+
 import pytest
 from dpmrecon.errors import DpmreconError
 from dpmrecon.files import replacing
@@ -17,6 +19,17 @@ def test_what_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path):
     with replacing(path) as part:
         part.write_text("new")
     assert [file.name for file in tmp_path.iterdir()] == ["card.json"] and path.read_text() == "new"
+
+
+def test_a_pipe_stays_a_pipe(tmp_path):
+    reader, writer = os.pipe()
+    pipe = tmp_path / "pipe"
+    pipe.symlink_to(f"/proc/self/fd/{writer}")
+    with replacing(pipe) as part:
+        part.write_text("page")
+    assert pipe.is_fifo() and os.read(reader, 9) == b"page"
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_folder_is_made_and_a_place_that_cannot_be_written_is_one_sentence(tmp_path):

@@ -116,7 +116,7 @@ def _replay(args: argparse.Namespace) -> int:
     from .options import from_arguments
 
     options = from_arguments(args)
-    if args.scan == Path("-") or _is_version2(args.scan):
+    if args.scan == Path("-"):
         return _replay_stream(args, options)
     with open_as(args.scan, options) as scan:
         scan.read_ahead()  # while torch is imported
@@ -127,21 +127,13 @@ def _replay(args: argparse.Namespace) -> int:
         return _replay_scan(scan, args.out, options, wanted, checkpoint, args.started).exit_code
 
 
-def _is_version2(path: Path) -> bool:
-    """Whether a file is of MRD version 2."""
-    if not path.is_file() or not os.access(path, os.R_OK):
-        return False  # opening it says what is wrong
-    with path.open("rb") as file:
-        return file.read(5) == b"yardl"
-
-
 def _replay_stream(args: argparse.Namespace, options: "Options") -> int:
-    """`replay` of standard input, or of a file of MRD version 2. A stream that breaks off ends with 4 at best."""
+    """`replay` of standard input. A stream that breaks off ends with 4 at best."""
     from .hosts.engine import Engine
     from .hosts.stream import received
 
     engine = Engine.of(options)
-    with received(engine, None if args.scan == Path("-") else args.scan) as came:
+    with received(engine) as came:
         wanted = _wanted(args, came.options)
         report = _replay_scan(came.scan, args.out, came.options, wanted, engine.checkpoint, args.started)
     if came.cut is None:
@@ -346,7 +338,7 @@ def _add_doctor(commands) -> None:
         "exit code: as `replay` would have it: 0 every slice by the model, 3 by the conventional fallback, 4 some are "
         "missing, 2 refused",
     )
-    parser.add_argument("scan", type=Path, help="ISMRMRD file with raw acquisitions")
+    parser.add_argument("scan", type=Path, help="ISMRMRD file with raw acquisitions, or MRD version 2")
     parser.add_argument("--json", action="store_true", help="everything as JSON instead of text")
     parser.add_argument("--page", type=Path, metavar="FILE.html", help="coil maps, cost and pictures too, as a page")
     add_arguments(parser)

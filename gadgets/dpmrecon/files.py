@@ -10,11 +10,20 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its place at the end; where that fails, the old one stays.
 
-    Raises OSError.
+    A device or a pipe is written to as it is. Raises OSError.
     """
+    if path.exists() and not path.is_file():
+        yield path
+        return
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole text as UTF-8, with the line ends that it has. Raises OSError."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")

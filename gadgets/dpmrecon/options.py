@@ -88,6 +88,14 @@ class Options:
     batch: int | None = _option(
         None, int, "images the network sees at once (default: 4 on a CPU, 32 on a GPU)", minimum=1, process=True
     )
+    precision: str = _option(
+        "auto",
+        str,
+        "of the network: auto is bfloat16 where the device has it, whose images differ by some 1e-4 between hosts; "
+        "float32 is slower (default: auto)",
+        choices=("auto", "float32"),
+        process=True,
+    )
     combine_averages: bool = _option(
         False, bool, "one image of all averages; those of diffusion scans keep the phase that each has"
     )

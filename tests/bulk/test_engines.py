@@ -26,7 +26,14 @@ class Recorded:
         return name, function(*arguments)
 
 
-@pytest.fixture(params=["processes", "ray"])
+def test_a_cluster_that_is_not_there_is_one_sentence():
+    """First, while no other cluster runs."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e .[bulk]")
+    with pytest.raises(BadInputError, match="the Ray cluster auto cannot be reached"):
+        Cluster("auto", None)
+
+
+@pytest.fixture(scope="module", params=["processes", "ray"])
 def engine(request):
     if request.param == "ray":
         pytest.importorskip("ray", reason="Ray is not installed: pip install -e .[bulk]")
@@ -98,9 +105,3 @@ def test_processes_take_turns_on_the_gpus():
 
 def _gpu_when_all_are_there():
     return os.environ["CUDA_VISIBLE_DEVICES"]
-
-
-def test_a_cluster_that_is_not_there_is_one_sentence():
-    pytest.importorskip("ray", reason="Ray is not installed: pip install -e .[bulk]")
-    with pytest.raises(BadInputError, match="the Ray cluster auto cannot be reached"):
-        Cluster("auto", None)

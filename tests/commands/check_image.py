@@ -1,5 +1,7 @@
-"""`make image-test`: the images are built for real, run, and treated badly. Minutes, so no part of `make test`."""
+"""`make image-test`: the images are built for real, that of OpenRecon too, run, and treated badly. It takes minutes, so
+that it is no part of `make test`."""
 
+import base64
 import contextlib
 import json
 import os
@@ -8,8 +10,10 @@ import runpy
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +22,8 @@ from dpmrecon.tools.simulate import simulate
 from dpmrecon.tools.simulation_settings import SimulationSettings
 from dpmrecon.version import __version__
 
-from support import fake_peer
-from support.fake_peer import Peer
+from support import fake_peer, openrecon
+from support.fake_peer import Peer, config_name
 from support.image_engine import Engine, engine, run
 from support.paths import ROOT
 from support.results import by_place, images_of
@@ -44,9 +48,9 @@ def running(tmp_path_factory):
         yield found
 
 
-def built(running: Engine, dockerfile: str, tag: str) -> str:
+def built(running: Engine, dockerfile: str, tag: str, **arguments: str) -> str:
     began = time.monotonic()
-    running.build(dockerfile, tag, **LABELS)
+    running.build(dockerfile, tag, **(arguments or LABELS))
     size = running.client.images.get(tag).attrs["Size"] / 1e6
     print(f"\nimage by docker/{dockerfile}: {size:.0f} MB, built in {time.monotonic() - began:.0f} s")
     return tag
@@ -73,16 +77,19 @@ def replayed(scan: Path, out: Path) -> dict:
 
 
 class Service:
-    """A container of the image, restricted as in compose.yaml. folder: the volume of the audit log."""
+    """A container of the image, restricted as in compose.yaml. folder: the volume of the audit log; command: None for
+    the image's own, which listens on `port`."""
 
-    def __init__(self, running: Engine, image: str, folder: Path):
+    def __init__(
+        self, running: Engine, image: str, folder: Path, command: list[str] | None = SERVE, port: str = "9020/tcp"
+    ):
         folder.chmod(0o777)  # whoever runs the engine, the service's user may write
-        self.began = time.monotonic()
+        self.began, self.inner = time.monotonic(), port
         self.container = running.start(
             image,
-            SERVE,
+            command,
             environment=THREADS,
-            ports={"9020/tcp": ("127.0.0.1", None)},
+            ports={port: ("127.0.0.1", None)},
             volumes={str(folder): {"bind": "/audit", "mode": "rw"}},
             restart_policy={"Name": "always"},
             read_only=True,
@@ -95,7 +102,7 @@ class Service:
 
     def refresh(self) -> None:
         self.container.reload()
-        found = self.container.ports.get("9020/tcp")
+        found = self.container.ports.get(self.inner)
         self.port = int(found[0]["HostPort"]) if found else None
 
     def health(self) -> tuple[int, str]:
@@ -175,7 +182,13 @@ def test_healthy_once_the_model_is_loaded_and_scans_as_replay_does(service, scan
     assert checks[0][0] == 1  # it was asked before
     assert "ready" in begun.log()
     assert checks[-1][1].startswith(f"ready: model {CARD['name']}-{CARD['checksum_sha256'][:12]}, device cpu")
-    expected, found = replayed(scan, tmp_path / "host"), by_place(begun.take(raw_stream(scan)))
+    compare(by_place(begun.take(raw_stream(scan))), replayed(scan, tmp_path / "host"))
+    (line,) = (tmp_path / "audit.jsonl").read_text().splitlines()
+    assert json.loads(line)["images"] == 4
+
+
+def compare(found: dict, expected: dict) -> None:
+    """What a client got with what a replay wrote."""
     assert set(found) == set(expected) == {(1, 0), (1, 1), (2, 0), (2, 1)}
     for place, image in found.items():
         slope = float(image.meta["RescaleSlope"])
@@ -184,8 +197,6 @@ def test_healthy_once_the_model_is_loaded_and_scans_as_replay_does(service, scan
         rest = np.abs(image.data * slope - true).max() - 0.5 * slope
         print(f"series {place[0]} slice {place[1]}: {max(rest, 0) / true.max():.1e} of the maximum beside rounding")
         assert rest <= 1e-4 * true.max()
-    (line,) = (tmp_path / "audit.jsonl").read_text().splitlines()
-    assert json.loads(line)["images"] == 4
 
 
 def test_replay_in_the_container_gives_the_same_floats(running, image, scan, tmp_path):
@@ -203,6 +214,58 @@ def test_replay_in_the_container_gives_the_same_floats(running, image, scan, tmp
     worst = max(np.abs(inside[p].data - outside[p].data).max() / outside[p].data.max() for p in outside)
     print(f"\nreplay in the container and outside: {worst:.1e} of the maximum apart")
     assert worst <= 1e-4
+
+
+@pytest.fixture(scope="module")
+def openrecon_image(running, image) -> str:
+    """As `make image-openrecon` builds it, on the service's."""
+    tag, value = (printed("label.py", option) for option in ("--tag", "--base64"))
+    return built(running, "openrecon/Dockerfile", f"localhost/{tag}", BASE=image, OPENRECON=value)
+
+
+def printed(script: str, *options: str) -> str:
+    return run(sys.executable, str(ROOT / "docker/openrecon" / script), *options).strip()
+
+
+def test_openrecons_image_honours_the_card_and_scans_as_replay_does(running, openrecon_image, scan, tmp_path):
+    begun = Service(running, openrecon_image, tmp_path, None, "9002/tcp")  # nothing but what the platform gives
+    try:
+        begun.until_healthy()
+        assert begun.container.exec_run(["id", "-u"]).output.strip() == b"0"  # as public recipes want it
+        _, header, *lines = raw_stream(scan)
+        values = openrecon.card(steps=4, samples=2, contrast="flair")
+        found = begun.take([config_name("openrecon"), header, values, *lines])
+        compare(by_place(found), replayed(scan, tmp_path / "host"))
+        assert {image.meta["dpmrecon_steps"] for image in found} == {"4"}
+    finally:
+        begun.container.remove(force=True)
+
+
+def test_openrecons_package_holds_the_image_and_its_manual(running, openrecon_image, tmp_path):
+    tar = tmp_path / "image.tar"
+    with tar.open("wb") as file:
+        for part in running.client.images.get(openrecon_image).save(named=True):
+            file.write(part)
+    began = time.monotonic()
+    package = Path(printed("package.py", str(tar), "--out", str(tmp_path / "build")))
+    print(f"\n{package.name}: {package.stat().st_size / 1e6:.0f} MB, packed in {time.monotonic() - began:.0f} s")
+    tar.unlink()  # pytest keeps what its last runs wrote
+    name = printed("label.py", "--name")
+    with zipfile.ZipFile(package) as archive:
+        assert sorted(archive.namelist()) == [f"{name}.pdf", f"{name}.tar"]
+        assert archive.read(f"{name}.pdf").startswith(b"%PDF")
+        with archive.open(f"{name}.tar") as inner, tarfile.open(fileobj=inner, mode="r|") as image:
+            texts = {}
+            for member in image:  # one pass, because it is packed
+                if member.isfile() and member.size < 100_000:
+                    texts[member.name] = image.extractfile(member).read()
+    package.unlink()
+    (manifest,) = json.loads(texts["manifest.json"])
+    assert [tag.removeprefix("localhost/") for tag in manifest["RepoTags"]] == [printed("label.py", "--tag")]
+    config = json.loads(texts[manifest["Config"]])["config"]
+    (value,) = (value for key, value in config["Labels"].items() if key.endswith("openrecon.metadata:1.1.0"))
+    assert json.loads(base64.b64decode(value)) == openrecon.LABEL
+    assert "9002/tcp" in config["ExposedPorts"] and config["Cmd"][0] == "serve"
 
 
 def test_a_killed_service_comes_back(service, scan):

@@ -4,10 +4,16 @@ Prints seconds of one scan through the gadget that is started for it (cold) and 
 of the warm scan is neither maps nor reconstruction, the service's memory with 4 peers at a time, and its resident
 memory along many scans in a row. Without a recorded stream: a simulated scan of two small slices.
 
---peers N --minutes M: instead, N peers that send one scan after the other for so long, beside one that stalls within a
-message, one that sends rubbish and one that floods: scans a minute, percentiles of a scan's seconds, the fewest and
-most scans of a peer, resident memory at each fifth, and how far images are from those that the scan gave alone: a batch
-holds what was there in time, which moves the last digits.
+--peers N ... --minutes M ... [--out REPORT.md]: instead, so many peers for so long, one number after the other, that
+send one scan after the other, beside one that stalls within a message, one that sends rubbish and one that floods.
+Prints a row for each: scans a minute, percentiles of a scan's seconds, the fewest and most scans of a peer, scans that
+were refused (in words), lost (images missing or too many) or exchanged (an image nearer to another peer's), resident
+memory at each fifth, how far images are from those that the scan gave alone (a batch holds what was there in time,
+which moves the last digits), and what limits: the share of the time in which the device had work, and the service's
+processor time over the time. Exit code 1 where a scan is lost or exchanged.
+
+--batches: milliseconds of an evaluation of the network for each image, by the images at once: what slices of several
+scans in one batch would gain here. The service's batches are of one scan.
 """
 
 import argparse
@@ -22,6 +28,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import ismrmrd
@@ -43,11 +50,13 @@ class Service:
 
     def __init__(self, *given: str):
         command = [sys.executable, "-m", "dpmrecon.cli", "serve", "--port", "0", *given]
+        began = time.monotonic()
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         line = self.process.stderr.readline()
         self.port = int(re.search(r"port (\d+)", line)[1])
         while "ready" not in line:
             line = self.process.stderr.readline()
+        self.start = time.monotonic() - began
         self.records: list[dict] = []
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -66,6 +75,11 @@ class Service:
         """Resident memory now and at its peak, MB."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return {name: int(re.search(rf"{name}:\s+(\d+)", text)[1]) / 1024 for name in ("VmRSS", "VmHWM")}
+
+    def processor(self) -> float:
+        """Seconds of processor time so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> None:
         self.process.terminate()
@@ -88,15 +102,17 @@ def difference(one: ismrmrd.Image, other: ismrmrd.Image) -> float:
 
 
 class Load:
-    """Peers that send scan after scan until `ends`, a reading of time.monotonic(). scans: of each, with a seed
-    of its own, so that exchanged images are noticed; what came back first, alone, is what must come back."""
+    """Peers that send scan after scan for so many seconds. scans: of each, with a seed of its own, so that exchanged
+    images are noticed; what came back first, alone, is what must come back."""
 
-    def __init__(self, service: Service, scans: list[list[bytes]], ends: float):
-        self.service, self.ends = service, ends
+    def __init__(self, service: Service, scans: list[list[bytes]], seconds: float):
+        self.service, self.long = service, seconds
+        self.ends = 0.0  # a reading of time.monotonic()
         self.scans, self.wanted = scans, [by_place(service.scan(scan).images) for scan in scans]
         self.seconds: list[list[float]] = [[] for _ in scans]
         self.differences: list[float] = []
-        self.lost = 0
+        self.reasons: set[str] = set()
+        self.lost = self.exchanged = self.refused = 0
         self.threads = [threading.Thread(target=self._send, args=(number,)) for number in range(len(scans))]
         self.threads += [threading.Thread(target=one, daemon=True) for one in (self._stall, self._rubbish, self._flood)]
 
@@ -106,12 +122,19 @@ class Load:
     def _send(self, number: int) -> None:
         while time.monotonic() < self.ends:
             began = time.monotonic()
-            images = by_place(self.service.scan(self.scans[number]).images)
+            answer = self.service.scan(self.scans[number])
+            if answer.errors and not answer.images:
+                self.refused += 1
+                self.reasons.update(answer.errors)
+                time.sleep(1)
+                continue
+            images = by_place(answer.images)
             self.seconds[number].append(time.monotonic() - began)
             self.lost += images.keys() != self.wanted[number].keys()
-            self.differences += [
-                difference(images[key], self.wanted[number][key]) for key in images.keys() & self.wanted[number].keys()
-            ]
+            for key in images.keys() & self.wanted[number].keys():
+                apart = [difference(images[key], other[key]) for other in self.wanted]
+                self.differences.append(apart[number])
+                self.exchanged += min(apart) < apart[number]
 
     def _stall(self) -> None:
         """Takes a place, and holds it."""
@@ -135,50 +158,127 @@ class Load:
                 while time.monotonic() < self.ends:
                     greedy.sendall(self.scans[0][2])
 
-    def run(self) -> None:
-        began = time.monotonic()
+    def run(self) -> list[str]:
+        """Of the table: what is in a row, see COLUMNS."""
+        began, processor, done = time.monotonic(), self.service.processor(), len(self.service.records)
+        self.ends = began + self.long
         for thread in self.threads:
             thread.start()
+        memory = []
         for fifth in range(1, 6):
             time.sleep(max(0.0, began + (self.ends - began) * fifth / 5 - time.monotonic()))
-            print(f"after {time.monotonic() - began:.0f} s: {self.service.memory()['VmRSS']:.1f} MB resident")
+            memory.append(self.service.memory()["VmRSS"])
         for thread in self.threads[: len(self.scans)]:
             thread.join()
-        minutes = (time.monotonic() - began) / 60
+        seconds = time.monotonic() - began
+        worked = sum(record["seconds"].get(name, 0.0) for record in self.service.records[done:] for name in DEVICE)
         every, counts = sorted(sum(self.seconds, [])), [len(one) for one in self.seconds]
-        marks = ", ".join(
-            f"{mark} %: {every[min(len(every) - 1, len(every) * mark // 100)]:.2f}" for mark in (50, 90, 99)
-        )
-        print(f"{len(self.scans)} peers: {len(every)} scans, {len(every) / minutes:.0f} a minute; seconds {marks}")
-        other = min(difference(self.wanted[-1][key], image) for key, image in self.wanted[0].items())
-        print(f"scans of a peer: {min(counts)} to {max(counts)}; scans with images missing or too many: {self.lost}")
-        print(
-            f"images: {len(self.differences)}, at most {max(self.differences):.1e} from those that the scan gave alone"
-        )
-        print(f"images of another peer are {other:.1e} away")
+        marks = [every[min(len(every) - 1, len(every) * mark // 100)] for mark in (50, 90, 99)]
+        return [
+            f"{len(self.scans)}",
+            f"{seconds / 60:.1f}",
+            f"{len(every)}",
+            f"{60 * len(every) / seconds:.0f}",
+            " / ".join(f"{mark:.2f}" for mark in marks),
+            f"{min(counts)} to {max(counts)}",
+            f"{self.refused} / {self.lost} / {self.exchanged}",
+            f"{max(self.differences):.0e}",
+            " ".join(f"{value:.0f}" for value in memory),
+            f"{100 * worked / seconds:.0f} %",
+            f"{(self.service.processor() - processor) / seconds:.2f}",
+        ]
 
 
-def load(peers: int, minutes: float, options: list[str]) -> None:
-    """Prints what the load shows. The stalled peer and the flood take two places more."""
-    scans = [[config(contrast="flair", seed=number), *small_scan()] for number in range(peers)]
-    service = Service("--peers", str(peers + 2), *options)
-    try:
-        Load(service, scans, time.monotonic() + 60 * minutes).run()
-    finally:
-        service.stop()
+DEVICE = ("maps", "conventional", "sampling", "gate")  # stages that have the device
+COLUMNS = (
+    *("peers", "minutes", "scans", "a minute", "seconds of a scan, 50 / 90 / 99 %", "scans of a peer"),
+    *("scans refused / lost / exchanged", "furthest image", "MB at each fifth", "device at work", "processors"),
+)
 
 
-def main() -> None:
+def load(peers: list[int], minutes: list[float], options: list[str], say: Callable[[str], object]) -> int:
+    """What the load shows; the exit code. The stalled peer takes a place, the flood two when it
+    comes again."""
+    asked = " ".join(["python tests/commands/load_serve.py", *sys.argv[1:]])
+    say(
+        f"# The service under load\n\nBy `{asked}` on {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores that "
+        "other work shares.\nA scan is two slices of 64 x 64 with 6 coils. Beside the peers one stalls within a "
+        "message,\none sends rubbish each second, and one floods and reads nothing.\n"
+    )
+    say(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    scan, starts, alone = small_scan(), [], []
+    bad, reasons = 0, set[str]()
+    for count, long in zip(peers, minutes, strict=True):
+        scans = [[config(contrast="flair", seed=number), *scan] for number in range(count)]
+        service = Service("--peers", str(count + 3), *options)
+        try:
+            running = Load(service, scans, 60 * long)
+            say(f"| {' | '.join(running.run())} |")
+        finally:
+            service.stop()
+        starts.append(service.start)
+        bad += running.lost + running.exchanged
+        reasons |= running.reasons
+        first, *_, last = running.wanted if count > 1 else [*running.wanted, running.wanted[0]]
+        alone.append(min(difference(last[key], image) for key, image in first.items()))
+    say(
+        f"\nFrom its start to ready the service took {min(starts):.1f} to {max(starts):.1f} s. Images of another peer, "
+        f"whose\nseed is another, are {max(alone):.0e} away."
+    )
+    for reason in sorted(reasons):
+        say(f"Refused: {reason}.")
+    return 1 if bad else 0
+
+
+def batches(say: Callable[[str], object]) -> None:
+    """Milliseconds of processor time for each image."""
+    import torch
+    from dpmrecon.prior.checkpoint import load_checkpoint
+
+    model, at_once = load_checkpoint().model.of_contrast(None), (1, 2, 4, 8, 16)
+    say(
+        "\n## Images at once\n\nMilliseconds of processor time for each image of an evaluation of the network, "
+        f"{torch.get_num_threads()} thread.\nThe service's batches are of one scan, at most 4 images on a CPU: these "
+        "columns say what those of several would gain.\n"
+    )
+    say(f"| matrix | {' | '.join(f'{count} at once' for count in at_once)} |\n|---|{'---|' * len(at_once)}")
+    for size in (64, 128, 256):
+        found = []
+        for count in at_once:
+            images, sigma = torch.randn(count, size, size, dtype=torch.complex64), torch.ones(count)
+            with torch.no_grad():
+                model(images, sigma)  # the first evaluation of a size pays for its start
+                began = time.process_time()
+                model(images, sigma)
+            found.append(1000 * (time.process_time() - began) / count)
+        say(f"| {size} | {' | '.join(f'{value:.1f}' for value in found)} |")
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recorded", type=Path, nargs="?", help="gzip of a recorded stream")
     parser.add_argument("--scans", type=int, default=50)
-    parser.add_argument("--peers", type=int)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--peers", type=int, nargs="+")
+    parser.add_argument("--minutes", type=float, nargs="+", help="for each number of peers")
+    parser.add_argument("--batches", action="store_true")
+    parser.add_argument("--out", type=Path, help="of --peers and --batches: the report, beside what is printed")
     mark = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     given, options = parser.parse_args(sys.argv[1:mark]), sys.argv[mark + 1 :]
+    lines: list[str] = []
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+        lines.append(text)
+        if given.out is not None:
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            given.out.write_text("\n".join(lines) + "\n")
+
     if given.peers:
-        load(given.peers, given.minutes, options)
-        return
+        code = load(given.peers, given.minutes or [10.0] * len(given.peers), options, say)
+    if given.batches:
+        batches(say)
+    if given.peers or given.batches:
+        return code if given.peers else 0
     properties = dict(zip([name.removeprefix("--") for name in options[::2]], options[1::2]))
     stream = list(parts_of(gzip.decompress(given.recorded.read_bytes()))[1:]) if given.recorded else small_scan()
 
@@ -217,7 +317,8 @@ def main() -> None:
         if number % max(1, given.scans // 5) == 0:
             print(f"after {number} more scans: {service.memory()['VmRSS']:.1f} MB resident")
     service.stop()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

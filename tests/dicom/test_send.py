@@ -3,12 +3,13 @@
 import gc
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pydicom
 import pytest
 from dpmrecon.cli import main
-from dpmrecon.dicom.send import Peer, SendError, dicom_files, peer_from_text, send
+from dpmrecon.dicom.send import Peer, SendError, _association, dicom_files, peer_from_text, send
 from dpmrecon.errors import BadInputError
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage, Verification
@@ -63,6 +64,11 @@ def test_orthanc_refuses_a_wrong_title(result, orthanc, capsys):
     with pytest.raises(SendError):
         send(dicom_files(result), Peer("OTHER", peer.host, peer.port), sleep=pauses.append)
     assert pauses == []  # another try would end the same way
+
+
+def test_no_packet_waits_for_the_answer_to_another(orthanc):
+    with _association(orthanc[0], "DPMRECON") as association:
+        assert association.dul.socket.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from support.recorded import as_scan, parsed, recorded
 from support.results import images, replay
 from support.sessions import Here
 
-FEW = {"steps": "6", "samples": "1"}
+FEW = {"steps": "6", "samples": "1", "gate": "off"}  # the gate changes no image
 # images that come, NRMSE of those whose contrast the truth has, truth, contrast
 STREAMS = {
     "t2_rep_sep1": (4, 0.065, "wire/t2_rep_sep1_truth.npy", "t2"),
@@ -135,10 +135,11 @@ def test_epi_from_its_file_is_as_from_the_chain(default, tmp_path, monkeypatch):
 def test_a_recorded_volume_is_imaged_as_its_file_is_replayed(default, tmp_path):
     _, header, rest = parts_of(recorded("flair3d_r2x2"))
     engine = Engine.of(options.from_pairs({"model": str(default), "device": "cpu"}))
-    answer = Here(engine).exchange(config(contrast="flair", **FEW), header, rest)
+    chain = {"contrast": "flair", **FEW}
+    answer = Here(engine).exchange(config(**chain), header, rest)
     assert answer.errors == []
     scan = shared("scans3d/flair3d_r2x2.h5")
-    assert replay(scan, tmp_path, default, "--contrast", "flair", "--steps", "6", "--samples", "1") == 0
+    assert replay(scan, tmp_path, default, *(text for key in chain for text in (f"--{key}", chain[key]))) == 0
     (found,), (expected,) = answer.images, images(tmp_path)
     assert found.data.shape == expected.data.shape == (1, 40, 56, 64)
     error = distance(found.data, expected.data)

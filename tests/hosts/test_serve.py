@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from dpmrecon.cli import main
 from dpmrecon.hosts.serve import DeviceQueue
+from dpmrecon.hosts.wire import Wire
 
 from support import fake_peer
 from support.fake_peer import close, config_name
@@ -95,6 +96,24 @@ def test_one_peer_too_many_is_told_and_the_others_are_served(start, scan):
     first.send(*stream[3:])
     assert len(first.answer().images) == 4
     silent.socket.close()
+
+
+def test_a_peer_that_sends_again_at_once_finds_its_place_free(start, scan, monkeypatch):
+    server, stream, waited, send_close = start(peers=1), edited_stream(scan), threading.Event(), Wire.send_close
+
+    def dawdling(peer: Wire) -> None:
+        send_close(peer)
+        waited.wait(LIMIT)
+
+    monkeypatch.setattr(Wire, "send_close", dawdling)
+    for _ in range(2):
+        peer = connect(server)
+        peer.send(*stream)
+        for _ in range(4):
+            peer.image()  # and not that the place is taken
+        assert peer._read(2) == close()
+        peer.socket.close()
+    waited.set()
 
 
 def test_a_peer_without_a_thread_is_let_go_and_the_others_are_served(start, scan, monkeypatch, caplog):

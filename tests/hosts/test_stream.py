@@ -19,6 +19,7 @@ from dpmrecon.hosts.wire import Wire
 from dpmrecon.tools.doctor import foreign
 
 from support.fake_peer import text_message
+from support.forked import forked
 from support.paths import shared
 from support.recorded import _Bytes
 from support.results import images, report
@@ -29,8 +30,7 @@ FEW = ["--steps", "2", "--samples", "1", "--device", "cpu"]
 
 
 def stream(data: bytes, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "dpmrecon.cli", "stream", *FEW, *options]
-    return subprocess.run(command, input=data, capture_output=True)
+    return forked(main, "stream", *FEW, *options, given=data)
 
 
 def of(data: bytes) -> list[ismrmrd.Image]:
@@ -122,8 +122,7 @@ def test_the_recorded_bytes_begin_as_announced():
 
 
 def replay_of(data: bytes, out, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "dpmrecon.cli", "replay", "-", "--out", str(out), *FEW, *options]
-    return subprocess.run(command, input=data, capture_output=True)
+    return forked(main, "replay", "-", "--out", str(out), *FEW, *options, given=data)
 
 
 def test_replay_of_a_stream_is_the_replay_of_its_scan(model, simulated_scan, tmp_path):

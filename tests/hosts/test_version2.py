@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import dpmrecon
 import ismrmrd
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ pytest.importorskip("mrd")
 import mrd
 from dpmrecon.cli import main
 from dpmrecon.errors import BadInputError
-from dpmrecon.hosts.version2 import acquisition_of, header_of, opened
+from dpmrecon.hosts.version2 import opened
+from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.version2 import acquisition_of, header_of
 from xsdata.models.datatype import XmlDate, XmlTime
 
 from support import version2
+from support.forked import forked
 from support.hand_made import header_xml
 from support.paths import shared
 from support.results import images
@@ -27,7 +31,7 @@ FEW = ["--steps", "2", "--samples", "1", "--device", "cpu", "--contrast", "flair
 
 
 def run(data: bytes, *command: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "dpmrecon.cli", *command, *FEW], input=data, capture_output=True)
+    return forked(main, *command, *FEW, given=data)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +82,32 @@ def test_replay_of_a_file_and_of_a_stream_is_that_of_version_1(scan, model, tmp_
         found = images(tmp_path / out)
         assert all(np.array_equal(one.data, other.data) for one, other in zip(found, expected, strict=True))
         assert [bytes(one.getHead()) for one in found] == [bytes(one.getHead()) for one in expected]
+
+
+def test_the_doctor_says_of_a_file_what_it_says_of_version_1(scan, tmp_path, capsys):
+    path = tmp_path / "scan.mrd"
+    path.write_bytes(version2.stream(scan))
+    assert main(["doctor", str(path), "--json"]) == main(["doctor", str(scan), "--json"]) == 0
+    one, other = capsys.readouterr().out.split("\n}\n")[:2]
+    assert one == other and '"verdict": "supported"' in one
+
+
+def test_a_file_that_breaks_off_gives_the_lines_that_came(scan, model, tmp_path, capsys):
+    path = tmp_path / "scan.mrd"
+    path.write_bytes(version2.stream(scan)[:-70_000])
+    found = dpmrecon.doctor(path)
+    assert (found.verdict, found.exit_code) == ("supported", 4) and "ends within its lines" in str(found.repairs)
+    assert main(["replay", str(path), "--out", str(tmp_path / "out"), "--model", str(model), *FEW]) == 4
+    told = capsys.readouterr().err
+    assert "ends within its lines" in told and len(images(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize(("size", "words"), [(40, "ends within its header"), (5, "ends within its header")])
+def test_half_a_header_is_refused(scan, tmp_path, size, words):
+    path = tmp_path / "scan.mrd"
+    path.write_bytes(version2.stream(scan)[:size])
+    with pytest.raises(BadInputError, match=words), open_scan(path):
+        pass
 
 
 def test_stream_answers_in_version_2(scan, model):

@@ -2,19 +2,19 @@
 
 import resource
 import shutil
-import subprocess
-import sys
 
 import h5py
 import ismrmrd
 import numpy as np
 import pytest
+from dpmrecon.cli import main
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import read_header
 from dpmrecon.output.images_file import without_patient
 from dpmrecon.tools.simulate import truth_path
 
 from support.edited import edited
+from support.forked import forked
 from support.results import images, replay, report
 
 SCAN = {"matrix": (48, 64), "n_slices": 3, "acceleration": 2}
@@ -43,11 +43,10 @@ def test_a_file_that_cannot_grow_is_one_line_and_stays_readable(simulated_scan, 
         resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, kilobytes * 1024))
 
     arguments = ["--out", str(tmp_path), "--model", str(model), "--device", "cpu"]
-    command = [sys.executable, "-m", "dpmrecon.cli", "replay", str(simulated_scan(**SCAN)), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    done = forked(main, "replay", str(simulated_scan(**SCAN)), *arguments, before=limit)
     assert done.returncode == 2  # HDF5 that runs into the limit crashes instead
-    assert "Traceback" not in done.stderr
-    assert "File too large" in done.stderr.splitlines()[-1]
+    assert b"Traceback" not in done.stderr
+    assert b"File too large" in done.stderr.splitlines()[-1]
     assert "File too large" in report(tmp_path)["error"]
     assert len(report(tmp_path)["slices"]) == stored
     with h5py.File(tmp_path / "images.h5") as file:

@@ -42,6 +42,11 @@ def maps_of(kspace: torch.Tensor) -> torch.Tensor:
     return origin_to_centre(found).permute(1, 2, 3, 4, 0)
 
 
+@cache
+def sets_of(settings: VolumeSettings) -> torch.Tensor:
+    return maps_of(kspace_of(settings))
+
+
 def lost(sets: torch.Tensor, kspace: torch.Tensor) -> float:
     """Share of the coil images' energy, where there are maps, that these cannot explain."""
     images = to_image(kspace, AXES) * (sets[0] != 0).any(0)
@@ -50,8 +55,7 @@ def lost(sets: torch.Tensor, kspace: torch.Tensor) -> float:
 
 
 def test_a_head_that_folds_has_two_orthonormal_sets():
-    kspace = kspace_of(SETTINGS)
-    sets = maps_of(kspace)
+    kspace, sets = kspace_of(SETTINGS), sets_of(SETTINGS)
     assert len(sets) == 2
     one, other = (torch.linalg.vector_norm(maps, dim=0) for maps in sets)
     for norm in (one, other):
@@ -65,7 +69,7 @@ def test_a_head_that_folds_has_two_orthonormal_sets():
 
 def test_the_first_set_goes_on_from_inside_the_head():
     """Neighbouring maps are alike across the border of the region with two."""
-    sets = maps_of(kspace_of(SETTINGS))
+    sets = sets_of(SETTINGS)
     two = (sets[1] != 0).any(0)
     one = (sets[0] != 0).any(0)
     alike = (sets[0][:, :, 1:].conj() * sets[0][:, :, :-1]).sum(0).abs()
@@ -78,7 +82,7 @@ def test_partitions_fold_as_rows_do():
     kspace = kspace_of(SETTINGS)
     turned = maps_of(kspace.transpose(1, 2).contiguous())
     assert len(turned) == 2
-    assert lost(turned, kspace.transpose(1, 2)) < 1.5 * lost(maps_of(kspace), kspace)
+    assert lost(turned, kspace.transpose(1, 2)) < 1.5 * lost(sets_of(SETTINGS), kspace)
 
 
 @pytest.mark.parametrize("changes", [{}, {"noise": 0.05}, {"fov_mm": (205.0, 230.0)}, {"n_coils": 3}])

@@ -1,6 +1,7 @@
 """Coil maps of volumes: the true ones, BART's, on coarse grids, and from calibrations of no use."""
 
 import shutil
+from functools import cache
 
 import pytest
 import torch
@@ -24,9 +25,14 @@ def lost(found: torch.Tensor, maps: torch.Tensor, image: torch.Tensor) -> float:
     return 1 - float(explained / image.abs().square().sum())
 
 
+@cache
+def of_noisy_data() -> torch.Tensor:
+    return centred(estimate_volume_maps(volume().calibration, SHAPE))
+
+
 def test_maps_of_noisy_data_explain_the_coil_images():
     image, maps = head()
-    found = centred(estimate_volume_maps(volume().calibration, SHAPE))
+    found = of_noisy_data()
     norm = torch.linalg.vector_norm(found, dim=0)
     assert found.shape == maps.shape
     assert torch.allclose(norm[norm > 0], torch.ones(1), atol=1e-4)
@@ -37,7 +43,7 @@ def test_maps_of_noisy_data_explain_the_coil_images():
 
 def test_phase_is_smooth():
     image, maps = head()
-    found = centred(estimate_volume_maps(volume().calibration, SHAPE))
+    found = of_noisy_data()
     phase = (found.conj() * maps).sum(0)
     inside = image.abs() > 0.3
     for axis in range(3):

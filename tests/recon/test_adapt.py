@@ -19,7 +19,7 @@ from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from dpmrecon.prior.low_rank import with_low_rank
 from dpmrecon.recon import adapt
 from dpmrecon.recon.adapt import Adaptation, can_be_fitted, fitted, foreseen
-from dpmrecon.recon.held_back import held_back, outer_rows
+from dpmrecon.recon.held_back import held_back, outer_lines
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.prepare import with_maps
 from dpmrecon.tools.simulated_slice import simulated_kspace
@@ -57,7 +57,7 @@ def mapped(simulated_scan):
 
 
 def test_the_lines_apart_and_their_misfit(mapped):
-    rows = outer_rows(mapped)
+    rows = outer_lines(mapped)
     away, unused = rows[1::5], rows[2::5]
     held = held_back(mapped, away, unused)
     assert set(torch.nonzero(held.left_out.mask[:, 0]).flatten().tolist()) == set(away)
@@ -74,7 +74,7 @@ def test_the_data_step_hands_gradients_back_by_its_adjoint(mapped):
     """It is affine in its start: <J u, v> = <u, J^H v>."""
     generator = torch.Generator().manual_seed(0)
     u, v, start = (torch.randn(1, 61, 48, dtype=torch.complex64, generator=generator) for _ in range(3))
-    held = held_back(mapped, outer_rows(mapped)[::4])
+    held = held_back(mapped, outer_lines(mapped)[::4])
     fixed = (held.problem.model, held.problem.zero_filled, torch.tensor([0.5]))
     start.requires_grad_()
     found = adapt._Prox.apply(start, *fixed)

@@ -13,10 +13,29 @@ from dpmrecon.errors import BadInputError, CheckpointError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.checkpoint import load_checkpoint, write_card
-from dpmrecon.recon.agreement import ANY, COVARIATES, HELD_BACK, NAMES, SIGMAS, Limits, agreement, covariates
+from dpmrecon.recon.agreement import (
+    ANY,
+    COVARIATES,
+    FOLDED,
+    HELD_BACK,
+    NAMES,
+    SIGMAS,
+    SLICES,
+    VOLUMES,
+    Limits,
+    agreed,
+    agreement,
+    covariates,
+    kind_of,
+    known_of,
+    not_asked,
+    parts_of,
+)
 from dpmrecon.recon.gate import FAR, unfamiliar
+from dpmrecon.recon.held_back import can_be_held_back, held_back, outer_lines
+from dpmrecon.recon.planes import N_PLANES, planes_across_readout
 from dpmrecon.recon.prepare import with_maps
-from dpmrecon.recon.types import Agreement, Reconstruction
+from dpmrecon.recon.types import Agreement, MappedSlice, MappedVolume, Reconstruction
 from dpmrecon.tools.simulated_slice import simulated_kspace
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
@@ -26,9 +45,9 @@ from support.results import images, report
 CPU = torch.device("cpu")
 
 
-def entry(largest: float, level: float = 0.0, by_noise: float = 0.0) -> dict:
+def entry(largest: float, level: float = 0.0, by_noise: float = 0.0, kind: str = SLICES) -> dict:
     """Of a card: every number is expected to be `level` plus `by_noise` times the noise's logarithm."""
-    slopes = np.zeros((COVARIATES - 1, len(NAMES)))
+    slopes = np.zeros((COVARIATES[kind] - 1, len(NAMES)))
     slopes[0] = by_noise
     fit = {
         "levels": {ANY: [level] * len(NAMES)},
@@ -36,7 +55,8 @@ def entry(largest: float, level: float = 0.0, by_noise: float = 0.0) -> dict:
         "precision": {ANY: np.eye(len(NAMES)).tolist()},
         "largest": {ANY: largest},
     }
-    return {"fits": [fit], "sigma_n": [0.004, 0.06], "R": [1, 8], "head": [100, 9999], "matrix": [100, 9999]}
+    found = {"fits": [fit], "sigma_n": [0.004, 0.06], "R": [1, 8], "head": [100, 9999], "matrix": [100, 9999]}
+    return found | ({"pixel_mm": [1, 9], "ratio": [1, 2], "sets": [1, 2]} if kind == VOLUMES else {})
 
 
 @pytest.fixture
@@ -84,8 +104,8 @@ def test_the_distance_is_one_at_the_limit(mapped):
     assert "its noise is 0.2 of the bright parts" in limits.judge(at, noisy).beyond
     fast = replace(mapped, data=replace(mapped.data, acceleration=12.0))
     assert "R = 12 is more than the 8" in limits.judge(at, fast).beyond
-    small = replace(limits, matrix=(9000.0, 9999.0))
-    assert small.judge(at, mapped) is None and limits.judge({}, mapped) is None
+    small = replace(limits, ranges={**limits.ranges, "matrix": (9000.0, 9999.0)})
+    assert limits.exclude(mapped) is None and "pixels are not the 9000 to 9999" in small.exclude(mapped)
     assert covariates(0.02, 4, 900)[:4] == [1, math.log(0.02), math.log(4), math.log(900)]
 
 
@@ -164,10 +184,155 @@ def test_the_gate_speaks_and_leaves_images_alone(simulated_scan, tmp_path, dista
         assert file.ImageComments == "RESEARCH: not for diagnostic use"
 
 
-def test_volumes_and_folded_heads_are_not_asked(simulated_scan, prior):
-    with open_scan(simulated_scan(partitions=20)) as scan:
+FOLDS = {"wrap": True, "contrast": "t1", "noise": 0.0075}
+VOLUME = {"matrix": (27, 24), "partitions": 21, "n_coils": 5, "calibration_lines": 12, "noise": 0.01}
+
+
+def mapped_of(path) -> MappedSlice:
+    with open_scan(path) as scan:
         (data,) = slices(scan.acquisitions(), scan.header)
-    assert agreement(with_maps(data, CPU), prior) == {}
+    return with_maps(data, CPU)
+
+
+@pytest.fixture
+def folded(simulated_scan) -> MappedSlice:
+    found = mapped_of(simulated_scan(matrix=(96, 96), fov_mm=(150.0, 230.0), **FOLDS))
+    assert found.n_sets == 2
+    return found
+
+
+@pytest.fixture
+def volume(simulated_scan) -> MappedVolume:
+    return mapped_of(simulated_scan(**VOLUME))
+
+
+@pytest.fixture
+def folded_volume(simulated_scan) -> MappedVolume:
+    found = mapped_of(simulated_scan(**{**VOLUME, **FOLDS, "matrix": (30, 24), "fov_mm": (150.0, 230.0)}))
+    assert found.n_sets == 2
+    return found
+
+
+@pytest.mark.parametrize("which", ["volume", "folded_volume"])
+def test_a_plane_is_what_the_volume_has_there(which, request):
+    """A x of the volume, at a position of the readout, is that of the plane: data, images and misfit too."""
+    mapped = request.getfixturevalue(which)
+    found = planes_across_readout(mapped)
+    assert 1 < len(found) <= N_PLANES and all(can_be_held_back(plane) for plane in found)
+    whole = mapped.model.forward(mapped.conventional)
+    places = [
+        int((whole - plane.model.forward(plane.conventional)[..., None]).abs().sum((0, 1, 2)).argmin())
+        for plane in found
+    ]
+    assert places == sorted(set(places))
+    for place, plane in zip(places, found):
+        torch.testing.assert_close(plane.model.forward(plane.conventional), whole[..., place], rtol=1e-4, atol=1e-3)
+        assert torch.equal(plane.data.kspace, mapped.data.kspace[..., place])
+        torch.testing.assert_close(
+            plane.model.adjoint(plane.data.kspace), mapped.zero_filled[..., place], rtol=1e-3, atol=1e-2
+        )
+        assert (plane.n_sets, plane.scale) == (mapped.n_sets, mapped.scale)
+        assert plane.pixel_mm == mapped.data.voxel_mm[:2]
+        assert plane.residual(plane.conventional) < 2
+
+
+def test_points_outside_of_the_calibration_block_are_held_back(volume):
+    plane = planes_across_readout(volume)[1]
+    found = outer_lines(plane)
+    acquired = {tuple(place) for place in torch.nonzero(plane.model.mask).tolist()}
+    block = {(p, row) for p in range(10 - 6, 10 + 6) for row in range(13 - 6, 13 + 6)}
+    assert plane.block == (12, 12) and set(found) == acquired - block
+    held = held_back(plane, found[::4])
+    assert {tuple(place) for place in torch.nonzero(held.left_out.mask).tolist()} == set(found[::4])
+    assert torch.equal(held.left_out.mask + held.problem.model.mask, plane.model.mask)
+    assert not can_be_held_back(replace(plane, block=tuple(plane.model.mask.shape)))
+
+
+@pytest.mark.parametrize("which", ["volume", "folded_volume"])
+def test_moved_partitions_are_not_foretold(which, request, prior):
+    sound = request.getfixturevalue(which)
+    moved = sound.data.kspace.clone()
+    moved[:, 1::2] = sound.data.kspace[:, 1::2].roll(3, -1)
+    spoiled = replace(sound, data=replace(sound.data, kspace=moved))
+    before, after = ([agreement(part, prior)[HELD_BACK] for part in parts_of(one)] for one in (sound, spoiled))
+    assert np.median(after) > np.median(before) + 0.3
+
+
+def test_a_cut_echo_couples_the_planes(simulated_scan, tmp_path):
+    cut = mapped_of(simulated_scan(**{**VOLUME, "asymmetric_echo": 0.7}))
+    assert planes_across_readout(cut) == []
+    checkpoint = load_checkpoint(saved_model(tmp_path / "tiny.safetensors"))
+    checkpoint.card["gate"] = {**entry(1.0), VOLUMES: entry(1.0, kind=VOLUMES)}
+    assert agreed(cut, checkpoint, "flair") is None and "echo is cut" in not_asked(cut, checkpoint, "flair")
+
+
+def test_the_first_image_of_a_folded_head_is_denoised(folded, prior):
+    found, white = agreement(folded, prior), TINY["sigma_data"]
+    support = folded.model.support[0] > 0
+    energy = float((folded.conventional[0][support].abs() / folded.scale).square().mean()) / 2
+    for sigma in SIGMAS:
+        kept = white**2 / (white**2 + sigma**2)
+        expected = math.sqrt((1 - kept) ** 2 * energy + (kept * sigma) ** 2) / sigma
+        assert math.exp(found[f"denoised at {sigma:g}"]) == pytest.approx(expected, rel=0.1)
+
+
+def test_every_kind_of_scan_has_limits_of_its_own(mapped, folded, volume, folded_volume, tmp_path):
+    checkpoint = load_checkpoint(saved_model(tmp_path / "tiny.safetensors"))
+    prior = checkpoint.denoiser.of_contrast("flair")
+    asked = {SLICES: mapped, FOLDED: folded, VOLUMES: volume}
+    assert {kind: kind_of(one) for kind, one in asked.items()} == {kind: kind for kind in asked}
+    checkpoint.card["gate"] = entry(1.0)
+    assert agreed(mapped, checkpoint, "flair") is not None
+    assert agreed(folded, checkpoint, "flair") is agreed(volume, checkpoint, "flair") is None
+    assert not_asked(mapped, checkpoint, "flair") is not_asked(folded, checkpoint, "flair") is None
+    checkpoint.card["gate"] |= {kind: entry(2.0, kind=kind) for kind in (FOLDED, VOLUMES)}
+    assert agreed(folded, checkpoint, "flair").distance == pytest.approx(
+        math.hypot(*agreement(folded, prior).values()) / 2
+    )
+    for one in (volume, folded_volume):
+        far = sorted(math.hypot(*agreement(part, prior).values()) / 2 for part in parts_of(one))
+        assert agreed(one, checkpoint, "flair").distance == pytest.approx(far[len(far) // 2])
+        assert known_of(parts_of(one)[0])["sets"] == one.n_sets
+
+
+def test_planes_of_much_longer_pixels_than_known_are_not_asked(volume):
+    limits = Limits.of({"gate": {VOLUMES: entry(1.0, kind=VOLUMES)}}, "flair", VOLUMES)
+    plane = planes_across_readout(volume)[0]
+    assert limits.exclude(plane) is None
+    assert limits.exclude(replace(plane, pixel_mm=(9.0, 3.0))).startswith("its pixels are 3.0 times as long as wide")
+    assert "no lines to hold back" in limits.exclude(replace(plane, block=tuple(plane.model.mask.shape)))
+    known = known_of(replace(plane, pixel_mm=(8.0, 2.0)))
+    assert (known["pixel_mm"], known["ratio"], known["sets"]) == (4.0, 4.0, 1.0)
+    assert len(covariates(**known)) == COVARIATES[VOLUMES]
+    far = limits.judge(dict.fromkeys(NAMES, 0.0), replace(plane, data=replace(plane.data, acceleration=12.0)))
+    assert "R = 12 is more than the 8" in far.beyond
+
+
+def test_adaptation_is_not_advised_where_there_is_none(folded, volume):
+    for mapped in (folded, volume):
+        agreement = Agreement({}, {HELD_BACK: 5.0}, 1.5)
+        item = Reconstruction(mapped, mapped.conventional, None, None, 1.0, agreement=agreement)
+        assert "foretold worse" in unfamiliar(item).text and "--adapt" not in unfamiliar(item).text
+
+
+@pytest.mark.parametrize("kind", [FOLDED, VOLUMES])
+def test_a_card_whose_limits_of_a_kind_lack_something_says_so(kind):
+    card = entry(1.0, kind=kind)
+    del card["head"]
+    assert Limits.of({"gate": entry(1.0)}, "flair", kind) is None
+    with pytest.raises(CheckpointError, match="dpmtrain gate"):
+        Limits.of({"gate": {**entry(1.0), kind: card}}, "flair", kind)
+
+
+def test_the_gate_speaks_of_a_volume_and_leaves_its_image_alone(simulated_scan, tmp_path):
+    model = saved_model(tmp_path / "tiny.safetensors", sampling=SAMPLING)
+    write_card(model, gate={**entry(1.0), VOLUMES: entry(1e-3, kind=VOLUMES)})
+    scan, common = str(simulated_scan(**VOLUME)), ("--model", str(model), "--device", "cpu")
+    codes = [main(["replay", scan, "--out", str(tmp_path / gate), "--gate", gate, *common]) for gate in ("off", "warn")]
+    assert codes == [0, 0] and np.array_equal(pixels(tmp_path / "off"), pixels(tmp_path / "warn"))
+    (off,), (warn,) = (report(tmp_path / gate)["slices"] for gate in ("off", "warn"))
+    assert "agreement" not in off and warn["verdict"].startswith("not trusted")
+    assert warn["agreement"]["distance"] > FAR and warn["seconds"]["gate"] > 0
 
 
 def test_python_has_the_gate_too(simulated_scan, tmp_path):

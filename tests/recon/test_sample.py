@@ -1,6 +1,7 @@
 """From slices to images: what a sampler that fails, runs out of memory or misses the data gives."""
 
 import weakref
+from dataclasses import replace
 
 import ismrmrd
 import numpy as np
@@ -8,8 +9,12 @@ import pytest
 import torch
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
+from dpmrecon.options import Options
 from dpmrecon.prior.denoiser import Denoiser
+from dpmrecon.recon.plan import load, sampling_of
 from dpmrecon.recon.prepare import with_coil_maps
+from dpmrecon.recon.provenance import Provenance
+from dpmrecon.recon.stream import sampled
 
 from support.edited import edited
 from support.results import images, replay, report
@@ -109,3 +114,24 @@ def test_the_scale_is_the_same_on_full_and_undersampled_data(simulated_scan):
             (mapped,) = with_coil_maps(slices(scan.acquisitions(), scan.header), torch.device("cpu"))
         scales.append(mapped.scale)
     assert scales[1] == pytest.approx(scales[0], rel=0.05)
+
+
+def test_units_of_another_host_change_an_image_by_rounding_alone_in_float32(simulated_scan, monkeypatch):
+    """Whitened k-space of a Gadgetron is louder: bfloat16 makes 1e-4 of the rounding, float32 does not."""
+    monkeypatch.setattr("dpmrecon.prior.checkpoint.has_bfloat16", lambda device: True)
+    with open_scan(simulated_scan(**{**SCAN, "n_slices": 1})) as opened:
+        (own,) = slices(opened.acquisitions(), opened.header)
+    louder = replace(own, kspace=1.26 * own.kspace, calibration=1.26 * own.calibration, sigma_n=1.26 * own.sigma_n)
+    apart = []
+    for precision in ("auto", "float32"):
+        options = Options(device="cpu", contrast="flair", steps=3, precision=precision)
+        checkpoint, device = load(options)
+        sampling = sampling_of(options, checkpoint, device, "flair", own.acceleration)
+        one, other = (
+            item.image.abs() for item in sampled(with_coil_maps([own, louder], device), checkpoint, "flair", sampling)
+        )
+        apart.append(float((one - other / 1.26).norm() / one.norm()))
+        decided = Provenance.of(checkpoint, "flair", sampling).deciding()
+        assert decided.get("precision") == (None if precision == "auto" else precision)
+    lower, exact = apart
+    assert exact < 1e-5 < lower

@@ -1,6 +1,7 @@
 """Volumes from their k-space to an image: maps, scale, phase, misfit, samples, and what happens when they fail."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from dpmrecon.prior.problem import NoiseSource, Planes, Problem
 from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox
 from dpmrecon.recon.deadline import Deadline
 from dpmrecon.recon.prepare import with_maps
+from dpmrecon.recon.repairs import two_sets
 from dpmrecon.recon.sample import volume_problem
 from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import MappedVolume, Sampling, planes_of
-from dpmrecon.recon.volumes import FOLDS, despiked_volume, mapped_volume
+from dpmrecon.recon.volumes import despiked_volume, mapped_volume
 from dpmrecon.tools.simulate import truth_path
 
 from support.clock import Clock
@@ -42,6 +44,7 @@ FOLDED = {
 SAMPLING = Sampling("prox", SamplerSettings(steps=4, sigma_max=0.5, cg_steps=8), 1, 0, 4, fallback=True)
 
 
+@cache  # no test changes it
 def mapped(**settings) -> MappedVolume:
     found = with_maps(volume(**settings), CPU)
     assert isinstance(found, MappedVolume)
@@ -203,7 +206,7 @@ def test_a_folded_volume_has_two_images_until_it_is_one(simulated_scan, model):
     single = estimate_volume_maps(data.calibration, tuple(data.mask.shape))[:, 0].contiguous()
     alone = mapped_volume(replace(data, kspace=data.kspace.clone()), single, {})
     folded = with_maps(data, CPU)
-    assert isinstance(folded.model, SoftVolume) and folded.n_sets == 2 and folded.data.remarks == (FOLDS,)
+    assert isinstance(folded.model, SoftVolume) and folded.n_sets == 2 and folded.data.remarks == (two_sets(data),)
     truth = torch.from_numpy(np.load(truth_path(path)))
     assert folded.phase.shape == truth.shape and folded.conventional.shape == (2, *truth.shape)
 
@@ -216,7 +219,7 @@ def test_a_folded_volume_has_two_images_until_it_is_one(simulated_scan, model):
     two = replace(SAMPLING, samples=2, keep_samples=True)
     (item,) = sampled([folded], load_checkpoint(model), "t1", two)
     assert item.image.shape == item.spread.shape == truth.shape and item.draws.shape == (2, *truth.shape)
-    assert item.evaluations == 8 and item.fallback is None and item.verdict == f"caution: {FOLDS}"
+    assert item.evaluations == 8 and item.fallback is None and item.verdict == f"caution: {two_sets(data)}"
 
 
 def test_volumes_pass_alone_between_slices_and_the_lost(model):

@@ -152,7 +152,7 @@ def test_other_files_are_named(tmp_path, capsys):
         write("head.nii", b"\0" * 344 + b"n+1\0"): "NIfTI",
         tmp_path / "truth.npy": "array of numpy",
         write("scan.stream.gz", gzip.compress(stream)): "recorded MRD stream that begins with a header",
-        write("scan.mrd", b"yardl" + bytes(90)): "MRD version 2, which `dpmrecon replay` takes",
+        write("scan.mrd.gz", gzip.compress(b"yardl" + bytes(90))): "MRD version 2 packed with gzip: unpack it first",
         write("scan.h5.gz", gzip.compress(images.read_bytes())): "unpack it first",
         images: "ISMRMRD images (res/image_1)",
         tmp_path: "a folder",

@@ -4,10 +4,24 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dpmrecon.errors import BadInputError
+from dpmrecon.errors import BadInputError, DpmreconError
+
+
+def exit_code(work: Callable[[], int | None]) -> int:
+    """Of a command's work: 2 on bad input or where a package is missing, with one sentence and no traceback."""
+    try:
+        return work() or 0
+    except DpmreconError as error:
+        print(f"dpmtrain: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("dpmtrain", "dpmrecon"):
+            raise
+        print(f"dpmtrain: {error.name} is not installed: pip install -e .[train,study]", file=sys.stderr)
+    return 2
 
 
 def at_least(args: argparse.Namespace, **least: int) -> None:

@@ -3,8 +3,7 @@
 import argparse
 import sys
 
-from dpmrecon.errors import DpmreconError
-
+from .arguments import exit_code
 from .bench.commands import add_bench, add_bench_gpu
 from .data.commands import add_prepare
 from .evaluate.commands import add_calibrate, add_evaluate, add_faults, add_gate, add_residuals, add_sweep
@@ -37,16 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_bench(commands)
     add_bench_gpu(commands)
     args = parser.parse_args(arguments)
-    try:
-        return args.run(args)
-    except DpmreconError as error:
-        print(f"dpmtrain: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in ("dpmtrain", "dpmrecon"):
-            raise
-        print(f"dpmtrain: {error.name} is not installed: pip install -e .[train,study]", file=sys.stderr)
-        return 2
+    return exit_code(lambda: args.run(args))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dpmrecon import files
 from dpmrecon.errors import DpmreconError
-from dpmrecon.files import replacing
 
 
 @contextmanager
@@ -22,5 +22,5 @@ def writing(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """The whole text, or the old file stays."""
-    with writing(path), replacing(path) as part:
-        part.write_text(text, encoding="utf-8", newline="")
+    with writing(path):
+        files.write_text(path, text)

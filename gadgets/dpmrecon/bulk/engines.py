@@ -4,6 +4,7 @@ Both do calls of functions that lie in modules, one at a time each, and survive 
 the driver ends, however it ends, so do its workers.
 """
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -199,9 +200,9 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of a hospital's is reported
         import ray
 
-        started = {"num_cpus": workers, "include_dashboard": False} if address == LOCAL else {}
+        started: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address == LOCAL else {}
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="error", **started)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **started)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise BadInputError(
                 f"the Ray cluster {address} cannot be reached ({first_line(error)}): give HOST:PORT, auto or {LOCAL}"

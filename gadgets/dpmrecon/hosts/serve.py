@@ -167,7 +167,7 @@ class Server:
 
     def _begun(self) -> int:
         """Scans in hand."""
-        return sum(session.begun for session in list(self._sessions.values()))
+        return sum(session.begun and not session.done for session in list(self._sessions.values()))
 
     def _check_device(self) -> None:
         """A GPU that has failed, other than by a lack of memory, fails in all that follows: only a new process has it
@@ -259,6 +259,7 @@ class Server:
 
         try:
             session.run(greeting)
+            session.done = True  # a peer that sends its next scan at once finds its place free
             with contextlib.suppress(DpmreconError):
                 session.peer.send_close()
         finally:

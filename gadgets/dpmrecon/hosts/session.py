@@ -162,6 +162,7 @@ class Session:
     record: dict[str, Any] = field(default_factory=dict)  # the audit line
     reader: ReadAhead | None = None
     begun: bool = False  # a scan is in hand
+    done: bool = False  # nothing is left but the CLOSE
     _job: DicomJob | None = None
 
     def scan(self, config: bytes, header_xml: bytes) -> None:

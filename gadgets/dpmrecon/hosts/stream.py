@@ -12,16 +12,14 @@ import contextlib
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ismrmrd
-
 from ..errors import BadInputError, DpmreconError
+from ..mrd.file import nameless
 from ..mrd.receiving import open_as
 from ..mrd.scan import Scan
 from ..options import Options, from_arguments
@@ -67,15 +65,15 @@ class Received:
 
 
 @contextmanager
-def received(engine: Engine, path: Path | None = None) -> Iterator[Received]:
-    """The scan on standard input, or in a file of MRD version 2. Of a stream that breaks off, the lines that came.
+def received(engine: Engine) -> Iterator[Received]:
+    """The scan on standard input. Of a stream that breaks off, the lines that came.
 
     They wait in a file without a name, which is gone with the process, however that ends.
     Raises WireError and BadInputError.
     """
-    descriptor = os.dup(0) if path is None else os.open(path, os.O_RDONLY)
+    descriptor = os.dup(0)
     peer = Wire(opened(descriptor, descriptor, wire.SCAN))
-    with contextlib.closing(peer), contextlib.closing(_nameless()) as file:
+    with contextlib.closing(peer), contextlib.closing(nameless()) as file:
         host, config, xml = greeting(peer)
         if not isinstance(host, Pipe):
             raise BadInputError("a Gadgetron's messages came: `replay -` takes raw acquisitions, `stream` takes these")
@@ -87,14 +85,8 @@ def received(engine: Engine, path: Path | None = None) -> Iterator[Received]:
         except PeerGoneError as gone:
             cut = str(gone)
         file._file.flush()
-        with open_as(path or STANDARD_INPUT, options, file._file) as scan:
+        with open_as(STANDARD_INPUT, options, file._file) as scan:
             yield Received(scan, options, cut)
-
-
-def _nameless() -> ismrmrd.Dataset:
-    """A new ISMRMRD file whose name is gone before anything is written to it."""
-    with tempfile.TemporaryDirectory(prefix="dpmrecon-") as folder:
-        return ismrmrd.Dataset(os.path.join(folder, "stream.h5"))
 
 
 def exit_code(record: dict[str, Any]) -> int:

@@ -1,8 +1,9 @@
 """ISMRMRD (MRD) raw files: opened once, each line's samples read once."""
 
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import h5py
@@ -16,6 +17,7 @@ from .flags import CALIBRATION, IGNORED, NOISE, PHASE_CORRECTION, names_of
 from .header import Header, overridden, read_header
 from .scan import LINES, Scan
 from .scan_log import ScanLog
+from .version2 import MAGIC, EndsEarlyError, header_of, items
 
 SUFFIXES = (".h5", ".hdf5", ".mrd")  # of scans in a folder
 COUNTERS = ("average", "slice", "repetition", "set", "phase", "contrast")  # the last sorts first
@@ -34,14 +36,22 @@ def open_scan(
 ) -> Iterator[Scan]:
     """Open an ISMRMRD HDF5 file for reading and read its header and all acquisition heads (340 bytes a line).
 
+    A file of MRD version 2 is read as one of version 1, into a file without a name; of one that breaks off, the lines
+    that came, with a remark.
+
     group: of the file, None for the one that holds a scan; changes: header values in place of its own, see
     `header.overridden`; ignored: mask of flags whose lines are left out; noise_alone: a noise measurement is enough;
     own_noise: another group's serves where there is none, as Siemens's dependency measurements; file: the same, where
     it is open already and stays so, `path` being what it is called. Raises BadInputError, in one sentence, for anything
     that is not a readable scan.
     """
-    path = Path(path)
-    with _open_hdf5(path) if file is None else nullcontext(file) as file:
+    path, remark = Path(path), None
+    with ExitStack() as stack:
+        if file is None and _is_version2(path):
+            spool = stack.enter_context(closing(nameless()))
+            file, remark = spool._file, _spooled(path, spool)
+        elif file is None:
+            file = stack.enter_context(_open_hdf5(path))
         if fastmri.is_fastmri(file):
             scan: Scan = fastmri.FastMriScan.of(file, path, changes)
         else:
@@ -49,10 +59,42 @@ def open_scan(
             scan = _scan(chosen, path, changes, ignored)
             if own_noise and not noise_alone and not np.any(scan.heads["flags"] & np.uint64(NOISE)):
                 scan.noise_elsewhere = _noise_beside(file, chosen, scan)
+        if remark is not None:
+            scan.log.remark(remark)
         try:
             yield scan
         finally:
             scan.close()
+
+
+def nameless() -> ismrmrd.Dataset:
+    """A new ISMRMRD file whose name is gone before anything is written to it."""
+    with tempfile.TemporaryDirectory(prefix="dpmrecon-") as folder:
+        return ismrmrd.Dataset(os.path.join(folder, "scan.h5"))
+
+
+def _is_version2(path: Path) -> bool:
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return False  # opening it says what is wrong
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _spooled(path: Path, spool: ismrmrd.Dataset) -> str | None:
+    """Write a scan of MRD version 2 into `spool`; what is to be said of one that breaks off. Raises BadInputError."""
+    remark = None
+    with path.open("rb") as source:
+        try:
+            found = items(source)
+            spool.write_xml_header(header_of(next(found)))
+            for line in found:
+                spool.append_acquisition(line)
+        except EndsEarlyError as error:
+            remark = str(error)
+        except BadInputError as error:
+            raise BadInputError(f"{path}: {error}") from error.__cause__
+    spool._file.flush()
+    return remark
 
 
 def _scan(measurement: h5py.Group, path: Path, changes: str | None, ignored: int) -> Scan:

@@ -190,7 +190,7 @@ class Maps:
                 "the averages are to be combined, and the counter average tells the b-values: leave --combine-averages "
                 "out"
             )
-        self.announced = self.weighting and _announced(header, self.weighting, combine_averages)
+        self.announced = self.weighting and _images_a_slice(header, self.weighting, combine_averages)
 
     def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
         weighting, number = self.weighting, item.key.slice
@@ -245,7 +245,7 @@ class Maps:
         self.done.clear()
 
 
-def _announced(header: Header, weighting: Weighting, combine_averages: bool) -> int | None:
+def _images_a_slice(header: Header, weighting: Weighting, combine_averages: bool) -> int | None:
     """How many images a slice has by the header's limits; None where they do not tell."""
     count = len(weighting.b_values)
     for name in COUNTERS:

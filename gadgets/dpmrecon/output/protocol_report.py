@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInputError
-from ..files import replacing
+from ..files import write_text
 from .writers import telling
 
 Row = dict[str, Any]
@@ -55,8 +55,8 @@ class ProtocolReport:
         self.rows[row["name"]] = row
         waiting = [old for name, old in self.earlier.items() if name in self.names and name not in self.rows]
         content = {**self.told, "scans": [*self.rows.values(), *waiting]}
-        with telling(self.path.parent, "make room or choose another --out"), replacing(self.path) as part:
-            part.write_text(json.dumps(content, indent=1) + "\n")
+        with telling(self.path.parent, "make room or choose another --out"):
+            write_text(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def key_of(*decides: Any) -> str:

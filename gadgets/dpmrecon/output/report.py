@@ -10,6 +10,7 @@ from typing import Any
 import ismrmrd
 
 from ..data import LostSlice, Volume
+from ..files import write_text
 from ..mrd.scan_log import ScanLog
 from ..physics.epi import ghost_outside
 from ..recon.provenance import Provenance
@@ -111,7 +112,7 @@ class Report:
     def write(self) -> None:
         """Write report.json as things stand. Raises BadInputError."""
         with telling(self.path.parent, "make room or choose another --out"):
-            self.path.write_text(json.dumps(self.as_json(), indent=1) + "\n")
+            write_text(self.path, json.dumps(self.as_json(), indent=1) + "\n")
 
     def as_json(self) -> dict[str, Any]:
         """All of it, as JSON values."""

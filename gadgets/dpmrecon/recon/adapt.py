@@ -32,7 +32,7 @@ from ..prior.samplers.diffusion import (
     noise_levels,
     sample_prox,
 )
-from .held_back import HeldBack, can_be_held_back, held_back, outer_rows
+from .held_back import HeldBack, can_be_held_back, held_back, outer_lines
 from .sample import DEVICE_ERRORS, sample_seed
 from .types import Adapted, MappedSlice, Sampling
 
@@ -96,7 +96,7 @@ class Adaptation:
 
 def can_be_fitted(mapped: MappedSlice) -> bool:
     """Not heads that fold, shots with a mask each, and a few lines."""
-    return can_be_held_back(mapped) and len(outer_rows(mapped)) >= FEWEST
+    return can_be_held_back(mapped) and mapped.n_sets == 1 and len(outer_lines(mapped)) >= FEWEST
 
 
 def fitted(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None, sampling: Sampling) -> Fit:
@@ -105,7 +105,7 @@ def fitted(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None, sa
     assert isinstance(settings, SamplerSettings)
     seed = sample_seed(sampling.seed, mapped.data.seed_key, 0)
     rng = np.random.default_rng(seed)
-    outer = rng.permutation(outer_rows(mapped)).tolist()
+    outer = rng.permutation(outer_lines(mapped)).tolist()
     choosing, others = outer[: len(outer) // CHOOSING], outer[len(outer) // CHOOSING :]
     judge = held_back(mapped, choosing)
 
@@ -181,7 +181,7 @@ def foreseen(
     settings = sampling.settings
     assert isinstance(settings, SamplerSettings)
     brief = replace(settings, steps=2)
-    held = held_back(mapped, outer_rows(mapped)[::FORETOLD])
+    held = held_back(mapped, outer_lines(mapped)[::FORETOLD])
     model, parameters = with_low_rank(checkpoint.denoiser, RANK, 0)
     optimizer = torch.optim.Adam(parameters, lr=0.0)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)

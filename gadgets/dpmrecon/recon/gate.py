@@ -9,6 +9,7 @@ import torch
 
 from ..data import MEASURED
 from .agreement import HELD_BACK
+from .held_back import can_be_held_back
 from .types import DISTRUSTED, MappedSlice, Reconstruction
 
 # Chosen from training/reports/residuals, which `dpmtrain residuals` measured on simulated scans. A residual is compared
@@ -179,7 +180,7 @@ def unfamiliar(item: Reconstruction) -> Verdict | None:
     if abs(deviation) < TOGETHER:
         what = "the detail of the image at different levels of noise does not go together as in sound scans"
     text = f"{what}: see whether it is the head and contrast that the prior knows, and whether it lay still"
-    if item.adaptation is None:
+    if item.adaptation is None and item.mapped.n_sets == 1 and can_be_held_back(item.mapped):
         text += "; where the object is another, --adapt fits the prior to it"
     if found.distance > FAR:
         return Verdict("distrust", f"{DISTRUSTED}{text}")

@@ -21,7 +21,10 @@ def load(options: Options) -> tuple[Checkpoint, torch.device]:
     device = device_of(options.device)
     # a sampler that only another shipped model has selects that one
     named = ONE_STEP if options.model is None and options.sampler == ONE_STEP else options.model
-    return load_checkpoint(named, device), device
+    checkpoint = load_checkpoint(named, device)
+    if options.precision == "float32":
+        checkpoint.model.bf16 = False
+    return checkpoint, device
 
 
 def asked(options: Options, checkpoint: Checkpoint, header: Header) -> tuple[str | None, Sampling]:
@@ -84,6 +87,7 @@ def sampling_of(
         keep_samples=keep_samples,
         gate=options.gate,
         adapt=options.adapt,
+        precision=options.precision,
     )
 
 

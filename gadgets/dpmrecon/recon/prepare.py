@@ -14,14 +14,10 @@ from ..physics.coil_compression import compressed
 from ..physics.coil_maps import CROP, estimate_map_sets
 from .conventional import mapped_slice
 from .phases import with_phases
-from .repairs import despiked, with_calibration_as_data
+from .repairs import despiked, two_sets, with_calibration_as_data
 from .types import MappedSlice
 from .volumes import with_volume_maps
 
-FOLDS = (
-    "two sets of coil maps are used: the head folds into its field of view along the lines, or calibration lines "
-    "contradict each other"
-)
 # Of maps of SWI, whose phase is too quick for the calibration. By the usual crop a percent of the head is missing near
 # the sinuses, and more at a slab's edges (training/reports/swi/slices, training/reports/volumes/support)
 SWI_CROP = 0.75
@@ -74,7 +70,7 @@ def with_maps(data: Slice, device: torch.device, contrast: str | None = None) ->
     synchronize(device)
     seconds = {"maps": time.perf_counter() - started}
     if len(sets) > 1:
-        first = replace(first, remarks=(*first.remarks, FOLDS))
+        first = replace(first, remarks=(*first.remarks, two_sets(first)))
     maps = sets if len(sets) > 1 else sets[0]
     if not others and first.shots is None:
         return mapped_slice(first, maps, seconds, n_coils)

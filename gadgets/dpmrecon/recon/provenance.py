@@ -34,6 +34,7 @@ class Provenance:
     conjugated: bool = False  # k-space was, as the vendor's files need it
     gate: str = "off"
     adapt: bool = False  # the prior was fitted to the scan, as each slice tells
+    precision: str = "auto"
     taken: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -64,6 +65,7 @@ class Provenance:
             conjugated=conjugated,
             gate=sampling.gate,
             adapt=sampling.adapt,
+            precision=sampling.precision,
             taken=dict(taken or {}),
         )
 
@@ -74,4 +76,5 @@ class Provenance:
         found |= {"conjugated": True} if self.conjugated else {}
         found |= {"gate": self.gate} if self.gate == "fallback" else {}  # else it decides no pixel
         found |= {"adapt": True} if self.adapt else {}
+        found |= {"precision": self.precision} if self.precision != "auto" else {}
         return {**found, "taken": dict(self.taken)} if self.taken else found

@@ -13,6 +13,15 @@ AGREEMENT = 1.5
 TOLD = 3  # spikes whose places a remark has room for
 
 
+def two_sets(data: Slice) -> str:
+    """The remark on data that two sets of coil maps are used for."""
+    along = "the lines or partitions" if isinstance(data, Volume) else "the lines"
+    return (
+        f"two sets of coil maps are used: the head folds into its field of view along {along}, or calibration lines "
+        "contradict each other"
+    )
+
+
 def despiked(data: Slice) -> Slice:
     """The slice without spikes in its k-space and calibration, and a remark; the same object where there are none."""
     kspace, found = without_spikes(data.kspace, data.mask, data.sigma_n)

@@ -11,9 +11,8 @@ import torch
 from ..device import synchronize
 from ..errors import DpmreconError, first_line
 from ..prior.checkpoint import Checkpoint
-from ..prior.denoiser import Denoiser
 from ..prior.problem import NoiseSource, Planes, Problem, Stop, never
-from .agreement import Limits, agreement
+from .agreement import agreed
 from .gate import judged
 from .types import Adapted, MappedSlice, MappedVolume, Reconstruction, Sampling
 
@@ -144,18 +143,18 @@ def sample_group(
 
 def _asked(item: Reconstruction, checkpoint: Checkpoint, contrast: str | None, sampling: Sampling) -> Reconstruction:
     """With the agreement of prior and data, where the gate is on and the card has limits for such slices."""
-    limits = None if sampling.gate == "off" else Limits.of(checkpoint.card, contrast)
-    if limits is None or not isinstance(checkpoint.model, Denoiser):
+    if sampling.gate == "off":
         return item
     started = time.perf_counter()
     try:
-        values = agreement(item.mapped, checkpoint.model.of_contrast(contrast))
+        found = agreed(item.mapped, checkpoint, contrast)
     except DEVICE_ERRORS as error:
         log.warning("the gate could not ask whether prior and data agree: %s", first_line(error))
         return item
+    if found is None:
+        return item
     synchronize(item.image.device)
-    seconds = {**item.seconds, "gate": time.perf_counter() - started}
-    return replace(item, agreement=limits.judge(values, item.mapped), seconds=seconds)
+    return replace(item, agreement=found, seconds={**item.seconds, "gate": time.perf_counter() - started})
 
 
 def _mean(

@@ -24,7 +24,8 @@ class Sampling:
     """How slices are sampled. batch: most images (slices times samples) the network sees at once; deadline: seconds
     for the whole scan, to which `samples` and the steps are cut, None for no limit; mode: which of the model's
     settings; source: where they come from, in words; keep_samples: each Reconstruction holds its samples; gate: off,
-    warn, or fallback where an image is not to be trusted; adapt: fit the prior to the scan."""
+    warn, or fallback where an image is not to be trusted; adapt: fit the prior to the scan; precision: auto, or float32
+    where that was asked for."""
 
     sampler: str
     settings: Settings
@@ -38,6 +39,7 @@ class Sampling:
     keep_samples: bool = False
     gate: str = "off"
     adapt: bool = False
+    precision: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,11 @@ from ..physics.soft_sense import SoftVolume
 from ..physics.spikes import Spike, without_spikes
 from ..physics.volume import VolumeModel, hybrid
 from ..physics.volume_maps import CROP, central, estimate_volume_maps
-from .repairs import centre_block, spike_remark, with_calibration_as_data
+from .repairs import centre_block, spike_remark, two_sets, with_calibration_as_data
 from .types import MappedVolume
 
 LINES = 2048  # that are searched for spikes at once
 AXES = (-3, -2, -1)
-FOLDS = (
-    "two sets of coil maps are used: the head folds into its field of view along the lines or partitions, or "
-    "calibration lines contradict each other"
-)
 
 
 def with_volume_maps(data: Volume, device: torch.device, crop: float = CROP) -> MappedVolume | LostSlice:
@@ -50,7 +46,7 @@ def with_volume_maps(data: Volume, device: torch.device, crop: float = CROP) -> 
         return LostSlice(data.key, f"it has no coil maps: {error}")
     synchronize(device)
     if maps.ndim == 5:
-        data = replace(data, remarks=(*data.remarks, FOLDS))
+        data = replace(data, remarks=(*data.remarks, two_sets(data)))
     return mapped_volume(data, maps, {"maps": time.perf_counter() - started}, n_coils)
 
 

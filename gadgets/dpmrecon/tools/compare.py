@@ -18,6 +18,7 @@ import ismrmrd
 import numpy as np
 
 from ..errors import BadInputError, first_line
+from ..files import write_text
 from .template import rendered
 
 # series of images.h5 that are shown, in this order, none of them complex
@@ -209,6 +210,6 @@ def write(folders: Sequence[Path], path: Path) -> None:
     """Write the page. Raises BadInputError where it cannot be made or written."""
     text = page(folders)
     try:
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
     except OSError as error:
         raise BadInputError(f"{path} cannot be written ({error.strerror}): choose another --out") from error

@@ -25,6 +25,7 @@ from ..mrd.lines import LineHeaders
 from ..mrd.noise_lines import NoiseLines
 from ..mrd.receiving import CONJUGATION, Receiving, open_as
 from ..mrd.scan import Scan
+from ..mrd.version2 import MAGIC
 from ..options import Options, checked
 from .diagnosis import REFUSED, SUPPORTED, Diagnosis
 
@@ -370,9 +371,11 @@ def foreign(path: Path) -> str | None:
                 head = file.read(4096)
         except (OSError, EOFError) as error:
             raise BadInputError(f"{path} is a damaged gzip file ({error}): copy it again") from error
-    hdf5 = head.startswith(b"\x89HDF\r\n\x1a\n")
-    if hdf5 and packed:
-        return "it is an HDF5 file packed with gzip: unpack it first (gunzip)"
+    hdf5, version2 = head.startswith(b"\x89HDF\r\n\x1a\n"), head.startswith(MAGIC)
+    if packed and (hdf5 or version2):
+        return f"it is {'an HDF5 file' if hdf5 else 'MRD version 2'} packed with gzip: unpack it first (gunzip)"
+    if version2:
+        return None
     what = _image_file(path) if hdf5 else _kind(path, head)
     if what is None:
         return None
@@ -394,8 +397,6 @@ def _kind(path: Path, head: bytes) -> str | None:
     if number in (1, 2, 3) and b"<" in head[:1200]:
         recorded = {1: "the name of a configuration", 2: "a configuration", 3: "a header"}[number]
         return f"a recorded MRD stream that begins with {recorded}, which `dpmrecon stream` takes on standard input"
-    if head.startswith(b"yardl"):
-        return "a file of MRD version 2, which `dpmrecon replay` takes"
     if path.suffix == ".dat":
         return "a scanner's raw file, which siemens_to_ismrmrd may convert"
     return None if not head else "no HDF5 file"

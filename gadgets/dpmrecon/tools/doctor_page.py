@@ -14,19 +14,20 @@ import torch
 from ..data import LostSlice, Slice
 from ..dicom.write import DicomOptions
 from ..errors import BadInputError
+from ..files import write_text
 from ..mrd.collect import slices
 from ..mrd.receiving import Receiving
 from ..mrd.scan import Scan
 from ..options import Options
 from ..output.images_file import Outputs
 from ..prior.checkpoint import Checkpoint
-from ..prior.denoiser import Denoiser
 from ..recon import plan
 from ..recon.adapt import can_be_fitted, foreseen
-from ..recon.agreement import Limits, agreement
+from ..recon.agreement import agreed, not_asked
 from ..recon.deadline import Deadline
 from ..recon.gate import expected_residual, unfamiliar
 from ..recon.prepare import with_maps
+from ..recon.repairs import two_sets
 from ..recon.stream import try_out
 from ..recon.types import MappedSlice, Reconstruction
 from ..results import Wanted
@@ -51,9 +52,7 @@ def examine(scan: Scan, options: Options, found: Diagnosis) -> None:
     residual, expected = mapped.residual(mapped.conventional), expected_residual(mapped)
     found.maps = {
         "slice": mapped.key.slice,
-        "sets": "two: the head folds into its field of view, or calibration lines contradict each other"
-        if mapped.n_sets > 1
-        else "one",
+        "sets": two_sets(mapped.data) if mapped.n_sets > 1 else "one",
         "coils": f"{mapped.n_coils} measured, {mapped.model.coil_maps.shape[-3]} used",
         "residual of CG-SENSE": residual,
         "residual expected of a sound scan": expected,
@@ -67,14 +66,13 @@ def examine(scan: Scan, options: Options, found: Diagnosis) -> None:
 
 def _ask(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None, found: Diagnosis) -> None:
     """Whether prior and data agree, as the gate will ask."""
-    limits = Limits.of(checkpoint.card, contrast)
-    if limits is None or not isinstance(checkpoint.model, Denoiser):
+    what, agreement = "distance from sound scans (1: few are farther)", agreed(mapped, checkpoint, contrast)
+    if agreement is None:
+        reason = not_asked(mapped, checkpoint, contrast)
+        found.maps |= {} if reason is None else {what: f"not asked: {reason}"}
         return
-    agreed = limits.judge(agreement(mapped, checkpoint.model.of_contrast(contrast)), mapped)
-    if agreed is None:
-        return
-    found.maps["distance from sound scans (1: few are farther)"] = agreed.distance
-    verdict = unfamiliar(Reconstruction(mapped, mapped.conventional, None, None, 1.0, agreement=agreed))
+    found.maps[what] = agreement.distance
+    verdict = unfamiliar(Reconstruction(mapped, mapped.conventional, None, None, 1.0, agreement=agreement))
     if verdict is not None:
         found.repairs.append(verdict.text)
 
@@ -216,7 +214,7 @@ def page(found: Diagnosis) -> str:
 def write(found: Diagnosis, path: Path) -> None:
     """The page. Raises BadInputError where it cannot be written."""
     try:
-        path.write_text(page(found), encoding="utf-8")
+        write_text(path, page(found))
     except OSError as error:
         raise BadInputError(f"{path} cannot be written ({error.strerror}): choose another --page") from error
 

@@ -31,7 +31,7 @@ from dpmtrain.bench.peers import (
     run_dps,
 )
 from dpmtrain.bench.plan import BenchPlan
-from dpmtrain.bench.report import by_method, claims, write_report
+from dpmtrain.bench.report import by_method, claims
 from dpmtrain.cli import main
 from dpmtrain.evaluate.baselines import l1_wavelet
 from dpmtrain.evaluate.engine import Tuner
@@ -344,29 +344,6 @@ def test_contrasts_of_one_method_are_one_row_in_which_each_scan_has_its_factor()
     (both,) = by_method([flair, t1])
     assert both.slices == [*flair.slices, *t1.slices] and both.nrmse == [*flair.nrmse, *t1.nrmse]
     assert len(flair.slices) == 2  # as it was
-
-
-def test_the_committed_scores_give_the_committed_table(tmp_path):
-    """Figure by figure, for every method whose scores are there."""
-    folder, rows = ROOT / "training/reports/bench", {}
-    for text, score in ScoreLines(folder / "results.jsonl").values.items():
-        key = json.loads(text)
-        if "method" in key:
-            where = Condition(key["mask"], key["R"], key["calibration_lines"], key["scan_R"])
-            place = (key["R"], key["contrast"], key["method"])
-            one = rows.setdefault(place, Row(key["contrast"], where, key["method"], key["setting"]))
-            one.slices.append((key["scan"], key["slice"]))
-            one.scores.append(score)
-    none = Checkpoint(Denoiser(TINY), {}, "the model")
-    write_report(tmp_path, list(rows.values()), BenchPlan(), none, {})
-    made, committed = (
-        list(csv.DictReader((path / "table.csv").read_text().splitlines())) for path in (tmp_path, folder)
-    )
-    by_place = {(row["R"], row["method"], row["scans"]): row for row in committed}
-    assert len(made) > 200
-    for row in made:
-        wanted = by_place[row["R"], row["method"], row["scans"]]
-        assert {**row, "model": ""} == {**wanted, "model": ""}
 
 
 def test_bench_gpu_times_every_stage_of_both_networks(model, tmp_path, capsys):

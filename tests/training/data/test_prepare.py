@@ -26,10 +26,10 @@ from dpmtrain.data.open_sets import HELD_OUT
 from dpmtrain.data.veins import veins
 from pydicom.dataset import Dataset, FileMetaDataset
 
+from support.forked import forked
 from support.paths import shared
 from support.waiting import until
 
-COMMAND = [sys.executable, "-m", "dpmtrain.cli", "prepare"]
 FASTMRI_HEADER = """<?xml version="1.0" encoding="UTF-8"?>
 <ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
 <experimentalConditions><H1resonanceFrequency_Hz>63646156</H1resonanceFrequency_Hz></experimentalConditions>
@@ -524,12 +524,12 @@ def test_a_full_disk_ends_with_one_sentence_and_keeps_what_is_done(tmp_path):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
 
-    command = [*COMMAND, str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--jobs", "1"]
-    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=120)
+    command = ["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    done = forked(main, *command, before=limit)
     assert done.returncode == 2
-    assert "b_flair.npy cannot be written" in done.stderr
-    assert "run the same command again" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert b"b_flair.npy cannot be written" in done.stderr
+    assert b"run the same command again" in done.stderr
+    assert b"Traceback" not in done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_flair.npy", "done.jsonl"]
     kept = (tmp_path / "out" / "a_flair.npy").stat().st_mtime_ns
     assert run(tmp_path / "in", "--out", tmp_path / "out") == 0

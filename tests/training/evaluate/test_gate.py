@@ -1,18 +1,32 @@
 """`dpmtrain gate`: cases that are what they are called, limits that sound slices keep, and the table."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from dpmrecon.data import LostSlice, Slice, SliceKey
+from dpmrecon.data import LostSlice, Slice, SliceKey, Volume
+from dpmrecon.physics.fourier import to_kspace
 from dpmrecon.prior.checkpoint import load_checkpoint
-from dpmrecon.recon.agreement import ANY, NAMES, Limits
+from dpmrecon.recon.agreement import ANY, NAMES, SLICES, VOLUMES, Limits
 from dpmrecon.tools.simulated_slice import simulated_kspace
 from dpmrecon.tools.simulation_settings import SimulationSettings
 from dpmtrain.cli import main
-from dpmtrain.evaluate import gate_cases
-from dpmtrain.evaluate.gate import SAID, Row, judge, limits_of, table
+from dpmtrain.evaluate import gate, gate_cases, gate_volumes
+from dpmtrain.evaluate.gate import (
+    SAID,
+    Row,
+    Scan,
+    judge,
+    limits_of,
+    numbers_of,
+    slice_row,
+    slice_scans,
+    table,
+    volume_row,
+    volume_scans,
+)
 from dpmtrain.evaluate.gate_cases import KINDS, PAINTED, PATHOLOGY, SOUND, Head, case_of, slice_of
 from dpmtrain.evaluate.score_lines import ScoreLines
 
@@ -66,14 +80,16 @@ def checkpoint(tmp_path_factory):
 def test_limits_are_such_that_few_sound_slices_are_beyond(checkpoint, tmp_path):
     contrasts = ("flair", "t1")
     heads = [head(n, (66, 54), contrasts[n % 2], subject="phantom" if n % 4 == 3 else "somebody") for n in range(24)]
-    entry = limits_of(checkpoint, heads, 5)
+    scans = slice_scans(heads, SLICES, 5, checkpoint.model.device)
+    entry = limits_of(numbers_of(checkpoint, scans, SLICES, 5), SLICES)
     labelled, together = entry["fits"]
     assert set(labelled["levels"]) == {"flair", "t1"} and set(together["levels"]) == {ANY}
     limits = Limits.of({"gate": entry}, "swi")
     assert limits.expected[0].tolist() == together["levels"][ANY] and limits.expected.shape[1] == len(NAMES)
     judged = type(checkpoint)(checkpoint.model, {**checkpoint.card, "gate": entry}, "tiny", checkpoint.kind)
     kinds = [SOUND] * 6 + ["wrong centre", "alternate shots moved", "wrap, one map"]
-    rows = list(judge(judged, heads, kinds, 1, ScoreLines(tmp_path / "scores.jsonl")))
+    make = partial(slice_row, judged, heads, SLICES)
+    rows = list(judge(judged, kinds, make, 1, ScoreLines(tmp_path / "scores.jsonl")))
     assert [row.kind for row in rows] == kinds
     centre, moved, _ = rows[6:]
     assert centre.verdict != "trusted" and centre.score >= SAID
@@ -103,21 +119,21 @@ def test_the_table_counts_what_is_told_apart():
     assert text.count("- patient12/x, R = 4: caution: so") == 2
 
 
-def test_a_run_goes_on_with_what_was_judged(tmp_path, checkpoint, monkeypatch):
+def test_a_run_goes_on_with_what_was_judged(tmp_path, checkpoint):
     rows = {SOUND: row(SOUND, 0.25, "trusted"), "spike": row("spike", 3.0, "caution", residual=math.nan)}
-    monkeypatch.setattr("dpmtrain.evaluate.gate.row_of", lambda checkpoint, head, kind, rng: rows[kind])
-    first = list(judge(checkpoint, [head()], list(rows), 0, ScoreLines(tmp_path / "scores.jsonl")))
-    monkeypatch.setattr("dpmtrain.evaluate.gate.row_of", lambda *_: pytest.fail("judged again"))
-    again = list(judge(checkpoint, [head()], list(rows), 0, ScoreLines(tmp_path / "scores.jsonl")))
+    path, refused = tmp_path / "scores.jsonl", lambda *_: pytest.fail("judged again")
+    first = list(judge(checkpoint, list(rows), lambda kind, rng: rows[kind], 0, ScoreLines(path)))
+    again = list(judge(checkpoint, list(rows), refused, 0, ScoreLines(path)))
     assert [repr(one) for one in again] == [repr(one) for one in first]  # nan is not nan
     other = type(checkpoint)(checkpoint.model, checkpoint.card, "other", checkpoint.kind)
     with pytest.raises(pytest.fail.Exception, match="judged again"):
-        list(judge(other, [head()], list(rows), 0, ScoreLines(tmp_path / "scores.jsonl")))
+        list(judge(other, list(rows), refused, 0, ScoreLines(path)))
 
 
 def test_refused_scans_count_as_found(checkpoint, monkeypatch, tmp_path):
     monkeypatch.setattr("dpmtrain.evaluate.gate.slice_of", lambda case: LostSlice(SliceKey(0), "its lines are lost"))
-    (found,) = judge(checkpoint, [head()], ["spike"], 0, ScoreLines(tmp_path / "scores.jsonl"))
+    make = partial(slice_row, checkpoint, [head()], SLICES)
+    (found,) = judge(checkpoint, ["spike"], make, 0, ScoreLines(tmp_path / "scores.jsonl"))
     assert (found.verdict, found.score, found.text) == ("lost", SAID, "its lines are lost")
 
 
@@ -127,6 +143,7 @@ def test_the_command_says_what_it_lacks(tmp_path, capsys):
     for more, word in (
         (["--keep", "--out", str(tmp_path)], "has no limits to keep"),
         (["--each", "5"], "the tables need a folder"),
+        (["--of", "volumes", "--keep", "--out", str(tmp_path)], "has no limits to keep"),
     ):
         assert main([*common, *more]) == 2
         assert word in capsys.readouterr().err
@@ -141,3 +158,116 @@ def test_the_slices_of_a_label_map_come_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(gate_cases, "simulated_slices", lambda *given: np.ones((1, 241, 241), np.float32))
     shapes = {tuple(head.image.shape) for head in gate_cases.heads(tmp_path, ("training_seg_99",), 1, 0)}
     assert shapes == {(240, 240), (180, 180), (120, 120)}
+
+
+def test_a_smaller_field_of_view_folds():
+    """Every other line of k-space is that of half of the field of view; a larger one changes nothing."""
+    image = torch.randn(3, 24, 7, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    half = to_kspace(gate_cases.folded(image, 12, 1))
+    torch.testing.assert_close(half, to_kspace(image)[:, ::2] * math.sqrt(2))
+    assert torch.equal(gate_cases.folded(image, 30, 1)[:, 3:27], image)
+    third = gate_cases.folded(image, 9, 1)
+    assert third.shape == (3, 9, 7) and torch.allclose(third.sum(1), image.sum(1), atol=1e-5)
+    assert gate_cases.extent_of(head().image, 0) < 90
+
+
+def test_a_folded_head_comes_with_two_sets_and_a_remark(checkpoint):
+    rng = np.random.default_rng(2)
+    case, truth = case_of(head(matrix=(128, 96)), SOUND, 2, 0.01, rng, 0.8)
+    assert case.kspace.shape[1] < truth.shape[0] == 128
+    found = gate._mapped(case, checkpoint.model.device)
+    assert found.n_sets == 2 and found.data.remarks[0].startswith(gate.TWO_SETS)
+    case.one_map = True
+    one = gate._mapped(case, checkpoint.model.device)
+    assert (
+        one.n_sets == 1
+        and one.data.remarks == ()
+        and one.residual(one.conventional) > found.residual(found.conventional)
+    )
+
+
+SMALL = gate_volumes.Protocol((20, 24, 22), (9.0, 9.0, 9.0), True, (2, 1), 12, 0.0, 0.01)
+
+
+@pytest.fixture(scope="module")
+def solid() -> torch.Tensor:
+    return gate_volumes.head_volume(None, "phantom", "t1", 0)
+
+
+@pytest.mark.parametrize("kind", gate_volumes.KINDS)
+def test_every_kind_is_a_volume_of_its_own(kind, solid):
+    def made(name: str):
+        return gate_volumes.volume_case(solid, name, SMALL, "t1", np.random.default_rng(3), None)
+
+    (case, truth), (sound, whole) = made(kind), made(SOUND)
+    assert truth.shape == SMALL.size and np.isfinite(truth).all()
+    if kind in gate_volumes.PAINTED:
+        assert np.abs(truth - whole).max() > 0.05
+    elif kind in gate_volumes.FAULTS:
+        same = np.array_equal(case.kspace, sound.kspace)
+        assert not same or (case.center, case.one_map) != (sound.center, sound.one_map)
+    found = gate_volumes.volume_of(case)
+    assert isinstance(found, Volume), found.reason
+    assert found.voxel_mm == pytest.approx(SMALL.voxel_mm) and found.acceleration == 2
+    expected = {"wrong centre": "outside the encoded matrix", "noise-only coil": "holds noise alone"}.get(kind)
+    assert expected is None or expected in " ".join(found.remarks)
+
+
+@pytest.mark.parametrize("axial", [True, False])
+def test_a_volume_holds_the_head_where_its_protocol_says(axial, solid):
+    """A point of the head at 1 mm is found at its place: to the left, the back and the head."""
+    point = torch.zeros_like(solid)
+    up, back, left = (side // 2 + off for side, off in zip(solid.shape, (18, 36, -27)))
+    point[up - 3 : up + 4, back - 3 : back + 4, left - 3 : left + 4] = 1
+    protocol = gate_volumes.Protocol((20, 24, 22), (9.0, 9.0, 9.0), axial, (1, 1), 12, 0.0, 0.01)
+    seen = gate_volumes.seen_by(point, protocol)
+    where = np.unravel_index(int(seen.argmax()), seen.shape)
+    x, y, z = gate_volumes.points_of(protocol)[where].tolist()
+    assert abs(x + 27) < 9 and abs(y - 36) < 9 and abs(z - 18) < 9
+
+
+def test_limits_of_volumes_leave_out_whole_subjects(checkpoint):
+    """What is peculiar to a subject, but known from its other volumes, counts as far in one that is left out."""
+    scans = volume_scans(None, 4, 0, checkpoint.model.device)
+    subjects = {scan.subject for scan in scans}
+    assert sum(not subject.startswith("phantom") for subject in subjects) == gate.HEADS
+    assert {scan.contrast for scan in scans} == set(gate_volumes.CONTRASTS)
+    rng = np.random.default_rng(0)
+    peculiar = {subject: (rng.uniform(1, 2, 3), rng.normal(0, 9, len(NAMES))) for subject in sorted(subjects)}
+
+    def numbers(scan: Scan) -> dict:
+        parts = []
+        for _ in range(5):
+            known = dict(zip(("head", "pixel_mm", "ratio"), peculiar[scan.subject][0]), sets=1.0)
+            known |= {"sigma_n": rng.uniform(0.01, 0.05), "R": rng.uniform(1, 4)}
+            values = dict(zip(NAMES, peculiar[scan.subject][1] + rng.standard_normal(len(NAMES))))
+            parts.append({"known": known, "matrix": 900, "values": values})
+        return {"subject": scan.subject, "contrast": scan.contrast, "parts": parts}
+
+    found = [*map(numbers, scans), {"subject": "lost", "contrast": "t1", "parts": []}]
+    entry = limits_of(found, VOLUMES)
+    assert entry["measured"].startswith(f"`dpmtrain gate`, {len(scans)} sound volumes")
+    limits = Limits.of({"gate": {VOLUMES: entry}}, "t1", VOLUMES)
+    assert limits.ranges["matrix"] == (900, 900) and limits.ranges["R"] == (1, 6)
+    scan_by_scan = [{**scan, "subject": f"{number}"} for number, scan in enumerate(found)]
+    assert limits.largest > 2 * limits_of(scan_by_scan, VOLUMES)["fits"][0]["largest"]["t1"]
+
+
+def test_volumes_are_judged_by_limits_of_their_own(checkpoint, monkeypatch, solid):
+    monkeypatch.setattr(gate, "protocol_of", lambda *given: SMALL)
+    monkeypatch.setattr(gate, "head_volume", lambda *given: solid)
+    known = {"sigma_n": [0.004, 0.06], "R": [1, 8], "head": [1, 999], "matrix": [1, 999], "pixel_mm": [1, 9]}
+    fit = {
+        "levels": {ANY: [0.0] * len(NAMES)},
+        "slopes": np.zeros((12, len(NAMES))).tolist(),
+        "precision": {ANY: np.eye(len(NAMES)).tolist()},
+        "largest": {ANY: 1e-3},
+    }
+    entry = {"fits": [fit], **known, "ratio": [1, 2], "sets": [1, 2]}
+    judged = type(checkpoint)(checkpoint.model, {**checkpoint.card, "gate": {VOLUMES: entry}}, "tiny", checkpoint.kind)
+    row = volume_row(judged, None, 0, SOUND, np.random.default_rng(0))
+    assert (row.kind, row.matrix, row.verdict) == (SOUND, "20x24x22", "not trusted")
+    assert row.agreement > 1 and row.remarks == 0 and math.isnan(row.spread)
+    assert "two sets of maps" in table([row], "tiny", 0, VOLUMES)
+    other = type(checkpoint)(checkpoint.model, checkpoint.card, "tiny", checkpoint.kind)
+    assert math.isnan(volume_row(other, None, 0, SOUND, np.random.default_rng(0)).agreement)

@@ -34,8 +34,6 @@ def add_bench(commands) -> None:
     parser.add_argument("--tuning-slices", type=int, default=plan.tuning_slices, help="of each contrast (1)")
     parser.add_argument("--dps-steps", type=int, default=plan.dps_steps, help="our DPS and deepinv's (300)")
     parser.add_argument("--diffpir-steps", type=int, default=plan.diffpir_steps, help="deepinv's DiffPIR (100)")
-    parser.add_argument("--samples", type=int, default=plan.samples, help="a mean of so many beside the model's own")
-    parser.add_argument("--dps-samples", type=int, default=plan.dps_samples, help="also a mean of so many of dps")
     parser.add_argument("--matrix", type=int, default=plan.matrix, help="of the phantoms (256)")
     parser.add_argument("--without", default="", help=f"some of {', '.join(LEFT_OUT)}: leave it out although installed")
     parser.add_argument("--seed", type=int, default=plan.seed)
@@ -47,7 +45,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     from .bench import bench, phantoms, shared_data
 
-    at_least(args, slices=1, patient_slices=0, tuning_slices=1, dps_steps=1, diffpir_steps=2, samples=1, dps_samples=1)
+    at_least(args, slices=1, patient_slices=0, tuning_slices=1, dps_steps=1, diffpir_steps=2)
     checkpoint = load_checkpoint(args.model)
     plan = BenchPlan(
         accelerations=numbers("--R", args.R, 2),
@@ -57,8 +55,6 @@ def _bench(args: argparse.Namespace) -> int:
         tuning_slices=args.tuning_slices,
         dps_steps=args.dps_steps,
         diffpir_steps=args.diffpir_steps,
-        samples=args.samples,
-        dps_samples=args.dps_samples,
         seed=args.seed,
         grappa=None if args.data is None else args.data / "gadgetron_grappa",
         matrix=args.matrix,

@@ -26,6 +26,7 @@ from dpmrecon.prior.problem import NoiseSource, Problem
 from dpmrecon.prior.samplers.one_step import OneStepSettings, net_acceleration, sample_one_step
 from dpmrecon.recon.sample import problem_of
 
+from ..arguments import exit_code
 from ..data.dataset import read_manifest
 from ..evaluate.plan import CALIBRATION_LINES, Condition
 from ..evaluate.references import CPU
@@ -154,7 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DpmreconError as error:
-        raise SystemExit(f"dpmtrain: {error}") from None
+    raise SystemExit(exit_code(main))

@@ -24,7 +24,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from dpmrecon.api import load_model
-from dpmrecon.errors import BadInputError, DpmreconError
+from dpmrecon.errors import BadInputError
 from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint
 from dpmrecon.prior.kinds import LATENT, ONE_STEP
@@ -36,6 +36,7 @@ from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.sample import problem_of, sample_seed
 from dpmrecon.recon.types import MappedSlice
 
+from ..arguments import exit_code
 from ..evaluate.methods import by_card, label_for
 from ..evaluate.objects import OBJECTS
 from ..evaluate.plan import CALIBRATION_LINES, Condition
@@ -253,7 +254,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DpmreconError as error:
-        raise SystemExit(f"dpmtrain: {error}") from None
+    raise SystemExit(exit_code(main))

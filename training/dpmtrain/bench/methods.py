@@ -81,7 +81,8 @@ def methods(
     settings = settings_from(sampler_defaults(card, "prox", contrast, condition.R)[0])
     for steps in plan.prox_steps:
         yield ours.method(f"prox {steps}", "prox", dataclasses.replace(settings, steps=steps), 1)
-    for samples in sorted({card.get("sampling", {}).get("samples", 1), plan.samples} - {1}):
+    samples = card.get("sampling", {}).get("samples", 1)
+    if samples > 1:
         yield ours.method(f"prox default, mean of {samples}", "prox", settings, samples)
     uncertainty = uncertainty_defaults(card, contrast, condition.R)
     if uncertainty is not None:
@@ -91,8 +92,6 @@ def methods(
         yield from _deepinv(contrast, condition, plan, ours, tuner)
     dps = dps_settings(contrast, condition, plan, ours, tuner)
     yield ours.method(f"dps {plan.dps_steps}", "dps", dps, 1)
-    if plan.dps_samples > 1:
-        yield ours.method(f"dps {plan.dps_steps}, mean of {plan.dps_samples}", "dps", dps, plan.dps_samples)
 
 
 def dps_settings(contrast: str, condition: Condition, plan: BenchPlan, ours: Ours, tuner: Tuner) -> SamplerSettings:

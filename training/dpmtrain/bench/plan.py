@@ -11,8 +11,8 @@ LEFT_OUT = ("deepinv", "deepinv-dps")
 class BenchPlan:
     """What to run. slices: of each scan at most; patient_slices: of each volume of the test patient;
     tuning_slices: validation slices of each contrast; prox_steps, dps_steps, diffpir_steps: evaluations of the network;
-    samples: of a mean beside the card's own; dps_samples: the same of `dps`; grappa: folder of a Gadgetron's images;
-    matrix: of the phantoms where there are no scans; without: some of LEFT_OUT."""
+    grappa: folder of a Gadgetron's images; matrix: of the phantoms where there are no scans; without: some of
+    LEFT_OUT."""
 
     accelerations: tuple[int, ...] = (4,)
     contrasts: tuple[str, ...] = ("flair", "t1", "t2")
@@ -22,8 +22,6 @@ class BenchPlan:
     prox_steps: tuple[int, ...] = (10, 20, 50)
     dps_steps: int = 300
     diffpir_steps: int = 100
-    samples: int = 1
-    dps_samples: int = 1
     seed: int = 0
     grappa: Path | None = None
     matrix: int = 256

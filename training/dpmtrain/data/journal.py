@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dpmrecon.errors import DpmreconError
-from dpmrecon.files import replacing
+from dpmrecon.files import write_text
 
 from .items import Fault
 
@@ -29,7 +29,7 @@ class Journal:
                     continue
                 if all(self._stat(name) == stat for name, stat in record["files"].items()):
                     self.records[record["key"]] = record
-            self._replace(self.path, "".join(json.dumps(record) + "\n" for record in self.records.values()))
+            write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records.values()))
         except OSError as error:
             raise unwritable(out, error) from error
 
@@ -45,18 +45,13 @@ class Journal:
 
     def write_manifest(self, manifest: dict) -> None:
         try:
-            self._replace(self.manifest, json.dumps(manifest, indent=1) + "\n")
+            write_text(self.manifest, json.dumps(manifest, indent=1) + "\n")
         except OSError as error:
             raise unwritable(self.manifest, error) from error
 
     def _stat(self, name: str) -> list[int] | None:
         path = self.path.with_name(name)
         return [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None
-
-    @staticmethod
-    def _replace(path: Path, text: str) -> None:
-        with replacing(path) as part:
-            part.write_text(text)
 
 
 def unwritable(path: Path, error: OSError) -> DpmreconError:

@@ -105,7 +105,7 @@ def read_label_map(item: Item) -> tuple[list[Volume], list[Fault]]:
     (path,) = item.files
     sequence, number = item.options["sequence"], item.options["number"]
     rng = np.random.default_rng([item.options["seed"], number, zlib.crc32(f"{path.name}{sequence}".encode())])
-    labels = _head(path)
+    labels = head_labels(path)
     painted = lesions(labels, rng) + foci(labels, item.contrast, rng)
     below = max(0, int(_brain_span(labels)[0] - rng.uniform(10, 60)))
     volume = simulate(labels, sequence, rng, painted)[::-1, ::-1, below:].transpose(2, 1, 0)
@@ -117,7 +117,7 @@ def simulated_slices(path: Path, sequence: str, count: int, seed: int) -> np.nda
     """`count` slices of a simulated volume, 1 to 3 mm thick, (count, size, size) float32: axial, rows to the back and
     columns to the left, or sagittal and coronal for a share of those of some sequences. For validation."""
     rng = np.random.default_rng([seed, zlib.crc32(f"{path.name}{sequence}".encode())])
-    labels = _head(path)
+    labels = head_labels(path)
     volume = simulate(labels, sequence, rng)[::-1, ::-1]
     lowest, highest = _brain_span(labels)  # not the neck
     size = max(volume.shape)
@@ -135,7 +135,7 @@ def simulated_slices(path: Path, sequence: str, count: int, seed: int) -> np.nda
     return np.stack(slices)
 
 
-def _head(path: Path) -> np.ndarray:
+def head_labels(path: Path) -> np.ndarray:
     """The label map in RAS, int16, with 6 voxels of air around the head. Raises BadInputError for what is no head's."""
     import nibabel
 

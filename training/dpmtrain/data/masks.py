@@ -11,6 +11,7 @@ R = (2.0, 15.0)  # nominal, log-uniform; regular ones up to 8, as calibration li
 LARGEST_REGULAR = 8
 CALIBRATION = (12, 32)  # lines or a block's side, of masks that have any
 WITHOUT_CALIBRATION = 0.15
+WIDTHS = (0.15, 0.35)  # of Gaussian densities, over the matrix
 
 
 def drawn_mask(side: int, rng: np.random.Generator) -> np.ndarray:
@@ -33,8 +34,8 @@ def _rows(family: str, side: int, acceleration: float, rng: np.random.Generator)
         step = min(round(acceleration), LARGEST_REGULAR)
         return (place - rng.integers(step)) % step == 0
     # density that falls from the centre: by a power, or as a Gaussian
-    width = side * rng.uniform(0.15, 0.35)
-    density = np.exp(-0.5 * (place / width) ** 2) if family == "gaussian" else (1.02 - np.abs(place) / (side / 2)) ** 3
+    width = rng.uniform(*WIDTHS)
+    density = gaussian((side,), width) if family == "gaussian" else (1.02 - np.abs(place) / (side / 2)) ** 3
     drawn = rng.choice(side, max(4, round(side / acceleration)), replace=False, p=density / density.sum())
     return np.isin(np.arange(side), drawn)
 
@@ -54,10 +55,20 @@ def _plane(family: str, side: int, acceleration: float, rng: np.random.Generator
         chosen = np.zeros((side, side), bool)
         chosen[rows.clip(max=side - 1), cols.clip(max=side - 1)] = True
         return chosen
-    row, col = np.ogrid[-(side // 2) : side - side // 2, -(side // 2) : side - side // 2]
-    density = np.exp(-(row**2 + col**2) / (2 * (side * rng.uniform(0.15, 0.35)) ** 2))
+    return drawn_by_density(gaussian((side, side), rng.uniform(*WIDTHS)), acceleration, rng)
+
+
+def gaussian(shape: tuple[int, ...], width: float) -> np.ndarray:
+    """A density that falls from the centre of k-space, 1 there; width: its standard deviation over the matrix."""
+    axes = np.ogrid[tuple(slice(-(size // 2), size - size // 2) for size in shape)]
+    squares = [(axis / (width * size)) ** 2 for axis, size in zip(axes, shape)]
+    return np.exp(-0.5 * sum(squares, np.zeros(())))
+
+
+def drawn_by_density(density: np.ndarray, acceleration: float, rng: np.random.Generator) -> np.ndarray:
+    """Bool, like `density`: places drawn with probabilities in proportion to it, 1 at most, so that R is net."""
     low, high = 0.0, 1e4  # the factor of the density that leaves as many as the acceleration says
     for _ in range(20):
         factor = (low + high) / 2
         low, high = (low, factor) if np.minimum(1, factor * density).mean() > 1 / acceleration else (factor, high)
-    return rng.random((side, side)) < np.minimum(1, factor * density)
+    return rng.random(density.shape) < np.minimum(1, factor * density)

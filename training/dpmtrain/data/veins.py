@@ -100,7 +100,7 @@ def susceptibility(labels: np.ndarray, fat: np.ndarray, vein: np.ndarray, bleed:
 def complex_echo(ppm: np.ndarray, te: float) -> np.ndarray:
     """What the field of `ppm` does to a gradient echo at `te` ms: factors of the signal, complex64, its phase as a
     shimmed scanner measures it and its dephasing within voxels. The main field runs along the last axis."""
-    phase = _phase(ppm, te)
+    phase = field_phase(ppm, te)
     tissue = np.argwhere(np.abs(ppm) < 1)[:: max(1, ppm.size // 20_000)]
 
     def terms(index: np.ndarray) -> np.ndarray:  # of a shim of second order
@@ -110,28 +110,35 @@ def complex_echo(ppm: np.ndarray, te: float) -> np.ndarray:
     shim = np.linalg.lstsq(terms(tissue), phase[tuple(tissue.T)], rcond=None)[0]
     grid = np.moveaxis(np.indices(ppm.shape, dtype=np.float32), 0, -1)
     phase = phase - np.stack([terms(plane.reshape(-1, 3)) @ shim for plane in grid]).reshape(ppm.shape)
-    return (_dephasing(phase) * np.exp(1j * phase)).astype(np.complex64)
+    return (dephasing(phase) * np.exp(1j * phase)).astype(np.complex64)
 
 
 def masked_magnitude(ppm: np.ndarray, te: float) -> np.ndarray:
     """The same as factors of the magnitude of SWI (Haacke et al., MRM 2004): dephasing, and the phase mask."""
-    phase = _phase(ppm, te)
+    phase = field_phase(ppm, te)
     signal_of = np.exp(1j * phase)
     smooth = ndimage.gaussian_filter(signal_of.real, 4) + 1j * ndimage.gaussian_filter(signal_of.imag, 4)
     rest = np.angle(signal_of * smooth.conj())  # high-pass filtered
     mask = np.clip(1 - np.maximum(rest, 0) / np.pi, 0, 1) ** MASK_POWER
-    return (_dephasing(phase) * mask).astype(np.float32)
+    return (dephasing(phase) * mask).astype(np.float32)
 
 
-def _phase(ppm: np.ndarray, te: float) -> np.ndarray:
-    axes = (0, 1, 2)
-    frequency = [torch.arange(size) / size - (size // 2) / size for size in ppm.shape]
+def dipole(shape: tuple[int, ...], along: int = -1) -> torch.Tensor:
+    """Field over susceptibility of every spatial frequency (Salomir et al., Concepts in MR 2003), the origin in the
+    middle of an array of cubic voxels; along: the axis of the main field."""
+    frequency = [torch.arange(size) / size - (size // 2) / size for size in shape]
     squares = torch.meshgrid(*[f.square() for f in frequency], indexing="ij")
-    dipole = 1 / 3 - squares[2] / (squares[0] + squares[1] + squares[2]).clamp_min(1e-12)
-    field = to_image(to_kspace(torch.from_numpy(ppm).to(torch.complex64), axes) * dipole, axes).real.numpy()
+    return 1 / 3 - squares[along] / (squares[0] + squares[1] + squares[2]).clamp_min(1e-12)
+
+
+def field_phase(ppm: np.ndarray, te: float) -> np.ndarray:
+    """Phase in rad that susceptibility in ppm has made at `te` ms; the main field runs along the last axis."""
+    axes = (0, 1, 2)
+    field = to_image(to_kspace(torch.from_numpy(ppm).to(torch.complex64), axes) * dipole(ppm.shape), axes).real.numpy()
     return 2 * np.pi * LARMOR_HZ_PER_PPM * field * te * 1e-3
 
 
-def _dephasing(phase: np.ndarray) -> np.ndarray:
+def dephasing(phase: np.ndarray) -> np.ndarray:
+    """What is left of the signal of a voxel that `phase` in rad varies in."""
     slope = np.sqrt(sum(g**2 for g in np.gradient(phase)))  # rad a voxel
     return np.abs(np.sinc(slope.clip(max=2 * np.pi) / (2 * np.pi)))

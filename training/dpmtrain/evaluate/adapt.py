@@ -22,7 +22,7 @@ from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import Reconstruction
 
-from ..arguments import words
+from ..arguments import exit_code, words
 from .baselines import SENSE_WEIGHTS, WAVELET_WEIGHTS, tuned_cg_sense, tuned_weight, wavelet_tool
 from .methods import label_for
 from .metrics import Moments, scan_factor
@@ -157,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))

@@ -20,6 +20,7 @@ from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.recon.types import MappedSlice
 
+from ..arguments import exit_code
 from ..data.dataset import random_phase
 from .methods import by_card
 from .metrics import nrmse, on_scale
@@ -170,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))

@@ -45,7 +45,9 @@ def add_evaluate(commands) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for report and scores; gone on with if there")
     parser.add_argument("--R", default="4,8", help="accelerations, with commas between them")
     parser.add_argument(
-        "--sampling", default="regular,poisson", help="regular (1D; 2D of volumes), random (1D), poisson (2D)"
+        "--sampling",
+        default="regular,poisson",
+        help="regular (1D; 2D of volumes), random, gaussian (1D), poisson, gaussian 2D (2D)",
     )
     parser.add_argument("--acs", default="24", help="calibration lines; 0: none, coil maps from the full data")
     parser.add_argument("--scan-R", default="1", dest="scan_R", help="2: undersample a simulated R=2 scan further")
@@ -269,18 +271,34 @@ def add_gate(commands) -> None:
     parser = add_command(
         commands,
         "gate",
-        "Set the gate's limits on sound slices, and see on others how well it tells unsound ones",
+        "Set the gate's limits on sound scans, and see on others how well it tells unsound ones",
         "dpmtrain gate --images images --model model.safetensors --write --out gate",
     )
     parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--heads", type=int, default=18, help="sound slices of each subject that set the limits")
-    parser.add_argument("--sound", type=int, default=110, help="sound slices that are judged")
-    parser.add_argument("--each", type=int, default=10, help="slices of every other kind; 0 sets the limits alone")
+    parser.add_argument(
+        "--of",
+        choices=("slices", "folded", "volumes"),
+        default="slices",
+        help="scans; folded: slices of heads that fold",
+    )
+    parser.add_argument(
+        "--heads",
+        type=int,
+        default=18,
+        help="sound slices of each subject, or volumes of each contrast of one, for limits",
+    )
+    parser.add_argument("--sound", type=int, default=110, help="sound scans that are judged")
+    parser.add_argument("--each", type=int, default=10, help="scans of every other kind; 0 sets the limits alone")
     parser.add_argument("--out", type=Path, help="folder for the tables; gone on with if there")
     parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="of judging, then the table is made")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="then limits wait for the next run; of judging, then the table is made",
+    )
     parser.add_argument("--keep", action="store_true", help="judge with the limits of the card, set none")
     parser.add_argument("--write", action="store_true", help="put the limits into the card of --model")
     parser.set_defaults(run=_gate)
@@ -288,13 +306,14 @@ def add_gate(commands) -> None:
 
 def _gate(args: argparse.Namespace) -> int:
     from dataclasses import replace
+    from functools import partial
 
     from dpmrecon.device import device_of
     from dpmrecon.prior.checkpoint import load_checkpoint, write_card
     from tqdm import tqdm
 
-    from .gate import judge, limits_of, write_gate
-    from .gate_cases import JUDGING, KINDS, SETTING, SOUND, heads
+    from .gate import KINDS, judge, limits_of, numbers_of, slice_row, slice_scans, volume_row, volume_scans, write_gate
+    from .gate_cases import JUDGING, SETTING, SETTING_FOLDED, SOUND, heads
     from .score_lines import ScoreLines
 
     at_least(args, heads=1, sound=1, each=0, seed=0)
@@ -303,24 +322,42 @@ def _gate(args: argparse.Namespace) -> int:
     if args.each and args.out is None:
         raise BadInputError("the tables need a folder: give --out, or --each 0")
     checkpoint = load_checkpoint(args.model, device_of(args.device))
-    if args.keep and "gate" not in checkpoint.card:
+    card = checkpoint.card.get("gate", {})
+    if args.keep and not (card if args.of == "slices" else card.get(args.of)):
         raise BadInputError(f"the card of {checkpoint.model_id} has no limits to keep: leave --keep out")
+    lines = None if args.out is None else ScoreLines(args.out / "scores.jsonl")
+    until = time.monotonic() + 60 * args.minutes
     if not args.keep:
-        sound = list(heads(args.images, SETTING, args.heads, args.seed))
-        entry = limits_of(checkpoint, tqdm(sound, unit="slice"), args.seed)
-        checkpoint = replace(checkpoint, card={**checkpoint.card, "gate": entry})
+        device, found = checkpoint.model.device, []
+        if args.of == "volumes":
+            scans = volume_scans(args.images, args.heads, args.seed, device)
+        else:
+            subjects = SETTING if args.of == "slices" else SETTING_FOLDED
+            scans = slice_scans(list(heads(args.images, subjects, args.heads, args.seed)), args.of, args.seed, device)
+        for scan in tqdm(numbers_of(checkpoint, scans, args.of, args.seed, lines), total=len(scans), unit="scan"):
+            found.append(scan)
+            if time.monotonic() > until and len(found) < len(scans):
+                print(f"{len(found)} of {len(scans)} sound scans are measured: run it again to go on")
+                return 0
+        entry = limits_of(found, args.of)
+        gate = {**card, **entry} if args.of == "slices" else {**card, args.of: entry}
+        checkpoint = replace(checkpoint, card={**checkpoint.card, "gate": gate})
         if args.write:
-            write_card(args.model, gate=entry)
+            write_card(args.model, gate=gate)
             print(f"written to the card of {args.model}: {entry['measured']}")
-    if args.each:
-        kinds = [*[SOUND] * args.sound, *(kind for kind in KINDS if kind != SOUND for _ in range(args.each))]
-        others = list(heads(args.images, JUDGING, args.heads, args.seed + 1))
+    if args.each and lines is not None:
+        kinds = [SOUND] * args.sound
+        kinds += [kind for kind in KINDS[args.of] if kind != SOUND for _ in range(args.each)]
         random.Random(args.seed).shuffle(kinds)
-        until, rows = time.monotonic() + 60 * args.minutes, []
-        found = judge(checkpoint, others, kinds, args.seed, ScoreLines(args.out / "scores.jsonl"))
-        for row in tqdm(found, total=len(kinds), unit="slice"):
-            rows.append(row)
+        if args.of == "volumes":
+            row = partial(volume_row, checkpoint, args.images, args.seed + 2)
+        else:
+            others = list(heads(args.images, JUDGING, args.heads, args.seed + 1))
+            row = partial(slice_row, checkpoint, others, args.of)
+        rows = []
+        for found_row in tqdm(judge(checkpoint, kinds, row, args.seed, lines), total=len(kinds), unit="scan"):
+            rows.append(found_row)
             if time.monotonic() > until:
                 break
-        write_gate(args.out, rows, checkpoint.model_id, args.seed)
+        write_gate(args.out, rows, checkpoint.model_id, args.seed, args.of)
     return 0

@@ -30,6 +30,7 @@ from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulated_epi import DiffusionTruth, diffusion_truth
 from scipy import ndimage
 
+from ..arguments import exit_code
 from .baselines import tuned_cg_sense, wavelet_tool, with_weight
 from .methods import by_card
 from .metrics import on_scale
@@ -228,4 +229,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))

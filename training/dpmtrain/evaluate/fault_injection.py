@@ -28,6 +28,7 @@ from .tables import fields_of, markdown, write_tables
 
 SIZES = (64, 72, 77, 80, 91, 96, 112)
 BAD = 2.0  # times the NRMSE of the sound scan: an image that the fault has spoilt
+OPTIONS = ("--samples", "1", "--gate", "off")  # of `replay`; a tenth of these phantoms is no head to the gate
 
 Key = tuple[int, ...]  # slice, contrast, repetition, average
 
@@ -129,10 +130,7 @@ def reconstructed(scan: Path, truth: np.ndarray, model: Path | None) -> Outcome:
         stack.enter_context(contextlib.redirect_stdout(screen))
         stack.enter_context(contextlib.redirect_stderr(screen))
         out = Path(folder) / "out"
-        # without the gate: a tenth of these phantoms is no head to it
-        asked = ["replay", str(scan), "--out", str(out), "--samples", "1", "--gate", "off"]
-        asked += [] if model is None else ["--model", str(model)]
-        code = main(asked)
+        code = main(["replay", str(scan), "--out", str(out), *OPTIONS, *(["--model", str(model)] if model else [])])
         report = json.loads((out / "report.json").read_text()) if (out / "report.json").exists() else {}
         found = _scores(out / "images.h5", truth)
     told = [line[len("dpmrecon: ") :] for line in screen.getvalue().splitlines() if line.startswith("dpmrecon: ")]

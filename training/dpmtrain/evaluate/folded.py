@@ -20,6 +20,7 @@ from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.tools.simulated_slice import slice_points, the_object
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
+from ..arguments import exit_code
 from .baselines import WAVELET_WEIGHTS, bart_maps, bart_pics, tuned_weight
 from .methods import by_card
 from .metrics import nrmse
@@ -132,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))

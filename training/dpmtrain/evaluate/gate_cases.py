@@ -31,6 +31,7 @@ CALIBRATION, NOISE_LINES = 24, 64
 # on; of the latter neither the test patient was, nor the label map that is held out. The phantom is `simulate`'s
 LABEL_MAPS = tuple(f"training_seg_{number:02}" for number in (3, 5, 8, 11, 14, 17, 20))
 SETTING = ("patient01", "patient03", "patient04", "patient09", *LABEL_MAPS, "phantom")
+SETTING_FOLDED = ("patient01", "patient04", "patient09", LABEL_MAPS[0], "phantom")
 PHANTOM, LABELS = "phantom", ("flair", "t1", "t2", "dwi")
 JUDGING = ("patient12", "training_seg_02", "phantom")
 LOWEST, HIGHEST = 0.35, 0.8  # of a volume, that slices are taken from
@@ -48,8 +49,9 @@ class Head:
 
 @dataclass
 class Case:
-    """kspace: (n_coils, rows, cols) complex64, all of it, noise included; sigma: of the noise, a real channel; label:
-    contrast that is told to the prior; rng: for what is drawn; one_map: the second set of maps is not used."""
+    """kspace: (n_coils, rows, cols) complex64, of a volume (n_coils, partitions, rows, cols), all of it with noise;
+    sigma: of the noise, a real channel; label: contrast that is told to the prior; rng: for what is drawn;
+    acceleration, center: of the rows; one_map: the second set of maps is not used."""
 
     kspace: np.ndarray
     sigma: float
@@ -243,13 +245,21 @@ Spoil = Callable[[Case], None]
 
 
 def spike(case: Case) -> None:
-    coil, row = int(case.rng.integers(len(case.kspace))), case.kspace.shape[1] // 2 + int(case.rng.integers(-8, 8))
-    case.kspace[coil, row, int(case.rng.integers(20, case.kspace.shape[2] - 20))] += 2 * np.abs(case.kspace).max()
+    coil, row = int(case.rng.integers(len(case.kspace))), case.kspace.shape[-2] // 2 + int(case.rng.integers(-8, 8))
+    sample = int(case.rng.integers(*near_the_middle(case.kspace.shape[-1])))
+    partition = tuple(size // 2 for size in case.kspace.shape[1:-2])
+    case.kspace[coil, *partition, row, sample] += 2 * np.abs(case.kspace).max()
+
+
+def near_the_middle(samples: int) -> tuple[int, int]:
+    """Of a readout, for a spike, away from what bounds it."""
+    margin = min(20, samples // 2 - 1)
+    return margin, samples - margin
 
 
 def alternate_shots_moved(case: Case) -> None:
     """Of two interleaves one, 3 pixels along the readout."""
-    rows = np.zeros(case.kspace.shape[1], bool)
+    rows = np.zeros(case.kspace.shape[-2], bool)
     step = case.acceleration
     rows[case.center % step :: 2 * step] = True  # every other acquired line
     _moved_rows(case, rows, 3.0)
@@ -257,20 +267,24 @@ def alternate_shots_moved(case: Case) -> None:
 
 def half_moved(case: Case) -> None:
     """The head moves once, in the middle of the scan."""
-    rows = np.zeros(case.kspace.shape[1], bool)
+    rows = np.zeros(case.kspace.shape[-2], bool)
     rows[case.center + 6 :] = True
     _moved_rows(case, rows, float(case.rng.uniform(2, 4)))
 
 
 def _moved_rows(case: Case, rows: np.ndarray, pixels: float) -> None:
-    place = np.arange(case.kspace.shape[2]) - case.kspace.shape[2] // 2
-    phase = np.exp(-2j * np.pi * pixels * place / case.kspace.shape[2]).astype(np.complex64)
-    case.kspace[:, rows] *= phase
+    case.kspace[..., rows, :] *= shift(pixels, case.kspace.shape[-1])
+
+
+def shift(pixels: float, samples: int) -> np.ndarray:
+    """(samples,) complex64: what moves a readout by so many pixels."""
+    place = np.arange(samples) - samples // 2
+    return np.exp(-2j * np.pi * pixels * place / samples).astype(np.complex64)
 
 
 def wrong_centre(case: Case) -> None:
     """The header's centre line is an eighth of the lines beside the true one."""
-    case.center += int(case.rng.choice([-1, 1])) * (case.kspace.shape[1] // 8)
+    case.center += int(case.rng.choice([-1, 1])) * (case.kspace.shape[-2] // 8)
 
 
 def noise_only_coil(case: Case) -> None:
@@ -313,7 +327,7 @@ def very_noisy(case: Case) -> None:
     case.sigma = math.hypot(case.sigma, extra)
 
 
-SOUND = "sound"
+SOUND, WRAP_ONE_MAP = "sound", "wrap, one map"
 PATHOLOGY: dict[str, Paint] = {"tumour-like mass": mass, "cavity": cavity, "shunt": shunt}
 OBJECTS: dict[str, Paint] = {
     "camera": camera, "Shepp-Logan": shepp_logan, "blocks": blocks, "knee": knee, "fruit": fruit
@@ -322,7 +336,7 @@ BODIES: dict[str, Paint] = {"smaller head": child, "shading of 7 T": shaded, "me
 FAULTS: dict[str, Spoil] = {
     "spike": spike,
     "wrap": wrap,
-    "wrap, one map": wrap_one_map,
+    WRAP_ONE_MAP: wrap_one_map,
     "wrong centre": wrong_centre,
     "alternate shots moved": alternate_shots_moved,
     "second half moved": half_moved,
@@ -336,15 +350,32 @@ PAINTED = {**PATHOLOGY, **BODIES, **{f"object: {name}": paint for name, paint in
 KINDS = (SOUND, *PAINTED, *FAULTS)
 
 
+def folded(coil_images: torch.Tensor, size: int, axis: int) -> torch.Tensor:
+    """As a field of view of `size` points along the axis has them: what lies beyond it comes in from the other side."""
+    folds = -(-coil_images.shape[axis] // size) | 1  # an odd number: whole and middle share their origin
+    return crop_or_pad(coil_images, folds * size, axis).unflatten(axis, (folds, size)).sum(axis)
+
+
+def extent_of(image: torch.Tensor, axis: int) -> int:
+    """Points along an axis that the head takes."""
+    seen = (image > 0.05 * image.max()).movedim(axis, 0).flatten(1).any(1).nonzero()
+    return int(seen[-1] - seen[0]) + 1
+
+
 def case_of(
-    head: Head, kind: str, acceleration: int, sigma: float, rng: np.random.Generator
+    head: Head, kind: str, acceleration: int, sigma: float, rng: np.random.Generator, part: float | None = None
 ) -> tuple[Case, np.ndarray]:
-    """The case, and the truth (rows, cols) float32. sigma: of the noise, over the scale."""
+    """The case, and the truth (rows, cols) float32. sigma: of the noise, over the scale; part: of the head's extent
+    along the lines that the field of view holds, the rest folds; None: all of it."""
     image = PAINTED[kind](head.image, rng) if kind in PAINTED else head.image
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     rows, cols = image.shape
     filled = image / image_scale(image) * random_phase(image.shape, 1.0, generator)
-    clean = to_kspace(unit_maps(rows, cols) * filled)
+    coil_images = unit_maps(rows, cols) * filled
+    if part is not None:
+        coil_images = folded(coil_images, 2 * round(part * extent_of(image, 0) / 2), 1)
+        rows = coil_images.shape[1]
+    clean = to_kspace(coil_images)
     kspace = clean + sigma * complex_noise(tuple(clean.shape), generator)
     case = Case(kspace.numpy(), sigma, head.contrast, rng, acceleration, rows // 2)
     if kind in FAULTS:

@@ -32,7 +32,7 @@ from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.types import MappedSlice, Sampling
 from matplotlib.figure import Figure
 
-from ..arguments import at_least, words
+from ..arguments import at_least, exit_code, words
 from ..files import writing
 from . import baselines
 from .lesion_scores import Lesion, auc, bands, gain_and_nrmse, invented, lesion_scores, painted, places
@@ -250,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))

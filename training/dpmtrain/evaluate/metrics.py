@@ -69,15 +69,6 @@ def _range(truth: np.ndarray) -> float:
     return float(truth.max() - truth.min())
 
 
-def neighbour_nrmse(image: np.ndarray, truth: np.ndarray, axis: int) -> float:
-    """NRMSE of the differences of neighbouring slices along an axis of volumes; `image` has the truth's scale already.
-
-    Above the NRMSE of the volumes themselves where slices do not fit each other.
-    """
-    wanted = np.diff(truth, axis=axis)
-    return float(np.linalg.norm(np.diff(image, axis=axis) - wanted) / np.linalg.norm(wanted))
-
-
 def high_band_energy(image: np.ndarray, truth: np.ndarray, head: np.ndarray, axis: int) -> float:
     """Energy of a volume in the upper third of |k| along one axis, inside the head, over the truth's."""
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 VOLUME_MASKS = {"regular": "caipirinha", "poisson": "poisson 3D"}  # what volumes have in place of those of slices
+OF_ACCELERATED = ("regular", "random", "gaussian", "caipirinha")  # the others need fully sampled data
 CONVENTIONAL = ("zero-filled", "CG-SENSE", "L1-wavelet")
 
 
@@ -28,7 +29,9 @@ class Condition:
         text = {
             "regular": "1D regular",
             "random": "1D random",
+            "gaussian": "1D Gaussian",
             "poisson": "2D Poisson",
+            "gaussian 2D": "2D Gaussian",
             "caipirinha": "volumes, 2D regular (CAIPIRINHA)",
             "poisson 3D": "volumes, 2D Poisson",
         }[self.mask]
@@ -61,5 +64,5 @@ class Plan:
             for mask in masks
             for lines in self.calibration
             for acceleration in self.accelerations
-            if scan_R == 1 or ("poisson" not in mask and acceleration > scan_R and acceleration % scan_R == 0)
+            if scan_R == 1 or (mask in OF_ACCELERATED and acceleration > scan_R and acceleration % scan_R == 0)
         ]

@@ -17,6 +17,7 @@ from dpmrecon.data import Slice
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.tools.epi_settings import EpiSettings
 
+from ..arguments import exit_code
 from .methods import by_card
 from .metrics import nrmse
 from .references import CPU, simulated
@@ -63,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))

@@ -20,6 +20,7 @@ from dpmrecon.errors import DpmreconError
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.tools.simulated_slice import swi_masks
 
+from ..arguments import exit_code
 from ..files import writing
 from .baselines import bart_volume, tuned_weight
 from .methods import by_card
@@ -162,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))

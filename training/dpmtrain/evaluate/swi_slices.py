@@ -22,6 +22,7 @@ from dpmrecon.recon.types import MappedSlice, Reconstruction
 from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
+from ..arguments import exit_code
 from .methods import by_card
 from .metrics import nrmse
 from .references import CPU
@@ -105,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from dpmrecon.api import load_model
-from dpmrecon.data import Slice
 from dpmrecon.prior.checkpoint import Checkpoint
+from dpmrecon.recon.held_back import held_back
 from dpmrecon.recon.types import MappedSlice
 
-from ..arguments import words
+from ..arguments import exit_code, words
 from . import validation
 from .lesion_scores import bands, gain_and_nrmse
 from .methods import by_card
@@ -37,27 +37,25 @@ def image_of(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, pair: P
     return by_card(mapped, checkpoint, contrast, changes, samples=1)
 
 
-def held_back(data: Slice) -> torch.Tensor:
-    """(rows, cols) float32: the acquired lines outside the calibration that are kept back."""
-    rows = data.mask.amax(1).nonzero().flatten()
-    assert data.calibration is not None
-    away = (rows - data.mask.shape[0] // 2).abs() > CALIBRATION_LINES // 2
-    chosen = torch.zeros_like(data.mask)
-    chosen[rows[away][HELD_BACK // 2 :: HELD_BACK]] = 1
-    return chosen * data.mask
+def lines_kept_back(mapped: MappedSlice) -> list[int]:
+    """Of the acquired ones outside the calibration."""
+    mask = mapped.model.mask
+    rows = torch.nonzero(mask.amax(1)).flatten().tolist()
+    away = [row for row in rows if abs(row - len(mask) // 2) > CALIBRATION_LINES // 2]
+    return away[HELD_BACK // 2 :: HELD_BACK]
 
 
 def chosen_pair(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str, pairs: list[Pair]):
     """The pair whose image, made without some lines, is nearest to these lines."""
     data = mapped.data
-    held = held_back(data)
-    kept = replace(data, kspace=data.kspace * (1 - held), mask=data.mask * (1 - held))
-    fewer = with_maps(kept, mapped.conventional.device, contrast=contrast)
-    there = replace(fewer.model, mask=held)
+    held = held_back(mapped, lines_kept_back(mapped))
+    left = 1 - held.left_out.mask
+    fewer = with_maps(
+        replace(data, kspace=data.kspace * left, mask=data.mask * left), mapped.conventional.device, contrast=contrast
+    )
 
     def misfit(pair: Pair) -> float:
-        found = image_of(fewer, checkpoint, contrast, pair)
-        return float((there.forward(found.image) - held * data.kspace).abs().square().sum())
+        return float(held.missed(image_of(fewer, checkpoint, contrast, pair).image / mapped.scale))
 
     return min(pairs, key=misfit)
 
@@ -108,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))

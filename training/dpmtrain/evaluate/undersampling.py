@@ -16,10 +16,14 @@ from dpmrecon.recon.types import MappedSlice
 from dpmrecon.recon.volumes import mapped_volume
 from dpmrecon.tools.simulated_sampling import Pattern
 
-MASKS = ("regular", "random", "poisson")
+from ..data.masks import drawn_by_density, gaussian
+
+MASKS = ("regular", "random", "gaussian", "poisson", "gaussian 2D")
+OF_ROWS = ("regular", "random", "gaussian")  # the others leave out columns too
 LEAST_SHARE = 0.7  # of the lines that R leaves: corners may be missing
 # rows are drawn by (1 - |k| / k_max) to this power (Lustig 2007)
 DENSITY_POWER = 4
+GAUSSIAN_WIDTH = 0.25  # standard deviation of Gaussian densities, over the matrix
 
 
 def sampling_mask(
@@ -28,18 +32,24 @@ def sampling_mask(
     """(rows, cols) float32, 1 where sampled: a part of `acquired`, which is 1 where there are data.
 
     regular: every R-th row, beginning with the first R rows' one that has the most data, the centre where all have
-    them; random: rows / R rows, denser at the centre; in both the `calibration_lines` around the centre come on top,
-    so that R is the nominal one. poisson: variable-density Poisson disc in both axes by sigpy, with a square of
-    calibration lines; R is the net one, to 10 %. Equal arguments give equal masks. For volumes see `volume_mask`.
+    them; random: rows / R rows, denser at the centre; gaussian: the same by a Gaussian density; in these the
+    `calibration_lines` around the centre come on top, so that R is the nominal one. poisson: variable-density Poisson
+    disc in both axes by sigpy, gaussian 2D: samples drawn by a Gaussian density, both with a square of calibration
+    lines; R is the net one, to 10 %. Equal arguments give equal masks. For volumes see `volume_mask`.
     Raises BadInputError where such a mask cannot be had.
     """
     if acquired.ndim == 3:
         return volume_mask(kind, acquired, int(acceleration), calibration_lines, seed)
     rows, cols = acquired.shape
-    if kind == "poisson":
+    if kind in ("poisson", "gaussian 2D"):
         if not bool((acquired > 0).all()):
-            raise BadInputError("a Poisson-disc mask needs fully sampled data: leave it out for an accelerated scan")
-        return _poisson(rows, cols, acceleration, calibration_lines).clone()
+            raise BadInputError(f"the mask '{kind}' needs fully sampled data: leave it out for an accelerated scan")
+        if kind == "poisson":
+            return _poisson(rows, cols, acceleration, calibration_lines).clone()
+        density = gaussian((rows, cols), GAUSSIAN_WIDTH)
+        density[_centre(rows, calibration_lines), _centre(cols, calibration_lines)] = 1e9  # all of these
+        rng = np.random.default_rng([seed, rows, cols, round(100 * acceleration)])
+        return torch.from_numpy(drawn_by_density(density, acceleration, rng)).float()
     there = (acquired.amax(1) > 0).numpy()
     first, last = np.flatnonzero(there)[[0, -1]]
     count, chosen = last + 1 - first, np.zeros(rows, bool)
@@ -47,8 +57,9 @@ def sampling_mask(
         step = int(acceleration)
         offsets = sorted(range(step), key=lambda offset: (-int(there[offset::step].sum()), offset != rows // 2 % step))
         chosen[offsets[0] :: step] = True
-    elif kind == "random":
-        weights = (1 - np.abs(np.arange(rows) - rows // 2) / (rows // 2 + 1)) ** DENSITY_POWER * there
+    elif kind in OF_ROWS:
+        falling = (1 - np.abs(np.arange(rows) - rows // 2) / (rows // 2 + 1)) ** DENSITY_POWER
+        weights = there * (falling if kind == "random" else gaussian((rows,), GAUSSIAN_WIDTH))
         generator = np.random.default_rng([seed, rows, round(100 * acceleration)])
         drawn = min(round(count / acceleration), int(there.sum()))
         chosen[generator.choice(rows, drawn, replace=False, p=weights / weights.sum())] = True

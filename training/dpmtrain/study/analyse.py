@@ -10,7 +10,7 @@ import numpy as np
 from dpmrecon.errors import BadInputError
 
 from ..evaluate.tables import write_csv
-from ..files import writing
+from ..files import write_text, writing
 from .design import Key
 from .questions import ACCELERATED, ARMS, QUESTIONS, STANDARD
 from .scores import Readings, read_scores
@@ -41,7 +41,7 @@ def analyse(files: Sequence[Path], key_file: Path, out: Path, margin: float | No
         _write_csv(out / "means.csv", _means(readings))
         picture = figure(readings)
         (out / "figure.png").write_bytes(picture)
-        (out / "report.html").write_text(page(readings, compared, agreed, used, seal, notes, picture), encoding="utf-8")
+        write_text(out / "report.html", page(readings, compared, agreed, used, seal, notes, picture))
 
 
 def remarks(readings: Readings, margin: float, sealed: float, used: Sequence[int]) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from dpmrecon.errors import BadInputError
 from tqdm import tqdm
 
+from ..arguments import at_least, exit_code
 from ..files import write_text
 from .analyse import analyse
 from .design import Design, Key
@@ -191,6 +192,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for table.md and the report of one study")
     parser.add_argument("--studies", type=int, default=24, help="that are simulated (default: 24)")
     args = parser.parse_args()
+    at_least(args, studies=1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "sources").mkdir()
@@ -210,4 +212,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))

@@ -10,7 +10,7 @@ from typing import Any
 
 from dpmrecon.errors import BadInputError
 
-from ..files import writing
+from ..files import write_text
 from .questions import ARMS
 
 
@@ -80,8 +80,7 @@ class Key:
     def write(self, path: Path) -> str:
         """The key's file; returns its seal, the SHA-256 of its bytes."""
         text = json.dumps(asdict(self), indent=1) + "\n"
-        with writing(path):
-            path.write_text(text)
+        write_text(path, text)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod

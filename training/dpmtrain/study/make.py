@@ -11,7 +11,7 @@ import numpy as np
 from dpmrecon.errors import BadInputError
 from tqdm import tqdm
 
-from ..files import writing
+from ..files import write_text, writing
 from .blind import LONG_AGO, check_alike, read_series, write_series
 from .design import Design, Key
 from .power import told
@@ -54,8 +54,8 @@ def make(args: argparse.Namespace) -> None:
                 target = args.out / "dicom" / f"set{number:03d}" / f"{index}_{contrast}"
                 write_series(target, shown.stored(chance), geometry, seal, number, index, contrast)
     study = {"seal": seal, "contrasts": contrasts, "questions": QUESTIONS, "orders": key.design.orders}
+    write_text(args.out / "study.json", json.dumps(study, indent=1) + "\n")
     with writing(args.out / "study.json"):
-        (args.out / "study.json").write_text(json.dumps(study, indent=1) + "\n")
         for path in sorted(args.out.rglob("*"), reverse=True):
             os.utime(path, (LONG_AGO, LONG_AGO))
     print(f"{len(key.design.sets)} sets of {', '.join(contrasts)} in {args.out}, which readers get.")

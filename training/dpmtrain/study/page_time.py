@@ -17,7 +17,8 @@ from typing import Any
 
 from dpmrecon.errors import BadInputError
 
-from ..files import writing
+from ..arguments import exit_code
+from ..files import write_text, writing
 from .made_up import write_sources
 from .make import make
 from .page import page
@@ -98,9 +99,9 @@ def main() -> None:
         f"of {SIZE[0]} x {SIZE[1]}, WebGL by the CPU (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores): median "
         f"{statistics.median(steps):.0f} ms, 90 % below {steps[N_STEPS * 9 // 10]:.0f} ms."
     )
-    (args.out / "page_time.md").write_text(text + "\n")
+    write_text(args.out / "page_time.md", text + "\n")
     print(text)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))

@@ -129,7 +129,7 @@ class Keeper:
         if first and log.exists():
             with log.open(newline="") as file:
                 rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= first]
-        with log.open("w", newline="") as file:
+        with replacing(log) as part, part.open("w", newline="") as file:
             csv.writer(file).writerows([LOG_COLUMNS, *rows])
         try:
             from torch.utils.tensorboard import SummaryWriter

@@ -1,0 +1,223 @@
+"""Settings of a one-step network that was trained by regression, on validation slices:
+
+    python -m dpmtrain.one_step.settings --images DATA [--model FILE] [--steps N --write FILE]
+
+Regular masks with 24 calibration lines, noise of SIGMAS over the scale. Printed in markdown, NRMSE: how the noise
+enters the weight of the proximal step (noise_factor, model_error), the l2 weight of the CG-SENSE that the network sees,
+over that of its training, and evaluations that go on from the image before, told the scan's net R or less. Each row
+with the `error` of ERRORS that is best for the contrast and R; means are geometric. --write puts the row of --steps
+evaluations with the least mean into the card of a model.
+"""
+
+import argparse
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from dpmrecon.api import load_model
+from dpmrecon.physics.cg_sense import WEIGHT_FACTOR, cg_sense
+from dpmrecon.prior.checkpoint import Checkpoint, write_card
+from dpmrecon.prior.conditional import Conditioned
+from dpmrecon.prior.kinds import ONE_STEP
+from dpmrecon.prior.problem import NoiseSource, Problem
+from dpmrecon.prior.samplers.one_step import OneStepSettings, sample_one_step
+from dpmrecon.recon.sample import problem_of
+from dpmrecon.recon.types import MappedSlice
+
+from ..arguments import exit_code, words
+from ..evaluate.methods import label_for
+from ..evaluate.plan import CALIBRATION_LINES, Condition
+from ..evaluate.references import CPU
+from ..evaluate.scoring import Undersampled
+from ..evaluate.tables import show
+from ..evaluate.trust import scores
+from ..evaluate.validation import SIGMA_N, validation_scan
+
+SIGMAS = (0.0075, 0.021, 0.05)
+ERRORS = (0.007, 0.01, 0.014, 0.02, 0.03)
+WEIGHTS = ((0.6, 0.0025), (0.4, 0.005), (0.3, 0.0075), (0.2, 0.01))  # noise_factor, model_error
+CG_WEIGHTS = (0.3, 3.0)
+LATER = (1.0, 0.7)
+Group = tuple[str, int]  # contrast, R
+
+
+@dataclass(frozen=True)
+class Remembering(Conditioned):
+    """A prior that evaluates the network once for each image and R: most rows begin alike."""
+
+    known: dict[tuple[bytes, float], torch.Tensor] = field(default_factory=dict)
+
+    def _velocity(self, noisy, time, conventional, acceleration, sigma_n) -> torch.Tensor:
+        key = hashlib.sha256(conventional.numpy().tobytes()).digest(), float(acceleration[0])
+        if key not in self.known:
+            self.known[key] = super()._velocity(noisy, time, conventional, acceleration, sigma_n)
+        return self.known[key]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A slice with its problem."""
+
+    group: Group
+    sigma: float
+    truth: np.ndarray
+    mapped: MappedSlice
+    problem: Problem
+    prior: Remembering
+
+
+Change = Callable[[Case], Case]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row: settings but for the error; change: of the case that the network and the proximal step see."""
+
+    name: str
+    settings: OneStepSettings
+    change: Change | None = None
+
+
+def with_cg_weight(case: Case, weight: float) -> Case:
+    """Conditioned on a CG-SENSE of another weight, over that of training."""
+    mapped = case.mapped
+    image = cg_sense(mapped.model, mapped.zero_filled, mapped.data.sigma_n, mapped.scale, weight * WEIGHT_FACTOR)
+    return replace(case, problem=replace(case.problem, start=image[None] / mapped.scale))
+
+
+def variants(weight: tuple[float, float] | None) -> list[Variant]:
+    """The rows that choose the proximal step's weight; with one given, those that choose the rest."""
+    if weight is None:
+        return [Variant(f"noise {a:g} sigma_n + {b:g}", _settings(a, b)) for a, b in WEIGHTS]
+    found = [
+        Variant(f"CG-SENSE's weight x {x:g}", _settings(*weight), partial(with_cg_weight, weight=x)) for x in CG_WEIGHTS
+    ]
+    for steps in (2, 3, 4):
+        for later in LATER if steps == 2 else LATER[1:]:
+            name = f"{steps} evaluations, later ones told R x {later:g}"
+            found.append(Variant(name, replace(_settings(*weight), steps=steps, later_acceleration=later)))
+    return found
+
+
+def _settings(noise_factor: float, model_error: float) -> OneStepSettings:
+    return OneStepSettings(a_round=1, noise_scale=0.0, noise_factor=noise_factor, model_error=model_error)
+
+
+def cases(images: Path, checkpoint: Checkpoint, contrasts: tuple[str, ...], slices: list[int]) -> Iterator[Case]:
+    for contrast in contrasts:
+        for acceleration in (4, 8):
+            for sigma in SIGMAS:
+                full = validation_scan(images, contrast, sigma)
+                for number in slices:
+                    case = Undersampled(full[number], Condition("regular", acceleration, CALIBRATION_LINES), CPU)
+                    prior = checkpoint.model.of_contrast(label_for(checkpoint, contrast))
+                    yield Case(
+                        (contrast, acceleration), sigma, full[number].truth, case.mapped, problem_of([case.mapped]),
+                        Remembering(*vars(prior).values()),
+                    )  # fmt: skip
+
+
+def nrmse(case: Case, variant: Variant) -> list[float]:
+    """By the errors."""
+    case = case if variant.change is None else variant.change(case)
+    found = []
+    for error in ERRORS:
+        settings = replace(variant.settings, error=error)
+        image = sample_one_step(case.problem, case.prior, settings, NoiseSource([0]))[0]
+        found.append(scores(case.truth, image)[0])
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """errors: the best of each group; figures: NRMSE of each group, of each sigma, and the mean."""
+
+    variant: Variant
+    errors: dict[Group, float]
+    figures: list[float]
+
+    @property
+    def mean(self) -> float:
+        return self.figures[-1]
+
+
+def measured(variant: Variant, of: list[Case], groups: list[Group]) -> Row:
+    values = {group: np.array([nrmse(case, variant) for case in of if case.group == group]) for group in groups}
+    best = {group: int(np.log(found).mean(0).argmin()) for group, found in values.items()}
+    chosen = np.array([found[:, best[group]] for group, found in values.items()])  # (groups, slices at each sigma)
+    sigmas = np.array([case.sigma for case in of if case.group == groups[0]])
+    of_sigma = [geometric_mean(chosen[:, sigmas == sigma]) for sigma in SIGMAS]
+    figures = [*(geometric_mean(found) for found in chosen), *of_sigma, geometric_mean(chosen)]
+    return Row(variant, {group: ERRORS[best[group]] for group in groups}, figures)
+
+
+def geometric_mean(values: np.ndarray) -> float:
+    """So that a percent counts alike at every noise."""
+    return float(np.exp(np.log(values).mean()))
+
+
+def sampling_with(card: dict, row: Row) -> dict[str, Any]:
+    """The card's table `sampling` with the row's settings."""
+    chosen = row.variant.settings
+    own = {
+        name: getattr(chosen, name)
+        for name in ("steps", "a_round", "later_acceleration", "noise_scale", "noise_factor", "model_error")
+    }
+    others = [entry for entry in card["sampling"].get("by_contrast_R", []) if entry["sampler"] != ONE_STEP]
+    entries = [
+        {
+            "sampler": ONE_STEP,
+            "contrast": contrast,
+            "R": acceleration,
+            "settings": {"error": error},
+            "measured": f"the least NRMSE of {', '.join(f'{e:g}' for e in ERRORS)} on validation slices",
+        }
+        for (contrast, acceleration), error in row.errors.items()
+    ]
+    base = {**own, "error": float(np.median(list(row.errors.values())))}
+    return {**card["sampling"], ONE_STEP: base, "by_contrast_R": [*others, *entries]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
+    parser.add_argument("--model", type=Path, help="by regression (default: the one that ships)")
+    parser.add_argument("--contrasts", default=",".join(SIGMA_N))
+    parser.add_argument("--slices", type=int, nargs="+", default=[1], help="of the three validation slices")
+    parser.add_argument("--steps", type=int, default=2, help="evaluations that --write chooses for (default: 2)")
+    parser.add_argument("--write", type=Path, help="model whose card gets the settings")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    checkpoint = load_model(args.model or ONE_STEP, "cpu")
+    contrasts = words("--contrasts", args.contrasts, tuple(SIGMA_N))
+    groups = [(contrast, acceleration) for contrast in contrasts for acceleration in (4, 8)]
+    rows: list[Row] = []
+
+    def told() -> Iterator[list[str]]:
+        of = list(cases(args.images, checkpoint, contrasts, args.slices))
+        weight = None
+        for _ in range(2):
+            for variant in variants(weight):
+                row = measured(variant, of, groups)
+                rows.append(row)
+                yield [variant.name, *(f"{value:.4f}" for value in row.figures)]
+            best = min(rows, key=lambda row: row.mean).variant.settings
+            weight = best.noise_factor, best.model_error
+
+    heads = [f"{contrast} R = {acceleration}" for contrast, acceleration in groups]
+    print("# Settings of the one-step network, validation slices\n")
+    show(["", *heads, *(f"sigma_n {sigma:g}" for sigma in SIGMAS), "mean"], told())
+    own = [row for row in rows if row.variant.change is None and row.variant.settings.steps == args.steps]
+    if args.write is not None and own:
+        best = min(own, key=lambda row: row.mean)
+        write_card(args.write, sampling=sampling_with(load_model(args.write, "cpu").card, best))
+        print(f"\n{args.write.with_suffix('.json').name}: {best.variant.name}; error {best.errors}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code(main))
