@@ -9,7 +9,7 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmtrain.cli import main
 from dpmtrain.train import scans
-from dpmtrain.train.crop_pool import CropPool
+from dpmtrain.train.crop_pool import AT_ONCE, RENEWED, CropPool
 from dpmtrain.train.latent import psnr, train_stage
 from dpmtrain.train.latent_recipe import KEYS, read_latent_recipe
 from dpmtrain.train.recipe import timed_factor
@@ -103,7 +103,7 @@ def test_two_steps_of_each_stage_and_then_two_more(tmp_path, data, capsys):
         before = after
     card = load_checkpoint(before).card
     assert card["sampling"]["latent"] == {"steps": 7} and card["history"]["start"]["start"]["stage"] == "autoencoder"
-    assert card["data"]["subjects"] == ["some"] and card["steps"] == 2
+    assert card["data"]["subjects"] == ["some"] and card["steps"] == card["history"]["start"]["steps"] == 2
     run(tmp_path, data, "control", tmp_path / "denoiser.safetensors", seconds=4.0)
     assert [row.split(",")[1] for row in rows(tmp_path / "control")] == ["1", "2", "3", "4"]
 
@@ -159,6 +159,9 @@ def test_the_pool_keeps_the_newest_crops_and_tells_their_contrasts(data):
     images, classes = pool.draw(5)
     assert images.shape == (5, 32, 32) and set(classes.tolist()) == {1} and pool.taken == 16
     assert pool.images.abs().amax((1, 2)).min() > 0  # the ring is full
+    for _ in range(RENEWED):
+        pool.draw(2)
+    assert pool.taken == 16 + AT_ONCE
     with pytest.raises(BadInputError, match="none of the volumes"):
         CropPool(data, {**TRAIN, "volumes": ["nobody*"]}, ["t1"], CPU, 0, "seed")
 

@@ -3,9 +3,10 @@
     python -m dpmtrain.bench.latent --images DATA --model LATENT --run FOLDER --out REPORT [--untuned AUTOENCODER] \
       [--scan flair_3slices_r4.h5 --truth flair_3slices_truth.npy] [--controls FOLDER]
 
-The test patient's volumes, SLICES of each, and an object that is no head, at R = 4 and 8, lines at random, 24
-calibration lines: conventional images, a U-Net by regression, the Sketcher, the pixel prior, the latent prior, and the
-latter without its parts. FOLDER keeps each image, so that a run that was stopped goes on. REPORT: table.md, table.csv,
+The test patient's volumes, SLICES of each, and an object that is no head, at R = 8 and 4, lines at random, 24
+calibration lines: conventional images, a U-Net by regression, the Sketcher, the pixel prior, the latent prior by its
+card. At the first R, from noise alone as in the paper (T, p and number of steps: PAPER), the latent prior without its
+parts. FOLDER keeps each image, so that a run that was stopped goes on. REPORT: table.md, table.csv,
 worst.png, round_trip.png. --untuned: the autoencoder as its training began; --scan: replayed by three models, for
 seconds and memory; --controls: of `dpmtrain.bench.controls`, for its unrolled network.
 """
@@ -14,10 +15,11 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -44,9 +46,10 @@ from ..evaluate.validation import full_slice, subject_slices
 from ..files import writing
 from ..train.recipe import read_recipe
 from .controls import image_of, trained
-from .latent_report import Case, Replayed, replayed, write_report
+from .latent_report import FROM_NOISE, OURS, Case, Replayed, replayed, write_report
 
 SUBJECT, OBJECT, OBJECT_SIDE, OBJECT_SIGMA = "patient12", "knee", 256, 0.015
+PAPER = {"first": 1000, "p": 200, "steps": 20}
 ALWAYS, NEVER = -1, 1000  # as the time p: guidance at no step, at every one
 EXACT = 1e-6  # as the error that a network leaves: the data move nothing
 Make = Callable[[MappedSlice, str], torch.Tensor]  # image at scale 1, (rows, cols); the contrast
@@ -76,8 +79,8 @@ class Method:
     made_with: str = ""
 
 
-def methods(models: Models) -> dict[str, Method]:
-    """Table I, then Table II; names as in the report."""
+def compared(models: Models) -> dict[str, Method]:
+    """Table I, names as in the report."""
 
     def zero_filled(mapped: MappedSlice, contrast: str) -> torch.Tensor:
         return mapped.zero_filled / mapped.scale
@@ -99,19 +102,26 @@ def methods(models: Models) -> dict[str, Method]:
         "U-Net by regression, data consistency": _one_step(models, steps=1),
         "Sketcher": _one_step(models),
         "pixel prior": Method(pixel, models.pixel.model_id),
-        "latent prior": _latent(models),
-        "latent prior, from noise alone": _latent(models, first=1000),
-        "without Sketcher: zero-filled": _latent(models, sketcher=False),
-        "without Sketcher, from noise alone": _latent(models, sketcher=False, first=1000),
-        "single stage: guidance": _latent(models, p=NEVER),
-        "single stage: consistency": _latent(models, p=ALWAYS),
-        "hard consistency of a magnitude image": _latent(models, hard=True),
+        OURS: _latent(models),
+        "latent prior, zero-filled for the sketch": _latent(models, sketcher=False),
     }
-    if models.untuned is not None:
-        found["without tuning of the autoencoder"] = _latent(models, network=models.untuned)
     if models.unrolled is not None:
         weights = sum(float(values.double().sum()) for values in models.unrolled.parameters())
         found["unrolled, .36 M parameters"] = Method(unrolled, f"{weights}")
+    return found
+
+
+def ablations(models: Models) -> dict[str, Method]:
+    """Table II: as the paper samples, without one part after the other."""
+    found = {
+        FROM_NOISE: _latent(models, PAPER),
+        "without Sketcher: zero-filled": _latent(models, PAPER, sketcher=False),
+        "single stage: guidance": _latent(models, {**PAPER, "p": NEVER}),
+        "single stage: consistency": _latent(models, {**PAPER, "p": ALWAYS}),
+        "hard consistency of a magnitude image": _latent(models, PAPER, hard=True),
+    }
+    if models.untuned is not None:
+        found["without tuning of the autoencoder"] = _latent(models, PAPER, network=models.untuned)
     return found
 
 
@@ -126,7 +136,12 @@ def _one_step(models: Models, **changes: float) -> Method:
 
 
 def _latent(
-    models: Models, network: LatentModel | None = None, sketcher: bool = True, hard: bool = False, **changes: int
+    models: Models,
+    changes: Mapping[str, int] = MappingProxyType({}),
+    *,
+    network: LatentModel | None = None,
+    sketcher: bool = True,
+    hard: bool = False,
 ) -> Method:
     """With the card's settings and changes; sketcher False: the zero-filled image is the sketch."""
     own = network or models.network
@@ -145,7 +160,7 @@ def _latent(
             own.sketcher = kept
 
     card = json.dumps(models.latent.card.get("sampling", {}), sort_keys=True)
-    return Method(make, f"{models.latent.model_id} {card}")
+    return Method(make, f"{models.latent.model_id} {card} {dict(changes)} {sketcher} {hard} {network is None}")
 
 
 def _noise(mapped: MappedSlice) -> NoiseSource:
@@ -162,14 +177,14 @@ def slices_of(images: Path, count: int) -> Iterator[ReferenceSlice]:
 
 
 def made(folder: Path, case: Undersampled, name: str, method: Method) -> tuple[np.ndarray, float]:
-    """Magnitude on the truth's grid, and seconds; from `folder` where it is there."""
+    """Magnitude on the truth's grid, and seconds of the processor; from `folder` where it is there."""
     full, mapped = case.full, case.mapped
     key = f"{full.scan} {full.number} {case.condition} {name} {method.made_with}"
     file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz"
     if not file.exists():
-        began = time.perf_counter()
+        began = time.process_time()
         image = mapped.model.combined(method.make(mapped, full.contrast)) * mapped.scale
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         folder.mkdir(parents=True, exist_ok=True)
         with writing(file), file.open("wb") as stream:
             np.savez(stream, image=full.picture(image), seconds=seconds)
@@ -221,9 +236,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     models = loaded(args)
-    chosen = methods(models)
     cases = []
     for acceleration in args.R:
+        chosen = compared(models) | (ablations(models) if acceleration == args.R[0] else {})
         for full in slices_of(args.images, args.slices):
             here = Undersampled(full, Condition("random", acceleration, CALIBRATION_LINES), CPU)
             found = {name: made(args.folder, here, name, method) for name, method in chosen.items()}

@@ -20,16 +20,28 @@ from matplotlib.figure import Figure
 from ..evaluate.metrics import nrmse, on_scale, psnr, ssim
 from ..evaluate.references import ReferenceSlice
 from ..evaluate.similarity import gmsd, haarpsi, kid
-from ..evaluate.tables import markdown, write_tables
+from ..evaluate.tables import formatted, markdown, write_tables
 from ..files import writing
 from ..train.latent import psnr as complex_psnr
 from ..train.latent_stages import Features
 
 PATCH, SHARE = 64, 0.3  # pixels a side, and of them in the head at least, where features are taken
 HEAD = 0.1  # of the truth's 99th percentile
-WINDOW, WORST = 48, 3  # pixels a side, and pictures
-SHOWN = ("CG-SENSE", "Sketcher", "pixel prior", "latent prior", "without Sketcher, from noise alone")
+WINDOW, WORST = 48, 2  # pixels a side, and pictures of each of WRONG
+OURS, FROM_NOISE = "latent prior", "dual stage, from noise alone"
+WRONG = (OURS, FROM_NOISE)
+SHOWN = ("CG-SENSE", "Sketcher", "pixel prior", *WRONG)
 OBJECT_CONTRAST = "none"
+REPLAY = """
+import json, sys, time
+import torch
+from dpmrecon.cli import main
+from dpmtrain.hardware import PeakMemory
+peak = PeakMemory(torch.device("cpu"))
+code = main(sys.argv[1:])
+print(json.dumps({"seconds": time.process_time(), "bytes": peak.read()}))
+sys.exit(code)
+"""
 METRICS = ("NRMSE", "PSNR dB", "SSIM", "NMSE", "HaarPSI", "GMSD")
 
 
@@ -61,34 +73,39 @@ class Case:
 
 @dataclass(frozen=True)
 class Replayed:
-    """`dpmrecon replay` of a scan by a model: NRMSE (None without a truth) and seconds of sampling a slice, peak memory
-    in MB, slices that fell back."""
+    """`dpmrecon replay` of a scan by a model: NRMSE (None without a truth), seconds of the processor over slices, the
+    program's start included, peak memory in MB (None where the system does not tell), slices that fell back."""
 
     model: str
     nrmse: float | None
     seconds: float
-    megabytes: float
+    megabytes: float | None
     fallbacks: int
 
 
 def replayed(scan: Path, truth: Path | None, model: str) -> Replayed:
     """In a process of its own, on one thread. Raises BadInputError where it fails."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "dpmrecon.cli", "replay", str(scan), "--out", folder, "--model", model]
-        command += ["--device", "cpu"] + ([] if truth is None else ["--truth", str(truth)])
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        options = ["replay", str(scan), "--out", folder, "--model", model, "--device", "cpu"]
+        options += [] if truth is None else ["--truth", str(truth)]
+        done = subprocess.run(
+            [sys.executable, "-c", REPLAY, *options],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode not in (0, 3):
-            raise BadInputError(f"{' '.join(command)} ends with {process.returncode}: run it by itself to see why")
+        if done.returncode not in (0, 3):
+            raise BadInputError(f"dpmrecon {' '.join(options)} fails ({done.stderr.strip().splitlines()[-1:]})")
         report = json.loads(Path(folder, "report.json").read_text())
-    slices = report["slices"]
-    seconds = float(np.mean([entry["seconds"]["sampling"] for entry in slices]))
-    found = report.get("nrmse") or {}
-    error = found[METHODS[-1]]["mean"] if found else None
-    return Replayed(model, error, seconds, usage.ru_maxrss / 1024, sum(s["fallback"] is not None for s in slices))
+    used = json.loads(done.stdout.splitlines()[-1])
+    slices, found = report["slices"], report.get("nrmse")
+    return Replayed(
+        model,
+        found[METHODS[-1]]["mean"] if found else None,
+        used["seconds"] / len(slices),
+        None if used["bytes"] is None else used["bytes"] / 2**20,
+        sum(entry["fallback"] is not None for entry in slices),
+    )
 
 
 class Describer:
@@ -115,13 +132,13 @@ class Describer:
 def main_table(cases: Sequence[Case], describer: Describer) -> list[list[str]]:
     """Means over slices; KID over their patches."""
     wanted = np.concatenate([describer.of(case.full.truth, case.full.truth) for case in cases])
-    lines = [["", *METRICS, "KID x 1000", "seconds a slice"]]
+    lines = [["", *METRICS, "KID", "CPU s a slice"]]
     for method in cases[0].pictures:
         means = np.mean([case.scores(method) for case in cases], 0)
         found = np.concatenate([describer.of(case.fitted(method), case.full.truth) for case in cases])
         cells = [f"{means[0]:.4f}", f"{means[1]:.2f}", f"{means[2]:.3f}", *(f"{value:.4f}" for value in means[3:])]
         seconds = np.mean([case.seconds[method] for case in cases])
-        lines.append([method, *cells, f"{1000 * kid(found, wanted):.2f}", f"{seconds:.2f}"])
+        lines.append([method, *cells, f"{kid(found, wanted):.3f}", f"{seconds:.2f}"])
     return lines
 
 
@@ -134,7 +151,8 @@ def by_contrast(cases: Sequence[Case], accelerations: Sequence[int]) -> list[lis
         cells = []
         for contrast, r in groups:
             group = [case for case in cases if (case.full.contrast, case.acceleration) == (contrast, r)]
-            cells.append(f"{np.mean([nrmse(case.fitted(method), case.full.truth) for case in group]):.4f}")
+            found = [nrmse(case.fitted(method), case.full.truth) for case in group if method in case.pictures]
+            cells.append(f"{np.mean(found):.4f}" if found else "")
         lines.append([method, *cells])
     return lines
 
@@ -156,10 +174,12 @@ def _back(model: LatentModel, image: torch.Tensor) -> torch.Tensor:
     return model.decode(model.encode(image[None]), *image.shape)[0]
 
 
-def worst_places(cases: Sequence[Case], method: str = "latent prior") -> Iterator[tuple[Case, tuple[slice, slice]]]:
+def worst_places(cases: Sequence[Case], method: str) -> Iterator[tuple[Case, tuple[slice, slice]]]:
     """The window of the largest error over the truth's scale, of each of the WORST slices."""
     found = []
     for number, case in enumerate(cases):
+        if method not in case.pictures:
+            continue
         scale = np.percentile(case.full.truth, 99)
         squared = torch.from_numpy(((case.fitted(method) - case.full.truth) / scale) ** 2)[None, None]
         means = torch.nn.functional.avg_pool2d(squared, WINDOW, 8)[0, 0]
@@ -171,19 +191,23 @@ def worst_places(cases: Sequence[Case], method: str = "latent prior") -> Iterato
 
 
 def worst_picture(cases: Sequence[Case]) -> Figure:
-    """Truth and methods in the worst windows, errors below them."""
-    methods = [name for name in SHOWN if name in cases[0].pictures]
-    figure = Figure((1.7 * (1 + len(methods)), 3.6 * WORST), layout="tight")
-    axes = figure.subplots(2 * WORST, 1 + len(methods), squeeze=False)
+    """Truth and methods in the worst windows of each of WRONG, errors below them."""
+    methods = [name for name in SHOWN if any(name in case.pictures for case in cases)]
+    places = [(wrong, *found) for wrong in WRONG for found in worst_places(cases, wrong)]
+    figure = Figure((1.7 * (1 + len(methods)), 3.6 * len(places)), layout="tight")
+    axes = figure.subplots(2 * len(places), 1 + len(methods), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for number, (case, place) in enumerate(worst_places(cases)):
+    for number, (wrong, case, place) in enumerate(places):
         top = float(np.percentile(case.full.truth[place], 99.5))
         for column, name in enumerate(["truth", *methods]):
+            if name != "truth" and name not in case.pictures:
+                continue
             found = case.full.truth if name == "truth" else case.fitted(name)
             axis = axes[2 * number, column]
             axis.imshow(found[place], cmap="gray", vmin=0, vmax=top)
-            axis.set_title(f"{case.full.contrast}, R = {case.acceleration}" if name == "truth" else name, fontsize=7)
+            title = f"{case.full.contrast}, R = {case.acceleration}" if name == "truth" else name
+            axis.set_title(title + (": worst" if name == wrong else ""), fontsize=7)
             if name != "truth":
                 error = np.abs(found - case.full.truth)[place]
                 axes[2 * number + 1, column].imshow(error, cmap="gray", vmin=0, vmax=0.4 * top)
@@ -228,11 +252,13 @@ def write_report(
         text += [*markdown(main_table(group, describer)), ""]
     text += ["## By contrast, NRMSE", "", *markdown(by_contrast(cases, accelerations)), ""]
     if replays:
-        lines = [["--model", "NRMSE", "seconds of sampling a slice", "peak MB", "slices that fell back"]]
+        lines = [
+            ["--model", "NRMSE", "CPU s a slice, the start of the program included", "peak MB", "slices that fell back"]
+        ]
         for row in replays:
-            error = "" if row.nrmse is None else f"{row.nrmse:.4f}"
+            error, memory = formatted(row.nrmse, ".4f"), formatted(row.megabytes, ".0f")
             name = "latent" if row.model.endswith(".safetensors") else row.model
-            lines.append([name, error, f"{row.seconds:.2f}", f"{row.megabytes:.0f}", f"{row.fallbacks}"])
+            lines.append([name, error, f"{row.seconds:.2f}", memory, f"{row.fallbacks}"])
         text += ["## dpmrecon replay, one thread", "", *markdown(lines), ""]
     rows = [
         [case.full.scan, case.full.number, case.acceleration, method, *(f"{v:.4g}" for v in case.scores(method))]
@@ -245,4 +271,4 @@ def write_report(
         ("round_trip.png", round_trip_picture(heads[0], autoencoders)),
     ):
         with writing(out / name):
-            figure.savefig(out / name, dpi=80)
+            figure.savefig(out / name, dpi=64)

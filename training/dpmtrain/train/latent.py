@@ -44,7 +44,8 @@ def train_stage(
     torch.manual_seed(settings["seed"])
     model.requires_grad_(False).train().to(device)
     stage = STAGES[recipe["stage"]](model, settings, device)
-    made_with = {**recipe, "the start": before["model"] if before else None}
+    made_with = {name: table for name, table in recipe.items() if name != "sampling"}
+    made_with["the start"] = before["model"] if before else None
     card = {**_card(recipe, data, before), "minutes": minutes}
     if recipe["stage"] == "control":
         model.sketcher, card["sketcher"] = shipped_sketcher(device)
@@ -54,7 +55,7 @@ def train_stage(
 
     def save() -> None:
         with writing(out):
-            save_checkpoint(out, model, {**card, "steps": run.steps, "crops": pool.taken})
+            save_checkpoint(out, model, {**card, "steps": run.steps})
 
     try:
         if run.steps == 0:
@@ -113,7 +114,8 @@ def _start(recipe: dict, start: Path | None) -> tuple[LatentModel | SwinSketcher
             raise BadInputError(
                 f"--start {start} is of kind '{loaded.card.get('kind')}': give a model of kind {LATENT}"
             )
-        return loaded.model, {"model": loaded.model_id, **loaded.card.get("history", {})}
+        spent = {name: loaded.card[name] for name in ("minutes", "steps") if name in loaded.card}
+        return loaded.model, {"model": loaded.model_id, **spent, **loaded.card.get("history", {})}
     if recipe["stage"] != "autoencoder":
         raise BadInputError(f"the stage {recipe['stage']} needs --start: give the model of the stage before")
     torch.manual_seed(recipe["train"]["seed"])

@@ -27,11 +27,11 @@ class LatentSettings:
     """Settings of both samplers; the defaults of a model travel in its card.
 
     steps: evaluations of the U-Net, evenly spaced in time; first: the time T to begin at, at noise alone where it is
-    the schedule's last, else at the sketch's latent with noise; noise_scale: that noise is this times the time's, below
-    1 because the sketch's own error is noise to the network too; p: data consistency above this time, guidance from it
-    down; guidance: g, times the gradient of the squared residual in k-space; eta: share of fresh noise in a step, 0 is
-    deterministic; prior_std: what a decoded image may be wrong by, per real channel, where z is noise alone (it
-    shrinks with the noise); final_std: the same of the last image, which is moved to the data once more.
+    the schedule's last, else at the sketch's latent with noise; noise_scale: that noise over the time's, below 1 as
+    the sketch's own error is noise to the network too; p: data consistency above this time, guidance from it down;
+    guidance: g, times the gradient of the squared residual in k-space; eta: share of fresh noise in a step, 0 is
+    deterministic; prior_std: what a decoded image may be wrong by, per real channel, where z is noise alone (it shrinks
+    with the noise); final_std: the same of the last image, which is moved to the data once more.
     """
 
     steps: int = 20
