@@ -14,11 +14,12 @@ FEWEST = 8  # calibration lines, or samples
 KERNEL = 6
 CROP = 0.9  # of the largest eigenvalue, which is 1 where the signal explains the coils: below there are no maps
 
-# A head folds where, on a coarse grid of LOOKED_AT pixels or more each way, the second eigenvalue is at least FOLDED
-# and the third less than THIRD from the first and last line on: together as deep as DEPTH of the lines, in a tenth of
-# the columns. Simulated heads that just fit have .07 at most, those cut off at the edge .11, and folded ones .13 to .2
-# where 13 % are too much and .26 to .35 where 22 % are; DWI, whose fat is suppressed, .13
-FOLDED, THIRD, DEPTH, LOOKED_AT = 0.95, 0.8, 0.125, 44
+# A head folds where, on a coarse grid of LOOKED_AT pixels or more each way, the second eigenvalue is at least FOLDED and
+# the third less than THIRD in regions that hold a pixel of the first or last line: together more than DOUBLE of the
+# head. Simulated heads that just fit have .015 at most, .02 where 3 % are too much (T2 .013), .02 to .04 where 7 % are,
+# .06 to .08 where 13 % are; DWI, whose fat is suppressed, .008 there. Those cut off at the edge, of which the calibration
+# cannot tell that nothing folds, have up to .04: two sets suit them as well
+FOLDED, THIRD, DOUBLE, LOOKED_AT = 0.95, 0.8, 0.016, 44
 FEWEST_COILS = 4  # of two images at R = 2
 REACH = 0.03  # of the image: how far a map is taken from where it continues
 
@@ -115,9 +116,9 @@ class _Espirit:
         rows, cols = (slice(None, None, max(1, size // LOOKED_AT)) for size in self.shape)
         values = torch.linalg.eigvalsh(self.matrices(rows, cols).cpu()).view(len(self.by_row[rows]), -1, self.n_coils)
         third, second, first = (values[..., -place] for place in (3, 2, 1))
-        strong = ((first >= self.crop) & (second >= FOLDED) & (third < THIRD)).float()
-        depth = (strong.cumprod(0) + strong.flip(0).cumprod(0)).mean(0)
-        return float(depth.quantile(0.9)) > DEPTH
+        head = first >= self.crop
+        double = at_the_edge((head & (second >= FOLDED) & (third < THIRD))[None], 1)
+        return int(double.sum()) > DOUBLE * int(head.sum())
 
     def both(self, first: torch.Tensor) -> torch.Tensor:
         """(2, rows, cols, n_coils): two maps where the second eigenvalue passes the crop, from the edge on.
