@@ -14,11 +14,11 @@ FEWEST = 8  # calibration lines, or samples
 KERNEL = 6
 CROP = 0.9  # of the largest eigenvalue, which is 1 where the signal explains the coils: below there are no maps
 
-# A head folds where, on a coarse grid of LOOKED_AT pixels or more each way, the second eigenvalue is at least FOLDED and
-# the third less than THIRD in regions that hold a pixel of the first or last line: together more than DOUBLE of the
+# A head folds where, on a coarse grid of LOOKED_AT pixels or more each way, the second eigenvalue is at least FOLDED
+# and the third less than THIRD in regions that hold a pixel of the first or last line: together more than DOUBLE of the
 # head. Simulated heads that just fit have .015 at most, .02 where 3 % are too much (T2 .013), .02 to .04 where 7 % are,
-# .06 to .08 where 13 % are; DWI, whose fat is suppressed, .008 there. Those cut off at the edge, of which the calibration
-# cannot tell that nothing folds, have up to .04: two sets suit them as well
+# .06 to .08 where 13 % are; DWI, whose fat is suppressed, .008 there. Those cut off at the edge have up to .04, as the
+# calibration cannot tell that nothing folds: two sets suit them as well
 FOLDED, THIRD, DOUBLE, LOOKED_AT = 0.95, 0.8, 0.016, 44
 FEWEST_COILS = 4  # of two images at R = 2
 REACH = 0.03  # of the image: how far a map is taken from where it continues

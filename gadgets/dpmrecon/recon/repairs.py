@@ -17,8 +17,8 @@ def two_sets(data: Slice) -> str:
     """The remark on data that two sets of coil maps are used for."""
     along = "the lines or partitions" if isinstance(data, Volume) else "the lines"
     return (
-        f"two sets of coil maps are used: the head reaches beyond its field of view along {along}, or calibration lines "
-        "contradict each other"
+        f"two sets of coil maps are used: the head reaches beyond its field of view along {along}, or calibration "
+        "lines contradict each other"
     )
 
 
