@@ -11,6 +11,7 @@ import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.physics.cg_sense import cg_sense
 from dpmrecon.physics.fourier import crop_or_pad, origin_to_centre, to_kspace
+from dpmrecon.physics.soft_sense import SoftSense
 from dpmrecon.recon.types import MappedSlice, MappedVolume
 
 # where the search begins; it goes on by factors of 2
@@ -109,10 +110,10 @@ def bart(command: str, inputs: dict[str, torch.Tensor]) -> np.ndarray:
 
 
 def l1_wavelet_sigpy(case: MappedSlice, weight: float) -> torch.Tensor:
-    """As `l1_wavelet`, by sigpy: the weight refers to a slice of scale 1."""
+    """As `l1_wavelet`, by sigpy, which takes one set of maps: the weight refers to a slice of scale 1."""
     from sigpy.mri.app import L1WaveletRecon
 
-    kspace, maps = case.data.kspace, case.model.coil_maps
+    kspace, maps = case.data.kspace, first_set(case)
     if isinstance(case, MappedVolume):
         kspace, maps = volume_arrays(case)
     mask = case.model.mask.cpu().numpy()
@@ -120,6 +121,11 @@ def l1_wavelet_sigpy(case: MappedSlice, weight: float) -> torch.Tensor:
     arrays = [array.cpu().numpy() for array in (kspace / case.scale, maps)]
     found = L1WaveletRecon(*arrays, weight, weights=mask, max_iter=60, alpha=1, show_pbar=False).run()
     return torch.from_numpy(np.asarray(found, np.complex64)) * case.scale
+
+
+def first_set(case: MappedSlice) -> torch.Tensor:
+    """Coil maps of a slice, the first set where there are two."""
+    return case.model.coil_maps[0] if isinstance(case.model, SoftSense) else case.model.coil_maps
 
 
 def tuned_weight(error: Callable[[float], float], start: Sequence[float]) -> tuple[float, dict[float, float]]:
@@ -136,10 +142,11 @@ def tuned_weight(error: Callable[[float], float], start: Sequence[float]) -> tup
 
 
 def total_variation(case: MappedSlice, weight: float) -> torch.Tensor:
-    """TV in both axes of a slice, by sigpy (primal-dual hybrid gradient): the weight refers to a slice of scale 1."""
+    """TV in both axes of a slice, by sigpy (primal-dual hybrid gradient), which takes one set of maps: the weight
+    refers to a slice of scale 1."""
     from sigpy.mri.app import TotalVariationRecon
 
-    arrays = [array.cpu().numpy() for array in (case.data.kspace / case.scale, case.model.coil_maps)]
+    arrays = [array.cpu().numpy() for array in (case.data.kspace / case.scale, first_set(case))]
     mask = case.model.mask.cpu().numpy()
     found = TotalVariationRecon(*arrays, weight, weights=mask, max_iter=100, show_pbar=False).run()
     return torch.from_numpy(np.asarray(found, np.complex64)) * case.scale
