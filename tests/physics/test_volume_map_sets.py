@@ -54,6 +54,15 @@ def lost(sets: torch.Tensor, kspace: torch.Tensor) -> float:
     return 1 - float(explained / images.abs().square().sum())
 
 
+def test_a_few_percent_too_much_ask_for_a_second_set():
+    assert len(sets_of(replace(SETTINGS, fov_mm=(177.0, 230.0)))) == 2
+
+
+def test_a_head_that_is_cut_off_by_the_slab_has_one_set():
+    slab = replace(FITTING, partitions=24, slice_thickness_mm=3.0, wrap=False)
+    assert len(sets_of(slab)) == 1
+
+
 def test_a_head_that_folds_has_two_orthonormal_sets():
     kspace, sets = kspace_of(SETTINGS), sets_of(SETTINGS)
     assert len(sets) == 2

@@ -6,12 +6,15 @@ import torch
 
 from .coil_maps import FEWEST_COILS, FOLDED, REACH, THIRD, at_the_edge, basis_of, fourier_matrix
 
-# A head folds along an axis where, from the first and last line or partition on, two eigenvalues are large and the
-# third is small, together as deep as DEPTH of them, in a tenth of the lines of a coarse grid. Simulated heads that fit
-# have 0, those cut off by the slab .05, folded ones .11 to .2 where 10 to 20 % are too much
-DEPTH, LOOKED_AT = 0.08, 32
-OUTER = 0.125  # of an axis, at each end: what is looked at
-FIRST = 0.9  # of the first eigenvalue there
+# A head folds along the rows where two eigenvalues are large and the third is small, as for slices, in regions that
+# hold a voxel of the first or last row: together more than DOUBLE of the head on a coarse grid. Simulated heads that
+# just fit have .023, with 5 % of air .013, others .004 at most, and .03 where 3 % are too much, .045 where 7 % are.
+# Slabs cut heads off along the partitions: there all of the first or last ones have to fold, from the edge on, as deep
+# as DEPTH of the axis in a tenth of its lines. Simulated heads that fit have 0, those cut off by the slab .06, folded
+# ones .11 to .2 where 10 to 20 % are too much
+DOUBLE, DEPTH, LOOKED_AT = 0.028, 0.08, 32
+OUTER = 0.125  # of the partitions, at each end: what is looked at
+FIRST = 0.9  # of the first eigenvalue, where a head is
 
 
 def folding_axis(operator: torch.Tensor, grid: tuple[int, int, int]) -> int | None:
@@ -21,30 +24,46 @@ def folding_axis(operator: torch.Tensor, grid: tuple[int, int, int]) -> int | No
     """
     if operator.shape[-1] < FEWEST_COILS:
         return None
-    depths = [_folded_depth(operator, grid, axis) for axis in (0, 1)]
-    deepest = max((0, 1), key=lambda axis: depths[axis])
-    return deepest if depths[deepest] > DEPTH else None
+    share, depth = _folded_share(operator, grid), _folded_depth(operator, grid)
+    if max(share / DOUBLE, depth / DEPTH) <= 1:
+        return None
+    return 1 if share / DOUBLE >= depth / DEPTH else 0
 
 
-def _folded_depth(operator: torch.Tensor, grid: tuple[int, int, int], axis: int) -> float:
-    """How deep the head folds along an axis, over the axis' size, in the tenth of the lines where it is deepest."""
-    size = grid[axis]
-    outer = math.ceil(OUTER * size)
+def _folded_share(operator: torch.Tensor, grid: tuple[int, int, int]) -> float:
+    """How much of the head folds along the rows."""
     places = [torch.arange(0, points, max(1, points // LOOKED_AT)) for points in grid]
-    places[axis] = torch.cat([torch.arange(outer), torch.arange(size - outer, size)])
+    first, strong = _strong(operator, grid, places)
+    return float(at_the_edge(strong, 1).sum() / first.sum().clamp_min(1))
+
+
+def _folded_depth(operator: torch.Tensor, grid: tuple[int, int, int]) -> float:
+    """How deep the head folds along the partitions, over their number, in the tenth of the lines that is deepest."""
+    size = grid[0]
+    outer = math.ceil(OUTER * size)
+    ends = torch.cat([torch.arange(outer), torch.arange(size - outer, size)])
+    places = [ends, *(torch.arange(0, points, max(1, points // LOOKED_AT)) for points in grid[1:])]
+    near, far = _strong(operator, grid, places)[1].float().split(outer)
+    depth = near.cumprod(0).sum(0) + far.flip(0).cumprod(0).sum(0)
+    return float(depth.flatten().quantile(0.9)) / size
+
+
+def _strong(
+    operator: torch.Tensor, grid: tuple[int, int, int], places: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(partitions, rows, cols) bool at some places of the axes: there is a head; two of its places share a voxel."""
     by_partition, by_row, by_col = (
         fourier_matrix(points, taps, operator.device)[place.to(operator.device)]
         for points, taps, place in zip(grid, operator.shape, places)
     )
     along = torch.einsum("xk,ijkcC->xijcC", by_col, operator)
-    strong = []
+    head, strong = [], []
     for position in along:
         matrices = torch.einsum("zi,yj,ijcC->zycC", by_partition, by_row, position)
         third, second, first = torch.linalg.eigvalsh(matrices.cpu())[..., -3:].unbind(-1)
-        strong.append(((first >= FIRST) & (second >= FOLDED) & (third < THIRD)).movedim(axis, 0))
-    near, far = torch.stack(strong, -1).float().split(outer)
-    depth = near.cumprod(0).sum(0) + far.flip(0).cumprod(0).sum(0)
-    return float(depth.flatten().quantile(0.9)) / size
+        head.append(first >= FIRST)
+        strong.append(head[-1] & (second >= FOLDED) & (third < THIRD))
+    return torch.stack(head, -1), torch.stack(strong, -1)
 
 
 def second_set(
