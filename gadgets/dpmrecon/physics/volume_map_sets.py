@@ -33,8 +33,8 @@ def folding_axis(operator: torch.Tensor, grid: tuple[int, int, int]) -> int | No
 def _folded_share(operator: torch.Tensor, grid: tuple[int, int, int]) -> float:
     """How much of the head folds along the rows."""
     places = [torch.arange(0, points, max(1, points // LOOKED_AT)) for points in grid]
-    first, strong = _strong(operator, grid, places)
-    return float(at_the_edge(strong, 1).sum() / first.sum().clamp_min(1))
+    head, strong = _strong(operator, grid, places)
+    return float(at_the_edge(strong, 1).sum() / head.sum().clamp_min(1))
 
 
 def _folded_depth(operator: torch.Tensor, grid: tuple[int, int, int]) -> float:
