@@ -43,18 +43,24 @@ NAMES = (HELD_BACK, *(f"{what} at {sigma:g}" for what in ("denoised", "kept") fo
 def agreed(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None) -> Agreement | None:
     """Of prior and data; None where the card has no limits for such scans, and where they are not asked."""
     limits = Limits.of(checkpoint.card, contrast, kind_of(mapped))
-    if limits is None or not isinstance(checkpoint.model, Denoiser) or not_asked(mapped, checkpoint, contrast):
+    if limits is None or not isinstance(checkpoint.model, Denoiser):
+        return None
+    parts = parts_of(mapped)
+    if _excluded(parts, limits):
         return None
     prior = checkpoint.model.of_contrast(contrast)
-    found = [limits.judge(agreement(part, prior), part) for part in parts_of(mapped)]
+    found = [limits.judge(agreement(part, prior), part) for part in parts]
     return sorted(found, key=lambda part: part.distance)[middle(len(found))]
 
 
 def not_asked(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None) -> str | None:
     """Why prior and data are not held against each other, in words; None where they are, or the card has no limits."""
-    limits, parts = Limits.of(checkpoint.card, contrast, kind_of(mapped)), parts_of(mapped)
-    if limits is None:
-        return None
+    limits = Limits.of(checkpoint.card, contrast, kind_of(mapped))
+    return None if limits is None else _excluded(parts_of(mapped), limits)
+
+
+def _excluded(parts: Sequence[MappedSlice], limits: "Limits") -> str | None:
+    """Why these parts are not asked, in words."""
     if not parts:
         return "its echo is cut, which couples the planes that would be asked"
     return next((reason for part in parts if (reason := limits.exclude(part)) is not None), None)

@@ -382,6 +382,17 @@ def case_of(
     return case, filled.abs().numpy()
 
 
+def noise_lines(case: Case) -> list[ismrmrd.Acquisition]:
+    """A noise measurement, as long as the case's lines."""
+    shape = (len(case.kspace), 2 * case.kspace.shape[-1])
+    lines = []
+    for _ in range(NOISE_LINES):
+        part = case.rng.standard_normal(shape).astype(np.float32).view(np.complex64)
+        lines.append(ismrmrd.Acquisition.from_array(case.sigma * part, sample_time_us=5.0))
+        lines[-1].set_flag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+    return lines
+
+
 def slice_of(case: Case) -> Slice | LostSlice:
     """As a scanner's lines make it: undersampled, with calibration lines and a noise measurement."""
     n_coils, rows, cols = case.kspace.shape
@@ -396,12 +407,7 @@ def slice_of(case: Case) -> Slice | LostSlice:
     wanted = {row for row in range(rows) if (row - true_center) % case.acceleration == 0}
     half = settings.calibration_lines // 2
     central = range(true_center - half, true_center + half)
-    lines = []
-    for _ in range(NOISE_LINES):
-        part = case.rng.standard_normal((n_coils, 2 * cols)).astype(np.float32).view(np.complex64)
-        line = ismrmrd.Acquisition.from_array(case.sigma * part, sample_time_us=5.0)
-        line.set_flag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
-        lines.append(line)
+    lines = noise_lines(case)
     for row in sorted({*wanted, *central}):
         line = ismrmrd.Acquisition.from_array(
             np.ascontiguousarray(case.kspace[:, row]), sample_time_us=5.0, center_sample=cols // 2

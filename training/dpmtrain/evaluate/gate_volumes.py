@@ -25,7 +25,6 @@ from ..data.items import Item
 from ..data.labelmaps import read_label_map
 from ..data.lesions import smooth_field
 from .gate_cases import (
-    NOISE_LINES,
     PHANTOM,
     SOUND,
     WRAP_ONE_MAP,
@@ -33,6 +32,7 @@ from .gate_cases import (
     alternate_shots_moved,
     extent_of,
     folded,
+    noise_lines,
     noise_only_coil,
     shift,
     spike,
@@ -177,12 +177,7 @@ def volume_of(case: VolumeCase) -> Slice | LostSlice:
     """As a scanner's lines make it: undersampled, with a calibration block and a noise measurement."""
     settings, header = case.settings, header_of(case.settings)
     header.encoding[0].encodingLimits.kspace_encoding_step_1.center = case.center
-    lines = []
-    for _ in range(NOISE_LINES):
-        part = case.rng.standard_normal((settings.n_coils, 2 * settings.cols)).astype(np.float32).view(np.complex64)
-        line = ismrmrd.Acquisition.from_array(case.sigma * part, sample_time_us=5.0)
-        line.set_flag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
-        lines.append(line)
+    lines = noise_lines(case)
     grid, block = set(settings.grid_places()), set(settings.calibration_places())
     for partition, row in sorted(grid | block):
         samples = np.ascontiguousarray(case.kspace[:, partition, row])

@@ -25,6 +25,7 @@ from ..arguments import at_least, exit_code, words
 from .lesion_scores import Lesion
 from .lesions import CONTRASTS, HEAD, PIXEL_MM, Pair, R, pair_of
 from .methods import label_for, reconstructed
+from .metrics import Moments, scan_factor
 from .references import CPU
 from .tables import fields_of, markdown, write_tables
 
@@ -85,8 +86,7 @@ def samples_of(pair: Pair, contrast: str, checkpoint: Checkpoint) -> np.ndarray:
     if item.fallback or item.draws is None:
         raise DpmreconError(f"a slice of {contrast} has no samples: {item.fallback or 'the mode keeps none'}")
     samples, truth = item.draws.abs().numpy(), pair.truths[0]
-    mean = samples.mean(0)
-    return samples * float((mean * truth).sum() / np.square(mean).sum())
+    return samples * scan_factor([Moments.of(samples.mean(0), truth, np.ones(truth.shape, bool))])
 
 
 def row_of(images: Path, contrast: str, snr: float, draws: int, checkpoint: Checkpoint) -> SpreadRow:
