@@ -30,7 +30,7 @@ class Forked:
     ):
         """given: its standard input; folder: where it runs; before: what the child does first."""
         self._arguments = list(arguments)
-        source, self._printed, self._errors = (tempfile.TemporaryFile() for _ in range(3))
+        source, self._printed, self._errors = (tempfile.TemporaryFile() for _ in range(3))  # noqa: SIM115
         source.write(given)
         source.seek(0)
         with source, warnings.catch_warnings():
