@@ -15,7 +15,6 @@ from dpmrecon.hosts.recon_data import slices_of
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import read_header
-from dpmrecon.physics import volume_maps
 from dpmrecon.physics.fourier import to_image, to_kspace
 from dpmrecon.prior.checkpoint import DEFAULT
 
@@ -131,12 +130,6 @@ def test_epi_from_its_file_is_as_from_the_chain(default, tmp_path, monkeypatch):
             error = distance(image, truth[key[0]])
             print(f"  to the truth {error:.4f}")
             assert error <= 0.055
-
-
-@pytest.fixture
-def short_kernel(monkeypatch):
-    """Coil maps of volumes by a kernel of 4, whose eigenvectors take a twentieth of the time."""
-    monkeypatch.setattr(volume_maps, "MATRIX", 600)
 
 
 def test_a_recorded_volume_is_imaged_as_its_file_is_replayed(default, tmp_path, short_kernel):

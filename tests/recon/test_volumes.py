@@ -9,7 +9,6 @@ import torch
 from dpmrecon.data import ESTIMATED, LostSlice
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.physics import volume_maps
 from dpmrecon.physics.fourier import origin_to_corner
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.physics.soft_sense import SoftVolume
@@ -43,12 +42,6 @@ FOLDED = {
     "wrap": True,
 }
 SAMPLING = Sampling("prox", SamplerSettings(steps=4, sigma_max=0.5, cg_steps=8), 1, 0, 4, fallback=True)
-
-
-@pytest.fixture
-def short_kernel(monkeypatch):
-    """Coil maps of a kernel of 5: their eigenvectors take a fifth of the time."""
-    monkeypatch.setattr(volume_maps, "MATRIX", 800)
 
 
 @cache  # no test changes it
@@ -206,7 +199,7 @@ def test_seeds_planes_at_once_and_samples(model):
     assert not torch.allclose(first.image, reseeded.image, atol=1e-3 * problem.scale)
 
 
-def test_a_folded_volume_has_two_images_until_it_is_one(simulated_scan, model, short_kernel):
+def test_a_folded_volume_has_two_images_until_it_is_one(simulated_scan, model):
     path = simulated_scan(**FOLDED)
     with open_scan(path) as scan:
         (data,) = slices(scan.acquisitions(), scan.header)

@@ -8,7 +8,6 @@ import h5py
 import pytest
 from dpmrecon.cli import main as dpmrecon
 from dpmrecon.mrd.patient import is_placeholder
-from dpmrecon.physics import volume_maps
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.tools.simulate import simulate
 from dpmrecon.tools.simulation_settings import VolumeSettings
@@ -146,8 +145,7 @@ def test_the_model_is_fine_tuned_and_replay_takes_it(made, scans, tmp_path):
     assert checkpoint.model_id in (tmp_path / "report.json").read_text()
 
 
-def test_3d_scans_are_trained_on_and_scored_whole(start, recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(volume_maps, "MATRIX", 200)  # a kernel of 4 for coil maps
+def test_3d_scans_are_trained_on_and_scored_whole(start, recipe, tmp_path, short_kernel):
     for subject in range(3):
         (tmp_path / "scans" / f"p{subject}").mkdir(parents=True)
         settings = VolumeSettings(**SCAN_3D, subject=subject)

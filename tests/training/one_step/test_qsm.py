@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from dpmrecon.errors import BadInputError
-from dpmrecon.physics import volume_maps
 from dpmrecon.physics.fourier import to_image, to_kspace
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.prior.conditional import ConditionalDenoiser
@@ -52,12 +51,6 @@ def test_the_main_field_runs_along_partitions():
     assert field[12 + 6, 13, 14] > 0 > field[12, 13 + 6, 14]
     error = [np.abs(qsm.inverted(np.moveaxis(field, axis, 0)) - np.moveaxis(ppm, axis, 0)).mean() for axis in (0, 2)]
     assert error[0] < 0.5 * error[1]
-
-
-@pytest.fixture
-def short_kernel(monkeypatch):
-    """Of coil maps, whose eigenvectors take less time."""
-    monkeypatch.setattr(volume_maps, "MATRIX", 600)
 
 
 @pytest.fixture(scope="module")
