@@ -284,18 +284,18 @@ import os, signal, sys
 from dpmtrain.cli import main
 from dpmtrain.train.train import Trainer
 {inspect.getsource(signalled)}
-Trainer.step = signalled(signal.SIGKILL, 27)
+Trainer.step = signalled(signal.SIGKILL, 11)
 main(sys.argv[1:])
 """
 
 
 def test_kill_9_loses_the_last_interval_and_the_rest_continues_bit_for_bit(prepared, tmp_path):
-    text = PRETRAIN.replace("steps = 6", "steps = 40").replace("save_every = 2", "save_every = 10")
+    text = PRETRAIN.replace("steps = 6", "steps = 16").replace("save_every = 2", "save_every = 4")
     recipe, run = written(tmp_path / "recipe.toml", text), tmp_path / "run"
     done = subprocess.run([sys.executable, "-c", KILLED, *command(recipe, prepared, run)], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert read_state(run / "state.pt")["step"] == 20
-    assert [row["step"] for row in rows(run)] == ["10", "20"]
+    assert read_state(run / "state.pt")["step"] == 8
+    assert [row["step"] for row in rows(run)] == ["4", "8"]
     settings = read_recipe(recipe)
     resumed = train(settings, prepared, run, 1, device="cpu", workers=1)  # a loader process changes no number
     uninterrupted = train(settings, prepared, tmp_path / "straight", 1, device="cpu")
