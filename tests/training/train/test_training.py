@@ -327,7 +327,7 @@ def test_a_full_disk_keeps_the_last_state(prepared, recipe, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
     try:
-        with pytest.raises(DpmreconError, match="cannot be written.*the state saved last is still there"):
+        with pytest.raises(DpmreconError, match="cannot be written.*what is done stays"):
             train(settings, prepared, run, 1, device="cpu")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -11,7 +11,6 @@ nothing. Printed in markdown: NRMSE on the validation slices, each network with 
 ERRORS that is best for it over all of them.
 """
 
-import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from dpmrecon.prior.problem import NoiseSource, Problem
 from dpmrecon.prior.samplers.one_step import OneStepSettings, net_acceleration, sample_one_step
 from dpmrecon.recon.sample import problem_of
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from ..data.dataset import read_manifest
 from ..evaluate.plan import CALIBRATION_LINES, Condition
 from ..evaluate.references import CPU
@@ -108,10 +107,8 @@ def image_of(model: ConditionalDenoiser, problem: Problem, contrast: str, error:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = module_parser(__doc__, "images", "data")
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
     parser.add_argument("--run", type=Path, required=True, dest="folder", help="scans and states")
     parser.add_argument("--minutes", type=float, required=True, help="of one core for each network")
     parser.add_argument("--scans", type=int, default=SCANS, help=f"batches to draw from (default: {SCANS})")

@@ -140,19 +140,8 @@ def write_table(out: Path, title: str, rows: list[Timing]) -> None:
 
 def table(rows: list[Timing]) -> list[str]:
     """Markdown lines: the rows, and what each network gains over `dps` in the same run."""
-    heads = [
-        "network",
-        "method",
-        "precision",
-        "batch",
-        "s/slice",
-        "maps",
-        "start",
-        "network s",
-        "rest",
-        "network share",
-    ]
-    heads += ["GFLOP", "roofline s", "network / roofline", "peak MB"]
+    heads = ["network", "method", "precision", "batch", "s/slice", "maps", "start", "network s", "rest"]
+    heads += ["network share", "GFLOP", "roofline s", "network / roofline", "peak MB"]
     lines = [heads]
     for row in rows:
         cells = [row.network, row.method, row.precision, str(row.batch), f"{row.seconds:.3f}"]

@@ -36,14 +36,14 @@ from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.sample import problem_of, sample_seed
 from dpmrecon.recon.types import MappedSlice
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from ..evaluate.methods import by_card, label_for
 from ..evaluate.objects import OBJECTS
 from ..evaluate.plan import CALIBRATION_LINES, Condition
 from ..evaluate.references import CPU, ReferenceSlice
 from ..evaluate.scoring import Undersampled
 from ..evaluate.validation import full_slice, subject_slices
-from ..files import writing
+from ..files import kept
 from ..train.recipe import read_recipe
 from .controls import image_of, trained
 from .latent_report import FROM_NOISE, OURS, Case, Replayed, replayed, write_report
@@ -180,16 +180,14 @@ def made(folder: Path, case: Undersampled, name: str, method: Method) -> tuple[n
     """Magnitude on the truth's grid, and seconds of the processor; from `folder` where it is there."""
     full, mapped = case.full, case.mapped
     key = f"{full.scan} {full.number} {case.condition} {name} {method.made_with}"
-    file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz"
-    if not file.exists():
+
+    def arrays() -> dict[str, np.ndarray]:
         began = time.process_time()
         image = mapped.model.combined(method.make(mapped, full.contrast)) * mapped.scale
-        seconds = time.process_time() - began
-        folder.mkdir(parents=True, exist_ok=True)
-        with writing(file), file.open("wb") as stream:
-            np.savez(stream, image=full.picture(image), seconds=seconds)
-    with np.load(file) as found:
-        return found["image"], float(found["seconds"])
+        return {"seconds": np.array(time.process_time() - began), "image": full.picture(image)}
+
+    held = kept(folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz", arrays)
+    return held["image"], float(held["seconds"])
 
 
 def true_image(case: Undersampled) -> torch.Tensor:
@@ -221,11 +219,9 @@ def loaded(args: argparse.Namespace) -> Models:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/")
+    parser = module_parser(__doc__, "images", "out")
     parser.add_argument("--model", type=Path, default=Path(LATENT), help="of kind latent (default: the installed one)")
     parser.add_argument("--run", type=Path, required=True, dest="folder", help="images; gone on with if there")
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--slices", type=int, default=1, help="of each volume (default: 1)")
     parser.add_argument("--R", type=int, nargs="+", default=(8, 4))
     parser.add_argument("--untuned", type=Path, help="the autoencoder as its training began")

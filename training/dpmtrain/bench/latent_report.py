@@ -21,7 +21,7 @@ from ..evaluate.metrics import nrmse, on_scale, psnr, ssim
 from ..evaluate.references import ReferenceSlice
 from ..evaluate.similarity import gmsd, haarpsi, kid
 from ..evaluate.tables import formatted, markdown, write_tables
-from ..files import writing
+from ..files import save_figure
 from ..train.latent import psnr as complex_psnr
 from ..train.latent_stages import Features
 
@@ -266,9 +266,5 @@ def write_report(
         for method in case.pictures
     ]
     write_tables(out, [["scan", "slice", "R", "method", *METRICS], *rows], "\n".join(text).rstrip())
-    for name, figure in (
-        ("worst.png", worst_picture(heads)),
-        ("round_trip.png", round_trip_picture(heads[0], autoencoders)),
-    ):
-        with writing(out / name):
-            figure.savefig(out / name, dpi=64)
+    save_figure(out / "worst.png", worst_picture(heads), 64)
+    save_figure(out / "round_trip.png", round_trip_picture(heads[0], autoencoders), 64)

@@ -6,7 +6,6 @@ Combinations: the mean of k-space lines; each average sampled alone, magnitudes 
 each with its own smooth phase in the coil maps (`recon/phases.py`), and the same with the true phases.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.recon.types import MappedSlice
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from ..data.dataset import random_phase
 from .methods import by_card
 from .metrics import nrmse, on_scale
@@ -148,9 +147,7 @@ def scores(image: np.ndarray, case: Case) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
+    parser = module_parser(__doc__, "images", "model")
     parser.add_argument("--snr", type=float, nargs="+", default=SNRS, help="of one average")
     parser.add_argument("--slices", type=int, default=2, help="validation slices, 3 at most")
     args = parser.parse_args()

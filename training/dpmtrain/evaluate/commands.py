@@ -9,7 +9,7 @@ from pathlib import Path
 from dpmrecon.cli import add_command
 from dpmrecon.errors import BadInputError
 
-from ..arguments import at_least, numbers, read_grid, words
+from ..arguments import add_usual, at_least, numbers, read_grid, words
 from .plan import CONVENTIONAL
 
 # What each grid runs: the sampler, and the settings that it combines
@@ -42,7 +42,6 @@ def add_evaluate(commands) -> None:
         "--subjects", nargs="*", default=[], metavar="NAME", help="patients of open_ms or label maps to simulate from"
     )
     parser.add_argument("--slices", type=int, default=2, help="of each volume of a subject")
-    parser.add_argument("--out", type=Path, required=True, help="folder for report and scores; gone on with if there")
     parser.add_argument("--R", default="4,8", help="accelerations, with commas between them")
     parser.add_argument(
         "--sampling",
@@ -55,9 +54,8 @@ def add_evaluate(commands) -> None:
     parser.add_argument("--model", type=Path, nargs="+", help="checkpoints (default: the one that ships)")
     parser.add_argument("--sampler", default="prox", help="some of prox, dps and uncertainty (prox in that mode)")
     parser.add_argument("--samples", type=int, help="samples of each image (default: the model's own)")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tuning-slices", type=int, default=2, help="validation slices that weights are tuned on")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add_usual(parser, "out", "seed", "device")
     parser.set_defaults(run=_evaluate)
 
 
@@ -120,8 +118,6 @@ def add_sweep(commands) -> None:
         "dpmtrain sweep steps --images images --R 4,8 --grid steps=10,20 noise_factor=0.5,0.7,1 --out sweep --write",
     )
     parser.add_argument("name", choices=tuple(GRIDS), metavar="steps|zeta|latent|models")
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--out", type=Path, required=True, help="folder for table and scores; gone on with if there")
     parser.add_argument("--model", type=Path, nargs="+", help="checkpoint, or those of `models` (default: the shipped)")
     parser.add_argument("--R", default="4,8", help="accelerations, with commas between them")
     parser.add_argument("--contrasts", default="flair,t1,t2,dwi,swi", help="labels, with commas between them")
@@ -129,9 +125,8 @@ def add_sweep(commands) -> None:
     parser.add_argument("--grid", nargs="+", metavar="KEY=V1,V2", help="settings to combine instead of the usual ones")
     parser.add_argument("--samples", type=int, default=1, help="samples of each image")
     parser.add_argument("--within", type=float, default=1.0, help="percent of NRMSE given for fewer evaluations")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     parser.add_argument("--write", action="store_true", help="write what was chosen into the checkpoint's card")
+    add_usual(parser, "images", "out", "seed", "device")
     parser.set_defaults(run=_sweep)
 
 
@@ -173,8 +168,6 @@ def add_calibrate(commands) -> None:
         "Settings with which the spread of the samples tells their error (V/B near 1), on the validation scans",
         "dpmtrain calibrate --images images --grid prior_std=0.07,0.1 steps=50,100",
     )
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     parser.add_argument("--grid", nargs="*", default=[], metavar="KEY=V1,V2", help="settings to combine")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--R", type=int, default=4)
@@ -184,6 +177,7 @@ def add_calibrate(commands) -> None:
     parser.add_argument(
         "--write", action="store_true", help="put the best into the card of --model, of one contrast for its R"
     )
+    add_usual(parser, "images", "model")
     parser.set_defaults(run=_calibrate)
 
 
@@ -221,10 +215,7 @@ def add_residuals(commands) -> None:
     )
     parser.add_argument("--scans", type=int, default=100, help="of every kind")
     parser.add_argument("--kinds", default="sound,few lines,wrap,ghost,centre,spike", help="which, with commas between")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add_usual(parser, "out", "model", "seed", "device")
     parser.set_defaults(run=_residuals)
 
 
@@ -250,8 +241,7 @@ def add_faults(commands) -> None:
     )
     parser.add_argument("--scans", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="seed of the first scan, others follow")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
+    add_usual(parser, "out", "model")
     parser.set_defaults(run=_faults)
 
 
@@ -274,7 +264,6 @@ def add_gate(commands) -> None:
         "Set the gate's limits on sound scans, and see on others how well it tells unsound ones",
         "dpmtrain gate --images images --model model.safetensors --write --out gate",
     )
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
     parser.add_argument(
         "--of",
         choices=("slices", "folded", "volumes"),
@@ -290,9 +279,6 @@ def add_gate(commands) -> None:
     parser.add_argument("--sound", type=int, default=110, help="sound scans that are judged")
     parser.add_argument("--each", type=int, default=10, help="scans of every other kind; 0 sets the limits alone")
     parser.add_argument("--out", type=Path, help="folder for the tables; gone on with if there")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     parser.add_argument(
         "--minutes",
         type=float,
@@ -301,6 +287,7 @@ def add_gate(commands) -> None:
     )
     parser.add_argument("--keep", action="store_true", help="judge with the limits of the card, set none")
     parser.add_argument("--write", action="store_true", help="put the limits into the card of --model")
+    add_usual(parser, "images", "model", "seed", "device")
     parser.set_defaults(run=_gate)
 
 

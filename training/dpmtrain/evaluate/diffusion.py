@@ -7,7 +7,6 @@ all methods. L1-wavelet has the weight that is best for the contrast of these ve
 emboli: the mean of their voxels less the median of the ring around, added up, over the truth's.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulated_epi import DiffusionTruth, diffusion_truth
 from scipy import ndimage
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from .baselines import tuned_cg_sense, wavelet_tool, with_weight
 from .methods import by_card
 from .metrics import on_scale
@@ -209,8 +208,7 @@ HEADS += [*(f"{diameter} mm" for diameter in DIAMETERS_MM), "bias where dark"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
+    parser = module_parser(__doc__, "model")
     parser.add_argument("--slices", type=int, default=3)
     parser.add_argument("--noise-factor", type=float, nargs="*", default=[], help="of `prox`, beside the card's")
     parser.add_argument("--subject", type=int, default=0)

@@ -8,7 +8,6 @@ the local mean, in the head. Within 3: lesions whose truth lies within three spr
 local mean there. Writes a table in markdown and CSV.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,13 @@ from dpmrecon.prior.checkpoint import UNCERTAINTY, Checkpoint
 from dpmrecon.recon.plan import sampling_of
 from scipy import ndimage, stats
 
-from ..arguments import at_least, exit_code, words
+from ..arguments import at_least, exit_code, module_parser, words
 from .lesion_scores import Lesion
 from .lesions import CONTRASTS, HEAD, PIXEL_MM, Pair, R, pair_of
 from .methods import label_for, reconstructed
 from .metrics import Moments, scan_factor
 from .references import CPU
-from .tables import fields_of, markdown, write_tables
+from .tables import fields_of, write_tables
 
 DISC_MM = 5.0
 
@@ -99,9 +98,7 @@ def row_of(images: Path, contrast: str, snr: float, draws: int, checkpoint: Chec
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m dpmtrain.evaluate.lesion_spread", description=__doc__)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the table")
+    parser = module_parser(__doc__, "images", "out")
     parser.add_argument("--contrasts", default="dwi,flair,t1", help="labels, with commas between them")
     parser.add_argument("--snr", type=float, nargs="+", default=(5.0, 10.0, 20.0))
     parser.add_argument("--draws", type=int, default=4, help="of the noise: 12 lesions each")
@@ -118,11 +115,8 @@ def main() -> None:
     table += [
         [row.contrast, f"{row.snr:g}", *(f"{value:.2f}" for value in list(vars(row).values())[2:])] for row in rows
     ]
-    text = [
-        f"# Spread of pixels and of {DISC_MM:g} mm, R = {R}, {args.draws} draws, {checkpoint.model_id}",
-        "\n".join(markdown(table)),
-    ]
-    write_tables(args.out, fields_of(SpreadRow, rows, digits=4), "\n\n".join(text))
+    title = f"# Spread of pixels and of {DISC_MM:g} mm, R = {R}, {args.draws} draws, {checkpoint.model_id}"
+    write_tables(args.out, fields_of(SpreadRow, rows, digits=4), title, table)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ the error of scans without lesions, in all draws. Gain, error: Re<r,t>/<t,t> and
 lesions.
 """
 
-import argparse
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -32,8 +31,8 @@ from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.types import MappedSlice, Sampling
 from matplotlib.figure import Figure
 
-from ..arguments import at_least, exit_code, words
-from ..files import writing
+from ..arguments import at_least, exit_code, module_parser, words
+from ..files import save_figure
 from . import baselines
 from .lesion_scores import Lesion, auc, bands, gain_and_nrmse, invented, lesion_scores, painted, places
 from .methods import label_for, reconstructed
@@ -211,14 +210,11 @@ def picture(images: Path, contrasts: Sequence[str], snr: float, found: dict[str,
             axis.imshow(image, cmap="gray", vmin=0, vmax=1.3)
             axis.set_title(f"{contrast}: {name}" if name == "truth" else name, fontsize=8)
             axis.axis("off")
-    with writing(path):
-        figure.savefig(path, dpi=100)
+    save_figure(path, figure, 100)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--out", type=Path, required=True, help="folder for table and scores; gone on with if there")
+    parser = module_parser(__doc__, "images", "out")
     parser.add_argument("--checkpoint", type=Path, nargs="*", default=[], help="compared with the one that ships")
     parser.add_argument("--contrasts", default="dwi,flair,t1", help="labels, with commas between them")
     parser.add_argument("--snr", type=float, nargs="+", default=(5.0, 10.0, 20.0, 50.0))

@@ -6,9 +6,7 @@ of images whose shots have a phase each (`recon/phases.py`), and of the same lin
 CG-SENSE and the posterior.
 """
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from dpmrecon.data import Slice
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.tools.epi_settings import EpiSettings
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from .methods import by_card
 from .metrics import nrmse
 from .references import CPU, simulated
@@ -49,9 +47,8 @@ def row(settings: EpiSettings, checkpoint: Checkpoint) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
-    checkpoint = load_model(parser.parse_args().model, "cpu")
+    args = module_parser(__doc__, "model").parse_args()
+    checkpoint = load_model(args.model, "cpu")
     print(f"# EPI of several shots at b = 1000, {checkpoint.model_id}\n")
     show(
         HEADS,

@@ -21,7 +21,7 @@ from .plan import Condition
 from .references import ReferenceSlice
 from .score_lines import ScoreLines
 from .scoring import Row, Undersampled
-from .tables import formatted, markdown, write_tables
+from .tables import formatted, write_tables
 
 
 @dataclass(frozen=True)
@@ -224,10 +224,8 @@ def report(out: Path, choices: Sequence[Choice], plan: Plan, winner: Path | None
     ]
     lines = [["contrast", "R", "slices", "chosen", "NRMSE", "compared with", "NRMSE", "gain (95 %)"]]
     lines += [_line(choice) for choice in choices]
-    text = "\n".join(markdown(lines))
-    if winner is not None:
-        text += f"\n\nThe best of the checkpoints, on average over contrasts and R: {winner}"
-    write_tables(out, [head, *table], text)
+    best = [] if winner is None else [f"The best of the checkpoints, on average over contrasts and R: {winner}"]
+    write_tables(out, [head, *table], lines, *best)
 
 
 def _line(choice: Choice) -> list[str]:

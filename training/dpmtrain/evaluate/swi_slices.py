@@ -4,7 +4,6 @@ Simulates 2D SWI, whose phase is quick near the sinuses, and reconstructs it wit
 SWI. Writes a table in markdown and CSV.
 """
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +21,11 @@ from dpmrecon.recon.types import MappedSlice, Reconstruction
 from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from .methods import by_card
 from .metrics import nrmse
 from .references import CPU
-from .tables import fields_of, markdown, write_tables
+from .tables import fields_of, write_tables
 
 R, N_SLICES, THICKNESS_MM = 3, 6, 3.0
 DARK = 0.05  # of the truth's 99th percentile: what is darker is not head
@@ -85,8 +84,7 @@ def rows_of(checkpoint: Checkpoint, matrices: Sequence[int], subjects: Sequence[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m dpmtrain.evaluate.swi_slices", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the table")
+    parser = module_parser(__doc__, "out")
     parser.add_argument("--matrices", type=int, nargs="+", default=[96, 192], help="pixels each way")
     parser.add_argument("--subjects", type=int, nargs="+", default=[1, 2], help="of the phantom")
     args = parser.parse_args()
@@ -97,12 +95,13 @@ def main() -> None:
         [row.scan, f"{row.crop:g}", f"{row.nrmse:.4f}", f"{row.cg_sense:.4f}", f"{100 * row.lost:.2f} %"]
         for row in rows
     ]
-    text = [
+    write_tables(
+        args.out,
+        fields_of(CropRow, rows, digits=5),
         f"# Where the coil maps of SWI slices end, R = {R}, {checkpoint.model_id}",
         "Crop: the eigenvalue below which maps are 0.",
-        "\n".join(markdown(table)),
-    ]
-    write_tables(args.out, fields_of(CropRow, rows, digits=5), "\n\n".join(text))
+        table,
+    )
 
 
 if __name__ == "__main__":

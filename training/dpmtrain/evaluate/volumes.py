@@ -4,7 +4,6 @@ planes: which planes of thin slabs and of long voxels help, for `planes_of`. sup
 writes a table in markdown and CSV to a folder of its name. Scores that are there already are not made again.
 """
 
-import argparse
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +22,11 @@ from dpmrecon.recon.sample import sample_seed, volume_problem
 from dpmrecon.recon.types import MappedVolume
 from dpmrecon.recon.volumes import with_volume_maps
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from .methods import label_for
 from .metrics import nrmse
 from .score_lines import ScoreLines
-from .tables import fields_of, markdown, write_tables
+from .tables import fields_of, write_tables
 from .validation_volumes import COARSE, VOLUMES, ReferenceVolume, slab_with_field, validation_volume
 
 R = 4
@@ -118,15 +117,14 @@ def planes(images: Path, checkpoint: Checkpoint, out: Path) -> None:
     table = [["slab", *(f"planes {' '.join(map(str, axes))}" for axes in SLAB_AXES)]]
     for name in dict.fromkeys(row.slab for row in rows):
         table.append([name, *(f"{row.nrmse:.4f}" for row in rows if row.slab == name)])
-    text = "\n\n".join(
-        [
-            f"# Which planes of a slab help, {checkpoint.model_id}",
-            "SWI, axial partitions: NRMSE of one sample by the card's settings with planes cut across these axes in "
-            "turn. Planes 0 are the acquired ones; planes 1 and 2 have the partitions as their rows.",
-            "\n".join(markdown(table)),
-        ]
+    write_tables(
+        out / "planes",
+        fields_of(SlabRow, rows, digits=5),
+        f"# Which planes of a slab help, {checkpoint.model_id}",
+        "SWI, axial partitions: NRMSE of one sample by the card's settings with planes cut across these axes in "
+        "turn. Planes 0 are the acquired ones; planes 1 and 2 have the partitions as their rows.",
+        table,
     )
-    write_tables(out / "planes", fields_of(SlabRow, rows, digits=5), text)
 
 
 @dataclass(frozen=True)
@@ -160,27 +158,23 @@ def support(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
     for name in dict.fromkeys(row.volume for row in rows):
         here = [row for row in rows if row.volume == name]
         table.append([name, *(f"{row.nrmse:.4f} ({row.cg_sense:.4f}), {100 * row.lost:.1f} %" for row in here)])
-    text = "\n\n".join(
-        [
-            f"# Where the coil maps of volumes end, {checkpoint.model_id}",
-            "NRMSE of one sample (of CG-SENSE), and the part of the head that no coil sees, by the eigenvalue below "
-            f"which maps are 0; the product takes {CROP:g}, of SWI {SWI_CROP:g}.",
-            "\n".join(markdown(table)),
-        ]
+    write_tables(
+        out / "support",
+        fields_of(SupportRow, rows, digits=5),
+        f"# Where the coil maps of volumes end, {checkpoint.model_id}",
+        "NRMSE of one sample (of CG-SENSE), and the part of the head that no coil sees, by the eigenvalue below "
+        f"which maps are 0; the product takes {CROP:g}, of SWI {SWI_CROP:g}.",
+        table,
     )
-    write_tables(out / "support", fields_of(SupportRow, rows, digits=5), text)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = module_parser(__doc__, "images", "out", "model")
     parser.add_argument("part", choices=("planes", "support"), help="what to choose")
-    parser.add_argument("--images", type=Path, required=True, help="folder with synthseg_labels/")
-    parser.add_argument("--out", type=Path, required=True, help="folder for tables; gone on with if there")
     parser.add_argument("--contrasts", nargs="+", choices=tuple(VOLUMES), default=list(CONTRASTS), help="volumes")
     parser.add_argument(
         "--coarse", nargs="+", choices=tuple(VOLUMES), default=[], help="volumes with voxels of 3 mm, or 4 x 2 x 2 mm"
     )
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     args = parser.parse_args()
     checkpoint = load_checkpoint(args.model)
     if args.part == "planes":

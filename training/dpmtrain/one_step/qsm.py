@@ -5,7 +5,6 @@ the one-step network and the default prior, and of their phase the field and the
 markdown and CSV and a picture. Images that are there already are not made again.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,14 +20,14 @@ from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.recon.types import MappedVolume
 from matplotlib.figure import Figure
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from ..data.veins import LARMOR_HZ_PER_PPM, dipole
 from ..evaluate.methods import by_card
 from ..evaluate.metrics import nrmse
 from ..evaluate.swi_cases import in_map_phase
-from ..evaluate.tables import fields_of, markdown, write_tables
+from ..evaluate.tables import fields_of, write_tables
 from ..evaluate.validation_volumes import HELD_OUT
-from ..files import writing
+from ..files import kept, save_figure
 from .qsm_cases import BLOCK, ECHOES_MS, FIRST_BLOCK, NUCLEI, Head, R, Scan, head
 
 THRESHOLD = 0.15  # of the dipole's modulus
@@ -113,13 +112,15 @@ def images_of(scan: Scan, folder: Path) -> Iterator[Found]:
     made: dict[str, list[tuple[np.ndarray, float, int]]] = {name: [] for name in makers}
     for echo in range(len(ECHOES_MS)):
         for name, (acceleration, checkpoint, changes) in makers.items():
-            path = folder / f"{name}, echo {echo + 1}.npz"
-            if not path.exists():
-                image, seconds, evaluations = _made(mapped(echo, acceleration), checkpoint, changes)
-                with writing(path):
-                    np.savez(path, image=image, seconds=seconds, evaluations=evaluations)
-            with np.load(path) as file:
-                made[name].append((file["image"], float(file["seconds"]), int(file["evaluations"])))
+
+            def arrays(
+                echo: int = echo, factor: int = acceleration, model: Checkpoint | None = checkpoint, own: dict = changes
+            ) -> dict[str, np.ndarray]:
+                values = map(np.asarray, _made(mapped(echo, factor), model, own))
+                return dict(zip(("image", "seconds", "evaluations"), values))
+
+            held = kept(folder / f"{name}, echo {echo + 1}.npz", arrays)
+            made[name].append((held["image"], float(held["seconds"]), int(held["evaluations"])))
     for name, found in made.items():
         echoes, seconds_of, evaluations_of = zip(*found)
         yield Found(name, np.stack(echoes), float(np.mean(seconds_of)), evaluations_of[0])
@@ -189,19 +190,8 @@ def report(scan: Scan, out: Path) -> None:
     for found in images_of(scan, out / "images"):
         row, maps[found.method], means[found.method] = judged(found, scan.head)
         rows.append(row)
-    heads = [
-        "",
-        "evaluations",
-        "NRMSE, first echo",
-        "last",
-        "field, Hz",
-        "slope",
-        "intercept, ppm",
-        "R2",
-        "vein",
-        "bleed",
-    ]
-    lines = [[*heads, "seconds an echo"]]
+    heads = ["", "evaluations", "NRMSE, first echo", "last", "field, Hz", "slope", "intercept, ppm", "R2"]
+    lines = [[*heads, "vein", "bleed", "seconds an echo"]]
     for row in rows:
         numbers = (f"{row.first:.4f}", f"{row.last:.4f}", f"{row.field_hz:.2f}", f"{row.slope:.3f}")
         more = (f"{row.intercept:+.4f}", f"{row.r2:.3f}", f"{row.vein:.2f}", f"{row.bleed:.2f}", f"{row.seconds:.1f}")
@@ -211,17 +201,12 @@ def report(scan: Scan, out: Path) -> None:
         block=FIRST_BLOCK, rest=BLOCK, net=float(1 / scan.mapped(len(ECHOES_MS) - 1, R).data.mask.mean()),
         threshold=THRESHOLD, error=ERROR,
     )  # fmt: skip
-    with writing(out / "qsm.png"):
-        picture(scan.head, maps, means).savefig(out / "qsm.png", dpi=80)
-    text = [f"# Susceptibility at R = {R}", notes, "\n".join(markdown(lines))]
-    write_tables(out, fields_of(QsmRow, rows, digits=5), "\n\n".join(text))
+    save_figure(out / "qsm.png", picture(scan.head, maps, means), 80)
+    write_tables(out, fields_of(QsmRow, rows, digits=5), f"# Susceptibility at R = {R}", notes, lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with synthseg_labels/")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the report; gone on with if there")
-    args = parser.parse_args()
+    args = module_parser(__doc__, "images", "out").parse_args()
     torch.set_num_threads(1)
     path = args.images / f"synthseg_labels/{HELD_OUT}.nii.gz"
     if not path.is_file():

@@ -9,7 +9,6 @@ with the `error` of ERRORS that is best for the contrast and R; means are geomet
 evaluations with the least mean into the card of a model.
 """
 
-import argparse
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from dpmrecon.prior.samplers.one_step import OneStepSettings, sample_one_step
 from dpmrecon.recon.sample import problem_of
 from dpmrecon.recon.types import MappedSlice
 
-from ..arguments import exit_code, words
+from ..arguments import exit_code, module_parser, words
 from ..evaluate.methods import label_for
 from ..evaluate.plan import CALIBRATION_LINES, Condition
 from ..evaluate.references import CPU
@@ -184,8 +183,7 @@ def sampling_with(card: dict, row: Row) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
+    parser = module_parser(__doc__, "images")
     parser.add_argument("--model", type=Path, help="by regression (default: the one that ships)")
     parser.add_argument("--contrasts", default=",".join(SIGMA_N))
     parser.add_argument("--slices", type=int, nargs="+", default=[1], help="of the three validation slices")

@@ -15,7 +15,7 @@ import numpy as np
 from dpmrecon.errors import BadInputError
 from tqdm import tqdm
 
-from ..arguments import at_least, exit_code
+from ..arguments import at_least, exit_code, module_parser
 from ..files import write_text
 from .analyse import analyse
 from .design import Design, Key
@@ -188,8 +188,7 @@ def _told(folder: Path, n_subjects: int, study: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m dpmtrain.study.check", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for table.md and the report of one study")
+    parser = module_parser(__doc__, "out")
     parser.add_argument("--studies", type=int, default=24, help="that are simulated (default: 24)")
     args = parser.parse_args()
     at_least(args, studies=1)
