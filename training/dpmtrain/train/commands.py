@@ -1,4 +1,4 @@
-"""`dpmtrain pretrain`, `finetune` and `throughput`: a recipe is trained, or timed."""
+"""`dpmtrain pretrain`, `finetune`, `one-step`, `distil` and `latent`: a recipe is trained."""
 
 import argparse
 from pathlib import Path
@@ -144,28 +144,4 @@ def _latent(args: argparse.Namespace) -> int:
     train_stage(
         args.recipe, args.data, args.folder, args.out, args.start, args.minutes, device_of(args.device), args.workers
     )
-    return 0
-
-
-def add_throughput(commands) -> None:
-    parser = add_command(
-        commands,
-        "throughput",
-        "Images a second and share of the time waiting for data, without and with loader processes",
-        "dpmtrain throughput training/recipes/default.toml --data prepared --steps 20 --workers 2",
-    )
-    parser.add_argument("recipe", type=Path, help="of `pretrain`")
-    parser.add_argument("--data", type=Path, help="folder that `prepare` wrote; without it only the size is printed")
-    parser.add_argument("--steps", type=int, default=20, help="counted ones, on the recipe's last crop (default: 20)")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes of the second row (default: 2)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: all)")
-    parser.set_defaults(run=_throughput)
-
-
-def _throughput(args: argparse.Namespace) -> int:
-    from .throughput import throughput
-
-    at_least(args, steps=1, workers=0)
-    throughput(args.recipe, args.data, args.steps, args.workers, args.device, args.threads)
     return 0
