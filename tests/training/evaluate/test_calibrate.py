@@ -18,4 +18,4 @@ def test_settings_of_one_contrast_lie_beside_those_of_all():
     assert with_chosen(sampling, chosen, None, 4) == {**sampling, "uncertainty": chosen}
     assert with_chosen({}, chosen, "t1", 4) == {"uncertainty": chosen}
     found = with_chosen(sampling, chosen, "t1", 4)
-    assert found == {**sampling, "by_contrast_R": [other, {**entry, "settings": {"steps": 20}}]}
+    assert found == {**sampling, "by_contrast_R": [{**entry, "settings": {"steps": 20}}, other]}

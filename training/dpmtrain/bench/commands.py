@@ -29,9 +29,7 @@ def add_bench(commands) -> None:
     parser.add_argument("--contrasts", default=",".join(plan.contrasts), help="default: flair,t1,t2")
     parser.add_argument("--slices", type=int, default=plan.slices, help="of each scan at most (default: 3)")
     parser.add_argument("--patient-slices", type=int, default=plan.patient_slices, help="of each test volume (1)")
-    parser.add_argument("--tuning-slices", type=int, default=plan.tuning_slices, help="of each contrast (1)")
     parser.add_argument("--dps-steps", type=int, default=plan.dps_steps, help="our DPS and deepinv's (300)")
-    parser.add_argument("--diffpir-steps", type=int, default=plan.diffpir_steps, help="deepinv's DiffPIR (100)")
     parser.add_argument("--matrix", type=int, default=plan.matrix, help="of the phantoms (256)")
     parser.add_argument("--without", default="", help=f"some of {', '.join(LEFT_OUT)}: leave it out although installed")
     add_usual(parser, "out", "model", "seed")
@@ -43,20 +41,14 @@ def _bench(args: argparse.Namespace) -> int:
 
     from .bench import bench, phantoms, shared_data
 
-    at_least(args, slices=1, patient_slices=0, tuning_slices=1, dps_steps=1, diffpir_steps=2)
+    at_least(args, slices=1, patient_slices=0, dps_steps=1)
     checkpoint = load_checkpoint(args.model)
     plan = BenchPlan(
         accelerations=numbers("--R", args.R, 2),
         contrasts=words("--contrasts", args.contrasts, checkpoint.denoiser.labels),
-        slices=args.slices,
-        patient_slices=args.patient_slices,
-        tuning_slices=args.tuning_slices,
-        dps_steps=args.dps_steps,
-        diffpir_steps=args.diffpir_steps,
-        seed=args.seed,
         grappa=None if args.data is None else args.data / "gadgetron_grappa",
-        matrix=args.matrix,
         without=words("--without", args.without, LEFT_OUT),
+        **{name: getattr(args, name) for name in ("slices", "patient_slices", "dps_steps", "seed", "matrix")},
     )
     with ExitStack() as stack:
         if args.data is None:

@@ -7,7 +7,6 @@ metrics.py defines it, for every combination of a grid.
 """
 
 import itertools
-from operator import itemgetter
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from .methods import reconstructed
 from .plan import Condition
 from .references import CPU, ReferenceSlice
 from .scoring import Undersampled
+from .sweep import with_entries
 
 SIGMAS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2)
 # of the noise itself, for the derivative; bfloat16 would drown a smaller step
@@ -64,10 +64,7 @@ def with_chosen(sampling: dict, chosen: dict, contrast: str | None, acceleration
         return {**sampling, UNCERTAINTY: chosen}
     common = sampling[UNCERTAINTY]
     own = {name: value for name, value in chosen.items() if name != "samples" and common.get(name) != value}
-    entry = {"sampler": UNCERTAINTY, "contrast": contrast, "R": acceleration, "settings": own}
-    place = itemgetter("sampler", "contrast", "R")
-    others = [old for old in sampling.get("by_contrast_R", []) if place(old) != place(entry)]
-    return {**sampling, "by_contrast_R": [*others, entry]}
+    return with_entries(sampling, [{"sampler": UNCERTAINTY, "contrast": contrast, "R": acceleration, "settings": own}])
 
 
 def _ratio(checkpoint: Checkpoint, cases: list[Undersampled], settings: dict, samples: int) -> float:

@@ -54,7 +54,6 @@ def add_evaluate(commands) -> None:
     parser.add_argument("--model", type=Path, nargs="+", help="checkpoints (default: the one that ships)")
     parser.add_argument("--sampler", default="prox", help="some of prox, dps and uncertainty (prox in that mode)")
     parser.add_argument("--samples", type=int, help="samples of each image (default: the model's own)")
-    parser.add_argument("--tuning-slices", type=int, default=2, help="validation slices that weights are tuned on")
     add_usual(parser, "out", "seed", "device")
     parser.set_defaults(run=_evaluate)
 
@@ -79,7 +78,6 @@ def _evaluate(args: argparse.Namespace) -> int:
         words("--sampler", args.sampler, ("prox", "dps", "uncertainty")),
         args.samples,
         args.seed,
-        args.tuning_slices,
     )
     device = device_of(args.device)
     checkpoints = [load_checkpoint(path, device) for path in args.model or [None]]
@@ -124,7 +122,6 @@ def add_sweep(commands) -> None:
     parser.add_argument("--slices", type=int, default=2, help="validation slices of each contrast, 3 at most")
     parser.add_argument("--grid", nargs="+", metavar="KEY=V1,V2", help="settings to combine instead of the usual ones")
     parser.add_argument("--samples", type=int, default=1, help="samples of each image")
-    parser.add_argument("--within", type=float, default=1.0, help="percent of NRMSE given for fewer evaluations")
     parser.add_argument("--write", action="store_true", help="write what was chosen into the checkpoint's card")
     add_usual(parser, "images", "out", "seed", "device")
     parser.set_defaults(run=_sweep)
@@ -151,7 +148,6 @@ def _sweep(args: argparse.Namespace) -> int:
         accelerations=numbers("--R", args.R, 2),
         samples=args.samples,
         seed=args.seed,
-        within=args.within / 100,
     )
     device = device_of(args.device)
     contrasts = words("--contrasts", args.contrasts, sorted({s.contrast for s in SEQUENCES.values()}))

@@ -404,18 +404,26 @@ def slice_of(case: Case) -> Slice | LostSlice:
     header = header_of(settings)
     limits = header.encoding[0].encodingLimits.kspace_encoding_step_1
     limits.minimum, limits.maximum, limits.center = 0, rows - 1, case.center
-    wanted = {row for row in range(rows) if (row - true_center) % case.acceleration == 0}
+    grid = {(row,) for row in range(rows) if (row - true_center) % case.acceleration == 0}
     half = settings.calibration_lines // 2
-    central = range(true_center - half, true_center + half)
+    return collected(case, header, grid, {(row,) for row in range(true_center - half, true_center + half)})
+
+
+def collected(
+    case: Case,
+    header: ismrmrd.xsd.ismrmrdHeader,
+    grid: set[tuple[int, ...]],
+    calibration: set[tuple[int, ...]],
+) -> Slice | LostSlice:
+    """What the collector makes of these lines and a noise measurement. Places: (row,), of a volume (partition, row)."""
     lines = noise_lines(case)
-    for row in sorted({*wanted, *central}):
-        line = ismrmrd.Acquisition.from_array(
-            np.ascontiguousarray(case.kspace[:, row]), sample_time_us=5.0, center_sample=cols // 2
-        )
-        line.idx.kspace_encode_step_1 = row
-        if row in central:
+    for place in sorted(grid | calibration):
+        samples = np.ascontiguousarray(case.kspace[(slice(None), *place)])
+        line = ismrmrd.Acquisition.from_array(samples, sample_time_us=5.0, center_sample=samples.shape[1] // 2)
+        line.idx.kspace_encode_step_2, line.idx.kspace_encode_step_1 = (0, *place)[-2:]
+        if place in calibration:
             both = ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING
-            line.set_flag(both if row in wanted else ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
+            line.set_flag(both if place in grid else ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
         lines.append(line)
     (found,) = slices(lines, header)
     return found

@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -178,10 +179,12 @@ def with_choices(sampling: dict[str, Any], choices: Sequence[Choice], plan: Plan
                 "measured": f"NRMSE {np.mean(row.nrmse):.4f} on {n_slices} validation slices, {plan.samples} sample(s)",
             }
         )
+    return with_entries(sampling, entries)
 
-    def place(entry: dict) -> tuple:
-        return entry["sampler"], entry["contrast"], entry["R"]
 
+def with_entries(sampling: dict[str, Any], entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A card's sampling with settings of a sampler for a contrast and R, in place of those that it had for them."""
+    place = itemgetter("sampler", "contrast", "R")
     new = {place(entry) for entry in entries}
     kept = [entry for entry in sampling.get("by_contrast_R", []) if place(entry) not in new]
     return {**sampling, "by_contrast_R": sorted([*kept, *entries], key=place)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dpmrecon.data import SliceKey, Volume
+from dpmrecon.data import Volume
 from dpmrecon.errors import BadInputError, DpmreconError
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.physics.scale import image_scale
@@ -25,7 +25,7 @@ from scipy import ndimage
 from ..data.labelmaps import TISSUE_OF_LABEL, Sequence, head_labels, signal
 from ..data.veins import BLEED_PPM, PALLIDUM_PPM, VEIN_PPM, WHITE_MATTER, dephasing, field_phase, veins
 from ..evaluate.undersampling import volume_mask
-from ..evaluate.validation_volumes import calibration_block
+from ..evaluate.validation_volumes import calibration_block, volume_data
 
 AXES = (0, 1, 2)
 ECHOES_MS = tuple(4.0 * number for number in range(1, 9))
@@ -177,9 +177,5 @@ class Scan:
         block = BLOCK if echo else FIRST_BLOCK
         mask = full if acceleration == 1 else volume_mask("poisson 3D", full, acceleration, block, echo)
         kspace = (to_kspace(self.coils * self.head.echoes[echo], (1, 2, 3)) + noise) * mask
-        calibration = kspace[(slice(None), *calibration_block(self.shape, block))].clone()
-        lines, key, side = int(mask[..., 0].sum()), SliceKey(0), float(COARSER)
-        return Volume(
-            key, kspace, mask, calibration, NOISE, "known", float(acceleration), lines, lines, key.seed_key,
-            voxel_mm=(side, side, side),
-        )  # fmt: skip
+        side = float(COARSER)
+        return volume_data(kspace, mask, calibration_block(self.shape, block), NOISE, acceleration, (side, side, side))

@@ -33,6 +33,7 @@ from ..evaluate.methods import label_for
 from ..evaluate.plan import CALIBRATION_LINES, Condition
 from ..evaluate.references import CPU
 from ..evaluate.scoring import Undersampled
+from ..evaluate.sweep import with_entries
 from ..evaluate.tables import show
 from ..evaluate.trust import scores
 from ..evaluate.validation import SIGMA_N, validation_scan
@@ -167,7 +168,6 @@ def sampling_with(card: dict, row: Row) -> dict[str, Any]:
         name: getattr(chosen, name)
         for name in ("steps", "a_round", "later_acceleration", "noise_scale", "noise_factor", "model_error")
     }
-    others = [entry for entry in card["sampling"].get("by_contrast_R", []) if entry["sampler"] != ONE_STEP]
     entries = [
         {
             "sampler": ONE_STEP,
@@ -179,7 +179,7 @@ def sampling_with(card: dict, row: Row) -> dict[str, Any]:
         for (contrast, acceleration), error in row.errors.items()
     ]
     base = {**own, "error": float(np.median(list(row.errors.values())))}
-    return {**card["sampling"], ONE_STEP: base, "by_contrast_R": [*others, *entries]}
+    return with_entries({**card["sampling"], ONE_STEP: base}, entries)
 
 
 def main() -> None:
