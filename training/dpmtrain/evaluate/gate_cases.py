@@ -4,9 +4,10 @@ Everything is a magnitude image, or its fully sampled k-space, so that a case is
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ismrmrd
 import numpy as np
@@ -121,8 +122,12 @@ def _blob(image: torch.Tensor, rng: np.random.Generator, *radii: float, rim: flo
 
 def mass(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """A tumour: swelling around, a bright rim, a dark and uneven middle."""
-    level = float(image_scale(image))
-    swelling, rim, middle = _blob(image, rng, float(rng.uniform(0.2, 0.28)), 0.15, 0.11)
+    return tumour(image, _blob(image, rng, float(rng.uniform(0.2, 0.28)), 0.15, 0.11), float(image_scale(image)), rng)
+
+
+def tumour(image: torch.Tensor, parts: list[torch.Tensor], level: float, rng: np.random.Generator) -> torch.Tensor:
+    """parts: swelling, rim and middle, 0 to 1; level: the image's scale."""
+    swelling, rim, middle = parts
     image = image * (1 + 0.4 * swelling)
     image = image * (1 - rim) + 1.1 * level * rim
     texture = 1 + 0.2 * torch.from_numpy(rng.standard_normal(image.shape).astype(np.float32))
@@ -247,7 +252,7 @@ def spike(case: Case) -> None:
     coil, row = int(case.rng.integers(len(case.kspace))), case.kspace.shape[-2] // 2 + int(case.rng.integers(-8, 8))
     sample = int(case.rng.integers(*near_the_middle(case.kspace.shape[-1])))
     partition = tuple(size // 2 for size in case.kspace.shape[1:-2])
-    case.kspace[coil, *partition, row, sample] += 2 * np.abs(case.kspace).max()
+    case.kspace[(coil, *partition, row, sample)] += 2 * np.abs(case.kspace).max()
 
 
 def near_the_middle(samples: int) -> tuple[int, int]:
@@ -412,13 +417,14 @@ def slice_of(case: Case) -> Slice | LostSlice:
 def collected(
     case: Case,
     header: ismrmrd.xsd.ismrmrdHeader,
-    grid: set[tuple[int, ...]],
-    calibration: set[tuple[int, ...]],
+    grid: Set[tuple[int, ...]],
+    calibration: Set[tuple[int, ...]],
 ) -> Slice | LostSlice:
     """What the collector makes of these lines and a noise measurement. Places: (row,), of a volume (partition, row)."""
     lines = noise_lines(case)
     for place in sorted(grid | calibration):
-        samples = np.ascontiguousarray(case.kspace[(slice(None), *place)])
+        where: tuple[Any, ...] = (slice(None), *place)
+        samples = np.ascontiguousarray(case.kspace[where])
         line = ismrmrd.Acquisition.from_array(samples, sample_time_us=5.0, center_sample=samples.shape[1] // 2)
         line.idx.kspace_encode_step_2, line.idx.kspace_encode_step_1 = (0, *place)[-2:]
         if place in calibration:

@@ -34,6 +34,7 @@ from .gate_cases import (
     noise_only_coil,
     shift,
     spike,
+    tumour,
     wrong_centre,
 )
 
@@ -196,11 +197,7 @@ def _balls(image: torch.Tensor, points: torch.Tensor, rng: np.random.Generator, 
 
 def mass(image: torch.Tensor, points: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """A tumour: swelling around, a bright rim, a dark and uneven middle."""
-    swelling, rim, middle = _balls(image, points, rng, float(rng.uniform(23, 32)), 17, 12)
-    image = image * (1 + 0.4 * swelling)
-    image = image * (1 - rim) + 1.1 * rim
-    texture = 1 + 0.2 * torch.from_numpy(rng.standard_normal(image.shape).astype(np.float32))
-    return image * (1 - middle) + 0.25 * texture.clamp(0.2, 2) * middle
+    return tumour(image, _balls(image, points, rng, float(rng.uniform(23, 32)), 17, 12), 1.0, rng)
 
 
 def cavity(image: torch.Tensor, points: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

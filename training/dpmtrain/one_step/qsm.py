@@ -5,9 +5,9 @@ the one-step network and the default prior, and of their phase the field and the
 markdown and CSV and a picture. Images that are there already are not made again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -112,28 +112,31 @@ def images_of(scan: Scan, folder: Path) -> Iterator[Found]:
     made: dict[str, list[tuple[np.ndarray, float, int]]] = {name: [] for name in makers}
     for echo in range(len(ECHOES_MS)):
         for name, (acceleration, checkpoint, changes) in makers.items():
-
-            def arrays(
-                echo: int = echo, factor: int = acceleration, model: Checkpoint | None = checkpoint, own: dict = changes
-            ) -> dict[str, np.ndarray]:
-                values = map(np.asarray, _made(mapped(echo, factor), model, own))
-                return dict(zip(("image", "seconds", "evaluations"), values))
-
-            held = kept(folder / f"{name}, echo {echo + 1}.npz", arrays)
+            make = partial(_made, mapped, echo, acceleration, checkpoint, changes)
+            held = kept(folder / f"{name}, echo {echo + 1}.npz", make)
             made[name].append((held["image"], float(held["seconds"]), int(held["evaluations"])))
     for name, found in made.items():
         echoes, seconds_of, evaluations_of = zip(*found)
         yield Found(name, np.stack(echoes), float(np.mean(seconds_of)), evaluations_of[0])
 
 
-def _made(mapped: MappedVolume, checkpoint: Checkpoint | None, changes: dict) -> tuple[np.ndarray, float, int]:
+def _made(
+    mapped_at: Callable[[int, int], MappedVolume],
+    echo: int,
+    acceleration: int,
+    checkpoint: Checkpoint | None,
+    changes: dict,
+) -> dict[str, np.ndarray]:
     """Image, seconds and evaluations; without a checkpoint the CG-SENSE image."""
-    if checkpoint is None:
-        return in_map_phase(mapped, mapped.conventional), mapped.seconds["conventional"], 0
-    item = by_card(mapped, checkpoint, "swi", changes)
-    if item.fallback:
-        raise DpmreconError(f"the sampler's image is not used: {item.fallback}")
-    return in_map_phase(mapped, item.image), item.seconds["sampling"], item.evaluations
+    mapped = mapped_at(echo, acceleration)
+    image, seconds, evaluations = mapped.conventional, mapped.seconds["conventional"], 0
+    if checkpoint is not None:
+        item = by_card(mapped, checkpoint, "swi", changes)
+        if item.fallback:
+            raise DpmreconError(f"the sampler's image is not used: {item.fallback}")
+        image, seconds, evaluations = item.image, item.seconds["sampling"], item.evaluations
+    found = (in_map_phase(mapped, image), np.array(seconds), np.array(evaluations))
+    return dict(zip(("image", "seconds", "evaluations"), found))
 
 
 def judged(found: Found, of: Head) -> tuple[QsmRow, np.ndarray, np.ndarray]:
