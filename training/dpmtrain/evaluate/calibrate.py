@@ -36,16 +36,14 @@ def calibrate(
     grid: dict[str, list],
     samples: int,
     acceleration: int,
-    *,
-    choose: bool = True,
 ) -> dict:
     """Print the network's own calibration and V/B for each combination; the settings with V/B nearest to 1.
 
-    choose: whether the fit to these slices sets the prior of the data consistency, where the grid does not.
+    The fit to these slices sets the prior of the data consistency, where the grid does not.
     """
     base = {**START, **checkpoint.card.get("sampling", {}).get("uncertainty", {})}
     base.pop("samples", None)
-    if choose and "prior_std" not in grid:
+    if "prior_std" not in grid:
         base |= prior_fit(network_errors(checkpoint, slices))
     cases = [Undersampled(full, Condition("regular", acceleration), CPU) for full in slices]
     rows = []

@@ -1,9 +1,7 @@
 """`dpmtrain evaluate`, `sweep`, `calibrate`, `residuals` and `faults`: what a model is worth, what serves it best."""
 
 import argparse
-import math
 import random
-import time
 from pathlib import Path
 
 from dpmrecon.cli import add_command
@@ -169,7 +167,6 @@ def add_calibrate(commands) -> None:
     parser.add_argument("--R", type=int, default=4)
     parser.add_argument("--contrasts", default="flair,t1,t2", help="of the validation scans, with commas")
     parser.add_argument("--slices", type=int, default=3, help="of each scan")
-    parser.add_argument("--subjects", nargs="*", default=[], metavar="NAME", help="report on these, choose nothing")
     parser.add_argument(
         "--write", action="store_true", help="put the best into the card of --model, of one contrast for its R"
     )
@@ -181,19 +178,16 @@ def _calibrate(args: argparse.Namespace) -> int:
     from dpmrecon.prior.checkpoint import load_checkpoint, write_card
 
     from .calibrate import calibrate, with_chosen
-    from .validation import subject_slices, validation_scan
+    from .validation import validation_scan
 
     at_least(args, samples=2, slices=1, R=2)
-    if args.write and (args.model is None or args.subjects):
-        raise BadInputError("--write needs --model, and settings chosen on the validation scans: leave --subjects out")
+    if args.write and args.model is None:
+        raise BadInputError("--write needs --model: name a copy of the shipped model")
     grid = read_grid(args.grid)
     names = args.contrasts.split(",")
-    if args.subjects:
-        slices = [found for name in args.subjects for found in subject_slices(args.images, name, args.slices)]
-    else:
-        slices = [found for name in names for found in validation_scan(args.images, name)[: args.slices]]
+    slices = [found for name in names for found in validation_scan(args.images, name)[: args.slices]]
     checkpoint = load_checkpoint(args.model)
-    chosen = calibrate(checkpoint, slices, grid, args.samples, args.R, choose=not args.subjects)
+    chosen = calibrate(checkpoint, slices, grid, args.samples, args.R)
     if args.write:
         sampling = checkpoint.card.get("sampling", {})
         alone = names[0] if len(names) == 1 else None
@@ -275,12 +269,6 @@ def add_gate(commands) -> None:
     parser.add_argument("--sound", type=int, default=110, help="sound scans that are judged")
     parser.add_argument("--each", type=int, default=10, help="scans of every other kind; 0 sets the limits alone")
     parser.add_argument("--out", type=Path, help="folder for the tables; gone on with if there")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=math.inf,
-        help="then limits wait for the next run; of judging, then the table is made",
-    )
     parser.add_argument("--keep", action="store_true", help="judge with the limits of the card, set none")
     parser.add_argument("--write", action="store_true", help="put the limits into the card of --model")
     add_usual(parser, "images", "model", "seed", "device")
@@ -311,19 +299,14 @@ def _gate(args: argparse.Namespace) -> int:
     if args.keep and not (card.get("volumes") if args.of == "volumes" else card):
         raise BadInputError(f"the card of {checkpoint.model_id} has no limits to keep: leave --keep out")
     lines = None if args.out is None else ScoreLines(args.out / "scores.jsonl")
-    until = time.monotonic() + 60 * args.minutes
     if not args.keep:
-        device, found = checkpoint.model.device, []
+        device = checkpoint.model.device
         if args.of == "volumes":
             scans = volume_scans(args.images, args.heads, args.seed, device)
         else:
             scans = slice_scans(list(heads(args.images, SETTING, args.heads, args.seed)), args.seed, device)
-        for scan in tqdm(numbers_of(checkpoint, scans, args.of, args.seed, lines), total=len(scans), unit="scan"):
-            found.append(scan)
-            if time.monotonic() > until and len(found) < len(scans):
-                print(f"{len(found)} of {len(scans)} sound scans are measured: run it again to go on")
-                return 0
-        entry = limits_of(found, args.of)
+        found = numbers_of(checkpoint, scans, args.of, args.seed, lines)
+        entry = limits_of(tqdm(found, total=len(scans), unit="scan"), args.of)
         gate = {**card, "volumes": entry} if args.of == "volumes" else {**card, **entry}
         checkpoint = replace(checkpoint, card={**checkpoint.card, "gate": gate})
         if args.write:
@@ -338,10 +321,6 @@ def _gate(args: argparse.Namespace) -> int:
         else:
             others = list(heads(args.images, JUDGING, args.heads, args.seed + 1))
             row = partial(slice_row, checkpoint, others, args.of)
-        rows = []
-        for found_row in tqdm(judge(checkpoint, kinds, row, args.seed, lines), total=len(kinds), unit="scan"):
-            rows.append(found_row)
-            if time.monotonic() > until:
-                break
-        write_gate(args.out, rows, checkpoint.model_id, args.seed, args.of)
+        judged = tqdm(judge(checkpoint, kinds, row, args.seed, lines), total=len(kinds), unit="scan")
+        write_gate(args.out, list(judged), checkpoint.model_id, args.seed, args.of)
     return 0
