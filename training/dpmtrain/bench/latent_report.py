@@ -25,7 +25,7 @@ from ..files import save_figure
 from ..train.latent import psnr as complex_psnr
 from ..train.latent_stages import Features
 
-PATCH, SHARE = 64, 0.3  # pixels a side, and of them in the head at least, where features are taken
+PATCH, SHARE = 64, 0.3  # pixels a side; in the head at least
 HEAD = 0.1  # of the truth's 99th percentile
 WINDOW, WORST = 48, 2  # pixels a side, and pictures of each of WRONG
 OURS, FROM_NOISE = "latent prior", "dual stage, from noise alone"

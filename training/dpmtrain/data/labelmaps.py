@@ -84,8 +84,7 @@ SEQUENCES = {
     "dwi_b1000": Sequence("dwi", tr=5000, te=80, b=1000, fat_left=0.1),
     "swi": Sequence("swi", tr=28, te=20, flip_deg=15, field=masked_magnitude),
 }
-# What is prepared for training: diffusion at any b-value too, SWI's complex image as a scanner measures it, and an
-# MPRAGE with less bright fat: the signal equation leaves out the readout train, which saturates it most
+# For training: diffusion at any b-value too, SWI's complex image, an MPRAGE with darker fat
 PREPARED = {
     **SEQUENCES,
     "dwi": Sequence("dwi", tr=5000, te=80, b=50, most_b=1200, fat_left=0.1),

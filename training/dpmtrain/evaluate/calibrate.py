@@ -24,8 +24,7 @@ from .sweep import with_entries
 SIGMAS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2)
 # of the noise itself, for the derivative; bfloat16 would drown a smaller step
 DIFFERENCE = 0.02
-# what the prior's fit is added to where neither the card nor the grid says otherwise: the probability-flow ODE from
-# noise alone, data consistency solved, noise as measured
+# where card and grid say nothing: the probability-flow ODE from noise alone, noise as measured
 START = {"steps": 50, "sigma_max": 5.0, "sigma_min": 0.01, "eta": 0.0, "warm_start": False, "cg_steps": 10,
          "noise_factor": 1.0, "turns": True}  # fmt: skip
 

@@ -28,11 +28,11 @@ from ..data.labelmaps import SEQUENCES, simulated_slices
 from .validation import MATRIX, PIXEL_MM, at_pixel_size, unit_maps
 
 CALIBRATION, NOISE_LINES = 24, 64
-# Subjects whose slices set the limits, and those that they are judged on. Of the former patient09 alone was not trained
-# on; of the latter neither the test patient was, nor the label map that is held out. The phantom is `simulate`'s
 LABEL_MAPS = tuple(f"training_seg_{number:02}" for number in (3, 5, 8, 11, 14, 17, 20))
+# subjects that set the limits: all but patient09 and the phantom were trained on
 SETTING = ("patient01", "patient03", "patient04", "patient09", *LABEL_MAPS, "phantom")
 PHANTOM, LABELS = "phantom", ("flair", "t1", "t2", "dwi")
+# and those that are judged, none of which was
 JUDGING = ("patient12", "training_seg_02", "phantom")
 LOWEST, HIGHEST = 0.35, 0.8  # of a volume, that slices are taken from
 COARSER = (1.0, 1.0, 0.75, 0.5)  # of a slice's matrix, in turn
@@ -83,7 +83,7 @@ def _heads(images: Path, subject: str, count: int, seed: int) -> Iterator[Head]:
     path = images / f"synthseg_labels/{subject}.nii.gz"
     for name, sequence in SEQUENCES.items() if path.is_file() else ():
         found = simulated_slices(path, name, -(-count // len(SEQUENCES)), seed)
-        even = found.shape[1] // 2 * 2  # whole heads: one that ends at the field of view's edge would wrap in a scan
+        even = found.shape[1] // 2 * 2  # a head that ends at the edge would wrap
         for image in found[:, :even, :even]:
             yield Head(f"{subject}/{name}", sequence.contrast, torch.from_numpy(image.copy()))
     if subject == PHANTOM:

@@ -179,7 +179,7 @@ def volume_of(case: VolumeCase) -> Slice | LostSlice:
     return collected(case, header, set(settings.grid_places()), set(settings.calibration_places()))
 
 
-# ---- what is done to the image: (partitions, rows, cols), with the places of its voxels in mm
+# ---- what is done to the image (partitions, rows, cols), given its voxels' places
 
 
 Paint = Callable[[torch.Tensor, torch.Tensor, np.random.Generator], torch.Tensor]

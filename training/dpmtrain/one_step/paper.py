@@ -39,12 +39,12 @@ from ..files import kept, save_figure
 
 CONTRASTS = ("flair", "t1")
 TABLE_R, SINGLE_R, FIGURE_R = (4, 8, 12), (4, 8), (4, 6, 8, 10, 12)  # SINGLE_R: with one coil
-TIMED = "gaussian"  # the masks of Table I and figures 7 and 8, where the default is scored as it ships too
+TIMED = "gaussian"  # masks of Table I and figures 7 and 8
 PICTURED = ("flair", Condition(TIMED, 8), 1)  # and the slice of figures 3 and 8
 REPEATS = 6
 DEFAULT, QUICK = "default", "default, 20 evaluations"
 STEPS = {f"one-step, {steps}": Options(sampler=ONE_STEP, steps=steps) for steps in (1, 2, 4)}
-HEAD_LEVEL, MAGNIFIED = 0.1, 4  # of the truth, whose scale is 1: what is brighter is head; of errors in pictures
+HEAD_LEVEL, MAGNIFIED = 0.1, 4  # of the truth: what is brighter is head; of errors
 NOTES = """{slices} validation slices of each contrast, {contrasts} (one coil: {first}); 24 calibration lines, in 2D
 masks their square. R of 1D masks is nominal, as these come on top; net: samples of the matrix over those acquired.
 "one-step, n": n evaluations of the shipped network. "default, 20 evaluations": one sample; "default": as it ships.

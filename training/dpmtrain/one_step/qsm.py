@@ -31,8 +31,8 @@ from ..files import kept, save_figure
 from .qsm_cases import BLOCK, ECHOES_MS, FIRST_BLOCK, NUCLEI, Head, R, Scan, head
 
 THRESHOLD = 0.15  # of the dipole's modulus
-REFINED = 2  # times that the field is fitted to what the last fit leaves of the phase
-ERROR = 0.03  # of the one-step network's card for slices of SWI at R = 8; for volumes it has that of R = 4
+REFINED = 2  # fits to what the last one leaves of the phase
+ERROR = 0.03  # of the card for slices of SWI at R = 8
 TRUTH, FULL = "truth, without noise", "full scan"
 SHOWN_PPM = 0.15
 NOTES = """{shape} voxels of 2 mm, {coils} coils, 8 echoes of {first:g} to {last:g} ms, a Poisson disc of lines

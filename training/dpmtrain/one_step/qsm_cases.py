@@ -29,12 +29,12 @@ from ..evaluate.validation_volumes import calibration_block, volume_data
 
 AXES = (0, 1, 2)
 ECHOES_MS = tuple(4.0 * number for number in range(1, 9))
-COARSER, MARGIN, BESIDE = 2, 20, 16  # voxels of 1 mm: a voxel's side; around the nuclei; beside the slab for its field
+COARSER, MARGIN, BESIDE = 2, 20, 16  # mm: a voxel's side; around the nuclei; beside the slab
 R, N_COILS = 8, 8
-FIRST_BLOCK, BLOCK = 24, 12  # lines each way of the first echo, which has the calibration, and of the others
+FIRST_BLOCK, BLOCK = 24, 12  # calibration lines each way, of the first echo and the others
 NOISE = 0.02  # per real channel, of the first echo's scale
 BLEED_MM = 3.0  # radius
-# iron of the nuclei over the pallidum's (Hallgren and Sourander, Journal of Neurochemistry 1958): by FreeSurfer number
+# by FreeSurfer number; IRON: over the pallidum's (Hallgren and Sourander, 1958)
 NUCLEI = {"thalamus": (10, 49), "caudate": (11, 50), "putamen": (12, 51), "pallidum": (13, 52)}
 IRON = {"thalamus": 4.76 / 21.3, "caudate": 9.28 / 21.3, "putamen": 13.32 / 21.3, "pallidum": 1.0}
 

@@ -42,8 +42,7 @@ TARGETS: Targets = {
     "artefacts": (3.2, 3.4, "almost perfect"),
     "overall": (4.0, 3.9, "moderate"),
 }
-# The source paper's (arXiv 2603.13007): means of its first reader, who read all subjects, and the classes it tells of
-# its two readers. From a published summary of it: its figure 9 was not at hand
+# The source paper's first reader, and its classes, by a published summary (arXiv 2603.13007)
 PAPER: Targets = {
     "grey_matter": (4.8, 4.9, "slight or fair"),
     "white_matter": (4.8, 4.9, "slight or fair"),
