@@ -220,7 +220,7 @@ def _heads(lines: h5py.Dataset) -> np.ndarray:
         }
     )
     (chunk,) = lines.chunks
-    # as bytes, because numpy looks at every field of every part that it puts together
+    # as bytes: numpy would look at every field of every part
     records = b"".join(lines.id.read_direct_chunk((first,))[1] for first in range(0, len(lines), chunk))
     return np.frombuffer(records, layout)["head"][: len(lines)]
 

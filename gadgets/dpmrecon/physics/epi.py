@@ -12,8 +12,7 @@ import torch
 
 from .fourier import to_image, to_kspace
 
-# Noise over a white object's signal. Errors hardly depend on it from .001 to .03; below .01 it lets the noise of the
-# outermost columns grow
+# noise over a white object's signal; below .01 the outermost columns' noise grows
 REGULARIZATION = 0.02
 BEYOND = 0.5  # columns that the outermost sample still tells
 FINER = 16  # steps of the search for the shift between lines, a sample

@@ -10,8 +10,7 @@ from .coil_maps import CHUNK, FEWEST, KERNEL, dominant, fourier_matrix, kernel_s
 from .fourier import crop_or_pad, origin_to_corner
 from .volume_map_sets import folding_axis, second_set
 
-# Size of the matrix whose eigenvectors span the signal: a kernel of 6 for 9 coils, of 5 for 16. A shorter one leaves
-# more of the signal unexplained, a longer one takes minutes
+# Size of the matrix whose eigenvectors span the signal; a larger one takes minutes
 MATRIX = 2048
 LARGEST = 24  # samples of the calibration that are used along each axis
 THRESHOLD = 0.02  # of the largest singular value: what is above spans the signal

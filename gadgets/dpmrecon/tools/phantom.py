@@ -28,7 +28,7 @@ _PROPERTIES = {
     "gliosis": (0.80, 1250.0, 118.0, 1.0),
 }
 
-# T2* in ms at 3 T, rounded from Peters et al., Magnetic Resonance Imaging 2007, and guessed where it has none
+# T2* in ms at 3 T, rounded from Peters et al. (MRI 2007) or guessed
 _T2_STAR = {
     "white": 53.0,
     "grey": 66.0,
