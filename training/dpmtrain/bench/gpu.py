@@ -33,8 +33,8 @@ class Timing:
     the network, and the rest of the sampling (data consistency; the gradients of `dps`).
 
     gflop: of the network for one slice, gradients included; roofline: seconds that they would take at the FLOP/s of a
-    large matrix product, or to move the layers' inputs, outputs and weights at the speed of a copy, whichever is more;
-    memory_mb: peak, of the GPU's tensors or of the process.
+    large matrix product; or, if more, to move inputs, outputs and weights at the speed of a copy; memory_mb: peak, of
+    the GPU's tensors or of the process.
     """
 
     network: str

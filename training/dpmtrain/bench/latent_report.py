@@ -73,8 +73,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Replayed:
-    """`dpmrecon replay` of a scan by a model: NRMSE (None without a truth), seconds of the processor over slices, the
-    program's start included, peak memory in MB (None where the system does not tell), slices that fell back."""
+    """`dpmrecon replay` of a scan by a model: NRMSE, None without a truth; seconds of the processor over slices, with
+    the program's start; peak memory in MB, None where it is not known; slices that fell back."""
 
     model: str
     nrmse: float | None

@@ -7,7 +7,7 @@ than the volume's would be blurred. In a share of the slices one axis is 1.5 to 
 3D SWI (.6 x .6 x 2 mm). What counts is the ratio: a label map's 1 mm stands for .6 as well.
 
 Scale. A reconstruction of slices scales each by its own 99th percentile; one of a volume scales all planes by the
-volume's: a share of the slices from volumes has theirs, with those at the edges of the head, dim, bright or empty.
+volume's: a share of the slices from volumes has theirs. Those at the edges of the head are dim, bright or empty.
 """
 
 import json
@@ -218,8 +218,8 @@ def affine(image: torch.Tensor, angle: float, scale_rows: float, scale_cols: flo
 def tissue_phase(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """exp(i phi), phi that follows the tissues as in a gradient echo: fat's chemical shift, bone and air, vessels.
 
-    image: magnitude (rows, cols) at scale 1. For want of a measured phase the brightest and the darkest tissue differ
-    from the rest by random angles, and a few spots, two to six pixels wide, by others.
+    image: magnitude (rows, cols) at scale 1. Where none was measured the brightest and the darkest tissue differ from
+    the rest by random angles. A few spots, two to six pixels wide, differ by others.
     """
 
     def uniform(low: float, high: float) -> float:

@@ -182,7 +182,7 @@ def drawn(sequence: Sequence, rng: np.random.Generator) -> Sequence:
 def simulate(
     labels: np.ndarray, sequence: str, rng: np.random.Generator, painted: list[Lesion] | None = None
 ) -> np.ndarray:
-    """Volume of the shape of `labels` (integer label map at 1 mm, RAS), float32 magnitudes, or complex64 where the
+    """Volume of the shape of `labels`, an integer label map at 1 mm in RAS: float32 magnitudes; complex64 where the
     sequence's field gives it a phase; sequence: of PREPARED.
 
     painted: lesions, random ones unless given.

@@ -49,8 +49,8 @@ def _grow(
     towards: float,
     level: float | None,
 ) -> None:
-    """Add tubes to `fraction` from `position` (n, 3): along the gradient of `distance` (grid of 2 mm) times
-    `towards`, or, with a level, on the surface where `distance` has that value."""
+    """Add tubes to `fraction` from `position` (n, 3): along the gradient of `distance` (grid of 2 mm) times `towards`;
+    with a level, on the surface where `distance` has it."""
     gradient = np.stack(np.gradient(ndimage.gaussian_filter(distance.astype(np.float32), 1)), -1)
     position = position + rng.uniform(0, 2, position.shape)
     direction = rng.standard_normal(position.shape)

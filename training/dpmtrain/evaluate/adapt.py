@@ -1,8 +1,8 @@
 """The prior adapted to a scan: `python -m dpmtrain.evaluate.adapt --images DATA --out FOLDER`.
 
-Five objects far from heads, two slices each, with the unlabelled prior, and validation heads, three slices each, with
-their label; R = 4 with 24 calibration lines. CG-SENSE and L1-wavelet have the weight that is best by the truth of the
-very slices. The default prior, and the same adapted to the first slice (`--adapt`), with the card's settings. What was
+Five objects far from heads, two slices each, with the unlabelled prior; validation heads, three slices each, with their
+label; R = 4 with 24 calibration lines. CG-SENSE and L1-wavelet have the weight that is best by the truth of the very
+slices. The default prior, and the same adapted to the first slice (`--adapt`), with the card's settings. What was
 scored is kept in scores.jsonl: a run that was broken off goes on.
 """
 

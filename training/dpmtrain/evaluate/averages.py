@@ -1,9 +1,9 @@
 """How averages with a phase of their own are combined best: `python -m dpmtrain.evaluate.averages --images DATA`.
 
-Prints a table of simulated DWI slices (b = 1000, the held-out label map, R = 2) with small foci, whose averages have a
-random smooth phase each. SNR: median signal of the head over a real channel's noise; one average, fully sampled.
-Combinations: the mean of k-space lines; each average sampled alone, magnitudes averaged; all averages in one problem,
-each with its own smooth phase in the coil maps (`recon/phases.py`), and the same with the true phases.
+Prints a table of simulated DWI slices with small foci: b = 1000, the held-out label map, R = 2. Averages have a random
+smooth phase each. SNR: median signal of the head over a real channel's noise; one average, fully sampled. Combinations:
+the mean of k-space lines; each average sampled alone, magnitudes averaged; all in one problem, each with its own smooth
+phase in the coil maps (`recon/phases.py`); the same with the true phases.
 """
 
 from collections.abc import Callable

@@ -111,8 +111,8 @@ def _squares(checkpoint: Checkpoint, full: ReferenceSlice, sigma: float) -> tupl
 
 
 def prior_fit(errors: np.ndarray) -> dict[str, float]:
-    """prior_std and prior_power: a line in the logarithms of sigma and of the white prior's standard deviation with
-    which the clean image, given the noisy one, would be as uncertain as the network's error."""
+    """prior_std and prior_power: a line in the logarithms of sigma and of the white prior's standard deviation. With
+    that the clean image, given the noisy one, is as uncertain as the network's error."""
     sigma, error, _ = errors.T
     white = (1 / np.maximum(1 / error**2 - 1 / sigma**2, 1e-9)) ** 0.5
     power, level = np.polyfit(np.log(sigma), np.log(white), 1)

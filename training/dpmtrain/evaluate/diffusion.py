@@ -1,7 +1,7 @@
 """ADC and emboli of simulated EPI diffusion: `python -m dpmtrain.evaluate.diffusion`.
 
-The head of `dpmrecon simulate --epi`: R = 2, 6/8 partial Fourier, three directions of b = 1000 with four averages, b =
-0 with two, navigators, ghosts and a phase for each shot. SNR 10 a shot at b = 1000: the median signal of the head over
+The head of `dpmrecon simulate --epi`: R = 2, 6/8 partial Fourier; three directions of b = 1000 with four averages, b =
+0 with two; navigators, ghosts and a phase for each shot. SNR 10 a shot at b = 1000: the median signal of the head over
 the noise of a real channel; b = 0 has about 21, with its two averages 30. Each image is made of all its averages, for
 all methods. L1-wavelet has the weight that is best for the contrast of these very emboli, or for NRMSE. Contrast of
 emboli: the mean of their voxels less the median of the ring around, added up, over the truth's.
@@ -46,8 +46,8 @@ Make = Callable[[MappedSlice], torch.Tensor]
 
 @dataclass(frozen=True)
 class Scan:
-    """A simulated scan: its mapped slices, (weightings, slices, rows, cols) truth, what lies where, and of each shot
-    the N/2 ghost by its navigators, with noise and without."""
+    """A simulated scan: its mapped slices; truth (weightings, slices, rows, cols); what lies where; of each shot the
+    N/2 ghost by its navigators, with noise and without."""
 
     settings: EpiSettings
     mapped: list[MappedSlice]

@@ -1,7 +1,7 @@
 """Heads larger than the field of view, and few calibration lines: `python -m dpmtrain.evaluate.folded --images DATA`.
 
 Prints tables in markdown. A phantom folds into fields of view 22, 7 and 3 % too small, or fits: NRMSE of this and of
-BART's L1-wavelet with one and two sets of maps, each weight the one that is best for that very slice. Then CG-SENSE on
+BART's L1-wavelet with one and two sets of maps. Each weight is the best for that very slice. Then CG-SENSE on
 validation slices by the maps of 8 to 24 calibration lines: with a kernel of 6, as chosen, and BART's with a kernel of
 4. NRMSE with one least-squares factor a slice, over the whole field of view.
 """

@@ -2,10 +2,10 @@
 
 The uncertainty mode's samples of the lesion evaluation's scans, with lesions. Spread and error of single pixels, and of
 local means (a disc of DISC_MM). Compared as forecasts of the local mean's error: the samples' spread of local means,
-which a map of its own would show, and the local mean of the pixels' spread, which a reader sees in image_2 already.
-V/B: squared spread over squared error, summed over the head. Rank: Spearman's correlation with the absolute error of
-the local mean, in the head. Within 3: lesions whose truth lies within three spreads, of the centre pixel and of the
-local mean there. Writes a table in markdown and CSV.
+which a map of its own would show; the local mean of the pixels' spread, which a reader sees in image_2. V/B: squared
+spread over squared error, summed over the head. Rank: Spearman's correlation with the absolute error of the local mean,
+in the head. Within 3: lesions whose truth lies within three spreads, of the centre pixel and of the local mean there.
+Writes a table in markdown and CSV.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ DISC_MM = 5.0
 
 @dataclass(frozen=True)
 class SpreadRow:
-    """Of all draws of a condition: V/B of pixels and of local means, rank correlation with the local mean's error of
-    both forecasts, and the share of lesions within 3 spreads by either."""
+    """Of all draws of a condition: V/B of pixels and of local means; rank correlation of both forecasts with the local
+    mean's error; the share of lesions within 3 spreads by either."""
 
     contrast: str
     snr: float

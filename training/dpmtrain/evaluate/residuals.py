@@ -1,7 +1,7 @@
 """`dpmtrain residuals`: data residuals of sound and contradictory scans, and the gate's verdicts.
 
-The limits of dpmrecon.recon.gate are chosen from its table. Scans are simulated, every one with a draw of its own of
-matrix, coils, R, calibration, noise, object and source of the noise level.
+The limits of dpmrecon.recon.gate are chosen from its table. Scans are simulated. Each draws matrix, coils, R,
+calibration, noise, object and source of the noise level.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,9 +1,9 @@
 """EPI of several shots with a phase each: `python -m dpmtrain.evaluate.shots`.
 
-One slice of `dpmrecon simulate --epi` (6/8 partial Fourier, three directions of b = 1000, motion and eddy phases, 12
-coils), of one to four interleaved shots. NRMSE over the three directions with the factor of each image that fits best:
-of images whose shots have a phase each (`recon/phases.py`), and of the same lines as if they were one shot's; by
-CG-SENSE and the posterior.
+One slice of `dpmrecon simulate --epi`, of one to four interleaved shots: 6/8 partial Fourier, three directions of b =
+1000, motion and eddy phases, 12 coils. NRMSE over the three directions with the factor of each image that fits best: of
+images whose shots have a phase each (`recon/phases.py`), and of the same lines as if they were one shot's; by CG-SENSE
+and the posterior.
 """
 
 from dataclasses import replace

@@ -183,7 +183,7 @@ def with_choices(sampling: dict[str, Any], choices: Sequence[Choice], plan: Plan
 
 
 def with_entries(sampling: dict[str, Any], entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A card's sampling with settings of a sampler for a contrast and R, in place of those that it had for them."""
+    """A card's sampling with settings for a contrast and R in place of its own."""
     place = itemgetter("sampler", "contrast", "R")
     new = {place(entry) for entry in entries}
     kept = [entry for entry in sampling.get("by_contrast_R", []) if place(entry) not in new]

@@ -1,7 +1,7 @@
 """Veins, phase and a microbleed after undersampling: `python -m dpmtrain.evaluate.swi --out DIR`.
 
-Simulates SWI of the phantom in three dimensions, fully sampled and at R = 4, and writes a table in markdown and CSV and
-a picture. With --images, the same of measured gradient echoes (gre_complex/) with simulated coils: their phase. --try
+Simulates SWI of the phantom in three dimensions, fully sampled and at R = 4. Writes a table in markdown and CSV, and a
+picture. With --images, the same of measured gradient echoes (gre_complex/) with simulated coils: their phase. --try
 measures other settings of the sampler beside the card's. Images of the same scan that are there already are not made
 again.
 """

@@ -73,8 +73,8 @@ def bleed_size(magnitude: np.ndarray, bleed: np.ndarray, voxel_mm: tuple[float, 
 
 
 def picture(columns: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """A column for each method, a row for each picture (rows, cols); a name that speaks of phase is shown from -1 to 1
-    rad, others from 0 to the first method's brightest."""
+    """A column for each method, a row for each picture (rows, cols); phase is shown from -1 to 1 rad, others from 0 to
+    the first method's brightest."""
     names = list(next(iter(columns.values())))
     shapes = [next(iter(columns.values()))[name].shape for name in names]
     heights = [shape[0] / shape[1] for shape in shapes]

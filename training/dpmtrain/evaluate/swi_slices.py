@@ -1,6 +1,6 @@
 """Where the coil maps of SWI slices end: `python -m dpmtrain.evaluate.swi_slices --out DIR`.
 
-Simulates 2D SWI, whose phase is quick near the sinuses, and reconstructs it with maps of the usual crop and of that for
+Simulates 2D SWI, whose phase is quick near the sinuses. Reconstructs it with maps of the usual crop and of that for
 SWI. Writes a table in markdown and CSV.
 """
 

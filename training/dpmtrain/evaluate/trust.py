@@ -2,8 +2,8 @@
 
 The sampler takes the data's noise to be noise_factor * sigma_n + model_error. NRMSE and coherent gain beyond 3/4 of
 Nyquist on validation slices, by contrast, R and noise, with pairs of the two; and with the pair that the scan itself
-chooses, without a truth: every HELD_BACK-th line outside the calibration is kept back, and the pair that tells its
-samples best is taken (after held-back measurements of Yaman et al., MRM 2020). One sample each.
+chooses, without a truth: every HELD_BACK-th line outside the calibration is kept back; the pair that tells its samples
+best is taken (after Yaman et al., MRM 2020). One sample each.
 """
 
 from dataclasses import replace

@@ -1,9 +1,9 @@
 """What may be gained around the one-step network: `python -m dpmtrain.one_step.around --images DATA`.
 
-Validation slices as in `settings`, whose settings the first row has: one evaluation by the card. Each further
-row changes one thing: how the error of the proximal step is chosen and how far it is solved, the CG-SENSE that the
-network sees, its scale, what the network is told, flipped images averaged. Printed in markdown: NRMSE, geometric means.
-Where nothing else is said a row has the error of ERRORS that is best for its contrast and R.
+Validation slices as in `settings`, whose settings the first row has: one evaluation by the card. Each further row
+changes one thing: how the error of the proximal step is chosen; how far it is solved; the CG-SENSE that the network
+sees; its scale; what it is told; flipped images averaged. Printed in markdown: NRMSE, geometric means. Where nothing
+else is said a row has the error of ERRORS that is best for its contrast and R.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -3,7 +3,7 @@
     python -m dpmtrain.one_step.distillation --images DATA --teacher FILE --students FILE ... --out DIR
 
 Validation slices, regular masks with 24 calibration lines, R = 4. The teacher draws with 128, 32, 8, 4, 2 and 1
-evaluations, each student with those of its card, all with the card's data consistency and one sample; beside them the
+evaluations, each student with those of its card. All have the card's data consistency and one sample; beside them the
 shipped network, which was trained by regression. Writes a table in markdown and CSV and a plot. A run that was stopped
 goes on.
 """

@@ -1,8 +1,8 @@
 """Susceptibility from undersampled echoes: `python -m dpmtrain.one_step.qsm --images DATA --out DIR`.
 
-Simulates a head's gradient echoes (`qsm_cases.py`), fully sampled and at R = 8, makes each echo's image by CG-SENSE,
-the one-step network and the default prior, and of their phase the field and the susceptibility. Writes a table in
-markdown and CSV and a picture. Images that are there already are not made again.
+Simulates a head's gradient echoes (`qsm_cases.py`), fully sampled and at R = 8. Each echo is made by CG-SENSE, the
+one-step network and the default prior. Their phase gives the field and the susceptibility. Writes a table in markdown
+and CSV and a picture. Images that are there already are not made again.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,9 +1,9 @@
 """One evaluation against many: `python -m dpmtrain.one_step.table --images DATA [--models FILE ...]`.
 
 Validation slices (FLAIR of patient09, the held-out label map), regular masks, 24 calibration lines: CG-SENSE, the
-shipped default, the shipped one-step model, and models of the kind one-step that are named (teacher, students), each
-with its card's settings. NRMSE and, behind it, coherent gain beyond 3/4 of Nyquist; V/B of DRAWS samples, complex,
-where there is more than one image to draw; seconds of sampling a slice, side by side.
+shipped default and one-step model, and models of that kind that are named, each with its card's settings. NRMSE and,
+behind it, coherent gain beyond 3/4 of Nyquist; V/B of DRAWS samples, complex, where there is more than one image to
+draw; seconds of sampling a slice, side by side.
 """
 
 import time

@@ -3,9 +3,9 @@
     python -m dpmtrain.one_step.volumes --images DATA --out DIR [--write FILE]
 
 Volumes as `dpmrecon simulate --three-d` makes them and the held-out label map at 3 mm, R = 2 x 2 CAIPIRINHA. Printed in
-markdown, NRMSE: CG-SENSE, the default, and the network with 1 to 4 evaluations, whose planes are cut across the
-partitions alone or across each axis in turn, each row with the error of ERRORS that is best for the contrast. --write
-puts the row of --steps evaluations, planes in turn, into the card of a model. A run that was stopped goes on.
+markdown, NRMSE: CG-SENSE, the default, and the network with 1 to 4 evaluations. Its planes are cut across the
+partitions alone or each axis in turn. Each row has the error of ERRORS that is best for the contrast. --write puts the
+row of --steps evaluations, planes in turn, into the card of a model. A run that was stopped goes on.
 """
 
 from collections.abc import Callable, Iterator

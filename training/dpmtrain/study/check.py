@@ -1,7 +1,7 @@
 """`python -m dpmtrain.study.check --out training/reports/study`: what is known beforehand is found again.
 
-Prints, and writes to table.md: how often the intervals of simulated studies hold the truth, what the analysis makes of
-scores that were drawn to given means and classes of kappa, and whether a classifier tells the arms of a blinded study.
+Prints, and writes to table.md: how often the intervals of simulated studies hold the truth; what the analysis makes of
+scores that were drawn to given means and classes of kappa; whether a classifier tells the arms of a blinded study.
 """
 
 import argparse

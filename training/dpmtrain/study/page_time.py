@@ -1,6 +1,6 @@
 """`python -m dpmtrain.study.page_time --out training/reports/study`: how long a step through the slices takes.
 
-Reads a made-up study of 60 slices in 5 contrasts in headless Chromium, prints the median time from the key to the
+Reads a made-up study of 60 slices in 5 contrasts in headless Chromium. Prints the median time from the key to the
 pixels, and keeps a screenshot. Needs Debian's chromium and chromium-driver, and selenium.
 """
 
