@@ -7,8 +7,8 @@ equal size, trained for equal times of one core on the same prepared scans.
 By regression on CG-SENSE and on the zero-filled image, and unrolled (`train/unrolled.py`). Scans (coils, noise, masks,
 conventional images) are made once, before the time begins, and drawn again and again. FOLDER keeps them and the state
 of each training, which goes on where it was stopped; times are of the processor, so that others on the machine change
-nothing. Printed in markdown: NRMSE on the validation slices. Each network has the error (std of what it leaves) of
-ERRORS that is best for it.
+nothing. Printed in markdown: NRMSE on the validation slices. Each network has the error (standard deviation of what it
+leaves) of ERRORS that is best for it.
 """
 
 import time

@@ -138,12 +138,12 @@ def methods(
     """(name, all that changes its scores, how it makes an image)."""
     yield "zero-filled", "", zero_filled
     wavelet_name, wavelet = baselines.wavelet_tool([MATRIX])
-    peers = {
+    conventional = {
         "CG-SENSE": (baselines.tuned_cg_sense, baselines.SENSE_WEIGHTS),
         wavelet_name: (wavelet, baselines.WAVELET_WEIGHTS),
         "TV (sigpy)": (baselines.total_variation, baselines.WAVELET_WEIGHTS),
     }
-    for name, (run, start) in peers.items():
+    for name, (run, start) in conventional.items():
 
         def tuned(run=run, start=start) -> dict:
             pair = pair_of(images, contrast, snr, TUNING)
