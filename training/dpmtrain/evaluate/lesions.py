@@ -29,7 +29,6 @@ from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.types import MappedSlice, Sampling
-from matplotlib.figure import Figure
 
 from ..arguments import at_least, exit_code, module_parser, words
 from ..files import save_figure
@@ -37,6 +36,7 @@ from . import baselines
 from .lesion_scores import Lesion, auc, bands, gain_and_nrmse, invented, lesion_scores, painted, places
 from .methods import label_for, reconstructed
 from .metrics import nrmse, on_scale
+from .pictures import Shown, panels
 from .plan import CALIBRATION_LINES
 from .references import CPU
 from .score_lines import ScoreLines
@@ -200,17 +200,13 @@ def report(found: Sequence[tuple[str, float, str, dict[str, float]]], out: Path)
 
 def picture(images: Path, contrasts: Sequence[str], snr: float, found: dict[str, dict[str, Make]], path: Path) -> None:
     """Truth and images of one draw with lesions, a row for each contrast."""
-    names = list(next(iter(found.values())))
-    figure = Figure((2.4 * (1 + len(names)), 2.6 * len(contrasts)), layout="tight")
-    axes = figure.subplots(len(contrasts), 1 + len(names), squeeze=False)
-    for row, contrast in zip(axes, contrasts):
+    rows: list[list[Shown]] = []
+    for contrast in contrasts:
         pair = pair_of(images, contrast, snr, 0)
-        shown = {"truth": pair.truths[0], **{name: pair.images(found[contrast][name])[0] for name in names}}
-        for axis, (name, image) in zip(row, shown.items()):
-            axis.imshow(image, cmap="gray", vmin=0, vmax=1.3)
-            axis.set_title(f"{contrast}: {name}" if name == "truth" else name, fontsize=8)
-            axis.axis("off")
-    save_figure(path, figure, 100)
+        shown = {f"{contrast}: truth": pair.truths[0]}
+        shown |= {name: pair.images(make)[0] for name, make in found[contrast].items()}
+        rows.append([(title, image, 0.0, 1.3) for title, image in shown.items()])
+    save_figure(path, panels(rows), 100)
 
 
 def main() -> None:

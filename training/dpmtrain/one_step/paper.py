@@ -27,6 +27,7 @@ from ..evaluate.baselines import tuned_cg_sense
 from ..evaluate.engine import Group, Made, Method, Tuner, compare
 from ..evaluate.methods import conventional, label_for, model_method
 from ..evaluate.metrics import nrmse, on_scale
+from ..evaluate.pictures import Shown, panels
 from ..evaluate.plan import Condition
 from ..evaluate.references import CPU, ReferenceSlice
 from ..evaluate.report import HEAD, cells
@@ -227,22 +228,14 @@ def deviations(found: Images) -> tuple[Images, list[list[str]]]:
     return maps, lines
 
 
+def grey(images: Images) -> list[Shown]:
+    return [(name, image, 0.0, 1.0) for name, image in images.items()]
+
+
 def figure_3(found: Images) -> Figure:
     """A slice by every method, MAGNIFIED errors below."""
-    truth = found["truth"]
-    errors = {name: MAGNIFIED * np.abs(image - truth) for name, image in found.items()}
-    return panels([found, errors])
-
-
-def panels(lines: Sequence[Images]) -> Figure:
-    made = Figure((2.4 * len(lines[0]), 2.7 * len(lines)), layout="constrained")
-    axes = made.subplots(len(lines), len(lines[0]), squeeze=False)
-    for row, images in zip(axes, lines):
-        for panel, (name, image) in zip(row, images.items()):
-            panel.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            panel.set_title(name, fontsize=8)
-            panel.set_axis_off()
-    return made
+    errors = {name: MAGNIFIED * np.abs(image - found["truth"]) for name, image in found.items()}
+    return panels([grey(found), grey(errors)])
 
 
 def report(multi: Comparison, single: Comparison, out: Path) -> None:
@@ -251,7 +244,7 @@ def report(multi: Comparison, single: Comparison, out: Path) -> None:
     maps, stability = deviations(in_half(out / "images" / "repeated.npz", partial(repeated, multi)))
     save_figure(out / "figure7.png", figure_7(multi.rows), 80)
     save_figure(out / "figure3.png", figure_3(in_half(out / "images" / "slice.npz", partial(one_slice, multi))), 60)
-    save_figure(out / "figure8.png", panels([{name: 10 * image for name, image in maps.items()}]), 60)
+    save_figure(out / "figure8.png", panels([grey({name: 10 * image for name, image in maps.items()})]), 60)
     lines = [["coils", *HEAD], *(["8", *cells(row, multi.rows, QUICK)] for row in multi.rows)]
     lines += [["1", *cells(row, single.rows, QUICK)] for row in single.rows]
     contrast, condition, _ = PICTURED
