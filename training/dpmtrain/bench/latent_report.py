@@ -199,7 +199,7 @@ def worst_picture(cases: Sequence[Case]) -> Figure:
             truth = case.full.truth[place]
             top = float(np.percentile(truth, 99.5))
             found = {name: case.fitted(name)[place] for name in SHOWN if name in case.pictures}
-            titles = {name: name + (": worst" if name == wrong else "") for name in found}
+            titles = {name: name + ("\nworst" if name == wrong else "") for name in found}
             rows.append([(f"{case.full.contrast}, R = {case.acceleration}", truth, 0.0, top)])
             rows[-1] += [(titles[name], image, 0.0, top) for name, image in found.items()]
             rows.append([None, *(("", np.abs(image - truth), 0.0, 0.4 * top) for image in found.values())])
