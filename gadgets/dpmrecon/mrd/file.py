@@ -203,7 +203,7 @@ def _noise_flags(lines: h5py.Dataset) -> np.ndarray:
 
 def _heads(lines: h5py.Dataset) -> np.ndarray:
     """The heads of all lines. Asked for them alone, HDF5 reads the samples as well and never frees them (h5py issue
-    1721), so the records are taken as they lie on the disk, where each only points at its samples."""
+    1721). So the records are taken as they lie on the disk, where each only points at its samples."""
     if (
         lines.chunks is None or lines.id.get_create_plist().get_nfilters()
     ):  # HDF5 alone unpacks them: whole, some at once

@@ -42,13 +42,13 @@ def estimate_coil_maps(
     span the signal. crop: pixels whose largest eigenvalue is smaller (it is 1 where the signal explains the coils
     fully) are outside the support; .6 to 1.
 
-    Phase: the coil combination along the dominant principal component of the calibration data, a virtual coil that
-    sees the whole head, has phase zero everywhere. A physical coil as reference would put phase vortices where it
-    sees nothing. The principal component's own phase makes its largest element real and positive, so that neither
-    the order of the coils nor the scale of the data matters.
+    Phase: the coil combination along the dominant principal component of the calibration data, a virtual coil that sees
+    the whole head, has phase zero everywhere. A physical coil as reference would put phase vortices where it sees
+    nothing. The principal component's own phase makes its largest element real and positive. So neither the order of
+    the coils nor the scale of the data matters.
 
-    Raises BadInputError for a calibration, or an image, too small for the kernel, and for one that is zero or not
-    finite, and for a crop out of range.
+    Raises BadInputError for a calibration, or an image, too small for the kernel, for one that is zero or not finite,
+    and for a crop out of range.
     """
     return _Espirit(calibration, shape, kernel, threshold, crop, max_calibration).first().permute(2, 0, 1).contiguous()
 

@@ -174,7 +174,7 @@ def ghost_outside(
 
     Lines `factor` apart fold the head every rows/factor, and its ghost lies half of that beside it: columns in which
     the head is short show it. There the image is compared with the one whose every other line has the other sign, which
-    is the ghost's shape, its factor being linear along the readout; what noise adds in the mean is taken off. kspace:
+    is the ghost's shape. Its factor is linear along the readout; what noise adds in the mean is taken off. kspace:
     (n_coils, rows, cols); mask: (rows, cols); head: (rows, cols) bool, where signal may lie; sigma_n: standard
     deviation of the noise of a real channel.
     """

@@ -84,8 +84,8 @@ def _middle(calibration: torch.Tensor) -> torch.Tensor:
 
 
 def _kernel_correlations(calibration: torch.Tensor) -> torch.Tensor:
-    """(taps, taps, taps, n_coils, n_coils): the projection of all patches on the signal space, averaged over the
-    patches that hold a sample, as a convolution of 2 kernel - 1 taps an axis."""
+    """(taps, taps, taps, n_coils, n_coils): the projection of all patches on the signal space, averaged over those that
+    hold a sample: a convolution of 2 kernel - 1 taps an axis."""
     n_coils = len(calibration)
     longest = longest_kernel(n_coils)
     kernel = [min(longest, kernel_size(size)) for size in calibration.shape[1:]]
