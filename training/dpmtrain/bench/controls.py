@@ -133,7 +133,10 @@ def main() -> None:
         rows = []
         for contrast, acceleration in pairs:
             group = cases[(contrast, acceleration)]
-            images = [image_of(model, problem_of([case.mapped]), contrast, error) for case in group]
+            images = [
+                case.mapped.model.combined(image_of(model, problem_of([case.mapped]), contrast, error))
+                for case in group
+            ]
             rows.append(float(np.mean([scores(case.full.truth, image)[0] for case, image in zip(group, images)])))
         return rows
 

@@ -41,7 +41,7 @@ from ..evaluate.methods import by_card, label_for
 from ..evaluate.objects import OBJECTS
 from ..evaluate.plan import CALIBRATION_LINES, Condition
 from ..evaluate.references import CPU, ReferenceSlice
-from ..evaluate.scoring import Undersampled
+from ..evaluate.scoring import Undersampled, true_image
 from ..evaluate.validation import full_slice, subject_slices
 from ..files import kept
 from ..train.recipe import read_recipe
@@ -190,11 +190,10 @@ def made(folder: Path, case: Undersampled, name: str, method: Method) -> tuple[n
     return held["image"], float(held["seconds"])
 
 
-def true_image(case: Undersampled) -> torch.Tensor:
-    """The complex truth as a sampler sees it: (rows, cols) at scale 1, smooth phase taken off."""
-    mapped = case.mapped
+def complex_truth(case: Undersampled) -> torch.Tensor:
+    """As a sampler sees it: (rows, cols) at scale 1, smooth phase taken off."""
     assert case.full.coil_images is not None
-    return (mapped.model.coil_maps.conj() * case.full.coil_images).sum(0) / mapped.scale
+    return case.mapped.model.combined(true_image(case.mapped, case.full.coil_images)) / case.mapped.scale
 
 
 def loaded(args: argparse.Namespace) -> Models:
@@ -240,7 +239,7 @@ def main() -> None:
             found = {name: made(args.folder, here, name, method) for name, method in chosen.items()}
             pictures = {name: image for name, (image, _) in found.items()}
             seconds = {name: value for name, (_, value) in found.items()}
-            cases.append(Case(full, acceleration, pictures, seconds, true_image(here)))
+            cases.append(Case(full, acceleration, pictures, seconds, complex_truth(here)))
             print(f"R = {acceleration}, {full.scan} {full.number}", flush=True)
     replays: list[Replayed] = []
     if args.scan is not None:

@@ -18,7 +18,7 @@ from dpmrecon.recon.types import Sampling
 from .methods import reconstructed
 from .plan import Condition
 from .references import CPU, ReferenceSlice
-from .scoring import Undersampled
+from .scoring import Undersampled, true_image
 from .sweep import with_entries
 
 SIGMAS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2)
@@ -98,16 +98,16 @@ def network_errors(checkpoint: Checkpoint, slices: list[ReferenceSlice]) -> np.n
 def _squares(checkpoint: Checkpoint, full: ReferenceSlice, sigma: float) -> tuple[float, float]:
     case = Undersampled(full, Condition("regular", 2), CPU)  # for maps and scale alone
     assert full.coil_images is not None
-    maps, head = case.mapped.model.coil_maps, case.mapped.model.support > 0
-    clean = ((maps.conj() * full.coil_images).sum(0) / case.mapped.scale)[None]
+    clean = true_image(case.mapped, full.coil_images).reshape(-1, *full.truth.shape) / case.mapped.scale
+    head = case.mapped.model.support.reshape(clean.shape) > 0
     generator = torch.Generator().manual_seed(full.number)
     noisy = clean + sigma * complex_noise(clean.shape, generator)
     step = complex_noise(clean.shape, generator)
-    level, label = torch.tensor([sigma]), checkpoint.denoiser.one_hot([full.contrast])
+    level, label = torch.full((len(clean),), sigma), checkpoint.denoiser.one_hot([full.contrast] * len(clean))
     denoised = checkpoint.denoiser(noisy, level, label)
     moved = checkpoint.denoiser(noisy + DIFFERENCE * sigma * step, level, label)
-    trace = ((moved - denoised) * step.conj()).real[0][head].mean() / (DIFFERENCE * sigma)
-    return float((denoised - clean)[0][head].abs().square().mean()) / 2, sigma**2 * float(trace) / 2
+    trace = ((moved - denoised) * step.conj()).real[head].mean() / (DIFFERENCE * sigma)
+    return float((denoised - clean)[head].abs().square().mean()) / 2, sigma**2 * float(trace) / 2
 
 
 def prior_fit(errors: np.ndarray) -> dict[str, float]:

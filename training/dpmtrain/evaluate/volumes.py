@@ -94,7 +94,8 @@ def sampled_volume(
     problem = replace(volume_problem(mapped, CPU_BATCH), planes=Planes(axes, CPU_BATCH))
     noise = NoiseSource([sample_seed(0, mapped.data.seed_key, 0)])
     prior = checkpoint.model.of_contrast(label_for(checkpoint, case.contrast))
-    return sample_prox(problem, prior, replace(case.card_settings(checkpoint), **changes), noise, never)[0]
+    settings = replace(case.card_settings(checkpoint), **changes)
+    return mapped.model.combined(sample_prox(problem, prior, settings, noise, never)[0])
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,8 @@ def support(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
                 mapped = case.mapped_with(crop)
                 image = sampled_volume(case, mapped, checkpoint, TURNS, {})
                 lost = float((mapped.model.support.numpy() == 0)[head].mean())
-                return SupportRow(case.name, crop, case.nrmse(image), case.nrmse(mapped.conventional), lost)
+                conventional = case.nrmse(mapped.model.combined(mapped.conventional))
+                return SupportRow(case.name, crop, case.nrmse(image), conventional, lost)
 
             key = {"volume": case.name, "crop": crop, "model": checkpoint.model_id}
             rows.append(lines.row(SupportRow, key, make))

@@ -129,7 +129,7 @@ def nrmse(case: Case, variant: Variant) -> list[float]:
     for error in ERRORS:
         settings = replace(variant.settings, error=error)
         image = sample_one_step(case.problem, case.prior, settings, NoiseSource([0]))[0]
-        found.append(scores(case.truth, image)[0])
+        found.append(scores(case.truth, case.mapped.model.combined(image))[0])
     return found
 
 
