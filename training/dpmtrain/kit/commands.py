@@ -40,7 +40,8 @@ def add_kit(commands) -> None:
     parser.add_argument("--acs", type=int, default=24, help="calibration lines kept in the comparison (default: 24)")
     parser.add_argument("--slices", type=int, default=5, help="of each validation and test scan (default: 5)")
     parser.add_argument("--jobs", type=int, default=cores(), help="processes that read scans (default: %(default)s)")
-    add_usual(parser, "out", "device", "threads")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    add_usual(parser, "out", "threads")
     parser.set_defaults(run=_kit)
 
 
