@@ -7,6 +7,7 @@ writes a table in markdown and CSV to a folder of its name. Scores that are ther
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ SLABS = [
     ((4.0, 2.0, 2.0), 24),
 ]
 # axes that planes are cut across, and settings in place of the card's
-WAYS: dict[str, tuple[tuple[int, ...], dict[str, float]]] = {
+WAYS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "planes 0": ((0,), {}),
     "planes 0, no total variation": ((0,), {"across": 0.0}),
     "planes 0 1 2": (TURNS, {}),
@@ -87,7 +88,7 @@ class Case:
 
 
 def sampled_volume(
-    case: Case, mapped: MappedVolume, checkpoint: Checkpoint, axes: tuple[int, ...], changes: dict[str, float]
+    case: Case, mapped: MappedVolume, checkpoint: Checkpoint, axes: tuple[int, ...], changes: dict[str, Any]
 ) -> torch.Tensor:
     """One sample (partitions, rows, cols) complex64 at scale 1. axes: that planes are cut across in turn; changes: of
     the card's settings."""
@@ -116,7 +117,7 @@ def planes(images: Path, checkpoint: Checkpoint, out: Path) -> None:
         for way, (axes, changes) in WAYS.items():
 
             def make(
-                case: Case = case, axes: tuple[int, ...] = axes, changes: dict[str, float] = changes
+                case: Case = case, axes: tuple[int, ...] = axes, changes: dict[str, Any] = changes
             ) -> dict[str, float]:
                 return {"nrmse": case.nrmse(sampled_volume(case, case.mapped, checkpoint, axes, changes))}
 
