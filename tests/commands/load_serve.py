@@ -12,8 +12,10 @@ memory at each fifth, how far images are from those that the scan gave alone (a 
 which moves the last digits), and what limits: the share of the time in which the device had work, and the service's
 processor time over the time. Exit code 1 where a scan is lost or exchanged.
 
+--batch N ...: images at once of each row; 2 are the slices of one scan, more are those of several.
+
 --batches: milliseconds of an evaluation of the network for each image, by the images at once: what slices of several
-scans in one batch would gain here. The service's batches are of one scan.
+scans in one batch can gain here.
 """
 
 import argparse
@@ -88,10 +90,12 @@ class Service:
         self.process.stderr.close()
 
 
-def small_scan() -> list[bytes]:
+def small_scan(seed: int = 0) -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scan.h5"
-        settings = SimulationSettings(matrix=(64, 64), n_slices=2, n_coils=6, calibration_lines=16, acceleration=2)
+        settings = SimulationSettings(
+            matrix=(64, 64), n_slices=2, n_coils=6, calibration_lines=16, acceleration=2, seed=seed
+        )
         simulate(path, settings)
         return edited_stream(path)[1:]
 
@@ -102,7 +106,7 @@ def difference(one: ismrmrd.Image, other: ismrmrd.Image) -> float:
 
 
 class Load:
-    """Peers that send scan after scan for so many seconds. scans: of each, with a seed of its own, so that exchanged
+    """Peers that send scan after scan for so many seconds. scans: of each, with noise of its own, so that exchanged
     images are noticed; what came back first, alone, is what must come back."""
 
     def __init__(self, service: Service, scans: list[list[bytes]], seconds: float):
@@ -191,12 +195,22 @@ class Load:
 
 DEVICE = ("maps", "conventional", "sampling", "gate")  # stages that have the device
 COLUMNS = (
-    *("peers", "minutes", "scans", "a minute", "seconds of a scan, 50 / 90 / 99 %", "scans of a peer"),
+    *(
+        "peers",
+        "images at once",
+        "minutes",
+        "scans",
+        "a minute",
+        "seconds of a scan, 50 / 90 / 99 %",
+        "scans of a peer",
+    ),
     *("scans refused / lost / exchanged", "furthest image", "MB at each fifth", "device at work", "processors"),
 )
 
 
-def load(peers: list[int], minutes: list[float], options: list[str], say: Callable[[str], object]) -> int:
+def load(
+    peers: list[int], minutes: list[float], batch: list[str], options: list[str], say: Callable[[str], object]
+) -> int:
     """What the load shows; the exit code. The stalled peer takes a place, the flood two when it
     comes again."""
     asked = " ".join(["python tests/commands/load_serve.py", *sys.argv[1:]])
@@ -206,14 +220,15 @@ def load(peers: list[int], minutes: list[float], options: list[str], say: Callab
         "message,\none sends rubbish each second, and one floods and reads nothing.\n"
     )
     say(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    scan, starts, alone = small_scan(), [], []
+    scans = [[config(contrast="flair"), *small_scan(seed)] for seed in range(max(peers))]
+    starts, alone = [], []
     bad, reasons = 0, set[str]()
-    for count, long in zip(peers, minutes, strict=True):
-        scans = [[config(contrast="flair", seed=number), *scan] for number in range(count)]
-        service = Service("--peers", str(count + 3), *options)
+    for count, long, images in zip(peers, minutes, batch, strict=True):
+        service = Service("--peers", str(count + 3), *(["--batch", images] if images else []), *options)
         try:
-            running = Load(service, scans, 60 * long)
-            say(f"| {' | '.join(running.run())} |")
+            running = Load(service, scans[:count], 60 * long)
+            peers_column, *rest = running.run()
+            say(f"| {' | '.join([peers_column, images or 'by default', *rest])} |")
         finally:
             service.stop()
         starts.append(service.start)
@@ -223,7 +238,7 @@ def load(peers: list[int], minutes: list[float], options: list[str], say: Callab
         alone.append(min(difference(last[key], image) for key, image in first.items()))
     say(
         f"\nFrom its start to ready the service took {min(starts):.1f} to {max(starts):.1f} s. Images of another peer, "
-        f"whose\nseed is another, are {max(alone):.0e} away."
+        f"whose\nnoise is another, are {max(alone):.0e} away."
     )
     for reason in sorted(reasons):
         say(f"Refused: {reason}.")
@@ -238,8 +253,8 @@ def batches(say: Callable[[str], object]) -> None:
     model, at_once = load_checkpoint().model.of_contrast(None), (1, 2, 4, 8, 16)
     say(
         "\n## Images at once\n\nMilliseconds of processor time for each image of an evaluation of the network, "
-        f"{torch.get_num_threads()} thread.\nThe service's batches are of one scan, at most 4 images on a CPU: these "
-        "columns say what those of several would gain.\n"
+        f"{torch.get_num_threads()} thread.\nThe service takes slices of several scans at once where its batch has "
+        "room; on a CPU it is of 4 images.\n"
     )
     say(f"| matrix | {' | '.join(f'{count} at once' for count in at_once)} |\n|---|{'---|' * len(at_once)}")
     for size in (64, 128, 256):
@@ -260,6 +275,7 @@ def main() -> int:
     parser.add_argument("--scans", type=int, default=50)
     parser.add_argument("--peers", type=int, nargs="+")
     parser.add_argument("--minutes", type=float, nargs="+", help="for each number of peers")
+    parser.add_argument("--batch", nargs="+", help="images at once, for each number of peers")
     parser.add_argument("--batches", action="store_true")
     parser.add_argument("--out", type=Path, help="of --peers and --batches: the report, beside what is printed")
     mark = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
@@ -274,7 +290,8 @@ def main() -> int:
             given.out.write_text("\n".join(lines) + "\n")
 
     if given.peers:
-        code = load(given.peers, given.minutes or [10.0] * len(given.peers), options, say)
+        count = len(given.peers)
+        code = load(given.peers, given.minutes or [10.0] * count, given.batch or [""] * count, options, say)
     if given.batches:
         batches(say)
     if given.peers or given.batches:

@@ -11,6 +11,7 @@ from dpmrecon.hosts import health
 from dpmrecon.hosts.serve import STUCK, Server
 
 from support.clock import Clock
+from support.held_device import held
 from support.sessions import FEW, connect
 from support.streams import raw_stream
 from support.waiting import LIMIT, until
@@ -51,17 +52,13 @@ def test_a_busy_service_is_ready_and_a_check_takes_no_scans_place(start, scan):
 def test_a_device_that_hangs_is_not_ready(start, capsys):
     clock = Clock()
     server = start(clock=clock)
-    asked, begun, over = ["--port", str(server.port), *PATIENT], threading.Event(), threading.Event()
-    worker = threading.Thread(target=server._device.run, args=(lambda: begun.set() or over.wait(LIMIT),))
-    worker.start()
-    assert begun.wait(LIMIT)
-    clock.now += STUCK
-    assert health.main(asked) == 0
-    clock.now += 1
-    assert health.main(asked) == 1
-    assert f"stuck: {STUCK + 1:.0f} s with one job of the device: end the service" in capsys.readouterr().out
-    over.set()
-    worker.join()
+    asked = ["--port", str(server.port), *PATIENT]
+    with held(server._device):
+        clock.now += STUCK
+        assert health.main(asked) == 0
+        clock.now += 1
+        assert health.main(asked) == 1
+        assert f"stuck: {STUCK + 1:.0f} s with one piece of work: end the service" in capsys.readouterr().out
     until(lambda: health.main(asked) == 0)
 
 

@@ -13,7 +13,7 @@ import ismrmrd
 import numpy as np
 import pytest
 from dpmrecon.cli import main
-from dpmrecon.hosts.serve import DeviceQueue, Server
+from dpmrecon.hosts.serve import Server
 from dpmrecon.hosts.wire import Wire
 
 from support import fake_peer
@@ -205,27 +205,11 @@ def test_a_peer_that_dies_in_mid_scan_costs_nothing(start, scan):
     until(lambda: not server._sessions)  # and nobody is left to spin
 
 
-def test_the_device_queue_keeps_order_and_hands_errors_on():
-    run = DeviceQueue(2).run
-    done = []
-
-    def job(number):
-        if number == 3:
-            raise ArithmeticError("three")
-        done.append(number)
-        return number
-
-    assert [run(lambda n=n: job(n)) for n in range(3)] == done == [0, 1, 2]
-    with pytest.raises(ArithmeticError, match="three"):
-        run(lambda: job(3))
-    assert run(lambda: job(4)) == 4
-
-
 def test_a_lost_device_is_told_and_ends_the_service_with_1(model, scan, monkeypatch, caplog):
     def fail(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("dpmrecon.hosts.session.with_maps", fail)
+    monkeypatch.setattr("dpmrecon.hosts.engine.with_maps", fail)
     monkeypatch.setattr("dpmrecon.device.synchronize", fail)  # a device that is well lets itself be waited for
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -65,7 +65,7 @@ class Metrics:
         self.seconds = client.Histogram("dpmrecon_scan_seconds", "Header to end", buckets=SCANS, registry=registry)
         client.Info("dpmrecon_model", "The loaded model", registry=registry).info({"id": model})
         for name, text, value in (
-            ("dpmrecon_queue", "Jobs that wait for the device", waiting),
+            ("dpmrecon_queue", "Groups of slices that wait for the device", waiting),
             ("dpmrecon_scans_in_hand", "Scans that have begun and not ended", in_hand),
             ("dpmrecon_dicom_waiting", "Scans whose DICOM is not written or sent yet", dicom_waiting),
             ("dpmrecon_device_bytes", "Memory of the GPU that tensors hold", _device_bytes),

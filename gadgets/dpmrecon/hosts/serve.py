@@ -1,22 +1,20 @@
 """`dpmrecon serve`: one loaded model for many scans, of Gadgetrons and MRD clients, on one port.
 
-A peer has a thread that talks to it and one that reads ahead; the device has one thread, which takes work slice by
-slice from a bounded queue in the order it came. Memory is bounded by `peers` times the slices in hand of one: those
-read ahead, those of the group that is worked on, and the one that is filling; 4 peers with slices of 256 x 256 and 8
-channels stay under 1 GB on a CPU (`python tests/commands/load_serve.py` prints it).
+A peer has a thread that talks to it and one that reads ahead; the device has one thread, which takes a few slices of
+each scan in the order they came, of several scans at once where its batch has room. Memory is bounded by `peers` times
+the slices in hand of one: those read ahead, those of the group that is worked on, and the one that is filling; 4 peers
+with slices of 256 x 256 and 8 channels stay under 1 GB on a CPU (`python tests/commands/load_serve.py` prints it).
 """
 
 import argparse
 import contextlib
 import logging
-import queue
 import select
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,7 @@ from ..errors import BadInputError, DpmreconError, first_line
 from ..options import Options, from_arguments
 from ..version import __version__
 from .audit import AuditLog
+from .device_queue import DeviceQueue
 
 if TYPE_CHECKING:
     from .adapters import Host
@@ -38,55 +37,6 @@ STUCK = 600.0  # seconds: no slice takes so long on a device that works
 FAREWELL = 10.0  # seconds for each scan to tell its peer that the device is lost
 PEERS = 8  # scans in hand at a time; who comes then is told so
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))  # seconds, seconds, times
-
-
-class DeviceQueue:
-    """Runs jobs one by one in a thread of its own, in order; whoever finds it full waits.
-
-    failed: called after a job that raised; clock: seconds that only grow.
-    """
-
-    def __init__(
-        self, size: int, failed: Callable[[], object] = lambda: None, clock: Callable[[], float] = time.monotonic
-    ):
-        self._jobs: queue.Queue = queue.Queue(size)
-        self._failed, self._clock = failed, clock
-        self._began: float | None = None
-        threading.Thread(target=self._work, daemon=True, name="device").start()
-
-    def run(self, job: Callable[[], Any]) -> Any:
-        """job(), when its turn has come."""
-        future: Future = Future()
-        self._jobs.put((job, future))
-        return future.result()
-
-    def busy(self) -> float:
-        """Seconds since the job in hand began, 0 where there is none."""
-        began = self._began
-        return 0.0 if began is None else self._clock() - began
-
-    def waiting(self) -> int:
-        """Jobs that wait for their turn."""
-        return self._jobs.qsize()
-
-    def close(self) -> None:
-        """End the thread, once what waits is done."""
-        self._jobs.put(None)
-
-    def _work(self) -> None:
-        while True:
-            entry = self._jobs.get()
-            if entry is None:
-                return
-            job, future = entry
-            self._began = self._clock()
-            try:
-                future.set_result(job())
-            except BaseException as error:  # the thread that waits raises it
-                future.set_exception(error)
-                self._failed()
-            self._began = None
-            del entry, job, future  # or the last peer's slices would stay until the next one's
 
 
 class Server:
@@ -113,7 +63,7 @@ class Server:
         self._peers, self._audit = peers, audit
         self._sessions: dict[threading.Thread, Session] = {}
         self._places = threading.Lock()
-        self._device = DeviceQueue(peers, self._check_device, clock)
+        self._device = DeviceQueue(self._check_device, clock)
         self.metrics: Metrics | None = None
         self.dicom: DicomQueue | None = None
         self.lost: str | None = None  # why the device can be used no more
@@ -141,7 +91,7 @@ class Server:
     def status(self) -> dict[str, Any]:
         """What a health check is told. audit, stuck: what is wrong with the audit log and the device, else None."""
         busy = self._device.busy()
-        stuck = f"{busy:.0f} s with one job of the device" if busy > STUCK else self.lost
+        stuck = f"{busy:.0f} s with one piece of work" if busy > STUCK else self.lost
         found = {"model": self._engine.checkpoint.model_id, "device": str(self._engine.device), "scans": self._begun()}
         return {**found, "version": __version__, "audit": self._audit and self._audit.problem, "stuck": stuck}
 

@@ -4,7 +4,6 @@ The steps between are the generators that `replay` uses. Whatever happens, the p
 its scan did not come out whole. Logs hold no text from the scan's header.
 """
 
-import functools
 import hashlib
 import json
 import logging
@@ -34,15 +33,14 @@ from ..read_ahead import ReadAhead
 from ..recon.adapt import Adaptation
 from ..recon.deadline import Deadline
 from ..recon.plan import contrast_of, sampling_of
-from ..recon.prepare import with_maps
 from ..recon.provenance import Provenance
-from ..recon.stream import sampled, slices_at_once
+from ..recon.stream import slices_at_once
 from ..recon.types import Reconstruction, Sampling
 from . import wire
 from .adapters import Gadgetron, Host
 from .audit import AuditLog, header_digest, origin
 from .dicom_queue import DicomJob, DicomQueue, Headed
-from .engine import Engine
+from .engine import Engine, SampleRequest
 from .metrics import Metrics
 from .wire import PeerGoneError, Wire
 
@@ -56,19 +54,16 @@ def on_device(
     sampling: Sampling,
     n_slices: int,
 ) -> Iterator[Reconstruction | LostSlice]:
-    """The device's part of the work, slice by slice: the turn goes to other peers between.
+    """The device's part of the work, group by group: the turn goes to other peers between.
 
     n_slices: that are announced; a deadline, counted from the first slice on, is shared among them.
     """
-    deadline = None
-    adaptation = Adaptation(engine.checkpoint, contrast, sampling) if sampling.adapt else None
+    checkpoint, deadline = engine.checkpoint, None
+    adaptation = Adaptation(checkpoint, contrast, sampling) if sampling.adapt else None
     for group in groups:
         if deadline is None and sampling.deadline is not None:
             deadline = Deadline(sampling.deadline, n_slices, time.monotonic())
-        mapped = (item if isinstance(item, LostSlice) else with_maps(item, engine.device, contrast) for item in group)
-        results = sampled(mapped, engine.checkpoint, contrast, sampling, deadline=deadline, adaptation=adaptation)
-        while (item := engine.run(functools.partial(next, results, None))) is not None:
-            yield item
+        yield from engine.run(SampleRequest(group, checkpoint, engine.device, contrast, sampling, deadline, adaptation))
 
 
 class Sender:

@@ -10,8 +10,7 @@ from .coil_maps import CHUNK, FEWEST, KERNEL, dominant, fourier_matrix, kernel_s
 from .fourier import crop_or_pad, origin_to_corner
 from .volume_map_sets import folding_axis, second_set
 
-# Size of the matrix whose eigenvectors span the signal: a kernel of 6 for 9 coils, of 5 for 16. A shorter one leaves
-# more of the signal unexplained, a longer one takes minutes
+# Size of the matrix whose eigenvectors span the signal; a larger one takes minutes
 MATRIX = 2048
 LARGEST = 24  # samples of the calibration that are used along each axis
 THRESHOLD = 0.02  # of the largest singular value: what is above spans the signal
@@ -85,8 +84,8 @@ def _middle(calibration: torch.Tensor) -> torch.Tensor:
 
 
 def _kernel_correlations(calibration: torch.Tensor) -> torch.Tensor:
-    """(taps, taps, taps, n_coils, n_coils): the projection of all patches on the signal space, averaged over the
-    patches that hold a sample, as a convolution of 2 kernel - 1 taps an axis."""
+    """(taps, taps, taps, n_coils, n_coils): the projection of all patches on the signal space, averaged over those that
+    hold a sample: a convolution of 2 kernel - 1 taps an axis."""
     n_coils = len(calibration)
     longest = longest_kernel(n_coils)
     kernel = [min(longest, kernel_size(size)) for size in calibration.shape[1:]]

@@ -109,12 +109,9 @@ def slab_with_field(subject: int) -> ReferenceVolume:
     scale = image_scale(truth)
     sigma_n = settings.noise * float(np.percentile(truth, 99)) / scale
     mask = (kspace[0] != 0).float()
-    block = (slice(None), *(slice(size // 2 - 8, size // 2 + 8) for size in truth.shape[:2]))
-    kspace, count, key = kspace / scale, int(mask[..., 0].sum()), SliceKey(subject)
+    block = calibration_block(tuple(truth.shape), settings.calibration_lines)
     voxel = (settings.slice_thickness_mm, *settings.pixel_mm)
-    data = Volume(
-        key, kspace, mask, kspace[block], sigma_n, "known", 3.0, count, count, key.seed_key, voxel_mm=voxel,
-    )  # fmt: skip
+    data = volume_data(kspace / scale, mask, block, sigma_n, settings.acceleration, voxel, subject)
     return ReferenceVolume("swi", data, (truth / scale).numpy(), torch.empty(0))
 
 
@@ -170,9 +167,22 @@ def _acquired(
     kspace = torch.stack(
         [mask * (to_kspace(one * image, (0, 1, 2)) + noise * complex_noise(shape, generator)) for one in maps]
     )
-    count, key, factor = int(lines.sum()), SliceKey(0), 1.0 if full else 4.0
-    data = Volume(
-        key, kspace, mask, kspace[(slice(None), *block)], noise, "known", factor, count, count, key.seed_key,
-        voxel_mm=voxel,
-    )  # fmt: skip
+    data = volume_data(kspace, mask, block, noise, 1 if full else 4, voxel)
     return ReferenceVolume(contrast, data, magnitude.numpy(), maps)
+
+
+def volume_data(
+    kspace: torch.Tensor,
+    mask: torch.Tensor,
+    block: tuple[slice, slice],
+    sigma_n: float,
+    acceleration: float,
+    voxel_mm: tuple[float, float, float],
+    number: int = 0,
+) -> Volume:
+    """A simulated scan. kspace, mask: as the volume has them; block: of the calibration; number: of the slab."""
+    count, key, calibration = int(mask[..., 0].sum()), SliceKey(number), kspace[(slice(None), *block)].clone()
+    return Volume(
+        key, kspace, mask, calibration, sigma_n, "known", float(acceleration), count, count, key.seed_key,
+        voxel_mm=voxel_mm,
+    )  # fmt: skip
