@@ -122,8 +122,8 @@ def table(rows: Sequence[Row], model_id: str) -> str:
     return joined(
         f"# The prior adapted to a scan, {model_id}",
         f"NRMSE at R = {R} with {CALIBRATION_LINES} calibration lines, one factor a scan; weights of CG-SENSE and "
-        "L1-wavelet are the best by the truth. The fit is to the first slice with one set of maps, all are scored. Its rate "
-        "and rounds were chosen on such objects and heads. One thread of a machine that others used.",
+        "L1-wavelet are the best by the truth. The fit is to the first slice with one set of maps, all are scored. Its "
+        "rate and rounds were chosen on such objects and heads. One thread of a machine that others used.",
         lines,
         f"Adapted no worse than the better of CG-SENSE and L1-wavelet: {better} of {len(objects)} objects; within "
         f"{MARGIN:.0%} of the prior as it is: {within} of {len(heads)} heads.",
