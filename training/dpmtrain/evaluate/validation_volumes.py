@@ -105,17 +105,24 @@ def slab_with_field(subject: int) -> ReferenceVolume:
         subject=subject,
         seed=subject,
     )
+    return phantom_volume(settings)
+
+
+def phantom_volume(settings: VolumeSettings) -> ReferenceVolume:
+    """A 3D scan of the product's head, the noise known. No true maps."""
     kspace, truth = (torch.from_numpy(array) for array in simulated_volume(settings))
     scale = image_scale(truth)
     sigma_n = settings.noise * float(np.percentile(truth, 99)) / scale
     mask = (kspace[0] != 0).float()
-    block = (slice(None), *(slice(size // 2 - 8, size // 2 + 8) for size in truth.shape[:2]))
-    kspace, count, key = kspace / scale, int(mask[..., 0].sum()), SliceKey(subject)
-    voxel = (settings.slice_thickness_mm, *settings.pixel_mm)
+    half = settings.calibration_lines // 2
+    block = (slice(None), *(slice(size // 2 - half, size // 2 + half) for size in truth.shape[:2]))
+    kspace, count, key = kspace / scale, int(mask[..., 0].sum()), SliceKey(settings.subject)
+    voxel, factor = (settings.slice_thickness_mm, *settings.pixel_mm), settings.acceleration
     data = Volume(
-        key, kspace, mask, kspace[block], sigma_n, "known", 3.0, count, count, key.seed_key, voxel_mm=voxel,
+        key, kspace, mask, kspace[block], sigma_n, "known", float(factor * settings.partition_acceleration), count,
+        count, key.seed_key, voxel_mm=voxel,
     )  # fmt: skip
-    return ReferenceVolume("swi", data, (truth / scale).numpy(), torch.empty(0))
+    return ReferenceVolume(settings.contrast, data, (truth / scale).numpy(), torch.empty(0))
 
 
 def full_volume(images: Path, contrast: str) -> ReferenceSlice:
