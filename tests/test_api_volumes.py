@@ -7,6 +7,8 @@ from dpmrecon.errors import BadInputError, DpmreconError
 
 from support.volumes import SHAPE, VOXEL_MM, head, volume
 
+pytestmark = pytest.mark.usefixtures("short_kernel")
+
 
 @pytest.fixture(scope="module")
 def loaded(model):

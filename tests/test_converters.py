@@ -17,7 +17,8 @@ from dpmrecon.cli import main
 from dpmrecon.hosts.engine import Engine
 
 from support import converters, fake_peer
-from support.converters import CASES, CENTER, METRES, Head, copied, nrmse, write
+from support.acquisitions import write_lines
+from support.converters import CASES, CENTER, METRES, Head, copied, nrmse
 from support.results import images, report
 from support.sessions import Here
 
@@ -124,7 +125,7 @@ def test_names_of_a_header_in_any_encoding(head, tmp_path, declared, encoding):
     patient = {"subjectInformation.patientName": "Müller^Zoë", "studyInformation.studyDescription": "Schädel"}
     body = head.header(**patient).partition("?>")[2]
     xml = (f'<?xml version="1.0" encoding="{declared}"?>' if declared else "") + body
-    scan = write(tmp_path / "scan.h5", xml.encode(encoding), head.noise + head.sampled())
+    scan = write_lines(tmp_path / "scan.h5", xml.encode(encoding), head.noise + head.sampled())
     assert replay(scan, tmp_path) == 0
     (file,) = dicoms(tmp_path)
     assert (file.PatientName, file.StudyDescription) == ("Müller^Zoë", "Schädel")
@@ -150,13 +151,13 @@ def test_an_echo_read_backwards_equals_the_first(head, tmp_path):
 
 def test_measurements_of_a_file(head, expected, tmp_path, capsys):
     lines = head.noise + head.sampled()
-    named = write(tmp_path / "named.h5", head.header(), lines, "meas_MID00042")
-    two = write(tmp_path / "two.h5", head.header(), head.noise, "dataset_1")  # an adjustment first
-    write(two, head.header(), lines, "dataset_2")
+    named = write_lines(tmp_path / "named.h5", head.header(), lines, "meas_MID00042")
+    two = write_lines(tmp_path / "two.h5", head.header(), head.noise, "dataset_1")  # an adjustment first
+    write_lines(two, head.header(), lines, "dataset_2")
     for scan in (named, two):
         assert replay(scan, tmp_path / scan.stem) == 0
         assert errors(tmp_path / scan.stem, head) == pytest.approx([expected("00")], rel=NEAR)
-    write(two, head.header(), lines, "dataset_3")
+    write_lines(two, head.header(), lines, "dataset_3")
     capsys.readouterr()
     assert replay(two, tmp_path / "refused") == 2
     told = capsys.readouterr().err
@@ -226,7 +227,7 @@ def generated(width: int, directions: bool) -> tuple[str, list[ismrmrd.Acquisiti
 @pytest.mark.parametrize(("width", "right"), [(24, (0.057, 0.055)), (0, (0.060, 0.085))])
 def test_the_standards_own_generator(tmp_path, width, right):
     xml, lines, truth = generated(width, directions=False)
-    scan = write(tmp_path / "scan.h5", xml, lines)
+    scan = write_lines(tmp_path / "scan.h5", xml, lines)
     # its edges are sharper than a head's: a few steps would not do
     assert main(["replay", str(scan), "--out", str(tmp_path), "--device", "cpu", "--gate", "off"]) == 0
     found = [nrmse(image.data[0, 0], truth) for image in images(tmp_path)]
@@ -242,7 +243,7 @@ def test_the_standards_own_generator_with_directions_gets_dicom(tmp_path):
     for directions in (False, True):
         xml, lines, _ = generated(24, directions)
         out = tmp_path / str(directions)
-        assert replay(write(tmp_path / f"{directions}.h5", xml, lines), out) == 0
+        assert replay(write_lines(tmp_path / f"{directions}.h5", xml, lines), out) == 0
         assert len(list((out / "dicom").rglob("01_*/*.dcm"))) == (2 if directions else 0)
         found.append([image.data for image in images(out)])
     assert np.array_equal(*found)
@@ -254,7 +255,7 @@ def test_times_and_angles_of_each_contrast(head, tmp_path):
     parameters = {"TI": [700, 2500], "flipAngle_deg": [4, 5], "TE": [2.9]}
     values = {f"sequenceParameters.{name}": value for name, value in parameters.items()}
     xml = head.header(**{"encoding.encodingLimits.contrast.maximum": 1, **values})
-    assert replay(write(tmp_path / "scan.h5", xml, head.noise + first + second), tmp_path) == 0
+    assert replay(write_lines(tmp_path / "scan.h5", xml, head.noise + first + second), tmp_path) == 0
     files = sorted(dicoms(tmp_path), key=lambda file: file.InversionTime)
     assert [(file.InversionTime, file.FlipAngle, file.EchoTime) for file in files] == [(700, 4, 2.9), (2500, 5, 2.9)]
     assert files[0].pixel_array.mean() > files[1].pixel_array.mean()
@@ -275,7 +276,7 @@ def test_waveforms_compressed_chunks_and_a_file_that_may_only_be_read(head, expe
     folder = tmp_path / "Müller scans (1)"
     folder.mkdir()
     xml = head.header(acquisitionSystemInformation=None)
-    scan = write(folder / "scän 1.h5", xml, head.noise + head.sampled())
+    scan = write_lines(folder / "scän 1.h5", xml, head.noise + head.sampled())
     with ismrmrd.Dataset(str(scan), "dataset", create_if_needed=False) as dataset:
         for _ in range(3):
             dataset.append_waveform(ismrmrd.Waveform.from_array(np.zeros((2, 20), np.uint32)))
@@ -304,7 +305,7 @@ def test_waveforms_compressed_chunks_and_a_file_that_may_only_be_read(head, expe
 def test_slices_without_labels_are_refused(slices, tmp_path, capsys):
     lines = [copied(line, slice=0) for line in slices.sampled()]
     xml = slices.header(**{"encoding.encodingLimits.slice.maximum": 0})
-    assert replay(write(tmp_path / "scan.h5", xml, slices.noise + lines), tmp_path / "out") == 2
+    assert replay(write_lines(tmp_path / "scan.h5", xml, slices.noise + lines), tmp_path / "out") == 2
     assert "lines of slice 0 lie at 3 positions: every slice needs a label" in capsys.readouterr().err
 
 
@@ -328,7 +329,7 @@ def test_a_reference_block_that_ends_its_slice_too(slices, engine, tmp_path, mod
             line.set_flag(ismrmrd.ACQ_LAST_IN_SLICE)
         lines += block + regular
     xml = slices.header(mode=mode)
-    assert replay(write(tmp_path / "scan.h5", xml, lines), tmp_path) == 0
+    assert replay(write_lines(tmp_path / "scan.h5", xml, lines), tmp_path) == 0
     answer = streamed(engine, xml, lines)
     assert answer.texts == []
     sent = [image for image in answer.images if image.image_series_index == 1]
@@ -359,6 +360,6 @@ def test_a_fastmri_file(head, tmp_path, acceleration, capsys):
     assert (entry["R"], entry["noise_source"]) == (acceleration, "k-space periphery")
     assert "a fastMRI file holds no positions" in capsys.readouterr().err
     # such files have no noise measurement
-    scan = write(tmp_path / "scan.h5", head.header(acceleration), head.sampled(acceleration))
+    scan = write_lines(tmp_path / "scan.h5", head.header(acceleration), head.sampled(acceleration))
     assert replay(scan, tmp_path / "out") == 0
     assert errors(tmp_path, head) == pytest.approx(errors(tmp_path / "out", head), rel=NEAR)

@@ -11,7 +11,8 @@ from dpmrecon.hosts.adapters import Gadgetron, MrdClient
 from dpmrecon.hosts.engine import Engine
 
 from support import fake_peer
-from support.converters import Head, copied, nrmse, write
+from support.acquisitions import write_lines
+from support.converters import Head, copied, nrmse
 from support.results import images, replay, report
 from support.sessions import Here
 
@@ -59,19 +60,19 @@ def receiver_noise(head) -> list[ismrmrd.Acquisition]:
 def deaf(head, tmp_path_factory):
     """A scan without noise measurement whose channels are numbered."""
     lines = on_channels(head.sampled(), PLACES)
-    return write(tmp_path_factory.mktemp("deaf") / "scan.h5", head.header(), lines)
+    return write_lines(tmp_path_factory.mktemp("deaf") / "scan.h5", head.header(), lines)
 
 
 @pytest.fixture(scope="module")
 def noise_file(head, tmp_path_factory):
-    return write(tmp_path_factory.mktemp("noise") / "noise.h5", head.header(), receiver_noise(head))
+    return write_lines(tmp_path_factory.mktemp("noise") / "noise.h5", head.header(), receiver_noise(head))
 
 
 @pytest.fixture(scope="module")
 def plain(head, model, tmp_path_factory):
     """The folder of what comes out with a noise measurement of its own."""
     out = tmp_path_factory.mktemp("plain")
-    assert replay(write(out / "scan.h5", head.header(), head.noise + head.sampled()), out, model) == 0
+    assert replay(write_lines(out / "scan.h5", head.header(), head.noise + head.sampled()), out, model) == 0
     return out
 
 
@@ -92,8 +93,8 @@ def test_noise_of_another_file(head, deaf, noise_file, model, plain, tmp_path, c
 @pytest.mark.parametrize("names", [("dataset_1", "dataset_2"), ("dataset", "dataset_2"), ("noise", "dataset")])
 def test_noise_of_another_group_of_the_file(head, model, plain, tmp_path, capsys, names):
     """As Siemens's dependency measurements are written."""
-    scan = write(tmp_path / "scan.h5", head.header(), receiver_noise(head), names[0])
-    write(scan, head.header(), on_channels(head.sampled(), PLACES), names[1])
+    scan = write_lines(tmp_path / "scan.h5", head.header(), receiver_noise(head), names[0])
+    write_lines(scan, head.header(), on_channels(head.sampled(), PLACES), names[1])
     assert replay(scan, tmp_path, model) == 0
     assert report(tmp_path)["slices"][0]["noise_source"] == "noise scan"
     assert error(tmp_path, head) == pytest.approx(error(plain, head), rel=NEAR)
@@ -104,8 +105,8 @@ def test_noise_of_another_group_of_the_file(head, model, plain, tmp_path, capsys
 
 def test_that_of_the_option_comes_first(head, noise_file, model, plain, tmp_path):
     loud = [copied(line, 40 * line.data) for line in receiver_noise(head)]
-    scan = write(tmp_path / "scan.h5", head.header(), on_channels(loud, range(8)), "dataset_1")
-    write(scan, head.header(), on_channels(head.sampled(), PLACES), "dataset_2")
+    scan = write_lines(tmp_path / "scan.h5", head.header(), on_channels(loud, range(8)), "dataset_1")
+    write_lines(scan, head.header(), on_channels(head.sampled(), PLACES), "dataset_2")
     assert replay(scan, tmp_path / "loud", model) in (0, 3)
     assert "times as loud as the quietest part of k-space" in "".join(report(tmp_path / "loud")["remarks"])
     assert replay(scan, tmp_path / "out", model, "--noise", str(noise_file)) == 0
@@ -129,8 +130,8 @@ FROM_0 = "give channel numbers from 0 on, as 0-5,7"
 
 
 def test_channels_are_chosen(head, model, tmp_path, capsys):
-    fewer = write(tmp_path / "fewer.h5", head.header(), five_coils(head))
-    scan = write(tmp_path / "scan.h5", head.header(), with_a_loud_one(head))
+    fewer = write_lines(tmp_path / "fewer.h5", head.header(), five_coils(head))
+    scan = write_lines(tmp_path / "scan.h5", head.header(), with_a_loud_one(head))
     assert replay(fewer, tmp_path / "fewer", model) == 0
     assert replay(scan, tmp_path / "out", model, "--coils", "0-1,3-5") == 0
     assert error(tmp_path / "out", head) == pytest.approx(error(tmp_path / "fewer", head), rel=NEAR)
@@ -149,7 +150,7 @@ def with_user_lines(head) -> list[ismrmrd.Acquisition]:
 
 
 def test_flags_that_are_ignored_are_chosen(head, model, plain, tmp_path, capsys):
-    scan = write(tmp_path / "scan.h5", head.header(), with_user_lines(head))
+    scan = write_lines(tmp_path / "scan.h5", head.header(), with_user_lines(head))
     assert replay(scan, tmp_path / "lost", model) == 4
     assert replay(scan, tmp_path / "out", model, "--ignore-flags", "user3,NAVIGATION_DATA") == 0
     assert error(tmp_path / "out", head) == pytest.approx(error(plain, head), rel=NEAR)
@@ -234,7 +235,7 @@ def test_an_mrd_client_gives_them_too(head, engine, model, deaf, noise_file, tmp
     sent = map(fake_peer.acquisition, lines)
     answer = Here(engine).exchange(config(**{name: value}), header, *sent, fake_peer.close())
     assert answer.texts == []
-    scan = write(tmp_path / "scan.h5", head.header(), lines)
+    scan = write_lines(tmp_path / "scan.h5", head.header(), lines)
     assert replay(scan, tmp_path, model, f"--{name}", value) == 0
     (one, *_), (other,) = answer.images, images(tmp_path)
     assert nrmse(one.data[0, 0], other.data[0, 0]) < 2e-3  # whole numbers

@@ -5,8 +5,7 @@ import re
 CONTRAST_LABELS = ("flair", "t1", "t2", "dwi", "swi")
 LABELS = (*CONTRAST_LABELS, "spare1", "spare2", "spare3")  # of a network: spare ones for a site's own contrasts
 
-# The first pattern that matches wins. A letter before the short names would make them part of another word, a digit
-# after them another number.
+# The first that matches wins. Letters before short names, and digits behind, make others of them
 PATTERNS = (
     (r"t1.*flair|flair.*t1", "t1"),
     (r"flair|tirm.*dark|dark.*fluid", "flair"),

@@ -39,11 +39,11 @@ class Slice:
     n_lines_got: different lines acquired; n_lines_needed: lines that limits and acceleration announce; seed_key:
     numbers that alone enter the seeds of its samples; remarks: what was repaired or left out, or is doubtful, a
     sentence's end each; pooled: the calibration is made of lines of other averages or repetitions too, which are no
-    data of this one; ghost: of EPI, amplitude of the N/2 ghost over the signal's by the navigators, after and before
-    its correction, of the shot that has most of it left; others: its further averages, each with a phase of its own;
-    shots: (rows,) int64, the shot of each acquired row, where each shot has a phase of its own, else None; n_averages:
-    that are in `kspace`, whose coils are then those of each in turn; channels: the receiver's numbers of those in
-    `kspace`, empty where not known.
+    data of this one; ghost: of EPI, amplitude of the N/2 ghost over the signal's by the navigators: after and before
+    its correction, of the shot that has most left; others: its further averages, each with a phase of its own; shots:
+    (rows,) int64, the shot of each acquired row, where each shot has a phase of its own, else None; n_averages: that
+    are in `kspace`, whose coils are then those of each in turn; channels: the receiver's numbers of those in `kspace`,
+    empty where not known.
     """
 
     key: SliceKey

@@ -24,6 +24,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The whole text as UTF-8, with the line ends that it has. Raises OSError."""
+    """The whole text as UTF-8, with the line ends that it has. Bytes of file names that are no text are spelled out.
+
+    Raises OSError.
+    """
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8", newline="")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")

@@ -1,7 +1,7 @@
 """A patient's protocol: every scan goes through `replay`, into one study, one report, one picture.
 
 Read `protocol` from top to bottom. protocol.json is written after every scan: a run that was broken off goes on where
-it was, and what was done with the same content and options is not done again.
+it was; what was done with the same content and options is not done again.
 """
 
 import dataclasses

@@ -1,19 +1,20 @@
 """`dpmrecon bulk` end to end on a few small scans, and what happens where a scan, a worker or the driver fails."""
 
 import csv
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from dpmrecon.bulk import job
 from dpmrecon.bulk.engines import Lost
 from dpmrecon.bulk.job import PARTS, ROW
 from dpmrecon.cli import main
 from dpmrecon.errors import UNEXPECTED
 
+from support.forked import Forked
 from support.protocols import with_header
 from support.results import images, replay
 from support.waiting import until
@@ -22,8 +23,19 @@ GOOD = ("a__first", "a__second", "volume")
 BROKEN = ("cut", "text")
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of threads: see support/forked.py
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workers_that_have_torch():
+    """Workers are forks of this process, which has loaded torch; those that start anew take seconds each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dpmrecon.bulk.engines._CONTEXT", multiprocessing.get_context("fork"))
+        yield
+
+
 def bulk(scans, out, model, *options: str) -> int:
-    """The command's exit code, with one worker where the options do not say more: each loads torch."""
+    """The command's exit code, with one worker where the options do not say more."""
     given = ["bulk", *map(str, np.ravel(scans)), "--out", str(out), "--model", str(model), "--device", "cpu"]
     return main([*given, "--workers", "1", *options])
 
@@ -34,6 +46,10 @@ def rows(out) -> dict[str, dict[str, str]]:
         found = list(csv.DictReader(file))
     assert len({row["name"] for row in found}) == len(found)
     return {row["name"]: row for row in found}
+
+
+def outcomes(out) -> dict[str, str]:
+    return {name: row["outcome"] for name, row in rows(out).items()}
 
 
 def times(out) -> dict[str, int]:
@@ -117,19 +133,25 @@ def test_what_is_done_is_done_again_where_content_or_options_change(archive, res
     assert not set(times(out).values()) & set(before.values())
 
 
-class Driver:
+class Driver(Forked):
     """The command in a process of its own, with one worker."""
 
-    def __init__(self, scans, out, model):
-        command = [sys.executable, "-m", "dpmrecon.cli", "bulk", str(scans), "--out", str(out), "--model", str(model)]
-        self.process = subprocess.Popen(
-            [*command, "--device", "cpu", "--workers", "1"],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+    def __init__(self, scans, out, model, held: str | None = None):
+        """held: name of a scan whose first worker waits in it for its end."""
+        self.out, self.met = out, out.parent / "met"
+
+        def before():
             # as in a terminal, also where pytest is started in the background
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        self.out = out
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            job.replay = waiting(job.replay, held, self.met)
+
+        command = ["bulk", str(scans), "--out", str(out), "--model", str(model), "--device", "cpu", "--workers", "1"]
+        super().__init__(main, *command, before=before)
+
+    def waiting(self) -> int:
+        """The worker that has the scan `held` in hand."""
+        until(lambda: self.met.exists() and self.met.read_text())
+        return int(self.met.read_text())
 
     def worker(self) -> int:
         """Who has a scan in hand."""
@@ -143,48 +165,53 @@ class Driver:
         return found[0]
 
 
-@pytest.fixture
-def long_scans(simulated_scan, tmp_path):
-    """Scans that take a while, so that they can be met in hand."""
+def waiting(replay, held: str | None, met):
+    """`replay`, but who has the scan `held` in hand first is named in the file `met`, and waits."""
+
+    def wait(scan, folder, *rest, **options):
+        if folder.name.endswith(f"-{held}") and not met.exists():
+            met.write_text(str(os.getpid()))
+            signal.pause()
+        return replay(scan, folder, *rest, **options)
+
+    return wait
+
+
+def test_a_driver_that_is_killed_takes_its_workers_along_and_the_next_goes_on(
+    simulated_scan, model, tmp_path, monkeypatch
+):
+    """With workers as they are started without tests, and scans that take a while, so that they are met in hand."""
+    monkeypatch.setattr("dpmrecon.bulk.engines._CONTEXT", multiprocessing.get_context("spawn"))
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
     for number in range(3):
         scan = simulated_scan(matrix=(40, 36), n_slices=12, seed=number)
-        (tmp_path / "scans").mkdir(exist_ok=True)
-        shutil.copy(scan, tmp_path / f"scans/scan{number}.h5")
-    return tmp_path / "scans"
-
-
-def test_a_driver_that_is_killed_takes_its_workers_along_and_the_next_goes_on(long_scans, model, tmp_path):
-    out = tmp_path / "out"
-    driver = Driver(long_scans, out, model)
+        shutil.copy(scan, scans / f"scan{number}.h5")
+    driver = Driver(scans, out, model)
     until(lambda: list(out.glob(f"*/{ROW}")))
     worker = driver.worker()
-    driver.process.kill()
-    driver.process.communicate()
-    assert driver.process.returncode == -signal.SIGKILL
+    os.kill(driver.pid, signal.SIGKILL)
+    assert driver.end().returncode == -signal.SIGKILL
     until(lambda: not os.path.exists(f"/proc/{worker}") or "\tZ" in _status(worker))
     first = times(out)
     assert len(first) in (1, 2) and not (out / "bulk.csv").exists()
-    assert bulk(long_scans, out, model) == 0
-    assert {name: row["outcome"] for name, row in rows(out).items()} == dict.fromkeys(
-        ("scan0", "scan1", "scan2"), "done"
-    )
+    monkeypatch.setattr("dpmrecon.bulk.engines._CONTEXT", multiprocessing.get_context("fork"))
+    assert bulk(scans, out, model) == 0
+    assert outcomes(out) == {"scan0": "done", "scan1": "done", "scan2": "done"}
     assert {name: times(out)[name] for name in first} == first
     assert not (out / PARTS).exists()
 
 
-def test_an_interrupted_run_reports_what_is_done(long_scans, model, tmp_path):
+def test_an_interrupted_run_reports_what_is_done(archive, model, tmp_path):
     out = tmp_path / "out"
-    driver = Driver(long_scans, out, model)
-    until(lambda: list(out.glob(f"*/{ROW}")))
-    worker = driver.worker()
-    driver.process.send_signal(signal.SIGINT)
-    _, told = driver.process.communicate()
-    assert driver.process.returncode == 130
-    assert b"interrupted" in told and b"Traceback" not in told
+    driver = Driver(archive / "a", out, model, held="second")
+    worker = driver.waiting()
+    os.kill(driver.pid, signal.SIGINT)
+    told = driver.end()
+    assert told.returncode == 130
+    assert b"interrupted" in told.stderr and b"Traceback" not in told.stderr
     until(lambda: not os.path.exists(f"/proc/{worker}") or "\tZ" in _status(worker))
-    outcomes = {name: row["outcome"] for name, row in rows(out).items()}
-    assert sorted(outcomes) == ["scan0", "scan1", "scan2"]
-    assert set(outcomes.values()) == {"done", "not reached"} and outcomes["scan0"] == "done"
+    assert outcomes(out) == {"first": "done", "second": "not reached"}
 
 
 def _status(process: int) -> str:
@@ -195,15 +222,12 @@ def _status(process: int) -> str:
         return "State:\tZ"
 
 
-def test_the_scan_of_a_worker_that_is_killed_is_taken_again(long_scans, model, tmp_path):
+def test_the_scan_of_a_worker_that_is_killed_is_taken_again(archive, model, tmp_path):
     out = tmp_path / "out"
-    driver = Driver(long_scans, out, model)
-    os.kill(driver.worker(), signal.SIGKILL)
-    driver.process.communicate()
-    assert driver.process.returncode == 0
-    assert {name: row["outcome"] for name, row in rows(out).items()} == dict.fromkeys(
-        ("scan0", "scan1", "scan2"), "done"
-    )
+    driver = Driver(archive / "a", out, model, held="first")
+    os.kill(driver.waiting(), signal.SIGKILL)
+    assert driver.end().returncode == 0
+    assert outcomes(out) == {"first": "done", "second": "done"}
 
 
 def test_a_scan_whose_worker_ends_each_time_has_a_row_that_says_so(archive, model, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from dpmrecon.recon.gate import Verdict
 
 from support import fake_peer
 from support.edited import with_spike
-from support.fake_peer import Child
+from support.fake_peer import ForkedChild
 from support.sessions import exchange
 from support.streams import IDENTIFIER, edited_stream, planted, raw_stream
 from support.waiting import until
@@ -160,7 +160,7 @@ def test_a_damaged_key_is_said_until_it_is_whole_again(tmp_path):
 
 def test_a_started_gadget_writes_its_line_too(tmp_path, model, scan, monkeypatch):
     monkeypatch.setenv(audit.VARIABLE, str(tmp_path / "audit.jsonl"))
-    child = Child()
+    child = ForkedChild()
     child.peer.send(fake_peer.config(model=model, steps=4, samples=1), *edited_stream(scan)[1:])
     assert len(child.peer.answer().images) == 2
     child.output()

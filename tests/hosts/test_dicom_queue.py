@@ -6,9 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import threading
 
 import numpy as np
 import pydicom
@@ -21,6 +18,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage
 
 from support import fake_peer
+from support.forked import Forked
 from support.orthanc import free_port
 from support.results import replay
 from support.sessions import FEW, exchange
@@ -57,20 +55,15 @@ def jobs(folder) -> list[str]:
     return sorted(path.name for path in (folder / "queue").iterdir() if path.is_dir())
 
 
-class Service:
+class Service(Forked):
     """`dpmrecon serve` as a process that can be killed."""
 
     def __init__(self, model, folder, to: str):
         few = [text for name, value in FEW.items() for text in (f"--{name}", value)]
         options = ["--port", "0", "--model", str(model), *few, "--dicom", str(folder), "--send", to]
-        command = [sys.executable, "-m", "dpmrecon.cli", "serve", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        for line in self.process.stderr:
-            if match := re.search(r"port (\d+)", line):
-                self.port = int(match[1])
-            if "ready" in line:
-                break
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()  # a full pipe would stop it
+        super().__init__(main, "serve", *options)
+        until(lambda: b"ready" in self.errors())
+        self.port = int(re.search(rb"port (\d+)", self.errors())[1])
 
     def exchange(self, *messages: bytes) -> fake_peer.Answer:
         peer = fake_peer.Peer(socket.create_connection(("127.0.0.1", self.port)), timeout=LIMIT)
@@ -78,9 +71,8 @@ class Service:
         return peer.answer()
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(LIMIT)
-        self.process.stderr.close()
+        os.kill(self.pid, signal.SIGKILL)
+        assert self.end().returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("sent", [raw_stream, edited_stream])
@@ -170,7 +162,7 @@ def test_nothing_is_lost_on_kills(model, scan, tmp_path):
     assert len(jobs(folder)) == 2
 
     service = Service(model, folder, to)  # tries, and pauses
-    victim = service.process.pid
+    victim = service.pid
 
     def statuses(n: int) -> int:
         if n == 1:
@@ -179,15 +171,13 @@ def test_nothing_is_lost_on_kills(model, scan, tmp_path):
         return 0x0000
 
     with archive(port, statuses) as taken:
-        service.process.wait(LIMIT)
-        service.kill()
+        assert service.end().returncode == -signal.SIGKILL
         assert len(taken) == 1 and len(jobs(folder)) == 2
         service = Service(model, folder, to)
         until(lambda: not jobs(folder))
         assert sorted(set(taken)) == uids(folder) and len(set(taken)) == 8
-    service.process.send_signal(signal.SIGTERM)
-    assert service.process.wait(LIMIT) == 0
-    service.kill()
+    os.kill(service.pid, signal.SIGTERM)
+    assert service.end().returncode == 0
     assert not (folder / "refused").exists()
 
 

@@ -132,10 +132,10 @@ def test_epi_from_its_file_is_as_from_the_chain(default, tmp_path, monkeypatch):
             assert error <= 0.055
 
 
-def test_a_recorded_volume_is_imaged_as_its_file_is_replayed(default, tmp_path):
+def test_a_recorded_volume_is_imaged_as_its_file_is_replayed(default, tmp_path, short_kernel):
     _, header, rest = parts_of(recorded("flair3d_r2x2"))
     engine = Engine.of(options.from_pairs({"model": str(default), "device": "cpu"}))
-    chain = {"contrast": "flair", **FEW}
+    chain = {"contrast": "flair", **FEW, "steps": "5"}
     answer = Here(engine).exchange(config(**chain), header, rest)
     assert answer.errors == []
     scan = shared("scans3d/flair3d_r2x2.h5")
@@ -148,10 +148,10 @@ def test_a_recorded_volume_is_imaged_as_its_file_is_replayed(default, tmp_path):
     assert distance(found.data[0], np.load(shared("scans3d/flair3d_r2x2_truth.npy"))) <= 0.075
 
 
-def test_a_recorded_volume_with_a_separate_block(default):
+def test_a_recorded_volume_with_a_separate_block(default, short_kernel):
     _, header, rest = parts_of(recorded("flair3d_r2x2_separate"))
     engine = Engine.of(options.from_pairs({"model": str(default), "device": "cpu"}))
-    answer = Here(engine).exchange(config(contrast="flair", **FEW), header, rest)
+    answer = Here(engine).exchange(config(contrast="flair", **{**FEW, "steps": "5"}), header, rest)
     assert answer.errors == []
     (found,) = answer.images
     assert distance(found.data[0], np.load(shared("scans3d/flair3d_r2x2_separate_truth.npy"))) <= 0.075

@@ -6,8 +6,6 @@ import re
 import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 from types import SimpleNamespace
 
@@ -15,10 +13,12 @@ import ismrmrd
 import numpy as np
 import pytest
 from dpmrecon.cli import main
+from dpmrecon.hosts.serve import Server
 from dpmrecon.hosts.wire import Wire
 
 from support import fake_peer
 from support.fake_peer import close, config_name
+from support.forked import Forked
 from support.results import by_place, images_of
 from support.sessions import FEW, connect, exchange
 from support.streams import IDENTIFIER, edited_stream, planted, raw_stream
@@ -233,43 +233,43 @@ def test_a_lost_device_is_told_and_ends_the_service_with_1(model, scan, monkeypa
 # The command itself, in a process of its own
 
 
-def command(model, *more: str) -> subprocess.Popen:
-    start = [sys.executable, "-m", "dpmrecon.cli", "serve", "--port", "0", "--model", str(model), "--device", "cpu"]
-    return subprocess.Popen(
-        [*start, "--steps", "4", "--samples", "1", *more],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def command(model, **options) -> Forked:
+    start = ["serve", "--port", "0", "--model", str(model), "--device", "cpu", "--steps", "4", "--samples", "1"]
+    return Forked(main, *start, **options)
 
 
-def test_the_service_is_bound_at_once_finishes_its_scan_and_leaves_no_names(scan, model):
-    process = command(model)
-    log = [process.stderr.readline()]
-    port = int(re.search(r"port (\d+), loading the model", log[0])[1])
+def test_the_service_is_bound_at_once_finishes_its_scan_and_leaves_no_names(scan, model, tmp_path):
+    connected, load = tmp_path / "connected", Server.load
+
+    def when_connected(self, given):
+        until(connected.exists)
+        return load(self, given)
+
+    process = command(model, before=lambda: setattr(Server, "load", when_connected))
+    until(lambda: b"loading the model" in process.errors())
+    port = int(re.search(rb"port (\d+), loading the model", process.errors())[1])
     stream = raw_stream(scan, xml=planted)
     peer = fake_peer.Peer(socket.create_connection(("127.0.0.1", port)))  # before the model is there
+    connected.touch()
     peer.send(*stream[:-20])  # all of the first slice, most of the second
     idle = fake_peer.Peer(socket.create_connection(("127.0.0.1", port)))
-    while "ready" not in log[-1]:
-        log.append(process.stderr.readline())
+    until(lambda: b"ready" in process.errors())
     peer.image()  # the scan is in hand
-    process.send_signal(signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
     assert idle.answer().raw in (b"", close())  # it has no scan in hand
     peer.send(*stream[-20:])
     answer = peer.answer()
     assert (len(answer.images), answer.ids[-1], answer.texts) == (1, fake_peer.CLOSE, [])
-    rest = process.communicate(timeout=LIMIT)[1]
-    assert process.returncode == 0
-    assert '"images": 2' in rest
-    assert IDENTIFIER.decode() not in "".join(log) + rest
+    done = process.end()
+    assert done.returncode == 0
+    assert b'"images": 2' in done.stderr
+    assert IDENTIFIER not in done.stderr
 
 
 def test_a_model_that_cannot_load_is_said_at_the_start(tmp_path):
-    process = command(tmp_path / "none.safetensors")
-    output = process.communicate(timeout=LIMIT)[1]
-    assert process.returncode == 2
-    assert output.splitlines()[-1].startswith("dpmrecon: model file")
+    done = command(tmp_path / "none.safetensors").end()
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(b"dpmrecon: model file")
 
 
 @pytest.mark.parametrize(

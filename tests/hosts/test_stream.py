@@ -92,12 +92,11 @@ def test_rubbish_is_named_and_the_stream_is_closed(model, data, words):
 
 def test_a_next_tool_that_leaves_is_no_traceback(model, simulated_scan):
     data = b"".join(raw_stream(simulated_scan(n_slices=2, contrast="flair")))
-    command = [sys.executable, "-m", "dpmrecon.cli", "stream", *FEW, "--model", str(model)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
-    process.stdout = None
-    _, errors = process.communicate(data)
-    assert process.returncode == 2 and b"it is gone" in errors and b"Traceback" not in errors
+    reading, writing = os.pipe()
+    os.close(reading)
+    answer = forked(main, "stream", *FEW, "--model", str(model), given=data, before=lambda: os.dup2(writing, 1))
+    os.close(writing)
+    assert answer.returncode == 2 and b"it is gone" in answer.stderr and b"Traceback" not in answer.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """When a second set of maps is taken, and what two sets hold of a folded head."""
 
+import itertools
 import shutil
 
 import numpy as np
@@ -46,9 +47,13 @@ def test_a_folded_head_has_them_in_other_scans_too(tmp_path, changes, subject):
     assert len(sets_of(scanned(tmp_path, subject=subject, **changes))) == 2
 
 
-@pytest.mark.parametrize("lines_mm", [HEAD_MM + 5, 215.0, 280.0])
-@pytest.mark.parametrize("n_coils", [1, 2, 3, 4, 8, 16, 32])
-@pytest.mark.parametrize("calibration_lines", [8, 10, 24])
+@pytest.mark.parametrize(
+    ("lines_mm", "n_coils", "calibration_lines"),
+    [
+        *itertools.product([HEAD_MM + 5], [1, 2, 3, 4, 8, 16, 32], [8, 10, 24]),
+        *itertools.product([215.0, 280.0], [1, 4, 16], [8, 24]),
+    ],
+)
 def test_a_head_inside_the_field_of_view_has_one(tmp_path, lines_mm, n_coils, calibration_lines):
     data = scanned(tmp_path, lines_mm, n_coils=n_coils, calibration_lines=calibration_lines)
     sets = sets_of(data)
@@ -56,7 +61,7 @@ def test_a_head_inside_the_field_of_view_has_one(tmp_path, lines_mm, n_coils, ca
     assert torch.equal(sets[0], estimate_coil_maps(data.calibration, tuple(data.mask.shape)))
 
 
-@pytest.mark.parametrize("noise", [0.001, 0.05, 0.1, 0.15, 0.2, 0.4])
+@pytest.mark.parametrize("noise", [0.001, 0.1, 0.2, 0.4])
 @pytest.mark.parametrize("contrast", ["t1", "flair", "dwi"])
 @pytest.mark.parametrize("n_coils", [4, 8, 16])
 def test_noise_does_not_ask_for_a_second_set(tmp_path, noise, contrast, n_coils):

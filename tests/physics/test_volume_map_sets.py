@@ -20,6 +20,7 @@ SETTINGS = VolumeSettings(
     acceleration=1,
     partition_acceleration=1,
     calibration="none",
+    n_coils=5,
     contrast="t1",
     noise=0.003,
     wrap=True,
@@ -48,7 +49,7 @@ def sets_of(settings: VolumeSettings) -> torch.Tensor:
 
 
 def one_set(kspace: torch.Tensor) -> torch.Tensor:
-    return maps_of(kspace, double=1.0)
+    return maps_of(kspace, fold=1.0)
 
 
 def lost(sets: torch.Tensor, kspace: torch.Tensor) -> float:
@@ -67,7 +68,7 @@ def test_a_few_percent_too_much_ask_for_a_second_set(rows_mm, part):
 
 
 def test_a_head_that_is_cut_off_by_the_slab_has_one_set():
-    slab = replace(FITTING, partitions=24, slice_thickness_mm=3.0, wrap=False)
+    slab = replace(FITTING, n_coils=8, partitions=24, slice_thickness_mm=3.0, wrap=False)
     assert len(sets_of(slab)) == 1
 
 

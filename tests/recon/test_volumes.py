@@ -102,7 +102,7 @@ def test_spikes_are_taken_out_and_named():
     assert despiked_volume(volume()).remarks == ()
 
 
-def test_a_block_of_its_own_joins_the_data_where_it_is_the_same():
+def test_a_block_of_its_own_joins_the_data_where_it_is_the_same(short_kernel):
     data, full = volume(), volume(seed=1)
     apart = replace(data, calibration=full.kspace[:, 6:22, 9:24].clone())
     lines = data.mask.clone()
@@ -115,7 +115,7 @@ def test_a_block_of_its_own_joins_the_data_where_it_is_the_same():
     assert int(with_maps(brighter, CPU).data.mask[..., 0].sum()) == int(lines[..., 0].sum())
 
 
-def test_many_coils_are_compressed():
+def test_many_coils_are_compressed(short_kernel):
     found = mapped(n_coils=24)
     assert 12 <= found.model.coil_maps.shape[1] < 24 and found.n_coils == 24
     assert error(found.conventional) < 0.07
@@ -278,7 +278,7 @@ def test_a_broken_device_gives_the_conventional_volume(model, monkeypatch):
     assert "out of memory" in found.fallback and torch.equal(found.image, problem.conventional)
 
 
-def test_a_line_that_contradicts_the_others_is_named(model):
+def test_a_line_that_contradicts_the_others_is_named(model, short_kernel):
     data = volume()
     data.kspace[:, 12, 20] *= -1
     (found,) = sampled([with_maps(data, CPU)], load_checkpoint(model), None, SAMPLING)
@@ -293,7 +293,7 @@ def test_planes_are_large_enough_and_of_nearly_square_pixels():
     assert planes_of((8, 8, 8), (1, 1, 1)) == (0,)
 
 
-def test_a_full_scan_is_calibrated_by_its_centre_alone():
+def test_a_full_scan_is_calibrated_by_its_centre_alone(short_kernel):
     """The calibration of a scan without undersampling is all of it: no copy is made of that."""
     data = volume()
     full = replace(data, mask=torch.ones(SHAPE), kspace=data.kspace.clone(), calibration=data.kspace)

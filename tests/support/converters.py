@@ -5,7 +5,7 @@ tests/commands/converters_table.py prints the table of docs/converters.md from t
 """
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ import ismrmrd
 import numpy as np
 from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulation_settings import SimulationSettings
+
+from .acquisitions import read_lines, write_lines
 
 ROWS, R, CALIBRATION = 128, 3, 24
 CENTER = ROWS // 2
@@ -37,14 +39,12 @@ class Head:
         path = folder / f"head{n_slices}.h5"
         settings = {"acceleration": 1, "calibration": "none", "interleaved": False}
         simulate(path, SimulationSettings(matrix=(ROWS, 128), n_slices=n_slices, n_coils=6, **settings))
-        with ismrmrd.Dataset(str(path), "dataset", create_if_needed=False) as dataset:
-            xml = dataset.read_xml_header().decode()
-            lines = [dataset.read_acquisition(number) for number in range(dataset.number_of_acquisitions())]
+        text, lines = read_lines(path)
         noise = [line for line in lines if line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)]
         lines = lines[len(noise) :]
         for line in lines:
             line.clear_all_flags()
-        return cls(xml, noise, lines, np.load(truth_path(path)))
+        return cls(text.decode(), noise, lines, np.load(truth_path(path)))
 
     def header(self, acceleration: int = R, mode: str = "embedded", **values: object) -> str:
         """The XML with values in place of its own, by path; underscores in keywords stand for themselves."""
@@ -101,15 +101,6 @@ def copied(line: ismrmrd.Acquisition, data: np.ndarray | None = None, **counters
     return found
 
 
-def write(path: Path, xml: str | bytes, lines: Iterable[ismrmrd.Acquisition], group: str = "dataset") -> Path:
-    """Write, or add a group to a file that is there."""
-    with ismrmrd.Dataset(str(path), group, create_if_needed=True) as dataset:
-        dataset.write_xml_header(xml if isinstance(xml, bytes) else xml.encode())
-        for line in lines:
-            dataset.append_acquisition(line)
-    return path
-
-
 Made = tuple[str | bytes, list[ismrmrd.Acquisition]]  # header, lines
 
 
@@ -130,7 +121,7 @@ class Case:
 
     def write(self, head: Head, path: Path) -> Path:
         xml, lines = self.make(head)
-        return write(path, xml, lines)
+        return write_lines(path, xml, lines)
 
 
 def _plain(head: Head, acceleration: int = R) -> Made:

@@ -2,15 +2,18 @@
 that a mistake in dpmrecon.hosts.wire does not cancel out."""
 
 import os
+import runpy
 import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import ismrmrd
 import numpy as np
 
+from .forked import Forked
 from .waiting import LIMIT
 
 CONFIG_NAME, CONFIG, HEADER, CLOSE, TEXT, ERROR, ACQUISITION, IMAGE, RECON_DATA = 1, 2, 3, 4, 5, 8, 1008, 1022, 1023
@@ -144,16 +147,11 @@ class Peer:
 class Child:
     """The gadget as Gadgetron starts it: a child process that connects to us."""
 
-    def __init__(self, *, prelude: str = ""):
-        """prelude: Python that the child runs first, to break something on purpose."""
+    def __init__(self):
         listener = socket.create_server(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-        start = [sys.executable, "-m", "gadgetron"]
-        if prelude:
-            host = "import runpy; runpy.run_module('gadgetron', None, '__main__')"
-            start = [sys.executable, "-c", f"{prelude}\n{host}"]
         self.process = subprocess.Popen(
-            [*start, port, "dpmrecon.gadget", "reconstruct"],
+            [sys.executable, "-m", "gadgetron", port, "dpmrecon.gadget", "reconstruct"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -171,3 +169,24 @@ class Child:
     def output(self) -> str:
         """What the child wrote, once it has left."""
         return self.process.communicate(timeout=LIMIT)[0].decode()
+
+
+class ForkedChild(Forked):
+    """The same, as a fork of this process. before: see `Forked`, to break something on purpose."""
+
+    def __init__(self, before: Callable[[], None] | None = None):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.settimeout(LIMIT)
+            port = str(listener.getsockname()[1])
+            super().__init__(_gadgetron, port, "dpmrecon.gadget", "reconstruct", before=before)
+            self.peer = Peer(listener.accept()[0])
+
+    def output(self) -> str:
+        done = self.end()
+        return (done.stdout + done.stderr).decode()
+
+
+def _gadgetron(arguments: list[str]) -> int:
+    sys.argv = ["gadgetron", *arguments]
+    runpy.run_module("gadgetron", run_name="__main__")
+    return 0

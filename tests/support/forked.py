@@ -17,33 +17,48 @@ from subprocess import CompletedProcess
 from .waiting import LIMIT
 
 
-def forked(
-    main: Callable[[list[str]], int],
-    *arguments: str,
-    given: bytes = b"",
-    folder: Path | None = None,
-    before: Callable[[], None] | None = None,
-) -> CompletedProcess[bytes]:
-    """What `main` of these arguments prints, and its exit code, negative of a signal.
+class Forked:
+    """A child at work, in which `main` is called with these arguments."""
 
-    given: its standard input; folder: where it runs; before: what the child does first.
-    """
-    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as errors:
+    def __init__(
+        self,
+        main: Callable[[list[str]], int],
+        *arguments: str,
+        given: bytes = b"",
+        folder: Path | None = None,
+        before: Callable[[], None] | None = None,
+    ):
+        """given: its standard input; folder: where it runs; before: what the child does first."""
+        self._arguments = list(arguments)
+        source, self._printed, self._errors = (tempfile.TemporaryFile() for _ in range(3))  # noqa: SIM115
         source.write(given)
         source.seek(0)
-        with warnings.catch_warnings():
+        with source, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the child does not need
-            process = os.fork()
-        if process == 0:
-            signal.alarm(10 * LIMIT)  # one that hangs ends, by a signal
-            for number, file in enumerate((source, printed, errors)):
-                os.dup2(file.fileno(), number)
-            os._exit(_code(main, list(arguments), folder, before))
-        _, status = os.waitpid(process, 0)
-        printed.seek(0)
-        errors.seek(0)
-        code = os.waitstatus_to_exitcode(status)
-        return CompletedProcess(list(arguments), code, printed.read(), errors.read())
+            self.pid = os.fork()
+            if self.pid == 0:
+                signal.alarm(10 * LIMIT)  # one that hangs ends, by a signal
+                for number, file in enumerate((source, self._printed, self._errors)):
+                    os.dup2(file.fileno(), number)
+                os._exit(_code(main, self._arguments, folder, before))
+
+    def errors(self) -> bytes:
+        """What it has said so far."""
+        return os.pread(self._errors.fileno(), 1 << 20, 0)
+
+    def end(self) -> CompletedProcess[bytes]:
+        """Wait for its end: what it printed, and its exit code, negative of a signal."""
+        _, status = os.waitpid(self.pid, 0)
+        with self._printed as printed, self._errors as errors:
+            printed.seek(0)
+            errors.seek(0)
+            code = os.waitstatus_to_exitcode(status)
+            return CompletedProcess(self._arguments, code, printed.read(), errors.read())
+
+
+def forked(main: Callable[[list[str]], int], *arguments: str, **options) -> CompletedProcess[bytes]:
+    """What `main` prints in a child, and its exit code; options: of `Forked`."""
+    return Forked(main, *arguments, **options).end()
 
 
 def _code(main: Callable, arguments: list[str], folder: Path | None, before: Callable[[], None] | None) -> int:

@@ -7,6 +7,8 @@ from dpmrecon.data import LostSlice
 from dpmrecon.mrd.header import read_header
 from dpmrecon.physics.fourier import to_image
 
+from .acquisitions import write_lines
+
 COILS = np.array([1.0, 0.5 - 0.5j, -0.3j])
 MIXING = np.array([[2.0, 0, 0], [0.8j, 0.5, 0], [0.1, -0.3, 0.05]])  # of white noise into the three coils
 OVERSAMPLED = {"x": 52, "fov_x": 260.0}
@@ -116,11 +118,7 @@ def volume_header(partitions=13, partition_limits=None, **options):
 
 
 def write_scan(path, lines, xml=None):
-    with ismrmrd.Dataset(str(path), "dataset", create_if_needed=True) as dataset:
-        dataset.write_xml_header((xml or header_xml()).encode())
-        for acquisition in lines:
-            dataset.append_acquisition(acquisition)
-    return path
+    return write_lines(path, xml or header_xml(), lines)
 
 
 def only(stream):

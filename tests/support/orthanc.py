@@ -1,6 +1,8 @@
 """A real archive: Orthanc on the loopback."""
 
+import contextlib
 import json
+import random
 import shutil
 import socket
 import subprocess
@@ -20,9 +22,12 @@ ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Not one of those that clients are given, of which a connection could take it before it is listened at."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def rest(address: str, path: str) -> bytes:

@@ -10,6 +10,7 @@ import numpy as np
 from dpmrecon.hosts import wire
 from dpmrecon.hosts.wire import ReconBit, ReconBuffer, Wire
 
+from .acquisitions import write_lines
 from .paths import shared
 
 ALONE = 1 << (ismrmrd.ACQ_IS_PARALLEL_CALIBRATION - 1)
@@ -51,19 +52,18 @@ def as_scan(path: Path, xml: bytes, bits: list[ReconBit]) -> Path:
     xml = xml.replace(b"<trajectory>epi", b"<trajectory>cartesian")
     encoded, recon = (re.search(b"<%sSpace>(.*?)</%sSpace>" % (name, name), xml, re.DOTALL)[1] for name in SPACES)
     last: dict[int, list[tuple[ismrmrd.AcquisitionHeader, np.ndarray]]] = {}
-    with ismrmrd.Dataset(str(path), "dataset", create_if_needed=True) as dataset:
-        dataset.write_xml_header(xml.replace(encoded, recon))
-        for bit in bits:
-            image = [(head, bit.data.data[:, row, 0, :, 0, 0, 0]) for row, head in _heads(bit.data)]
-            counters = image[0][0].idx
-            lines = [bit.ref.data[:, row, 0, :, 0, 0, 0] for row in range(bit.ref.data.shape[1])]
-            apart = [pair for pair in zip((head for _, head in _heads(bit.ref)), lines) if int(pair[0].flags) & ALONE]
-            last[counters.slice] = apart or last[counters.slice]
-            for head, line in [*last[counters.slice], *image]:
-                own = ismrmrd.AcquisitionHeader.from_buffer_copy(head)
-                own.idx.contrast, own.idx.repetition = counters.contrast, counters.repetition
-                dataset.append_acquisition(ismrmrd.Acquisition(own, np.ascontiguousarray(line.T)))
-    return path
+    found = []
+    for bit in bits:
+        image = [(head, bit.data.data[:, row, 0, :, 0, 0, 0]) for row, head in _heads(bit.data)]
+        counters = image[0][0].idx
+        lines = [bit.ref.data[:, row, 0, :, 0, 0, 0] for row in range(bit.ref.data.shape[1])]
+        apart = [pair for pair in zip((head for _, head in _heads(bit.ref)), lines) if int(pair[0].flags) & ALONE]
+        last[counters.slice] = apart or last[counters.slice]
+        for head, line in [*last[counters.slice], *image]:
+            own = ismrmrd.AcquisitionHeader.from_buffer_copy(head)
+            own.idx.contrast, own.idx.repetition = counters.contrast, counters.repetition
+            found.append(ismrmrd.Acquisition(own, np.ascontiguousarray(line.T)))
+    return write_lines(path, xml.replace(encoded, recon), found)
 
 
 def _heads(buffer: ReconBuffer) -> list[tuple[int, ismrmrd.AcquisitionHeader]]:

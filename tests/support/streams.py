@@ -9,6 +9,7 @@ from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 
 from . import fake_peer
+from .acquisitions import read_lines
 from .fake_peer import acquisition, close, config, config_name
 
 IDENTIFIER = b"Roentgen^Wilhelmina"
@@ -43,8 +44,6 @@ def edited_stream(scan, edit=lambda data: data, xml=lambda text: text, **kinds) 
 
 def raw_stream(scan, name: str = "dpm_flair", xml=lambda message: message) -> list[bytes]:
     """What an MRD client sends: the lines in the order of acquisition."""
-    dataset = ismrmrd.Dataset(str(scan), "dataset", create_if_needed=False)
-    lines = [dataset.read_acquisition(number) for number in range(dataset.number_of_acquisitions())]
-    header = fake_peer.text_message(fake_peer.HEADER, dataset.read_xml_header())
-    dataset.close()
+    text, lines = read_lines(scan)
+    header = fake_peer.text_message(fake_peer.HEADER, text)
     return [config_name(name), xml(header), *map(acquisition, lines), close()]

@@ -8,6 +8,8 @@ from enum import Enum
 import ismrmrd
 import mrd
 
+from .acquisitions import read
+
 
 def plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
@@ -70,14 +72,12 @@ def acquisition(old: ismrmrd.Acquisition) -> mrd.Acquisition:
 
 def stream(scan, more=()) -> bytes:
     """A scan's file as a stream; more: items after the lines."""
-    dataset = ismrmrd.Dataset(str(scan), "dataset", create_if_needed=False)
+    old, lines = read(scan)
     target = io.BytesIO()
     with mrd.BinaryMrdWriter(target) as writer:
-        writer.write_header(header(ismrmrd.xsd.CreateFromDocument(dataset.read_xml_header())))
-        lines = (dataset.read_acquisition(number) for number in range(dataset.number_of_acquisitions()))
+        writer.write_header(header(old))
         writer.write_data([mrd.StreamItem.Acquisition(acquisition(line)) for line in lines])
         writer.write_data(more)
-    dataset.close()
     return target.getvalue()
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from dpmrecon.cli import main
 from dpmrecon.mrd.geometry import plane_of_dicom
+from dpmrecon.physics import volume_maps
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.tools import selftest
 
@@ -19,6 +20,16 @@ from support.nifti import dcm2niix, nibabel, same
 @pytest.fixture(scope="module")
 def model(tiny_model):
     return tiny_model(samples=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Fewer slices and coils, fully sampled, and coil maps of volumes by a short kernel: places are what is proven."""
+    with pytest.MonkeyPatch.context() as patch:
+        fewer = {"n_slices": 5, "n_coils": 3, "acceleration": 1}
+        patch.setattr(selftest, "_SHARED", {**selftest._SHARED, **fewer})
+        patch.setattr(volume_maps, "MATRIX", 400)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +139,7 @@ def test_the_command_reports_and_fails_by_its_exit_code(model, tmp_path, capsys,
     monkeypatch.setattr(selftest, "ORIENTATIONS", {"coronal": selftest.ORIENTATIONS["coronal"]})
     monkeypatch.setattr(selftest, "VOLUMES", {})
     monkeypatch.setattr(selftest, "TOLERANCE", 1e-6)
-    small = {**selftest._SHARED, "n_slices": 3, "n_coils": 3, "acceleration": 1}
-    monkeypatch.setattr(selftest, "_SHARED", small)
+    monkeypatch.setattr(selftest, "_SHARED", {**selftest._SHARED, "n_slices": 3})
     assert main(["selftest", "--out", str(tmp_path), "--model", str(model)]) == 1
     printed = capsys.readouterr().out
     assert "FAIL" in printed
@@ -143,7 +153,7 @@ def test_the_selftest_refuses_a_device_and_slices_that_are_not_the_models(model,
     assert main([*arguments, "--device", "cuda:99"]) == 2
     assert "cuda:99" in capsys.readouterr().err
     monkeypatch.setattr(selftest, "ORIENTATIONS", {"coronal": selftest.ORIENTATIONS["coronal"]})
-    monkeypatch.setattr(selftest, "_SHARED", {**selftest._SHARED, "n_slices": 1, "n_coils": 2, "acceleration": 1})
+    monkeypatch.setattr(selftest, "_SHARED", {**selftest._SHARED, "n_slices": 1, "n_coils": 2})
     monkeypatch.setattr("dpmrecon.replay.replay", lambda *given, **more: SimpleNamespace(exit_code=3))
     assert main(arguments) == 2
     assert "coronal: not every slice came out of the model" in capsys.readouterr().err

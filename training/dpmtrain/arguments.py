@@ -7,8 +7,35 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from dpmrecon.errors import BadInputError, DpmreconError
+
+# options of many commands
+USUAL: dict[str, dict[str, Any]] = {
+    "images": {"type": Path, "required": True, "help": "folder with open_ms/ and synthseg_labels/"},
+    "data": {"type": Path, "required": True, "help": "folder that `prepare` wrote"},
+    "run": {"type": Path, "required": True, "dest": "folder", "help": "state and log; gone on with if there"},
+    "out": {"type": Path, "required": True, "help": "folder for tables and scores; gone on with if there"},
+    "model": {"type": Path, "help": "checkpoint (default: the one that ships)"},
+    "seed": {"type": int, "default": 0},
+    "device": {"help": "cpu, cuda, cuda:1 ... (default: cuda where there is one)"},
+    "workers": {"type": int, "default": 0, "help": "loader processes (default: 0)"},
+    "threads": {"type": int, "help": "of the CPU (default: all)"},
+}
+
+
+def add_usual(parser: argparse.ArgumentParser, *names: str) -> argparse.ArgumentParser:
+    """Some of USUAL, by name."""
+    for name in names:
+        parser.add_argument(f"--{name}", **USUAL[name])
+    return parser
+
+
+def module_parser(text: str | None, *usual: str) -> argparse.ArgumentParser:
+    """Of a module that is a command of its own. text: its docstring; usual: some of USUAL."""
+    form = argparse.RawDescriptionHelpFormatter
+    return add_usual(argparse.ArgumentParser(description=text, formatter_class=form), *usual)
 
 
 def exit_code(work: Callable[[], int | None]) -> int:

@@ -10,7 +10,7 @@ from .evaluate.commands import add_calibrate, add_evaluate, add_faults, add_gate
 from .kit.commands import add_kit
 from .paper.commands import add_paper
 from .study.commands import add_study
-from .train.commands import add_distil, add_finetune, add_latent, add_one_step, add_pretrain, add_throughput
+from .train.commands import add_distil, add_finetune, add_latent, add_one_step, add_pretrain
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +23,6 @@ def main(arguments: list[str] | None = None) -> int:
     add_one_step(commands)
     add_distil(commands)
     add_latent(commands)
-    add_throughput(commands)
     add_paper(commands)
     add_evaluate(commands)
     add_sweep(commands)

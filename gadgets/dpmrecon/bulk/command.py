@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..results import Wanted
 
 CORES = 4  # of a CPU for a process: more add little to one scan
-KEY = "bulk.key"  # of the names of anonymous scans: who has it can try names of files against them
+KEY = "bulk.key"  # of the names of anonymous scans: with it names can be tried
 MEGA = 1000  # MB in a GB
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UNEXPECTED, BadInputError, DpmreconError
+from ..files import write_text
 from ..mrd.receiving import Receiving, open_as
 from ..options import Options
 from ..output.mrd_images import recon_shape
@@ -119,9 +120,7 @@ def put(job: Job, part: Path, row: Row) -> Row:
 def write_row(folder: Path, row: Row) -> None:
     """Raises BadInputError."""
     with telling(folder, "make room or choose another --out"):
-        new = folder / f"{ROW}.new"
-        new.write_text(json.dumps(row, indent=1) + "\n")
-        os.replace(new, folder / ROW)
+        write_text(folder / ROW, json.dumps(row, indent=1) + "\n")
 
 
 def row_in(folder: Path) -> Row | None:

@@ -4,9 +4,11 @@ import csv
 from collections import Counter
 from collections.abc import Mapping
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
 from ..output.mrd_images import RESEARCH
 from ..output.protocol_report import Row
 from ..output.writers import telling
@@ -28,10 +30,11 @@ def write(out: Path, rows: Mapping[str, Row | None]) -> list[str]:
     table = [_line(name, row) for name, row in rows.items()]
     written = ["bulk.csv"]
     with telling(out, "make room or choose another --out"):
-        with (out / "bulk.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(table)
+        text = StringIO()
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(table)
+        write_text(out / "bulk.csv", text.getvalue())
         if find_spec("jinja2") is not None:
             page = rendered(
                 Path(__file__).with_name("bulk.html"),
@@ -41,7 +44,7 @@ def write(out: Path, rows: Mapping[str, Row | None]) -> list[str]:
                 outcomes=Counter(line["outcome"] for line in table),
                 previews={name for name, row in rows.items() if row and row["files"].get("preview.png")},
             )
-            (out / "bulk.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+            write_text(out / "bulk.html", page)
             written.append("bulk.html")
     return written
 

@@ -1,7 +1,7 @@
 """A bulk run: every scan of an archive through `replay`, with one report. Read `bulk` from top to bottom.
 
-A scan's folder gets its name once it is whole and its row is in it, so that the driver may be ended at any moment: the
-next run takes the rows that are there and does the rest.
+A scan's folder gets its name once it is whole and its row is in it. So the driver may be ended at any moment: the next
+run takes the rows that are there and does the rest.
 """
 
 import fcntl

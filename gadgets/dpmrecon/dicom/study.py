@@ -72,10 +72,10 @@ def common_study(
     """What the files of each of several scans of one patient say of their common study, and remarks. placed: by name.
 
     StudyInstanceUID is the headers', where they do not contradict each other; else it follows from the study's patient,
-    date, time and ID, if stated; else it is `earlier`, that of a run that had one of these scans, and without such a
-    run it follows from the scans' digests. Scans share a frame of reference where their headers state the same, or
-    state none and name the same study, patient position and place of the table. Raises BadInputError for scans of
-    several exams.
+    date, time and ID, if stated; else it is `earlier`, that of a run that had one of these scans; without such a run it
+    follows from the scans' digests. Scans share a frame of reference where their headers state the same; where they
+    state none, by the same study, patient position and place of the table. Raises BadInputError for scans of several
+    exams.
     """
     scans = list(placed.values())
     headers = [scan.header for scan in scans]

@@ -176,9 +176,9 @@ def write_dicom(
 def stored_unit(bright: float, largest: float) -> float:
     """What one stored unit of a series is worth: a power of ten, so that integers stay readable.
 
-    bright: 99.5th percentile of the brightest image, which gets at least FINENESS units; largest: of the series,
-    which must fit. An image of the usual scale (bright parts about 1000) gets 1, so that viewers that ignore the
-    rescale of MR images, which the standard leaves out of this image type, show the right window all the same.
+    bright: 99.5th percentile of the brightest image, which gets at least FINENESS units; largest: of the series, which
+    must fit. An image of the usual scale (bright parts about 1000) gets 1. The standard leaves the rescale out of this
+    image type: viewers that ignore it show the right window all the same.
     """
     exponent = np.floor(np.log10((bright or largest or FINENESS) / FINENESS) + 1e-9)
     if largest > 0:

@@ -26,6 +26,7 @@ from ..data import LostSlice
 from ..dicom.send import Peer, SendError, dicom_files, send
 from ..dicom.write import DicomOptions, write_dicom
 from ..errors import BadInputError, DpmreconError
+from ..files import write_text
 from ..mrd.header import Header
 from ..mrd.scan_log import ScanLog
 from ..options import Options
@@ -117,7 +118,7 @@ class DicomJob:
                 run["weighting"] = asdict(self._weighting)
             job = {"digest": self._digest(), "run": run, "reformat": self._options.reformat}
             with telling(self._queue.folder):
-                (self._folder / "job.json").write_text(json.dumps(job))
+                write_text(self._folder / "job.json", json.dumps(job))
                 for path in (*self._folder.iterdir(), self._folder):
                     _on_disk(path)
                 os.replace(self._folder, self._folder.with_suffix(""))
@@ -240,7 +241,7 @@ class DicomQueue:
         for name, reason in reasons.items():
             log.error("refused: %s %s: %s", job.name, name, reason)
         self._refused.mkdir(exist_ok=True)
-        (self._refused / f"{job.name}.json").write_text(json.dumps(reasons, indent=1) + "\n")
+        write_text(self._refused / f"{job.name}.json", json.dumps(reasons, indent=1) + "\n")
         self._remove(job)
 
     def _remove(self, job: Path) -> None:

@@ -56,7 +56,7 @@ def slices(
     line_headers: gets that of the image line nearest each slice's centre, before it leaves. Averages are slices of
     their own unless `combine_averages`; then they are one slice that leaves with the last announced average: their
     mean, or all where each has a phase (`averages.py`). Memory holds the open slices, the noise lines and one separate
-    calibration a slice number, which later repetitions, averages and contrasts use if they bring none; with interleaved
+    calibration a slice number. Later repetitions, averages and contrasts use it if they bring none; with interleaved
     calibration, the slices that wait for the lines of others. Lines that are for calibration alone are image lines too,
     unless the header or a row that came as both says otherwise. receiving: how lines are taken; log: gets what became
     of them. At the end each announced slice of which nothing came is a LostSlice. Raises UnsupportedScanError and

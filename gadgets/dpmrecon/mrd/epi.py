@@ -160,7 +160,7 @@ def _described(header: Header, space: int) -> Trapezoid:
 
 class Readouts:
     """The readouts of a scan's encoding spaces. fixed_receiver: its frequency is that of the flat top during a whole
-    line, so that ramps keep a phase where the field of view is off the scanner's centre."""
+    line. So ramps keep a phase where the field of view is off the scanner's centre."""
 
     def __init__(self, header: Header, *, fixed_receiver: bool = False) -> None:
         self.header, self.found, self.fixed_receiver = header, {0: Readout.of(header, 0)}, fixed_receiver

@@ -203,7 +203,7 @@ def _noise_flags(lines: h5py.Dataset) -> np.ndarray:
 
 def _heads(lines: h5py.Dataset) -> np.ndarray:
     """The heads of all lines. Asked for them alone, HDF5 reads the samples as well and never frees them (h5py issue
-    1721), so the records are taken as they lie on the disk, where each only points at its samples."""
+    1721). So the records are taken as they lie on the disk, where each only points at its samples."""
     if (
         lines.chunks is None or lines.id.get_create_plist().get_nfilters()
     ):  # HDF5 alone unpacks them: whole, some at once
@@ -220,7 +220,7 @@ def _heads(lines: h5py.Dataset) -> np.ndarray:
         }
     )
     (chunk,) = lines.chunks
-    # as bytes, because numpy looks at every field of every part that it puts together
+    # as bytes: numpy would look at every field of every part
     records = b"".join(lines.id.read_direct_chunk((first,))[1] for first in range(0, len(lines), chunk))
     return np.frombuffer(records, layout)["head"][: len(lines)]
 

@@ -1,7 +1,7 @@
 """Where the voxels of an image lie in the patient: the one place that turns MRD geometry into DICOM's.
 
-Coordinates are the patient's, LPS in mm (x to the left, y to the back, z to the head), in MRD and DICOM alike, so
-that head first and feet first make no difference here.
+Coordinates are the patient's, LPS in mm (x to the left, y to the back, z to the head), in MRD and DICOM alike. So head
+first and feet first make no difference here.
 
 MRD gives `position`, the centre of the slice, and unit vectors along increasing columns (read_dir) and rows
 (phase_dir). DICOM's ImagePositionPatient is the centre of the first voxel, row 0 and column 0. The link between them
@@ -16,9 +16,9 @@ spacing = field of view / matrix; ImagePositionPatient is this at (0, 0). Zero-f
 partition N//2 is the plane through `position`.
 
 Hosts that subtract half of the field of view, position - FOV/2 read_dir - FOV/2 phase_dir, arrive at the same point
-where N is even (N//2 * FOV/N = FOV/2) and half a voxel too far out where N is odd. Hosts that take that point for the
-outer edge of the image, and step half a voxel inwards from it, are half a voxel off where N is even and right where
-it is odd.
+where N is even (N//2 * FOV/N = FOV/2). Where N is odd they are half a voxel too far out. Others take that point for the
+outer edge of the image, and step half a voxel inwards. They are half a voxel off where N is even and right where it is
+odd.
 """
 
 from dataclasses import dataclass

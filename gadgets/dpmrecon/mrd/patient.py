@@ -44,8 +44,8 @@ def measured_patient(header: Header) -> str | None:
 def check_one_patient(headers: Mapping[str, Header], *, same_patient: bool = False) -> list[str]:
     """Remarks about what is taken for granted. headers: by the scan's name.
 
-    same_patient: the user says that all scans are of one patient. Raises BadInputError, which names scans and no
-    patient, where headers contradict each other, or do not tell and the user did not say so.
+    same_patient: the user says that all scans are of one patient. Raises BadInputError where headers contradict each
+    other, or do not tell and the user did not say so. It names scans and no patient.
     """
     stated = {name: identity(header) for name, header in headers.items()}
     for field, words in _FIELDS.items():

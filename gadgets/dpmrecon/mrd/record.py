@@ -178,7 +178,7 @@ def distinct(places: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
 
 
 def placed(lines: Lines, limits: Limits, rows: int, remarks: list[str]) -> tuple[Lines, Limits]:
-    """The lines that lie in the matrix of `rows` lines, and the limits there, the k-space centre put right where the
+    """The lines that lie in the matrix of `rows` lines, and the limits there. The k-space centre is put right where the
     lines' energies contradict the header."""
     inside = within(_centred(lines.energies(), limits, lines.told_centre, "line", remarks), rows)
     outside = {

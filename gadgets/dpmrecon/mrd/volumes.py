@@ -78,10 +78,10 @@ def volume_completeness(
     A regular pattern, CAIPIRINHA among them, is the lattice of R with the copy of it that holds most lines outside the
     calibration; every point of it within the limits is needed. The corners beyond the ellipse that the limits' box
     holds are not needed where no line of them came: an elliptical scan. That is all that tells it from a full one that
-    was acquired from the centre outwards and ended before its corners: both have the ellipse's resolution, and count
-    as complete, and lines at the ellipse's rim, within ELLIPSE_MARGIN, may be missing. Where no lattice explains the
-    lines (random and Poisson patterns), 1/R of the box, or of the ellipse, will do, about as many in each half and as
-    near to each end: a few lost lines of such a pattern are not noticed.
+    was acquired from the centre outwards and ended before its corners: both have the ellipse's resolution, and count as
+    complete, and lines at the ellipse's rim, within ELLIPSE_MARGIN, may be missing. Where no lattice explains the lines
+    (random and Poisson patterns), 1/R of the box, or of the ellipse, will do. Each half has about as many, as near to
+    each end: a few lost lines of such a pattern are not noticed.
     """
     box, distances = _box(acquired.shape, limits)
     factor = announced or _regular_acceleration(acquired, box)
@@ -186,7 +186,7 @@ def _regular_acceleration(acquired: np.ndarray, box: np.ndarray) -> int:
 
 def _ended_early(acquired: np.ndarray, sparse: np.ndarray, box: np.ndarray, acceleration: int) -> bool:
     """Whether lines of a pattern by chance are missing at one end: one half of k-space has far fewer of them than the
-    other, where both are within the limits, or they end farther from the limits than at the other end."""
+    other, where both are within the limits; or they end farther from the limits than at the other end."""
     for axis, size in enumerate(box.shape):
         mirrored = np.take(box, (2 * (size // 2) - np.arange(size)) % size, axis)  # the first of an even size is alone
         both = np.moveaxis(sparse & mirrored, axis, 0)

@@ -44,6 +44,5 @@ def seconds_to_finish(n_slices: int, *, truth: bool, files: int = 2, rows: int =
     started = time.perf_counter()
     write_preview(BytesIO(), [row], [""], [1.0])
     one = time.perf_counter() - started
-    # a picture of something takes a fifth more, and with a truth there are twice as many columns; a DICOM file, or
-    # as much of a NIfTI file, takes an eighth of a row, and what writes them three rows to load
+    # pictures of something take a fifth more, a file an eighth of a row, loading three rows
     return one * (1.2 * min(n_slices, ROWS) * rows * (2 if truth else 1) + n_slices * files / 8 + 3)

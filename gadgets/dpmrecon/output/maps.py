@@ -1,8 +1,8 @@
 """Trace, apparent diffusion coefficient (ADC) and exponential map of scans of several b-values.
 
-Images of one weighting are put together by their mean magnitude, the directions of one b-value by their geometric mean
-(the trace-weighted image, whose ADC is the mean of theirs). ADC is the slope of ln S = ln S0 - b ADC, by least squares
-with the weights S^2 that make the noise of ln S even. The exponential map is exp(-b ADC) at the largest b: what
+Images of one weighting are put together by their mean magnitude. The directions of one b-value have their geometric
+mean: the trace-weighted image, whose ADC is the mean of theirs. ADC is the slope of ln S = ln S0 - b ADC, by least
+squares with the weights S^2 that make the noise of ln S even. The exponential map is exp(-b ADC) at the largest b: what
 diffusion alone leaves of the signal, without T2. A voxel that one of the images lacks is 0 in all maps.
 """
 
@@ -61,8 +61,8 @@ def exponential_map(adc: np.ndarray, b: float, where: np.ndarray) -> np.ndarray:
 @dataclass
 class _Slice:
     """What came of a slice. By value of the weighting's counter: the sum of its magnitudes (partitions, rows, cols)
-    float64, how many they are, header and meta of the first, and the first reason for a conventional one. remarks:
-    all, each once; trusted: whether all are; came: images, lost ones too."""
+    float64; how many they are; header and meta of the first; the first reason for a conventional one. remarks: all,
+    each once; trusted: whether all are; came: images, lost ones too."""
 
     sums: dict[int, np.ndarray] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)

@@ -18,10 +18,9 @@ from ..recon.types import Reconstruction
 from .weighting import Weighting, weighting_comment
 
 RESEARCH = "RESEARCH: not for diagnostic use"
-# series index, image_1 and so on in the file; 3 is the conventional image, 4, 5 and 11 are the maps of diffusion, 8 to
-# 10 those of SWI
+# series, image_1 and so on; 3: conventional, 4, 5, 11: maps of diffusion, 8 to 10: of SWI
 RECONSTRUCTION, SPREAD, PHASE, COMPLEX = 1, 2, 6, 7
-# The 99th percentile of a series' first slice: fine enough in whole numbers; other slices may be 30 times as bright
+# of a series' first slice, the 99th percentile: others may be 30 times as bright
 BRIGHT = 1000.0
 # of phase in radians: scale, and a window that shows a whole turn
 MRAD = {"GADGETRON_ScaleRatio": "1", "RescaleSlope": "1000", "RescaleIntercept": "0", "RescaleType": "mrad"}

@@ -1,7 +1,7 @@
 """nifti/ of a result folder: a file for each series of images.h5, in dcm2niix's order of voxels.
 
-That order is of our DICOM series: columns from the first one on, rows from the last one on, slices (partitions of a 3D
-scan) along DICOM's normal, then volumes, one for each setting of the counters. The affine takes voxels to mm, RAS+.
+That order is of our DICOM series: columns from the first one on; rows from the last one on; slices (partitions of a 3D
+scan) along DICOM's normal; then volumes, one for each setting of the counters. The affine takes voxels to mm, RAS+.
 """
 
 import shutil

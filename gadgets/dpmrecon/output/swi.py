@@ -1,7 +1,7 @@
 """Susceptibility-weighted images (SWI): filtered phase, SWI and minimum-intensity projection beside the magnitude.
 
-After Haacke et al., Magnetic Resonance in Medicine 52:612, 2004: the complex image is divided by its low-pass, the
-phase that is left weights the magnitude so that veins and iron are darker. Each echo has its own images.
+After Haacke et al., Magnetic Resonance in Medicine 52:612, 2004: the complex image is divided by its low-pass; the
+phase that is left weights the magnitude. So veins and iron get darker. Each echo has its own images.
 """
 
 import re

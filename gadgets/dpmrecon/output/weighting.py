@@ -166,8 +166,8 @@ def _unit(direction: list[float]) -> Direction:
 def weighting_of(header: Header, stated: Weighting | None = None) -> Weighting | None:
     """The weighting that the user states, else the header's; None where no b-value is above 0.
 
-    Raises BadInputError where an entry of the header has no usable b-value, UnsupportedScanError where its weighting
-    is on a counter that images do not have, and no other can take its place.
+    Raises BadInputError where an entry of the header has no usable b-value; UnsupportedScanError where its weighting is
+    on a counter that images do not have, and no other can take its place.
     """
     if stated is None:
         entries = weightings_of(header)

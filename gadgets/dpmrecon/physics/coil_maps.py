@@ -12,7 +12,7 @@ FEWEST = 8  # calibration lines, or samples
 # The kernel along an axis is the largest up to this one that leaves at least two more patches than it has samples:
 # with 8 lines CG-SENSE of the FLAIR validation slice (R = 2) has NRMSE .92 by a kernel of 6, .08 by one of 4, .05 by 3
 KERNEL = 6
-CROP = 0.9  # of the largest eigenvalue, which is 1 where the signal explains the coils: below there are no maps
+CROP = 0.9  # of the largest eigenvalue, 1 where the signal explains the coils: below no maps
 
 # A head folds where, on a coarse grid of LOOKED_AT pixels or more each way, the second eigenvalue is at least FOLDED
 # and the third less than THIRD in regions that hold a pixel of the first or last line: together more than DOUBLE of the
@@ -42,13 +42,13 @@ def estimate_coil_maps(
     span the signal. crop: pixels whose largest eigenvalue is smaller (it is 1 where the signal explains the coils
     fully) are outside the support; .6 to 1.
 
-    Phase: the coil combination along the dominant principal component of the calibration data, a virtual coil that
-    sees the whole head, has phase zero everywhere. A physical coil as reference would put phase vortices where it
-    sees nothing. The principal component's own phase makes its largest element real and positive, so that neither
-    the order of the coils nor the scale of the data matters.
+    Phase: the coil combination along the dominant principal component of the calibration data, a virtual coil that sees
+    the whole head, has phase zero everywhere. A physical coil as reference would put phase vortices where it sees
+    nothing. The principal component's own phase makes its largest element real and positive. So neither the order of
+    the coils nor the scale of the data matters.
 
-    Raises BadInputError for a calibration, or an image, too small for the kernel, and for one that is zero or not
-    finite, and for a crop out of range.
+    Raises BadInputError for a calibration, or an image, too small for the kernel, for one that is zero or not finite,
+    and for a crop out of range.
     """
     return _Espirit(calibration, shape, kernel, threshold, crop, max_calibration).first().permute(2, 0, 1).contiguous()
 
@@ -220,8 +220,7 @@ def _kernel_correlations(calibration: torch.Tensor, kernel: tuple[int, ...], thr
     n_coils, (rows, cols) = len(calibration), kernel
     patches = calibration.unfold(1, rows, 1).unfold(2, cols, 1)
     patches = patches.permute(1, 2, 0, 3, 4).reshape(-1, n_coils * rows * cols)
-    # the right singular vectors, conjugated since a patch is a row here, as eigenvectors of a smaller matrix: LAPACK's,
-    # since the decompositions that a GPU's libraries choose are made for many matrices or large ones
+    # the right singular vectors, conjugated since patches are rows; LAPACK is quicker than a GPU
     energies, vectors = torch.linalg.eigh((patches.T @ patches.conj()).cpu())
     signal = vectors[:, energies > threshold**2 * energies[-1]].to(patches.device)
     projection = (signal @ signal.mH).view(n_coils, rows, cols, n_coils, rows, cols)

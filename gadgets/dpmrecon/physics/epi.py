@@ -12,8 +12,7 @@ import torch
 
 from .fourier import to_image, to_kspace
 
-# Noise over a white object's signal. Errors hardly depend on it from .001 to .03; below .01 it lets the noise of the
-# outermost columns grow
+# noise over a white object's signal; below .01 the outermost columns' noise grows
 REGULARIZATION = 0.02
 BEYOND = 0.5  # columns that the outermost sample still tells
 FINER = 16  # steps of the search for the shift between lines, a sample
@@ -175,7 +174,7 @@ def ghost_outside(
 
     Lines `factor` apart fold the head every rows/factor, and its ghost lies half of that beside it: columns in which
     the head is short show it. There the image is compared with the one whose every other line has the other sign, which
-    is the ghost's shape, its factor being linear along the readout; what noise adds in the mean is taken off. kspace:
+    is the ghost's shape. Its factor is linear along the readout; what noise adds in the mean is taken off. kspace:
     (n_coils, rows, cols); mask: (rows, cols); head: (rows, cols) bool, where signal may lie; sigma_n: standard
     deviation of the noise of a real channel.
     """

@@ -113,10 +113,10 @@ def conjugate_gradients(
 class _Inner:
     """A^H A in the layout that is fastest: rows last, origin in the corner, and only the columns that it changes.
 
-    With full readouts the mask is the same in every column: the readout's transform cancels, columns are independent
-    of each other, and those without support drop out. Otherwise, with an asymmetric echo or 2D undersampling, all of
-    them stay. On a CPU it is done in parts whose coil images stay in the cache, some images or some columns of one,
-    which makes it several times as fast as all at once.
+    With full readouts the mask is the same in every column: the readout's transform cancels, columns are independent of
+    each other, and those without support drop out. Otherwise, with an asymmetric echo or 2D undersampling, all of them
+    stay. On a CPU it is done in parts whose coil images stay in the cache, some images or some columns of one: several
+    times as fast as all at once.
     """
 
     def __init__(self, model: ForwardModel):

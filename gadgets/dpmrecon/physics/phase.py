@@ -15,8 +15,8 @@ def smooth_phase(image: torch.Tensor, axes: Axes = (-2, -1)) -> torch.Tensor:
     has its three axes smoothed.
 
     What coils and the field leave of smooth phase is different in every scan and says nothing of anatomy. Taken into
-    the coil maps (as in homodyne detection, Noll et al., IEEE Transactions on Medical Imaging 10:154, 1991), it leaves
-    images that are nearly real, so that the network has little else to learn than magnitudes.
+    the coil maps it leaves images that are nearly real (as in homodyne detection, Noll et al., IEEE Transactions on
+    Medical Imaging 10:154, 1991). So the network has little else to learn than magnitudes.
     """
     kspace = to_kspace(image, axes)
     for axis in axes:

@@ -1,8 +1,8 @@
 """Spikes: single readout samples, of some coils, that a discharge made bright. They are taken out.
 
-The field of view is limited and coils see the same object, so that a sample follows from its neighbours along the
-readout in all coils, with weights that are the same all over k-space (as in SPIRiT, Lustig and Pauly, Magnetic
-Resonance in Medicine 64:457, 2010). A sample that is far from what they say, in units of their own size, is a spike.
+The field of view is limited and coils see the same object. So a sample follows from its neighbours along the readout in
+all coils. The weights are the same all over k-space (as in SPIRiT, Lustig and Pauly, Magnetic Resonance in Medicine
+64:457, 2010). A sample that is far from what they say, in units of their own size, is a spike.
 """
 
 import math

@@ -1,8 +1,8 @@
 """The forward model of a volume, which its full readouts decouple, and the proximal solve on it.
 
 With a full readout the transform along it is part of the data: each of its positions is a 2D problem in (partitions,
-rows) of its own, whatever the pattern of the lines. So data are taken as hybrids, k-space along partitions and rows
-and image along the readout (`hybrid`), and solved some positions at a time. An echo that is cut couples them again.
+rows) of its own, whatever the pattern of the lines. So data are taken as hybrids: k-space along partitions and rows,
+image along the readout (`hybrid`). They are solved some positions at a time. An echo that is cut couples them again.
 """
 
 from collections.abc import Iterator

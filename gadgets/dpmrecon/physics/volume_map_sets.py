@@ -19,16 +19,16 @@ OUTER = 0.125  # of the partitions, at each end: what is looked at
 FIRST = 0.9  # of the first eigenvalue, where a head is
 
 
-def folding_axis(operator: torch.Tensor, grid: tuple[int, int, int], double: float = DOUBLE) -> int | None:
+def folding_axis(operator: torch.Tensor, grid: tuple[int, int, int], fold: float = DOUBLE) -> int | None:
     """The axis along which the head folds, 0 for partitions, 1 for rows; None where it does not.
 
     operator: convolution of `volume_maps`, (taps, taps, taps, n_coils, n_coils); grid: (partitions, rows, cols);
-    double: of the head, from which on it folds along the rows.
+    fold: share of the head above which it folds along the rows.
     """
     if operator.shape[-1] < FEWEST_COILS:
         return None
     share, depth = folded_share(operator, grid), _folded_depth(operator, grid)
-    if share > double and (depth <= DEPTH or share / depth >= EVEN):
+    if share > fold and (depth <= DEPTH or share / depth >= EVEN):
         return 1
     return 0 if depth > DEPTH else None
 

@@ -203,8 +203,8 @@ def sampler_defaults(card: dict, sampler: str, contrast: str | None, acceleratio
 def volume_defaults(card: dict, sampler: str, contrast: str | None) -> tuple[dict, int, str] | None:
     """A sampler's settings for a volume, the number of samples, and their source; None where the card has none.
 
-    card["sampling"]["volume"] holds samples, the settings of a sampler that differ from those of slices, under its
-    name, and by_contrast, those that differ again.
+    card["sampling"]["volume"] holds samples; under a sampler's name its settings that differ from those of slices;
+    by_contrast, those that differ again.
     """
     sampling = card.get("sampling", {})
     volume = sampling.get("volume")

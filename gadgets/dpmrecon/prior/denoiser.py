@@ -67,7 +67,7 @@ class Denoiser(nn.Module):
         total = sigma.square() + self.sigma_data**2
         shape = (-1, 1, 1, 1)
         channels = torch.view_as_real(x).permute(0, 3, 1, 2)
-        # The network sees float32 of unit variance; the skip path stays in float32 as well.
+        # float32 of unit variance for the network; the skip path is float32 too
         inner = (channels * total.rsqrt().view(shape)).contiguous(memory_format=torch.channels_last)
         lower = self.bf16 and not torch.is_grad_enabled()
         with torch.autocast(x.device.type, torch.bfloat16) if lower else contextlib.nullcontext():

@@ -13,8 +13,7 @@ from ..physics.volume import VolumeModel
 from ..prior.checkpoint import Checkpoint
 from ..prior.kinds import Settings
 
-# Planes of fewer pixels, or of longer ones, are not shown to the prior. With the shipped one planes of 16 rows still
-# help, pixels 1.5 times as long as wide cost 2 %, 2 times 4 %, 3 times 5 % (training/reports/volumes/planes)
+# planes of fewer pixels, or of longer ones, are not shown to the prior: training/reports/volumes/planes
 SHORTEST, LONGEST_PIXEL = 16, 1.3
 DISTRUSTED = "NOT TO BE TRUSTED: "  # how such a remark begins
 

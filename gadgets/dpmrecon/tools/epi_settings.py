@@ -7,8 +7,7 @@ import numpy as np
 from ..errors import BadInputError
 from .simulation_settings import SimulationSettings
 
-# unit vectors along the diffusion gradients, LPS, by their number; none is a trace-weighted image. From three on, the
-# mean ADC of the directions is a third of the trace.
+# unit vectors of the gradients, LPS, by their number; none: trace-weighted
 DIRECTIONS: dict[int, tuple[tuple[float, float, float], ...]] = {
     0: ((0.0, 0.0, 0.0),),
     1: ((1.0, 0.0, 0.0),),
@@ -77,8 +76,7 @@ class EpiSettings(SimulationSettings):
     unweighted_averages: int = 1  # of those with b = 0
     shots: int = 1  # of one image: shot s has every `shots`-th line
     ramp_sampling: bool = False  # else all samples lie on the flat top
-    # the receiver's frequency is that of the flat top during a whole line, as on Siemens's scanners: on the ramps, the
-    # phase of a field of view that is off the scanner's centre is left in
+    # as on Siemens's scanners: ramps keep the phase of an off-centre field of view
     fixed_receiver: bool = False
     calibration_by: str = "epi"  # shots of the images' echo spacing; "gre": no reversed lines; "own-space": nor cols
     weighting_counter: str = "contrast"  # or "repetition": the counter that tells b-values and directions

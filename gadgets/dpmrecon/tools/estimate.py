@@ -159,7 +159,7 @@ def measure(
     device: "torch.device",
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measurement:
-    """Run a slice or volume of this size through maps and conventional image, and as many as the scan samples at once
+    """Run a slice or volume of this size through maps and conventional image; then as many as the scan samples at once
     through STEPS steps of the sampler, a volume through all. clock: seconds that only grow, for the steps."""
     import torch
 

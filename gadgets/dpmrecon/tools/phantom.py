@@ -1,9 +1,9 @@
 """A procedural head: points in patient coordinates -> tissue fractions -> magnitude of a contrast.
 
 Coordinates are LPS in mm (x to the patient's left, y to the back, z to the head), with the origin between the thalami.
-Nothing is symmetric, so that a flipped image shows: the face and the eyes are in front, the front of the brain is
-narrower, and the acute infarct lies in the **left** hemisphere (x > 0) unless `lesion_side` says "right". Anatomy is
-built of signed distances (mm, negative inside), painted front to back.
+Nothing is symmetric, so that a flipped image shows: the face and the eyes are in front; the front of the brain is
+narrower; the acute infarct lies in the **left** hemisphere (x > 0) unless `lesion_side` says "right". Anatomy is built
+of signed distances (mm, negative inside), painted front to back.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _PROPERTIES = {
     "gliosis": (0.80, 1250.0, 118.0, 1.0),
 }
 
-# T2* in ms at 3 T, rounded from Peters et al., Magnetic Resonance Imaging 2007, and guessed where it has none
+# T2* in ms at 3 T, rounded from Peters et al. (MRI 2007) or guessed
 _T2_STAR = {
     "white": 53.0,
     "grey": 66.0,
@@ -361,7 +361,7 @@ class Letters:
     front and head side, and beside each a marker, a Gaussian spot of known place.
 
     centre, normal: (3,) middle and unit normal of the slices, LPS mm. The letters are drawn in the anatomical plane
-    (axial, coronal or sagittal) nearest to them, as radiologists look at it, and carried through along its normal;
+    (axial, coronal or sagittal) nearest to them, as radiologists look at it. They are carried through along its normal;
     the one that the normal points to shows in the middle, in the slices on its side alone. The markers are put where
     the slices are.
     """

@@ -1,8 +1,8 @@
 """`dpmrecon selftest`: is an image's place in the patient right, at this site, through every output?
 
-An object with the letters L, A and H and a marker beside each, at known patient coordinates, is scanned in several
+An object has the letters L, A and H and a marker beside each, at known patient coordinates. It is scanned in several
 orientations, in 2D and in 3D, and goes the whole way: acquisitions, coil maps, sampler, MRD image, DICOM and, where
-nibabel is installed, NIfTI. The markers are found in the files alone, as a viewer finds them, and must lie within a
+nibabel is installed, NIfTI. The markers are found in the files alone, as a viewer finds them. They must lie within a
 tenth of a voxel of their true place.
 """
 

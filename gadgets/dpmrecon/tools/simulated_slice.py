@@ -1,9 +1,9 @@
 """The physics of a simulated scan: object, coils and phase, k-space of a slice, and its truth.
 
-The object is evaluated on a grid twice as fine as the matrix, multiplied there by its phase and the coil maps,
-transformed, and k-space is cropped to the matrix: partial volume and Gibbs ringing are those of a scanner. What
-lies outside the field of view is cut off along the lines, unless `wrap` folds it in as a scanner does, and along the
-readout likewise where there is no oversampling.
+The object is evaluated on a grid twice as fine as the matrix, multiplied there by its phase and the coil maps, and
+transformed. K-space is cropped to the matrix: partial volume and Gibbs ringing are those of a scanner. What lies
+outside the field of view is cut off along the lines, unless `wrap` folds it in as a scanner does, and along the readout
+likewise where there is no oversampling.
 """
 
 import dataclasses

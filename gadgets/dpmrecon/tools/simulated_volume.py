@@ -1,7 +1,7 @@
 """The physics of a simulated 3D scan: k-space of a slab, and its truth.
 
 As in 2D the object is evaluated on a grid twice as fine, here in all three directions. Plane after plane of that grid
-is multiplied by the coil maps, transformed and cropped within the plane, and added to all partitions of k-space with
+is multiplied by the coil maps, transformed and cropped within the plane. It is added to all partitions of k-space with
 the phases of its own place: no array on the fine grid has more than a few planes. The slab is excited over the whole
 encoded depth with sharp ends; what lies outside the field of view along the lines is cut off, or folds with `wrap`.
 """

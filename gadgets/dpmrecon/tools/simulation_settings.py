@@ -1,6 +1,7 @@
 """What a simulated scan is: its contrast, its sampling, and where its slices lie in the patient."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -14,6 +15,19 @@ _AXES = {
     "sagittal": ((0.0, 0.0, -1.0), (0.0, 1.0, 0.0)),
     "coronal": ((0.0, 0.0, -1.0), (1.0, 0.0, 0.0)),
 }
+
+
+@cache  # asked for with every line
+def _directions(rotation_deg: tuple[float, float, float], orientation: str) -> np.ndarray:
+    """(3, 3), read-only: unit vectors in LPS along read, phase and slice."""
+    ax, ay, az = np.deg2rad(rotation_deg)
+    about_x = np.array([[1, 0, 0], [0, np.cos(ax), -np.sin(ax)], [0, np.sin(ax), np.cos(ax)]])
+    about_y = np.array([[np.cos(ay), 0, np.sin(ay)], [0, 1, 0], [-np.sin(ay), 0, np.cos(ay)]])
+    about_z = np.array([[np.cos(az), -np.sin(az), 0], [np.sin(az), np.cos(az), 0], [0, 0, 1]])
+    axes = np.array(_AXES[orientation])
+    found = (about_z @ about_y @ about_x @ np.vstack([axes, np.cross(*axes)]).T).T
+    found.setflags(write=False)
+    return found
 
 
 @dataclass(frozen=True)
@@ -185,12 +199,7 @@ class SimulationSettings:
 
     def directions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Unit vectors (3,) in LPS along increasing cols, rows and slice index."""
-        ax, ay, az = np.deg2rad(self.rotation_deg)
-        about_x = np.array([[1, 0, 0], [0, np.cos(ax), -np.sin(ax)], [0, np.sin(ax), np.cos(ax)]])
-        about_y = np.array([[np.cos(ay), 0, np.sin(ay)], [0, 1, 0], [-np.sin(ay), 0, np.cos(ay)]])
-        about_z = np.array([[np.cos(az), -np.sin(az), 0], [np.sin(az), np.cos(az), 0], [0, 0, 1]])
-        axes = np.array(_AXES[self.orientation])
-        read, phase, through = (about_z @ about_y @ about_x @ np.vstack([axes, np.cross(*axes)]).T).T
+        read, phase, through = _directions(tuple(self.rotation_deg), self.orientation)
         return (phase, read, through) if self.swap_phase else (read, phase, through)
 
     def slice_position(self, index: int) -> np.ndarray:

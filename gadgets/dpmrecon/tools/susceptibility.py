@@ -1,8 +1,8 @@
 """The head as a gradient echo sees it: magnetic susceptibility, the field that it makes, veins and a microbleed.
 
-Sign: a spin that turns f Hz too fast has the phase -2 pi f t, as in a right-handed system (Haacke et al., MRM 2004):
-a vein along B0, being paramagnetic, is dark in the phase image. Files of vendors whose k-space is conjugated
-(mrd/receiving.py) hold the conjugate, and give the same phase once that is undone. B0 points to the patient's head.
+Sign: a spin that turns f Hz too fast has the phase -2 pi f t, as in a right-handed system (Haacke et al., MRM 2004): a
+vein along B0, being paramagnetic, is dark in the phase image. Files of vendors whose k-space is conjugated
+(mrd/receiving.py) hold the conjugate. They give the same phase once that is undone. B0 points to the patient's head.
 """
 
 import functools

@@ -18,8 +18,7 @@ from dpmrecon.prior.problem import NoiseSource
 from dpmrecon.prior.samplers.diffusion import initial_image, noise_levels, sample_dps
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.sample import problem_of
-from dpmtrain.bench.methods import Ours, dps_settings
-from dpmtrain.bench.peers import (
+from dpmtrain.bench.baselines import (
     RealDenoiser,
     as_channels,
     as_complex,
@@ -30,6 +29,7 @@ from dpmtrain.bench.peers import (
     import_deepinv,
     run_dps,
 )
+from dpmtrain.bench.methods import Ours, dps_settings
 from dpmtrain.bench.plan import BenchPlan
 from dpmtrain.bench.report import by_method, claims
 from dpmtrain.cli import main
@@ -128,31 +128,33 @@ def test_deepinv_on_our_noise_levels_is_our_dps_number_by_number(world, zeta):
 
 
 @needs_deepinv
-@pytest.mark.parametrize(("peer", "weight", "without_data"), [(deepinv_dps, 100.0, 1e-6), (deepinv_diffpir, 7.0, 1e6)])
-def test_deepinv_finds_the_posterior_mean(world, peer, weight, without_data):
+@pytest.mark.parametrize(
+    ("baseline", "weight", "without_data"), [(deepinv_dps, 100.0, 1e-6), (deepinv_diffpir, 7.0, 1e6)]
+)
+def test_deepinv_finds_the_posterior_mean(world, baseline, weight, without_data):
     """With the exact denoiser its mean is near that of the posterior at a good weight; without data it is far."""
-    draws = [peer(world.problem(), world.denoise, 100, weight, seed)[0] for seed in range(8)]
+    draws = [baseline(world.problem(), world.denoise, 100, weight, seed)[0] for seed in range(8)]
     mean = torch.stack(draws).mean(0).to(torch.complex128)
     assert world.error(mean) < 1.5 * world.error(world.posterior_mean)
-    prior = peer(world.problem(), world.denoise, 100, without_data, 0)[0].to(torch.complex128)
+    prior = baseline(world.problem(), world.denoise, 100, without_data, 0)[0].to(torch.complex128)
     assert world.error(prior) > 3 * world.error(world.posterior_mean)
 
 
 @needs_deepinv
-@pytest.mark.parametrize("peer", [deepinv_dps, deepinv_diffpir])
-def test_deepinv_evaluates_the_network_as_often_as_asked(world, peer):
+@pytest.mark.parametrize("baseline", [deepinv_dps, deepinv_diffpir])
+def test_deepinv_evaluates_the_network_as_often_as_asked(world, baseline):
     calls = []
 
     def counting(x, sigma):
         calls.append(float(sigma[0]))
         return world.denoise(x, sigma)
 
-    peer(world.problem(), counting, 7, 10.0, 0)
+    baseline(world.problem(), counting, 7, 10.0, 0)
     assert len(calls) == 7 and calls == sorted(calls, reverse=True)
 
 
 def test_deepinv_that_is_absent_is_named(monkeypatch, world):
-    monkeypatch.setattr("dpmtrain.bench.peers.import_deepinv", lambda: (None, "deepinv cannot be imported (why)"))
+    monkeypatch.setattr("dpmtrain.bench.baselines.import_deepinv", lambda: (None, "deepinv cannot be imported (why)"))
     with pytest.raises(BadInputError, match="cannot be imported"):
         deepinv_dps(world.problem(), world.denoise, 3, 1.0, 0)
 

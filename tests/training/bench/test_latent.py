@@ -45,7 +45,7 @@ def test_the_methods_are_those_of_the_product_and_their_images_are_kept(models, 
 def test_the_true_image_is_what_the_sampler_sees(models):
     full = head(48, 40)
     here = Undersampled(full, Condition("random", 2, 12), CPU)
-    truth = bench.true_image(here)
+    truth = bench.complex_truth(here)
     inside = here.mapped.model.support > 0
     scaled = torch.from_numpy(full.truth) / here.mapped.scale
     assert (truth.abs() - scaled)[inside].norm() < 0.05 * scaled.norm()

@@ -1,7 +1,14 @@
 """`dpmtrain calibrate`: the fit of the prior."""
 
+from types import SimpleNamespace
+
 import numpy as np
-from dpmtrain.evaluate.calibrate import prior_fit, with_chosen
+import pytest
+import torch
+from dpmtrain.evaluate.calibrate import _squares, prior_fit, with_chosen
+from dpmtrain.evaluate.plan import Condition
+from dpmtrain.evaluate.scoring import Undersampled, true_image
+from dpmtrain.evaluate.validation import full_slice
 
 
 def test_the_fit_of_the_prior_finds_a_white_one():
@@ -18,4 +25,30 @@ def test_settings_of_one_contrast_lie_beside_those_of_all():
     assert with_chosen(sampling, chosen, None, 4) == {**sampling, "uncertainty": chosen}
     assert with_chosen({}, chosen, "t1", 4) == {"uncertainty": chosen}
     found = with_chosen(sampling, chosen, "t1", 4)
-    assert found == {**sampling, "by_contrast_R": [other, {**entry, "settings": {"steps": 20}}]}
+    assert found == {**sampling, "by_contrast_R": [{**entry, "settings": {"steps": 20}}, other]}
+
+
+def test_spread_and_network_of_a_head_that_folds():
+    """Two sets of coil maps: samples at equal distances from the truth have no error, and D(x) = x / 2 implies half of
+    the noise's variance in both images."""
+    down, along = torch.meshgrid(torch.linspace(-1, 1, 63), torch.linspace(-1, 1, 56), indexing="ij")
+    inside = (down / 1.1) ** 2 + (along / 0.7) ** 2 < 1
+    full = full_slice("folds", 0, "t1", inside * (0.6 + 0.3 * torch.sin(7 * down) * torch.cos(5 * along)))
+    case = Undersampled(full, Condition("regular", 2, 20), torch.device("cpu"))
+    model = case.mapped.model
+    assert case.mapped.n_sets == 2
+    truth = model.combined(true_image(case.mapped, full.coil_images))
+    score = case.score(truth, torch.stack([truth + 0.1, truth - 0.1]))
+    head = float((model.support.amax(0) > 0).sum())
+    assert (score["V"], score["B"]) == pytest.approx((2 * 0.01 * head, -0.01 * head), rel=1e-3)
+
+    class Half:
+        def __call__(self, x, sigma, label):
+            assert len(x) == len(sigma) == len(label) == 2
+            return x / 2
+
+        def one_hot(self, labels):
+            return torch.zeros(len(labels), 1)
+
+    _, implied = _squares(SimpleNamespace(denoiser=Half()), full, 1.5)
+    assert implied == pytest.approx(1.5**2 / 2, rel=0.05)

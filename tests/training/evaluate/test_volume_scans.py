@@ -19,6 +19,7 @@ from dpmtrain.evaluate.references import measured_slices
 from dpmtrain.evaluate.scoring import Undersampled
 from dpmtrain.evaluate.undersampling import sampling_mask, undersampled
 
+pytestmark = pytest.mark.usefixtures("short_kernel")
 CPU = torch.device("cpu")
 SCAN = {
     "contrast": "t1",

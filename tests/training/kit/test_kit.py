@@ -25,9 +25,9 @@ from support.scores import score_of
 SCAN = {"matrix": (48, 40), "n_slices": 2, "n_coils": 4, "acceleration": 1, "calibration_lines": 16}
 SCAN_3D = {
     "contrast": "t1",
-    "matrix": (36, 34),
-    "fov_mm": (86.4, 81.6),
-    "partitions": 34,
+    "matrix": (34, 32),
+    "fov_mm": (81.6, 76.8),
+    "partitions": 32,
     "slice_thickness_mm": 2.4,
     "position_mm": (0.0, 0.0, 20.0),
     "n_coils": 3,
@@ -145,7 +145,7 @@ def test_the_model_is_fine_tuned_and_replay_takes_it(made, scans, tmp_path):
     assert checkpoint.model_id in (tmp_path / "report.json").read_text()
 
 
-def test_3d_scans_are_trained_on_and_scored_whole(start, recipe, tmp_path):
+def test_3d_scans_are_trained_on_and_scored_whole(start, recipe, tmp_path, short_kernel):
     for subject in range(3):
         (tmp_path / "scans" / f"p{subject}").mkdir(parents=True)
         settings = VolumeSettings(**SCAN_3D, subject=subject)
@@ -153,7 +153,7 @@ def test_3d_scans_are_trained_on_and_scored_whole(start, recipe, tmp_path):
     out = tmp_path / "out"
     assert main(command(tmp_path / "scans", out, start, recipe)) == 0
     card = json.loads((out / "t1.json").read_text())
-    assert "3D Cartesian" in card["intended_use"] and "matrix 34x36x34" in card["intended_use"]
+    assert "3D Cartesian" in card["intended_use"] and "matrix 32x34x32" in card["intended_use"]
     assert all(len(volume["spans"]) == 3 for volume in read_manifest(out / "prepared")["volumes"])
     lines = [json.loads(line) for line in (out / "evaluation" / "scores.jsonl").read_text().splitlines()]
     assert {line["key"]["mask"] for line in lines} == {"caipirinha"}

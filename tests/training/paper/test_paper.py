@@ -16,6 +16,7 @@ from dpmtrain.paper import arms as paper_arms
 from dpmtrain.paper import paper
 from dpmtrain.paper import report as paper_report
 from dpmtrain.paper import scores as paper_scores
+from dpmtrain.train.keeper import Keeper
 
 VOLUMES = {"patient01_study1_FLAIR": "flair", "patient03_study1_FLAIR": "flair", "patient01_study1_T1W": "t1"}
 
@@ -65,6 +66,7 @@ def small(monkeypatch):
     monkeypatch.setitem(paper_arms.MODEL, "embedding", 8)
     monkeypatch.setitem(paper_arms.SCRATCH, "crops", [16])
     monkeypatch.setitem(paper_arms.SCRATCH, "steps", 1)
+    monkeypatch.setattr(Keeper, "sheet", lambda *given: None)  # 22 of them
     monkeypatch.setattr(validation, "MATRIX", (46, 40))
     monkeypatch.setattr(paper_scores, "PROX", dataclasses.replace(paper_scores.PROX, steps=2))
     monkeypatch.setattr(paper_scores, "CALIBRATION_LINES", 16)

@@ -3,7 +3,6 @@
 import argparse
 import json
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -12,6 +11,8 @@ from dpmtrain.cli import main
 from dpmtrain.study import page as study_page
 from dpmtrain.study.made_up import write_sources
 from dpmtrain.study.scores import COLUMNS
+
+from support.waiting import until
 
 pytest.importorskip("statsmodels", reason="statsmodels is not installed: pip install -e .[study]")
 Keys = pytest.importorskip("selenium.webdriver.common.keys", reason="selenium is not installed").Keys
@@ -90,10 +91,7 @@ def test_a_reading_by_keyboard_alone(study, opened, tmp_path, capsys):
     assert "every set is complete" in opened.page_source
     press(opened, "e", "E")
     written = [tmp_path / "scores_R2.json", tmp_path / "scores_R2.csv"]
-    for _ in range(100):
-        if all(path.exists() for path in written):
-            break
-        time.sleep(0.1)
+    until(lambda: all(path.exists() for path in written))
     assert written[1].read_text().splitlines()[0] == ",".join(COLUMNS)
     for path in written:
         assert main(["study", "analyse", str(path), "--key", str(key), "--out", str(tmp_path / path.suffix)]) == 0

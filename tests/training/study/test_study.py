@@ -152,7 +152,7 @@ def test_analysis_finds_what_scripted_readers_were_given(tmp_path):
     differences = [one.difference.value for one in statistics.compare(truth, 0.5)]
     kappas = {(one.who, one.question): one.kappa.value for one in statistics.agreements(truth, 1)}
     held = []
-    for seed in range(4):
+    for seed in range(2):
         readings = check.simulated(tmp_path, 20, 10, check.EFFECT, seed)
         held += [one.difference.holds(true) for one, true in zip(statistics.compare(readings, 0.5), differences)]
         found = statistics.agreements(readings, 300)

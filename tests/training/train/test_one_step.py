@@ -320,7 +320,7 @@ def test_a_full_disk_keeps_the_state_and_is_one_sentence(prepared, recipe, tmp_p
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     error = capsys.readouterr().err
-    assert "cannot be written" in error and "the state saved last is still there; make room" in error
+    assert "cannot be written" in error and "what is done stays; make room" in error
     assert len(error.strip().splitlines()) == 1
     assert state.read_bytes() == before
     assert main([*given, str(20 / 60)]) == 0 and progress(tmp_path / "teacher")[-1] == ("teacher", 20, 20)

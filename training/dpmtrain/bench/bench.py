@@ -21,8 +21,8 @@ from ..evaluate.score_lines import ScoreLines
 from ..evaluate.scoring import Undersampled
 from ..evaluate.undersampling import with_maps
 from ..evaluate.validation import subject_slices, validation_scan
+from .baselines import import_deepinv
 from .methods import Ours, methods
-from .peers import import_deepinv
 from .plan import BenchPlan
 from .report import write_report
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dpmrecon.cli import add_command
 
-from ..arguments import at_least, numbers, words
+from ..arguments import add_usual, at_least, numbers, words
 from .plan import LEFT_OUT, BenchPlan
 
 
@@ -25,18 +25,14 @@ def add_bench(commands) -> None:
         help="folder with ismrmrd/ (scans and truth), images/ (test patient and validation) and gadgetron_grappa/; "
         "without it simulated head phantoms are the scans, and others are tuned on",
     )
-    parser.add_argument("--out", type=Path, required=True, help="results.jsonl, table.md, table.csv, bench.png")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     parser.add_argument("--R", default="4", help="such as 3,4,6 (default: 4)")
     parser.add_argument("--contrasts", default=",".join(plan.contrasts), help="default: flair,t1,t2")
     parser.add_argument("--slices", type=int, default=plan.slices, help="of each scan at most (default: 3)")
     parser.add_argument("--patient-slices", type=int, default=plan.patient_slices, help="of each test volume (1)")
-    parser.add_argument("--tuning-slices", type=int, default=plan.tuning_slices, help="of each contrast (1)")
     parser.add_argument("--dps-steps", type=int, default=plan.dps_steps, help="our DPS and deepinv's (300)")
-    parser.add_argument("--diffpir-steps", type=int, default=plan.diffpir_steps, help="deepinv's DiffPIR (100)")
     parser.add_argument("--matrix", type=int, default=plan.matrix, help="of the phantoms (256)")
     parser.add_argument("--without", default="", help=f"some of {', '.join(LEFT_OUT)}: leave it out although installed")
-    parser.add_argument("--seed", type=int, default=plan.seed)
+    add_usual(parser, "out", "model", "seed")
     parser.set_defaults(run=_bench)
 
 
@@ -45,20 +41,14 @@ def _bench(args: argparse.Namespace) -> int:
 
     from .bench import bench, phantoms, shared_data
 
-    at_least(args, slices=1, patient_slices=0, tuning_slices=1, dps_steps=1, diffpir_steps=2)
+    at_least(args, slices=1, patient_slices=0, dps_steps=1)
     checkpoint = load_checkpoint(args.model)
     plan = BenchPlan(
         accelerations=numbers("--R", args.R, 2),
         contrasts=words("--contrasts", args.contrasts, checkpoint.denoiser.labels),
-        slices=args.slices,
-        patient_slices=args.patient_slices,
-        tuning_slices=args.tuning_slices,
-        dps_steps=args.dps_steps,
-        diffpir_steps=args.diffpir_steps,
-        seed=args.seed,
         grappa=None if args.data is None else args.data / "gadgetron_grappa",
-        matrix=args.matrix,
         without=words("--without", args.without, LEFT_OUT),
+        **{name: getattr(args, name) for name in ("slices", "patient_slices", "dps_steps", "seed", "matrix")},
     )
     with ExitStack() as stack:
         if args.data is None:
@@ -77,15 +67,13 @@ def add_bench_gpu(commands) -> None:
         "Seconds a slice by stage against dps in the same run, and the roofline: for a GPU, or small on a CPU",
         "dpmtrain bench-gpu --recipe training/recipes/paper.toml --out bench_gpu",
     )
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     parser.add_argument("--recipe", type=Path, help="also its network, with random weights")
-    parser.add_argument("--out", type=Path, required=True, help="table.md and table.csv")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     parser.add_argument("--matrix", type=int, default=320)
     parser.add_argument("--coils", type=int, default=16)
     parser.add_argument("--slices", type=int, default=8, help="sampled in one batch by prox (default: 8)")
     parser.add_argument("--steps", default="10,20,50", help="evaluations of prox (default: 10,20,50)")
     parser.add_argument("--dps-steps", type=int, default=300)
+    add_usual(parser, "out", "model", "device")
     parser.set_defaults(run=_bench_gpu)
 
 

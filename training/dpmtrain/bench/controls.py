@@ -7,11 +7,10 @@ equal size, trained for equal times of one core on the same prepared scans.
 By regression on CG-SENSE and on the zero-filled image, and unrolled (`train/unrolled.py`). Scans (coils, noise, masks,
 conventional images) are made once, before the time begins, and drawn again and again. FOLDER keeps them and the state
 of each training, which goes on where it was stopped; times are of the processor, so that others on the machine change
-nothing. Printed in markdown: NRMSE on the validation slices, each network with the error (std of what it leaves) of
-ERRORS that is best for it over all of them.
+nothing. Printed in markdown: NRMSE on the validation slices. Each network has the error (standard deviation of what it
+leaves) of ERRORS that is best for it.
 """
 
-import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from dpmrecon.prior.problem import NoiseSource, Problem
 from dpmrecon.prior.samplers.one_step import OneStepSettings, net_acceleration, sample_one_step
 from dpmrecon.recon.sample import problem_of
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from ..data.dataset import read_manifest
 from ..evaluate.plan import CALIBRATION_LINES, Condition
 from ..evaluate.references import CPU
@@ -108,10 +107,8 @@ def image_of(model: ConditionalDenoiser, problem: Problem, contrast: str, error:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = module_parser(__doc__, "images", "data")
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
     parser.add_argument("--run", type=Path, required=True, dest="folder", help="scans and states")
     parser.add_argument("--minutes", type=float, required=True, help="of one core for each network")
     parser.add_argument("--scans", type=int, default=SCANS, help=f"batches to draw from (default: {SCANS})")
@@ -136,7 +133,10 @@ def main() -> None:
         rows = []
         for contrast, acceleration in pairs:
             group = cases[(contrast, acceleration)]
-            images = [image_of(model, problem_of([case.mapped]), contrast, error) for case in group]
+            images = [
+                case.mapped.model.combined(image_of(model, problem_of([case.mapped]), contrast, error))
+                for case in group
+            ]
             rows.append(float(np.mean([scores(case.full.truth, image)[0] for case, image in zip(group, images)])))
         return rows
 

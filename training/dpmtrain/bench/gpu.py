@@ -33,8 +33,8 @@ class Timing:
     the network, and the rest of the sampling (data consistency; the gradients of `dps`).
 
     gflop: of the network for one slice, gradients included; roofline: seconds that they would take at the FLOP/s of a
-    large matrix product, or to move the layers' inputs, outputs and weights at the speed of a copy, whichever is more;
-    memory_mb: peak, of the GPU's tensors or of the process.
+    large matrix product; or, if more, to move inputs, outputs and weights at the speed of a copy; memory_mb: peak, of
+    the GPU's tensors or of the process.
     """
 
     network: str
@@ -140,19 +140,8 @@ def write_table(out: Path, title: str, rows: list[Timing]) -> None:
 
 def table(rows: list[Timing]) -> list[str]:
     """Markdown lines: the rows, and what each network gains over `dps` in the same run."""
-    heads = [
-        "network",
-        "method",
-        "precision",
-        "batch",
-        "s/slice",
-        "maps",
-        "start",
-        "network s",
-        "rest",
-        "network share",
-    ]
-    heads += ["GFLOP", "roofline s", "network / roofline", "peak MB"]
+    heads = ["network", "method", "precision", "batch", "s/slice", "maps", "start", "network s", "rest"]
+    heads += ["network share", "GFLOP", "roofline s", "network / roofline", "peak MB"]
     lines = [heads]
     for row in rows:
         cells = [row.network, row.method, row.precision, str(row.batch), f"{row.seconds:.3f}"]

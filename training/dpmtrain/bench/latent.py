@@ -36,14 +36,14 @@ from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.sample import problem_of, sample_seed
 from dpmrecon.recon.types import MappedSlice
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from ..evaluate.methods import by_card, label_for
 from ..evaluate.objects import OBJECTS
 from ..evaluate.plan import CALIBRATION_LINES, Condition
 from ..evaluate.references import CPU, ReferenceSlice
-from ..evaluate.scoring import Undersampled
+from ..evaluate.scoring import Undersampled, true_image
 from ..evaluate.validation import full_slice, subject_slices
-from ..files import writing
+from ..files import kept
 from ..train.recipe import read_recipe
 from .controls import image_of, trained
 from .latent_report import FROM_NOISE, OURS, Case, Replayed, replayed, write_report
@@ -180,23 +180,20 @@ def made(folder: Path, case: Undersampled, name: str, method: Method) -> tuple[n
     """Magnitude on the truth's grid, and seconds of the processor; from `folder` where it is there."""
     full, mapped = case.full, case.mapped
     key = f"{full.scan} {full.number} {case.condition} {name} {method.made_with}"
-    file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz"
-    if not file.exists():
+
+    def arrays() -> dict[str, np.ndarray]:
         began = time.process_time()
         image = mapped.model.combined(method.make(mapped, full.contrast)) * mapped.scale
-        seconds = time.process_time() - began
-        folder.mkdir(parents=True, exist_ok=True)
-        with writing(file), file.open("wb") as stream:
-            np.savez(stream, image=full.picture(image), seconds=seconds)
-    with np.load(file) as found:
-        return found["image"], float(found["seconds"])
+        return {"seconds": np.array(time.process_time() - began), "image": full.picture(image)}
+
+    held = kept(folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz", arrays)
+    return held["image"], float(held["seconds"])
 
 
-def true_image(case: Undersampled) -> torch.Tensor:
-    """The complex truth as a sampler sees it: (rows, cols) at scale 1, smooth phase taken off."""
-    mapped = case.mapped
+def complex_truth(case: Undersampled) -> torch.Tensor:
+    """As a sampler sees it: (rows, cols) at scale 1, smooth phase taken off."""
     assert case.full.coil_images is not None
-    return (mapped.model.coil_maps.conj() * case.full.coil_images).sum(0) / mapped.scale
+    return case.mapped.model.combined(true_image(case.mapped, case.full.coil_images)) / case.mapped.scale
 
 
 def loaded(args: argparse.Namespace) -> Models:
@@ -221,11 +218,9 @@ def loaded(args: argparse.Namespace) -> Models:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/")
+    parser = module_parser(__doc__, "images", "out")
     parser.add_argument("--model", type=Path, default=Path(LATENT), help="of kind latent (default: the installed one)")
     parser.add_argument("--run", type=Path, required=True, dest="folder", help="images; gone on with if there")
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--slices", type=int, default=1, help="of each volume (default: 1)")
     parser.add_argument("--R", type=int, nargs="+", default=(8, 4))
     parser.add_argument("--untuned", type=Path, help="the autoencoder as its training began")
@@ -244,7 +239,7 @@ def main() -> None:
             found = {name: made(args.folder, here, name, method) for name, method in chosen.items()}
             pictures = {name: image for name, (image, _) in found.items()}
             seconds = {name: value for name, (_, value) in found.items()}
-            cases.append(Case(full, acceleration, pictures, seconds, true_image(here)))
+            cases.append(Case(full, acceleration, pictures, seconds, complex_truth(here)))
             print(f"R = {acceleration}, {full.scan} {full.number}", flush=True)
     replays: list[Replayed] = []
     if args.scan is not None:

@@ -18,14 +18,15 @@ from dpmrecon.prior.latent import LatentModel
 from matplotlib.figure import Figure
 
 from ..evaluate.metrics import nrmse, on_scale, psnr, ssim
+from ..evaluate.pictures import Shown, panels
 from ..evaluate.references import ReferenceSlice
 from ..evaluate.similarity import gmsd, haarpsi, kid
 from ..evaluate.tables import formatted, markdown, write_tables
-from ..files import writing
+from ..files import save_figure
 from ..train.latent import psnr as complex_psnr
 from ..train.latent_stages import Features
 
-PATCH, SHARE = 64, 0.3  # pixels a side, and of them in the head at least, where features are taken
+PATCH, SHARE = 64, 0.3  # pixels a side; in the head at least
 HEAD = 0.1  # of the truth's 99th percentile
 WINDOW, WORST = 48, 2  # pixels a side, and pictures of each of WRONG
 OURS, FROM_NOISE = "latent prior", "dual stage, from noise alone"
@@ -73,8 +74,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Replayed:
-    """`dpmrecon replay` of a scan by a model: NRMSE (None without a truth), seconds of the processor over slices, the
-    program's start included, peak memory in MB (None where the system does not tell), slices that fell back."""
+    """`dpmrecon replay` of a scan by a model: NRMSE, None without a truth; seconds of the processor over slices, with
+    the program's start; peak memory in MB, None where it is not known; slices that fell back."""
 
     model: str
     nrmse: float | None
@@ -192,44 +193,30 @@ def worst_places(cases: Sequence[Case], method: str) -> Iterator[tuple[Case, tup
 
 def worst_picture(cases: Sequence[Case]) -> Figure:
     """Truth and methods in the worst windows of each of WRONG, errors below them."""
-    methods = [name for name in SHOWN if any(name in case.pictures for case in cases)]
-    places = [(wrong, *found) for wrong in WRONG for found in worst_places(cases, wrong)]
-    figure = Figure((1.7 * (1 + len(methods)), 3.6 * len(places)), layout="tight")
-    axes = figure.subplots(2 * len(places), 1 + len(methods), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for number, (wrong, case, place) in enumerate(places):
-        top = float(np.percentile(case.full.truth[place], 99.5))
-        for column, name in enumerate(["truth", *methods]):
-            if name != "truth" and name not in case.pictures:
-                continue
-            found = case.full.truth if name == "truth" else case.fitted(name)
-            axis = axes[2 * number, column]
-            axis.imshow(found[place], cmap="gray", vmin=0, vmax=top)
-            title = f"{case.full.contrast}, R = {case.acceleration}" if name == "truth" else name
-            axis.set_title(title + (": worst" if name == wrong else ""), fontsize=7)
-            if name != "truth":
-                error = np.abs(found - case.full.truth)[place]
-                axes[2 * number + 1, column].imshow(error, cmap="gray", vmin=0, vmax=0.4 * top)
-    return figure
+    rows: list[list[Shown | None]] = []
+    for wrong in WRONG:
+        for case, place in worst_places(cases, wrong):
+            truth = case.full.truth[place]
+            top = float(np.percentile(truth, 99.5))
+            found = {name: case.fitted(name)[place] for name in SHOWN if name in case.pictures}
+            titles = {name: name + ("\nworst" if name == wrong else "") for name in found}
+            rows.append([(f"{case.full.contrast}, R = {case.acceleration}", truth, 0.0, top)])
+            rows[-1] += [(titles[name], image, 0.0, top) for name, image in found.items()]
+            rows.append([None, *(("", np.abs(image - truth), 0.0, 0.4 * top) for image in found.values())])
+    return panels(rows, 1.7)
 
 
 @torch.no_grad()
 def round_trip_picture(case: Case, autoencoders: Mapping[str, LatentModel]) -> Figure:
     """Truth, and what comes back, errors ten times as bright below."""
-    figure = Figure((2.6 * (1 + len(autoencoders)), 5.2), layout="tight")
-    axes = figure.subplots(2, 1 + len(autoencoders), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    top = float(np.percentile(case.image.abs().numpy(), 99.5))
-    axes[0, 0].imshow(case.image.abs().numpy(), cmap="gray", vmin=0, vmax=top)
-    axes[0, 0].set_title("truth", fontsize=8)
-    for column, (name, model) in enumerate(autoencoders.items(), 1):
+    image = case.image.abs().numpy()
+    top = float(np.percentile(image, 99.5))
+    rows: list[list[Shown | None]] = [[("truth", image, 0.0, top)], [None]]
+    for name, model in autoencoders.items():
         back = _back(model, case.image)
-        axes[0, column].imshow(back.abs().numpy(), cmap="gray", vmin=0, vmax=top)
-        axes[0, column].set_title(f"{name}: {complex_psnr(back, case.image):.1f} dB", fontsize=8)
-        axes[1, column].imshow((back - case.image).abs().numpy(), cmap="gray", vmin=0, vmax=top / 10)
-    return figure
+        rows[0].append((f"{name}: {complex_psnr(back, case.image):.1f} dB", back.abs().numpy(), 0.0, top))
+        rows[1].append(("", (back - case.image).abs().numpy(), 0.0, top / 10))
+    return panels(rows, 2.6)
 
 
 def write_report(
@@ -266,9 +253,5 @@ def write_report(
         for method in case.pictures
     ]
     write_tables(out, [["scan", "slice", "R", "method", *METRICS], *rows], "\n".join(text).rstrip())
-    for name, figure in (
-        ("worst.png", worst_picture(heads)),
-        ("round_trip.png", round_trip_picture(heads[0], autoencoders)),
-    ):
-        with writing(out / name):
-            figure.savefig(out / name, dpi=64)
+    save_figure(out / "worst.png", worst_picture(heads), 64)
+    save_figure(out / "round_trip.png", round_trip_picture(heads[0], autoencoders), 64)

@@ -26,7 +26,7 @@ from ..evaluate.plan import CONVENTIONAL, Condition
 from ..evaluate.references import ReferenceSlice
 from ..evaluate.scoring import Undersampled
 from ..hardware import TimedDenoiser, network_work
-from .peers import deepinv_diffpir, deepinv_dps, gadgetron_images, import_deepinv
+from .baselines import deepinv_diffpir, deepinv_dps, gadgetron_images, import_deepinv
 from .plan import BenchPlan
 
 # where the search begins; it goes on by factors of 2

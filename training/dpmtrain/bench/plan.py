@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-# deepinv whole, or its DPS alone: as slow as ours, and far off with a network that was not trained at its sigma of 152
+# deepinv whole, or its DPS alone, whose sigma of 152 no network of ours knows
 LEFT_OUT = ("deepinv", "deepinv-dps")
 
 

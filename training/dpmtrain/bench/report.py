@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 from dpmrecon.prior.checkpoint import Checkpoint
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from ..evaluate.metrics import paired_difference
 from ..evaluate.plan import Condition
 from ..evaluate.scoring import Row
 from ..evaluate.tables import formatted, interval, markdown, write_tables
-from ..files import writing
+from ..files import save_figure
 from .plan import BenchPlan
 
 COMPUTE_RATIO, TIME_RATIO, PARITY = 40.0, 30.0, 1.01
@@ -52,8 +54,7 @@ def write_report(
     rows = by_method(rows)
     text = "\n".join([*_head(rows, checkpoint), *_tables(rows, plan), *_tuned(tuned)])
     write_tables(out, _csv(rows, checkpoint), text)
-    with writing(out / "bench.png"):
-        plot(out / "bench.png", rows, plan)
+    save_figure(out / "bench.png", plot(rows, plan), 110)
 
 
 def _head(rows: Sequence[Row], checkpoint: Checkpoint) -> list[str]:
@@ -83,17 +84,8 @@ def _tables(rows: Sequence[Row], plan: BenchPlan) -> list[str]:
         here = [row for row in rows if acceleration == row.condition.R]
         groups = sorted({scan.split("/")[0] for row in here for scan, _ in row.slices})
         lines += ["", f"## R = {acceleration}", ""]
-        heads = [
-            "method",
-            "evaluations",
-            "s/slice",
-            "NRMSE",
-            *groups,
-            "PSNR",
-            "SSIM",
-            "NRMSE, no factor",
-            "V/B (samples)",
-        ]
+        heads = ["method", "evaluations", "s/slice", "NRMSE", *groups, "PSNR", "SSIM", "NRMSE, no factor"]
+        heads.append("V/B (samples)")
         lines += [*markdown([heads, *(_quality(row, groups) for row in here)]), ""]
         lines += markdown([["method", "slices", "TFLOP", *STAGES, "peak MB"], *map(_cost, here)])
         lines += ["", *(f"- {line}" for line in claims(here, plan))]
@@ -207,19 +199,14 @@ def _csv(rows: Sequence[Row], checkpoint: Checkpoint) -> Iterator[list]:
             yield [*line, *(formatted(value, ".6g") for value in figures)]
 
 
-def plot(path: Path, rows: Sequence[Row], plan: BenchPlan) -> None:
+def plot(rows: Sequence[Row], plan: BenchPlan) -> Figure:
     """NRMSE against seconds a slice, a panel for each R; GRAPPA, which was not timed here, is left to the table."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
     accelerations = sorted({row.condition.R for row in rows})
     columns = min(3, len(accelerations))
     lines = -(-len(accelerations) // columns)
     size = (7.6, 4.4) if columns == 1 else (4.4 * columns, 3.7 * lines)
-    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, sharex=True)
+    figure = Figure(size, layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=True)
     ladder = [f"prox {steps}" for steps in plan.prox_steps]
     others = [name for name in dict.fromkeys(row.method for row in rows if row.seconds() > 0) if name not in ladder]
     for axis, acceleration in zip(axes.flat, accelerations):
@@ -244,5 +231,4 @@ def plot(path: Path, rows: Sequence[Row], plan: BenchPlan) -> None:
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
     devices = sorted({device for row in rows for device in row.values("device")})
     figure.suptitle(" and ".join(devices), fontsize="small")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure

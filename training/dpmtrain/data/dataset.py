@@ -7,7 +7,7 @@ than the volume's would be blurred. In a share of the slices one axis is 1.5 to 
 3D SWI (.6 x .6 x 2 mm). What counts is the ratio: a label map's 1 mm stands for .6 as well.
 
 Scale. A reconstruction of slices scales each by its own 99th percentile; one of a volume scales all planes by the
-volume's: a share of the slices from volumes has theirs, with those at the edges of the head, dim, bright or empty.
+volume's: a share of the slices from volumes has theirs. Those at the edges of the head are dim, bright or empty.
 """
 
 import json
@@ -29,16 +29,13 @@ from .painted_foci import with_foci
 
 # share of the magnitude images whose drawn phase jumps between tissues too
 TISSUE_PHASE = 0.5
-# share of the examples whose smooth phase is taken off as in a reconstruction; the rest keep any, so that the network
-# stands an image whose phase could not be told. And the largest standard deviation of what is left of it, in radians
-DEMODULATED, LEFT_PHASE = 0.8, 0.25
-# shares of the slices of volumes that may be cut in three directions: with the volume's scale and not their own; one
-# voxel thick; with pixels that are not square; with air around, as a larger field of view has it
+DEMODULATED = 0.8  # share without smooth phase; the rest are as where it could not be told
+LEFT_PHASE = 0.25  # rad, the largest standard deviation of what is left of it
+# shares of the slices of volumes: with the volume's scale, thin, oblong, with air around
 VOLUME_SCALE, THIN, OBLONG, AIR = 0.4, 0.5, 0.35, 0.5
 THICKEST_MM = 5.0  # of a slice that is more than one voxel thick
-# share of the planes along a volume's slices whose lower end fades, as the neck does where coils end, and over what
-# share of its extent at most: cut off, it would ring across the field of view
-FADING, FADE = 0.7, 0.2
+FADING = 0.7  # share of the planes whose lower end fades, as the neck does
+FADE = 0.2  # of its extent at most; cut off, it would ring
 COARSEST_MM, OBLONG_RATIO, MOST_AIR = 2.0, (1.5, 3.5), 1.35
 # share of all slices that keep their pixels
 NATIVE = 0.3
@@ -79,8 +76,7 @@ class PreparedSlices:
             names = ", ".join(v["file"].removesuffix(".npy") for v in found[:4])
             raise BadInputError(f"none of the volumes in {folder} ({names} ...) is named like {', '.join(patterns)}")
         self.data = [_open(folder, v) for v in self.volumes]
-        # Real and simulated data have fixed shares; within each, contrasts are equally likely, then the directions in
-        # which a volume can be cut: not slices, of which a volume at 1 mm has 20 times as many as a clinical one
+        # contrasts are equally likely, then directions; not slices, of which fine volumes have many
         kinds = [("simulated" if v["simulated"] else "real", v["contrast"]) for v in self.volumes]
         totals: dict = {}
         for kind, volume in zip(kinds, self.volumes):
@@ -222,8 +218,8 @@ def affine(image: torch.Tensor, angle: float, scale_rows: float, scale_cols: flo
 def tissue_phase(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """exp(i phi), phi that follows the tissues as in a gradient echo: fat's chemical shift, bone and air, vessels.
 
-    image: magnitude (rows, cols) at scale 1. For want of a measured phase the brightest and the darkest tissue differ
-    from the rest by random angles, and a few spots, two to six pixels wide, by others.
+    image: magnitude (rows, cols) at scale 1. Where none was measured the brightest and the darkest tissue differ from
+    the rest by random angles. A few spots, two to six pixels wide, differ by others.
     """
 
     def uniform(low: float, high: float) -> float:

@@ -4,9 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from dpmrecon.errors import DpmreconError
-from dpmrecon.files import write_text
-
+from ..files import write_text, writing
 from .items import Fault
 
 
@@ -17,8 +15,7 @@ class Journal:
     def __init__(self, out: Path):
         self.path, self.manifest = out / "done.jsonl", out / "manifest.json"
         self.records: dict[str, dict] = {}
-        try:
-            out.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
             for part in out.glob(".*.part"):  # of a run that was killed
                 part.unlink()
             lines = self.path.read_text().splitlines() if self.path.exists() else []
@@ -30,31 +27,17 @@ class Journal:
                 if all(self._stat(name) == stat for name, stat in record["files"].items()):
                     self.records[record["key"]] = record
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in self.records.values()))
-        except OSError as error:
-            raise unwritable(out, error) from error
 
     def add(self, key: str, entries: list[dict], faults: list[Fault]) -> None:
         files = {entry["file"]: self._stat(entry["file"]) for entry in entries}
         record = {"key": key, "volumes": entries, "faults": [asdict(fault) for fault in faults], "files": files}
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise unwritable(self.path, error) from error
+        with writing(self.path), self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
         self.records[key] = record
 
     def write_manifest(self, manifest: dict) -> None:
-        try:
-            write_text(self.manifest, json.dumps(manifest, indent=1) + "\n")
-        except OSError as error:
-            raise unwritable(self.manifest, error) from error
+        write_text(self.manifest, json.dumps(manifest, indent=1) + "\n")
 
     def _stat(self, name: str) -> list[int] | None:
         path = self.path.with_name(name)
         return [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None
-
-
-def unwritable(path: Path, error: OSError) -> DpmreconError:
-    return DpmreconError(
-        f"{path} cannot be written ({error}): the volumes that are done stay; make room and run the same command again"
-    )

@@ -33,19 +33,19 @@ SYMMETRIC = 0.8
 def read_fastmri(item: Item) -> tuple[list[Volume], list[Fault]]:
     """A fastMRI multi-coil brain file to combined slices with phase, at the recon matrix.
 
-    The file: `kspace` (slices, n_coils, readout, lines) complex64 with the readout oversampled 2x and lines that
-    were not acquired zero; `ismrmrd_header`, the XML; attributes acquisition (AXT1, AXT1PRE, AXT1POST, AXT2, AXFLAIR)
-    and patient_id. Per slice: whitening by the noise in the corners of k-space (no noise measurement comes with the
-    files), readout oversampling removed, ESPIRiT maps of the central 24x24 samples, x = sum conj(s) F^H y, cropped to
-    the recon field of view, zero-filled (or cropped) in k-space to the recon matrix. Rows of the result are lines.
+    The file: `kspace` (slices, n_coils, readout, lines) complex64 with the readout oversampled 2x and lines that were
+    not acquired zero; `ismrmrd_header`, the XML; attributes acquisition (AXT1, AXT1PRE, AXT1POST, AXT2, AXFLAIR) and
+    patient_id. Per slice: whitening by the noise in the corners of k-space, as no noise measurement comes with the
+    files; readout oversampling removed; ESPIRiT maps of the central 24x24 samples; x = sum conj(s) F^H y; cropped to
+    the recon field of view; zero-filled (or cropped) in k-space to the recon matrix. Rows of the result are lines.
 
     The last slices (option drop_last) are left out (the source paper names no number): at the top of
     the head there is little but air and noise, which the scale rule would blow up; 5 of the usual 16.
 
-    No real fastMRI file could be had: NOT CHECKED on one are (1) that slices run from the neck upwards in every file,
-    (2) that the corners of k-space hold noise alone (no filter of the scanner there), (3) the files with fewer lines
-    than the recon matrix and phase oversampling as vendors write them (the fields of view in the header are trusted),
-    (4) speed on files of 16 slices, 20 coils, 640x320.
+    No real fastMRI file could be had. NOT CHECKED on one: (1) that slices run from the neck upwards in every file; (2)
+    that the corners of k-space hold noise alone, without a filter; (3) files with fewer lines than the recon matrix,
+    and phase oversampling as vendors write it: the header's fields of view are trusted; (4) speed on files of 16
+    slices, 20 coils, 640x320.
 
     Raises BadInputError for single-coil, undersampled or incomplete files.
     """

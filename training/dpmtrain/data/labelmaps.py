@@ -84,8 +84,7 @@ SEQUENCES = {
     "dwi_b1000": Sequence("dwi", tr=5000, te=80, b=1000, fat_left=0.1),
     "swi": Sequence("swi", tr=28, te=20, flip_deg=15, field=masked_magnitude),
 }
-# What is prepared for training: diffusion at any b-value too, SWI's complex image as a scanner measures it, and an
-# MPRAGE with less bright fat: the signal equation leaves out the readout train, which saturates it most
+# For training: diffusion at any b-value too, SWI's complex image, an MPRAGE with darker fat
 PREPARED = {
     **SEQUENCES,
     "dwi": Sequence("dwi", tr=5000, te=80, b=50, most_b=1200, fat_left=0.1),
@@ -183,7 +182,7 @@ def drawn(sequence: Sequence, rng: np.random.Generator) -> Sequence:
 def simulate(
     labels: np.ndarray, sequence: str, rng: np.random.Generator, painted: list[Lesion] | None = None
 ) -> np.ndarray:
-    """Volume of the shape of `labels` (integer label map at 1 mm, RAS), float32 magnitudes, or complex64 where the
+    """Volume of the shape of `labels`, an integer label map at 1 mm in RAS: float32 magnitudes; complex64 where the
     sequence's field gives it a phase; sequence: of PREPARED.
 
     painted: lesions, random ones unless given.

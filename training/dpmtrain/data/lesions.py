@@ -8,8 +8,7 @@ from .veins import FLUID_LABELS, WHITE_MATTER
 
 Lesion = tuple[str, np.ndarray, tuple[slice, ...]]  # tissue, its fraction of each voxel of the box, the box
 
-# What small foci are made of, by contrast: bright where water is held (acute infarcts in DWI, gliosis in FLAIR and T2),
-# dark where it is free or blood was left (lacunes, microbleeds)
+# what small foci are made of, by contrast: infarcts, gliosis, lacunes, microbleeds
 FOCI = {
     "dwi": ("acute",),
     "flair": ("acute", "gliosis", "gliosis", "chronic"),

@@ -1,7 +1,7 @@
 """`dpmtrain prepare`: scans, images and label maps to one prepared form, which training memory-maps.
 
-The folder holds one file for each volume, NAME.npy: magnitudes (slices, rows, cols) float16, or, where the phase was
-measured, real and imaginary parts (slices, rows, cols, 2) float16, divided by the 99th percentile over the volume.
+The folder holds one file for each volume, NAME.npy: magnitudes (slices, rows, cols) float16; where the phase was
+measured, real and imaginary parts (slices, rows, cols, 2). Both are divided by the 99th percentile over the volume.
 Training cuts slices from it, in three directions where its voxels allow it. manifest.json lists the volumes; it is
 there when all of them are. done.jsonl has a line for each finished input, from which a run that was cut off goes on.
 """

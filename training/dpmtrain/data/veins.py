@@ -8,8 +8,7 @@ from scipy import ndimage
 WHITE_MATTER = (2, 41)
 VENTRICLES = (4, 43)
 FLUID_LABELS = (4, 43, 24, 14, 15)
-# susceptibility relative to tissue in ppm (SI): veins at 40 % deoxygenation, iron in the deep grey matter, air
-# (Haacke et al., AJNR 2009; Schenck, Med Phys 1996), and, chosen by eye, what is left of a bleed
+# ppm (SI) relative to tissue (Haacke et al., AJNR 2009; Schenck, Med Phys 1996); of a bleed by eye
 VEIN_PPM, DEEP_PPM, PALLIDUM_PPM, FAT_PPM, BONE_PPM, AIR_PPM, BLEED_PPM = 0.45, 0.05, 0.13, 0.6, -2.0, 9.4, 0.8
 LARMOR_HZ_PER_PPM = 127.7  # 3 T
 MASK_POWER = 4  # the phase mask's, as scanners apply it (Haacke et al., MRM 2004)
@@ -50,8 +49,8 @@ def _grow(
     towards: float,
     level: float | None,
 ) -> None:
-    """Add tubes to `fraction` from `position` (n, 3): along the gradient of `distance` (grid of 2 mm) times
-    `towards`, or, with a level, on the surface where `distance` has that value."""
+    """Add tubes to `fraction` from `position` (n, 3): along the gradient of `distance` (grid of 2 mm) times `towards`;
+    with a level, on the surface where `distance` has it."""
     gradient = np.stack(np.gradient(ndimage.gaussian_filter(distance.astype(np.float32), 1)), -1)
     position = position + rng.uniform(0, 2, position.shape)
     direction = rng.standard_normal(position.shape)

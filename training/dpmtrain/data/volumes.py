@@ -12,8 +12,8 @@ from dpmrecon.errors import BadInputError, DpmreconError, first_line
 from dpmrecon.files import replacing
 from dpmrecon.physics.scale import RULE, image_scale
 
+from ..files import writing
 from .items import Fault, Item, Volume
-from .journal import unwritable
 from .kinds import read
 
 FORMAT = 3  # of what the readers make: a new number has everything read anew
@@ -110,8 +110,5 @@ def _entry(item: Item, volume: Volume, shape: tuple[int, ...], spans: list[list[
 
 
 def _write(path: Path, slices: np.ndarray) -> None:
-    try:
-        with replacing(path) as part, part.open("wb") as file:
-            np.save(file, slices)
-    except OSError as error:
-        raise unwritable(path, error) from error
+    with writing(path), replacing(path) as part, part.open("wb") as file:
+        np.save(file, slices)

@@ -1,17 +1,15 @@
 """The prior adapted to a scan: `python -m dpmtrain.evaluate.adapt --images DATA --out FOLDER`.
 
-Five objects far from heads, two slices each, with the unlabelled prior, and validation heads, three slices each, with
-their label; R = 4 with 24 calibration lines. CG-SENSE and L1-wavelet have the weight that is best by the truth of the
-very slices. The default prior, and the same adapted to the first slice (`--adapt`), with the card's settings. What was
+Five objects far from heads, two slices each, with the unlabelled prior; validation heads, three slices each, with their
+label; R = 4 with 24 calibration lines. CG-SENSE and L1-wavelet have the weight that is best by the truth of the very
+slices. The default prior, and the same adapted to the first slice (`--adapt`), with the card's settings. What was
 scored is kept in scores.jsonl: a run that was broken off goes on.
 """
 
-import argparse
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import Reconstruction
 
-from ..arguments import exit_code, words
+from ..arguments import exit_code, module_parser, words
 from .baselines import SENSE_WEIGHTS, WAVELET_WEIGHTS, tuned_cg_sense, tuned_weight, wavelet_tool
 from .methods import label_for
 from .metrics import Moments, scan_factor
@@ -31,7 +29,7 @@ from .plan import CALIBRATION_LINES, Condition
 from .references import CPU, ReferenceSlice
 from .score_lines import ScoreLines
 from .scoring import Undersampled
-from .tables import fields_of, markdown, write_tables
+from .tables import fields_of, joined, write_tables
 from .validation import SIGMA_N, full_slice, validation_scan
 
 R, MATRIX, SIGMA, SLICES = 4, (192, 176), 0.01, 2  # of objects; sigma_n over the scale
@@ -121,23 +119,19 @@ def table(rows: Sequence[Row], model_id: str) -> str:
     objects, heads = ([row for row in rows if row.is_head == wanted] for wanted in (False, True))
     better = sum(row.adapted <= min(row.cg_sense, row.l1_wavelet) for row in objects)
     within = sum(row.adapted <= (1 + MARGIN) * row.prior for row in heads)
-    return "\n\n".join(
-        [
-            f"# The prior adapted to a scan, {model_id}",
-            f"NRMSE at R = {R} with {CALIBRATION_LINES} calibration lines, one factor a scan; weights of CG-SENSE and "
-            "L1-wavelet are the best by the truth. The fit is to a scan's first slice, all are scored. Its rate and "
-            "rounds were chosen on such objects and heads. One thread of a machine that others used.",
-            "\n".join(markdown(lines)),
-            f"Adapted no worse than the better of CG-SENSE and L1-wavelet: {better} of {len(objects)} objects; within "
-            f"{MARGIN:.0%} of the prior as it is: {within} of {len(heads)} heads.",
-        ]
+    return joined(
+        f"# The prior adapted to a scan, {model_id}",
+        f"NRMSE at R = {R} with {CALIBRATION_LINES} calibration lines, one factor a scan; weights of CG-SENSE and "
+        "L1-wavelet are the best by the truth. The fit is to a scan's first slice, all are scored. Its rate and "
+        "rounds were chosen on such objects and heads. One thread of a machine that others used.",
+        lines,
+        f"Adapted no worse than the better of CG-SENSE and L1-wavelet: {better} of {len(objects)} objects; within "
+        f"{MARGIN:.0%} of the prior as it is: {within} of {len(heads)} heads.",
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the table")
+    parser = module_parser(__doc__, "images", "out")
     parser.add_argument("--objects", default=",".join(OBJECTS))
     parser.add_argument("--heads", default=",".join(SIGMA_N), help="contrasts")
     args = parser.parse_args()

@@ -1,12 +1,11 @@
 """How averages with a phase of their own are combined best: `python -m dpmtrain.evaluate.averages --images DATA`.
 
-Prints a table of simulated DWI slices (b = 1000, the held-out label map, R = 2) with small foci, whose averages have a
-random smooth phase each. SNR: median signal of the head over a real channel's noise; one average, fully sampled.
-Combinations: the mean of k-space lines; each average sampled alone, magnitudes averaged; all averages in one problem,
-each with its own smooth phase in the coil maps (`recon/phases.py`), and the same with the true phases.
+Prints a table of simulated DWI slices with small foci: b = 1000, the held-out label map, R = 2. Averages have a random
+smooth phase each. SNR: median signal of the head over a real channel's noise; one average, fully sampled. Combinations:
+the mean of k-space lines; each average sampled alone, magnitudes averaged; all in one problem, each with its own smooth
+phase in the coil maps (`recon/phases.py`); the same with the true phases.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.recon.types import MappedSlice
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from ..data.dataset import random_phase
 from .methods import by_card
 from .metrics import nrmse, on_scale
@@ -148,9 +147,7 @@ def scores(image: np.ndarray, case: Case) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
+    parser = module_parser(__doc__, "images", "model")
     parser.add_argument("--snr", type=float, nargs="+", default=SNRS, help="of one average")
     parser.add_argument("--slices", type=int, default=2, help="validation slices, 3 at most")
     args = parser.parse_args()

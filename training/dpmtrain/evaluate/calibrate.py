@@ -7,7 +7,6 @@ metrics.py defines it, for every combination of a grid.
 """
 
 import itertools
-from operator import itemgetter
 
 import numpy as np
 import torch
@@ -19,13 +18,13 @@ from dpmrecon.recon.types import Sampling
 from .methods import reconstructed
 from .plan import Condition
 from .references import CPU, ReferenceSlice
-from .scoring import Undersampled
+from .scoring import Undersampled, true_image
+from .sweep import with_entries
 
 SIGMAS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2)
 # of the noise itself, for the derivative; bfloat16 would drown a smaller step
 DIFFERENCE = 0.02
-# what the prior's fit is added to where neither the card nor the grid says otherwise: the probability-flow ODE from
-# noise alone, data consistency solved, noise as measured
+# where card and grid say nothing: the probability-flow ODE from noise alone, noise as measured
 START = {"steps": 50, "sigma_max": 5.0, "sigma_min": 0.01, "eta": 0.0, "warm_start": False, "cg_steps": 10,
          "noise_factor": 1.0, "turns": True}  # fmt: skip
 
@@ -36,16 +35,14 @@ def calibrate(
     grid: dict[str, list],
     samples: int,
     acceleration: int,
-    *,
-    choose: bool = True,
 ) -> dict:
     """Print the network's own calibration and V/B for each combination; the settings with V/B nearest to 1.
 
-    choose: whether the fit to these slices sets the prior of the data consistency, where the grid does not.
+    The fit to these slices sets the prior of the data consistency, where the grid does not.
     """
     base = {**START, **checkpoint.card.get("sampling", {}).get("uncertainty", {})}
     base.pop("samples", None)
-    if choose and "prior_std" not in grid:
+    if "prior_std" not in grid:
         base |= prior_fit(network_errors(checkpoint, slices))
     cases = [Undersampled(full, Condition("regular", acceleration), CPU) for full in slices]
     rows = []
@@ -64,10 +61,7 @@ def with_chosen(sampling: dict, chosen: dict, contrast: str | None, acceleration
         return {**sampling, UNCERTAINTY: chosen}
     common = sampling[UNCERTAINTY]
     own = {name: value for name, value in chosen.items() if name != "samples" and common.get(name) != value}
-    entry = {"sampler": UNCERTAINTY, "contrast": contrast, "R": acceleration, "settings": own}
-    place = itemgetter("sampler", "contrast", "R")
-    others = [old for old in sampling.get("by_contrast_R", []) if place(old) != place(entry)]
-    return {**sampling, "by_contrast_R": [*others, entry]}
+    return with_entries(sampling, [{"sampler": UNCERTAINTY, "contrast": contrast, "R": acceleration, "settings": own}])
 
 
 def _ratio(checkpoint: Checkpoint, cases: list[Undersampled], settings: dict, samples: int) -> float:
@@ -104,21 +98,21 @@ def network_errors(checkpoint: Checkpoint, slices: list[ReferenceSlice]) -> np.n
 def _squares(checkpoint: Checkpoint, full: ReferenceSlice, sigma: float) -> tuple[float, float]:
     case = Undersampled(full, Condition("regular", 2), CPU)  # for maps and scale alone
     assert full.coil_images is not None
-    maps, head = case.mapped.model.coil_maps, case.mapped.model.support > 0
-    clean = ((maps.conj() * full.coil_images).sum(0) / case.mapped.scale)[None]
+    clean = true_image(case.mapped, full.coil_images).reshape(-1, *full.truth.shape) / case.mapped.scale
+    head = case.mapped.model.support.reshape(clean.shape) > 0
     generator = torch.Generator().manual_seed(full.number)
     noisy = clean + sigma * complex_noise(clean.shape, generator)
     step = complex_noise(clean.shape, generator)
-    level, label = torch.tensor([sigma]), checkpoint.denoiser.one_hot([full.contrast])
+    level, label = torch.full((len(clean),), sigma), checkpoint.denoiser.one_hot([full.contrast] * len(clean))
     denoised = checkpoint.denoiser(noisy, level, label)
     moved = checkpoint.denoiser(noisy + DIFFERENCE * sigma * step, level, label)
-    trace = ((moved - denoised) * step.conj()).real[0][head].mean() / (DIFFERENCE * sigma)
-    return float((denoised - clean)[0][head].abs().square().mean()) / 2, sigma**2 * float(trace) / 2
+    trace = ((moved - denoised) * step.conj()).real[head].mean() / (DIFFERENCE * sigma)
+    return float((denoised - clean)[head].abs().square().mean()) / 2, sigma**2 * float(trace) / 2
 
 
 def prior_fit(errors: np.ndarray) -> dict[str, float]:
-    """prior_std and prior_power: a line in the logarithms of sigma and of the white prior's standard deviation with
-    which the clean image, given the noisy one, would be as uncertain as the network's error."""
+    """prior_std and prior_power: a line in the logarithms of sigma and of the white prior's standard deviation. With
+    that the clean image, given the noisy one, is as uncertain as the network's error."""
     sigma, error, _ = errors.T
     white = (1 / np.maximum(1 / error**2 - 1 / sigma**2, 1e-9)) ** 0.5
     power, level = np.polyfit(np.log(sigma), np.log(white), 1)

@@ -1,15 +1,13 @@
 """`dpmtrain evaluate`, `sweep`, `calibrate`, `residuals` and `faults`: what a model is worth, what serves it best."""
 
 import argparse
-import math
 import random
-import time
 from pathlib import Path
 
 from dpmrecon.cli import add_command
 from dpmrecon.errors import BadInputError
 
-from ..arguments import at_least, numbers, read_grid, words
+from ..arguments import add_usual, at_least, numbers, read_grid, words
 from .plan import CONVENTIONAL
 
 # What each grid runs: the sampler, and the settings that it combines
@@ -42,7 +40,6 @@ def add_evaluate(commands) -> None:
         "--subjects", nargs="*", default=[], metavar="NAME", help="patients of open_ms or label maps to simulate from"
     )
     parser.add_argument("--slices", type=int, default=2, help="of each volume of a subject")
-    parser.add_argument("--out", type=Path, required=True, help="folder for report and scores; gone on with if there")
     parser.add_argument("--R", default="4,8", help="accelerations, with commas between them")
     parser.add_argument(
         "--sampling",
@@ -55,9 +52,7 @@ def add_evaluate(commands) -> None:
     parser.add_argument("--model", type=Path, nargs="+", help="checkpoints (default: the one that ships)")
     parser.add_argument("--sampler", default="prox", help="some of prox, dps and uncertainty (prox in that mode)")
     parser.add_argument("--samples", type=int, help="samples of each image (default: the model's own)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tuning-slices", type=int, default=2, help="validation slices that weights are tuned on")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add_usual(parser, "out", "seed", "device")
     parser.set_defaults(run=_evaluate)
 
 
@@ -81,7 +76,6 @@ def _evaluate(args: argparse.Namespace) -> int:
         words("--sampler", args.sampler, ("prox", "dps", "uncertainty")),
         args.samples,
         args.seed,
-        args.tuning_slices,
     )
     device = device_of(args.device)
     checkpoints = [load_checkpoint(path, device) for path in args.model or [None]]
@@ -120,18 +114,14 @@ def add_sweep(commands) -> None:
         "dpmtrain sweep steps --images images --R 4,8 --grid steps=10,20 noise_factor=0.5,0.7,1 --out sweep --write",
     )
     parser.add_argument("name", choices=tuple(GRIDS), metavar="steps|zeta|latent|models")
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--out", type=Path, required=True, help="folder for table and scores; gone on with if there")
     parser.add_argument("--model", type=Path, nargs="+", help="checkpoint, or those of `models` (default: the shipped)")
     parser.add_argument("--R", default="4,8", help="accelerations, with commas between them")
     parser.add_argument("--contrasts", default="flair,t1,t2,dwi,swi", help="labels, with commas between them")
     parser.add_argument("--slices", type=int, default=2, help="validation slices of each contrast, 3 at most")
     parser.add_argument("--grid", nargs="+", metavar="KEY=V1,V2", help="settings to combine instead of the usual ones")
     parser.add_argument("--samples", type=int, default=1, help="samples of each image")
-    parser.add_argument("--within", type=float, default=1.0, help="percent of NRMSE given for fewer evaluations")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     parser.add_argument("--write", action="store_true", help="write what was chosen into the checkpoint's card")
+    add_usual(parser, "images", "out", "seed", "device")
     parser.set_defaults(run=_sweep)
 
 
@@ -156,7 +146,6 @@ def _sweep(args: argparse.Namespace) -> int:
         accelerations=numbers("--R", args.R, 2),
         samples=args.samples,
         seed=args.seed,
-        within=args.within / 100,
     )
     device = device_of(args.device)
     contrasts = words("--contrasts", args.contrasts, sorted({s.contrast for s in SEQUENCES.values()}))
@@ -173,17 +162,15 @@ def add_calibrate(commands) -> None:
         "Settings with which the spread of the samples tells their error (V/B near 1), on the validation scans",
         "dpmtrain calibrate --images images --grid prior_std=0.07,0.1 steps=50,100",
     )
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     parser.add_argument("--grid", nargs="*", default=[], metavar="KEY=V1,V2", help="settings to combine")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--R", type=int, default=4)
     parser.add_argument("--contrasts", default="flair,t1,t2", help="of the validation scans, with commas")
     parser.add_argument("--slices", type=int, default=3, help="of each scan")
-    parser.add_argument("--subjects", nargs="*", default=[], metavar="NAME", help="report on these, choose nothing")
     parser.add_argument(
         "--write", action="store_true", help="put the best into the card of --model, of one contrast for its R"
     )
+    add_usual(parser, "images", "model")
     parser.set_defaults(run=_calibrate)
 
 
@@ -191,19 +178,16 @@ def _calibrate(args: argparse.Namespace) -> int:
     from dpmrecon.prior.checkpoint import load_checkpoint, write_card
 
     from .calibrate import calibrate, with_chosen
-    from .validation import subject_slices, validation_scan
+    from .validation import validation_scan
 
     at_least(args, samples=2, slices=1, R=2)
-    if args.write and (args.model is None or args.subjects):
-        raise BadInputError("--write needs --model, and settings chosen on the validation scans: leave --subjects out")
+    if args.write and args.model is None:
+        raise BadInputError("--write needs --model: name a copy of the shipped model")
     grid = read_grid(args.grid)
     names = args.contrasts.split(",")
-    if args.subjects:
-        slices = [found for name in args.subjects for found in subject_slices(args.images, name, args.slices)]
-    else:
-        slices = [found for name in names for found in validation_scan(args.images, name)[: args.slices]]
+    slices = [found for name in names for found in validation_scan(args.images, name)[: args.slices]]
     checkpoint = load_checkpoint(args.model)
-    chosen = calibrate(checkpoint, slices, grid, args.samples, args.R, choose=not args.subjects)
+    chosen = calibrate(checkpoint, slices, grid, args.samples, args.R)
     if args.write:
         sampling = checkpoint.card.get("sampling", {})
         alone = names[0] if len(names) == 1 else None
@@ -221,10 +205,7 @@ def add_residuals(commands) -> None:
     )
     parser.add_argument("--scans", type=int, default=100, help="of every kind")
     parser.add_argument("--kinds", default="sound,few lines,wrap,ghost,centre,spike", help="which, with commas between")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add_usual(parser, "out", "model", "seed", "device")
     parser.set_defaults(run=_residuals)
 
 
@@ -250,8 +231,7 @@ def add_faults(commands) -> None:
     )
     parser.add_argument("--scans", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="seed of the first scan, others follow")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
+    add_usual(parser, "out", "model")
     parser.set_defaults(run=_faults)
 
 
@@ -274,7 +254,6 @@ def add_gate(commands) -> None:
         "Set the gate's limits on sound scans, and see on others how well it tells unsound ones",
         "dpmtrain gate --images images --model model.safetensors --write --out gate",
     )
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
     parser.add_argument(
         "--of",
         choices=("slices", "folded", "volumes"),
@@ -290,17 +269,9 @@ def add_gate(commands) -> None:
     parser.add_argument("--sound", type=int, default=110, help="sound scans that are judged")
     parser.add_argument("--each", type=int, default=10, help="scans of every other kind; 0 sets the limits alone")
     parser.add_argument("--out", type=Path, help="folder for the tables; gone on with if there")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=math.inf,
-        help="then limits wait for the next run; of judging, then the table is made",
-    )
     parser.add_argument("--keep", action="store_true", help="judge with the limits of the card, set none")
     parser.add_argument("--write", action="store_true", help="put the limits into the card of --model")
+    add_usual(parser, "images", "model", "seed", "device")
     parser.set_defaults(run=_gate)
 
 
@@ -328,19 +299,14 @@ def _gate(args: argparse.Namespace) -> int:
     if args.keep and not (card.get("volumes") if args.of == "volumes" else card):
         raise BadInputError(f"the card of {checkpoint.model_id} has no limits to keep: leave --keep out")
     lines = None if args.out is None else ScoreLines(args.out / "scores.jsonl")
-    until = time.monotonic() + 60 * args.minutes
     if not args.keep:
-        device, found = checkpoint.model.device, []
+        device = checkpoint.model.device
         if args.of == "volumes":
             scans = volume_scans(args.images, args.heads, args.seed, device)
         else:
             scans = slice_scans(list(heads(args.images, SETTING, args.heads, args.seed)), args.seed, device)
-        for scan in tqdm(numbers_of(checkpoint, scans, args.of, args.seed, lines), total=len(scans), unit="scan"):
-            found.append(scan)
-            if time.monotonic() > until and len(found) < len(scans):
-                print(f"{len(found)} of {len(scans)} sound scans are measured: run it again to go on")
-                return 0
-        entry = limits_of(found, args.of)
+        found = numbers_of(checkpoint, scans, args.of, args.seed, lines)
+        entry = limits_of(tqdm(found, total=len(scans), unit="scan"), args.of)
         gate = {**card, "volumes": entry} if args.of == "volumes" else {**card, **entry}
         checkpoint = replace(checkpoint, card={**checkpoint.card, "gate": gate})
         if args.write:
@@ -355,10 +321,6 @@ def _gate(args: argparse.Namespace) -> int:
         else:
             others = list(heads(args.images, JUDGING, args.heads, args.seed + 1))
             row = partial(slice_row, checkpoint, others, args.of)
-        rows = []
-        for found_row in tqdm(judge(checkpoint, kinds, row, args.seed, lines), total=len(kinds), unit="scan"):
-            rows.append(found_row)
-            if time.monotonic() > until:
-                break
-        write_gate(args.out, rows, checkpoint.model_id, args.seed, args.of)
+        judged = tqdm(judge(checkpoint, kinds, row, args.seed, lines), total=len(kinds), unit="scan")
+        write_gate(args.out, list(judged), checkpoint.model_id, args.seed, args.of)
     return 0

@@ -1,13 +1,12 @@
 """ADC and emboli of simulated EPI diffusion: `python -m dpmtrain.evaluate.diffusion`.
 
-The head of `dpmrecon simulate --epi`: R = 2, 6/8 partial Fourier, three directions of b = 1000 with four averages, b =
-0 with two, navigators, ghosts and a phase for each shot. SNR 10 a shot at b = 1000: the median signal of the head over
+The head of `dpmrecon simulate --epi`: R = 2, 6/8 partial Fourier; three directions of b = 1000 with four averages, b =
+0 with two; navigators, ghosts and a phase for each shot. SNR 10 a shot at b = 1000: the median signal of the head over
 the noise of a real channel; b = 0 has about 21, with its two averages 30. Each image is made of all its averages, for
 all methods. L1-wavelet has the weight that is best for the contrast of these very emboli, or for NRMSE. Contrast of
 emboli: the mean of their voxels less the median of the ring around, added up, over the truth's.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulated_epi import DiffusionTruth, diffusion_truth
 from scipy import ndimage
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from .baselines import tuned_cg_sense, wavelet_tool, with_weight
 from .methods import by_card
 from .metrics import on_scale
@@ -47,8 +46,8 @@ Make = Callable[[MappedSlice], torch.Tensor]
 
 @dataclass(frozen=True)
 class Scan:
-    """A simulated scan: its mapped slices, (weightings, slices, rows, cols) truth, what lies where, and of each shot
-    the N/2 ghost by its navigators, with noise and without."""
+    """A simulated scan: its mapped slices; truth (weightings, slices, rows, cols); what lies where; of each shot the
+    N/2 ghost by its navigators, with noise and without."""
 
     settings: EpiSettings
     mapped: list[MappedSlice]
@@ -209,8 +208,7 @@ HEADS += [*(f"{diameter} mm" for diameter in DIAMETERS_MM), "bias where dark"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
+    parser = module_parser(__doc__, "model")
     parser.add_argument("--slices", type=int, default=3)
     parser.add_argument("--noise-factor", type=float, nargs="*", default=[], help="of `prox`, beside the card's")
     parser.add_argument("--subject", type=int, default=0)

@@ -24,7 +24,7 @@ from dpmrecon.tools.simulate import SimulationSettings, simulate, truth_path
 from .faults import FAULTS, ORDER, RawScan
 from .metrics import nrmse
 from .score_lines import ScoreLines
-from .tables import fields_of, markdown, write_tables
+from .tables import fields_of, write_tables
 
 SIZES = (64, 72, 77, 80, 91, 96, 112)
 BAD = 2.0  # times the NRMSE of the sound scan: an image that the fault has spoilt
@@ -232,8 +232,7 @@ def write_faults(out: Path, rows: Sequence[Row]) -> None:
         if found:
             lines.append([name, str(len(found)), *(str(found.count(word)) for word in words)])
     loud = [row for row in rows if row.sound_exit or row.sound_text]
-    parts = ["# Faults put into sound scans", NOTES, "\n".join(markdown(lines))]
-    parts.append(f"Without the fault: {len(rows) - len(loud)} of {len(rows)} with exit 0 and no remark.")
+    parts = [f"Without the fault: {len(rows) - len(loud)} of {len(rows)} with exit 0 and no remark."]
     parts += [f"- seed {row.seed}, {row.scan}: exit {row.sound_exit}, {row.sound_text}" for row in loud]
     parts += [
         f"- UNSEEN, seed {row.seed}: {row.what}, {row.ratio:.1f} times the sound NRMSE of {row.sound_nrmse:.3f}; "
@@ -241,4 +240,4 @@ def write_faults(out: Path, rows: Sequence[Row]) -> None:
         for row in rows
         if row.verdict == "UNSEEN"
     ]
-    write_tables(out, fields_of(Row, rows, digits=3), "\n\n".join(parts))
+    write_tables(out, fields_of(Row, rows, digits=3), "# Faults put into sound scans", NOTES, lines, *parts)

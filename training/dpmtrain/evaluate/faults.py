@@ -61,15 +61,23 @@ class RawScan:
     def set_samples(self, index: int | np.integer, samples: np.ndarray) -> None:
         self.records["data"][index] = np.ascontiguousarray(samples, np.complex64).view(np.float32).ravel()
 
+    def multiply(self, coil: int, factor: float, lines: np.ndarray) -> None:
+        """A channel, in these lines."""
+        for index in lines:
+            samples = self.samples(index)
+            samples[coil] *= factor
+            self.set_samples(index, samples)
+
     def keep(self, indices: np.ndarray) -> None:
         """Only these lines, in this order."""
         self.records = self.records[indices]
 
-    def group(self, index: int) -> np.ndarray:
-        """Lines of the image that line `index` belongs to."""
-        counters = ("slice", "contrast", "repetition", "average")
-        same = [self.heads["idx"][name] == self.heads["idx"][name][index] for name in counters]
-        return np.intersect1d(self.image, np.flatnonzero(np.all(same, 0)))
+    def two_lines(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Of one image, of unlike labels."""
+        one, counters = rng.choice(self.image), ("slice", "contrast", "repetition", "average")
+        same = [self.heads["idx"][name] == self.heads["idx"][name][one] for name in counters]
+        lines = np.intersect1d(self.image, np.flatnonzero(np.all(same, 0)))
+        return one, rng.choice(lines[self.rows[lines] != self.rows[one]])
 
 
 Fault = Callable[[RawScan, np.random.Generator], str]  # changes the scan; what was done, in words
@@ -83,9 +91,7 @@ def dropped(scan: RawScan, rng: np.random.Generator) -> str:
 
 
 def doubled(scan: RawScan, rng: np.random.Generator) -> str:
-    one = rng.choice(scan.image)
-    lines = scan.group(one)
-    other = rng.choice(lines[scan.rows[lines] != scan.rows[one]])
+    one, other = scan.two_lines(rng)
     told = f"line {scan.rows[one]} comes a second time with the samples of line {scan.rows[other]}"
     samples = scan.samples(other)
     scan.keep(np.insert(np.arange(len(scan.records)), one, one))
@@ -94,9 +100,7 @@ def doubled(scan: RawScan, rng: np.random.Generator) -> str:
 
 
 def swapped(scan: RawScan, rng: np.random.Generator) -> str:
-    one = rng.choice(scan.image)
-    lines = scan.group(one)
-    other = rng.choice(lines[scan.rows[lines] != scan.rows[one]])
+    one, other = scan.two_lines(rng)
     told = f"lines {scan.rows[one]} and {scan.rows[other]} have each other's label"
     scan.rows[one], scan.rows[other] = scan.rows[other], scan.rows[one]
     return told
@@ -172,10 +176,7 @@ def other_dwell(scan: RawScan, rng: np.random.Generator) -> str:
 
 def dead_channel(scan: RawScan, rng: np.random.Generator) -> str:
     coil, everywhere = int(rng.integers(scan.heads["active_channels"][scan.image[0]])), bool(rng.integers(2))
-    for index in np.arange(len(scan.records)) if everywhere else scan.image:
-        samples = scan.samples(index)
-        samples[coil] = 0
-        scan.set_samples(index, samples)
+    scan.multiply(coil, 0, np.arange(len(scan.records)) if everywhere else scan.image)
     return f"channel {coil} is zero, {'in the noise too' if everywhere else 'in the image alone'}"
 
 
@@ -193,10 +194,7 @@ def scaled_channel(scan: RawScan, rng: np.random.Generator) -> str:
     coil, factor = int(rng.integers(scan.heads["active_channels"][scan.image[0]])), float(rng.choice([0.1, 0.3, 3, 10]))
     part = str(rng.choice(["all", "second half", "every other"]))
     lines = {"all": scan.image, "second half": scan.image[len(scan.image) // 2 :], "every other": scan.image[::2]}[part]
-    for index in lines:
-        samples = scan.samples(index)
-        samples[coil] *= factor
-        scan.set_samples(index, samples)
+    scan.multiply(coil, factor, lines)
     return f"channel {coil} is {factor:g} times as loud in {part} of the lines"
 
 

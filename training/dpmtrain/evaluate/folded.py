@@ -1,12 +1,11 @@
 """Heads larger than the field of view, and few calibration lines: `python -m dpmtrain.evaluate.folded --images DATA`.
 
 Prints tables in markdown. A phantom folds into fields of view 22, 7 and 3 % too small, or fits: NRMSE of this and of
-BART's L1-wavelet with one and two sets of maps, each weight the one that is best for that very slice. Then CG-SENSE on
+BART's L1-wavelet with one and two sets of maps. Each weight is the best for that very slice. Then CG-SENSE on
 validation slices by the maps of 8 to 24 calibration lines: with a kernel of 6, as chosen, and BART's with a kernel of
 4. NRMSE with one least-squares factor a slice, over the whole field of view.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.tools.simulated_slice import slice_points, the_object
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from .baselines import WAVELET_WEIGHTS, bart_maps, bart_pics, tuned_weight
 from .methods import by_card
 from .metrics import nrmse
@@ -118,10 +117,7 @@ def few_lines_rows(images: Path) -> Iterator[list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
-    args = parser.parse_args()
+    args = module_parser(__doc__, "images", "model").parse_args()
     checkpoint = load_model(args.model, "cpu")
     for part in PARTS:
         print(f"## {f'Field of view {1 - part:.0%} too small' if part < 1 else 'Heads inside the field of view'}\n")

@@ -45,7 +45,7 @@ from .gate_volumes import VolumeCase, head_volume, protocol_of, volume_case, vol
 from .lesion_scores import auc
 from .metrics import nrmse
 from .score_lines import ScoreLines
-from .tables import fields_of, markdown, write_tables
+from .tables import fields_of, joined, write_tables
 
 R, SIGMA_N = (1, 2, 3, 4, 6, 8), (0.004, 0.06)  # that the limits are measured for; sigma_n over the scale
 FALSE_ALARMS = 0.01  # share of either group's sound slices beyond the largest distance
@@ -435,15 +435,7 @@ def table(rows: Sequence[Row], model_id: str, seed: int, of: str = SLICES) -> st
     for group in sorted({row.subject.partition("/")[0] for row in sound}):
         by.append(_share(group, [row for row in sound if row.subject.startswith(group)]))
     flagged = [f"- {row.subject}, R = {row.R}: {row.verdict}: {row.text}" for row in sound if row.verdict != "trusted"]
-    return "\n\n".join(
-        [
-            f"# The gate, {model_id}",
-            NOTES.format(about=ABOUT[of]),
-            "\n".join(markdown(lines)),
-            "\n".join(markdown(by)),
-            "\n".join(flagged),
-        ]
-    )
+    return joined(f"# The gate, {model_id}", NOTES.format(about=ABOUT[of]), lines, by, "\n".join(flagged))
 
 
 def _share(name: str, rows: Sequence[Row]) -> list[str]:

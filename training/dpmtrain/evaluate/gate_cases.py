@@ -4,9 +4,10 @@ Everything is a magnitude image, or its fully sampled k-space, so that a case is
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ismrmrd
 import numpy as np
@@ -27,11 +28,11 @@ from ..data.labelmaps import SEQUENCES, simulated_slices
 from .validation import MATRIX, PIXEL_MM, at_pixel_size, unit_maps
 
 CALIBRATION, NOISE_LINES = 24, 64
-# Subjects whose slices set the limits, and those that they are judged on. Of the former patient09 alone was not trained
-# on; of the latter neither the test patient was, nor the label map that is held out. The phantom is `simulate`'s
 LABEL_MAPS = tuple(f"training_seg_{number:02}" for number in (3, 5, 8, 11, 14, 17, 20))
+# subjects that set the limits: all but patient09 and the phantom were trained on
 SETTING = ("patient01", "patient03", "patient04", "patient09", *LABEL_MAPS, "phantom")
 PHANTOM, LABELS = "phantom", ("flair", "t1", "t2", "dwi")
+# and those that are judged, none of which was
 JUDGING = ("patient12", "training_seg_02", "phantom")
 LOWEST, HIGHEST = 0.35, 0.8  # of a volume, that slices are taken from
 COARSER = (1.0, 1.0, 0.75, 0.5)  # of a slice's matrix, in turn
@@ -82,7 +83,7 @@ def _heads(images: Path, subject: str, count: int, seed: int) -> Iterator[Head]:
     path = images / f"synthseg_labels/{subject}.nii.gz"
     for name, sequence in SEQUENCES.items() if path.is_file() else ():
         found = simulated_slices(path, name, -(-count // len(SEQUENCES)), seed)
-        even = found.shape[1] // 2 * 2  # whole heads: one that ends at the field of view's edge would wrap in a scan
+        even = found.shape[1] // 2 * 2  # a head that ends at the edge would wrap
         for image in found[:, :even, :even]:
             yield Head(f"{subject}/{name}", sequence.contrast, torch.from_numpy(image.copy()))
     if subject == PHANTOM:
@@ -121,8 +122,12 @@ def _blob(image: torch.Tensor, rng: np.random.Generator, *radii: float, rim: flo
 
 def mass(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """A tumour: swelling around, a bright rim, a dark and uneven middle."""
-    level = float(image_scale(image))
-    swelling, rim, middle = _blob(image, rng, float(rng.uniform(0.2, 0.28)), 0.15, 0.11)
+    return tumour(image, _blob(image, rng, float(rng.uniform(0.2, 0.28)), 0.15, 0.11), float(image_scale(image)), rng)
+
+
+def tumour(image: torch.Tensor, parts: list[torch.Tensor], level: float, rng: np.random.Generator) -> torch.Tensor:
+    """parts: swelling, rim and middle, 0 to 1; level: the image's scale."""
+    swelling, rim, middle = parts
     image = image * (1 + 0.4 * swelling)
     image = image * (1 - rim) + 1.1 * level * rim
     texture = 1 + 0.2 * torch.from_numpy(rng.standard_normal(image.shape).astype(np.float32))
@@ -247,7 +252,7 @@ def spike(case: Case) -> None:
     coil, row = int(case.rng.integers(len(case.kspace))), case.kspace.shape[-2] // 2 + int(case.rng.integers(-8, 8))
     sample = int(case.rng.integers(*near_the_middle(case.kspace.shape[-1])))
     partition = tuple(size // 2 for size in case.kspace.shape[1:-2])
-    case.kspace[coil, *partition, row, sample] += 2 * np.abs(case.kspace).max()
+    case.kspace[(coil, *partition, row, sample)] += 2 * np.abs(case.kspace).max()
 
 
 def near_the_middle(samples: int) -> tuple[int, int]:
@@ -404,18 +409,27 @@ def slice_of(case: Case) -> Slice | LostSlice:
     header = header_of(settings)
     limits = header.encoding[0].encodingLimits.kspace_encoding_step_1
     limits.minimum, limits.maximum, limits.center = 0, rows - 1, case.center
-    wanted = {row for row in range(rows) if (row - true_center) % case.acceleration == 0}
+    grid = {(row,) for row in range(rows) if (row - true_center) % case.acceleration == 0}
     half = settings.calibration_lines // 2
-    central = range(true_center - half, true_center + half)
+    return collected(case, header, grid, {(row,) for row in range(true_center - half, true_center + half)})
+
+
+def collected(
+    case: Case,
+    header: ismrmrd.xsd.ismrmrdHeader,
+    grid: Set[tuple[int, ...]],
+    calibration: Set[tuple[int, ...]],
+) -> Slice | LostSlice:
+    """What the collector makes of these lines and a noise measurement. Places: (row,), of a volume (partition, row)."""
     lines = noise_lines(case)
-    for row in sorted({*wanted, *central}):
-        line = ismrmrd.Acquisition.from_array(
-            np.ascontiguousarray(case.kspace[:, row]), sample_time_us=5.0, center_sample=cols // 2
-        )
-        line.idx.kspace_encode_step_1 = row
-        if row in central:
+    for place in sorted(grid | calibration):
+        where: tuple[Any, ...] = (slice(None), *place)
+        samples = np.ascontiguousarray(case.kspace[where])
+        line = ismrmrd.Acquisition.from_array(samples, sample_time_us=5.0, center_sample=samples.shape[1] // 2)
+        line.idx.kspace_encode_step_2, line.idx.kspace_encode_step_1 = (0, *place)[-2:]
+        if place in calibration:
             both = ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING
-            line.set_flag(both if row in wanted else ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
+            line.set_flag(both if place in grid else ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
         lines.append(line)
     (found,) = slices(lines, header)
     return found

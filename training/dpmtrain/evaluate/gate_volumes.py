@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import ismrmrd
 import numpy as np
 import torch
 from dpmrecon.data import LostSlice, Slice
-from dpmrecon.mrd.collect import slices
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.denoiser import complex_noise
@@ -30,12 +28,13 @@ from .gate_cases import (
     WRAP_ONE_MAP,
     Case,
     alternate_shots_moved,
+    collected,
     extent_of,
     folded,
-    noise_lines,
     noise_only_coil,
     shift,
     spike,
+    tumour,
     wrong_centre,
 )
 
@@ -177,21 +176,10 @@ def volume_of(case: VolumeCase) -> Slice | LostSlice:
     """As a scanner's lines make it: undersampled, with a calibration block and a noise measurement."""
     settings, header = case.settings, header_of(case.settings)
     header.encoding[0].encodingLimits.kspace_encoding_step_1.center = case.center
-    lines = noise_lines(case)
-    grid, block = set(settings.grid_places()), set(settings.calibration_places())
-    for partition, row in sorted(grid | block):
-        samples = np.ascontiguousarray(case.kspace[:, partition, row])
-        line = ismrmrd.Acquisition.from_array(samples, sample_time_us=5.0, center_sample=settings.cols // 2)
-        line.idx.kspace_encode_step_1, line.idx.kspace_encode_step_2 = row, partition
-        if (partition, row) in block:
-            both = ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING
-            line.set_flag(both if (partition, row) in grid else ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
-        lines.append(line)
-    (found,) = slices(lines, header)
-    return found
+    return collected(case, header, set(settings.grid_places()), set(settings.calibration_places()))
 
 
-# ---- what is done to the image: (partitions, rows, cols), with the places of its voxels in mm
+# ---- what is done to the image (partitions, rows, cols), given its voxels' places
 
 
 Paint = Callable[[torch.Tensor, torch.Tensor, np.random.Generator], torch.Tensor]
@@ -209,11 +197,7 @@ def _balls(image: torch.Tensor, points: torch.Tensor, rng: np.random.Generator, 
 
 def mass(image: torch.Tensor, points: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """A tumour: swelling around, a bright rim, a dark and uneven middle."""
-    swelling, rim, middle = _balls(image, points, rng, float(rng.uniform(23, 32)), 17, 12)
-    image = image * (1 + 0.4 * swelling)
-    image = image * (1 - rim) + 1.1 * rim
-    texture = 1 + 0.2 * torch.from_numpy(rng.standard_normal(image.shape).astype(np.float32))
-    return image * (1 - middle) + 0.25 * texture.clamp(0.2, 2) * middle
+    return tumour(image, _balls(image, points, rng, float(rng.uniform(23, 32)), 17, 12), 1.0, rng)
 
 
 def cavity(image: torch.Tensor, points: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

@@ -116,8 +116,8 @@ def auc(present: Sequence[float], absent: Sequence[float]) -> float:
 def invented(image: np.ndarray, truth: np.ndarray, height: float) -> int:
     """Lesions of at least this height, bright or dark, that the truth lacks.
 
-    Local maxima and minima within 3 x 3 of the error, seen by the matched filter of a disc of SEARCHED pixels' radius,
-    where the truth is tissue; as a share of the truth's signal there.
+    Local maxima and minima within 3 x 3 of the error, where the truth is tissue. They are seen by the matched filter of
+    a disc of SEARCHED pixels' radius; as a share of the truth's signal there.
     """
     reach = int(np.ceil(SEARCHED + RING[1]))
     shape = (2 * reach + 1,) * 2

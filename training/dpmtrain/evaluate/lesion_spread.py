@@ -2,13 +2,12 @@
 
 The uncertainty mode's samples of the lesion evaluation's scans, with lesions. Spread and error of single pixels, and of
 local means (a disc of DISC_MM). Compared as forecasts of the local mean's error: the samples' spread of local means,
-which a map of its own would show, and the local mean of the pixels' spread, which a reader sees in image_2 already.
-V/B: squared spread over squared error, summed over the head. Rank: Spearman's correlation with the absolute error of
-the local mean, in the head. Within 3: lesions whose truth lies within three spreads, of the centre pixel and of the
-local mean there. Writes a table in markdown and CSV.
+which a map of its own would show; the local mean of the pixels' spread, which a reader sees in image_2. V/B: squared
+spread over squared error, summed over the head. Rank: Spearman's correlation with the absolute error of the local mean,
+in the head. Within 3: lesions whose truth lies within three spreads, of the centre pixel and of the local mean there.
+Writes a table in markdown and CSV.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,21 +20,21 @@ from dpmrecon.prior.checkpoint import UNCERTAINTY, Checkpoint
 from dpmrecon.recon.plan import sampling_of
 from scipy import ndimage, stats
 
-from ..arguments import at_least, exit_code, words
+from ..arguments import at_least, exit_code, module_parser, words
 from .lesion_scores import Lesion
 from .lesions import CONTRASTS, HEAD, PIXEL_MM, Pair, R, pair_of
 from .methods import label_for, reconstructed
 from .metrics import Moments, scan_factor
 from .references import CPU
-from .tables import fields_of, markdown, write_tables
+from .tables import fields_of, write_tables
 
 DISC_MM = 5.0
 
 
 @dataclass(frozen=True)
 class SpreadRow:
-    """Of all draws of a condition: V/B of pixels and of local means, rank correlation with the local mean's error of
-    both forecasts, and the share of lesions within 3 spreads by either."""
+    """Of all draws of a condition: V/B of pixels and of local means; rank correlation of both forecasts with the local
+    mean's error; the share of lesions within 3 spreads by either."""
 
     contrast: str
     snr: float
@@ -99,9 +98,7 @@ def row_of(images: Path, contrast: str, snr: float, draws: int, checkpoint: Chec
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m dpmtrain.evaluate.lesion_spread", description=__doc__)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the table")
+    parser = module_parser(__doc__, "images", "out")
     parser.add_argument("--contrasts", default="dwi,flair,t1", help="labels, with commas between them")
     parser.add_argument("--snr", type=float, nargs="+", default=(5.0, 10.0, 20.0))
     parser.add_argument("--draws", type=int, default=4, help="of the noise: 12 lesions each")
@@ -118,11 +115,8 @@ def main() -> None:
     table += [
         [row.contrast, f"{row.snr:g}", *(f"{value:.2f}" for value in list(vars(row).values())[2:])] for row in rows
     ]
-    text = [
-        f"# Spread of pixels and of {DISC_MM:g} mm, R = {R}, {args.draws} draws, {checkpoint.model_id}",
-        "\n".join(markdown(table)),
-    ]
-    write_tables(args.out, fields_of(SpreadRow, rows, digits=4), "\n\n".join(text))
+    title = f"# Spread of pixels and of {DISC_MM:g} mm, R = {R}, {args.draws} draws, {checkpoint.model_id}"
+    write_tables(args.out, fields_of(SpreadRow, rows, digits=4), title, table)
 
 
 if __name__ == "__main__":

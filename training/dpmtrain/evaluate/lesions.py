@@ -12,7 +12,6 @@ the error of scans without lesions, in all draws. Gain, error: Re<r,t>/<t,t> and
 lesions.
 """
 
-import argparse
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -30,14 +29,14 @@ from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.types import MappedSlice, Sampling
-from matplotlib.figure import Figure
 
-from ..arguments import at_least, exit_code, words
-from ..files import writing
+from ..arguments import at_least, exit_code, module_parser, words
+from ..files import save_figure
 from . import baselines
 from .lesion_scores import Lesion, auc, bands, gain_and_nrmse, invented, lesion_scores, painted, places
 from .methods import label_for, reconstructed
 from .metrics import nrmse, on_scale
+from .pictures import Shown, panels
 from .plan import CALIBRATION_LINES
 from .references import CPU
 from .score_lines import ScoreLines
@@ -139,12 +138,12 @@ def methods(
     """(name, all that changes its scores, how it makes an image)."""
     yield "zero-filled", "", zero_filled
     wavelet_name, wavelet = baselines.wavelet_tool([MATRIX])
-    peers = {
+    conventional = {
         "CG-SENSE": (baselines.tuned_cg_sense, baselines.SENSE_WEIGHTS),
         wavelet_name: (wavelet, baselines.WAVELET_WEIGHTS),
         "TV (sigpy)": (baselines.total_variation, baselines.WAVELET_WEIGHTS),
     }
-    for name, (run, start) in peers.items():
+    for name, (run, start) in conventional.items():
 
         def tuned(run=run, start=start) -> dict:
             pair = pair_of(images, contrast, snr, TUNING)
@@ -201,24 +200,17 @@ def report(found: Sequence[tuple[str, float, str, dict[str, float]]], out: Path)
 
 def picture(images: Path, contrasts: Sequence[str], snr: float, found: dict[str, dict[str, Make]], path: Path) -> None:
     """Truth and images of one draw with lesions, a row for each contrast."""
-    names = list(next(iter(found.values())))
-    figure = Figure((2.4 * (1 + len(names)), 2.6 * len(contrasts)), layout="tight")
-    axes = figure.subplots(len(contrasts), 1 + len(names), squeeze=False)
-    for row, contrast in zip(axes, contrasts):
+    rows: list[list[Shown]] = []
+    for contrast in contrasts:
         pair = pair_of(images, contrast, snr, 0)
-        shown = {"truth": pair.truths[0], **{name: pair.images(found[contrast][name])[0] for name in names}}
-        for axis, (name, image) in zip(row, shown.items()):
-            axis.imshow(image, cmap="gray", vmin=0, vmax=1.3)
-            axis.set_title(f"{contrast}: {name}" if name == "truth" else name, fontsize=8)
-            axis.axis("off")
-    with writing(path):
-        figure.savefig(path, dpi=100)
+        shown = {f"{contrast}: truth": pair.truths[0]}
+        shown |= {name: pair.images(make)[0] for name, make in found[contrast].items()}
+        rows.append([(title, image, 0.0, 1.3) for title, image in shown.items()])
+    save_figure(path, panels(rows), 100)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--out", type=Path, required=True, help="folder for table and scores; gone on with if there")
+    parser = module_parser(__doc__, "images", "out")
     parser.add_argument("--checkpoint", type=Path, nargs="*", default=[], help="compared with the one that ships")
     parser.add_argument("--contrasts", default="dwi,flair,t1", help="labels, with commas between them")
     parser.add_argument("--snr", type=float, nargs="+", default=(5.0, 10.0, 20.0, 50.0))

@@ -85,7 +85,7 @@ def variance_and_error(draws: np.ndarray, truth: np.ndarray, head: np.ndarray) -
     """(V, B) of K posterior samples, summed over the head; V/B is 1 where the spread tells the error.
 
     draws: (K, ...), K > 1, complex or magnitudes; truth: the same of one; head: bool. V is the posterior variance, with
-    1/(K-1), B the squared error of the mean less V/K, which K samples leave in it.
+    1/(K-1). B is the squared error of the mean less V/K, which K samples leave in it.
     """
     mean = draws.mean(0)
     variance = float((np.abs(draws - mean)[:, head].astype(np.float64) ** 2).sum()) / (len(draws) - 1)

@@ -55,8 +55,8 @@ class Plan:
     tuning_slices: int = 2
 
     def conditions(self, own_R: int, volume: bool = False) -> list[Condition]:
-        """Those that data with R = own_R can be undersampled to, in whole multiples and along the rows alone where
-        they are not fully sampled. Volumes have masks of their own, and no random ones."""
+        """Those that data with R = own_R can be undersampled to. Where they are not fully sampled: in whole multiples,
+        along the rows alone. Volumes have masks of their own, and no random ones."""
         masks = [VOLUME_MASKS[mask] for mask in self.masks if mask in VOLUME_MASKS] if volume else self.masks
         return [
             Condition(mask, acceleration, lines, scan_R)

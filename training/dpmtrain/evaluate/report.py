@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..files import write_text, writing
+from ..files import save_figure, write_text
 from .metrics import paired_difference
 from .plan import Condition
 from .scoring import Row
-from .tables import formatted, markdown, write_csv
+from .tables import formatted, joined, write_csv
 
 HEAD = [
     "contrast", "sampling", "R", "method", "slices", "NRMSE", "NRMSE no factor", "PSNR dB", "SSIM", "V/B", "samples",
@@ -40,20 +40,19 @@ def write_report(
         for (contrast, condition, name), weight in weights.items()
     ]
     slices = sorted({place for row in rows for place in row.slices})
-    text = [
+    text = joined(
         f"# {', '.join(model_ids)}",
         f"{len(slices)} slices: " + "; ".join(f"{scan} {_numbers(slices, scan)}" for scan in dict(slices)) + ".",
         NOTES.format(reference=reference),
         *summary(rows, reference),
         "## All figures",
-        "\n".join(markdown([HEAD[:-1], *(line[:-1] for line in table)])),
+        [HEAD[:-1], *(line[:-1] for line in table)],
         "## Weights of the conventional methods, by validation data",
-        "\n".join(markdown([["contrast", "sampling", "R", "method", "weight"], *tuned])),
-    ]
-    write_text(out / "report.md", "\n\n".join(text) + "\n")
+        [["contrast", "sampling", "R", "method", "weight"], *tuned],
+    )
+    write_text(out / "report.md", text + "\n")
     for contrast in dict.fromkeys(row.contrast for row in rows):
-        with writing(out / f"nrmse_{contrast}.png"):
-            figure(rows, contrast).savefig(out / f"nrmse_{contrast}.png", dpi=110)
+        save_figure(out / f"nrmse_{contrast}.png", figure(rows, contrast), 110)
     print("\n\n".join([*summary(rows, reference), f"written to {out}"]))
 
 
@@ -107,7 +106,7 @@ def summary(rows: Sequence[Row], reference: str) -> list[str]:
                 line.append(_marked(here[0], rows, reference) if here else "")
             lines.append(line)
         title = f"## {contrast}: NRMSE, * where it differs from {reference} (95 %, {FEWEST} slices or more)"
-        found += [title, "\n".join(markdown(lines))]
+        found += [title, joined(lines)]
     return found
 
 

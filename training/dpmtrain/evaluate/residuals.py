@@ -1,7 +1,7 @@
 """`dpmtrain residuals`: data residuals of sound and contradictory scans, and the gate's verdicts.
 
-The limits of dpmrecon.recon.gate are chosen from its table. Scans are simulated, every one with a draw of its own of
-matrix, coils, R, calibration, noise, object and source of the noise level.
+The limits of dpmrecon.recon.gate are chosen from its table. Scans are simulated. Each draws matrix, coils, R,
+calibration, noise, object and source of the noise level.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ from dpmrecon.tools.simulated_slice import simulated_kspace
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from .metrics import nrmse
-from .tables import fields_of, markdown, write_tables
+from .tables import fields_of, write_tables
 
 MATRICES = ((32, 32), (48, 64), (64, 64), (96, 80), (128, 128), (192, 160), (256, 256))
 NOISES = (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15)  # 0: the floor is the noise level
@@ -188,8 +188,7 @@ def write_residuals(out: Path, rows: Sequence[Row], model_id: str) -> None:
             some = [row for row in rows if row.scan == kind and (row.nrmse < GOOD) == good]
             if some:
                 lines.append(_summary(kind, good, some))
-    text = "\n\n".join([f"# Data residuals, {model_id}", NOTES, "\n".join(markdown(lines))])
-    write_tables(out, fields_of(Row, rows, digits=4), text)
+    write_tables(out, fields_of(Row, rows, digits=4), f"# Data residuals, {model_id}", NOTES, lines)
 
 
 def _summary(kind: str, good: bool, rows: Sequence[Row]) -> list[str]:

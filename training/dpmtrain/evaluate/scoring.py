@@ -55,13 +55,18 @@ class Undersampled:
         found: dict[str, Any] = dataclasses.asdict(Moments.of(picture, full.truth, full.mask))
         found |= {"psnr": psnr(picture, full.truth, full.mask), "ssim": ssim(picture, full.truth, full.mask)}
         if draws is not None and len(draws) > 1 and full.coil_images is not None:
-            maps = self.mapped.model.coil_maps.cpu()
-            truth = (maps.conj() * full.coil_images).sum(0).numpy()
-            head = self.mapped.model.support.cpu().numpy() > 0
+            model = self.mapped.model
+            truth = model.combined(true_image(self.mapped, full.coil_images)).numpy()
+            head = model.support.reshape(-1, *truth.shape).amax(0).cpu().numpy() > 0
             drawn = draws.cpu().numpy()
             found["V"], found["B"] = variance_and_error(drawn, truth, head)
             found["V_magnitude"], found["B_magnitude"] = variance_and_error(np.abs(drawn), np.abs(truth), head)
         return found
+
+
+def true_image(mapped: MappedSlice, coil_images: torch.Tensor) -> torch.Tensor:
+    """What the maps make of coil images without noise, (rows, cols) complex64; of several sets (n_sets, rows, cols)."""
+    return (mapped.model.coil_maps.cpu().conj() * coil_images).sum(-3)
 
 
 @dataclass(frozen=True)

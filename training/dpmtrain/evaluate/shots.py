@@ -1,14 +1,12 @@
 """EPI of several shots with a phase each: `python -m dpmtrain.evaluate.shots`.
 
-One slice of `dpmrecon simulate --epi` (6/8 partial Fourier, three directions of b = 1000, motion and eddy phases, 12
-coils), of one to four interleaved shots. NRMSE over the three directions with the factor of each image that fits best:
-of images whose shots have a phase each (`recon/phases.py`), and of the same lines as if they were one shot's; by
-CG-SENSE and the posterior.
+One slice of `dpmrecon simulate --epi`, of one to four interleaved shots: 6/8 partial Fourier, three directions of b =
+1000, motion and eddy phases, 12 coils. NRMSE over the three directions with the factor of each image that fits best: of
+images whose shots have a phase each (`recon/phases.py`), and of the same lines as if they were one shot's; by CG-SENSE
+and the posterior.
 """
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from dpmrecon.data import Slice
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.tools.epi_settings import EpiSettings
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from .methods import by_card
 from .metrics import nrmse
 from .references import CPU, simulated
@@ -49,9 +47,8 @@ def row(settings: EpiSettings, checkpoint: Checkpoint) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
-    checkpoint = load_model(parser.parse_args().model, "cpu")
+    args = module_parser(__doc__, "model").parse_args()
+    checkpoint = load_model(args.model, "cpu")
     print(f"# EPI of several shots at b = 1000, {checkpoint.model_id}\n")
     show(
         HEADS,

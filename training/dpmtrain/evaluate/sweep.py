@@ -5,6 +5,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .plan import Condition
 from .references import ReferenceSlice
 from .score_lines import ScoreLines
 from .scoring import Row, Undersampled
-from .tables import formatted, markdown, write_tables
+from .tables import formatted, write_tables
 
 
 @dataclass(frozen=True)
@@ -178,10 +179,12 @@ def with_choices(sampling: dict[str, Any], choices: Sequence[Choice], plan: Plan
                 "measured": f"NRMSE {np.mean(row.nrmse):.4f} on {n_slices} validation slices, {plan.samples} sample(s)",
             }
         )
+    return with_entries(sampling, entries)
 
-    def place(entry: dict) -> tuple:
-        return entry["sampler"], entry["contrast"], entry["R"]
 
+def with_entries(sampling: dict[str, Any], entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A card's sampling with settings for a contrast and R in place of its own."""
+    place = itemgetter("sampler", "contrast", "R")
     new = {place(entry) for entry in entries}
     kept = [entry for entry in sampling.get("by_contrast_R", []) if place(entry) not in new]
     return {**sampling, "by_contrast_R": sorted([*kept, *entries], key=place)}
@@ -224,10 +227,8 @@ def report(out: Path, choices: Sequence[Choice], plan: Plan, winner: Path | None
     ]
     lines = [["contrast", "R", "slices", "chosen", "NRMSE", "compared with", "NRMSE", "gain (95 %)"]]
     lines += [_line(choice) for choice in choices]
-    text = "\n".join(markdown(lines))
-    if winner is not None:
-        text += f"\n\nThe best of the checkpoints, on average over contrasts and R: {winner}"
-    write_tables(out, [head, *table], text)
+    best = [] if winner is None else [f"The best of the checkpoints, on average over contrasts and R: {winner}"]
+    write_tables(out, [head, *table], lines, *best)
 
 
 def _line(choice: Choice) -> list[str]:

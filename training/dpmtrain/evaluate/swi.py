@@ -1,7 +1,7 @@
 """Veins, phase and a microbleed after undersampling: `python -m dpmtrain.evaluate.swi --out DIR`.
 
-Simulates SWI of the phantom in three dimensions, fully sampled and at R = 4, and writes a table in markdown and CSV and
-a picture. With --images, the same of measured gradient echoes (gre_complex/) with simulated coils: their phase. --try
+Simulates SWI of the phantom in three dimensions, fully sampled and at R = 4. Writes a table in markdown and CSV, and a
+picture. With --images, the same of measured gradient echoes (gre_complex/) with simulated coils: their phase. --try
 measures other settings of the sampler beside the card's. Images of the same scan that are there already are not made
 again.
 """
@@ -20,14 +20,14 @@ from dpmrecon.errors import DpmreconError
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.tools.simulated_slice import swi_masks
 
-from ..arguments import exit_code
-from ..files import writing
+from ..arguments import exit_code, module_parser
+from ..files import kept, save_figure
 from .baselines import bart_volume, tuned_weight
 from .methods import by_card
 from .metrics import nrmse
 from .swi_cases import GRE_BLOCK, GRE_NOISE, PATTERNS, Case, gre_cases, in_map_phase, phantom, phantom_cases
 from .swi_figures import HEADS, NOTES, Found, Judge, PhaseRow, SwiRow, phase_row, picture, told
-from .tables import fields_of, markdown, write_tables
+from .tables import fields_of, write_tables
 
 WAVELET = "L1-wavelet 3D (BART)"
 TRUTH = "truth, without noise"
@@ -49,27 +49,27 @@ def images_of(
         image = in_map_phase(case.mapped, bart_volume(case.mapped, "W", weight))
         return [(name, image, time.perf_counter() - started)]
 
-    def kept(name: str, make: Callable[[], list[Found]]) -> list[Found]:
-        path = folder / f"{case.name}, {name}.npz"
-        if not path.exists():
+    def stored(name: str, make: Callable[[], list[Found]]) -> list[Found]:
+        def arrays() -> dict[str, np.ndarray]:
             found = make()
-            with writing(path):
-                np.savez(path, *(image for _, image, _ in found), told=[(name, str(time)) for name, _, time in found])
-        with np.load(path) as file:
-            return [(str(name), file[f"arr_{n}"], float(time)) for n, (name, time) in enumerate(file["told"])]
+            told = np.array([(name, str(time)) for name, _, time in found])
+            return {"told": told, **{f"arr_{n}": image for n, (_, image, _) in enumerate(found)}}
+
+        held = kept(folder / f"{case.name}, {name}.npz", arrays)
+        return [(str(name), held[f"arr_{n}"], float(time)) for n, (name, time) in enumerate(held["told"])]
 
     if shutil.which("bart") is not None:
         images: dict[float, list[Found]] = {}
 
         def error(weight: float) -> float:
-            images[weight] = kept(f"{WAVELET}, {weight:g}", partial(wavelet, weight))
+            images[weight] = stored(f"{WAVELET}, {weight:g}", partial(wavelet, weight))
             return nrmse(images[weight][0][1], case.truth)
 
         yield from images[tuned_weight(error, WEIGHTS)[0]]
     for changes in tries:
         said = "".join(f", {name} {value:g}" for name, value in changes.items())
         name = f"{checkpoint.model_id}{said}, {samples or 'default'} samples"
-        yield from kept(name, partial(ours, case, checkpoint, changes, samples, said))
+        yield from stored(name, partial(ours, case, checkpoint, changes, samples, said))
 
 
 def ours(case: Case, checkpoint: Checkpoint, changes: Changes, samples: int | None, said: str) -> list[Found]:
@@ -96,18 +96,17 @@ def phantom_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
             if found[0] != TRUTH and ", 1 sample" not in found[0]:
                 columns[without_weight(found[0])] = judge.pictures(found[1])
         if case.name.endswith(args.patterns[0]):
-            figure = picture(columns)
-            with writing(args.out / "swi.png"):
-                figure.savefig(args.out / "swi.png", dpi=72)
+            save_figure(args.out / "swi.png", picture(columns), 72)
     size = f"{settings.partitions} x {settings.rows} x {settings.cols}"
-    text = [
+    write_tables(
+        args.out,
+        fields_of(SwiRow, rows, digits=5),
         f"# SWI in three dimensions, {checkpoint.model_id}",
         f"Phantom, subject {settings.subject}, {size} voxels of 2 x .9 x .9 mm, {settings.n_coils} coils, calibration "
         f"block of {settings.calibration_lines}.",
         NOTES,
-        "\n".join(markdown([HEADS, *map(told, rows)])),
-    ]
-    write_tables(args.out, fields_of(SwiRow, rows, digits=5), "\n\n".join(text))
+        [HEADS, *map(told, rows)],
+    )
 
 
 def measured_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
@@ -126,14 +125,15 @@ def measured_report(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     for method in dict.fromkeys(without_weight(row.method) for row in rows):
         here = [row for row in rows if without_weight(row.method) == method]
         means.append(["mean", method, *(f"{np.mean([getattr(row, name) for row in here]):.3f}" for name in numbers)])
-    text = [
+    write_tables(
+        args.out / "measured",
+        fields_of(PhaseRow, rows, digits=5),
         f"# Measured gradient echoes, R = 2 x 2 CAIPIRINHA, {checkpoint.model_id}",
         f"Every echo of gre_complex/, 8 simulated coils of known maps with noise of {GRE_NOISE:g} of the scale, a "
         f"calibration block of {GRE_BLOCK}. Errors as for the phantom, but against the measured images, whose own "
         "noise counts. Slope: of the filtered phase against the measured one's, weighted by magnitude.",
-        "\n".join(markdown([heads, *means, *table])),
-    ]
-    write_tables(args.out / "measured", fields_of(PhaseRow, rows, digits=5), "\n\n".join(text))
+        [heads, *means, *table],
+    )
 
 
 def without_weight(method: str) -> str:
@@ -147,8 +147,7 @@ def changes_of(text: str) -> Changes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for tables, picture and images; gone on with")
+    parser = module_parser(__doc__, "out", "model")
     parser.add_argument("--images", type=Path, help="folder with gre_complex/: measured instead of simulated")
     parser.add_argument("--patterns", nargs="+", choices=tuple(PATTERNS), default=list(PATTERNS)[:1])
     parser.add_argument("--subject", type=int, default=0, help="of the phantom")
@@ -156,7 +155,6 @@ def main() -> None:
     parser.add_argument("--matrix", type=int, nargs=2, default=(224, 176), metavar=("ROWS", "COLS"))
     parser.add_argument("--samples", type=int, help="to average (default: the model's)")
     parser.add_argument("--try", dest="tries", type=changes_of, nargs="*", default=[], metavar="KEY=VALUE,...")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     args = parser.parse_args()
     args.tries = [{}, *args.tries]
     (phantom_report if args.images is None else measured_report)(args, load_model(args.model, "cpu"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dpmrecon.data import LostSlice, SliceKey, Volume
+from dpmrecon.data import LostSlice, Volume
 from dpmrecon.errors import BadInputError, DpmreconError
 from dpmrecon.physics.fourier import to_kspace
 from dpmrecon.physics.scale import image_scale
@@ -21,7 +21,7 @@ from dpmrecon.tools.simulated_volume import simulated_volume
 from dpmrecon.tools.simulation_settings import VolumeSettings
 
 from .references import CPU
-from .validation_volumes import calibration_block, two_by_two
+from .validation_volumes import calibration_block, two_by_two, volume_data
 
 NOISE = 0.03  # per real channel, over the truth's 99th percentile
 PATTERNS = {"2 x 2 CAIPIRINHA": (2, 2, 1), "4 x 1": (4, 1, 0)}  # R of rows, of partitions, shift of partitions
@@ -125,20 +125,16 @@ def _gre_case(name: str, image: torch.Tensor) -> Case:
 
 
 def _acquired(
-    kspace: torch.Tensor, lines: torch.Tensor, block: int, noise: float, voxel_mm: tuple[float, ...], factor: int
+    kspace: torch.Tensor,
+    lines: torch.Tensor,
+    block: int,
+    noise: float,
+    voxel_mm: tuple[float, float, float],
+    factor: int,
 ) -> Volume:
     shape = tuple(kspace.shape[1:])
     mask = lines[..., None].expand(shape).contiguous()
-    calibration, count, key = (
-        kspace[(slice(None), *calibration_block(shape, block))].clone(),
-        int(lines.sum()),
-        SliceKey(0),
-    )
-    depth, down, along = voxel_mm
-    return Volume(
-        key, kspace * mask, mask, calibration, noise, "known", float(factor), count, count, key.seed_key,
-        voxel_mm=(depth, down, along),
-    )  # fmt: skip
+    return volume_data(kspace * mask, mask, calibration_block(shape, block), noise, factor, voxel_mm)
 
 
 def _mapped(found: MappedVolume | LostSlice) -> MappedVolume:

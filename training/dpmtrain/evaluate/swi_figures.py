@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from .metrics import high_band_energy, nrmse, on_scale
+from .pictures import panels
 from .swi_cases import NOISE, Case
 from .volumes import HEAD
 
@@ -73,23 +74,15 @@ def bleed_size(magnitude: np.ndarray, bleed: np.ndarray, voxel_mm: tuple[float, 
 
 
 def picture(columns: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """A column for each method, a row for each picture (rows, cols); a name that speaks of phase is shown from -1 to 1
-    rad, others from 0 to the first method's brightest."""
-    names = list(next(iter(columns.values())))
-    shapes = [next(iter(columns.values()))[name].shape for name in names]
-    heights = [shape[0] / shape[1] for shape in shapes]
-    made = Figure((2.2 * len(columns), 2.2 * sum(heights) + 0.3), layout="constrained")
-    axes = made.subplots(len(names), len(columns), squeeze=False, height_ratios=heights)
-    for column, (method, pictures) in enumerate(columns.items()):
-        axes[0, column].set_title(method, fontsize=9)
-        for row, name in enumerate(names):
-            bright = float(np.percentile(next(iter(columns.values()))[name], 99.7))
-            low, high = (-1.0, 1.0) if "phase" in name else (0.0, bright)
-            axes[row, column].imshow(pictures[name], cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-            axes[row, column].set(xticks=[], yticks=[])
-            if column == 0:
-                axes[row, column].set_ylabel(name, fontsize=9)
-    return made
+    """A column for each method, a row for each picture (rows, cols); phase is shown from -1 to 1 rad, others from 0 to
+    the first method's brightest."""
+    first = next(iter(columns.values()))
+    limits = {
+        name: (-1.0, 1.0) if "phase" in name else (0.0, float(np.percentile(image, 99.7)))
+        for name, image in first.items()
+    }
+    rows = [[(f"{method}\n{name}", columns[method][name], *limits[name]) for method in columns] for name in first]
+    return panels(rows, 2.2)
 
 
 Found = tuple[str, np.ndarray, float]  # method, image with its phase, seconds

@@ -1,32 +1,28 @@
 """Where the coil maps of SWI slices end: `python -m dpmtrain.evaluate.swi_slices --out DIR`.
 
-Simulates 2D SWI, whose phase is quick near the sinuses, and reconstructs it with maps of the usual crop and of that for
+Simulates 2D SWI, whose phase is quick near the sinuses. Reconstructs it with maps of the usual crop and of that for
 SWI. Writes a table in markdown and CSV.
 """
 
-import argparse
-import tempfile
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from dpmrecon.api import load_model
+from dpmrecon.data import LostSlice, Slice
 from dpmrecon.errors import DpmreconError
-from dpmrecon.mrd.collect import slices
-from dpmrecon.mrd.file import open_scan
 from dpmrecon.physics.coil_maps import CROP
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.prepare import SWI_CROP, with_coil_maps
 from dpmrecon.recon.types import MappedSlice, Reconstruction
-from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from .methods import by_card
 from .metrics import nrmse
-from .references import CPU
-from .tables import fields_of, markdown, write_tables
+from .references import CPU, simulated
+from .tables import fields_of, write_tables
 
 R, N_SLICES, THICKNESS_MM = 3, 6, 3.0
 DARK = 0.05  # of the truth's 99th percentile: what is darker is not head
@@ -43,66 +39,56 @@ class CropRow:
     lost: float
 
 
-def crop_row(path: Path, name: str, maps_of: str | None, checkpoint: Checkpoint) -> CropRow:
-    truth = np.load(truth_path(path))
+def crop_row(
+    scanned: list[Slice | LostSlice], truth: np.ndarray, name: str, maps_of: str | None, checkpoint: Checkpoint
+) -> CropRow:
     bright = truth > DARK * np.percentile(truth, 99)
     images, conventional, lost = np.empty_like(truth), np.empty_like(truth), []
-    with open_scan(path) as scan:
-        lines = slices(scan.acquisitions(), scan.header)
-        for mapped in with_coil_maps(lines, CPU, maps_of):
-            item = by_card(mapped, checkpoint, "swi") if isinstance(mapped, MappedSlice) else mapped
-            if not isinstance(item, Reconstruction) or item.fallback:
-                raise DpmreconError(f"a slice of {name} has no image of ours")
-            mapped, place = item.mapped, item.key.slice
-            images[place] = item.image.abs().numpy()
-            conventional[place] = mapped.model.combined(mapped.conventional).abs().numpy()
-            seen = mapped.model.support.reshape(-1, *truth.shape[1:]).amax(0).numpy() > 0
-            lost.append(float((~seen)[bright[place]].mean()))
+    for mapped in with_coil_maps(scanned, CPU, maps_of):
+        item = by_card(mapped, checkpoint, "swi") if isinstance(mapped, MappedSlice) else mapped
+        if not isinstance(item, Reconstruction) or item.fallback:
+            raise DpmreconError(f"a slice of {name} has no image of ours")
+        mapped, place = item.mapped, item.key.slice
+        images[place] = item.image.abs().numpy()
+        conventional[place] = mapped.model.combined(mapped.conventional).abs().numpy()
+        seen = mapped.model.support.reshape(-1, *truth.shape[1:]).amax(0).numpy() > 0
+        lost.append(float((~seen)[bright[place]].mean()))
     crop = SWI_CROP if maps_of == "swi" else CROP
     return CropRow(name, crop, nrmse(images, truth), nrmse(conventional, truth), float(np.mean(lost)))
 
 
-def rows_of(checkpoint: Checkpoint, matrices: Sequence[int], subjects: Sequence[int]) -> list[CropRow]:
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for matrix in matrices:
-            for subject in subjects:
-                path, name = Path(folder) / f"{matrix}_{subject}.h5", f"subject {subject}, {matrix} x {matrix}"
-                settings = SimulationSettings(
-                    contrast="swi",
-                    matrix=(matrix, matrix),
-                    n_slices=N_SLICES,
-                    slice_thickness_mm=THICKNESS_MM,
-                    acceleration=R,
-                    subject=subject,
-                    seed=subject,
-                )
-                simulate(path, settings)
-                for maps_of in (None, "swi"):
-                    rows.append(crop_row(path, name, maps_of, checkpoint))
-                    print(rows[-1], flush=True)
-    return rows
+def rows_of(checkpoint: Checkpoint, matrices: Sequence[int], subjects: Sequence[int]) -> Iterator[CropRow]:
+    for matrix, subject in itertools.product(matrices, subjects):
+        settings = SimulationSettings(
+            contrast="swi", matrix=(matrix, matrix), n_slices=N_SLICES, slice_thickness_mm=THICKNESS_MM,
+            acceleration=R, subject=subject, seed=subject,
+        )  # fmt: skip
+        scan = simulated(settings)
+        for maps_of in (None, "swi"):
+            row = crop_row(*scan, f"subject {subject}, {matrix} x {matrix}", maps_of, checkpoint)
+            print(row, flush=True)
+            yield row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m dpmtrain.evaluate.swi_slices", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the table")
+    parser = module_parser(__doc__, "out")
     parser.add_argument("--matrices", type=int, nargs="+", default=[96, 192], help="pixels each way")
     parser.add_argument("--subjects", type=int, nargs="+", default=[1, 2], help="of the phantom")
     args = parser.parse_args()
     checkpoint = load_model(None, "cpu")
-    rows = rows_of(checkpoint, args.matrices, args.subjects)
+    rows = list(rows_of(checkpoint, args.matrices, args.subjects))
     table = [["scan", "crop", "NRMSE", "CG-SENSE", "head that no coil sees"]]
     table += [
         [row.scan, f"{row.crop:g}", f"{row.nrmse:.4f}", f"{row.cg_sense:.4f}", f"{100 * row.lost:.2f} %"]
         for row in rows
     ]
-    text = [
+    write_tables(
+        args.out,
+        fields_of(CropRow, rows, digits=5),
         f"# Where the coil maps of SWI slices end, R = {R}, {checkpoint.model_id}",
         "Crop: the eigenvalue below which maps are 0.",
-        "\n".join(markdown(table)),
-    ]
-    write_tables(args.out, fields_of(CropRow, rows, digits=5), "\n\n".join(text))
+        table,
+    )
 
 
 if __name__ == "__main__":

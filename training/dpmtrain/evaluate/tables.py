@@ -39,8 +39,14 @@ def write_csv(path: Path, lines: Iterable[Iterable[Any]]) -> None:
     write_text(path, text.getvalue())
 
 
-def write_tables(out: Path, lines: Iterable[Iterable[Any]], text: str) -> None:
-    """table.csv of the lines and table.md of the text, which is printed too."""
+def joined(*parts: str | Sequence[Sequence[str]]) -> str:
+    """Paragraphs in markdown; one that is no text is a table whose first line is its head."""
+    return "\n\n".join(part if isinstance(part, str) else "\n".join(markdown(part)) for part in parts)
+
+
+def write_tables(out: Path, lines: Iterable[Iterable[Any]], *parts: str | Sequence[Sequence[str]]) -> None:
+    """table.csv of the lines and table.md of the parts, see `joined`, which is printed too."""
+    text = joined(*parts)
     write_csv(out / "table.csv", lines)
     write_text(out / "table.md", text + "\n")
     print(text)

@@ -2,13 +2,11 @@
 
 The sampler takes the data's noise to be noise_factor * sigma_n + model_error. NRMSE and coherent gain beyond 3/4 of
 Nyquist on validation slices, by contrast, R and noise, with pairs of the two; and with the pair that the scan itself
-chooses, without a truth: every HELD_BACK-th line outside the calibration is kept back, and the pair that tells its
-samples best is taken (after held-back measurements of Yaman et al., MRM 2020). One sample each.
+chooses, without a truth: every HELD_BACK-th line outside the calibration is kept back; the pair that tells its samples
+best is taken (after Yaman et al., MRM 2020). One sample each.
 """
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.held_back import held_back
 from dpmrecon.recon.types import MappedSlice
 
-from ..arguments import exit_code, words
+from ..arguments import exit_code, module_parser, words
 from . import validation
 from .lesion_scores import bands, gain_and_nrmse
 from .methods import by_card
@@ -67,9 +65,7 @@ def scores(truth: np.ndarray, image: torch.Tensor) -> tuple[float, np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
+    parser = module_parser(__doc__, "images", "model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--contrasts", default="flair,t1,t2,dwi,swi")
     parser.add_argument("--R", type=int, nargs="+", default=(4, 8))

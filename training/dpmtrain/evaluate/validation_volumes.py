@@ -114,14 +114,17 @@ def phantom_volume(settings: VolumeSettings) -> ReferenceVolume:
     scale = image_scale(truth)
     sigma_n = settings.noise * float(np.percentile(truth, 99)) / scale
     mask = (kspace[0] != 0).float()
-    half = settings.calibration_lines // 2
-    block = (slice(None), *(slice(size // 2 - half, size // 2 + half) for size in truth.shape[:2]))
-    kspace, count, key = kspace / scale, int(mask[..., 0].sum()), SliceKey(settings.subject)
-    voxel, factor = (settings.slice_thickness_mm, *settings.pixel_mm), settings.acceleration
-    data = Volume(
-        key, kspace, mask, kspace[block], sigma_n, "known", float(factor * settings.partition_acceleration), count,
-        count, key.seed_key, voxel_mm=voxel,
-    )  # fmt: skip
+    block = calibration_block(tuple(truth.shape), settings.calibration_lines)
+    voxel = (settings.slice_thickness_mm, *settings.pixel_mm)
+    data = volume_data(
+        kspace / scale,
+        mask,
+        block,
+        sigma_n,
+        settings.acceleration * settings.partition_acceleration,
+        voxel,
+        settings.subject,
+    )
     return ReferenceVolume(settings.contrast, data, (truth / scale).numpy(), torch.empty(0))
 
 
@@ -177,9 +180,22 @@ def _acquired(
     kspace = torch.stack(
         [mask * (to_kspace(one * image, (0, 1, 2)) + noise * complex_noise(shape, generator)) for one in maps]
     )
-    count, key, factor = int(lines.sum()), SliceKey(0), 1.0 if full else 4.0
-    data = Volume(
-        key, kspace, mask, kspace[(slice(None), *block)], noise, "known", factor, count, count, key.seed_key,
-        voxel_mm=voxel,
-    )  # fmt: skip
+    data = volume_data(kspace, mask, block, noise, 1 if full else 4, voxel)
     return ReferenceVolume(contrast, data, magnitude.numpy(), maps)
+
+
+def volume_data(
+    kspace: torch.Tensor,
+    mask: torch.Tensor,
+    block: tuple[slice, slice],
+    sigma_n: float,
+    acceleration: float,
+    voxel_mm: tuple[float, float, float],
+    number: int = 0,
+) -> Volume:
+    """A simulated scan. kspace, mask: as the volume has them; block: of the calibration; number: of the slab."""
+    count, key, calibration = int(mask[..., 0].sum()), SliceKey(number), kspace[(slice(None), *block)].clone()
+    return Volume(
+        key, kspace, mask, calibration, sigma_n, "known", float(acceleration), count, count, key.seed_key,
+        voxel_mm=voxel_mm,
+    )  # fmt: skip

@@ -5,11 +5,11 @@ when two sets of coil maps serve a head that folds along its rows, or is cut off
 writes a table in markdown and CSV to a folder of its name. Scores that are there already are not made again.
 """
 
-import argparse
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +27,11 @@ from dpmrecon.recon.types import MappedVolume
 from dpmrecon.recon.volumes import mapped_volume, with_volume_maps
 from dpmrecon.tools.simulation_settings import VolumeSettings
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from .methods import label_for
 from .metrics import nrmse
 from .score_lines import ScoreLines
-from .tables import fields_of, markdown, write_tables
+from .tables import fields_of, write_tables
 from .validation_volumes import COARSE, VOLUMES, ReferenceVolume, phantom_volume, slab_with_field, validation_volume
 
 R = 4
@@ -44,12 +44,14 @@ SLABS = [
     ((2.0, 2.0, 2.0), 24),
     ((2.0, 2.0, 2.0), 40),
     ((3.0, 2.0, 2.0), 16),
-    ((3.0, 2.0, 2.0), 32),
     ((4.0, 2.0, 2.0), 24),
-    ((4.0, 2.0, 2.0), 30),
-    ((6.0, 2.0, 2.0), 20),
 ]
-SLAB_AXES = ((0,), (0, 1), TURNS)
+# axes that planes are cut across, and settings in place of the card's
+WAYS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "planes 0": ((0,), {}),
+    "planes 0, no total variation": ((0,), {"across": 0.0}),
+    "planes 0 1 2": (TURNS, {}),
+}
 CROPS = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 CROPPED_SLABS = [((2.0, 2.0, 2.0), 24), ((3.0, 2.0, 2.0), 32)]
 FIELD_SUBJECT = 1
@@ -92,19 +94,24 @@ class Case:
         return settings_from(own[0] if own else sampler_defaults(checkpoint.card, "prox", label, R)[0])
 
 
-def sampled_volume(case: Case, mapped: MappedVolume, checkpoint: Checkpoint, axes: tuple[int, ...]) -> torch.Tensor:
-    """One sample (partitions, rows, cols) complex64 at scale 1 by the card's settings. axes: that planes are cut across
-    in turn."""
+def sampled_volume(
+    case: Case, mapped: MappedVolume, checkpoint: Checkpoint, axes: tuple[int, ...], changes: dict[str, Any]
+) -> torch.Tensor:
+    """One sample (partitions, rows, cols) complex64 at scale 1. axes: that planes are cut across in turn; changes: of
+    the card's settings."""
     problem = replace(volume_problem(mapped, CPU_BATCH), planes=Planes(axes, CPU_BATCH))
     noise = NoiseSource([sample_seed(0, mapped.data.seed_key, 0)])
     prior = checkpoint.model.of_contrast(label_for(checkpoint, case.contrast))
-    return sample_prox(problem, prior, case.card_settings(checkpoint), noise, never)[0]
+    settings = replace(case.card_settings(checkpoint), **changes)
+    return mapped.model.combined(sample_prox(problem, prior, settings, noise, never)[0])
 
 
 @dataclass(frozen=True)
 class SlabRow:
+    """way: of WAYS."""
+
     slab: str
-    axes: str
+    way: str
     nrmse: float
 
 
@@ -114,26 +121,28 @@ def planes(images: Path, checkpoint: Checkpoint, out: Path) -> None:
     for voxel, partitions in SLABS:
         case = Case(validation_volume(images, "swi", voxel, partitions))
         name = f"{partitions} partitions of {voxel[0]:g} mm, pixels of {voxel[1]:g} mm"
-        for axes in SLAB_AXES:
+        for way, (axes, changes) in WAYS.items():
 
-            def make(case: Case = case, name: str = name, axes: tuple[int, ...] = axes) -> SlabRow:
-                image = sampled_volume(case, case.mapped, checkpoint, axes)
-                return SlabRow(name, " ".join(map(str, axes)), case.nrmse(image))
+            def make(
+                case: Case = case, axes: tuple[int, ...] = axes, changes: dict[str, Any] = changes
+            ) -> dict[str, float]:
+                return {"nrmse": case.nrmse(sampled_volume(case, case.mapped, checkpoint, axes, changes))}
 
-            rows.append(lines.row(SlabRow, {"slab": name, "axes": axes, "model": checkpoint.model_id}, make))
-            print(f"{name}, axes {rows[-1].axes}: {rows[-1].nrmse:.4f}", flush=True)
-    table = [["slab", *(f"planes {' '.join(map(str, axes))}" for axes in SLAB_AXES)]]
+            key = {"slab": name, "axes": axes, "model": checkpoint.model_id, **changes}
+            rows.append(SlabRow(name, way, lines.get(key, make)["nrmse"]))
+            print(f"{name}, {way}: {rows[-1].nrmse:.4f}", flush=True)
+    table = [["slab", *WAYS]]
     for name in dict.fromkeys(row.slab for row in rows):
         table.append([name, *(f"{row.nrmse:.4f}" for row in rows if row.slab == name)])
-    text = "\n\n".join(
-        [
-            f"# Which planes of a slab help, {checkpoint.model_id}",
-            "SWI, axial partitions: NRMSE of one sample by the card's settings with planes cut across these axes in "
-            "turn. Planes 0 are the acquired ones; planes 1 and 2 have the partitions as their rows.",
-            "\n".join(markdown(table)),
-        ]
+    write_tables(
+        out / "planes",
+        fields_of(SlabRow, rows, digits=5),
+        f"# Which planes of a slab help, {checkpoint.model_id}",
+        "SWI, axial partitions: NRMSE of one sample by the card's settings with planes cut across these axes in "
+        "turn. Planes 0 are the acquired ones; planes 1 and 2 have the partitions as their rows. The total variation "
+        "across the planes, a setting of the card, acts where they are cut across one axis alone.",
+        table,
     )
-    write_tables(out / "planes", fields_of(SlabRow, rows, digits=5), text)
 
 
 @dataclass(frozen=True)
@@ -156,9 +165,10 @@ def support(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
 
             def make(case: Case = case, crop: float = crop, head: np.ndarray = head) -> SupportRow:
                 mapped = case.mapped_with(crop)
-                image = sampled_volume(case, mapped, checkpoint, TURNS)
+                image = sampled_volume(case, mapped, checkpoint, TURNS, {})
                 lost = float((mapped.model.support.numpy() == 0)[head].mean())
-                return SupportRow(case.name, crop, case.nrmse(image), case.nrmse(mapped.conventional), lost)
+                conventional = case.nrmse(mapped.model.combined(mapped.conventional))
+                return SupportRow(case.name, crop, case.nrmse(image), conventional, lost)
 
             key = {"volume": case.name, "crop": crop, "model": checkpoint.model_id}
             rows.append(lines.row(SupportRow, key, make))
@@ -167,15 +177,14 @@ def support(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
     for name in dict.fromkeys(row.volume for row in rows):
         here = [row for row in rows if row.volume == name]
         table.append([name, *(f"{row.nrmse:.4f} ({row.cg_sense:.4f}), {100 * row.lost:.1f} %" for row in here)])
-    text = "\n\n".join(
-        [
-            f"# Where the coil maps of volumes end, {checkpoint.model_id}",
-            "NRMSE of one sample (of CG-SENSE), and the part of the head that no coil sees, by the eigenvalue below "
-            f"which maps are 0; the product takes {CROP:g}, of SWI {SWI_CROP:g}.",
-            "\n".join(markdown(table)),
-        ]
+    write_tables(
+        out / "support",
+        fields_of(SupportRow, rows, digits=5),
+        f"# Where the coil maps of volumes end, {checkpoint.model_id}",
+        "NRMSE of one sample (of CG-SENSE), and the part of the head that no coil sees, by the eigenvalue below "
+        f"which maps are 0; the product takes {CROP:g}, of SWI {SWI_CROP:g}.",
+        table,
     )
-    write_tables(out / "support", fields_of(SupportRow, rows, digits=5), text)
 
 
 @dataclass(frozen=True)
@@ -223,16 +232,17 @@ def folds(checkpoint: Checkpoint, out: Path) -> None:
                 head: str = head, beyond: str = beyond,
             ) -> FoldRow:  # fmt: skip
                 case = Case(folding_head(contrast, noise, rows_mm, wrap=wrap))
-                calibration, shape = central(case.reference.data.calibration), case.truth.shape
+                data, shape = case.reference.data, case.truth.shape
+                assert data.calibration is not None
+                calibration = central(data.calibration)
                 share = folded_share(kernel_correlations(calibration), grid_of(shape))
                 scores = []
-                for double in (math.inf, 0.0):
-                    data = replace(case.reference.data, kspace=case.reference.data.kspace.clone())
-                    mapped = mapped_volume(data, estimate_volume_maps(calibration, shape, double=double), {})
+                for fold in (math.inf, 0.0):
+                    copy = replace(data, kspace=data.kspace.clone())
+                    mapped = mapped_volume(copy, estimate_volume_maps(calibration, shape, fold=fold), {})
                     assert isinstance(mapped, MappedVolume)
-                    combined = mapped.model.combined
-                    scores.append(case.nrmse(combined(sampled_volume(case, mapped, checkpoint, TURNS))))
-                    scores.append(case.nrmse(combined(mapped.conventional)))
+                    scores.append(case.nrmse(sampled_volume(case, mapped, checkpoint, TURNS, {})))
+                    scores.append(case.nrmse(mapped.model.combined(mapped.conventional)))
                 return FoldRow(head, rows_mm, beyond, share, *scores)
 
             key = {"head": head, "rows_mm": rows_mm, "beyond": beyond, "model": checkpoint.model_id}
@@ -243,27 +253,23 @@ def folds(checkpoint: Checkpoint, out: Path) -> None:
         pairs = ((row.one, row.one_cg_sense), (row.two, row.two_cg_sense))
         scores = [f"{ours:.4f} ({conventional:.4f})" for ours, conventional in pairs]
         table.append([row.head, f"{row.rows_mm:g} mm", row.beyond, f"{row.share:.4f}", *scores])
-    text = "\n\n".join(
-        [
-            f"# When two sets of coil maps serve a volume, {checkpoint.model_id}",
-            "A phantom's head, voxels of 4 x 3.5 x 3.5 mm, R = 2 x 2: share of the head where two of its places meet, "
-            f"and NRMSE of one sample (of CG-SENSE) by one and two sets; the product takes two above {DOUBLE:g}.",
-            "\n".join(markdown(table)),
-        ]
+    write_tables(
+        out / "folds",
+        fields_of(FoldRow, rows, digits=5),
+        f"# When two sets of coil maps serve a volume, {checkpoint.model_id}",
+        "A phantom's head, voxels of 4 x 3.5 x 3.5 mm, R = 2 x 2: share of the head where two of its places meet, and "
+        f"NRMSE of one sample (of CG-SENSE) by one and two sets; the product takes two above {DOUBLE:g}.",
+        table,
     )
-    write_tables(out / "folds", fields_of(FoldRow, rows, digits=5), text)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = module_parser(__doc__, "images", "out", "model")
     parser.add_argument("part", choices=("planes", "support", "folds"), help="what to choose")
-    parser.add_argument("--images", type=Path, required=True, help="folder with synthseg_labels/")
-    parser.add_argument("--out", type=Path, required=True, help="folder for tables; gone on with if there")
     parser.add_argument("--contrasts", nargs="+", choices=tuple(VOLUMES), default=list(CONTRASTS), help="volumes")
     parser.add_argument(
         "--coarse", nargs="+", choices=tuple(VOLUMES), default=[], help="volumes with voxels of 3 mm, or 4 x 2 x 2 mm"
     )
-    parser.add_argument("--model", type=Path, help="checkpoint (default: the one that ships)")
     args = parser.parse_args()
     checkpoint = load_checkpoint(args.model)
     if args.part == "planes":

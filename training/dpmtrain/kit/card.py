@@ -76,7 +76,7 @@ def write(path: Path, denoiser: Denoiser, card: dict[str, Any], device: torch.de
 
 
 def findings(rows: Sequence[Row], checkpoint: Checkpoint) -> dict[str, Any]:
-    """NRMSE on the test patients against each rival, in numbers and words."""
+    """NRMSE on the test patients against each baseline, in numbers and words."""
     table, told = [], []
     for mine in [row for row in rows if row.setting.startswith(checkpoint.model_id)]:
         line: dict[str, Any] = {"R": mine.condition.R, "slices": len(mine.slices), "nrmse": round(_mean(mine), 5)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpmrecon.cli import add_command
 
-from ..arguments import at_least, cores
+from ..arguments import add_usual, at_least, cores
 
 
 def add_kit(commands) -> None:
@@ -30,7 +30,6 @@ def add_kit(commands) -> None:
         help="what tells patients apart: the first folder, the header's patient ID, or serial number and patient of "
         "its measurementID (default: the ID, where it is no placeholder such as xxxxxxxx, else the folder)",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for all results; gone on with if there")
     parser.add_argument("--contrast", help="label to fine-tune for (default: the one that all scans have)")
     parser.add_argument("--check", action="store_true", help="look at the files and stop before anything is prepared")
     parser.add_argument("--start", type=Path, help="model, or folder of a run (default: the model that ships)")
@@ -40,9 +39,9 @@ def add_kit(commands) -> None:
     parser.add_argument("--R", default="4", help="accelerations to choose and to compare at (default: 4)")
     parser.add_argument("--acs", type=int, default=24, help="calibration lines kept in the comparison (default: 24)")
     parser.add_argument("--slices", type=int, default=5, help="of each validation and test scan (default: 5)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: all)")
     parser.add_argument("--jobs", type=int, default=cores(), help="processes that read scans (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    add_usual(parser, "out", "threads")
     parser.set_defaults(run=_kit)
 
 

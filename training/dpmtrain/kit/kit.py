@@ -50,8 +50,8 @@ def kit(args: argparse.Namespace) -> int:
     model = args.out / f"{scans.contrast}.safetensors"
     told = card.card(recipe, start, best, split, plan)
     checkpoint = card.write(model, best.denoiser, told, device)
-    rivals = [checkpoint] if best.steps == 0 else [checkpoint, best.start]
-    rows = evaluate(test, lambda _: validation, rivals, plan, args.out / "evaluation", device)
+    models = [checkpoint] if best.steps == 0 else [checkpoint, best.start]
+    rows = evaluate(test, lambda _: validation, models, plan, args.out / "evaluation", device)
 
     say("5/5 the card")
     found = card.findings(rows, checkpoint)

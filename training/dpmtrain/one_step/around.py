@@ -1,16 +1,14 @@
 """What may be gained around the one-step network: `python -m dpmtrain.one_step.around --images DATA`.
 
-Validation slices as in `settings`, whose settings the first row has: one evaluation by the card. Each further
-row changes one thing: how the error of the proximal step is chosen and how far it is solved, the CG-SENSE that the
-network sees, its scale, what the network is told, flipped images averaged. Printed in markdown: NRMSE, geometric means.
-Where nothing else is said a row has the error of ERRORS that is best for its contrast and R.
+Validation slices as in `settings`, whose settings the first row has: one evaluation by the card. Each further row
+changes one thing: how the error of the proximal step is chosen; how far it is solved; the CG-SENSE that the network
+sees; its scale; what it is told; flipped images averaged. Printed in markdown: NRMSE, geometric means. Where nothing
+else is said a row has the error of ERRORS that is best for its contrast and R.
 """
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from dpmrecon.physics.cg_sense import cg_sense
 from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.prior.samplers.one_step import OneStepSettings
 
-from ..arguments import exit_code, words
+from ..arguments import exit_code, module_parser, words
 from ..evaluate.tables import show
 from ..evaluate.validation import SIGMA_N
 from .settings import ERRORS, Case, Change, Remembering, Variant, cases, geometric_mean, nrmse, with_cg_weight
@@ -137,8 +135,7 @@ def chosen(values: np.ndarray, keys: Sequence[Any]) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
+    parser = module_parser(__doc__, "images")
     parser.add_argument("--contrasts", default="flair,t1")
     parser.add_argument("--slices", type=int, nargs="+", default=[1], help="of the three validation slices")
     args = parser.parse_args()

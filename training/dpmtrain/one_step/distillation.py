@@ -3,12 +3,11 @@
     python -m dpmtrain.one_step.distillation --images DATA --teacher FILE --students FILE ... --out DIR
 
 Validation slices, regular masks with 24 calibration lines, R = 4. The teacher draws with 128, 32, 8, 4, 2 and 1
-evaluations, each student with those of its card, all with the card's data consistency and one sample; beside them the
+evaluations, each student with those of its card. All have the card's data consistency and one sample; beside them the
 shipped network, which was trained by regression. Writes a table in markdown and CSV and a plot. A run that was stopped
 goes on.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +20,16 @@ from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.recon.plan import sampling_of
 from matplotlib.figure import Figure
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from ..evaluate.engine import Group, Method, compare
 from ..evaluate.methods import label_for, model_method
 from ..evaluate.plan import Condition
 from ..evaluate.references import CPU
 from ..evaluate.score_lines import ScoreLines
 from ..evaluate.scoring import Row, Undersampled
-from ..evaluate.tables import markdown, write_tables
+from ..evaluate.tables import write_tables
 from ..evaluate.validation import validation_scan
-from ..files import writing
+from ..files import save_figure
 
 CONTRASTS, R = ("flair", "t1"), 4
 EVALUATIONS = (128, 32, 8, 4, 2, 1)
@@ -89,17 +88,14 @@ def report(rows: list[Row], asked: Asked, out: Path) -> None:
     for number, (name, _, count) in enumerate(asked):
         of = [rows[number + part * len(asked)] for part in range(len(CONTRASTS))]
         lines.append([name, str(count), *(f"{np.mean(row.nrmse):.4f}" for row in of)])
-    with writing(out / "distillation.png"):
-        plot(rows, asked).savefig(out / "distillation.png", dpi=80)
-    write_tables(out, lines, "\n\n".join(["# With and without distillation, one sample", "\n".join(markdown(lines))]))
+    save_figure(out / "distillation.png", plot(rows, asked), 80)
+    write_tables(out, lines, "# With and without distillation, one sample", lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
+    parser = module_parser(__doc__, "images", "out")
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--students", type=Path, nargs="+", required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the report; gone on with if there")
     args = parser.parse_args()
     torch.set_num_threads(1)
     asked = asked_of(args.teacher, args.students)

@@ -6,7 +6,6 @@ NRMSE against R. Figure 8 in kind: the shipped one-step network has no draws to 
 noise of its own. A run that was stopped goes on.
 """
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -23,29 +22,30 @@ from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.recon.plan import sampling_of
 from matplotlib.figure import Figure
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from ..evaluate.baselines import tuned_cg_sense
 from ..evaluate.engine import Group, Made, Method, Tuner, compare
 from ..evaluate.methods import conventional, label_for, model_method
 from ..evaluate.metrics import nrmse, on_scale
+from ..evaluate.pictures import Shown, panels
 from ..evaluate.plan import Condition
 from ..evaluate.references import CPU, ReferenceSlice
 from ..evaluate.report import HEAD, cells
 from ..evaluate.score_lines import ScoreLines
 from ..evaluate.scoring import Row, Undersampled
-from ..evaluate.tables import markdown, write_tables
+from ..evaluate.tables import write_tables
 from ..evaluate.undersampling import MASKS, sampling_mask
 from ..evaluate.validation import unit_maps, validation_scan
-from ..files import writing
+from ..files import kept, save_figure
 
 CONTRASTS = ("flair", "t1")
 TABLE_R, SINGLE_R, FIGURE_R = (4, 8, 12), (4, 8), (4, 6, 8, 10, 12)  # SINGLE_R: with one coil
-TIMED = "gaussian"  # the masks of Table I and figures 7 and 8, where the default is scored as it ships too
+TIMED = "gaussian"  # masks of Table I and figures 7 and 8
 PICTURED = ("flair", Condition(TIMED, 8), 1)  # and the slice of figures 3 and 8
 REPEATS = 6
 DEFAULT, QUICK = "default", "default, 20 evaluations"
 STEPS = {f"one-step, {steps}": Options(sampler=ONE_STEP, steps=steps) for steps in (1, 2, 4)}
-HEAD_LEVEL, MAGNIFIED = 0.1, 4  # of the truth, whose scale is 1: what is brighter is head; of errors in pictures
+HEAD_LEVEL, MAGNIFIED = 0.1, 4  # of the truth: what is brighter is head; of errors
 NOTES = """{slices} validation slices of each contrast, {contrasts} (one coil: {first}); 24 calibration lines, in 2D
 masks their square. R of 1D masks is nominal, as these come on top; net: samples of the matrix over those acquired.
 "one-step, n": n evaluations of the shipped network. "default, 20 evaluations": one sample; "default": as it ships.
@@ -180,13 +180,10 @@ def figure_7(rows: Sequence[Row]) -> Figure:
 Images = dict[str, np.ndarray]  # by method: magnitudes on the truth's scale, of one scan or of some
 
 
-def kept(path: Path, make: Callable[[], Images]) -> Images:
-    if not path.exists():
-        found = make()
-        with writing(path):
-            np.savez_compressed(path, **{name: image.astype(np.float16) for name, image in found.items()})  # type: ignore[arg-type]
-    with np.load(path) as file:
-        return {name: file[name].astype(np.float32) for name in file.files}
+def in_half(path: Path, make: Callable[[], Images]) -> Images:
+    """`kept` in half precision."""
+    held = kept(path, lambda: {name: image.astype(np.float16) for name, image in make().items()})
+    return {name: image.astype(np.float32) for name, image in held.items()}
 
 
 def one_slice(comparison: Comparison) -> Images:
@@ -231,54 +228,44 @@ def deviations(found: Images) -> tuple[Images, list[list[str]]]:
     return maps, lines
 
 
+def grey(images: Images) -> list[Shown]:
+    return [(name, image, 0.0, 1.0) for name, image in images.items()]
+
+
 def figure_3(found: Images) -> Figure:
     """A slice by every method, MAGNIFIED errors below."""
-    truth = found["truth"]
-    errors = {name: MAGNIFIED * np.abs(image - truth) for name, image in found.items()}
-    return panels([found, errors])
-
-
-def panels(lines: Sequence[Images]) -> Figure:
-    made = Figure((2.4 * len(lines[0]), 2.7 * len(lines)), layout="constrained")
-    axes = made.subplots(len(lines), len(lines[0]), squeeze=False)
-    for row, images in zip(axes, lines):
-        for panel, (name, image) in zip(row, images.items()):
-            panel.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            panel.set_title(name, fontsize=8)
-            panel.set_axis_off()
-    return made
+    errors = {name: MAGNIFIED * np.abs(image - found["truth"]) for name, image in found.items()}
+    return panels([grey(found), grey(errors)])
 
 
 def report(multi: Comparison, single: Comparison, out: Path) -> None:
     """table.md, table.csv and the figures."""
     full = multi.slices(CONTRASTS[0])[0]
-    maps, stability = deviations(kept(out / "images" / "repeated.npz", partial(repeated, multi)))
-    with writing(out / "figure7.png"):
-        figure_7(multi.rows).savefig(out / "figure7.png", dpi=80)
-        figure_3(kept(out / "images" / "slice.npz", partial(one_slice, multi))).savefig(out / "figure3.png", dpi=60)
-        panels([{name: 10 * image for name, image in maps.items()}]).savefig(out / "figure8.png", dpi=60)
+    maps, stability = deviations(in_half(out / "images" / "repeated.npz", partial(repeated, multi)))
+    save_figure(out / "figure7.png", figure_7(multi.rows), 80)
+    save_figure(out / "figure3.png", figure_3(in_half(out / "images" / "slice.npz", partial(one_slice, multi))), 60)
+    save_figure(out / "figure8.png", panels([grey({name: 10 * image for name, image in maps.items()})]), 60)
     lines = [["coils", *HEAD], *(["8", *cells(row, multi.rows, QUICK)] for row in multi.rows)]
     lines += [["1", *cells(row, single.rows, QUICK)] for row in single.rows]
     contrast, condition, _ = PICTURED
-    text = [
+    write_tables(
+        out,
+        lines,
         "# The experiments of SSDM-MRI in kind",
         NOTES.format(slices=multi.count, contrasts=" and ".join(CONTRASTS), first=CONTRASTS[0]),
         "## Table I: seconds a slice of 256 x 256, 8 coils, 1D Gaussian masks, one thread",
-        "\n".join(markdown(table_1(multi.rows))),
+        table_1(multi.rows),
         "## Table II: PSNR in dB / SSIM, 8 coils",
-        "\n".join(markdown(table_2(multi.rows, full))),
+        table_2(multi.rows, full),
         "## Table II: PSNR in dB / SSIM, one coil",
-        "\n".join(markdown(table_2(single.rows, full))),
+        table_2(single.rows, full),
         f"## Figure 8: {REPEATS} scans of one slice of {contrast}, R = {condition.R}, or draws of one scan",
-        "\n".join(markdown(stability)),
-    ]
-    write_tables(out, lines, "\n\n".join(text))
+        stability,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the report; gone on with if there")
+    parser = module_parser(__doc__, "images", "out")
     parser.add_argument("--slices", type=int, default=3, choices=(1, 2, 3), help="of each contrast")
     args = parser.parse_args()
     torch.set_num_threads(1)

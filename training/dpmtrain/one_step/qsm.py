@@ -1,14 +1,13 @@
 """Susceptibility from undersampled echoes: `python -m dpmtrain.one_step.qsm --images DATA --out DIR`.
 
-Simulates a head's gradient echoes (`qsm_cases.py`), fully sampled and at R = 8, makes each echo's image by CG-SENSE,
-the one-step network and the default prior, and of their phase the field and the susceptibility. Writes a table in
-markdown and CSV and a picture. Images that are there already are not made again.
+Simulates a head's gradient echoes (`qsm_cases.py`), fully sampled and at R = 8. Each echo is made by CG-SENSE, the
+one-step network and the default prior. Their phase gives the field and the susceptibility. Writes a table in markdown
+and CSV and a picture. Images that are there already are not made again.
 """
 
-import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +20,19 @@ from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.recon.types import MappedVolume
 from matplotlib.figure import Figure
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from ..data.veins import LARMOR_HZ_PER_PPM, dipole
 from ..evaluate.methods import by_card
 from ..evaluate.metrics import nrmse
 from ..evaluate.swi_cases import in_map_phase
-from ..evaluate.tables import fields_of, markdown, write_tables
+from ..evaluate.tables import fields_of, write_tables
 from ..evaluate.validation_volumes import HELD_OUT
-from ..files import writing
+from ..files import kept, save_figure
 from .qsm_cases import BLOCK, ECHOES_MS, FIRST_BLOCK, NUCLEI, Head, R, Scan, head
 
 THRESHOLD = 0.15  # of the dipole's modulus
-REFINED = 2  # times that the field is fitted to what the last fit leaves of the phase
-ERROR = 0.03  # of the one-step network's card for slices of SWI at R = 8; for volumes it has that of R = 4
+REFINED = 2  # fits to what the last one leaves of the phase
+ERROR = 0.03  # of the card for slices of SWI at R = 8
 TRUTH, FULL = "truth, without noise", "full scan"
 SHOWN_PPM = 0.15
 NOTES = """{shape} voxels of 2 mm, {coils} coils, 8 echoes of {first:g} to {last:g} ms, a Poisson disc of lines
@@ -113,26 +112,31 @@ def images_of(scan: Scan, folder: Path) -> Iterator[Found]:
     made: dict[str, list[tuple[np.ndarray, float, int]]] = {name: [] for name in makers}
     for echo in range(len(ECHOES_MS)):
         for name, (acceleration, checkpoint, changes) in makers.items():
-            path = folder / f"{name}, echo {echo + 1}.npz"
-            if not path.exists():
-                image, seconds, evaluations = _made(mapped(echo, acceleration), checkpoint, changes)
-                with writing(path):
-                    np.savez(path, image=image, seconds=seconds, evaluations=evaluations)
-            with np.load(path) as file:
-                made[name].append((file["image"], float(file["seconds"]), int(file["evaluations"])))
+            make = partial(_made, mapped, echo, acceleration, checkpoint, changes)
+            held = kept(folder / f"{name}, echo {echo + 1}.npz", make)
+            made[name].append((held["image"], float(held["seconds"]), int(held["evaluations"])))
     for name, found in made.items():
         echoes, seconds_of, evaluations_of = zip(*found)
         yield Found(name, np.stack(echoes), float(np.mean(seconds_of)), evaluations_of[0])
 
 
-def _made(mapped: MappedVolume, checkpoint: Checkpoint | None, changes: dict) -> tuple[np.ndarray, float, int]:
+def _made(
+    mapped_at: Callable[[int, int], MappedVolume],
+    echo: int,
+    acceleration: int,
+    checkpoint: Checkpoint | None,
+    changes: dict,
+) -> dict[str, np.ndarray]:
     """Image, seconds and evaluations; without a checkpoint the CG-SENSE image."""
-    if checkpoint is None:
-        return in_map_phase(mapped, mapped.conventional), mapped.seconds["conventional"], 0
-    item = by_card(mapped, checkpoint, "swi", changes)
-    if item.fallback:
-        raise DpmreconError(f"the sampler's image is not used: {item.fallback}")
-    return in_map_phase(mapped, item.image), item.seconds["sampling"], item.evaluations
+    mapped = mapped_at(echo, acceleration)
+    image, seconds, evaluations = mapped.conventional, mapped.seconds["conventional"], 0
+    if checkpoint is not None:
+        item = by_card(mapped, checkpoint, "swi", changes)
+        if item.fallback:
+            raise DpmreconError(f"the sampler's image is not used: {item.fallback}")
+        image, seconds, evaluations = item.image, item.seconds["sampling"], item.evaluations
+    found = (in_map_phase(mapped, image), np.array(seconds), np.array(evaluations))
+    return dict(zip(("image", "seconds", "evaluations"), found))
 
 
 def judged(found: Found, of: Head) -> tuple[QsmRow, np.ndarray, np.ndarray]:
@@ -189,19 +193,8 @@ def report(scan: Scan, out: Path) -> None:
     for found in images_of(scan, out / "images"):
         row, maps[found.method], means[found.method] = judged(found, scan.head)
         rows.append(row)
-    heads = [
-        "",
-        "evaluations",
-        "NRMSE, first echo",
-        "last",
-        "field, Hz",
-        "slope",
-        "intercept, ppm",
-        "R2",
-        "vein",
-        "bleed",
-    ]
-    lines = [[*heads, "seconds an echo"]]
+    heads = ["", "evaluations", "NRMSE, first echo", "last", "field, Hz", "slope", "intercept, ppm", "R2"]
+    lines = [[*heads, "vein", "bleed", "seconds an echo"]]
     for row in rows:
         numbers = (f"{row.first:.4f}", f"{row.last:.4f}", f"{row.field_hz:.2f}", f"{row.slope:.3f}")
         more = (f"{row.intercept:+.4f}", f"{row.r2:.3f}", f"{row.vein:.2f}", f"{row.bleed:.2f}", f"{row.seconds:.1f}")
@@ -211,17 +204,12 @@ def report(scan: Scan, out: Path) -> None:
         block=FIRST_BLOCK, rest=BLOCK, net=float(1 / scan.mapped(len(ECHOES_MS) - 1, R).data.mask.mean()),
         threshold=THRESHOLD, error=ERROR,
     )  # fmt: skip
-    with writing(out / "qsm.png"):
-        picture(scan.head, maps, means).savefig(out / "qsm.png", dpi=80)
-    text = [f"# Susceptibility at R = {R}", notes, "\n".join(markdown(lines))]
-    write_tables(out, fields_of(QsmRow, rows, digits=5), "\n\n".join(text))
+    save_figure(out / "qsm.png", picture(scan.head, maps, means), 80)
+    write_tables(out, fields_of(QsmRow, rows, digits=5), f"# Susceptibility at R = {R}", notes, lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with synthseg_labels/")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the report; gone on with if there")
-    args = parser.parse_args()
+    args = module_parser(__doc__, "images", "out").parse_args()
     torch.set_num_threads(1)
     path = args.images / f"synthseg_labels/{HELD_OUT}.nii.gz"
     if not path.is_file():

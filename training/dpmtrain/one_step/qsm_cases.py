@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dpmrecon.data import SliceKey, Volume
+from dpmrecon.data import Volume
 from dpmrecon.errors import BadInputError, DpmreconError
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.physics.scale import image_scale
@@ -25,16 +25,16 @@ from scipy import ndimage
 from ..data.labelmaps import TISSUE_OF_LABEL, Sequence, head_labels, signal
 from ..data.veins import BLEED_PPM, PALLIDUM_PPM, VEIN_PPM, WHITE_MATTER, dephasing, field_phase, veins
 from ..evaluate.undersampling import volume_mask
-from ..evaluate.validation_volumes import calibration_block
+from ..evaluate.validation_volumes import calibration_block, volume_data
 
 AXES = (0, 1, 2)
 ECHOES_MS = tuple(4.0 * number for number in range(1, 9))
-COARSER, MARGIN, BESIDE = 2, 20, 16  # voxels of 1 mm: a voxel's side; around the nuclei; beside the slab for its field
+COARSER, MARGIN, BESIDE = 2, 20, 16  # mm: a voxel's side; around the nuclei; beside the slab
 R, N_COILS = 8, 8
-FIRST_BLOCK, BLOCK = 24, 12  # lines each way of the first echo, which has the calibration, and of the others
+FIRST_BLOCK, BLOCK = 24, 12  # calibration lines each way, of the first echo and the others
 NOISE = 0.02  # per real channel, of the first echo's scale
 BLEED_MM = 3.0  # radius
-# iron of the nuclei over the pallidum's (Hallgren and Sourander, Journal of Neurochemistry 1958): by FreeSurfer number
+# by FreeSurfer number; IRON: over the pallidum's (Hallgren and Sourander, 1958)
 NUCLEI = {"thalamus": (10, 49), "caudate": (11, 50), "putamen": (12, 51), "pallidum": (13, 52)}
 IRON = {"thalamus": 4.76 / 21.3, "caudate": 9.28 / 21.3, "putamen": 13.32 / 21.3, "pallidum": 1.0}
 
@@ -177,9 +177,5 @@ class Scan:
         block = BLOCK if echo else FIRST_BLOCK
         mask = full if acceleration == 1 else volume_mask("poisson 3D", full, acceleration, block, echo)
         kspace = (to_kspace(self.coils * self.head.echoes[echo], (1, 2, 3)) + noise) * mask
-        calibration = kspace[(slice(None), *calibration_block(self.shape, block))].clone()
-        lines, key, side = int(mask[..., 0].sum()), SliceKey(0), float(COARSER)
-        return Volume(
-            key, kspace, mask, calibration, NOISE, "known", float(acceleration), lines, lines, key.seed_key,
-            voxel_mm=(side, side, side),
-        )  # fmt: skip
+        side = float(COARSER)
+        return volume_data(kspace, mask, calibration_block(self.shape, block), NOISE, acceleration, (side, side, side))

@@ -3,13 +3,12 @@
     python -m dpmtrain.one_step.settings --images DATA [--model FILE] [--steps N --write FILE]
 
 Regular masks with 24 calibration lines, noise of SIGMAS over the scale. Printed in markdown, NRMSE: how the noise
-enters the weight of the proximal step (noise_factor, model_error), the l2 weight of the CG-SENSE that the network sees,
-over that of its training, and evaluations that go on from the image before, told the scan's net R or less. Each row
-with the `error` of ERRORS that is best for the contrast and R; means are geometric. --write puts the row of --steps
+enters the weight of the proximal step (noise_factor, model_error); the l2 weight of the CG-SENSE that the network sees,
+over that of its training; evaluations that go on from the image before, told the scan's net R or less. Each row with
+the `error` of ERRORS that is best for the contrast and R; means are geometric. --write puts the row of --steps
 evaluations with the least mean into the card of a model.
 """
 
-import argparse
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -29,11 +28,12 @@ from dpmrecon.prior.samplers.one_step import OneStepSettings, sample_one_step
 from dpmrecon.recon.sample import problem_of
 from dpmrecon.recon.types import MappedSlice
 
-from ..arguments import exit_code, words
+from ..arguments import exit_code, module_parser, words
 from ..evaluate.methods import label_for
 from ..evaluate.plan import CALIBRATION_LINES, Condition
 from ..evaluate.references import CPU
 from ..evaluate.scoring import Undersampled
+from ..evaluate.sweep import with_entries
 from ..evaluate.tables import show
 from ..evaluate.trust import scores
 from ..evaluate.validation import SIGMA_N, validation_scan
@@ -129,7 +129,7 @@ def nrmse(case: Case, variant: Variant) -> list[float]:
     for error in ERRORS:
         settings = replace(variant.settings, error=error)
         image = sample_one_step(case.problem, case.prior, settings, NoiseSource([0]))[0]
-        found.append(scores(case.truth, image)[0])
+        found.append(scores(case.truth, case.mapped.model.combined(image))[0])
     return found
 
 
@@ -168,7 +168,6 @@ def sampling_with(card: dict, row: Row) -> dict[str, Any]:
         name: getattr(chosen, name)
         for name in ("steps", "a_round", "later_acceleration", "noise_scale", "noise_factor", "model_error")
     }
-    others = [entry for entry in card["sampling"].get("by_contrast_R", []) if entry["sampler"] != ONE_STEP]
     entries = [
         {
             "sampler": ONE_STEP,
@@ -180,12 +179,11 @@ def sampling_with(card: dict, row: Row) -> dict[str, Any]:
         for (contrast, acceleration), error in row.errors.items()
     ]
     base = {**own, "error": float(np.median(list(row.errors.values())))}
-    return {**card["sampling"], ONE_STEP: base, "by_contrast_R": [*others, *entries]}
+    return with_entries({**card["sampling"], ONE_STEP: base}, entries)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
+    parser = module_parser(__doc__, "images")
     parser.add_argument("--model", type=Path, help="by regression (default: the one that ships)")
     parser.add_argument("--contrasts", default=",".join(SIGMA_N))
     parser.add_argument("--slices", type=int, nargs="+", default=[1], help="of the three validation slices")

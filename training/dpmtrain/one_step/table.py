@@ -1,12 +1,11 @@
 """One evaluation against many: `python -m dpmtrain.one_step.table --images DATA [--models FILE ...]`.
 
 Validation slices (FLAIR of patient09, the held-out label map), regular masks, 24 calibration lines: CG-SENSE, the
-shipped default, the shipped one-step model, and models of the kind one-step that are named (teacher, students), each
-with its card's settings. NRMSE and, behind it, coherent gain beyond 3/4 of Nyquist; V/B of DRAWS samples, complex,
-where there is more than one image to draw; seconds of sampling a slice, side by side.
+shipped default and one-step model, and models of that kind that are named, each with its card's settings. NRMSE and,
+behind it, coherent gain beyond 3/4 of Nyquist; V/B of DRAWS samples, complex, where there is more than one image to
+draw; seconds of sampling a slice, side by side.
 """
 
-import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +20,7 @@ from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.types import Sampling
 
-from ..arguments import exit_code, words
+from ..arguments import exit_code, module_parser, words
 from ..evaluate.lesion_scores import gain_and_nrmse
 from ..evaluate.methods import label_for, reconstructed
 from ..evaluate.plan import Condition
@@ -81,8 +80,7 @@ def rows(images: Path, contrasts: tuple[str, ...], accelerations: list[int], mod
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
+    parser = module_parser(__doc__, "images")
     parser.add_argument("--models", type=Path, nargs="*", default=[], help="teacher, students ...")
     parser.add_argument("--contrasts", default="flair,t1,dwi")
     parser.add_argument("--R", type=int, nargs="+", default=[4, 8])

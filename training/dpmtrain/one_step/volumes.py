@@ -3,12 +3,11 @@
     python -m dpmtrain.one_step.volumes --images DATA --out DIR [--write FILE]
 
 Volumes as `dpmrecon simulate --three-d` makes them and the held-out label map at 3 mm, R = 2 x 2 CAIPIRINHA. Printed in
-markdown, NRMSE: CG-SENSE, the default, and the network with 1 to 4 evaluations, whose planes are cut across the
-partitions alone or across each axis in turn, each row with the error of ERRORS that is best for the contrast. --write
-puts the row of --steps evaluations, planes in turn, into the card of a model. A run that was stopped goes on.
+markdown, NRMSE: CG-SENSE, the default, and the network with 1 to 4 evaluations. Its planes are cut across the
+partitions alone or each axis in turn. Each row has the error of ERRORS that is best for the contrast. --write puts the
+row of --steps evaluations, planes in turn, into the card of a model. A run that was stopped goes on.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -29,7 +28,7 @@ from dpmrecon.recon.sample import volume_problem
 from dpmrecon.recon.types import MappedVolume
 from dpmrecon.tools.simulation_settings import VolumeSettings
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from ..evaluate.methods import by_card, label_for
 from ..evaluate.metrics import nrmse
 from ..evaluate.references import CPU, simulated
@@ -167,10 +166,8 @@ def card_entry(row: Row) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder with synthseg_labels/")
+    parser = module_parser(__doc__, "images", "out")
     parser.add_argument("--model", type=Path, help="by regression (default: the one that ships)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the scores; gone on with if there")
     parser.add_argument("--steps", type=int, default=3, help="evaluations that --write chooses for (default: 3)")
     parser.add_argument("--write", type=Path, help="model whose card gets the settings")
     args = parser.parse_args()

@@ -1,9 +1,9 @@
 """The experiments of Arefeen et al. (arXiv 2603.13007) in kind: FLAIR as the target, on open data, at CPU scale.
 
-Does a prior that was pre-trained on other contrasts and fine-tuned on a few subjects of the target equal one that was
-trained on more? Methods 1 to 6 of the paper's figure 4, error against length of fine-tuning (figure 2) and the best
-zeta of DPS against R (figure 5). Every arm is a small recipe; `paper` trains what is missing, chooses each arm's best
-checkpoint on patient09 and a held-out label map, and scores the chosen ones on patient12.
+Pre-trained on other contrasts and fine-tuned on few subjects: does that equal training on more? Methods 1 to 6 of the
+paper's figure 4; error against length of fine-tuning (figure 2); the best zeta of DPS against R (figure 5). Every arm
+is a small recipe; `paper` trains what is missing and chooses each arm's best checkpoint on patient09 and a held-out
+label map. The chosen ones are scored on patient12.
 """
 
 from pathlib import Path

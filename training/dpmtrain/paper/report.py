@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..evaluate.metrics import paired_difference
-from ..evaluate.tables import markdown, write_tables
+from ..evaluate.tables import write_tables
+from ..files import save_figure
 from .arms import ARMS, SCRATCH, Candidate, candidates
 from .scores import ACCELERATIONS, CHOSEN_AT, DPS, ZETAS, Results, mean
 
@@ -35,7 +36,7 @@ def write_table(out: Path, results: Results, best: dict[str, Candidate]) -> None
         means = [f"{mean(results, 'test', name, r):.4f}" for r in ACCELERATIONS]
         gaps = ["" if name == reference else difference(results, name, reference, r) for r in compared]
         rows.append([title, rate, length, *means, *gaps])
-    write_tables(out, rows, "\n".join(markdown(rows)))
+    write_tables(out, rows, rows)
 
 
 def difference(results: Results, name: str, reference: str, acceleration: int) -> str:
@@ -59,7 +60,7 @@ def figure_lengths(path: Path, results: Results) -> None:
         axis.set(xscale="log", xlabel="images of fine-tuning", ylabel="NRMSE", title=f"validation, R = {acceleration}")
         label_ticks(axis, [n * SCRATCH["batch"] for n in arm.lengths])
     axes[0].legend()
-    figure.savefig(path, dpi=110)
+    save_figure(path, figure, 110)
 
 
 def figure_methods(path: Path, results: Results, best: dict[str, Candidate]) -> None:
@@ -75,7 +76,7 @@ def figure_methods(path: Path, results: Results, best: dict[str, Candidate]) -> 
         axis.plot(ACCELERATIONS, gaps, "o-", label=arm.title)
     axis.set(xlabel="R", ylabel="NRMSE, % above method 4", title="FLAIR of the test patient")
     figure.legend(loc="outside right upper", fontsize="small")
-    figure.savefig(path, dpi=110)
+    save_figure(path, figure, 110)
 
 
 def figure_zeta(path: Path, results: Results) -> None:
@@ -89,7 +90,7 @@ def figure_zeta(path: Path, results: Results) -> None:
     axis.set(xscale="log", xlabel="zeta", ylabel="NRMSE", title=f"DPS, {DPS.steps} steps, validation")
     label_ticks(axis, ZETAS)
     axis.legend()
-    figure.savefig(path, dpi=110)
+    save_figure(path, figure, 110)
 
 
 def label_ticks(axis: Axes, values: Sequence[float]) -> None:

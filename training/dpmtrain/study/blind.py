@@ -1,7 +1,7 @@
 """DICOM series without patient data, whose images alone may tell the arm.
 
 Nothing of the source's header is kept but where its voxels lie. Both arms of a subject get the geometry of the standard
-one, and every series the same scale, window, bit depth, names and dates; files of both arms are equally long. UIDs
+one. Every series gets the same scale, window, bit depth, names and dates; files of both arms are equally long. UIDs
 follow from the study and from numbers.
 """
 

@@ -1,7 +1,7 @@
 """`python -m dpmtrain.study.check --out training/reports/study`: what is known beforehand is found again.
 
-Prints, and writes to table.md: how often the intervals of simulated studies hold the truth, what the analysis makes of
-scores that were drawn to given means and classes of kappa, and whether a classifier tells the arms of a blinded study.
+Prints, and writes to table.md: how often the intervals of simulated studies hold the truth; what the analysis makes of
+scores that were drawn to given means and classes of kappa; whether a classifier tells the arms of a blinded study.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import numpy as np
 from dpmrecon.errors import BadInputError
 from tqdm import tqdm
 
-from ..arguments import at_least, exit_code
+from ..arguments import at_least, exit_code, module_parser
 from ..files import write_text
 from .analyse import analyse
 from .design import Design, Key
@@ -42,8 +42,7 @@ TARGETS: Targets = {
     "artefacts": (3.2, 3.4, "almost perfect"),
     "overall": (4.0, 3.9, "moderate"),
 }
-# The source paper's (arXiv 2603.13007): means of its first reader, who read all subjects, and the classes it tells of
-# its two readers. From a published summary of it: its figure 9 was not at hand
+# The source paper's first reader, and its classes, by a published summary (arXiv 2603.13007)
 PAPER: Targets = {
     "grey_matter": (4.8, 4.9, "slight or fair"),
     "white_matter": (4.8, 4.9, "slight or fair"),
@@ -188,8 +187,7 @@ def _told(folder: Path, n_subjects: int, study: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m dpmtrain.study.check", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for table.md and the report of one study")
+    parser = module_parser(__doc__, "out")
     parser.add_argument("--studies", type=int, default=24, help="that are simulated (default: 24)")
     args = parser.parse_args()
     at_least(args, studies=1)

@@ -1,7 +1,7 @@
 """Can a machine tell the arms of a blinded study without looking at the images?
 
-`accuracy` trains a classifier on everything but what the images show: names, sizes, dates and number of files, every
-element of the headers, counts of byte values outside the pixels, and how pixels are stored: the lowest bit and unused
+`accuracy` trains a classifier on everything but what the images show: names, sizes, dates and number of files; every
+element of the headers; counts of byte values outside the pixels; how pixels are stored: the lowest bit and unused
 values. What the images themselves show is what readers are asked about, and cannot be blinded.
 """
 

@@ -1,6 +1,6 @@
 """`dpmtrain study page`: the folder that `study make` wrote opens in a browser, without a network.
 
-A page that was opened from a file may load scripts and nothing else, so that each volume is a script that holds a NIfTI
+A page that was opened from a file may load scripts and nothing else. So each volume is a script that holds a NIfTI
 file. It is not compressed: how far images can be compressed tells their arm.
 """
 

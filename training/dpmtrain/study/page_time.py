@@ -1,6 +1,6 @@
 """`python -m dpmtrain.study.page_time --out training/reports/study`: how long a step through the slices takes.
 
-Reads a made-up study of 60 slices in 5 contrasts in headless Chromium, prints the median time from the key to the
+Reads a made-up study of 60 slices in 5 contrasts in headless Chromium. Prints the median time from the key to the
 pixels, and keeps a screenshot. Needs Debian's chromium and chromium-driver, and selenium.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from dpmrecon.errors import BadInputError
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from ..files import write_text, writing
 from .made_up import write_sources
 from .make import make
@@ -72,8 +72,7 @@ def wait_ready(opened: Any) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m dpmtrain.study.page_time", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for page.png and page_time.md")
+    parser = module_parser(__doc__, "out")
     parser.add_argument("--viewer", type=Path, help="as of `dpmtrain study page`")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -39,8 +39,8 @@ class Readings:
 
 
 def read_scores(paths: Sequence[Path], key: Key, seal: str) -> Readings:
-    """One or several exports of each reader, JSON or CSV. Raises BadInputError, in one sentence, for a file that is no
-    export, scores of another study, unknown sets, scores that are not 1 to 5, and two files that differ."""
+    """One or several exports of each reader, JSON or CSV. Raises BadInputError for a file that is no export, for scores
+    of another study, for unknown sets, for scores that are not 1 to 5, and where two files differ."""
     held: dict[tuple[str, int, str], int] = {}
     for path in paths:
         for row in _rows(path):

@@ -1,7 +1,7 @@
 """The examples of each training step: a function of (seed, step, number in the batch) and of nothing else.
 
-So a resumed run sees what an uninterrupted one would have seen, two processes see the batch of one, and loader
-processes change no number.
+So a resumed run sees what an uninterrupted one would have seen. Two processes see the batch of one; loader processes
+change no number.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""`dpmtrain pretrain`, `finetune` and `throughput`: a recipe is trained, or timed."""
+"""`dpmtrain pretrain`, `finetune`, `one-step`, `distil` and `latent`: a recipe is trained."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from dpmrecon.cli import add_command
 from dpmrecon.errors import BadInputError
 
-from ..arguments import at_least, checkpoint_path
+from ..arguments import add_usual, at_least, checkpoint_path
 from . import launch
 
 
@@ -42,8 +42,7 @@ def add_finetune(commands) -> None:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
-    parser.add_argument("--run", type=Path, required=True, dest="folder", help="state and log; gone on with if there")
+    add_usual(parser, "data", "run")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
     launch.add_arguments(parser)
 
@@ -76,7 +75,7 @@ def add_one_step(commands) -> None:
     parser.add_argument(
         "--start", type=Path, help="denoiser of the same widths to begin with (default: random weights)"
     )
-    _add_timed(parser)
+    _add_timed(parser, "threads")
     parser.set_defaults(run=_one_step)
 
 
@@ -93,20 +92,14 @@ def add_distil(commands) -> None:
     parser.add_argument(
         "--evaluations", default="32,8,4,2,1", help="of each student, which divide those of the one before (first: 128)"
     )
-    _add_timed(parser)
+    _add_timed(parser, "threads")
     parser.set_defaults(run=_distil)
 
 
-def _add_timed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--minutes", type=float, required=True, help="of training, in all; the rate falls to 0 at the end"
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
-    parser.add_argument("--run", type=Path, required=True, dest="folder", help="state and log; gone on with if there")
+def _add_timed(parser: argparse.ArgumentParser, *more: str) -> None:
+    parser.add_argument("--minutes", type=float, required=True, help="of training; the rate falls to 0 at their end")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--workers", type=int, default=0, help="loader processes (default: 0)")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: all)")
+    add_usual(parser, "data", "run", "device", "workers", *more)
 
 
 def _one_step(args: argparse.Namespace) -> int:
@@ -134,13 +127,8 @@ def add_latent(commands) -> None:
         "--out autoencoder.safetensors",
     )
     parser.add_argument("recipe", type=Path, help="of a stage: autoencoder, then denoiser, then control")
-    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
-    parser.add_argument("--run", type=Path, required=True, dest="folder", help="state and log; gone on with if there")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
     parser.add_argument("--start", type=Path, help="model of the stage before (autoencoder: default random weights)")
-    parser.add_argument("--minutes", type=float, required=True, help="of training; the rate falls to zero at their end")
-    parser.add_argument("--device", help="default: cuda where there is one")
-    parser.add_argument("--workers", type=int, default=0, help="loader processes (default: 0)")
+    _add_timed(parser)
     parser.set_defaults(run=_latent)
 
 
@@ -156,28 +144,4 @@ def _latent(args: argparse.Namespace) -> int:
     train_stage(
         args.recipe, args.data, args.folder, args.out, args.start, args.minutes, device_of(args.device), args.workers
     )
-    return 0
-
-
-def add_throughput(commands) -> None:
-    parser = add_command(
-        commands,
-        "throughput",
-        "Images a second and share of the time waiting for data, without and with loader processes",
-        "dpmtrain throughput training/recipes/default.toml --data prepared --steps 20 --workers 2",
-    )
-    parser.add_argument("recipe", type=Path, help="of `pretrain`")
-    parser.add_argument("--data", type=Path, help="folder that `prepare` wrote; without it only the size is printed")
-    parser.add_argument("--steps", type=int, default=20, help="counted ones, on the recipe's last crop (default: 20)")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes of the second row (default: 2)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: all)")
-    parser.set_defaults(run=_throughput)
-
-
-def _throughput(args: argparse.Namespace) -> int:
-    from .throughput import throughput
-
-    at_least(args, steps=1, workers=0)
-    throughput(args.recipe, args.data, args.steps, args.workers, args.device, args.threads)
     return 0

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ..data.dataset import PreparedSlices
 
 AT_ONCE = 8  # crops that a loader process hands over
-RENEWED = 8  # draws from a full pool for each AT_ONCE new crops, where this process cuts them
+RENEWED = 8  # draws from a full pool for AT_ONCE new crops, without loaders
 
 
 class Crops(IterableDataset):

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dpmrecon.errors import BadInputError, DpmreconError, first_line
+from dpmrecon.errors import BadInputError, first_line
 from dpmrecon.files import replacing
 from dpmrecon.physics.scale import RULE
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.prior.denoiser import Denoiser
 
+from ..files import writing
 from .batches import Batches
 from .recipe import learning_rate
 from .sheet import write_sheet
@@ -102,7 +103,8 @@ class Keeper:
             # rate and crops follow the number of steps: the card tells changes
             self.plans = [*self.plans, [first, steps]]
         if self.writes:
-            self._write(lambda: self._begin_log(first))
+            with writing(self.file):
+                self._begin_log(first)
         self.since = time.perf_counter()
         return first, state
 
@@ -124,7 +126,6 @@ class Keeper:
 
     def _begin_log(self, first: int) -> None:
         """Rows of steps that are to be repeated go away."""
-        self.run.mkdir(parents=True, exist_ok=True)
         log, rows = self.run / "log.csv", []
         if first and log.exists():
             with log.open(newline="") as file:
@@ -158,8 +159,9 @@ class Keeper:
                 "recipe": self.recipe, "scale_rule": RULE, "start": self.start, "plans": self.plans, "step": step + 1,
                 **weights,
             }  # fmt: skip
-            self._write(lambda: write_state(self.file, state))
-            self._write(lambda: self._log(figures))
+            with writing(self.file):
+                write_state(self.file, state)
+                self._log(figures)
         self.losses, self.waited, self.since = [], 0.0, time.perf_counter()
 
     def _log(self, figures: dict) -> None:
@@ -171,17 +173,10 @@ class Keeper:
             self.board.flush()
 
     def sheet(self, ema: Denoiser, batches: Batches, step: int) -> None:
-        self._write(lambda: write_sheet(self.run / "sheets" / f"step{step + 1:07d}.png", ema, batches, step))
+        path = self.run / "sheets" / f"step{step + 1:07d}.png"
+        with writing(path):
+            write_sheet(path, ema, batches, step)
         self.since = time.perf_counter()
-
-    def _write(self, action) -> None:
-        try:
-            action()
-        except OSError as error:
-            raise DpmreconError(
-                f"{self.run} cannot be written ({first_line(error)}): the state saved last is still there; make room "
-                "and give the same command again"
-            ) from error
 
 
 def write_state(path: Path, state: dict) -> None:

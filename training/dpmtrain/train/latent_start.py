@@ -22,8 +22,8 @@ def begin_linear(autoencoder: Any, blocks: torch.Tensor) -> None:
     """Set an AutoencoderKL of one level, with one group in each normalisation, to the linear code of `blocks`.
 
     blocks: (n, in_channels, h, w) float32, what it is shown. The encoder takes the strongest principal components of a
-    block, the decoder makes it from them and those of its 8 neighbours, by least squares. Raises BadInputError for
-    an autoencoder of another shape.
+    block. The decoder makes it from them and those of its 8 neighbours, by least squares. Raises BadInputError for an
+    autoencoder of another shape.
     """
     config = autoencoder.config
     width, latents, numbers = config.block_out_channels[0], config.latent_channels, config.in_channels

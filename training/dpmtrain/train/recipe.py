@@ -37,7 +37,7 @@ TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
     "sheet_every": (int, 0),  # steps; 0: at the end only
     "save_seconds": (float, 0),
 }
-# of a network that is trained for a number of steps, and of one that is trained for a time
+# of training for a number of steps, and for a time
 COUNTED = ("steps", "ema_half_life", "p_mean", "p_std", "focus_weight", "save_every", "sheet_every")
 TIMED = ("save_seconds",)
 RECIPE_TABLES = {

@@ -24,8 +24,8 @@ FROM_NOISE = SamplerSettings(steps=20, sigma_max=10.0, sigma_min=0.01, eta=0.0, 
 
 @torch.no_grad()
 def write_sheet(path: Path, ema: Denoiser, batches: Batches, step: int) -> None:
-    """Rows of four training crops, the same at every step: clean, then noisy and denoised for each of SIGMAS (std
-    per real channel); under them images of each label drawn from noise alone. Magnitudes."""
+    """Rows of four training crops, the same at every step: clean, then noisy and denoised for each of SIGMAS (standard
+    deviations of a real channel); under them images of each label drawn from noise alone. Magnitudes."""
     seed = batches.settings["seed"]
     pairs = [
         batches.slices.example(

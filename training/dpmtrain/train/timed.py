@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from dpmrecon.errors import BadInputError, DpmreconError, first_line
+from dpmrecon.errors import BadInputError, DpmreconError
 from torch import nn
 
+from ..files import writing
 from .keeper import read_tensors, write_state
 from .recipe import timed_factor
 
@@ -108,17 +109,10 @@ class TimedRun:
         }
         named = (f"{name} {loss:.5f}" for name, loss in losses.items())
         row = [self.file.stem, self.steps, round(self.seconds, 1), *named]
-        folder = self.file.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.file):
             write_state(self.file, state)
-            with (folder / "log.csv").open("a", newline="") as log:
+            with self.file.with_name("log.csv").open("a", newline="") as log:
                 csv.writer(log).writerow(row)
-        except OSError as error:
-            raise DpmreconError(
-                f"{folder} cannot be written ({first_line(error)}): the state saved last is still there; make room "
-                "and give the same command again"
-            ) from error
         print(*row, sep=", ", file=sys.stderr, flush=True)
 
 

@@ -1,9 +1,8 @@
 """The training loop: EDM loss, EMA, label dropout, resumable at any step with the same numbers.
 
-The engine is Hugging Face accelerate: it finds the device, starts the process group, wraps the model for several
-processes and casts to bfloat16, and leaves the loop to us. Lightning owns the loop, the order of optimizers (Muon and
-Adam are two) and the checkpoint, all of which must be ours where a resumed run repeats an uninterrupted one bit for
-bit.
+The engine is Hugging Face accelerate: it finds the device, starts the process group, wraps the model and casts to
+bfloat16. The loop is left to us. Lightning owns the loop, the order of optimizers (Muon and Adam are two) and the
+checkpoint. They must be ours: a resumed run repeats an uninterrupted one bit for bit.
 """
 
 import math

@@ -15,7 +15,7 @@ from .undersampled import Undersampled
 
 ITERATIONS = 4
 CG_STEPS = 8  # of a proximal step, as in the samplers
-FIRST_ERROR = 0.03  # std per real channel of what the network leaves, before training
+FIRST_ERROR = 0.03  # standard deviation of a real channel that the network leaves, before training
 NOISE_FACTOR, MODEL_ERROR = 0.6, 0.0025  # the noise that the data are taken to have, as the cards say
 
 

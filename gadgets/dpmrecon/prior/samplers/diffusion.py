@@ -37,12 +37,12 @@ class SamplerSettings:
     reconstruction plus noise of sigma_max instead of at noise alone; cg_steps: at most so many conjugate gradients a
     step of `prox`; cg_tolerance: fewer where the residual is below this times sigma times the right-hand side, since
     noise in proportion to sigma comes on top of what is left; noise_factor, model_error: `prox` takes the data's noise
-    to be noise_factor * sigma_n + model_error, the factor below 1 to trust an imperfect prior less than the data, the
-    rest for what coil maps and model leave unexplained where noise is low; turns: `prox` shows the network each step's
-    image in another of the 8 orientations it was trained in, so that its preferences for one average out; across:
-    weight, over sigma, of the total variation across the planes of a volume that is cut in one direction alone, whose
-    planes the network cannot make agree (after DiffusionMBIR: Chung et al., CVPR 2023); zeta: step size of the data
-    term of `dps`.
+    to be noise_factor * sigma_n + model_error: the factor is below 1 to trust an imperfect prior less than the data;
+    the rest is what coil maps and model leave unexplained where noise is low; turns: `prox` shows the network each
+    step's image in another of the 8 orientations it was trained in, so that its preferences for one average out;
+    across: weight, over sigma, of the total variation across the planes of a volume that is cut in one direction alone,
+    whose planes the network cannot make agree (after DiffusionMBIR: Chung et al., CVPR 2023); zeta: step size of the
+    data term of `dps`.
     """
 
     steps: int = 20
