@@ -8,29 +8,32 @@ from .coil_maps import FEWEST_COILS, FOLDED, REACH, THIRD, at_the_edge, basis_of
 
 # A head folds along the rows where two eigenvalues are large and the third is small, as for slices, in regions that
 # hold a voxel of the first or last row: together more than DOUBLE of the head on a coarse grid. Simulated heads that
-# just fit have .023, with 5 % of air .013, others .004 at most, and .03 where 3 % are too much, .045 where 7 % are.
+# fit have 0; by one set those with .0006 have 1 to 2 % more NRMSE, with .005 up to twice as much: the table in
+# training/reports/volumes/folds.
 # Slabs cut heads off along the partitions: there all of the first or last ones have to fold, from the edge on, as deep
 # as DEPTH of the axis in a tenth of its lines. Simulated heads that fit have 0, those cut off by the slab .06, folded
 # ones .11 to .2 where 10 to 20 % are too much
-DOUBLE, DEPTH, LOOKED_AT = 0.028, 0.08, 32
+DOUBLE, DEPTH, LOOKED_AT = 0.0005, 0.08, 32
+EVEN = 0.35  # share over depth of a head that folds as much along both: there are two sets, for one axis
 OUTER = 0.125  # of the partitions, at each end: what is looked at
 FIRST = 0.9  # of the first eigenvalue, where a head is
 
 
-def folding_axis(operator: torch.Tensor, grid: tuple[int, int, int]) -> int | None:
+def folding_axis(operator: torch.Tensor, grid: tuple[int, int, int], fold: float = DOUBLE) -> int | None:
     """The axis along which the head folds, 0 for partitions, 1 for rows; None where it does not.
 
-    operator: convolution of `volume_maps`, (taps, taps, taps, n_coils, n_coils); grid: (partitions, rows, cols).
+    operator: convolution of `volume_maps`, (taps, taps, taps, n_coils, n_coils); grid: (partitions, rows, cols);
+    fold: share of the head above which it folds along the rows.
     """
     if operator.shape[-1] < FEWEST_COILS:
         return None
-    share, depth = _folded_share(operator, grid), _folded_depth(operator, grid)
-    if max(share / DOUBLE, depth / DEPTH) <= 1:
-        return None
-    return 1 if share / DOUBLE >= depth / DEPTH else 0
+    share, depth = folded_share(operator, grid), _folded_depth(operator, grid)
+    if share > fold and (depth <= DEPTH or share / depth >= EVEN):
+        return 1
+    return 0 if depth > DEPTH else None
 
 
-def _folded_share(operator: torch.Tensor, grid: tuple[int, int, int]) -> float:
+def folded_share(operator: torch.Tensor, grid: tuple[int, int, int]) -> float:
     """How much of the head folds along the rows."""
     places = [torch.arange(0, points, max(1, points // LOOKED_AT)) for points in grid]
     head, strong = _strong(operator, grid, places)

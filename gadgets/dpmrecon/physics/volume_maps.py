@@ -8,7 +8,7 @@ import torch
 from ..errors import BadInputError
 from .coil_maps import CHUNK, FEWEST, KERNEL, dominant, fourier_matrix, kernel_size, principal_component
 from .fourier import crop_or_pad, origin_to_corner
-from .volume_map_sets import folding_axis, second_set
+from .volume_map_sets import DOUBLE, folding_axis, second_set
 
 # Size of the matrix whose eigenvectors span the signal; a larger one takes minutes
 MATRIX = 2048
@@ -21,21 +21,23 @@ SECOND = 0.9  # the same of a second set
 POINTS = 128
 
 
-def estimate_volume_maps(calibration: torch.Tensor, shape: tuple[int, int, int], crop: float = CROP) -> torch.Tensor:
+def estimate_volume_maps(
+    calibration: torch.Tensor, shape: tuple[int, int, int], crop: float = CROP, fold: float = DOUBLE
+) -> torch.Tensor:
     """Coil maps of a volume in the layout of `VolumeModel`: (cols, n_coils, partitions, rows) complex64, the origin of
     partitions and rows at index 0; sum over coils of |s|^2 is 1 in the support and 0 outside it. Two sets in that of
     `SoftVolume` where the head folds: orthonormal, the second 0 where one place of the head explains a voxel.
 
     calibration: (n_coils, partitions, rows, samples) complex64 k-space, fully sampled, pre-whitened, of the same field
     of view as the volume; index N//2 of each axis is the centre. shape: (partitions, rows, cols) of the volume. crop:
-    voxels whose eigenvalue is smaller are outside the support. Phase: as of `estimate_coil_maps`. Raises BadInputError
-    for a calibration too small for the kernel, zero or not finite.
+    voxels whose eigenvalue is smaller are outside the support; fold: see `folding_axis`. Phase: as of
+    `estimate_coil_maps`. Raises BadInputError for a calibration too small for the kernel, zero or not finite.
     """
     calibration = _middle(calibration)
-    operator = _kernel_correlations(calibration)
+    operator = kernel_correlations(calibration)
     reference = principal_component(calibration)
     grid = grid_of(shape)
-    axis = folding_axis(operator, grid)
+    axis = folding_axis(operator, grid, fold)
     (first, strength), *more = _eigenvectors(operator, reference, grid, 1 if axis is None else 2)
     if axis is None:
         return _on_grid(first, strength, shape, crop)
@@ -83,7 +85,7 @@ def _middle(calibration: torch.Tensor) -> torch.Tensor:
     return calibration / calibration.abs().max()
 
 
-def _kernel_correlations(calibration: torch.Tensor) -> torch.Tensor:
+def kernel_correlations(calibration: torch.Tensor) -> torch.Tensor:
     """(taps, taps, taps, n_coils, n_coils): the projection of all patches on the signal space, averaged over those that
     hold a sample: a convolution of 2 kernel - 1 taps an axis."""
     n_coils = len(calibration)

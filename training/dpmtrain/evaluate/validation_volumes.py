@@ -105,14 +105,27 @@ def slab_with_field(subject: int) -> ReferenceVolume:
         subject=subject,
         seed=subject,
     )
+    return phantom_volume(settings)
+
+
+def phantom_volume(settings: VolumeSettings) -> ReferenceVolume:
+    """A 3D scan of the product's head, the noise known. No true maps."""
     kspace, truth = (torch.from_numpy(array) for array in simulated_volume(settings))
     scale = image_scale(truth)
     sigma_n = settings.noise * float(np.percentile(truth, 99)) / scale
     mask = (kspace[0] != 0).float()
     block = calibration_block(tuple(truth.shape), settings.calibration_lines)
     voxel = (settings.slice_thickness_mm, *settings.pixel_mm)
-    data = volume_data(kspace / scale, mask, block, sigma_n, settings.acceleration, voxel, subject)
-    return ReferenceVolume("swi", data, (truth / scale).numpy(), torch.empty(0))
+    data = volume_data(
+        kspace / scale,
+        mask,
+        block,
+        sigma_n,
+        settings.acceleration * settings.partition_acceleration,
+        voxel,
+        settings.subject,
+    )
+    return ReferenceVolume(settings.contrast, data, (truth / scale).numpy(), torch.empty(0))
 
 
 def full_volume(images: Path, contrast: str) -> ReferenceSlice:

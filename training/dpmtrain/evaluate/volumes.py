@@ -1,9 +1,11 @@
 """What serves volumes best, on simulated ones: `python -m dpmtrain.evaluate.volumes --images DATA --out DIR`.
 
-planes: which planes of thin slabs and of long voxels help, for `planes_of`. support: where the coil maps end. Each
+planes: which planes of thin slabs and of long voxels help, for `planes_of`. support: where the coil maps end. folds:
+when two sets of coil maps serve a head that folds along its rows, or is cut off there. Each
 writes a table in markdown and CSV to a folder of its name. Scores that are there already are not made again.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from dpmrecon.errors import DpmreconError
-from dpmrecon.physics.volume_maps import CROP
+from dpmrecon.physics.volume_map_sets import DOUBLE, folded_share
+from dpmrecon.physics.volume_maps import CROP, central, estimate_volume_maps, grid_of, kernel_correlations
 from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults, volume_defaults
 from dpmrecon.prior.kinds import settings_from
 from dpmrecon.prior.problem import NoiseSource, Planes, never
@@ -21,14 +24,15 @@ from dpmrecon.recon.plan import CPU_BATCH
 from dpmrecon.recon.prepare import SWI_CROP
 from dpmrecon.recon.sample import sample_seed, volume_problem
 from dpmrecon.recon.types import MappedVolume
-from dpmrecon.recon.volumes import with_volume_maps
+from dpmrecon.recon.volumes import mapped_volume, with_volume_maps
+from dpmrecon.tools.simulation_settings import VolumeSettings
 
 from ..arguments import exit_code, module_parser
 from .methods import label_for
 from .metrics import nrmse
 from .score_lines import ScoreLines
 from .tables import fields_of, write_tables
-from .validation_volumes import COARSE, VOLUMES, ReferenceVolume, slab_with_field, validation_volume
+from .validation_volumes import COARSE, VOLUMES, ReferenceVolume, phantom_volume, slab_with_field, validation_volume
 
 R = 4
 HEAD = 0.1  # of the truth's scale, which is 1: what is brighter is head
@@ -51,6 +55,9 @@ WAYS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 CROPS = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 CROPPED_SLABS = [((2.0, 2.0, 2.0), 24), ((3.0, 2.0, 2.0), 32)]
 FIELD_SUBJECT = 1
+FOLD_VOXEL = (4.0, 3.5, 3.5)
+FOLD_HEADS = (("flair", 0.0155), ("t1", 0.003))
+FOLD_ROWS = ((196.0, True), (210.0, True), (225.0, True), (240.0, True), (196.0, False), (210.0, False))
 
 
 class Case:
@@ -180,9 +187,85 @@ def support(cases: list[Case], checkpoint: Checkpoint, out: Path) -> None:
     )
 
 
+@dataclass(frozen=True)
+class FoldRow:
+    """share: of the head, where two of its places meet; of either number of sets NRMSE of one sample, and of
+    CG-SENSE."""
+
+    head: str
+    rows_mm: float
+    beyond: str
+    share: float
+    one: float
+    one_cg_sense: float
+    two: float
+    two_cg_sense: float
+
+
+def folding_head(contrast: str, noise: float, rows_mm: float, *, wrap: bool) -> ReferenceVolume:
+    """A phantom's head of coarse voxels, R = 2 x 2, with 16 x 16 lines of calibration. rows_mm: the field of view along
+    the rows, beyond which the head folds (`wrap`) or is cut off."""
+    settings = VolumeSettings(
+        contrast=contrast,
+        matrix=(2 * round(rows_mm / FOLD_VOXEL[1] / 2), 64),
+        fov_mm=(rows_mm, 64 * FOLD_VOXEL[2]),
+        partitions=36,
+        slice_thickness_mm=FOLD_VOXEL[0],
+        calibration_lines=16,
+        noise=noise,
+        rotation_deg=(12.0, 0.0, 0.0),
+        wrap=wrap,
+        subject=FIELD_SUBJECT,
+    )
+    return phantom_volume(settings)
+
+
+def folds(checkpoint: Checkpoint, out: Path) -> None:
+    lines = ScoreLines(out / "folds" / "scores.jsonl")
+    rows = []
+    for contrast, noise in FOLD_HEADS:
+        for rows_mm, wrap in FOLD_ROWS:
+            head, beyond = f"{contrast}, noise {noise:g}", "folds" if wrap else "cut off"
+
+            def make(
+                contrast: str = contrast, noise: float = noise, rows_mm: float = rows_mm, wrap: bool = wrap,
+                head: str = head, beyond: str = beyond,
+            ) -> FoldRow:  # fmt: skip
+                case = Case(folding_head(contrast, noise, rows_mm, wrap=wrap))
+                data, shape = case.reference.data, case.truth.shape
+                assert data.calibration is not None
+                calibration = central(data.calibration)
+                share = folded_share(kernel_correlations(calibration), grid_of(shape))
+                scores = []
+                for fold in (math.inf, 0.0):
+                    copy = replace(data, kspace=data.kspace.clone())
+                    mapped = mapped_volume(copy, estimate_volume_maps(calibration, shape, fold=fold), {})
+                    assert isinstance(mapped, MappedVolume)
+                    scores.append(case.nrmse(sampled_volume(case, mapped, checkpoint, TURNS, {})))
+                    scores.append(case.nrmse(mapped.model.combined(mapped.conventional)))
+                return FoldRow(head, rows_mm, beyond, share, *scores)
+
+            key = {"head": head, "rows_mm": rows_mm, "beyond": beyond, "model": checkpoint.model_id}
+            rows.append(lines.row(FoldRow, key, make))
+            print(rows[-1], flush=True)
+    table = [["head", "field of view along the rows", "beyond it", "share", "one set", "two sets"]]
+    for row in rows:
+        pairs = ((row.one, row.one_cg_sense), (row.two, row.two_cg_sense))
+        scores = [f"{ours:.4f} ({conventional:.4f})" for ours, conventional in pairs]
+        table.append([row.head, f"{row.rows_mm:g} mm", row.beyond, f"{row.share:.4f}", *scores])
+    write_tables(
+        out / "folds",
+        fields_of(FoldRow, rows, digits=5),
+        f"# When two sets of coil maps serve a volume, {checkpoint.model_id}",
+        "A phantom's head, voxels of 4 x 3.5 x 3.5 mm, R = 2 x 2: share of the head where two of its places meet, and "
+        f"NRMSE of one sample (of CG-SENSE) by one and two sets; the product takes two above {DOUBLE:g}.",
+        table,
+    )
+
+
 def main() -> None:
     parser = module_parser(__doc__, "images", "out", "model")
-    parser.add_argument("part", choices=("planes", "support"), help="what to choose")
+    parser.add_argument("part", choices=("planes", "support", "folds"), help="what to choose")
     parser.add_argument("--contrasts", nargs="+", choices=tuple(VOLUMES), default=list(CONTRASTS), help="volumes")
     parser.add_argument(
         "--coarse", nargs="+", choices=tuple(VOLUMES), default=[], help="volumes with voxels of 3 mm, or 4 x 2 x 2 mm"
@@ -191,6 +274,9 @@ def main() -> None:
     checkpoint = load_checkpoint(args.model)
     if args.part == "planes":
         planes(args.images, checkpoint, args.out)
+        return
+    if args.part == "folds":
+        folds(checkpoint, args.out)
         return
     voxels = {name: COARSE[name] for name in args.coarse}
     cases = [Case(validation_volume(args.images, name, voxels.get(name))) for name in args.contrasts]
