@@ -4,8 +4,8 @@
 
 Networks of the shipped one's shape and smaller widths see the same crops, noise and rate, all contrasts but FLAIR (so
 that `imperfect` can begin with one of them). At 2,048 images and every doubling the averaged weights are scored: the
-rms error per real channel of the denoised image, over sigma, on slices of patient09 and of the held-out label map. The
-model that ships is one more point: trained longer, on larger crops, with a rate that falls. Goes on after a stop.
+rms error per real channel of the denoised image, over sigma, on slices of the held-out label map. The model that ships
+is one more point: trained longer, on larger crops, with a rate that falls. Goes on after a stop.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from ..data.open_sets import HELD_OUT
 from ..evaluate.references import CPU
 from ..evaluate.score_lines import ScoreLines
 from ..evaluate.tables import markdown, write_tables
-from ..evaluate.validation import SIGMA_N, subject_slices, validation_scan
+from ..evaluate.validation import SIGMA_N, validation_scan
 from ..files import writing
 from ..train.batches import Batch
 from ..train.crop_pool import CropPool
@@ -104,7 +104,6 @@ def path_of(run: Path, name: str, steps: int) -> Path:
 def validation(images: Path) -> list[tuple[str, torch.Tensor]]:
     """(contrast, slice) at scale 1, nearly real as after the phase rule, SIDE x SIDE complex64; no FLAIR."""
     full = [case for contrast in SIGMA_N if contrast != "flair" for case in validation_scan(images, contrast)]
-    full += [case for case in subject_slices(images, "patient09", 3) if case.contrast != "flair"]
     found = []
     for number, case in enumerate(full):
         image = torch.from_numpy(case.truth)
