@@ -41,9 +41,13 @@ def small_imperfect(small_capacity, monkeypatch):
     head[14:-14, 20:-20] = 0.7
     monkeypatch.setattr(lesions, "tissue_of", lambda images, contrast: head)
     quick = {"steps": 1, "cg_steps": 1}
-    monkeypatch.setattr(
-        imperfect_scores, "by_card", lambda *args, samples: by_card(*args, quick, samples=samples)
-    )  # fmt: skip
+    monkeypatch.setattr(imperfect_scores, "FACTORS", (0.5,))
+
+    def few_steps(*args, samples):
+        *args, changes = args
+        return by_card(*args, {**changes, **quick}, samples=samples)
+
+    monkeypatch.setattr(imperfect_scores, "by_card", few_steps)
 
 
 def rows(path):
@@ -121,8 +125,8 @@ def test_every_arm_is_tuned_and_scored_and_a_second_run_finds_it_done(
     run(imperfect, monkeypatch, **command)
     found = rows(tmp_path / "table.csv")
     assert [row["tuned on"] for row in found] == ["(CG-SENSE)", "not tuned", *imperfect.ARMS.values()]
-    assert " to " in found[2]["NRMSE"]
-    assert " to " not in found[1]["NRMSE"]
+    assert " to " in found[2]["patient09"]
+    assert " to " not in found[1]["patient09"]
     assert found[0]["error at 0.1"] == ""
     assert (tmp_path / "imperfect.png").stat().st_size > 5000
     (file,) = (tmp_path / "run").glob("*/scans.pt")
@@ -135,6 +139,31 @@ def test_every_arm_is_tuned_and_scored_and_a_second_run_finds_it_done(
     monkeypatch.setattr(imperfect_scores, "scores", None)
     run(imperfect, monkeypatch, **command)
     assert capsys.readouterr().out == text
+
+
+def test_each_arm_is_reported_at_its_best_factor_on_the_label_map(tmp_path):
+    kept = dict.fromkeys(imperfect_scores.KEPT, 0.5)
+    levels = [0.1] * len(capacity.SIGMAS)
+
+    def scores(*errors):
+        # on the label map, then on the patient
+        pairs = [[error, 2 * error, 3 * error] for error in errors]
+        return imperfect_scores.Scores(
+            levels, [True, True, False], pairs, [{**kept, "mean": 10 * e} for e in errors]
+        )  # fmt: skip
+
+    found = {
+        ("start", 0): scores(0.05, 0.04, 0.06), ("sense", 0): scores(0.05, 0.03, 0.01),
+        ("modes", 0): scores(0.02, 0.03, 0.04), ("modes", 1): scores(0.01, 0.06, 0.08),
+    }  # fmt: skip
+    titles = {"start": "not tuned", "sense": "SENSE", "modes": "aware"}
+    imperfect_scores.report(found, titles, tmp_path)
+    start, sense, modes = rows(tmp_path / "table.csv")
+    assert [row["noise_factor"] for row in (start, sense, modes)] == ["0.75", "1", "0.57"]
+    assert modes["patient09"] == "0.0450 (0.0300 to 0.0600)"
+    assert modes["label map"] == "0.0225 (0.0150 to 0.0300)"
+    assert sense["lesions: mean"] == "0.1"
+    assert start["less that of CG-SENSE images (95 %)"].startswith("+0.0600 (+0.0300")
 
 
 def test_prepared_volumes_without_flair_are_refused(folders, monkeypatch):

@@ -8,8 +8,8 @@ as `dpmtrain kit` does; on the least-squares images by a loss that knows their n
 samples of the start, one of each scan (a round of expectation maximisation, Rozet et al., NeurIPS 2024).
 
 Scored on FLAIR of patient09 and of the held-out label map at R = 4 with the same noise: denoising error, NRMSE of
-reconstructions with the shipped card's settings, one sample each, and lesions painted into patient09 as in
-`evaluate/lesions.py`. Goes on after a stop.
+reconstructions by the shipped card with several noise factors, one sample each, and lesions painted into patient09 as
+in `evaluate/lesions.py`. Goes on after a stop.
 """
 
 import argparse
