@@ -104,6 +104,8 @@ def test_levels_are_log_normal_above_the_lowest_alone():
     free, above = (imperfect.levels(quantiles, torch.full((7,), least)) for least in (0.0, 0.15))
     assert float(free[3]) == pytest.approx(math.exp(imperfect.TRAIN["p_mean"]), rel=1e-4)
     assert 0.15 < float(above.min()) < 0.151
+    below = imperfect.levels(quantiles, torch.zeros(7), 0.15)
+    assert 0.149 < float(below.max()) < 0.15
     # the share of free levels above .15, halved, is left above the median of the others
     assert float(above[3]) == pytest.approx(float(imperfect.levels(1 - 0.5 * (1 - part(0.15)), torch.zeros(1))))
 

@@ -5,7 +5,8 @@
 A hospital has FLAIR scans of R = 3 with noise, and nothing better (`scans.py`). A network that never saw FLAIR is tuned
 with equal numbers of images, from the same start: on full images without noise, which nobody has; on CG-SENSE images,
 as `dpmtrain kit` does; on the least-squares images by a loss that knows their noise (`noise_aware.py`); on posterior
-samples of the start, one of each scan (a round of expectation maximisation, Rozet et al., NeurIPS 2024).
+samples of the start, one of each scan (a round of expectation maximisation, Rozet et al., NeurIPS 2024); by that loss
+above the noise and on these samples below it, where the loss says nothing.
 
 Scored on FLAIR of patient09 and of the held-out label map at R = 4 with the same noise: denoising error, NRMSE of
 reconstructions by the shipped card with several noise factors, one sample each, and lesions painted into patient09 as
@@ -14,6 +15,8 @@ in `evaluate/lesions.py`. Goes on after a stop.
 
 import argparse
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -39,12 +42,7 @@ TRAIN: dict[str, Any] = {
     "optimizer": "muon", "precision": "bf16", "steps": 640, "batch": 8, "rate": 3e-4, "warmup": 20,
     "decay_fraction": 0.5, "clip": 1.0, "ema_half_life": 400, "p_mean": -1.8, "p_std": 1.2,
 }  # fmt: skip
-ARMS = {
-    "clean": "full images without noise",
-    "sense": "CG-SENSE images, as the kit",
-    "modes": "least squares, noise-aware loss",
-    "drawn": "posterior samples of the start",
-}
+LEVELS = NormalDist(TRAIN["p_mean"], TRAIN["p_std"])  # of the logarithm of sigma
 
 
 class NoisyBatch(NamedTuple):
@@ -60,52 +58,73 @@ class NoisyBatch(NamedTuple):
 
 
 class NoiseAwareTrainer(Trainer):
-    def loss(self, batch: NoisyBatch) -> torch.Tensor:
+    def loss(self, batch: Batch | NoisyBatch) -> torch.Tensor:
+        if isinstance(batch, Batch):
+            return super().loss(batch)
         weight = (batch.sigma.square() + self.model.sigma_data**2) / (batch.sigma * self.model.sigma_data).square()
         found = self.parallel(turned(batch.noisy, batch.turn).contiguous(), batch.sigma, batch.label)
         return (weight * batch.modes.error(turned_back(found, batch.turn), batch.noisier, batch.sigma)).mean()
 
 
-def batch_of(images: torch.Tensor | Modes, label: torch.Tensor, generator: torch.Generator) -> Batch | NoisyBatch:
-    """The examples of a step: images as such, or Modes for the noise-aware loss, whose levels begin above the noise.
+def denoising(images: torch.Tensor, generator: torch.Generator, below: float = math.inf) -> Batch:
+    """Some of the images (slices, rows, cols), which stand for the truth; below: where the levels end."""
+    which, turn, quantile = drawn(len(images), generator)
+    sigma = levels(quantile, torch.zeros(len(which)), below)
+    clean = turned(images[which], turn).contiguous()
+    noisy = clean + sigma[:, None, None] * complex_noise(tuple(clean.shape), generator)
+    return Batch(clean, torch.ones(clean.shape), noisy, sigma, torch.empty(0))
 
-    label: (n_labels,) one-hot.
-    """
-    modes = images if isinstance(images, Modes) else None
-    slices = images.image if isinstance(images, Modes) else images
-    count = TRAIN["batch"]
-    which = torch.randint(len(slices), (count,), generator=generator)
-    turn = int(torch.randint(8, (), generator=generator))
-    quantile = torch.rand(count, generator=generator, dtype=torch.float64)
-    labels = label.expand(count, -1)
-    if modes is None:
-        sigma = levels(quantile, torch.zeros(count))
-        clean = turned(slices[which], turn).contiguous()
-        noisy = clean + sigma[:, None, None] * complex_noise(tuple(clean.shape), generator)
-        return Batch(clean, torch.ones(clean.shape), noisy, sigma, labels)
+
+def noise_aware(modes: Modes, generator: torch.Generator) -> NoisyBatch:
+    """Some of the slices, at levels above their noise."""
+    which, turn, quantile = drawn(len(modes.image), generator)
     chosen = Modes(modes.vectors[which], modes.variance[which], modes.image[which])
     sigma = levels(quantile, chosen.lowest_level())
     noisier = chosen.noisier(sigma, generator)
-    return NoisyBatch(chosen, chosen.to_image(noisier), noisier, sigma, labels, turn)
+    return NoisyBatch(chosen, chosen.to_image(noisier), noisier, sigma, torch.empty(0), turn)
 
 
-def levels(quantile: torch.Tensor, lowest: torch.Tensor) -> torch.Tensor:
-    """Noise levels, log-normal as the recipe says, above `lowest` alone; quantile: (batch,), uniform in 0 to 1."""
-    normal = NormalDist(TRAIN["p_mean"], TRAIN["p_std"])
-    least = [normal.cdf(math.log(level)) if level > 0 else 0.0 for level in lowest.tolist()]
-    places = [low + (1 - low) * q for low, q in zip(least, quantile.tolist())]
-    return torch.tensor([math.exp(normal.inv_cdf(min(max(place, 1e-6), 1 - 1e-6))) for place in places])
+def both(found: Scans, generator: torch.Generator) -> Batch | NoisyBatch:
+    """The noise-aware loss above the noise; below it the posterior samples."""
+    lowest = float(found.modes.lowest_level().mean())
+    if float(torch.rand((), generator=generator)) < LEVELS.cdf(math.log(lowest)):
+        return denoising(found.drawn, generator, below=lowest)
+    return noise_aware(found.modes, generator)
 
 
-def tuned(start: Start, images: torch.Tensor | Modes, seed: int, path: Path) -> None:
-    """The start, tuned on the images, at `path`."""
+Make = Callable[[Scans, torch.Generator], Batch | NoisyBatch]
+ARMS: dict[str, tuple[str, Make]] = {
+    "clean": ("full images without noise", lambda found, generator: denoising(found.clean, generator)),
+    "sense": ("CG-SENSE images, as the kit", lambda found, generator: denoising(found.sense, generator)),
+    "modes": ("least squares, noise-aware", lambda found, generator: noise_aware(found.modes, generator)),
+    "drawn": ("posterior samples of the start", lambda found, generator: denoising(found.drawn, generator)),
+    "both": ("noise-aware; posterior samples below the noise", both),
+}
+
+
+def drawn(count: int, generator: torch.Generator) -> tuple[torch.Tensor, int, torch.Tensor]:
+    """Which of `count` slices are in a batch, their orientation, and the quantiles of their levels."""
+    which = torch.randint(count, (TRAIN["batch"],), generator=generator)
+    turn = int(torch.randint(8, (), generator=generator))
+    return which, turn, torch.rand(len(which), generator=generator, dtype=torch.float64)
+
+
+def levels(quantile: torch.Tensor, lowest: torch.Tensor, below: float = math.inf) -> torch.Tensor:
+    """Noise levels, log-normal as the recipe says, between `lowest` and `below` alone; quantile, lowest: (batch,)."""
+    least = [LEVELS.cdf(math.log(level)) if level > 0 else 0.0 for level in lowest.tolist()]
+    most = LEVELS.cdf(math.log(below)) if below < math.inf else 1.0
+    places = [low + (most - low) * q for low, q in zip(least, quantile.tolist())]
+    return torch.tensor([math.exp(LEVELS.inv_cdf(min(max(place, 1e-6), 1 - 1e-6))) for place in places])
+
+
+def tuned(start: Start, make: Callable[[torch.Generator], Batch | NoisyBatch], seed: int, path: Path) -> None:
+    """The start, tuned on the batches that `make` gives, at `path`."""
     settings = {**TRAIN, "seed": seed}
-    kind = NoiseAwareTrainer if isinstance(images, Modes) else Trainer
-    trainer = kind({"model": start.config, "train": settings}, start, "cpu")
-    label = trainer.model.one_hot([CONTRAST])[0]
+    trainer = NoiseAwareTrainer({"model": start.config, "train": settings}, start, "cpu")
+    labels = trainer.model.one_hot([CONTRAST] * TRAIN["batch"])
     generator = torch.Generator().manual_seed(seed)
     for step in tqdm(range(TRAIN["steps"]), desc=path.stem, mininterval=10):
-        trainer.step(step, batch_of(images, label, generator))
+        trainer.step(step, make(generator)._replace(label=labels))
     save_checkpoint(path, trainer.ema, {"recipe": settings, "sampling": load_checkpoint(None).card["sampling"]})
 
 
@@ -116,10 +135,10 @@ def candidates(start: Start, found: Scans, run: Path, seeds: int) -> dict[tuple[
         trainer = Trainer({"model": start.config, "train": {**TRAIN, "seed": 0}}, start, "cpu")
         save_checkpoint(paths["start", 0], trainer.ema, {"sampling": load_checkpoint(None).card["sampling"]})
     for seed in range(seeds):
-        for arm in ARMS:
+        for arm, (_, make) in ARMS.items():
             path = paths[arm, seed] = run / f"{arm}_{seed}.safetensors"
             if not path.with_suffix(".json").exists():
-                tuned(start, getattr(found, arm), seed, path)
+                tuned(start, partial(make, found), seed, path)
     return paths
 
 
@@ -147,7 +166,8 @@ def main() -> None:
     found = scans(args.data, load_checkpoint(args.start), how, run / "scans.pt")
     paths = candidates(start, found, run, args.seeds)
     scored = all_scores(args.images, paths, run / "scores.jsonl", cases, args.draws)
-    report(scored, {"CG-SENSE": "(CG-SENSE)", "start": "not tuned", **ARMS}, args.out)
+    titles = {name: title for name, (title, _) in ARMS.items()}
+    report(scored, {"CG-SENSE": "(CG-SENSE)", "start": "not tuned", **titles}, args.out)
 
 
 if __name__ == "__main__":
