@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from dpmrecon.contrasts import LABELS
 from dpmrecon.physics.fourier import crop_or_pad
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.prior.denoiser import Denoiser, complex_noise
 from matplotlib.figure import Figure
+from scipy.optimize import least_squares
 from tqdm import tqdm
 
 from ..arguments import exit_code
@@ -47,6 +49,7 @@ TRAIN: dict[str, Any] = {
         "t1", "t2", "dwi_b0", "dwi_b1000", "dwi", "swi", "mprage", "gre"))],
     "real_fraction": 0.5, "crop": 64, "pool": 8192,
 }  # fmt: skip
+PAPER = (64_700_000, 6_000_000)  # parameters and images of the source paper, the latter about
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5)
 SHORTEST = 64  # steps after which the networks are scored for the first time
 SIDE = 128  # of the centre of a validation slice
@@ -148,50 +151,78 @@ def scored(slices: Sequence[tuple[str, torch.Tensor]], run: Path) -> list[dict]:
     return found
 
 
-def fitted(rows: Sequence[dict]) -> tuple[float, float, float]:
-    """(a, p, q) of the least-squares fit log error = a - p log parameters - q log images."""
-    known = torch.tensor([[1.0, -math.log(r["parameters"]), -math.log(r["images"])] for r in rows])
-    errors = torch.tensor([[math.log(r["all"])] for r in rows])
-    a, p, q = torch.linalg.lstsq(known, errors).solution.flatten().tolist()
-    return a, p, q
+def law(fit: np.ndarray, parameters: float, images: float) -> float:
+    """floor + a parameters^-p + b images^-q, parameters in 1e5 and images in 1e4; fit: the logarithms of the five."""
+    floor, a, p, b, q = np.exp(fit)
+    return float(floor + a * (parameters / 1e5) ** -p + b * (images / 1e4) ** -q)
+
+
+def fitted(rows: Sequence[dict]) -> np.ndarray:
+    """The law (Hoffmann et al., 2022) with the least squares of the logarithm's errors."""
+
+    def off(fit: np.ndarray) -> list[float]:
+        return [math.log(law(fit, row["parameters"], row["images"]) / row["all"]) for row in rows]
+
+    lowest = min(row["all"] for row in rows)
+    starts = [np.log([0.8 * lowest, a, p, a, p]) for a in (0.05, 0.2) for p in (0.3, 0.8)]
+    return min((least_squares(off, start, max_nfev=4000) for start in starts), key=lambda found: found.cost).x
+
+
+def told(own: Sequence[dict], ships: dict) -> list[list[str]]:
+    """What the law says, fitted to the last doublings, of the model that ships, which it was not fitted to, and of the
+    source paper's network."""
+    longest, last = max(row["images"] for row in own), max(row["parameters"] for row in own)
+    lines = [["doublings", "floor", "the model that ships (measured)", f"{last:,} parameters, its images",
+              "its parameters, images of the last", f"{PAPER[0]:,} parameters, {PAPER[1]:,} images"]]  # fmt: skip
+    for doublings in (3, 4, 5):
+        fit = fitted([row for row in own if row["images"] > longest >> doublings])
+        places = [(last, ships["images"]), (ships["parameters"], longest), PAPER]
+        lines.append(
+            [
+                f"{doublings}",
+                f"{np.exp(fit[0]):.3f}",
+                f"{law(fit, ships['parameters'], ships['images']):.3f} ({ships['all']:.3f})",
+                *(f"{law(fit, *place):.3f}" for place in places),
+            ]
+        )
+    return lines
 
 
 def report(rows: Sequence[dict], out: Path) -> None:
     """table.csv, table.md and capacity.png."""
     heads = ["network", "parameters", "images", *(f"sigma {sigma:g}" for sigma in SIGMAS), "all"]
     cells = [
-        [r["name"], f"{r['parameters']:,}", f"{r['images']:,}", *(f"{e:.4f}" for e in r["errors"].values()),
-         f"{r['all']:.4f}"] for r in rows
+        [row["name"], f"{row['parameters']:,}", f"{row['images']:,}",
+         *(f"{error:.4f}" for error in row["errors"].values()), f"{row['all']:.4f}"] for row in rows
     ]  # fmt: skip
-    own = [row for row in rows if row["name"] in WIDTHS]
-    longest = max(row["images"] for row in own)
-    late = [row for row in own if row["images"] >= longest / 8]
-    a, p, q = fitted(late)
-    ships = rows[-1]
-    told = math.exp(a) * ships["parameters"] ** -p * ships["images"] ** -q
-    text = "\n".join(markdown([heads, *cells]))
-    text += (
-        f"\n\nFit to the last three doublings: error ~ parameters^-{p:.3f} images^-{q:.3f}. For the model that ships "
-        f"it says {told:.4f}; measured: {ships['all']:.4f}."
-    )
-    write_tables(out, [heads, *cells], text)
-    figure = Figure((9, 3.8), layout="constrained")
+    *own, ships = rows
+    text = ["Error over sigma; all: geometric mean over the levels.", "", *markdown([heads, *cells]), ""]
+    text += ["What the law floor + a parameters^-p + b images^-q says when it is fitted to the last doublings:", ""]
+    write_tables(out, [heads, *cells], "\n".join([*text, *markdown(told(own, ships))]))
+    picture(own, ships, out / "capacity.png")
+
+
+def picture(own: Sequence[dict], ships: dict, path: Path) -> None:
+    """Error against images, a line for each network; against parameters, a line for each level."""
+    figure = Figure((9, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in WIDTHS:
         line = [row for row in own if row["name"] == name]
         left.plot([row["images"] for row in line], [row["all"] for row in line], "o-", label=name)
     left.plot(ships["images"], ships["all"], "k*", label="the model that ships")
-    left.set(xscale="log", yscale="log", xlabel="images seen", ylabel="error over sigma, all levels")
-    last = [row for row in own if row["images"] == longest] + [ships]
+    left.set(xscale="log", xlabel="images seen", ylabel="error over sigma, all levels")
+    longest = max(row["images"] for row in own)
+    last = [row for row in own if row["images"] == longest]
     for sigma in SIGMAS:
         errors = [row["errors"][f"{sigma:g}"] for row in last]
-        (line,) = right.plot([row["parameters"] for row in last[:-1]], errors[:-1], "o-", label=f"sigma {sigma:g}")
-        right.plot(ships["parameters"], errors[-1], "*", color=line.get_color())
-    right.set(xscale="log", yscale="log", xlabel=f"parameters, after {longest:,} images", ylabel="error over sigma")
-    left.legend(fontsize="small")
-    right.legend(fontsize="small")
-    with writing(out / "capacity.png"):
-        figure.savefig(out / "capacity.png", dpi=110)
+        (line,) = right.plot([row["parameters"] for row in last], errors, "o-", label=f"sigma {sigma:g}")
+        right.plot(ships["parameters"], ships["errors"][f"{sigma:g}"], "*", color=line.get_color())
+    right.set(xscale="log", xlabel=f"parameters, after {longest:,} images (star: ships)", ylabel="error over sigma")
+    for axis in (left, right):
+        axis.legend(fontsize="small")
+        axis.set_ylim(0)
+    with writing(path):
+        figure.savefig(path, dpi=110)
 
 
 def main() -> None:

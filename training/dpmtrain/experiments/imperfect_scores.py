@@ -104,44 +104,46 @@ def over_seeds(found: dict[Name, Scores], arm: str, value: Callable[[Scores], li
 
 
 def report(found: dict[Name, Scores], titles: dict[str, str], out: Path) -> None:
-    """table.csv, table.md and imperfect.png. titles: of the arms; "sense" is what the others are compared with.
+    """table.csv, each arm at all FACTORS; table.md, at the one that is best for it on the label map; imperfect.png.
 
-    Each arm at the factor that is best for it on the label map.
+    titles: of the arms; "sense" is what the others are compared with.
     """
-    heads = ["tuned on", "noise_factor", "patient09", "label map", "less that of CG-SENSE images (95 %)",
+    heads = ["tuned on", "noise_factor", "NRMSE, patient09", "label map", "all, less CG-SENSE images' (95 %)",
              *(f"error at {sigma:g}" for sigma in SIGMAS), *(f"lesions: {name}" for name in KEPT)]  # fmt: skip
     simulated = np.array(next(iter(found.values())).simulated)
-    errors = {arm: over_seeds(found, arm, lambda scores: scores.nrmse) for arm in titles}
-    best = {arm: int(of[..., simulated].mean((0, 2)).argmin()) for arm, of in errors.items()}
-    chosen = {arm: of[:, best[arm]] for arm, of in errors.items()}  # (seeds, slices)
-    rows = []
+    nrmses = {arm: over_seeds(found, arm, lambda scores: scores.nrmse) for arm in titles}
+    best = {arm: int(of[..., simulated].mean((0, 2)).argmin()) for arm, of in nrmses.items()}
+    reference = nrmses["sense"][:, best["sense"]].mean(0)
+    lines, chosen = [heads], [heads]
     for arm, title in titles.items():
-        gap = paired_difference(chosen[arm].mean(0), chosen["sense"].mean(0))
         levels = over_seeds(found, arm, lambda scores: scores.denoising)
         lesions = over_seeds(found, arm, lambda scores: [[of[name] for name in KEPT] for of in scores.lesions])
-        rows.append(
-            [
+        for number, factor in enumerate(FACTORS if levels.size else ("",)):
+            errors = nrmses[arm][:, number]  # (seeds, slices)
+            cells = [
                 title,
-                f"{FACTORS[best[arm]]:g}" if levels.size else "",
-                *(_range(chosen[arm][:, which].mean(1), ".4f") for which in (~simulated, simulated)),
-                "" if arm == "sense" else "{:+.4f} ({:+.4f} to {:+.4f})".format(*gap),
+                f"{factor}",
+                *(_range(errors[:, which].mean(1), ".4f") for which in (~simulated, simulated)),
+                "{:+.4f} ({:+.4f} to {:+.4f})".format(*paired_difference(errors.mean(0), reference)),
                 *([_range(of, ".3f") for of in levels.T] or [""] * len(SIGMAS)),
-                *(_range(of, ".3g") for of in lesions[:, best[arm]].T),
+                *(_range(of, ".3g") for of in lesions[:, number].T),
             ]
-        )
-    write_tables(out, [heads, *rows], "\n".join(markdown([heads, *rows])))
+            lines.append(cells)
+            if number == best[arm]:
+                chosen.append(cells)
+    write_tables(out, lines, "\n".join(markdown(chosen)))
     picture(found, titles, out / "imperfect.png")
 
 
 def _range(values: np.ndarray, form: str) -> str:
-    """Mean over seeds, the lowest and the highest."""
-    seeds = f" ({values.min():{form}} to {values.max():{form}})" if len(values) > 1 else ""
-    return f"{values.mean():{form}}{seeds}"
+    """Mean over seeds, with the lowest and the highest where they differ in what is shown."""
+    low, high = (format(value, form) for value in (values.min(), values.max()))
+    return format(values.mean(), form) + (f" ({low} to {high})" if low != high else "")
 
 
 def picture(found: dict[Name, Scores], titles: dict[str, str], path: Path) -> None:
     """Denoising error over the start's, a line for each seed; lesion contrast against NRMSE, a line along FACTORS."""
-    figure = Figure((10, 4), layout="constrained")
+    figure = Figure((10, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     start = np.array(found["start", 0].denoising)
     for arm, title in titles.items():
@@ -154,6 +156,8 @@ def picture(found: dict[Name, Scores], titles: dict[str, str], path: Path) -> No
     left.set(xscale="log", xlabel="sigma", ylabel="denoising error over the start's", title="held-out FLAIR")
     factors = ", ".join(f"{factor:g}" for factor in FACTORS)
     right.set(xlabel="NRMSE", ylabel="contrast kept of lesions", title=f"R = 4, noise_factor {factors}")
-    right.legend(fontsize="small")
+    left.set_xticks(SIGMAS, [f"{sigma:g}" for sigma in SIGMAS])
+    left.minorticks_off()
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     with writing(path):
         figure.savefig(path, dpi=110)
