@@ -147,7 +147,8 @@ def test_every_arm_is_tuned_and_scored_and_a_second_run_finds_it_done(
     assert capsys.readouterr().out == text
 
 
-def test_each_arm_is_reported_at_its_best_factor_on_the_label_map(tmp_path):
+def test_each_arm_is_reported_at_its_best_factor_on_the_label_map(tmp_path, monkeypatch):
+    monkeypatch.setattr(imperfect_scores, "FACTORS", (0.57, 0.75, 1.0))
     kept = dict.fromkeys(imperfect_scores.KEPT, 0.5)
     levels = [0.1] * len(capacity.SIGMAS)
 

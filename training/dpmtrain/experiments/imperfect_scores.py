@@ -26,7 +26,7 @@ from .scans import CONTRAST, LABEL_MAP
 
 SNR = 15.0  # of the scans with lesions
 # how far the data are trusted, see SamplerSettings: what is best depends on the network
-FACTORS = (0.57, 0.75, 1.0)
+FACTORS = (0.45, 0.57, 0.75, 1.0)
 KEPT = ("mean", "lowest", "AUC", "invented")
 Name = tuple[str, int]
 
