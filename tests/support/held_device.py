@@ -30,7 +30,7 @@ class Held:
 def held(device: DeviceQueue) -> Iterator[None]:
     """The device works while the block runs; what is asked of it there waits."""
     request = Held()
-    thread = threading.Thread(target=lambda: list(device.run(request)))
+    thread = threading.Thread(target=lambda: list(device.run(request)), daemon=True)
     thread.start()
     assert request.begun.wait(LIMIT)
     try:

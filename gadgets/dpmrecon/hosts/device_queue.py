@@ -5,7 +5,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 END = object()  # of an answer
 
@@ -25,7 +26,8 @@ class Request(Protocol):
         """The items of both in one request, None where they cannot be worked on at once."""
 
 
-class Waiting(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Waiting:
     """A request, and where its results go: END or an exception is the last."""
 
     request: Request
@@ -85,18 +87,23 @@ class DeviceQueue:
             first = self._waiting.popleft()
             if first is None:
                 return False
-            request, together = first.request, [first]
-            for entry in [entry for entry in self._waiting if entry is not None]:
-                if (more := request.joined(entry.request)) is not None:
-                    request = more
-                    together.append(entry)
-                    self._waiting.remove(entry)
-        self._began = self._clock()
+            self._began = self._clock()
+            request, together = self._with_others(first)
         if len(together) == 1:
             self._answer(first)
         else:
             self._answer_together(request, together)
         return True
+
+    def _with_others(self, first: Waiting) -> tuple[Request, list[Waiting]]:
+        """What is worked on at once, taken from what waits."""
+        request, together = first.request, [first]
+        for entry in [entry for entry in self._waiting if entry is not None]:
+            if (more := request.joined(entry.request)) is not None:
+                request = more
+                together.append(entry)
+                self._waiting.remove(entry)
+        return request, together
 
     def _answer(self, entry: Waiting) -> None:
         try:
