@@ -58,7 +58,7 @@ def test_every_scan_has_its_folder_and_its_row(result):
         "swi": "swi",
     }
     assert found["flair"]["matrix"] == [40, 48]
-    assert found["mprage"]["matrix"] == [18, 26, 24]
+    assert found["mprage"]["matrix"] == [12, 26, 24]
     assert found["dwi"]["verdicts"] == {"model": 6, "fallback": 0, "missing": 0, "not trusted": 0, "caution": 0}
     for name, row in found.items():
         assert (row["exit_code"], row["error"]) == (0, None)

@@ -39,6 +39,12 @@ def scan(simulated_scan):
     return simulated_scan(matrix=(45, 64), n_slices=2)
 
 
+@pytest.fixture(scope="module")
+def data(scan):
+    """The scan as a stream of version 2."""
+    return version2.stream(scan)
+
+
 @pytest.mark.parametrize(
     "name", ["ismrmrd/flair_3slices_r4_separate_acs.h5", "epi/epi_dwi_sep.h5", "ismrmrd/t1_brain_r4.h5"]
 )
@@ -69,8 +75,8 @@ def test_a_line_survives_both_ways(scan):
     dataset.close()
 
 
-def test_replay_of_a_file_and_of_a_stream_is_that_of_version_1(scan, model, tmp_path):
-    data, named = version2.stream(scan), ("--model", str(model))
+def test_replay_of_a_file_and_of_a_stream_is_that_of_version_1(scan, data, model, tmp_path):
+    named = ("--model", str(model))
     path = tmp_path / "scan.mrd"
     path.write_bytes(data)
     assert main(["replay", str(scan), "--out", str(tmp_path / "one"), *named, *FEW]) == 0
@@ -84,17 +90,17 @@ def test_replay_of_a_file_and_of_a_stream_is_that_of_version_1(scan, model, tmp_
         assert [bytes(one.getHead()) for one in found] == [bytes(one.getHead()) for one in expected]
 
 
-def test_the_doctor_says_of_a_file_what_it_says_of_version_1(scan, tmp_path, capsys):
+def test_the_doctor_says_of_a_file_what_it_says_of_version_1(scan, data, tmp_path, capsys):
     path = tmp_path / "scan.mrd"
-    path.write_bytes(version2.stream(scan))
+    path.write_bytes(data)
     assert main(["doctor", str(path), "--json"]) == main(["doctor", str(scan), "--json"]) == 0
     one, other = capsys.readouterr().out.split("\n}\n")[:2]
     assert one == other and '"verdict": "supported"' in one
 
 
-def test_a_file_that_breaks_off_gives_the_lines_that_came(scan, model, tmp_path, capsys):
+def test_a_file_that_breaks_off_gives_the_lines_that_came(data, model, tmp_path, capsys):
     path = tmp_path / "scan.mrd"
-    path.write_bytes(version2.stream(scan)[:-70_000])
+    path.write_bytes(data[:-70_000])
     found = dpmrecon.doctor(path)
     assert (found.verdict, found.exit_code) == ("supported", 4) and "ends within its lines" in str(found.repairs)
     assert main(["replay", str(path), "--out", str(tmp_path / "out"), "--model", str(model), *FEW]) == 4
@@ -103,19 +109,19 @@ def test_a_file_that_breaks_off_gives_the_lines_that_came(scan, model, tmp_path,
 
 
 @pytest.mark.parametrize(("size", "words"), [(40, "ends within its header"), (5, "ends within its header")])
-def test_half_a_header_is_refused(scan, tmp_path, size, words):
+def test_half_a_header_is_refused(data, tmp_path, size, words):
     path = tmp_path / "scan.mrd"
-    path.write_bytes(version2.stream(scan)[:size])
+    path.write_bytes(data[:size])
     with pytest.raises(BadInputError, match=words), open_scan(path):
         pass
 
 
-def test_a_full_disk_is_said(scan, tmp_path, monkeypatch):
+def test_a_full_disk_is_said(data, tmp_path, monkeypatch):
     def full(self, line):
         raise OSError("No space left on device")
 
     path = tmp_path / "scan.mrd"
-    path.write_bytes(version2.stream(scan))
+    path.write_bytes(data)
     monkeypatch.setattr(ismrmrd.Dataset, "append_acquisition", full)
     with pytest.raises(BadInputError, match="No space left on device.*TMPDIR"), open_scan(path):
         pass
@@ -153,8 +159,8 @@ def test_stream_answers_in_version_2(scan, model):
         (lambda data: data[:60] + b"?" + data[61:], 2, b"cannot be read"),
     ],
 )
-def test_what_breaks_off_or_is_damaged_is_named(scan, model, spoil, code, words):
-    answer = run(spoil(version2.stream(scan)), "stream", "--model", str(model))
+def test_what_breaks_off_or_is_damaged_is_named(data, model, spoil, code, words):
+    answer = run(spoil(data), "stream", "--model", str(model))
     assert answer.returncode == code and words in answer.stderr and b"Traceback" not in answer.stderr
 
 

@@ -46,6 +46,7 @@ def started(folder: Path) -> Iterator[tuple[Peer, str]]:
         "StorageDirectory": str(folder / "storage"),
         "IndexDirectory": str(folder / "storage"),
         "Plugins": [],
+        "SyncStorageArea": False,
         "HttpPort": http,
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,
@@ -70,5 +71,5 @@ def started(folder: Path) -> Iterator[tuple[Peer, str]]:
             pytest.fail((folder / "log").read_text())
         yield Peer("ARCHIVE", "127.0.0.1", dicom), address
     finally:
-        process.terminate()
+        process.kill()  # it takes seconds to end, and what it stores is no longer wanted
         process.wait(LIMIT)

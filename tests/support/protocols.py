@@ -12,8 +12,8 @@ STRAIGHT = {"rotation_deg": (0.0, 0.0, 0.0)}
 SCANS = {
     "dwi": {"contrast": "dwi", "n_slices": 3, "matrix": (40, 36), "b_values": (0.0, 1000.0), **STRAIGHT},
     "flair": {"contrast": "flair", "n_slices": 3, "matrix": (40, 48), **STRAIGHT},
-    "mprage": {"contrast": "t1", "orientation": "sagittal", "partitions": 18, "acceleration": 1, **STRAIGHT},
-    "swi": {"contrast": "swi", "partitions": 14, "slice_thickness_mm": 3.0, "acceleration": 1, **STRAIGHT},
+    "mprage": {"contrast": "t1", "orientation": "sagittal", "partitions": 12, "acceleration": 1, **STRAIGHT},
+    "swi": {"contrast": "swi", "partitions": 12, "slice_thickness_mm": 3.0, "acceleration": 1, **STRAIGHT},
 }
 
 

@@ -17,7 +17,7 @@ CANNOT_BE_SEEN = {"samples reversed", "shots moved"}
 @pytest.mark.parametrize("seed", range(20))
 def test_a_fault_is_seen_or_harmless(seed, monkeypatch):
     """In fewer steps than the command takes: a contradiction shows in any image."""
-    monkeypatch.setattr(fault_injection, "OPTIONS", (*fault_injection.OPTIONS, "--steps", "8"))
+    monkeypatch.setattr(fault_injection, "OPTIONS", (*fault_injection.OPTIONS, "--steps", "4"))
     row = row_of(seed, None)
     assert row.sound_exit == 0
     assert row.sound_text == "" or row.sound_text.endswith("it counts as trace-weighted")  # DWI of no direction

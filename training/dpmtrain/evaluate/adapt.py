@@ -102,8 +102,8 @@ def row_of(scan: str, slices: Sequence[ReferenceSlice], checkpoint: Checkpoint) 
         f"{sense_weight:g}, {wavelet_weight:g}",
         plain[0].verdict.partition(":")[0],
         float(np.mean([item.seconds["sampling"] for item in plain])),
-        fitted[0].seconds["adaptation"],
-        str(fitted[0].adaptation),
+        sum(item.seconds.get("adaptation", 0.0) for item in fitted),
+        str(fitted[-1].adaptation),
     )
 
 
@@ -122,8 +122,8 @@ def table(rows: Sequence[Row], model_id: str) -> str:
     return joined(
         f"# The prior adapted to a scan, {model_id}",
         f"NRMSE at R = {R} with {CALIBRATION_LINES} calibration lines, one factor a scan; weights of CG-SENSE and "
-        "L1-wavelet are the best by the truth. The fit is to a scan's first slice, all are scored. Its rate and "
-        "rounds were chosen on such objects and heads. One thread of a machine that others used.",
+        "L1-wavelet are the best by the truth. The fit is to the first slice with one set of maps, all are scored. Its "
+        "rate and rounds were chosen on such objects and heads. One thread of a machine that others used.",
         lines,
         f"Adapted no worse than the better of CG-SENSE and L1-wavelet: {better} of {len(objects)} objects; within "
         f"{MARGIN:.0%} of the prior as it is: {within} of {len(heads)} heads.",

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from dpmrecon.errors import BadInputError, DpmreconError
@@ -61,13 +62,13 @@ class Trainer:
             optimizer.load_state_dict(state)
         self.parallel = self.accelerator.prepare(self.model)
 
-    def step(self, step: int, batch: Batch, stop: bool = False) -> tuple[float, bool]:
+    def step(self, step: int, batch: Any, stop: bool = False) -> tuple[float, bool]:
         """One step on this process's share of the batch. Returns the whole batch's loss, and whether any process was
         told to stop. Raises DpmreconError where the loss or its gradient is not finite."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, self.settings)
-        loss = denoising_loss(self.parallel, batch, self.model.sigma_data)
+        loss = self.loss(batch)
         self.model.zero_grad()
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings["clip"])
@@ -85,6 +86,9 @@ class Trainer:
                 "lower the rate in the recipe and begin anew"
             )
         return mean, asked > 0
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        return denoising_loss(self.parallel, batch, self.model.sigma_data)
 
     def state(self) -> dict:
         return {
