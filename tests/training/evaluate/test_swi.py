@@ -4,7 +4,10 @@ import csv
 
 import numpy as np
 import pytest
+import torch
+from dpmrecon.physics.soft_sense import SoftVolume
 from dpmtrain.evaluate import swi
+from dpmtrain.evaluate.baselines import volume_arrays
 from dpmtrain.evaluate.swi_cases import gre_cases, phantom, phantom_cases
 from dpmtrain.evaluate.swi_figures import bleed_size, dark_phase, local_contrast, phase_error, slope
 
@@ -57,6 +60,16 @@ def test_a_dark_balls_diameter_and_contrast(diameter):
     depth = np.clip((diameter / 2 - away) / 2 + 0.5, 0, 1)  # half of it at the ball's surface
     found = bleed_size(3 * (1 - 0.8 * depth), depth > 0.9, voxel)
     assert found == pytest.approx((0.8, diameter), abs=0.15)
+
+
+def test_a_baseline_gets_the_first_of_two_sets_of_maps():
+    (case,) = phantom_cases(phantom(0, 10, (36, 40)), ["2 x 2 CAIPIRINHA"])  # within a head, cut off all around
+    assert isinstance(case.mapped.model, SoftVolume)
+    kspace, maps = volume_arrays(case.mapped)
+    assert maps.shape == kspace.shape == (len(kspace), *case.truth.shape)
+    first = case.mapped.model.coil_maps[:, 0]
+    norms = torch.linalg.vector_norm(first, dim=1).sum(), torch.linalg.vector_norm(maps, dim=0).sum()
+    assert norms[0] == pytest.approx(float(norms[1]), rel=1e-4)
 
 
 def test_the_command_compares_with_the_full_scan(model, tmp_path, monkeypatch, capsys):

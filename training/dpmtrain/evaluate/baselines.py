@@ -53,8 +53,10 @@ def l1_wavelet(case: MappedSlice, weight: float) -> torch.Tensor:
 
 
 def volume_arrays(case: MappedVolume) -> tuple[torch.Tensor, torch.Tensor]:
-    """K-space and coil maps (n_coils, partitions, rows, cols) of a volume, whose model has them in other layouts."""
-    maps = origin_to_centre(case.model.coil_maps, (-2, -1)).permute(1, 2, 3, 0)
+    """K-space and coil maps (n_coils, partitions, rows, cols) of a volume, whose model has them in other layouts; the
+    first set where there are two."""
+    maps = case.model.coil_maps if case.model.coil_maps.ndim == 4 else case.model.coil_maps[:, 0]
+    maps = origin_to_centre(maps, (-2, -1)).permute(1, 2, 3, 0)
     return to_kspace(case.data.kspace, (-1,)), maps
 
 

@@ -49,8 +49,9 @@ class Case:
 
 
 def in_map_phase(mapped: MappedVolume, image: torch.Tensor) -> np.ndarray:
-    """An image of the model as that of the coil maps alone."""
-    return (image * mapped.phase).numpy()
+    """An image of the model, of all sets of maps or of one, as that of the coil maps alone."""
+    combined = mapped.model.combined(image) if image.ndim > mapped.phase.ndim else image
+    return (combined * mapped.phase).numpy()
 
 
 def phantom(subject: int, partitions: int, matrix: tuple[int, int]) -> VolumeSettings:
