@@ -166,8 +166,8 @@ def test_samples_are_those_of_the_posterior(axes, cut):
     assert float(variance / exact) == pytest.approx(1, abs=0.1)
 
 
-def test_planes_of_one_direction_are_made_to_agree():
-    """A weight across the planes changes a volume that is cut in one direction, and no other."""
+def test_planes_that_the_network_sees_are_made_to_agree():
+    """The total variation across the planes acts in every direction that a volume is cut in."""
     problem = volume_problem(mapped(), 4)
 
     class Unchanged:
@@ -180,10 +180,10 @@ def test_planes_of_one_direction_are_made_to_agree():
         settings = SamplerSettings(steps=4, sigma_max=0.5, across=across)
         return sample_prox(replace(problem, planes=Planes(axes, 4)), Unchanged(), settings, NoiseSource([0]))[0]
 
-    assert torch.equal(drawn((0, 1), 0.0), drawn((0, 1), 0.5))
-    for axis in range(3):
-        loose, tight = (torch.diff(drawn((axis,), across), dim=axis).abs().mean() for across in (0.0, 0.5))
-        assert tight < 0.97 * loose
+    for axes in ((0,), (1,), (2,), (0, 1)):
+        loose, tight = drawn(axes, 0.0), drawn(axes, 0.5)
+        for axis in axes:
+            assert torch.diff(tight, dim=axis).abs().mean() < 0.97 * torch.diff(loose, dim=axis).abs().mean()
 
 
 def test_seeds_planes_at_once_and_samples(model):

@@ -51,6 +51,7 @@ WAYS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "planes 0": ((0,), {}),
     "planes 0, no total variation": ((0,), {"across": 0.0}),
     "planes 0 1 2": (TURNS, {}),
+    "planes 0 1 2, no total variation": (TURNS, {"across": 0.0}),
 }
 CROPS = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 CROPPED_SLABS = [((2.0, 2.0, 2.0), 24), ((3.0, 2.0, 2.0), 32)]
@@ -140,7 +141,7 @@ def planes(images: Path, checkpoint: Checkpoint, out: Path) -> None:
         f"# Which planes of a slab help, {checkpoint.model_id}",
         "SWI, axial partitions: NRMSE of one sample by the card's settings with planes cut across these axes in "
         "turn. Planes 0 are the acquired ones; planes 1 and 2 have the partitions as their rows. The total variation "
-        "across the planes, a setting of the card, acts where they are cut across one axis alone.",
+        "across the planes that a step cuts is a setting of the card.",
         table,
     )
 

@@ -40,9 +40,8 @@ class SamplerSettings:
     to be noise_factor * sigma_n + model_error: the factor is below 1 to trust an imperfect prior less than the data;
     the rest is what coil maps and model leave unexplained where noise is low; turns: `prox` shows the network each
     step's image in another of the 8 orientations it was trained in, so that its preferences for one average out;
-    across: weight, over sigma, of the total variation across the planes of a volume that is cut in one direction alone,
-    whose planes the network cannot make agree (after DiffusionMBIR: Chung et al., CVPR 2023); zeta: step size of the
-    data term of `dps`.
+    across: weight, over sigma, of the total variation across the planes that the network has just seen of a volume and
+    cannot make agree (after DiffusionMBIR: Chung et al., CVPR 2023); zeta: step size of the data term of `dps`.
     """
 
     steps: int = 20
@@ -100,7 +99,7 @@ def denoised_step(
     across = x.flatten(0, -4).movedim(axis, 1)  # the image of every map is one to the prior
     images = turned(across.flatten(0, 1), orientation).contiguous()
     found = turned_back(prior.of_planes(images, sigma, planes.at_once), orientation).unflatten(0, across.shape[:2])
-    if len(planes.axes) == 1 and settings.across > 0:
+    if settings.across > 0:
         found = torch.stack([smooth_across(volume, settings.across * sigma) for volume in found])
     return found.movedim(1, axis).reshape(x.shape)
 
