@@ -65,7 +65,17 @@ def test_sets_hold_the_images_and_nothing_that_tells_the_arm(made):
     key, seal = Key.read(key_file)
     assert json.loads((out / "study.json").read_text())["seal"] == seal
     everything = b"".join(path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file())
-    for word in (b"Doe", b"amber", b"dpmrecon", b"Scanner", b"RESEARCH", b"diffusion", b"20260", b"a phrase"):
+    for word in (
+        b"Doe",
+        b"amber",
+        b"dpmrecon",
+        b"Scanner",
+        b"RESEARCH",
+        b"diffusion",
+        b"20260105",
+        b"20260301",
+        b"a phrase",
+    ):
         assert word not in everything
     files = sorted(out.rglob("*.dcm"))
     assert len(files) == 12 * 2 * 3
