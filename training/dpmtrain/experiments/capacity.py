@@ -8,7 +8,6 @@ rms error per real channel of the denoised image, over sigma, on slices of the h
 is one more point: trained longer, on larger crops, with a rate that falls. Goes on after a stop.
 """
 
-import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,14 +23,14 @@ from matplotlib.figure import Figure
 from scipy.optimize import least_squares
 from tqdm import tqdm
 
-from ..arguments import exit_code
+from ..arguments import exit_code, module_parser
 from ..data.dataset import smooth_field
 from ..data.open_sets import HELD_OUT
 from ..evaluate.references import CPU
 from ..evaluate.score_lines import ScoreLines
 from ..evaluate.tables import markdown, write_tables
 from ..evaluate.validation import SIGMA_N, validation_scan
-from ..files import writing
+from ..files import save_figure
 from ..train.batches import Batch
 from ..train.crop_pool import CropPool
 from ..train.keeper import read_tensors, write_state
@@ -221,14 +220,11 @@ def picture(own: Sequence[dict], ships: dict, path: Path) -> None:
     for axis in (left, right):
         axis.legend(fontsize="small")
         axis.set_ylim(0)
-    with writing(path):
-        figure.savefig(path, dpi=110)
+    save_figure(path, figure, 110)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
+    parser = module_parser(__doc__, "data", "images")
     parser.add_argument("--run", type=Path, required=True, help="folder of networks and scores; gone on with if there")
     parser.add_argument("--out", type=Path, required=True, help="folder for table and plot")
     args = parser.parse_args()

@@ -13,7 +13,6 @@ reconstructions by the shipped card with several noise factors, one sample each,
 in `evaluate/lesions.py`. Goes on after a stop.
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +28,7 @@ from dpmrecon.prior.samplers.diffusion import turned, turned_back
 from dpmrecon.recon.plan import sampling_of
 from tqdm import tqdm
 
-from ..arguments import at_least, exit_code
+from ..arguments import at_least, exit_code, module_parser
 from ..evaluate.references import CPU
 from ..train.batches import Batch
 from ..train.keeper import Start, read_start
@@ -143,12 +142,10 @@ def candidates(start: Start, found: Scans, run: Path, seeds: int) -> dict[tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = module_parser(__doc__, "data", "images")
     parser.add_argument(
         "--start", type=Path, required=True, help="model that never saw FLAIR, such as `capacity` makes"
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder that `prepare` wrote")
-    parser.add_argument("--images", type=Path, required=True, help="folder with open_ms/ and synthseg_labels/")
     parser.add_argument("--run", type=Path, required=True, help="networks and scores, by start; gone on with if there")
     parser.add_argument("--out", type=Path, required=True, help="folder for table and plot")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each arm (default: 2)")

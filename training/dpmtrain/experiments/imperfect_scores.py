@@ -19,8 +19,8 @@ from ..evaluate.methods import by_card
 from ..evaluate.metrics import nrmse, paired_difference
 from ..evaluate.score_lines import ScoreLines
 from ..evaluate.scoring import Undersampled
-from ..evaluate.tables import markdown, write_tables
-from ..files import writing
+from ..evaluate.tables import write_tables
+from ..files import save_figure
 from .capacity import SIGMAS, denoising_errors
 from .scans import CONTRAST, LABEL_MAP
 
@@ -131,7 +131,7 @@ def report(found: dict[Name, Scores], titles: dict[str, str], out: Path) -> None
             lines.append(cells)
             if number == best[arm]:
                 chosen.append(cells)
-    write_tables(out, lines, "\n".join(markdown(chosen)))
+    write_tables(out, lines, chosen)
     picture(found, titles, out / "imperfect.png")
 
 
@@ -159,5 +159,4 @@ def picture(found: dict[Name, Scores], titles: dict[str, str], path: Path) -> No
     left.set_xticks(SIGMAS, [f"{sigma:g}" for sigma in SIGMAS])
     left.minorticks_off()
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
-    with writing(path):
-        figure.savefig(path, dpi=110)
+    save_figure(path, figure, 110)
