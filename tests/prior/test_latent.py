@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from support.gaussian import random_model
 from support.latent import CONFIG, SCHEDULE, latent_model
 from support.models import TINY
+from support.paths import ROOT
 from support.results import report
 
 ROWS, COLS = 21, 37
@@ -168,7 +169,9 @@ def test_the_sketch_is_the_regression_networks_own_image_of_the_contrast():
 
 
 def test_a_card_names_the_sketcher_and_another_ones_is_refused(tmp_path):
-    _, shipped = shipped_sketcher()
+    sketcher, shipped = shipped_sketcher()
+    assert sketcher.denoiser.refiner is None  # the network alone, whatever came after it since
+    assert shipped == json.loads((ROOT / "models/latent.json").read_text())["sketcher"]
     path = tmp_path / "latent.safetensors"
     save_checkpoint(path, latent_model(), {"kind": "latent", "sketcher": shipped})
     model = load_checkpoint(path).model

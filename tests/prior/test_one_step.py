@@ -23,7 +23,7 @@ CONFIG = {"widths": [4, 6, 8], "blocks": [1, 1, 1], "embedding": 8, "labels": ["
 class Given:
     """A prior whose v is a function of z_t and t."""
 
-    conditioning = "cg-sense"
+    conditioning, refiner = "cg-sense", None
 
     def __init__(self, velocity):
         self.velocity = velocity
@@ -44,9 +44,12 @@ def gaussian_velocity(mean, std):
     return velocity
 
 
-def model(seed=0):
+REFINER = {"widths": [4, 6], "blocks": [1, 1], "embedding": 8}
+
+
+def model(seed=0, **more):
     torch.manual_seed(seed)
-    found = ConditionalDenoiser(CONFIG)
+    found = ConditionalDenoiser({**CONFIG, **more})
     for name, weight in found.named_parameters():  # those that begin at zero leave the conditions out
         if name.endswith(("second.weight", "head.weight")):
             torch.nn.init.normal_(weight, std=0.1)
@@ -133,9 +136,18 @@ def checkpoint(tmp_path):
     return path
 
 
+@pytest.fixture
+def with_refiner(tmp_path):
+    path = tmp_path / "two.safetensors"
+    settings = {"cg_steps": 3}
+    save_checkpoint(path, model(refiner=REFINER), {"kind": ONE_STEP, "sampling": {"samples": 2, "one-step": settings}})
+    return path
+
+
+@pytest.mark.parametrize("file", ["checkpoint", "with_refiner"])
 @pytest.mark.parametrize("scan", [{}, {"partitions": 17, "contrast": "t1"}])
-def test_slices_and_volumes_are_reconstructed(checkpoint, simulated_scan, tmp_path, scan):
-    out = tmp_path / "out"
+def test_slices_and_volumes_are_reconstructed(file, request, simulated_scan, tmp_path, scan):
+    out, checkpoint = tmp_path / "out", request.getfixturevalue(file)
     assert main(["replay", str(simulated_scan(**scan)), "--model", str(checkpoint), "--out", str(out)]) == 0
     told = report(out)
     entry = told["slices"][0]
@@ -152,8 +164,10 @@ def test_what_a_card_may_not_say(tmp_path):
         load_checkpoint(path)
 
 
-def test_release_0_1_0_finds_other_tensors(checkpoint):
+@pytest.mark.parametrize("file", ["checkpoint", "with_refiner"])
+def test_release_0_1_0_finds_other_tensors(file, request):
     """It does not read `kind`: it would build its denoiser and load these tensors, whose names it does not know."""
+    checkpoint = request.getfixturevalue(file)
     weights = load_checkpoint(checkpoint).model.state_dict()
     old = Denoiser({**{k: CONFIG[k] for k in ("widths", "blocks", "embedding", "labels")}, "sigma_data": 0.25})
     assert not set(weights) & set(old.state_dict())
@@ -164,7 +178,7 @@ def test_release_0_1_0_finds_other_tensors(checkpoint):
 class Halving:
     """A prior by regression whose image is half of what it sees; keeps the images and net R that it was asked about."""
 
-    conditioning = "cg-sense"
+    conditioning, refiner = "cg-sense", None
 
     def __init__(self):
         self.seen = []
@@ -191,3 +205,54 @@ def test_a_network_by_regression_is_asked_again_about_its_image_moved_to_the_dat
     asked = iter([False, True])  # to stop after the second
     stopped = sample_one_step(problem, Halving(), settings, NoiseSource([0]), lambda: next(asked))
     assert torch.equal(stopped, prior.seen[2][0])
+
+
+class HalvingTwice(Halving):
+    """Its refiner gives half of what it sees; keeps (difference, image, 1/time, net R) of each time it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    @property
+    def refiner(self):
+        def velocity(difference, time, image, acceleration, sigma_n):
+            self.asked.append((difference, image, 1 / time, float(acceleration[0])))
+            return image / (2 * RESIDUAL)
+
+        return velocity
+
+
+def test_the_refiner_sees_the_image_moved_to_the_data_and_what_it_began_with(world):
+    """Unlike cascades: both networks for the first evaluation, the refiner alone for each further one."""
+    problem = world.problem()
+    settings = OneStepSettings(steps=3, later_acceleration=0.9, noise_scale=0.0, error=0.05)
+    prior, once = HalvingTwice(), dataclasses.replace(settings, steps=1)
+    found = sample_one_step(problem, prior, settings, NoiseSource([0]))
+    net = float(net_acceleration(problem)[0])
+    assert len(prior.seen) == 1 and [passes for _, _, passes, _ in prior.asked] == pytest.approx([1, 2, 3])
+    assert all(told == pytest.approx(net) for *_, told in prior.asked)
+    expected = problem.start
+    for seen in (prior.seen[0][0], *(image for _, image, *_ in prior.asked)):
+        assert torch.allclose(seen, expected.expand_as(seen), atol=1e-6)
+        expected = sample_one_step(dataclasses.replace(problem, start=expected), Halving(), once, NoiseSource([0]))
+    assert torch.allclose(found, expected, atol=1e-6)
+    for difference, image, *_ in prior.asked:
+        assert torch.allclose(image + RESIDUAL * difference, problem.start.expand_as(image), atol=1e-5)
+    asked = iter([False, True])  # to stop after the second
+    stopped = sample_one_step(problem, HalvingTwice(), settings, NoiseSource([0]), lambda: next(asked))
+    assert torch.equal(stopped, prior.asked[2][1])
+
+
+def test_a_refiner_is_a_network_of_its_own_and_ends_an_evaluation():
+    network, counted = model(refiner=REFINER), []
+    prior = Conditioned(network, network.one_hot(["t1"]), counted.append)
+    generator, ones = torch.Generator().manual_seed(4), torch.ones(2)
+    noisy, image = (complex_noise((2, 19, 14), generator) for _ in range(2))
+    both, counts = [], []
+    for part in (prior, prior.refiner):
+        both.append(part(noisy, 0.5, image, 4 * ones, 0.02 * ones))
+        counts.append(list(counted))
+    assert counts == [[], [2]] and not torch.allclose(*both)
+    assert {name.split(".")[0] for name in network.state_dict()} == {"network", "refiner"}
+    assert model().of_contrast("t1").refiner is None

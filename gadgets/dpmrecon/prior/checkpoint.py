@@ -21,8 +21,7 @@ from ..version import __version__
 from .conditional import ConditionalDenoiser
 from .denoiser import Denoiser
 from .kinds import DENOISER, KINDS, LATENT, ONE_STEP, Kind, Model
-from .samplers.latent import Sketcher
-from .samplers.one_step import OneStepSettings
+from .samplers.latent import SKETCH, Sketcher
 
 DEFAULT = "default"
 UNCERTAINTY = "uncertainty"  # the mode's entry among the samplers of a card
@@ -169,10 +168,13 @@ def load_checkpoint(path: Path | str | None = None, device: torch.device | str =
 
 
 def shipped_sketcher(device: torch.device | str = "cpu") -> tuple[Sketcher, str]:
-    """The model one-step that ships, as the Sketcher of a latent model, and its id."""
+    """The network of the model one-step that ships, without its refiner, as the Sketcher of a latent model, and its
+    id: name and start of the checksum of a file without a refiner."""
     found = load_checkpoint(ONE_STEP, device)
     assert isinstance(found.model, ConditionalDenoiser)
-    return Sketcher(found.model, OneStepSettings(**found.card["sampling"][ONE_STEP])), found.model_id
+    found.model.refiner = None
+    alone = save({name: value.half().cpu().contiguous() for name, value in found.model.state_dict().items()})
+    return Sketcher(found.model, SKETCH), f"{found.card['name']}-{hashlib.sha256(alone).hexdigest()[:12]}"
 
 
 def sampler_defaults(card: dict, sampler: str, contrast: str | None, acceleration: float | None) -> tuple[dict, str]:

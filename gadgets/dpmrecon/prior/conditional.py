@@ -7,6 +7,7 @@ noise alone then has to tell the difference and nothing else. Noise has unit sta
 """
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class ConditionalDenoiser(nn.Module):
     """v of z_t = alpha_t z + sigma_t noise, v = alpha_t noise - sigma_t z.
 
     It is told t, the conventional image, net R, sigma_n and contrast. `config` holds widths, blocks, embedding, labels
-    and `conditioning`, which the conventional image is: cg-sense or zero-filled.
+    and `conditioning`, which the conventional image is: cg-sense or zero-filled. A second, smaller network may come
+    after it, the refiner: `config["refiner"]` holds its widths, blocks and embedding.
     """
 
     def __init__(self, config: dict):
@@ -47,8 +49,12 @@ class ConditionalDenoiser(nn.Module):
         self.labels = tuple(config["labels"])
         if config["conditioning"] not in ("cg-sense", "zero-filled"):
             raise ValueError(f"conditioning is {config['conditioning']!r}, not cg-sense or zero-filled")
-        self.network = UNet(config["widths"], config["blocks"], config["embedding"], len(self.labels), 2, 3)
-        self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = self._unet(config)
+        self.refiner = self._unet(config["refiner"]) if "refiner" in config else None
+
+    def _unet(self, of: dict) -> UNet:
+        network = UNet(of["widths"], of["blocks"], of["embedding"], len(self.labels), 2, 3)
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def device(self) -> torch.device:
@@ -68,6 +74,8 @@ class ConditionalDenoiser(nn.Module):
         nothing = torch.zeros(1, 64, 64, dtype=torch.complex64, device=self.device)
         ones = torch.ones(1, device=self.device)
         self(nothing, ones, nothing, ones, ones, self.one_hot([None]))
+        if self.refiner is not None:
+            self.refine(nothing, ones, nothing, ones, ones, self.one_hot([None]))
 
     def forward(
         self,
@@ -80,27 +88,52 @@ class ConditionalDenoiser(nn.Module):
     ) -> torch.Tensor:
         """noisy: z_t, conventional: at scale 1, both (batch, rows, cols) complex64; time, acceleration (net R) and
         sigma_n (batch,) float32; label (batch, n_labels). Returns v like `noisy`."""
+        return self._evaluated(self.network, noisy, time, conventional, acceleration, sigma_n, label)
+
+    def refine(
+        self,
+        difference: torch.Tensor,
+        time: torch.Tensor,
+        image: torch.Tensor,
+        acceleration: torch.Tensor,
+        sigma_n: torch.Tensor,
+        label: torch.Tensor,
+    ) -> torch.Tensor:
+        """The refiner's v, as `forward`: `image` less RESIDUAL v is its answer.
+
+        image: moved to the data; difference: (conventional image - image) / RESIDUAL; time: 1 over the times that the
+        refiner is asked, this one included.
+        """
+        return self._evaluated(self.refiner, difference, time, image, acceleration, sigma_n, label)
+
+    def _evaluated(self, network, noisy, time, conventional, acceleration, sigma_n, label) -> torch.Tensor:
         pairs = torch.stack([noisy, conventional / SIGMA_DATA], 1)
         channels = torch.view_as_real(pairs).permute(0, 1, 4, 2, 3).flatten(1, 2)
         inner = channels.contiguous(memory_format=torch.channels_last)
         numbers = torch.stack([time, acceleration.log() / 2, sigma_n.clamp_min(1e-4).log() / 4], 1)
         lower = self.bf16 and not torch.is_grad_enabled()
         with torch.autocast(noisy.device.type, torch.bfloat16) if lower else contextlib.nullcontext():
-            out = self.network(inner, numbers, label).float()
+            out = network(inner, numbers, label).float()
         return torch.view_as_complex(out.permute(0, 2, 3, 1).contiguous())
 
 
 @dataclass(frozen=True)
 class Conditioned:
-    """v of a contrast: what `samplers/one_step.py` evaluates. label: (1, n_labels)."""
+    """v of a contrast: what `samplers/one_step.py` evaluates. label: (1, n_labels); refines: v is the refiner's."""
 
     denoiser: ConditionalDenoiser
     label: torch.Tensor
     count: Callable[[int], object]
+    refines: bool = False
 
     @property
     def conditioning(self) -> str:
         return self.denoiser.config["conditioning"]
+
+    @property
+    def refiner(self) -> "Conditioned | None":
+        """The second network, of a model that has one."""
+        return None if self.denoiser.refiner is None else dataclasses.replace(self, refines=True)
 
     def __call__(
         self,
@@ -111,13 +144,19 @@ class Conditioned:
         sigma_n: torch.Tensor,
     ) -> torch.Tensor:
         """Of (batch, rows, cols); acceleration, sigma_n: (batch,)."""
-        self.count(len(noisy))
+        self._count(len(noisy))
         return self._velocity(noisy, time, conventional, acceleration, sigma_n)
+
+    def _count(self, images: int) -> None:
+        """An evaluation ends with the refiner, where there is one."""
+        if self.refines or self.denoiser.refiner is None:
+            self.count(images)
 
     def _velocity(self, noisy, time, conventional, acceleration, sigma_n) -> torch.Tensor:
         times = torch.full((len(noisy),), time, device=noisy.device)
         label = self.label.expand(len(noisy), -1).contiguous()
-        return self.denoiser(noisy, times, conventional, acceleration, sigma_n, label)
+        network = self.denoiser.refine if self.refines else self.denoiser
+        return network(noisy, times, conventional, acceleration, sigma_n, label)
 
     def of_planes(
         self,
@@ -132,5 +171,5 @@ class Conditioned:
         numbers = (acceleration.expand(len(noisy)), sigma_n.expand(len(noisy)))
         parts = zip(*(values.split(at_once) for values in (noisy, conventional, *numbers)))
         found = torch.cat([self._velocity(part, time, image, *told) for part, image, *told in parts])
-        self.count(1)
+        self._count(1)
         return found

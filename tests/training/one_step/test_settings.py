@@ -38,7 +38,7 @@ def of(model):
 
 
 def test_what_is_remembered_changes_no_image(of, model):
-    case, variant = of[0], settings.variants((0.3, 0.01))[-1]
+    case, variant = of[0], settings.variants((0.3, 0.01), False)[-1]
     evaluated = []
     plain = Conditioned(model, model.one_hot(["t1"]), evaluated.append)
     again = [settings.nrmse(case, variant) for _ in range(2)]
@@ -57,7 +57,7 @@ def test_the_weight_of_training_is_one(of):
 
 
 def test_the_best_error_of_a_group_goes_into_the_card(of, tmp_path):
-    variant = settings.variants((0.3, 0.01))[2]
+    variant = settings.variants((0.3, 0.01), False)[2]
     row = settings.measured(variant, of, [("t1", 4)])
     table = np.array([settings.nrmse(case, variant) for case in of])
     best = int(np.log(table).mean(0).argmin())

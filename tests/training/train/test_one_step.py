@@ -16,14 +16,15 @@ import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.physics.cg_sense import cg_sense as one_slice
 from dpmrecon.physics.forward import ForwardModel
-from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
+from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dpmrecon.prior.conditional import RESIDUAL, ConditionalDenoiser, ddim_step, signal_and_noise
 from dpmrecon.prior.denoiser import Denoiser, complex_noise
 from dpmtrain.cli import main
 from dpmtrain.data.masks import FAMILIES, _plane, _rows, drawn_mask
-from dpmtrain.train import one_step_runs
+from dpmtrain.train import one_step_runs, refiner
 from dpmtrain.train.keeper import read_tensors
 from dpmtrain.train.one_step import OneStepStage, begin_with, distilled_target, velocity_loss
+from dpmtrain.train.refiner import refiner_loss, with_refiner
 from dpmtrain.train.timed import TimedRun
 from dpmtrain.train.undersampled import cg_sense, coil_maps, head, undersampled, with_errors
 
@@ -208,6 +209,52 @@ def test_from_slices_to_a_student_and_on_after_a_stop(prepared, recipe, tmp_path
     assert main(distil) == 2 and "student_4.pt cannot be read" in capsys.readouterr().err
 
 
+def test_a_refiner_is_trained_after_a_network_that_stays(prepared, recipe, tmp_path, capsys):
+    twin, refined, again = (tmp_path / f"{name}.safetensors" for name in ("twin", "refined", "again"))
+    assert main(["one-step", *arguments(recipe, prepared, twin, "regression", "--minutes", "0.001")]) == 0
+    recipe.write_text(recipe.read_text().replace("widths = [4, 6]", "widths = [6, 4]"))
+
+    def trained(model, out):
+        return main(["one-step", *arguments(recipe, prepared, out, "refiner", "--minutes", "0.02"), "--refine", model])
+
+    assert trained(str(twin), refined) == 0
+    before, after = (load_checkpoint(path).model.state_dict() for path in (twin, refined))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert after["refiner.head.weight"].abs().max() > 0  # where it begins
+    card = load_checkpoint(refined).card
+    assert card["model"]["refiner"] == {"widths": [6, 4], "blocks": [1, 1], "embedding": 8}
+    assert card["history"].startswith("refiner: ") and "twin-" in card["history"]
+    for model, words in (
+        (str(refined), "is no one-step network without a refiner"),
+        ("default", "is no one-step network without a refiner"),
+        ("one-step", "--refine has labels"),
+    ):
+        assert trained(model, again) == 2
+        assert words in capsys.readouterr().err
+    assert main(["one-step", *arguments(recipe, prepared, again, "refiner", "--minutes", "1")]) == 2
+    assert "a refiner needs --refine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_the_refiner_starts_as_the_identity_and_its_loss_teaches_it_alone(before, monkeypatch):
+    config = {"widths": [4, 6], "blocks": [1, 1], "embedding": 8, "labels": ["t1"], "conditioning": "cg-sense"}
+    torch.manual_seed(0)
+    one = ConditionalDenoiser(config)
+    torch.nn.init.normal_(one.network.head.weight, std=0.05)
+    model = with_refiner(Checkpoint(one, {}, "one"), ConditionalDenoiser(config))
+    image, label, ones = complex_noise((2, 9, 12), generator(7)), torch.ones(2, 1), torch.ones(2)
+    assert not model.refine(image, ones, image, 4 * ones, 0.1 * ones, label).abs().any()
+    monkeypatch.setattr(refiner, "PASSES", tuple(float(number == before) for number in range(3)))
+    clean, mask = torch.polar(torch.ones(2, 33, 28), 0 * torch.ones(2, 33, 28)), torch.ones(2, 33, 28)
+    mask[:, ::2, 2:] = 0
+    batch = undersampled(clean, mask, "cg-sense", generator(1))
+    loss = refiner_loss(model, batch, label, generator(2))
+    loss.backward()
+    assert 0 < loss.item() < 1  # the identity leaves the error that it is measured by
+    assert all(value.grad is None for value in model.network.parameters())
+    assert model.refiner.head.weight.grad.abs().max() > 0
+
+
 def ticking():
     """TimedRun by a clock that a second passes on at each look, one a step."""
     return partial(TimedRun, clock=partial(next, count()))
@@ -230,8 +277,9 @@ import os, signal, sys
 from functools import partial
 from itertools import count
 from dpmtrain.cli import main
-from dpmtrain.train import one_step_runs
+from dpmtrain.train import one_step_runs, refiner
 from dpmtrain.train.one_step import OneStepStage
+from dpmtrain.train.refiner import refiner_loss, with_refiner
 from dpmtrain.train.timed import TimedRun
 {inspect.getsource(ticking)}
 {inspect.getsource(killed_at)}
@@ -342,7 +390,7 @@ def test_what_distillation_refuses(prepared, recipe, tmp_path, capsys, more, wor
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["one_step", "one_step_paper"])
+@pytest.mark.parametrize("name", ["one_step", "one_step_paper", "one_step_refiner"])
 def test_the_recipes_in_the_tree_make_networks(name):
     from dpmrecon.prior.conditional import ConditionalDenoiser
     from dpmtrain.train.recipe import read_recipe
@@ -350,7 +398,9 @@ def test_the_recipes_in_the_tree_make_networks(name):
     recipe = read_recipe(ROOT / f"training/recipes/{name}.toml", "one-step")
     with torch.device("meta"):
         count = sum(p.numel() for p in ConditionalDenoiser(recipe["model"]).parameters())
-    assert count == pytest.approx({"one_step": 10.1e6, "one_step_paper": 67.9e6}[name], rel=0.06)
+    assert count == pytest.approx(
+        {"one_step": 10.1e6, "one_step_paper": 67.9e6, "one_step_refiner": 2.35e6}[name], rel=0.06
+    )
 
 
 def test_a_recipe_without_conditioning_is_refused(recipe):

@@ -4,7 +4,8 @@
 
 Regular masks with 24 calibration lines, noise of SIGMAS over the scale. Printed in markdown, NRMSE: how the noise
 enters the weight of the proximal step (noise_factor, model_error); the l2 weight of the CG-SENSE that the network sees,
-over that of its training; evaluations that go on from the image before, told the scan's net R or less. Each row with
+over that of its training; evaluations that go on from the image before, of the refiner, or told the scan's net R or
+less. Each row with
 the `error` of ERRORS that is best for the contrast and R; means are geometric. --write puts the row of --steps
 evaluations with the least mean into the card of a model.
 """
@@ -39,7 +40,7 @@ from ..evaluate.trust import scores
 from ..evaluate.validation import SIGMA_N, validation_scan
 
 SIGMAS = (0.0075, 0.021, 0.05)
-ERRORS = (0.007, 0.01, 0.014, 0.02, 0.03)
+ERRORS = (0.01, 0.014, 0.02, 0.03, 0.045)
 WEIGHTS = ((0.6, 0.0025), (0.4, 0.005), (0.3, 0.0075), (0.2, 0.01))  # noise_factor, model_error
 CG_WEIGHTS = (0.3, 3.0)
 LATER = (1.0, 0.7)
@@ -48,12 +49,13 @@ Group = tuple[str, int]  # contrast, R
 
 @dataclass(frozen=True)
 class Remembering(Conditioned):
-    """A prior that evaluates the network once for each image and R: most rows begin alike."""
+    """A prior that evaluates each network once for each image and R: most rows begin alike."""
 
-    known: dict[tuple[bytes, float], torch.Tensor] = field(default_factory=dict)
+    known: dict[tuple, torch.Tensor] = field(default_factory=dict)
 
     def _velocity(self, noisy, time, conventional, acceleration, sigma_n) -> torch.Tensor:
-        key = hashlib.sha256(conventional.numpy().tobytes()).digest(), float(acceleration[0])
+        image = hashlib.sha256(conventional.numpy().tobytes()).digest()
+        key = self.refines, image, time, float(acceleration[0])
         if key not in self.known:
             self.known[key] = super()._velocity(noisy, time, conventional, acceleration, sigma_n)
         return self.known[key]
@@ -90,16 +92,17 @@ def with_cg_weight(case: Case, weight: float) -> Case:
     return replace(case, problem=replace(case.problem, start=image[None] / mapped.scale))
 
 
-def variants(weight: tuple[float, float] | None) -> list[Variant]:
-    """The rows that choose the proximal step's weight; with one given, those that choose the rest."""
+def variants(weight: tuple[float, float] | None, refines: bool) -> list[Variant]:
+    """The rows that choose the proximal step's weight; with one given, those that choose the rest. refines: the model
+    has a refiner, which alone makes the later evaluations."""
     if weight is None:
         return [Variant(f"noise {a:g} sigma_n + {b:g}", _settings(a, b)) for a, b in WEIGHTS]
     found = [
         Variant(f"CG-SENSE's weight x {x:g}", _settings(*weight), partial(with_cg_weight, weight=x)) for x in CG_WEIGHTS
     ]
     for steps in (2, 3, 4):
-        for later in LATER if steps == 2 else LATER[1:]:
-            name = f"{steps} evaluations, later ones told R x {later:g}"
+        for later in (1.0,) if refines else LATER if steps == 2 else LATER[1:]:
+            name = f"{steps} evaluations, later ones {'of the refiner' if refines else f'told R x {later:g}'}"
             found.append(Variant(name, replace(_settings(*weight), steps=steps, later_acceleration=later)))
     return found
 
@@ -194,13 +197,14 @@ def main() -> None:
     checkpoint = load_model(args.model or ONE_STEP, "cpu")
     contrasts = words("--contrasts", args.contrasts, tuple(SIGMA_N))
     groups = [(contrast, acceleration) for contrast in contrasts for acceleration in (4, 8)]
+    refines = "refiner" in checkpoint.card["model"]
     rows: list[Row] = []
 
     def told() -> Iterator[list[str]]:
         of = list(cases(args.images, checkpoint, contrasts, args.slices))
         weight = None
         for _ in range(2):
-            for variant in variants(weight):
+            for variant in variants(weight, refines):
                 row = measured(variant, of, groups)
                 rows.append(row)
                 yield [variant.name, *(f"{value:.4f}" for value in row.figures)]

@@ -29,10 +29,11 @@ from .one_step import (
     teacher_loss,
 )
 from .recipe import read_recipe
+from .refiner import refiner_loss, with_refiner
 from .timed import TimedRun
 from .undersampled import Undersampled, undersampled
 
-LOSSES: dict[str, Loss] = {"teacher": teacher_loss, "regression": regression_loss}
+LOSSES: dict[str, Loss] = {"teacher": teacher_loss, "regression": regression_loss, "refiner": refiner_loss}
 TEACHER_STEPS = 8  # evaluations of an undistilled teacher by default
 ENDLESS = 10**9  # steps: the time ends a stage
 
@@ -86,7 +87,9 @@ class Run:
 
 
 def train_stage(args: argparse.Namespace) -> None:
-    """The teacher, or the twin by regression, from random weights or those of a denoiser."""
+    """The teacher, the twin by regression, or a refiner, from random weights or those of a denoiser."""
+    if (args.stage == "refiner") != (args.refine is not None):
+        raise BadInputError("a refiner needs --refine, the model whose image it refines, and other stages take none")
     run = Run(args)
     torch.manual_seed(run.settings["seed"])
     model = ConditionalDenoiser(run.recipe["model"])
@@ -95,9 +98,14 @@ def train_stage(args: argparse.Namespace) -> None:
         start = load_checkpoint(args.start)
         begin_with(model, start.denoiser)
         begun = start.model_id
-    found, steps = run.train(args.stage, model.to(run.device), LOSSES[args.stage], args.minutes, {"the start": begun})
-    own: dict[str, Any] = {"noise_scale": 0.0} if args.stage == "regression" else {"steps": TEACHER_STEPS}
-    run.save(args.out, found.cpu(), f"{args.stage}: {steps} steps from {begun}", **own)
+    begun_with, made_by = {"the start": begun}, begun
+    if args.refine is not None:
+        refined = load_checkpoint(args.refine)
+        model = with_refiner(refined, model)
+        begun_with["the model to refine"], made_by = refined.model_id, f"{begun}, after {refined.model_id}"
+    found, steps = run.train(args.stage, model.to(run.device), LOSSES[args.stage], args.minutes, begun_with)
+    own: dict[str, Any] = {"steps": TEACHER_STEPS} if args.stage == "teacher" else {"noise_scale": 0.0}
+    run.save(args.out, found.cpu(), f"{args.stage}: {steps} steps from {made_by}", **own)
 
 
 def distil(args: argparse.Namespace) -> None:

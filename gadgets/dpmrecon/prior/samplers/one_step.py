@@ -2,10 +2,11 @@
 
 SSDM-MRI (Liu et al.) replaces the measured samples at the end. Here the image is moved to the data by the proximal step
 of the other samplers, which knows the noise; the paper's replacement is the setting `hard`. A network that was trained
-by regression is asked again about its own image, as an unrolled network is.
+by regression is asked again about its own image, as an unrolled network is. A model with a refiner is one of two
+unlike cascades: that smaller network follows, and the proximal step again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,7 +22,9 @@ class OneStepSettings:
     told, over that of the one before, as its image is the nearer one; noise_scale: of the noise that a round begins
     with, 0 gives the same image for every seed; error: std per real channel of what the network leaves, of the scale:
     how far the data may move its image; cg_steps: of that proximal step; noise_factor, model_error: the noise that the
-    data are taken to have, as in `SamplerSettings`; hard: put the measured samples in place instead, noise and all."""
+    data are taken to have, as in `SamplerSettings`; hard: put the measured samples in place instead, noise and all.
+
+    Of a model with a refiner the first evaluation is of both networks, each further one of the refiner alone."""
 
     steps: int = 1
     a_round: int | None = None
@@ -38,9 +41,32 @@ class OneStepSettings:
 def sample_one_step(
     problem: Problem, prior: Conditioned, settings: OneStepSettings, noise: NoiseSource, stop: Stop = never
 ) -> torch.Tensor:
-    """Rounds of DDIM (Song et al., ICLR 2021) from noise in equal steps, then data consistency. (batch, rows, cols)
-    complex64 at scale 1, of volumes (batch, partitions, rows, cols), whose planes are cut in turn."""
-    image = conventional_image(problem, prior.conditioning)
+    """The network's image, moved to the data, and refined where the model has a refiner. (batch, rows, cols) complex64
+    at scale 1, of volumes (batch, partitions, rows, cols), whose planes are cut in turn."""
+    refiner, conventional = prior.refiner, conventional_image(problem, prior.conditioning)
+    if refiner is None:
+        return _rounds(problem, prior, settings, noise, stop, conventional)
+    image = _rounds(problem, prior, replace(settings, steps=1), noise, never, conventional)
+    numbers = net_acceleration(problem).expand(len(image)), problem.sigma_n.expand(len(image))
+    for done in range(settings.steps):
+        if done and stop():
+            break
+        difference, time = (conventional - image) / RESIDUAL, 1 / (done + 1)
+        velocity = _velocity(problem, refiner, difference, time, image, numbers, done + 1)
+        image = consistent(problem, (image - RESIDUAL * velocity) * problem.model.support, settings)
+    return image
+
+
+def _rounds(
+    problem: Problem,
+    prior: Conditioned,
+    settings: OneStepSettings,
+    noise: NoiseSource,
+    stop: Stop,
+    image: torch.Tensor,
+) -> torch.Tensor:
+    """Rounds of DDIM (Song et al., ICLR 2021) from noise in equal steps, beside `image` at first, then data
+    consistency."""
     acceleration = net_acceleration(problem)
     done, stopped = 0, False
     while done < settings.steps and not stopped:
