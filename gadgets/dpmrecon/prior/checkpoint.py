@@ -172,7 +172,7 @@ def shipped_sketcher(device: torch.device | str = "cpu") -> tuple[Sketcher, str]
     id: name and start of the checksum of a file without a refiner."""
     found = load_checkpoint(ONE_STEP, device)
     assert isinstance(found.model, ConditionalDenoiser)
-    found.model.refiner = None
+    found.model.without_refiner()
     alone = save({name: value.half().cpu().contiguous() for name, value in found.model.state_dict().items()})
     return Sketcher(found.model, SKETCH), f"{found.card['name']}-{hashlib.sha256(alone).hexdigest()[:12]}"
 

@@ -56,6 +56,11 @@ class ConditionalDenoiser(nn.Module):
         network = UNet(of["widths"], of["blocks"], of["embedding"], len(self.labels), 2, 3)
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def without_refiner(self) -> None:
+        """Leaves the network alone."""
+        self.refiner = None
+        self.config = {name: value for name, value in self.config.items() if name != "refiner"}
+
     @property
     def device(self) -> torch.device:
         return self.network.stem.weight.device

@@ -8,7 +8,7 @@ import torch
 from dpmrecon.api import load_model
 from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from dpmrecon.prior.kinds import KINDS, LATENT, ONE_STEP
+from dpmrecon.prior.kinds import KINDS, LATENT
 from dpmtrain.bench import latent as bench
 from dpmtrain.bench.latent_report import Case, Replayed, replayed, worst_places, write_report
 from dpmtrain.evaluate.methods import by_card
@@ -26,7 +26,7 @@ CARD = {"kind": "latent", "sampling": {"samples": 1, "latent": {"steps": 2, "fir
 def models(tmp_path):
     save_checkpoint(tmp_path / "latent.safetensors", latent_model(), CARD)
     latent = load_checkpoint(tmp_path / "latent.safetensors")
-    return bench.Models(latent, load_model(ONE_STEP, "cpu"), load_model(None, "cpu"), None, None)
+    return bench.Models(latent, bench.sketching(), load_model(None, "cpu"), None, None)
 
 
 def test_the_methods_are_those_of_the_product_and_their_images_are_kept(models, tmp_path):

@@ -26,8 +26,8 @@ import torch
 from dpmrecon.api import load_model
 from dpmrecon.errors import BadInputError
 from dpmrecon.options import Options
-from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint
-from dpmrecon.prior.kinds import LATENT, ONE_STEP
+from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, shipped_sketcher
+from dpmrecon.prior.kinds import KINDS, LATENT, ONE_STEP
 from dpmrecon.prior.latent import LatentModel
 from dpmrecon.prior.problem import NoiseSource
 from dpmrecon.prior.samplers.latent import LatentSettings, sample_latent, sample_latent_hard
@@ -69,6 +69,13 @@ class Models:
     def network(self) -> LatentModel:
         assert isinstance(self.latent.model, LatentModel)
         return self.latent.model
+
+
+def sketching() -> Checkpoint:
+    """The Sketcher that ships, as a model of its own."""
+    sketcher, name = shipped_sketcher()
+    card = {"sampling": {"samples": 1, ONE_STEP: vars(sketcher.settings)}}
+    return Checkpoint(sketcher.denoiser, card, name, KINDS[ONE_STEP])
 
 
 @dataclass(frozen=True)
@@ -214,7 +221,7 @@ def loaded(args: argparse.Namespace) -> Models:
     if args.controls is not None:
         recipe = read_recipe(args.controls_recipe, ONE_STEP)
         unrolled, _ = trained(recipe, "unrolled", [], args.controls, 0.1)
-    return Models(latent, load_model(ONE_STEP, "cpu"), load_model(None, "cpu"), untuned, unrolled)
+    return Models(latent, sketching(), load_model(None, "cpu"), untuned, unrolled)
 
 
 def main() -> None:

@@ -50,7 +50,9 @@ def add_evaluate(commands) -> None:
     parser.add_argument("--scan-R", default="1", dest="scan_R", help="2: undersample a simulated R=2 scan further")
     parser.add_argument("--conventional", default=",".join(CONVENTIONAL), help="methods to compare with")
     parser.add_argument("--model", type=Path, nargs="+", help="checkpoints (default: the one that ships)")
-    parser.add_argument("--sampler", default="prox", help="some of prox, dps and uncertainty (prox in that mode)")
+    parser.add_argument(
+        "--sampler", default="prox", help="some of prox, dps, one-step and uncertainty (prox in that mode)"
+    )
     parser.add_argument("--samples", type=int, help="samples of each image (default: the model's own)")
     add_usual(parser, "out", "seed", "device")
     parser.set_defaults(run=_evaluate)
@@ -73,7 +75,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         numbers("--acs", args.acs, 0),
         numbers("--scan-R", args.scan_R, 1),
         words("--conventional", args.conventional, CONVENTIONAL),
-        words("--sampler", args.sampler, ("prox", "dps", "uncertainty")),
+        words("--sampler", args.sampler, ("prox", "dps", "one-step", "uncertainty")),
         args.samples,
         args.seed,
     )
