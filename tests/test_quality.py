@@ -55,6 +55,21 @@ def test_default_options_on_the_middle_slice_of_flair(tmp_path):
     assert report["nrmse"]["DPM"]["mean"] <= 0.057
 
 
+@pytest.mark.parametrize(("steps", "t1", "flair"), [(1, 0.051, 0.068), (4, 0.0495, 0.066)])
+def test_one_evaluation_and_four_on_shared_scans(tmp_path, steps, t1, flair):
+    data = shared("ismrmrd")
+    for scan, bar, more in (
+        ("t1_brain", t1, ["--mask", str(data / "t1_brain_mask.npy")]),
+        ("flair_3slices", flair, []),
+    ):
+        options = ["--sampler", "one-step", "--steps", str(steps), "--truth", str(data / f"{scan}_truth.npy"), *more]
+        out = tmp_path / scan
+        assert main(["replay", str(data / f"{scan}_r4.h5"), "--out", str(out), "--gate", "off", *options]) == 0
+        report = json.loads((out / "report.json").read_text())
+        assert all((entry["fallback"], entry["evaluations"]) == (None, steps) for entry in report["slices"])
+        assert report["nrmse"]["DPM"]["mean"] <= bar
+
+
 @pytest.mark.skipif(not has_bfloat16(torch.device("cpu")), reason="this CPU does not compute in bfloat16")
 def test_bfloat16_does_no_harm(tmp_path, monkeypatch):
     data, errors = shared("ismrmrd"), []
