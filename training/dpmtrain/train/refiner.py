@@ -20,13 +20,14 @@ PASSES = (0.6, 0.2, 0.1, 0.1)  # probabilities that this many of the refiner com
 
 
 def with_refiner(refined: Checkpoint, refiner: ConditionalDenoiser) -> ConditionalDenoiser:
-    """The one-step network, frozen, with `refiner`'s network after it, whose last layer begins at zero.
+    """The one-step network, frozen, with `refiner`'s network after it, whose last layer begins at zero; a refiner that
+    it has is left out.
 
-    Raises BadInputError where `refined` is no one-step network without a refiner, of the same labels.
+    Raises BadInputError where `refined` is no one-step network of the same labels.
     """
     model = refined.model
-    if not isinstance(model, ConditionalDenoiser) or model.refiner is not None:
-        raise BadInputError(f"--refine {refined.model_id} is no one-step network without a refiner: name another model")
+    if not isinstance(model, ConditionalDenoiser):
+        raise BadInputError(f"--refine {refined.model_id} is of another kind than one-step: name another model")
     for name in ("labels", "conditioning"):
         if model.config[name] != refiner.config[name]:
             raise BadInputError(
