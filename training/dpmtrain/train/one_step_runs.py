@@ -105,7 +105,7 @@ def train_stage(args: argparse.Namespace) -> None:
         begun_with["the model to refine"], made_by = refined.model_id, f"{begun}, after {refined.model_id}"
     found, steps = run.train(args.stage, model.to(run.device), LOSSES[args.stage], args.minutes, begun_with)
     if args.refine is not None:
-        found.network = refined.model.network  # bit for bit: an average of equal numbers loses the sign of zeros
+        found.network = model.network  # an average of equal numbers loses the sign of zeros
     own: dict[str, Any] = {"steps": TEACHER_STEPS} if args.stage == "teacher" else {"noise_scale": 0.0}
     run.save(args.out, found.cpu(), f"{args.stage}: {steps} steps from {made_by}", **own)
 
