@@ -50,6 +50,14 @@ def test_what_is_remembered_changes_no_image(of, model):
     assert len(case.prior.known) == (steps - 1) * len(settings.ERRORS) + 1
 
 
+@pytest.mark.parametrize(
+    ("refines", "told"), [(False, [(2, 1.0), (2, 0.7), (3, 0.7), (4, 0.7)]), (True, [(2, 1), (3, 1), (4, 1)])]
+)
+def test_later_evaluations_are_told_less_unless_they_are_the_refiners(refines, told):
+    found = [variant.settings for variant in settings.variants((0.3, 0.01), refines)]
+    assert [(one.steps, one.later_acceleration) for one in found if one.steps > 1] == told
+
+
 def test_the_weight_of_training_is_one(of):
     same = settings.with_cg_weight(of[0], 1.0).problem.start
     assert torch.allclose(same, of[0].problem.start, atol=1e-3)
