@@ -19,7 +19,7 @@ OUTER = 0.125  # of the partitions, at each end: what is looked at
 # A head that reaches the field of view's end along the rows leaks into the other end, as k-space is cut off, and the
 # kernel, which is periodic, finds the maps of where it came from. So the outermost END of the rows may have them, and
 # those up to twice as deep are not trusted (training/reports/volumes/folds)
-END = 0.018
+END, ALIEN = 0.018, 0.75  # correlation with the maps from inside of maps that are not theirs
 FIRST = 0.9  # of the first eigenvalue, where a head is
 
 
@@ -108,7 +108,7 @@ def ends_from_inside(maps: torch.Tensor, head: torch.Tensor, calibration: torch.
     darker = torch.zeros_like(head)
     darker[:, :depth] = (first < last)[:, None]
     darker[:, -depth:] = (last < first)[:, None]
-    swapped = head & darker & (own.abs() < others.abs())
+    swapped = head & darker & (own.abs() < ALIEN) & (own.abs() < others.abs())
     return torch.where(swapped[..., None], inside * torch.sgn(own)[..., None], maps)
 
 
