@@ -16,6 +16,10 @@ from .coil_maps import FEWEST_COILS, FOLDED, REACH, THIRD, at_the_edge, basis_of
 DOUBLE, DEPTH, LOOKED_AT = 0.0005, 0.08, 32
 EVEN = 0.35  # share over depth of a head that folds as much along both: there are two sets, for one axis
 OUTER = 0.125  # of the partitions, at each end: what is looked at
+# A head that reaches the field of view's end along the rows leaks into the other end, as k-space is cut off, and the
+# kernel, which is periodic, finds the maps of where it came from. So the outermost END of the rows may have them, and
+# those up to twice as deep are not trusted (training/reports/volumes/folds)
+END, ALIEN = 0.018, 0.75  # correlation with the maps from inside of maps that are not theirs
 FIRST = 0.9  # of the first eigenvalue, where a head is
 
 
@@ -86,6 +90,38 @@ def second_set(
     one, other = torch.clone(first), torch.zeros_like(first)
     one[double], other[double] = basis_of(span, inside[double], beyond[double])
     return one, other, double
+
+
+def ends_from_inside(maps: torch.Tensor, head: torch.Tensor, calibration: torch.Tensor) -> torch.Tensor:
+    """One set of maps (partitions, rows, cols, n_coils), continued from inside the head in the first and last rows
+    where they are nearer to those of the other end, and the head is brighter there.
+
+    head: (partitions, rows, cols) bool, where there are maps; calibration: that they were made of.
+    """
+    depth = max(1, round(END * head.shape[1]))
+    inner = slice(2 * depth, head.shape[1] - 2 * depth)
+    known = torch.zeros_like(head)
+    known[:, inner] = head[:, inner]
+    inside, beyond = (torch.nn.functional.normalize(found, dim=-1, eps=1e-17) for found in _continued(maps, known, 1))
+    own, others = ((found.conj() * maps).sum(-1) for found in (inside, beyond))
+    first, last = _brightness(calibration, head.shape, (3 * depth, head.shape[1] - 1 - 3 * depth))
+    darker = torch.zeros_like(head)
+    darker[:, :depth] = (first < last)[:, None]
+    darker[:, -depth:] = (last < first)[:, None]
+    swapped = head & darker & (own.abs() < ALIEN) & (own.abs() < others.abs())
+    return torch.where(swapped[..., None], inside * torch.sgn(own)[..., None], maps)
+
+
+def _brightness(calibration: torch.Tensor, shape: torch.Size, rows: tuple[int, ...]) -> torch.Tensor:
+    """(rows, partitions, cols): root of the sum of squares of the calibration's image in some rows of a grid."""
+    for axis, size in enumerate(calibration.shape[1:], 1):
+        window = torch.hann_window(size + 2, periodic=False, device=calibration.device)[1:-1]
+        calibration = calibration * window.view([-1 if a == axis else 1 for a in range(4)])
+    by_partition, by_row, by_col = (
+        fourier_matrix(points, size, calibration.device) for points, size in zip(shape, calibration.shape[1:])
+    )
+    along = torch.einsum("rj,nzjk->rnzk", by_row[list(rows)], calibration)
+    return torch.linalg.vector_norm(by_partition @ along @ by_col.T, dim=1)
 
 
 def _continued(maps: torch.Tensor, known: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
