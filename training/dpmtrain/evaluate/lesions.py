@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from dpmrecon.api import load_model
-from dpmrecon.data import Slice
 from dpmrecon.errors import BadInputError
 from dpmrecon.options import Options
 from dpmrecon.physics.scale import image_scale
@@ -53,7 +52,20 @@ HEIGHT = 0.6
 HEAD = 0.1  # of the scale
 TUNING = 10**6  # draw of the weights
 UNTUNED = "zero-filled"
-HEADS = ["contrast", "SNR", "method", "draws", "NRMSE", "lesions: mean", "lowest", "AUC", "over peer", "invented", "gain", "error"]
+HEADS = [
+    "contrast",
+    "SNR",
+    "method",
+    "draws",
+    "NRMSE",
+    "lesions: mean",
+    "lowest",
+    "AUC",
+    "over peer",
+    "invented",
+    "gain",
+    "error",
+]
 Make = Callable[[MappedSlice], torch.Tensor]
 
 
@@ -97,19 +109,22 @@ def pair_of(images: Path, contrast: str, snr: float, draw: int) -> Pair:
         Lesion(float(found[place][0]), float(found[place][1]), mm / 2 / PIXEL_MM, sign * HEIGHT)
         for (mm, sign), place in zip(kinds, order)
     ]
-    sigma = float(np.median(tissue[tissue > HEAD])) / snr
+    sigma, seed = noise_of(tissue, snr), zlib.crc32(f"{contrast} {draw}".encode())  # phase and noise are equal in both
+    scans = [scan_of(image, sigma, seed) for image in (painted(tissue, lesions), tissue)]
+    return Pair(lesions, (scans[0][0], scans[1][0]), (scans[0][1], scans[1][1]))
 
-    def scan(image: np.ndarray) -> tuple[Slice, np.ndarray]:
-        seed = zlib.crc32(f"{contrast} {draw}".encode())  # the phase and the noise are equal in both
-        scale = image_scale(torch.from_numpy(image))
-        data, truth = acquire(
-            torch.from_numpy(image), sigma / scale, R, CALIBRATION_LINES, torch.Generator().manual_seed(seed)
-        )
-        return data, truth * np.float32(scale)
 
-    scans = [scan(image) for image in (painted(tissue, lesions), tissue)]
-    mapped = [with_maps(data, CPU) for data, _ in scans]
-    return Pair(lesions, (mapped[0], mapped[1]), (scans[0][1], scans[1][1]))
+def noise_of(tissue: np.ndarray, snr: float) -> float:
+    """Standard deviation of a real channel, fully sampled."""
+    return float(np.median(tissue[tissue > HEAD])) / snr
+
+
+def scan_of(image: np.ndarray, sigma: float, seed: int) -> tuple[MappedSlice, np.ndarray]:
+    """An acquisition at R of a magnitude, and its truth; sigma: of the noise, in the image's unit."""
+    scale = image_scale(torch.from_numpy(image))
+    generator = torch.Generator().manual_seed(seed)
+    data, truth = acquire(torch.from_numpy(image), sigma / scale, R, CALIBRATION_LINES, generator)
+    return with_maps(data, CPU), truth * np.float32(scale)
 
 
 def scores(pair: Pair, make: Make) -> dict:
@@ -210,7 +225,10 @@ def report(found: Sequence[tuple[str, float, str, dict[str, float]]], out: Path)
     def rows() -> Iterator[list[str]]:
         for contrast, snr, name, s in found:
             kept = [f"{s[key]:.2f}" for key in ("mean", "lowest")]
-            seen = [f"{s['AUC']:.3f} ± {s['AUC interval']:.3f}", f"{s['over peer']:+.3f} ± {s['over peer interval']:.3f}"]
+            seen = [
+                f"{s['AUC']:.3f} ± {s['AUC interval']:.3f}",
+                f"{s['over peer']:+.3f} ± {s['over peer interval']:.3f}",
+            ]
             last = [f"{s['invented']:g}", f"{s['gain 3']:.2f}", f"{s['error 3']:.2f}"]
             yield [contrast, f"{snr:g}", name, f"{s['draws']:g}", f"{s['NRMSE']:.4f}", *kept, *seen, *last]
 
