@@ -40,7 +40,7 @@ def case_of(
     """(scan, truth, lesions); from draw to draw the radii change places."""
     tissue = tissue_of(images, label)
     order = np.random.default_rng([draw, 7]).permutation(sites(tissue))
-    lesions = [Lesion(*place.tolist(), RADII[n % len(RADII)], height) for n, place in enumerate(order)]
+    lesions = [Lesion(float(r), float(c), RADII[n % len(RADII)], height) for n, (r, c) in enumerate(order)]
     seed = zlib.crc32(f"{label} {draw} {snr:g}".encode())
     return *scan_of(painted(tissue, lesions), noise_of(tissue, snr), seed), lesions
 

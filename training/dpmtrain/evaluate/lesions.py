@@ -193,12 +193,17 @@ def best_peer(drawn: dict[str, list[dict]], own: Sequence[str]) -> np.ndarray:
     return max((orders(several) for name, several in drawn.items() if name not in (UNTUNED, *own)), key=np.mean)
 
 
-def summary(drawn: Sequence[dict], peer: np.ndarray) -> dict[str, float]:
-    """Over the draws of one method, with the contrast and AUC of each kind of lesion beside. peer: `best_peer`."""
+def over_peer(drawn: Sequence[dict], peer: np.ndarray) -> dict[str, float]:
+    """By how much the AUC of one method is over that of `best_peer`."""
+    over = (orders(drawn) - peer).mean(0)
+    return {"over peer": float(over.mean()), "over peer interval": half_interval(over)}
+
+
+def summary(drawn: Sequence[dict]) -> dict[str, float]:
+    """Over the draws of one method, with the contrast and AUC of each kind of lesion beside."""
     kinds = [f"{sign}{mm} mm" for mm in DIAMETERS_MM for sign in "+-"]
     kept = np.array([[lesion["contrast"] for lesion in score["lesions"]] for score in drawn])
     seen = orders(drawn)
-    over = (seen - peer).mean(0)
     by_band = gain_and_nrmse(np.sum([score["bands"] for score in drawn], 0))
     return {
         "draws": len(drawn),
@@ -207,8 +212,6 @@ def summary(drawn: Sequence[dict], peer: np.ndarray) -> dict[str, float]:
         "lowest": float(kept.min(1).mean()),
         "AUC": float(seen.mean()),
         "AUC interval": half_interval(seen.mean(0)),
-        "over peer": float(over.mean()),
-        "over peer interval": half_interval(over),
         "invented": sum(score["invented"] for score in drawn),
         **{f"gain {number}": gain for number, (gain, _) in enumerate(by_band)},
         **{f"error {number}": error for number, (_, error) in enumerate(by_band)},
@@ -276,7 +279,9 @@ def main() -> None:
     found = []
     for condition, by_method in sorted(drawn.items()):
         peer = best_peer(by_method, own)
-        found += [(*condition, name, summary(several, peer)) for name, several in by_method.items()]
+        found += [
+            (*condition, name, {**summary(several), **over_peer(several, peer)}) for name, several in by_method.items()
+        ]
     print(f"# Lesions of {DIAMETERS_MM[0]} to {DIAMETERS_MM[-1]} mm, height {HEIGHT:g}, R = {R}\n")
     report(found, args.out)
     picture(args.images, contrasts, args.snr[len(args.snr) // 2 - 1], makes, args.out / "lesions.png")
