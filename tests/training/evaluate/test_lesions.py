@@ -20,9 +20,11 @@ from dpmtrain.evaluate.lesion_scores import (
     bands,
     contrast,
     gain_and_nrmse,
+    half_interval,
     invented,
     lesion_scores,
     observed,
+    order,
     painted,
     places,
 )
@@ -71,12 +73,37 @@ def test_an_observer_of_equal_distributions_has_an_auc_of_a_half():
     assert auc(same, same) == 0.5
     assert auc([2, 3], [0, 1]) == 1
     assert auc([0, 1], [2, 3]) == 0
+    present, absent = np.random.default_rng(1).integers(0, 9, (2, 31))
+    pairs = stats.mannwhitneyu(present, absent).statistic
+    assert order(present, absent).sum() == pytest.approx(pairs)  # half a pair for each tie
 
 
 def test_an_observer_of_gaussian_statistics_has_the_auc_of_their_distance():
-    rng, count, distance = np.random.default_rng(1), 4000, 1.2
+    rng, count, distance = np.random.default_rng(1), 2000, 1.2
     found = auc(rng.normal(distance, 1, count), rng.normal(0, 1, count))
     assert found == pytest.approx(stats.norm.cdf(distance / math.sqrt(2)), abs=4 * 0.5 / math.sqrt(count))
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.8], ids=["independent", "one noise in both"])
+def test_the_interval_holds_the_true_auc_in_95_of_100_studies(shared):
+    """shared: correlation of the two scores of a draw."""
+    rng, draws, studies, distance = np.random.default_rng(3), 97, 600, 1.0
+    mean = [distance, 0.0]
+    truth = stats.norm.cdf(distance / math.sqrt(2))
+    held = 0
+    for _ in range(studies):
+        found = order(*rng.multivariate_normal(mean, [[1, shared], [shared, 1]], draws).T)
+        held += abs(found.mean() - truth) <= half_interval(found)
+    assert held / studies == pytest.approx(0.95, abs=0.035)
+
+
+def test_the_interval_of_a_difference_is_narrow_where_two_methods_see_the_same():
+    rng = np.random.default_rng(4)
+    present, absent = rng.normal(1, 1, 50), rng.normal(0, 1, 50)
+    one = order(present, absent)
+    other = order(present + 0.1 * rng.normal(size=50), absent)
+    assert half_interval(one - one) == 0
+    assert 0 < half_interval(one - other) < 0.5 * half_interval(one)
 
 
 def test_the_matched_filter_of_white_noise_has_the_auc_that_theory_gives():
@@ -165,6 +192,14 @@ def test_what_takes_one_set_of_maps_gets_the_first_of_two(slice_of_tissue, metho
     assert torch.linalg.vector_norm(images[1] - images[0]) < 0.01 * torch.linalg.vector_norm(images[0])
 
 
+def test_the_best_peer_is_neither_zero_filled_nor_a_model():
+    def scored(shift):
+        return [{"lesions": [{"present": shift + n, "absent": float(n)}]} for n in range(5)]
+
+    drawn = {"zero-filled": scored(4), "CG-SENSE": scored(1.5), "TV": scored(0.5), "model": scored(3)}
+    assert np.array_equal(command.best_peer(drawn, ["model"]), command.orders(drawn["CG-SENSE"]))
+
+
 def test_the_command_goes_on_with_what_is_there(slice_of_tissue, monkeypatch, tmp_path, capsys):
     calls = []
 
@@ -174,6 +209,7 @@ def test_the_command_goes_on_with_what_is_there(slice_of_tissue, monkeypatch, tm
             return command.zero_filled(mapped)
 
         yield "zero-filled", "", make
+        yield "CG-SENSE", "", command.zero_filled
 
     monkeypatch.setattr(command, "methods", methods)
     monkeypatch.setattr(command, "picture", lambda *args: None)
@@ -183,6 +219,8 @@ def test_the_command_goes_on_with_what_is_there(slice_of_tissue, monkeypatch, tm
         monkeypatch.setattr(sys, "argv", line.split())
         command.main()
         assert len(calls) == made
-        (row,) = csv.DictReader((tmp_path / "table.csv").read_text().splitlines())
+        row, peer = csv.DictReader((tmp_path / "table.csv").read_text().splitlines())
         assert (row["contrast"], row["SNR"], row["draws"]) == ("t1", "20", str(draws))
+        assert row["AUC"] == peer["AUC"]
+        assert row["over peer"] == peer["over peer interval"] == "0"
         assert "| t1 | 20 | zero-filled |" in capsys.readouterr().out
