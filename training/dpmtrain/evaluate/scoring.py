@@ -54,14 +54,23 @@ class Undersampled:
 
     @cached_property
     def left_out(self) -> MappedSlice:
-        """The other lines of the reference, whose noise no reconstruction has seen: by its `residual` a prior that
-        keeps noise gains nothing, as it does by NRMSE where the reference is noisy. With calibration lines alone."""
+        """The other lines of the reference, which no reconstruction has seen. With calibration lines alone."""
         whole = with_maps(
             replace(self.reference.data, calibration=self.data.calibration), self.device, contrast=self.full.contrast
         )  # in the same virtual coils
         mapped, lines = self.mapped, 1 - self.mapped.data.mask.amax(-1, keepdim=True)
         data = replace(whole.data, kspace=whole.data.kspace * lines, mask=whole.data.mask * lines)
         return replace(mapped, data=data, model=replace(mapped.model, mask=whole.model.mask * lines))
+
+    def missed(self, image: torch.Tensor) -> float:
+        """What an image misses of the lines left out, rms over the noise's. Their noise is new to it: what keeps noise
+        gains nothing, as it does by NRMSE where the reference is noisy. Of several sets of maps, each has the share of
+        the image that it has of CG-SENSE's."""
+        mapped = self.mapped
+        if mapped.n_sets > 1:
+            combined = mapped.model.combined(mapped.conventional)
+            image = image * mapped.conventional / torch.where(combined == 0, 1, combined)
+        return self.left_out.residual(image)
 
     def score(self, image: torch.Tensor, draws: torch.Tensor | None = None) -> dict[str, Any]:
         """Moments, PSNR and SSIM of an image. V and B of its samples, complex and of their magnitudes, where a complex

@@ -82,7 +82,7 @@ def scores_of(
             image = make(case.mapped)
             found["nrmse"].append(nrmse(image.abs().numpy(), case.full.truth))
             found["own"].append(nrmse(image.abs().numpy(), own_image(case)))
-            found["missed"].append(case.left_out.residual(image))
+            found["missed"].append(case.missed(image))
         return found
 
     def of_draw(make: Make, draw: tuple[Path, str, float, int]) -> dict:
