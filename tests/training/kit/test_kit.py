@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 from dpmrecon.cli import main as dpmrecon
 from dpmrecon.mrd.patient import is_placeholder
@@ -175,6 +176,9 @@ def test_patients_are_split_and_none_is_in_two_parts(made):
     assert {v["subject"] for v in train["volumes"]} == set(patients["train"])
     assert set(train["exclude"]) == {*patients["validation"], *patients["test"]}
     (reference,) = {v["reference"] for v in train["volumes"]}
+    for file in {v["file"] for v in train["volumes"]}:
+        own, conventional = (np.load(made / part / file).astype(np.float32) for part in ("train", "prepared"))
+        assert own.shape == conventional.shape and 0.01 < abs(own - conventional).mean() / abs(conventional).mean() < 1
     assert reference == f"image by {load_checkpoint(made / 'candidates' / 'start.safetensors').model_id}"
     lines = [json.loads(line) for line in (made / "evaluation" / "scores.jsonl").read_text().splitlines()]
     of_test = {v["file"].removesuffix(".npy") for v in volumes if v["subject"] in patients["test"]}
@@ -191,6 +195,7 @@ def test_the_card_tells_use_limits_and_findings_and_names_nobody(made):
     card = json.loads(text)
     assert card["data"]["train"]["patients"] == 2
     assert card["data"]["references"] == ["fully sampled"]
+    assert card["data"]["trained_on"].startswith("images that model-")
     assert "48x40" in card["intended_use"]
     assert "not for diagnosis" in card["limits"][0]
     (line,) = card["evaluation"]
