@@ -3,9 +3,9 @@
 `python -m dpmtrain.experiments.imperfect --start MODEL --data PREPARED --images DATA --run RUN --out FOLDER`
 
 A hospital has FLAIR scans of some R and noise, and nothing better (`scans.py`). A network that never saw FLAIR is tuned
-with equal numbers of images, from the same start: on full images without noise, which nobody has; on CG-SENSE images,
-as `dpmtrain kit` does; on posterior samples of the start, one of each scan (a round of expectation maximisation, Rozet
-et al., NeurIPS 2024), or on the image that the product makes with it; on the least-squares images by a loss that knows
+with equal numbers of images, from the same start: on full images without noise, which nobody has; on CG-SENSE images;
+on posterior samples of the start, one of each scan (a round of expectation maximisation, Rozet et al., NeurIPS 2024);
+on the images that the product makes with it, as `dpmtrain kit` does; on the least-squares images by a loss that knows
 their noise (`noise_aware.py`); by that loss above the noise and on the samples below it, where the loss says nothing.
 
 Scored on FLAIR of patient09 and of the held-out label map at R = 4 with the same noise: denoising error, NRMSE of
@@ -88,7 +88,7 @@ def both(found: Scans, generator: torch.Generator) -> Batch | NoisyBatch:
 Make = Callable[[Scans, torch.Generator], Batch | NoisyBatch]
 ARMS: dict[str, tuple[str, Make]] = {
     "clean": ("full images without noise", lambda found, generator: denoising(found.clean, generator)),
-    "sense": ("CG-SENSE images, as the kit", lambda found, generator: denoising(found.sense, generator)),
+    "sense": ("CG-SENSE images", lambda found, generator: denoising(found.sense, generator)),
     "modes": ("least squares, noise-aware", lambda found, generator: noise_aware(found.modes, generator)),
     "drawn": ("posterior samples of the start", lambda found, generator: denoising(found.drawn, generator)),
     "mean": ("default images of the start", lambda found, generator: denoising(found.mean, generator)),

@@ -64,7 +64,7 @@ class Scans:
 
     @cached_property
     def sense(self) -> torch.Tensor:
-        """CG-SENSE images, which `dpmtrain kit` trains on."""
+        """CG-SENSE images."""
         return self._kept("sense", lambda case, mapped: mapped.conventional / image_scale(mapped.conventional))
 
     @cached_property
@@ -74,7 +74,7 @@ class Scans:
 
     @cached_property
     def mean(self) -> torch.Tensor:
-        """The image that the product makes by default, a mean of samples that are cooled down."""
+        """The image that the product makes by default, a mean of samples that are cooled down, as `dpmtrain kit` does."""
         return self._kept("mean", self._posterior(Options()))
 
     @cached_property
