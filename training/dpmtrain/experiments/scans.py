@@ -74,7 +74,7 @@ class Scans:
 
     @cached_property
     def mean(self) -> torch.Tensor:
-        """The image that the product makes by default, a mean of samples that are cooled down, as `dpmtrain kit` does."""
+        """The images that the product makes by default, means of cooled samples: `dpmtrain kit` trains on them."""
         return self._kept("mean", self._posterior(Options()))
 
     @cached_property
