@@ -59,7 +59,6 @@ CROPPED_SLABS = [((2.0, 2.0, 2.0), 24), ((3.0, 2.0, 2.0), 32)]
 FIELD_SUBJECT = 1
 FOLD_VOXEL = (4.0, 3.5, 3.5)
 FOLD_HEADS = (("flair", 0.0155), ("t1", 0.003))
-SLAB_HEADS = (*FOLD_HEADS, ("swi", 0.01))
 CUT_SLABS = ((16, 3.0), (24, 2.0), (24, 4.0), (36, 4.0))  # partitions and their thickness in mm
 FOLD_ROWS = ((196.0, True), (210.0, True), (225.0, True), (240.0, True), (196.0, False), (210.0, False))
 
@@ -301,7 +300,7 @@ def partitions_as_rows(reference: ReferenceVolume) -> ReferenceVolume:
 def cut_slabs(out: Path) -> None:
     lines = ScoreLines(out / "slabs" / "scores.jsonl")
     rows = []
-    for contrast, noise in SLAB_HEADS:
+    for contrast, noise in FOLD_HEADS:
         head = f"{contrast}, noise {noise:g}"
 
         def make(reference: ReferenceVolume, extent: float, beyond: str, head: str = head) -> SlabFoldRow:
@@ -322,7 +321,8 @@ def cut_slabs(out: Path) -> None:
                 head_settings(contrast, noise, 240.0, wrap=False),
                 partitions=partitions, slice_thickness_mm=thickness,
             )  # fmt: skip
-            slab = partial(make, partitions_as_rows(phantom_volume(settings)), partitions * thickness, "cut off")
+            beyond = f"cut off, partitions of {thickness:g} mm"
+            slab = partial(make, partitions_as_rows(phantom_volume(settings)), partitions * thickness, beyond)
             rows.append(lines.row(SlabFoldRow, {"head": head, "slab": [partitions, thickness]}, slab))
             print(rows[-1], flush=True)
         for rows_mm in (210.0, 225.0):
