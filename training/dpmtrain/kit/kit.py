@@ -39,7 +39,7 @@ def kit(args: argparse.Namespace) -> int:
     recipe = completed({**recipe, "train": tuning.settings(recipe["train"], split)}, start)
     plan = tuning.plan(accelerations, args.acs)
     same = {"start": start.checksum, "recipe": recipe, "patients": split.patients, "R": args.R, "acs": args.acs}
-    data.remember(args.out / "kit.json", {**same, "slices": args.slices})
+    data.remember(args.out / "kit.json", {**same, "slices": args.slices, "images": "of the start"})
 
     say("3/5 images to train on, fine-tuning; its length is chosen on the validation patients")
     others = split.patients["validation"] + split.patients["test"]
