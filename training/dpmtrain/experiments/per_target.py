@@ -26,6 +26,7 @@ from ..data.dataset import read_manifest
 from ..evaluate.metrics import paired_difference
 from ..evaluate.references import CPU
 from ..evaluate.score_lines import ScoreLines
+from ..evaluate.scoring import Undersampled
 from ..evaluate.tables import write_tables
 from ..files import save_figure
 from ..train.crop_pool import CropPool
@@ -65,8 +66,10 @@ def networks(data: Path, start: Path, run: Path, steps: int, seeds: int) -> dict
     return found
 
 
-def scored(paths: dict[tuple[str, int], Path], images: Path, run: Path, n_slices: int, draws: int) -> Found:
-    cases = {contrast: held_out(images, n_slices, contrast) for contrast in TARGETS}
+def scored(
+    paths: dict[tuple[str, int], Path], cases: dict[str, list[Undersampled]], images: Path, run: Path, draws: int
+) -> Found:
+    """cases: of each contrast."""
     found = {}
     for (arm, seed), path in tqdm(paths.items(), desc="scores", mininterval=10):
         checkpoint = load_checkpoint(path)
@@ -157,9 +160,11 @@ def main() -> None:
     args = parser.parse_args()
     at_least(args, steps=1, seeds=1, slices=1, draws=2)
     torch.set_num_threads(1)
+    # what is missing is said before hours of training
+    cases = {contrast: held_out(args.images, args.slices, contrast) for contrast in TARGETS}
     args.run.mkdir(parents=True, exist_ok=True)
     paths = networks(args.data, args.start, args.run, args.steps, args.seeds)
-    report(scored(paths, args.images, args.run, args.slices, args.draws), args.out)
+    report(scored(paths, cases, args.images, args.run, args.draws), args.out)
 
 
 if __name__ == "__main__":
