@@ -26,6 +26,7 @@ OPTIONS = {
     "evaluate.lesions": OUT,
     "experiments.capacity": [*OUT, "--data", "nowhere", "--run", "run"],
     "experiments.imperfect": [*OUT, "--data", "nowhere", "--run", "run", "--start", "nowhere.safetensors"],
+    "experiments.per_target": [*OUT, "--data", "nowhere", "--run", "run", "--start", "nowhere.safetensors"],
     "one_step.distillation": [*OUT, "--teacher", "nowhere.safetensors", "--students", "nowhere.safetensors"],
     "one_step.paper": OUT,
     "one_step.volumes": [*OUT, "--model", "nowhere.safetensors"],

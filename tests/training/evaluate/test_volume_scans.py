@@ -100,6 +100,9 @@ def test_a_3d_scan_is_one_reference_and_stays_as_it_is(scans, full):
             found = Moments(score["cross"], score["image"], score["truth"])
             errors[name, lines] = found.nrmse(scan_factor([found]))
         assert errors["conventional", lines] < 0.7 * errors["zero_filled", lines]
+    here = Undersampled(given, Condition("caipirinha", 4, 10), CPU)
+    assert not (here.left_out.data.mask * here.mapped.data.mask).any()
+    assert here.missed(here.mapped.conventional) < 0.5 * here.missed(0 * here.mapped.conventional)
     assert torch.equal(given.data.kspace, before) and torch.equal(full.data.kspace, before)
     with pytest.raises(BadInputError, match="is accelerated R = 4"):
         measured_slices(scans / "four.h5")

@@ -2,7 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
+from dpmrecon.tools.simulation_settings import VolumeSettings
 from dpmtrain.evaluate.metrics import high_band_energy
+from dpmtrain.evaluate.validation_volumes import phantom_volume
+from dpmtrain.evaluate.volumes import partitions_as_rows
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -21,3 +25,15 @@ def test_high_band_counts_waves_of_the_upper_third_along_its_axis(axis):
     for other in {0, 1, 2} - {axis}:  # along which the volume is constant
         assert high_band_energy(truth + wave(5), truth + 0, head, axis) == pytest.approx(4)
         assert np.abs(np.diff(truth, axis=other)).max() == 0
+
+
+def test_partitions_take_the_place_of_rows_in_all_that_a_volume_has():
+    given = phantom_volume(
+        VolumeSettings(matrix=(30, 26), partitions=19, calibration_lines=10, n_coils=3, fov_mm=(240.0, 208.0))
+    )
+    turned = partitions_as_rows(given)
+    assert turned.truth.shape == turned.data.mask.shape == turned.data.kspace.shape[1:] == (30, 19, 26)
+    assert turned.data.voxel_mm[:2] == given.data.voxel_mm[1::-1] and given.data.voxel_mm[0] != given.data.voxel_mm[1]
+    back = partitions_as_rows(turned)
+    assert np.array_equal(back.truth, given.truth) and torch.equal(back.data.calibration, given.data.calibration)
+    assert torch.equal(back.data.kspace, given.data.kspace) and torch.equal(back.data.mask, given.data.mask)

@@ -9,7 +9,7 @@ import torch
 from dpmrecon.errors import BadInputError
 from dpmtrain.evaluate import lesions, validation
 from dpmtrain.evaluate.methods import by_card
-from dpmtrain.experiments import capacity, imperfect, imperfect_scores, scans
+from dpmtrain.experiments import capacity, imperfect, imperfect_scores, per_target, scans
 
 TINY = {"blocks": [1, 1], "embedding": 8}
 
@@ -33,7 +33,7 @@ def small_capacity(monkeypatch):
 
 @pytest.fixture
 def small_imperfect(small_capacity, monkeypatch):
-    monkeypatch.setattr(imperfect, "TRAIN", {**imperfect.TRAIN, "steps": 2, "batch": 2, "precision": "float32"})
+    monkeypatch.setattr(imperfect, "TRAIN", {**imperfect.TRAIN, "batch": 2, "precision": "float32"})
     monkeypatch.setattr(scans, "MATRIX", (45, 42))
     monkeypatch.setattr(scans, "PIXEL_MM", 1.0)
     monkeypatch.setattr(scans, "SLICES", 1)
@@ -125,7 +125,7 @@ def test_every_arm_is_tuned_and_scored_and_a_second_run_finds_it_done(
     capacity.trained(prepared, tmp_path / "capacity")
     start = capacity.path_of(tmp_path / "capacity", "one", 4)
     places = {"start": start, "data": prepared, "images": images, "run": tmp_path / "run", "out": tmp_path}
-    command = {**places, "seeds": 2, "slices": 1, "draws": 2}
+    command = {**places, "steps": 2, "seeds": 2, "slices": 1, "draws": 2}
     run(imperfect, monkeypatch, **command)
     found = rows(tmp_path / "table.csv")
     assert [row["tuned on"] for row in found] == [
@@ -135,15 +135,40 @@ def test_every_arm_is_tuned_and_scored_and_a_second_run_finds_it_done(
     ]
     assert found[0]["error at 0.1"] == ""
     assert (tmp_path / "imperfect.png").stat().st_size > 5000
-    (file,) = (tmp_path / "run").glob("*/scans.pt")
-    held = torch.load(file, weights_only=True)
-    assert {len(part) for part in held.values()} == {2}  # FLAIR of the two patients
+    files = list((tmp_path / "run").glob("*/*/*.pt"))
+    assert {file.stem for file in files} == {"clean", "sense", "drawn", "mean", "modes"}
+    assert {len(torch.load(file, weights_only=True)["image"]) for file in files} == {2}  # FLAIR of the two patients
     text = capsys.readouterr().out
     for name in ("training_slices", "write_state"):
         monkeypatch.setattr(scans, name, None)
-    monkeypatch.setattr(imperfect, "tuned", None)
     monkeypatch.setattr(imperfect_scores, "scores", None)
     run(imperfect, monkeypatch, **command)
+    assert capsys.readouterr().out == text
+
+
+def test_every_target_is_scored_on_every_contrast(folders, small_imperfect, monkeypatch, tmp_path, capsys):
+    prepared, images = folders
+    monkeypatch.setattr(per_target, "CROPS", {**per_target.CROPS, "batch": 8, "crop": 16, "pool": 8})
+    monkeypatch.setattr(per_target, "TRAIN", {**per_target.TRAIN, "precision": "float32"})
+    monkeypatch.setattr(per_target, "FACTORS", (0.5,))
+    monkeypatch.setattr(per_target, "TARGETS", ("flair", "t1"))
+    monkeypatch.setattr(per_target, "ARMS", ("before", "all", "flair", "t1"))
+    monkeypatch.setattr(per_target, "WITHOUT_LESIONS", "t1")
+    capacity.trained(prepared, tmp_path / "capacity")
+    places = {"data": prepared, "images": images, "run": tmp_path / "run", "out": tmp_path}
+    places["start"] = capacity.path_of(tmp_path / "capacity", "one", 4)
+    command = {**places, "steps": 1, "seeds": 2, "slices": 1, "draws": 2}
+    run(per_target, monkeypatch, **command)
+    found = rows(tmp_path / "table.csv")
+    assert [(row["contrast"], row["trained last on"]) for row in found] == [
+        (contrast, arm) for contrast in ("flair", "t1") for arm in ("before", "all", "flair", "t1")
+    ]
+    assert all(row["lesions: mean"] for row in found[:4]) and not any(row["lesions: mean"] for row in found[4:])
+    assert found[1]["of each slice, less that of all (95 %)"].startswith("+0.0000 (+0.0000")
+    assert (tmp_path / "per_target.png").stat().st_size > 5000
+    text = capsys.readouterr().out
+    monkeypatch.setattr(per_target, "CropPool", None)  # nothing is trained again
+    run(per_target, monkeypatch, **command)
     assert capsys.readouterr().out == text
 
 
@@ -156,7 +181,7 @@ def test_each_arm_is_reported_at_its_best_factor_on_the_label_map(tmp_path, monk
         # on the label map, then on the patient
         pairs = [[error, 2 * error, 3 * error] for error in errors]
         return imperfect_scores.Scores(
-            levels, [True, True, False], pairs, [{**kept, "mean": 10 * e} for e in errors]
+            levels, [True, True, False], pairs, pairs, pairs, [{**kept, "mean": 10 * e} for e in errors]
         )  # fmt: skip
 
     found = {
@@ -177,10 +202,9 @@ def test_each_arm_is_reported_at_its_best_factor_on_the_label_map(tmp_path, monk
     assert start["all, less CG-SENSE images' (95 %)"].startswith("+0.0600 (+0.0300")
 
 
-def test_prepared_volumes_without_flair_are_refused(folders, monkeypatch):
-    monkeypatch.setattr(scans, "VOLUMES", ["nothing*"])
+def test_prepared_volumes_without_flair_are_refused(folders):
     with pytest.raises(BadInputError, match="none of the volumes"):
-        next(scans.training_slices(folders[0]))
+        next(scans.training_slices(folders[0], scans.Site(volumes=("nothing*",))))
 
 
 def test_what_is_learnt_from_is_never_what_is_held_out():

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 from dpmrecon.cli import main as dpmrecon
 from dpmrecon.mrd.patient import is_placeholder
@@ -171,14 +172,22 @@ def test_patients_are_split_and_none_is_in_two_parts(made):
         f"{pattern}.npy" for pattern in json.loads((made / "kit.json").read_text())["recipe"]["train"]["volumes"]
     }
     assert {v["subject"] for v in volumes if v["file"] in trained} == set(patients["train"])
+    train = read_manifest(made / "train")
+    assert {v["subject"] for v in train["volumes"]} == set(patients["train"])
+    assert set(train["exclude"]) == {*patients["validation"], *patients["test"]}
+    (reference,) = {v["reference"] for v in train["volumes"]}
+    for file in {v["file"] for v in train["volumes"]}:
+        own, conventional = (np.load(made / part / file).astype(np.float32) for part in ("train", "prepared"))
+        assert own.shape == conventional.shape and 0.01 < abs(own - conventional).mean() / abs(conventional).mean() < 1
+    assert reference == f"image by {load_checkpoint(made / 'candidates' / 'start.safetensors').model_id}"
     lines = [json.loads(line) for line in (made / "evaluation" / "scores.jsonl").read_text().splitlines()]
     of_test = {v["file"].removesuffix(".npy") for v in volumes if v["subject"] in patients["test"]}
     assert {line["key"]["scan"] for line in lines if "scan" in line["key"]} == of_test
     of_validation = {v["file"].removesuffix(".npy") for v in volumes if v["subject"] in patients["validation"]}
     tuned_on = {scan for line in lines if "tuned" in line["key"] for scan, _ in line["value"]["on"]}
     assert tuned_on == of_validation
-    chosen = [json.loads(line)["key"]["scan"] for line in (made / "validation.jsonl").read_text().splitlines()]
-    assert set(chosen) == of_validation
+    asked = [json.loads(line)["key"]["scan"] for line in (made / "left_out.jsonl").read_text().splitlines()]
+    assert set(asked) in (of_validation, of_validation | of_test)  # the latter where the tuned model was chosen
 
 
 def test_the_card_tells_use_limits_and_findings_and_names_nobody(made):
@@ -186,13 +195,14 @@ def test_the_card_tells_use_limits_and_findings_and_names_nobody(made):
     card = json.loads(text)
     assert card["data"]["train"]["patients"] == 2
     assert card["data"]["references"] == ["fully sampled"]
+    assert card["data"]["trained_on"].startswith("images that model-")
     assert "48x40" in card["intended_use"]
     assert "not for diagnosis" in card["limits"][0]
     (line,) = card["evaluation"]
     assert line["R"] == 3
     assert {name.split()[0] for name in line} >= {"CG-SENSE", "L1-wavelet"}
     assert len(card["findings"]) >= 2
-    assert card["length_by_validation_nrmse"].keys() >= {"0", "1"}
+    assert card["length_by_lines_left_out"].keys() >= {"0", "1"}
     patients = json.loads((made / "kit.json").read_text())["patients"]
     for secret in (*sum(patients.values(), []), "SIMULATED0", "SIMULATED1", "p0_", "p1_", "p2_", "p3_"):
         assert secret not in text
@@ -256,6 +266,29 @@ def test_a_model_that_does_not_match_its_card_or_the_scale_rule_is_refused(
     assert words in capsys.readouterr().err
     assert dpmrecon(["serve", "--port", "0", "--model", str(model)]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_model_that_foretells_the_test_patients_worse_than_its_start_is_not_written(
+    made, scans, start, recipe, tmp_path, monkeypatch, capsys
+):
+    out = shutil.copytree(made, tmp_path / "out")
+    (out / "flair.safetensors").unlink()
+    (out / "left_out.jsonl").unlink()
+    patients = json.loads((out / "kit.json").read_text())["patients"]["test"]
+    volumes = read_manifest(out / "prepared")["volumes"]
+    of_test = {v["file"].removesuffix(".npy") for v in volumes if v["subject"] in patients}
+    models = {load_checkpoint(path).model_id: path.stem for path in (out / "candidates").glob("*.safetensors")}
+
+    def missed(checkpoint, cases, plan, lines):
+        """The tuned ones are better on the validation patients, worse on the test patients."""
+        tested = any(case.full.scan in of_test for case in cases)
+        return [2.0 if tested != (models[checkpoint.model_id] == "start") else 1.5] * len(cases)
+
+    monkeypatch.setattr("dpmtrain.kit.tuning.missed", missed)
+    assert main(command(scans, out, start, recipe, "--contrast", "flair")) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "worse than the one it began with, 2.0000 times their noise against 1.5000: no model is written" in told
+    assert not (out / "flair.safetensors").exists()
 
 
 def test_findings_say_better_worse_or_cannot_tell(start):

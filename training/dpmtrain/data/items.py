@@ -18,7 +18,8 @@ class Settings:
     that are no known set;
     patients: what tells patients of ISMRMRD scans apart: "folder", the first one below the input, else the file's name;
     "id", the header's patient ID; "measurement", serial number and patient of the header's measurementID, as
-    siemens_to_ismrmrd writes it; None is the ID where it is no placeholder, else the folder.
+    siemens_to_ismrmrd writes it; None is the ID where it is no placeholder, else the folder; prior: file of a model,
+    whose images of ISMRMRD scans are prepared in place of conventional ones.
     """
 
     contrast: str | None = None
@@ -28,6 +29,7 @@ class Settings:
     source: str = "own data"
     licence: str = "not stated"
     patients: str | None = None
+    prior: Path | None = None
 
 
 @dataclass(frozen=True)

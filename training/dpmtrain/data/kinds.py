@@ -138,7 +138,8 @@ def _ismrmrd(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
     facts["subject"] = _patient(header, settings.patients) or facts["subject"]
     names = [getattr(measurement, name, None) for name in ("protocolName", "sequenceName")]
     contrast = _contrast(settings, "protocol and sequence name", *names)
-    return [Item("ISMRMRD", contrast=contrast, files=(path,), **facts)]
+    options = {} if settings.prior is None else {"prior": str(settings.prior)}
+    return [Item("ISMRMRD", contrast=contrast, files=(path,), options=options, **facts)]
 
 
 def _patient(header: Header, patients: str | None) -> str | None:

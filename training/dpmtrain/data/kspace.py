@@ -2,12 +2,14 @@
 hospital's scan the smooth part is off, as in a reconstruction."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import torch
 from dpmrecon.data import LostSlice, Slice
+from dpmrecon.data import Volume as DataVolume
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
@@ -18,10 +20,15 @@ from dpmrecon.output.mrd_images import to_recon_space
 from dpmrecon.physics.coil_maps import estimate_coil_maps
 from dpmrecon.physics.fourier import to_image, without_oversampling
 from dpmrecon.physics.noise import whitening
+from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint
+from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.prepare import with_coil_maps
+from dpmrecon.recon.stream import sampled
+from dpmrecon.recon.types import MappedSlice, Reconstruction
 
 from .items import Fault, Item, Volume
 
+CPU = torch.device("cpu")
 # Beyond this acceleration a conventional image is no reference
 LARGEST_ACCELERATION = 2.5
 # Share of lines, and of samples, at either end that hold noise alone
@@ -127,29 +134,35 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
     volume.
 
     Fully sampled scans are combined with the maps; scans with R up to LARGEST_ACCELERATION become CG-SENSE images
-    ("SENSE R=2"), as in the source paper's clinical data. The grid is the one on which the sampler will work: no
+    ("SENSE R=2"), as in the source paper's clinical data; with the option `prior`, all become the images that the
+    product makes with that model by default. The grid is the one on which the sampler will work: no
     zero-filling to the recon matrix. Averages are averaged; the counter `contrast` (b-values) makes volumes of its
     own. Raises BadInputError for a scan that is accelerated more.
     """
     (path,) = item.files
     found: dict[int, dict[tuple[int, ...], np.ndarray]] = {}
     faults, references = [], set()
+    prior = load_checkpoint(Path(item.options["prior"]), CPU) if "prior" in item.options else None
     with open_scan(path) as scan:
         header = scan.header
         receiving = Receiving.of(Options(), header)
         stream = slices(scan.acquisitions(), header, combine_averages=True, receiving=receiving)
-        for mapped in with_coil_maps(_usable(stream), torch.device("cpu")):
+        for mapped in with_coil_maps(_usable(stream), CPU):
             if isinstance(mapped, LostSlice):
                 faults.append(Fault(str(path), f"slice {mapped.key.slice} is left out: {mapped.reason}"))
                 continue
             full = bool(mapped.data.mask.amax(-1).all())
             accelerated = mapped.data.acceleration > 1
             references.add(
-                "fully sampled" if full
+                f"image by {prior.model_id}" if prior
+                else "fully sampled" if full
                 else f"SENSE R={mapped.data.acceleration:g}" if accelerated
                 else "fully sampled but for partial Fourier"
             )  # fmt: skip
-            image = mapped.model.combined(mapped.zero_filled if full else mapped.conventional)
+            if prior:
+                image = default_image(mapped, prior, item.contrast)
+            else:
+                image = mapped.model.combined(mapped.zero_filled if full else mapped.conventional)
             key = mapped.data.key
             place = (key.repetition, key.set, key.phase, key.slice)
             found.setdefault(key.contrast, {})[place] = image.numpy()
@@ -168,6 +181,16 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
         for own, stack in zip(names, stacks):
             volumes.append(Volume(own, stack, voxel, reference, coherent=three_d))
     return volumes, faults
+
+
+def default_image(mapped: MappedSlice, prior: Checkpoint, contrast: str) -> torch.Tensor:
+    """As the product makes it, without the smooth phase."""
+    label = contrast if contrast in prior.model.labels else None
+    is_volume = isinstance(mapped.data, DataVolume)
+    how = sampling_of(Options(), prior, CPU, label, mapped.data.acceleration, volume=is_volume)
+    (found,) = sampled([mapped], prior, label, how)
+    assert isinstance(found, Reconstruction)
+    return found.image
 
 
 def _usable(stream: Iterable[Slice | LostSlice]) -> Iterator[Slice | LostSlice]:

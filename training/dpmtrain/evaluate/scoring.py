@@ -1,13 +1,13 @@
 """How a slice is undersampled, and its scores against the reference."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from dpmrecon.data import Volume
+from dpmrecon.data import Slice, Volume
 from dpmrecon.physics.coil_maps import estimate_coil_maps
 from dpmrecon.physics.volume_maps import estimate_volume_maps
 from dpmrecon.recon.types import MappedSlice
@@ -31,10 +31,15 @@ class Undersampled:
         return standard_of_care(self.full, self.condition.scan_R, CALIBRATION_LINES) if further else self.full
 
     @cached_property
-    def mapped(self) -> MappedSlice:
+    def data(self) -> Slice:
+        """What is left of the reference's lines."""
         data, condition = self.reference.data, self.condition
         chosen = (condition.R, condition.calibration_lines)
-        data_here = undersampled(data, sampling_mask(condition.mask, data.mask, *chosen, self.full.number), *chosen)
+        return undersampled(data, sampling_mask(condition.mask, data.mask, *chosen, self.full.number), *chosen)
+
+    @cached_property
+    def mapped(self) -> MappedSlice:
+        data, condition = self.reference.data, self.condition
         maps = None
         if not condition.calibration_lines:
             assert data.calibration is not None
@@ -45,7 +50,27 @@ class Undersampled:
             else:
                 rows, cols = data.mask.shape
                 maps = estimate_coil_maps(calibration, (rows, cols))
-        return with_maps(data_here, self.device, maps, self.full.contrast)
+        return with_maps(self.data, self.device, maps, self.full.contrast)
+
+    @cached_property
+    def left_out(self) -> MappedSlice:
+        """The other lines of the reference, which no reconstruction has seen. With calibration lines alone."""
+        whole = with_maps(
+            replace(self.reference.data, calibration=self.data.calibration), self.device, contrast=self.full.contrast
+        )  # in the same virtual coils
+        mapped, lines = self.mapped, 1 - self.mapped.data.mask.amax(-1, keepdim=True)
+        data = replace(whole.data, kspace=whole.data.kspace * lines, mask=whole.data.mask * lines)
+        return replace(mapped, data=data, model=replace(mapped.model, mask=whole.model.mask * lines))
+
+    def missed(self, image: torch.Tensor) -> float:
+        """What an image misses of the lines left out, rms over the noise's. Their noise is new to it: what keeps noise
+        gains nothing, as it does by NRMSE where the reference is noisy. Of several sets of maps, each has the share of
+        the image that it has of CG-SENSE's."""
+        mapped = self.mapped
+        if mapped.n_sets > 1:
+            combined = mapped.model.combined(mapped.conventional)
+            image = image * mapped.conventional / torch.where(combined == 0, 1, combined)
+        return self.left_out.residual(image)
 
     def score(self, image: torch.Tensor, draws: torch.Tensor | None = None) -> dict[str, Any]:
         """Moments, PSNR and SSIM of an image. V and B of its samples, complex and of their magnitudes, where a complex

@@ -1,13 +1,14 @@
 """What serves volumes best, on simulated ones: `python -m dpmtrain.evaluate.volumes --images DATA --out DIR`.
 
 planes: which planes of thin slabs and of long voxels help, for `planes_of`. support: where the coil maps end. folds:
-when two sets of coil maps serve a head that folds along its rows, or is cut off there. Each
-writes a table in markdown and CSV to a folder of its name. Scores that are there already are not made again.
+when two sets of coil maps serve a head that folds along its rows, or is cut off there. slabs: whether the rule for rows
+would do for partitions, where slabs cut heads off. Each writes a table in markdown and CSV to a folder of its name.
+Scores that are there already are not made again.
 """
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ CROPPED_SLABS = [((2.0, 2.0, 2.0), 24), ((3.0, 2.0, 2.0), 32)]
 FIELD_SUBJECT = 1
 FOLD_VOXEL = (4.0, 3.5, 3.5)
 FOLD_HEADS = (("flair", 0.0155), ("t1", 0.003))
+CUT_SLABS = ((16, 3.0), (24, 2.0), (24, 4.0), (36, 4.0))  # partitions and their thickness in mm
 FOLD_ROWS = ((196.0, True), (210.0, True), (225.0, True), (240.0, True), (196.0, False), (210.0, False))
 
 
@@ -204,9 +206,14 @@ class FoldRow:
 
 
 def folding_head(contrast: str, noise: float, rows_mm: float, *, wrap: bool) -> ReferenceVolume:
-    """A phantom's head of coarse voxels, R = 2 x 2, with 16 x 16 lines of calibration. rows_mm: the field of view along
-    the rows, beyond which the head folds (`wrap`) or is cut off."""
-    settings = VolumeSettings(
+    """A phantom's head, see `head_settings`."""
+    return phantom_volume(head_settings(contrast, noise, rows_mm, wrap=wrap))
+
+
+def head_settings(contrast: str, noise: float, rows_mm: float, *, wrap: bool) -> VolumeSettings:
+    """Coarse voxels, R = 2 x 2, 16 x 16 lines of calibration. rows_mm: the field of view along the rows, beyond which
+    the head folds (`wrap`) or is cut off."""
+    return VolumeSettings(
         contrast=contrast,
         matrix=(2 * round(rows_mm / FOLD_VOXEL[1] / 2), 64),
         fov_mm=(rows_mm, 64 * FOLD_VOXEL[2]),
@@ -218,7 +225,6 @@ def folding_head(contrast: str, noise: float, rows_mm: float, *, wrap: bool) -> 
         wrap=wrap,
         subject=FIELD_SUBJECT,
     )
-    return phantom_volume(settings)
 
 
 def folds(checkpoint: Checkpoint, out: Path) -> None:
@@ -264,9 +270,83 @@ def folds(checkpoint: Checkpoint, out: Path) -> None:
     )
 
 
+@dataclass(frozen=True)
+class SlabFoldRow:
+    """extent_mm: of the slab, or of the field of view along what folds; share: as of FoldRow; one, two: NRMSE of
+    CG-SENSE by either number of sets."""
+
+    head: str
+    extent_mm: float
+    beyond: str
+    share: float
+    one: float
+    two: float
+
+
+def partitions_as_rows(reference: ReferenceVolume) -> ReferenceVolume:
+    data = reference.data
+    assert data.calibration is not None
+    z, y, x = data.voxel_mm
+    turned = replace(
+        data,
+        kspace=data.kspace.transpose(1, 2).contiguous(),
+        mask=data.mask.transpose(0, 1).contiguous(),
+        calibration=data.calibration.transpose(1, 2).contiguous(),
+        voxel_mm=(y, z, x),
+    )
+    return replace(reference, data=turned, truth=reference.truth.swapaxes(0, 1).copy())
+
+
+def cut_slabs(out: Path) -> None:
+    lines = ScoreLines(out / "slabs" / "scores.jsonl")
+    rows = []
+    for contrast, noise in FOLD_HEADS:
+        head = f"{contrast}, noise {noise:g}"
+
+        def make(reference: ReferenceVolume, extent: float, beyond: str, head: str = head) -> SlabFoldRow:
+            data, truth = reference.data, reference.truth
+            assert data.calibration is not None
+            calibration = central(data.calibration)
+            share = folded_share(kernel_correlations(calibration), grid_of(truth.shape))
+            scores = []
+            for fold in (math.inf, 0.0):
+                maps = estimate_volume_maps(calibration, truth.shape, fold=fold)
+                mapped = mapped_volume(replace(data, kspace=data.kspace.clone()), maps, {})
+                assert isinstance(mapped, MappedVolume)
+                scores.append(nrmse(mapped.model.combined(mapped.conventional).abs().numpy(), truth))
+            return SlabFoldRow(head, extent, beyond, share, *scores)
+
+        for partitions, thickness in CUT_SLABS:
+            settings = replace(
+                head_settings(contrast, noise, 240.0, wrap=False),
+                partitions=partitions, slice_thickness_mm=thickness,
+            )  # fmt: skip
+            beyond = f"cut off, partitions of {thickness:g} mm"
+            slab = partial(make, partitions_as_rows(phantom_volume(settings)), partitions * thickness, beyond)
+            rows.append(lines.row(SlabFoldRow, {"head": head, "slab": [partitions, thickness]}, slab))
+            print(rows[-1], flush=True)
+        for rows_mm in (210.0, 225.0):
+            folding = partial(make, folding_head(contrast, noise, rows_mm, wrap=True), rows_mm, "folds")
+            rows.append(lines.row(SlabFoldRow, {"head": head, "rows_mm": rows_mm}, folding))
+            print(rows[-1], flush=True)
+    table = [["head", "extent", "beyond it", "share", "one set", "two sets"]]
+    for row in rows:
+        numbers = [f"{row.share:.4f}", f"{row.one:.4f}", f"{row.two:.4f}"]
+        table.append([row.head, f"{row.extent_mm:g} mm", row.beyond, *numbers])
+    write_tables(
+        out / "slabs",
+        fields_of(SlabFoldRow, rows, digits=5),
+        "# Would the rule for rows do for partitions?",
+        f"Share of the head that the rule for rows (two sets above {DOUBLE:g}) takes for folded, and NRMSE of CG-SENSE "
+        "by one and two sets: sound slabs, which cut a head off, their partitions in the place of rows, beside heads "
+        "that fold.",
+        table,
+    )
+
+
 def main() -> None:
     parser = module_parser(__doc__, "images", "out", "model")
-    parser.add_argument("part", choices=("planes", "support", "folds"), help="what to choose")
+    parser.add_argument("part", choices=("planes", "support", "folds", "slabs"), help="what to choose")
     parser.add_argument("--contrasts", nargs="+", choices=tuple(VOLUMES), default=list(CONTRASTS), help="volumes")
     parser.add_argument(
         "--coarse", nargs="+", choices=tuple(VOLUMES), default=[], help="volumes with voxels of 3 mm, or 4 x 2 x 2 mm"
@@ -278,6 +358,9 @@ def main() -> None:
         return
     if args.part == "folds":
         folds(checkpoint, args.out)
+        return
+    if args.part == "slabs":
+        cut_slabs(args.out)
         return
     voxels = {name: COARSE[name] for name in args.coarse}
     cases = [Case(validation_volume(args.images, name, voxels.get(name))) for name in args.contrasts]

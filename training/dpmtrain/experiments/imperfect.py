@@ -2,45 +2,39 @@
 
 `python -m dpmtrain.experiments.imperfect --start MODEL --data PREPARED --images DATA --run RUN --out FOLDER`
 
-A hospital has FLAIR scans of R = 3 with noise, and nothing better (`scans.py`). A network that never saw FLAIR is tuned
-with equal numbers of images, from the same start: on full images without noise, which nobody has; on CG-SENSE images,
-as `dpmtrain kit` does; on the least-squares images by a loss that knows their noise (`noise_aware.py`); on posterior
-samples of the start, one of each scan (a round of expectation maximisation, Rozet et al., NeurIPS 2024); by that loss
-above the noise and on these samples below it, where the loss says nothing.
+A hospital has FLAIR scans of some R and noise, and nothing better (`scans.py`). A network that never saw FLAIR is tuned
+with equal numbers of images, from the same start: on full images without noise, which nobody has; on CG-SENSE images;
+on posterior samples of the start, one of each scan (a round of expectation maximisation, Rozet et al., NeurIPS 2024);
+on the images that the product makes with it, as `dpmtrain kit` does; on the least-squares images by a loss that knows
+their noise (`noise_aware.py`); by that loss above the noise and on the samples below it, where the loss says nothing.
 
 Scored on FLAIR of patient09 and of the held-out label map at R = 4 with the same noise: denoising error, NRMSE of
 reconstructions by the shipped card with several noise factors, one sample each, and lesions painted into patient09 as
-in `evaluate/lesions.py`. Goes on after a stop.
+in `evaluate/lesions.py`; and by what the hospital can see: NRMSE against its own images, and what a reconstruction
+misses of the lines that it was not given. Goes on after a stop.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from dpmrecon.options import Options
-from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
-from dpmrecon.prior.denoiser import complex_noise
+from dpmrecon.prior.checkpoint import load_checkpoint
+from dpmrecon.prior.denoiser import Denoiser, complex_noise
 from dpmrecon.prior.samplers.diffusion import turned, turned_back
-from dpmrecon.recon.plan import sampling_of
-from tqdm import tqdm
 
-from ..arguments import at_least, exit_code, module_parser
-from ..evaluate.references import CPU
+from ..arguments import at_least, exit_code, module_parser, words
 from ..train.batches import Batch
 from ..train.keeper import Start, read_start
 from ..train.train import Trainer
 from .imperfect_scores import all_scores, report
 from .noise_aware import Modes
-from .scans import CONTRAST, TRAINED_AT, Scans, held_out, scans
+from .scans import CONTRAST, Scans, Site, held_out
+from .tuned import TRAIN, MakeBatch, tuned
 
-TRAIN: dict[str, Any] = {
-    "optimizer": "muon", "precision": "bf16", "steps": 640, "batch": 8, "rate": 3e-4, "warmup": 20,
-    "decay_fraction": 0.5, "clip": 1.0, "ema_half_life": 400, "p_mean": -1.8, "p_std": 1.2,
-}  # fmt: skip
 LEVELS = NormalDist(TRAIN["p_mean"], TRAIN["p_std"])  # of the logarithm of sigma
 
 
@@ -94,9 +88,10 @@ def both(found: Scans, generator: torch.Generator) -> Batch | NoisyBatch:
 Make = Callable[[Scans, torch.Generator], Batch | NoisyBatch]
 ARMS: dict[str, tuple[str, Make]] = {
     "clean": ("full images without noise", lambda found, generator: denoising(found.clean, generator)),
-    "sense": ("CG-SENSE images, as the kit", lambda found, generator: denoising(found.sense, generator)),
+    "sense": ("CG-SENSE images", lambda found, generator: denoising(found.sense, generator)),
     "modes": ("least squares, noise-aware", lambda found, generator: noise_aware(found.modes, generator)),
     "drawn": ("posterior samples of the start", lambda found, generator: denoising(found.drawn, generator)),
+    "mean": ("default images of the start", lambda found, generator: denoising(found.mean, generator)),
     "both": ("noise-aware; posterior samples below the noise", both),
 }
 
@@ -116,28 +111,24 @@ def levels(quantile: torch.Tensor, lowest: torch.Tensor, below: float = math.inf
     return torch.tensor([math.exp(LEVELS.inv_cdf(min(max(place, 1e-6), 1 - 1e-6))) for place in places])
 
 
-def tuned(start: Start, make: Callable[[torch.Generator], Batch | NoisyBatch], seed: int, path: Path) -> None:
-    """The start, tuned on the batches that `make` gives, at `path`."""
-    settings = {**TRAIN, "seed": seed}
-    trainer = NoiseAwareTrainer({"model": start.config, "train": settings}, start, "cpu")
-    labels = trainer.model.one_hot([CONTRAST] * TRAIN["batch"])
+def labelled(make: Callable[[torch.Generator], Batch | NoisyBatch], seed: int, start: Start) -> MakeBatch:
+    """The batches, all of FLAIR."""
+    labels = Denoiser(start.config).one_hot([CONTRAST] * TRAIN["batch"])
     generator = torch.Generator().manual_seed(seed)
-    for step in tqdm(range(TRAIN["steps"]), desc=path.stem, mininterval=10):
-        trainer.step(step, make(generator)._replace(label=labels))
-    save_checkpoint(path, trainer.ema, {"recipe": settings, "sampling": load_checkpoint(None).card["sampling"]})
+    return lambda step: make(generator)._replace(label=labels)
 
 
-def candidates(start: Start, found: Scans, run: Path, seeds: int) -> dict[tuple[str, int], Path]:
-    """The start, and every arm's networks, made where they are not there: (arm, seed) and its file."""
+def candidates(
+    start: Start, found: Scans, arms: Sequence[str], run: Path, steps: int, seeds: int
+) -> dict[tuple[str, int], Path]:
+    """The start, and the arms' networks, made where they are not there: (arm, seed) and its file."""
     paths = {("start", 0): run / "start.safetensors"}
-    if not paths["start", 0].exists():
-        trainer = Trainer({"model": start.config, "train": {**TRAIN, "seed": 0}}, start, "cpu")
-        save_checkpoint(paths["start", 0], trainer.ema, {"sampling": load_checkpoint(None).card["sampling"]})
+    tuned(start, {**TRAIN, "steps": 0, "seed": 0}, None, paths["start", 0])
     for seed in range(seeds):
-        for arm, (_, make) in ARMS.items():
-            path = paths[arm, seed] = run / f"{arm}_{seed}.safetensors"
-            if not path.with_suffix(".json").exists():
-                tuned(start, partial(make, found), seed, path)
+        for arm in arms:
+            path = paths[arm, seed] = run / f"{arm}_{steps}_{seed}.safetensors"
+            settings = {**TRAIN, "steps": steps, "seed": seed}
+            tuned(start, settings, labelled(partial(ARMS[arm][1], found), seed, start), path, NoiseAwareTrainer)
     return paths
 
 
@@ -148,22 +139,34 @@ def main() -> None:
     )
     parser.add_argument("--run", type=Path, required=True, help="networks and scores, by start; gone on with if there")
     parser.add_argument("--out", type=Path, required=True, help="folder for table and plot")
+    site = Site()
+    parser.add_argument("--R", type=int, default=site.R, help="of the hospital's scans (default: %(default)s)")
+    parser.add_argument(
+        "--noise", type=float, default=site.sigma_n, help="over the scale, per real channel (default: %(default)s)"
+    )
+    parser.add_argument("--volumes", help="patterns, with commas between them (default: all FLAIR)")
+    parser.add_argument("--arms", default=",".join(ARMS), help="always with sense (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=TRAIN["steps"], help=f"of {TRAIN['batch']} images (default: %(default)s)"
+    )
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each arm (default: 2)")
     parser.add_argument("--slices", type=int, default=6, help="of each held-out volume (default: 6)")
     parser.add_argument("--draws", type=int, default=6, help="of noise, with 12 lesions each (default: 6)")
     args = parser.parse_args()
-    at_least(args, seeds=1, slices=1, draws=2)
+    at_least(args, R=1, steps=1, seeds=1, slices=1, draws=2)
+    arms = [arm for arm in ARMS if arm in {"sense", *words("--arms", args.arms, list(ARMS))}]
+    site = Site(args.R, args.noise, tuple(args.volumes.split(",")) if args.volumes else site.volumes)
     torch.set_num_threads(1)
-    cases = held_out(args.images, args.slices)  # what is missing is said before hours of training
+    cases = held_out(
+        args.images, args.slices, CONTRAST, site.sigma_n, site.R
+    )  # what is missing is said before hours of training
     start = read_start(args.start)
-    run = args.run / start.checksum[:12]
+    run = args.run / start.checksum[:12] / str(site)
     run.mkdir(parents=True, exist_ok=True)
-    # posterior samples as the model that ships has them
-    how = sampling_of(Options(samples=1, mode="uncertainty"), load_checkpoint(None), CPU, CONTRAST, TRAINED_AT.R)
-    found = scans(args.data, load_checkpoint(args.start), how, run / "scans.pt")
-    paths = candidates(start, found, run, args.seeds)
-    scored = all_scores(args.images, paths, run / "scores.jsonl", cases, args.draws)
-    titles = {name: title for name, (title, _) in ARMS.items()}
+    found = Scans(args.data, site, load_checkpoint(args.start), run)
+    paths = candidates(start, found, arms, run, args.steps, args.seeds)
+    scored = all_scores(args.images, paths, run / "scores.jsonl", cases, site, args.draws)
+    titles = {arm: ARMS[arm][0] for arm in arms}
     report(scored, {"CG-SENSE": "(CG-SENSE)", "start": "not tuned", **titles}, args.out)
 
 

@@ -1,9 +1,9 @@
 """What the networks of `imperfect` are worth, as a table and a plot. Scores are of (arm, seed)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +17,16 @@ from tqdm import tqdm
 from ..evaluate.lesions import Make, pair_of, scores, summary
 from ..evaluate.methods import by_card
 from ..evaluate.metrics import nrmse, paired_difference
+from ..evaluate.plan import CALIBRATION_LINES
+from ..evaluate.references import standard_of_care
 from ..evaluate.score_lines import ScoreLines
 from ..evaluate.scoring import Undersampled
 from ..evaluate.tables import write_tables
 from ..files import save_figure
 from .capacity import SIGMAS, denoising_errors
-from .scans import CONTRAST, LABEL_MAP
+from .scans import CONTRAST, LABEL_MAP, Site
 
-SNR = 15.0  # of the scans with lesions
+SIGNAL = 0.525  # of the head in the scans with lesions, median, over the scale
 # how far the data are trusted, see SamplerSettings: what is best depends on the network
 FACTORS = (0.45, 0.57, 0.75, 1.0)
 KEPT = ("mean", "lowest", "AUC", "invented")
@@ -34,65 +36,88 @@ Name = tuple[str, int]
 @dataclass(frozen=True)
 class Scores:
     """denoising: rms error over sigma, for each of SIGMAS, empty where there is no network; simulated: whether a
-    held-out slice is the label map's; for each of FACTORS, nrmse: of each slice, and lesions: see
-    `evaluate/lesions.py`."""
+    held-out slice is the label map's; for each factor, of each slice, nrmse, own: the same against the image that
+    the site has, missed: of the lines left out, rms over the noise's; and lesions: see `evaluate/lesions.py`."""
 
     denoising: list[float]
     simulated: list[bool]
     nrmse: list[list[float]]
+    own: list[list[float]]
+    missed: list[list[float]]
     lesions: list[dict[str, float]]
 
 
 def all_scores(
-    images: Path, paths: dict[Name, Path], file: Path, cases: list[Undersampled], draws: int
+    images: Path, paths: dict[Name, Path], file: Path, cases: list[Undersampled], site: Site, draws: int
 ) -> dict[Name, Scores]:
     """Of every network and of CG-SENSE; those in `file` are not made again."""
     lines = ScoreLines(file)
-    found = {("CG-SENSE", 0): scores_of(None, images, cases, lines, draws)}
+    lesions = [(images, CONTRAST, SIGNAL / site.sigma_n, draw) for draw in range(draws)]
+    found = {("CG-SENSE", 0): scores_of(None, cases, lesions, lines, FACTORS)}
     for name, path in tqdm(paths.items(), desc="scores", mininterval=10):
-        found[name] = scores_of(load_checkpoint(path), images, cases, lines, draws)
+        found[name] = scores_of(load_checkpoint(path), cases, lesions, lines, FACTORS)
     return found
 
 
 def scores_of(
-    checkpoint: Checkpoint | None, images: Path, cases: list[Undersampled], lines: ScoreLines, draws: int
+    checkpoint: Checkpoint | None,
+    cases: list[Undersampled],
+    lesions: list[tuple[Path, str, float, int]],
+    lines: ScoreLines,
+    factors: Sequence[float],
 ) -> Scores:
-    """checkpoint: None for CG-SENSE, to which the factors are nothing."""
+    """checkpoint: None for CG-SENSE, to which the factors are nothing; cases: of one contrast; lesions: draws, as
+    `pair_of` takes them."""
+    contrast = cases[0].full.contrast
 
     def denoising() -> dict:
         assert checkpoint is not None
-        truths = [(CONTRAST, torch.from_numpy(case.full.truth).to(torch.complex64)) for case in cases]
+        truths = [(contrast, torch.from_numpy(case.full.truth).to(torch.complex64)) for case in cases]
         errors = [denoising_errors(checkpoint.denoiser, truths, sigma) for sigma in SIGMAS]
         return {"error": [math.sqrt(np.square(of).mean()) for of in errors]}
 
     def errors(make: Make) -> dict:
-        return {"nrmse": [nrmse(make(case.mapped).abs().numpy(), case.full.truth) for case in cases]}
+        found: dict[str, list[float]] = {"nrmse": [], "own": [], "missed": []}
+        for case in cases:
+            image = make(case.mapped)
+            found["nrmse"].append(nrmse(image.abs().numpy(), case.full.truth))
+            found["own"].append(nrmse(image.abs().numpy(), own_image(case)))
+            found["missed"].append(case.missed(image))
+        return found
 
-    def of_draw(make: Make, draw: int) -> dict:
-        return scores(pair_of(images, CONTRAST, SNR, draw), make)
+    def of_draw(make: Make, draw: tuple[Path, str, float, int]) -> dict:
+        return scores(pair_of(*draw), make)
 
     name = "CG-SENSE" if checkpoint is None else checkpoint.model_id
-    at_factors, lesions = [], []
-    for factor in FACTORS:
+    at_factors, kept = [], []
+    for factor in factors:
         key = {"model": name} if checkpoint is None else {"model": name, "factor": factor}
-        make = partial(image_of, checkpoint=checkpoint, factor=factor)
-        at_factors.append(lines.get({**key, "slices": len(cases)}, partial(errors, make))["nrmse"])
-        drawn = [lines.get({**key, "draw": draw}, partial(of_draw, make, draw)) for draw in range(draws)]
-        lesions.append(summary(drawn))
+        make = partial(image_of, checkpoint=checkpoint, contrast=contrast, factor=factor)
+        at_factors.append(lines.get({**key, "slices": len(cases)}, partial(errors, make)))
+        drawn = [lines.get({**key, "draw": draw[-1]}, partial(of_draw, make, draw)) for draw in lesions]
+        kept.append(summary(drawn) if drawn else {})
     return Scores(
         lines.get({"model": name, "denoising": len(cases)}, denoising)["error"] if checkpoint else [],
         [case.full.scan.startswith(LABEL_MAP) for case in cases],
-        at_factors,
-        lesions,
+        [each["nrmse"] for each in at_factors],
+        [each["own"] for each in at_factors],
+        [each["missed"] for each in at_factors],
+        kept,
     )
 
 
-def image_of(mapped: MappedSlice, checkpoint: Checkpoint | None, factor: float) -> torch.Tensor:
+@lru_cache(None)
+def own_image(case: Undersampled) -> np.ndarray:
+    """The site's own image, magnitude (rows, cols)."""
+    return standard_of_care(case.full, case.condition.scan_R, CALIBRATION_LINES).truth
+
+
+def image_of(mapped: MappedSlice, checkpoint: Checkpoint | None, contrast: str, factor: float) -> torch.Tensor:
     """One sample by the card's settings but for the factor, or the CG-SENSE image. Raises DpmreconError where the
     sampler failed."""
     if checkpoint is None:
         return mapped.conventional
-    found = by_card(mapped, checkpoint, CONTRAST, {"noise_factor": factor}, samples=1)
+    found = by_card(mapped, checkpoint, contrast, {"noise_factor": factor}, samples=1)
     if found.fallback:
         raise DpmreconError(f"{checkpoint.model_id}: {found.fallback}; lower the rate of its training")
     return found.image
@@ -109,6 +134,7 @@ def report(found: dict[Name, Scores], titles: dict[str, str], out: Path) -> None
     titles: of the arms; "sense" is what the others are compared with.
     """
     heads = ["tuned on", "noise_factor", "NRMSE, patient09", "label map", "all, less CG-SENSE images' (95 %)",
+             "against the site's images", "missed of lines left out",
              *(f"error at {sigma:g}" for sigma in SIGMAS), *(f"lesions: {name}" for name in KEPT)]  # fmt: skip
     simulated = np.array(next(iter(found.values())).simulated)
     nrmses = {arm: over_seeds(found, arm, lambda scores: scores.nrmse) for arm in titles}
@@ -118,15 +144,17 @@ def report(found: dict[Name, Scores], titles: dict[str, str], out: Path) -> None
     for arm, title in titles.items():
         levels = over_seeds(found, arm, lambda scores: scores.denoising)
         lesions = over_seeds(found, arm, lambda scores: [[of[name] for name in KEPT] for of in scores.lesions])
+        seen = [over_seeds(found, arm, lambda scores: scores.own), over_seeds(found, arm, lambda scores: scores.missed)]
         for number, factor in enumerate(FACTORS if levels.size else ("",)):
             errors = nrmses[arm][:, number]  # (seeds, slices)
             cells = [
                 title,
                 f"{factor}",
-                *(_range(errors[:, which].mean(1), ".4f") for which in (~simulated, simulated)),
+                *(ranged(errors[:, which].mean(1), ".4f") for which in (~simulated, simulated)),
                 "{:+.4f} ({:+.4f} to {:+.4f})".format(*paired_difference(errors.mean(0), reference)),
-                *([_range(of, ".3f") for of in levels.T] or [""] * len(SIGMAS)),
-                *(_range(of, ".3g") for of in lesions[:, number].T),
+                *(ranged(of[:, number].mean(1), ".4f") for of in seen),
+                *([ranged(of, ".3f") for of in levels.T] or [""] * len(SIGMAS)),
+                *(ranged(of, ".3g") for of in lesions[:, number].T),
             ]
             lines.append(cells)
             if number == best[arm]:
@@ -135,7 +163,7 @@ def report(found: dict[Name, Scores], titles: dict[str, str], out: Path) -> None
     picture(found, titles, out / "imperfect.png")
 
 
-def _range(values: np.ndarray, form: str) -> str:
+def ranged(values: np.ndarray, form: str) -> str:
     """Mean over seeds, with the lowest and the highest where they differ in what is shown."""
     low, high = (format(value, form) for value in (values.min(), values.max()))
     return format(values.mean(), form) + (f" ({low} to {high})" if low != high else "")

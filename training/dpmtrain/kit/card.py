@@ -40,8 +40,13 @@ def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> di
         "recipe": {**settings, "steps": best.steps},
         "history": history,
         "sampling": start.sampling,
-        "data": {"source": "own scans of the site", "references": references, **counts},
-        "length_by_validation_nrmse": {str(steps): round(error, 5) for steps, error in best.errors.items()},
+        "data": {
+            "source": "own scans of the site",
+            "references": references,
+            "trained_on": f"images that {start.model_id} makes of them by default",
+            **counts,
+        },
+        "length_by_lines_left_out": {str(steps): round(missed, 5) for steps, missed in best.missed.items()},
         "intended_use": f"Research. Reconstruction of {contrast} scans of the head, {dimensions} Cartesian, about R = "
         f"{accelerations}, as the site acquires them: {where}.",
         "limits": limits(contrast, counts, references, accelerations, tuned=best.steps > 0),

@@ -13,9 +13,11 @@ def add_kit(commands) -> None:
     parser = add_command(
         commands,
         "kit",
-        "Fine-tune a model on a hospital's own ISMRMRD scans (one contrast, fully sampled or R up to about 2), choose "
-        "the length on validation patients, compare with CG-SENSE and L1-wavelet on test patients. Exit code 3: done, "
-        "but some files could not be used, each is named. Run again after an interruption: what is done is kept.",
+        "Fine-tune a model on the images that it makes of a hospital's own ISMRMRD scans (one contrast, fully sampled "
+        "or R up to about 2), choose the length on validation patients, compare with CG-SENSE and L1-wavelet on test "
+        "patients. Exit code 3: done, but some files could not be used, each is named; 2 as well where the tuned model "
+        "foretells the test patients' data worse than the one it began with, and is not written. Run again after an "
+        "interruption: what is done is kept.",
         "dpmtrain kit scans/ --out kit_flair --contrast flair --check   (then the same without --check)",
     )
     parser.add_argument(

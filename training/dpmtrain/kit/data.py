@@ -156,13 +156,13 @@ def _enough(patients: Sequence[str] | dict, contrast: str) -> None:
         )
 
 
-def prepared(scans: Scans, data: Path, jobs: int) -> bool:
-    """Read every scan into `data`; what is wrong with which file is printed. Returns whether something was."""
-    paths = [item.files[0] for item in scans.items]
-    return (
-        prepare(paths, data, Settings(contrast=scans.contrast, source="own scans", patients=scans.patients), (), jobs)
-        != 0
-    )
+def prepared(scans: Scans, data: Path, jobs: int, prior: Path | None = None, exclude: Sequence[str] = ()) -> bool:
+    """Read every scan into `data`; what is wrong with which file is printed. Returns whether something was.
+
+    prior: see `Settings`; exclude: patients to leave out.
+    """
+    settings = Settings(contrast=scans.contrast, source="own scans", patients=scans.patients, prior=prior)
+    return prepare([item.files[0] for item in scans.items], data, settings, exclude, jobs) != 0
 
 
 def split(scans: Scans, data: Path) -> Split:

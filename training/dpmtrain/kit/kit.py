@@ -39,14 +39,17 @@ def kit(args: argparse.Namespace) -> int:
     recipe = completed({**recipe, "train": tuning.settings(recipe["train"], split)}, start)
     plan = tuning.plan(accelerations, args.acs)
     same = {"start": start.checksum, "recipe": recipe, "patients": split.patients, "R": args.R, "acs": args.acs}
-    data.remember(args.out / "kit.json", {**same, "slices": args.slices})
+    data.remember(args.out / "kit.json", {**same, "slices": args.slices, "images": "of the start"})
 
-    say("3/5 fine-tuning; its length is chosen on the validation patients")
+    say("3/5 images to train on, fine-tuning; its length is chosen on the validation patients")
+    others = split.patients["validation"] + split.patients["test"]
+    data.prepared(scans, args.out / "train", args.jobs, tuning.begun(start, args.out), others)
     validation = data.references(split.scans["validation"], scans.contrast, args.slices)
-    best = tuning.tune(recipe, start, folder, args.out, validation, plan, device)
+    best = tuning.tune(recipe, start, args.out / "train", args.out, validation, plan, device)
 
     say("4/5 the test patients")
     test = data.references(split.scans["test"], scans.contrast, args.slices)
+    tuning.refuse_worse(best, args.out, test, plan, device)
     model = args.out / f"{scans.contrast}.safetensors"
     told = card.card(recipe, start, best, split, plan)
     checkpoint = card.write(model, best.denoiser, told, device)

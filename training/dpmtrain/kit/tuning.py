@@ -1,19 +1,20 @@
 """Fine-tuning in `dpmtrain kit`: the recipe for a hospital's scans, and the length that validation patients choose."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import torch
-from dpmrecon.errors import BadInputError
+from dpmrecon.errors import BadInputError, DpmreconError
 from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dpmrecon.prior.denoiser import Denoiser
 
-from ..evaluate.engine import compare
+from ..evaluate.engine import Method
 from ..evaluate.methods import own_methods
-from ..evaluate.plan import Condition, Plan
+from ..evaluate.plan import Plan
 from ..evaluate.references import ReferenceSlice
 from ..evaluate.score_lines import ScoreLines
 from ..evaluate.scoring import Undersampled
@@ -25,14 +26,18 @@ from .data import Split, patterns
 LENGTHS = (0.25, 0.5, 1, 2, 4, 8)  # of the recipe's steps; 0, the start itself, is a candidate as well
 
 
+class WorsePrior(DpmreconError):
+    """What was tuned is worse than what it began with."""
+
+
 @dataclass(frozen=True)
 class Best:
-    """The fine-tuning that won; start: the model it began with; errors: mean validation NRMSE by steps."""
+    """The fine-tuning that won; start: the model it began with; missed: by steps, see `missed`."""
 
     steps: int
     denoiser: Denoiser
     start: Checkpoint
-    errors: dict[int, float]
+    missed: dict[int, float]
 
 
 def default_recipe() -> Path:
@@ -70,58 +75,90 @@ def tune(
     plan: Plan,
     device: torch.device,
 ) -> Best:
-    """Train on, length by length, to the recipe's own and beyond while the error on the validation slices falls.
-
-    The error is that of one sample a slice.
-    """
-    folder, lines, errors = out / "candidates", ScoreLines(out / "validation.jsonl"), {}
-    cases = [
-        Undersampled(full, condition, device)
-        for full in validation
-        for condition in plan.conditions(round(full.data.acceleration), full.is_volume)
-    ]
-    if not cases:
-        raise BadInputError("the validation scans cannot be undersampled so: give --R in multiples of the scans' own R")
+    """Train on, length by length, to the recipe's own and beyond while less is missed on the validation patients."""
+    folder, lines, found = out / "candidates", ScoreLines(out / "left_out.jsonl"), {}
+    cases = cases_of(validation, plan, device)
     for steps in dict.fromkeys([0, *(max(1, round(part * recipe["train"]["steps"])) for part in LENGTHS)]):
-        path = folder / (f"{steps:06d}.safetensors" if steps else "start.safetensors")
+        path = folder / f"{steps:06d}.safetensors" if steps else begun(start, out)
         if not path.with_suffix(".json").exists():
             length = {**recipe, "train": {**recipe["train"], "steps": steps}}
             chosen = device.type if device.type == "cpu" else None
-            denoiser = train(length, data, out / "run", start=start, device=chosen).cpu() if steps else started(start)
+            denoiser = train(length, data, out / "run", start=start, device=chosen).cpu()
             with writing(path):
                 save_checkpoint(path, denoiser, {"sampling": start.sampling})
-        errors[steps] = error_of(load_checkpoint(path, device), cases, plan, lines)
+        found[steps] = float(np.mean(missed(load_checkpoint(path, device), cases, plan, lines)))
         images = steps * recipe["train"]["batch"]
-        print(f"after {steps} steps ({images} images): NRMSE {errors[steps]:.4f} on the validation patients")
-        best = min(errors, key=lambda length: errors[length])
-        last_two = list(errors.values())[-2:]
+        print(f"after {steps} steps ({images} images): {found[steps]:.4f} times the noise is missed of lines left out")
+        best = min(found, key=lambda length: found[length])
+        last_two = list(found.values())[-2:]
         if steps >= recipe["train"]["steps"] and last_two[-1] > last_two[0]:
             break
     told = "the model as it was: fine-tuning made it no better; more patients, or another --recipe, may"
     print(f"chosen: {best} steps" if best else f"chosen: {told}")
-    if best == max(errors):
+    if best == max(found):
         print("the error still fell at the longest training: more steps in a --recipe of your own may do better")
     name = f"{best:06d}" if best else "start"
     return Best(
         best,
         load_checkpoint(folder / f"{name}.safetensors").denoiser,
         load_checkpoint(folder / "start.safetensors", device),
-        errors,
+        found,
     )
 
 
-def started(start: Start) -> Denoiser:
-    denoiser = Denoiser(start.config)
-    denoiser.load_state_dict(start.ema)
-    return denoiser
+def refuse_worse(best: Best, out: Path, test: Sequence[ReferenceSlice], plan: Plan, device: torch.device) -> None:
+    """Raises WorsePrior where the tuned model misses more than its start on the test patients, whom nothing was chosen
+    on."""
+    if best.steps == 0:
+        return
+    lines, cases = ScoreLines(out / "left_out.jsonl"), cases_of(test, plan, device)
+    tuned = load_checkpoint(out / "candidates" / f"{best.steps:06d}.safetensors", device)
+    before, after = (float(np.mean(missed(each, cases, plan, lines))) for each in (best.start, tuned))
+    if after > before:
+        raise WorsePrior(
+            f"the tuned model foretells lines of the test patients worse than the one it began with, {after:.4f} times "
+            f"their noise against {before:.4f}: no model is written; go on with that one, or give more patients or "
+            "scans with less noise"
+        )
+    print(f"of the test patients' lines {after:.4f} times the noise is missed, by the start {before:.4f}")
 
 
-def error_of(checkpoint: Checkpoint, cases: Sequence[Undersampled], plan: Plan, lines: ScoreLines) -> float:
-    """Mean over conditions of the mean NRMSE over slices, one sample each."""
-    one = replace(plan, samples=1)
-    groups: dict[tuple[str, Condition], list[Undersampled]] = {}
+def cases_of(references: Sequence[ReferenceSlice], plan: Plan, device: torch.device) -> list[Undersampled]:
+    """Raises BadInputError where the scans cannot be undersampled so."""
+    cases = [
+        Undersampled(full, condition, device)
+        for full in references
+        for condition in plan.conditions(round(full.data.acceleration), full.is_volume)
+    ]
+    if not cases:
+        raise BadInputError("the scans cannot be undersampled so: give --R in multiples of the scans' own R")
+    return cases
+
+
+def begun(start: Start, out: Path) -> Path:
+    """The model that fine-tuning begins with, as a file."""
+    path = out / "candidates" / "start.safetensors"
+    if not path.with_suffix(".json").exists():
+        denoiser = Denoiser(start.config)
+        denoiser.load_state_dict(start.ema)
+        with writing(path):
+            save_checkpoint(path, denoiser, {"sampling": start.sampling})
+    return path
+
+
+def missed(checkpoint: Checkpoint, cases: Sequence[Undersampled], plan: Plan, lines: ScoreLines) -> list[float]:
+    """What one sample misses of the lines that it was not given, rms over the noise's, for each case.
+
+    The site's own images hold noise, or are CG-SENSE's: by NRMSE against them, a prior that keeps noise looks good.
+    """
+    one, found = replace(plan, samples=1), []
     for here in cases:
-        groups.setdefault((here.full.contrast, here.condition), []).append(here)
-    methods = [own_methods([checkpoint], one, *place, here[0].device) for place, here in groups.items()]
-    rows = compare(zip(groups.values(), methods), lines, len(cases))
-    return float(np.mean([np.mean(row.nrmse) for row in rows]))
+        full = here.full
+        (method,) = own_methods([checkpoint], one, full.contrast, here.condition, here.device)
+        key = {"scan": full.scan, "slice": full.number, **asdict(here.condition), "setting": method.setting}
+        found.append(lines.get(key, partial(_of_case, here, method))["missed"])
+    return found
+
+
+def _of_case(here: Undersampled, method: Method) -> dict[str, float]:
+    return {"missed": here.missed(method.run(here).image)}
