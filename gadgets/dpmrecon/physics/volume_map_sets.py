@@ -98,18 +98,23 @@ def ends_from_inside(maps: torch.Tensor, head: torch.Tensor, calibration: torch.
 
     head: (partitions, rows, cols) bool, where there are maps; calibration: that they were made of.
     """
-    depth = max(1, round(END * head.shape[1]))
-    inner = slice(2 * depth, head.shape[1] - 2 * depth)
-    known = torch.zeros_like(head)
-    known[:, inner] = head[:, inner]
-    inside, beyond = (torch.nn.functional.normalize(found, dim=-1, eps=1e-17) for found in _continued(maps, known, 1))
-    own, others = ((found.conj() * maps).sum(-1) for found in (inside, beyond))
-    first, last = _brightness(calibration, head.shape, (3 * depth, head.shape[1] - 1 - 3 * depth))
-    darker = torch.zeros_like(head)
-    darker[:, :depth] = (first < last)[:, None]
-    darker[:, -depth:] = (last < first)[:, None]
-    swapped = head & darker & (own.abs() < ALIEN) & (own.abs() < others.abs())
-    return torch.where(swapped[..., None], inside * torch.sgn(own)[..., None], maps)
+    if maps.shape[-1] < FEWEST_COILS:  # nobody has looked whether the head folds
+        return maps
+    size = head.shape[1]
+    depth = max(1, round(END * size))
+    ends = torch.cat([torch.arange(depth), torch.arange(size - depth, size)]).to(maps.device)
+    known = head.clone()
+    known[:, : 2 * depth] = known[:, size - 2 * depth :] = False
+    found = _continued(maps, known, 1, ends)
+    inside, beyond = (torch.nn.functional.normalize(there, dim=-1, eps=1e-17) for there in found)
+    there = maps[:, ends]
+    own, others = ((continued.conj() * there).sum(-1) for continued in (inside, beyond))
+    first, last = _brightness(calibration, head.shape, (3 * depth, size - 1 - 3 * depth))
+    darker = torch.stack([first < last] * depth + [last < first] * depth, 1)
+    swapped = head[:, ends] & darker & (own.abs() < ALIEN) & (own.abs() < others.abs())
+    result = maps.clone()
+    result[:, ends] = torch.where(swapped[..., None], inside * torch.sgn(own)[..., None], there)
+    return result
 
 
 def _brightness(calibration: torch.Tensor, shape: torch.Size, rows: tuple[int, ...]) -> torch.Tensor:
@@ -124,12 +129,15 @@ def _brightness(calibration: torch.Tensor, shape: torch.Size, rows: tuple[int, .
     return torch.linalg.vector_norm(by_partition @ along @ by_col.T, dim=1)
 
 
-def _continued(maps: torch.Tensor, known: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _continued(
+    maps: torch.Tensor, known: torch.Tensor, axis: int, where: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Maps (partitions, rows, cols, n_coils), where they are known, continued everywhere, and one field of view beyond
-    the nearer end of an axis; neither of unit norm."""
+    the nearer end of an axis; neither of unit norm. where: places along the axis, None for all."""
     places = [torch.arange(size, device=maps.device) for size in known.shape]
     here, size = places[axis], known.shape[axis]
-    beyond = torch.where(here < size // 2, here + size, here - size)
+    wanted = here if where is None else where
+    beyond = torch.where(wanted < size // 2, wanted + size, wanted - size)
 
     def weights(to: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
         distance = (to[:, None] - place) / (REACH * len(place))
@@ -139,5 +147,5 @@ def _continued(maps: torch.Tensor, known: torch.Tensor, axis: int) -> tuple[torc
     for other in {0, 1, 2} - {axis}:  # first, since it is one for both
         source = torch.tensordot(weights(places[other], places[other]), source.movedim(other, 0), 1).movedim(0, other)
     source = source.movedim(axis, 0)
-    inside, outside = (torch.tensordot(weights(to, here), source, 1).movedim(0, axis) for to in (here, beyond))
+    inside, outside = (torch.tensordot(weights(to, here), source, 1).movedim(0, axis) for to in (wanted, beyond))
     return inside, outside
