@@ -22,6 +22,7 @@ OPTIONS = {
     "evaluate.adapt": [*OUT, "--objects", "unknown"],
     "evaluate.diffusion": ["--model", "nowhere.safetensors"],
     "evaluate.folded": [*IMAGES, "--model", "nowhere.safetensors"],
+    "evaluate.lesion_noise": [*IMAGES, "--lines", "lines.jsonl"],
     "evaluate.lesion_spread": OUT,
     "evaluate.lesions": OUT,
     "experiments.capacity": [*OUT, "--data", "nowhere", "--run", "run"],
