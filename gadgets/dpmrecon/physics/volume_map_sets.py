@@ -92,14 +92,14 @@ def second_set(
     return one, other, double
 
 
-def ends_from_inside(maps: torch.Tensor, head: torch.Tensor, calibration: torch.Tensor) -> torch.Tensor:
-    """One set of maps (partitions, rows, cols, n_coils), continued from inside the head in the first and last rows
-    where they are nearer to those of the other end, and the head is brighter there.
+def continue_ends(maps: torch.Tensor, head: torch.Tensor, calibration: torch.Tensor) -> None:
+    """Continue one set of maps (partitions, rows, cols, n_coils) from inside the head, in place, in the first and last
+    rows where they are nearer to those of the other end, and the head is brighter there.
 
     head: (partitions, rows, cols) bool, where there are maps; calibration: that they were made of.
     """
     if maps.shape[-1] < FEWEST_COILS:  # nobody has looked whether the head folds
-        return maps
+        return
     size = head.shape[1]
     depth = max(1, round(END * size))
     ends = torch.cat([torch.arange(depth), torch.arange(size - depth, size)]).to(maps.device)
@@ -112,9 +112,7 @@ def ends_from_inside(maps: torch.Tensor, head: torch.Tensor, calibration: torch.
     first, last = _brightness(calibration, head.shape, (3 * depth, size - 1 - 3 * depth))
     darker = torch.stack([first < last] * depth + [last < first] * depth, 1)
     swapped = head[:, ends] & darker & (own.abs() < ALIEN) & (own.abs() < others.abs())
-    result = maps.clone()
-    result[:, ends] = torch.where(swapped[..., None], inside * torch.sgn(own)[..., None], there)
-    return result
+    maps[:, ends] = torch.where(swapped[..., None], inside * torch.sgn(own)[..., None], there)
 
 
 def _brightness(calibration: torch.Tensor, shape: torch.Size, rows: tuple[int, ...]) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from ..errors import BadInputError
 from .coil_maps import CHUNK, FEWEST, KERNEL, dominant, fourier_matrix, kernel_size, principal_component
 from .fourier import crop_or_pad, origin_to_corner
-from .volume_map_sets import DOUBLE, ends_from_inside, folding_axis, second_set
+from .volume_map_sets import DOUBLE, continue_ends, folding_axis, second_set
 
 # Size of the matrix whose eigenvectors span the signal; a larger one takes minutes
 MATRIX = 2048
@@ -41,7 +41,7 @@ def estimate_volume_maps(
     (first, strength), *more = _eigenvectors(operator, reference, grid, 1 if axis is None else 2)
     if axis is None:
         head = (strength >= crop).permute(1, 2, 0)
-        first = ends_from_inside(first.permute(2, 3, 0, 1), head, calibration).permute(2, 3, 0, 1)
+        continue_ends(first.permute(2, 3, 0, 1), head, calibration)
         return _on_grid(first, strength, shape, crop)
     ((second, second_strength),) = more
     strong = torch.stack([strength >= crop, second_strength >= SECOND]).permute(0, 2, 3, 1)
