@@ -9,11 +9,12 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmtrain.evaluate import lesion_noise as command
 
+from support.phantoms import even_head
+
 
 @pytest.fixture(autouse=True)
 def slice_of_tissue(monkeypatch):
-    down, along = np.meshgrid(np.linspace(-1, 1, 128), np.linspace(-1, 1, 128), indexing="ij")
-    head = (0.8 * ((down / 0.85) ** 2 + (along / 0.7) ** 2 < 1)).astype(np.float32)
+    head = even_head()
     monkeypatch.setattr(command, "tissue_of", lambda images, contrast: head)
     return head
 

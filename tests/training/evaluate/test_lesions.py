@@ -30,6 +30,8 @@ from dpmtrain.evaluate.lesion_scores import (
 )
 from scipy import ndimage, stats
 
+from support.phantoms import even_head
+
 SHAPE = (61, 48)
 LESIONS = [Lesion(14, 13, 1.3, 0.6), Lesion(15.5, 34, 2.6, -0.4), Lesion(44, 22.2, 0.4, 0.5)]
 
@@ -149,8 +151,7 @@ def test_lesions_lie_in_tissue_and_do_not_touch():
 
 @pytest.fixture
 def slice_of_tissue(monkeypatch):
-    down, along = np.meshgrid(np.linspace(-1, 1, 128), np.linspace(-1, 1, 128), indexing="ij")
-    head = (0.8 * ((down / 0.85) ** 2 + (along / 0.7) ** 2 < 1)).astype(np.float32)
+    head = even_head()
     monkeypatch.setattr(command, "tissue_of", lambda images, contrast: head)
     return head
 
