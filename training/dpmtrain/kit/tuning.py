@@ -26,10 +26,6 @@ from .data import Split, patterns
 LENGTHS = (0.25, 0.5, 1, 2, 4, 8)  # of the recipe's steps; 0, the start itself, is a candidate as well
 
 
-class WorsePrior(DpmreconError):
-    """What was tuned is worse than what it began with."""
-
-
 @dataclass(frozen=True)
 class Best:
     """The fine-tuning that won; start: the model it began with; missed: by steps, see `missed`."""
@@ -107,15 +103,15 @@ def tune(
 
 
 def refuse_worse(best: Best, out: Path, test: Sequence[ReferenceSlice], plan: Plan, device: torch.device) -> None:
-    """Raises WorsePrior where the tuned model misses more than its start on the test patients, whom nothing was chosen
-    on."""
+    """Raises DpmreconError where the tuned model misses more than its start on the test patients, on whom nothing was
+    chosen."""
     if best.steps == 0:
         return
     lines, cases = ScoreLines(out / "left_out.jsonl"), cases_of(test, plan, device)
     tuned = load_checkpoint(out / "candidates" / f"{best.steps:06d}.safetensors", device)
     before, after = (float(np.mean(missed(each, cases, plan, lines))) for each in (best.start, tuned))
     if after > before:
-        raise WorsePrior(
+        raise DpmreconError(
             f"the tuned model foretells lines of the test patients worse than the one it began with, {after:.4f} times "
             f"their noise against {before:.4f}: no model is written; go on with that one, or give more patients or "
             "scans with less noise"

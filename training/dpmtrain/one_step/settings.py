@@ -5,9 +5,8 @@
 Regular masks with 24 calibration lines, noise of SIGMAS over the scale. Printed in markdown, NRMSE: how the noise
 enters the weight of the proximal step (noise_factor, model_error); the l2 weight of the CG-SENSE that the network sees,
 over that of its training; evaluations that go on from the image before, of the refiner, or told the scan's net R or
-less. Each row with
-the `error` of ERRORS that is best for the contrast and R; means are geometric. --write puts the row of --steps
-evaluations with the least mean into the card of a model.
+less. Each row with the `error` of ERRORS that is best for the contrast and R; means are geometric. --write puts the row
+of --steps evaluations with the least mean into the card of a model.
 """
 
 import hashlib
