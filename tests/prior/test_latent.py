@@ -170,7 +170,7 @@ def test_the_sketch_is_the_regression_networks_own_image_of_the_contrast():
 
 def test_a_card_names_the_sketcher_and_another_ones_is_refused(tmp_path):
     sketcher, shipped = shipped_sketcher()
-    assert sketcher.denoiser.refiner is None  # the network alone, whatever came after it since
+    assert sketcher.denoiser.refiner is not None and sketcher.settings.steps == 1
     assert shipped == json.loads((ROOT / "models/latent.json").read_text())["sketcher"]
     path = tmp_path / "latent.safetensors"
     save_checkpoint(path, latent_model(), {"kind": "latent", "sketcher": shipped})

@@ -2,16 +2,20 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from dpmrecon.cli import main
 from dpmrecon.errors import CheckpointError
+from dpmrecon.physics.fourier import origin_to_corner
+from dpmrecon.physics.volume import VolumeModel
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.prior.conditional import RESIDUAL, ConditionalDenoiser, Conditioned, signal_and_noise
 from dpmrecon.prior.denoiser import Denoiser, complex_noise
 from dpmrecon.prior.kinds import ONE_STEP
-from dpmrecon.prior.problem import NoiseSource
+from dpmrecon.prior.problem import NoiseSource, Planes, Problem
+from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox
 from dpmrecon.prior.samplers.one_step import OneStepSettings, net_acceleration, sample_one_step
 
 from support.results import images, report
@@ -23,7 +27,7 @@ CONFIG = {"widths": [4, 6, 8], "blocks": [1, 1, 1], "embedding": 8, "labels": ["
 class Given:
     """A prior whose v is a function of z_t and t."""
 
-    conditioning, refiner = "cg-sense", None
+    conditioning, refiner, later = "cg-sense", None, None
 
     def __init__(self, velocity):
         self.velocity = velocity
@@ -178,7 +182,7 @@ def test_release_0_1_0_finds_other_tensors(file, request):
 class Halving:
     """A prior by regression whose image is half of what it sees; keeps the images and net R that it was asked about."""
 
-    conditioning, refiner = "cg-sense", None
+    conditioning, refiner, later = "cg-sense", None, None
 
     def __init__(self):
         self.seen = []
@@ -208,43 +212,114 @@ def test_a_network_by_regression_is_asked_again_about_its_image_moved_to_the_dat
 
 
 class HalvingTwice(Halving):
-    """Its refiner gives half of what it sees; keeps (difference, image, 1/time, net R) of each time it is asked."""
+    """Its refiner gives half of what it sees, its diffusion prior 90 %; keeps what each is asked."""
+
+    sigma_data = 0.3
 
     def __init__(self):
         super().__init__()
-        self.asked = []
+        self.asked, self.levels = [], []
 
     @property
     def refiner(self):
         def velocity(difference, time, image, acceleration, sigma_n):
-            self.asked.append((difference, image, 1 / time, float(acceleration[0])))
+            self.asked.append((difference, image, time, float(acceleration[0])))
             return image / (2 * RESIDUAL)
 
         return velocity
 
+    @property
+    def later(self):
+        outer = self
+
+        class Shrinking:
+            sigma_data = outer.sigma_data
+
+            def __call__(self, x, sigma):
+                outer.levels.append(float(sigma[0]))
+                return 0.9 * x
+
+            def of_planes(self, planes, sigma, at_once):
+                return self(planes, torch.full((1,), sigma))
+
+        return Shrinking()
+
 
 def test_the_refiner_sees_the_image_moved_to_the_data_and_what_it_began_with(world):
-    """Unlike cascades: both networks for the first evaluation, the refiner alone for each further one."""
+    """Unlike cascades: after the network's rounds, as one more proximal step."""
     problem = world.problem()
-    settings = OneStepSettings(steps=3, later_acceleration=0.9, noise_scale=0.0, error=0.05)
-    prior, once = HalvingTwice(), dataclasses.replace(settings, steps=1)
+    settings = OneStepSettings(noise_scale=0.0, error=0.05)
+    prior = HalvingTwice()
     found = sample_one_step(problem, prior, settings, NoiseSource([0]))
-    net = float(net_acceleration(problem)[0])
-    assert len(prior.seen) == 1 and [passes for _, _, passes, _ in prior.asked] == pytest.approx([1, 2, 3])
-    assert all(told == pytest.approx(net) for *_, told in prior.asked)
-    expected = problem.start
-    for seen in (prior.seen[0][0], *(image for _, image, *_ in prior.asked)):
-        assert torch.allclose(seen, expected.expand_as(seen), atol=1e-6)
-        expected = sample_one_step(dataclasses.replace(problem, start=expected), Halving(), once, NoiseSource([0]))
+    ((difference, image, time, net),) = prior.asked
+    assert time == 1.0 and net == pytest.approx(float(net_acceleration(problem)[0]))
+    half = sample_one_step(problem, Halving(), settings, NoiseSource([0]))
+    assert len(prior.seen) == 1 and torch.equal(image, half)
+    expected = sample_one_step(dataclasses.replace(problem, start=half), Halving(), settings, NoiseSource([0]))
     assert torch.allclose(found, expected, atol=1e-6)
-    for difference, image, *_ in prior.asked:
-        assert torch.allclose(image + RESIDUAL * difference, problem.start.expand_as(image), atol=1e-5)
-    asked = iter([False, True])  # to stop after the second
-    stopped = sample_one_step(problem, HalvingTwice(), settings, NoiseSource([0]), lambda: next(asked))
-    assert torch.equal(stopped, prior.asked[2][1])
+    assert torch.allclose(image + RESIDUAL * difference, problem.start.expand_as(image), atol=1e-5)
 
 
-def test_a_refiner_is_a_network_of_its_own_and_ends_an_evaluation():
+@pytest.mark.parametrize(("steps", "levels"), [(1, []), (2, [0.01]), (3, [0.04, 0.01]), (4, [0.04, None, 0.01])])
+def test_the_diffusion_prior_ends_from_the_refined_image_on(world, steps, levels):
+    """As the sampler prox does without noise, at its last noise levels."""
+    problem, prior = world.problem(), HalvingTwice()
+    settings = OneStepSettings(
+        steps=steps, noise_scale=0.0, error=0.05, sigma_max=0.04, noise_factor=0.7, model_error=0.002
+    )
+    found = sample_one_step(problem, prior, settings, NoiseSource([0]))
+    assert len(prior.seen) == len(prior.asked) == 1
+    assert prior.levels == [pytest.approx(level) if level else pytest.approx(0.025, abs=0.012) for level in levels]
+    first = sample_one_step(problem, HalvingTwice(), dataclasses.replace(settings, steps=1), NoiseSource([0]))
+    if steps == 1:
+        assert torch.equal(found, first)
+        return
+    same = SamplerSettings(
+        steps=steps - 1,
+        sigma_max=levels[0],
+        noise_scale=0.0,
+        cg_steps=8,
+        noise_factor=0.7,
+        model_error=0.002,
+        turns=True,
+    )
+    expected = sample_prox(dataclasses.replace(problem, start=first), HalvingTwice().later, same, NoiseSource([9]))
+    assert torch.equal(found, expected)
+    stopped = sample_one_step(problem, HalvingTwice(), settings, NoiseSource([0]), lambda: True)
+    assert torch.equal(stopped, first)
+
+
+def test_a_volume_is_shown_to_the_prior_across_the_other_axes_first():
+    seen, size = [], (5, 4, 6)
+    maps = complex_noise((2, *size), torch.Generator().manual_seed(2))
+    maps = maps / torch.linalg.vector_norm(maps, dim=0)
+    volume = VolumeModel(origin_to_corner(maps.permute(3, 0, 1, 2)).contiguous(), torch.ones(size))
+    start = torch.ones(1, *size, dtype=torch.complex64)
+    problem = Problem(volume, volume.forward(start[0])[None], start, torch.full((1,), 0.1), start, Planes((0, 1, 2), 4))
+
+    class Prior(HalvingTwice):
+        def of_planes(self, images, time, beside, acceleration, sigma_n, at_once):
+            seen.append(("network", len(images)))
+            return torch.zeros_like(images)
+
+        @property
+        def refiner(self):
+            return None
+
+        @property
+        def later(self):
+            def of_planes(planes, sigma, at_once):
+                seen.append(("prior", len(planes)))
+                return planes
+
+            return SimpleNamespace(sigma_data=0.3, of_planes=of_planes)
+
+    settings = OneStepSettings(steps=4, noise_scale=0.0, error=0.05, sigma_max=0.04)
+    sample_one_step(problem, Prior(), settings, NoiseSource([0]))
+    assert seen == [("network", 5), ("prior", 4), ("prior", 6), ("prior", 5)]
+
+
+def test_a_refiner_is_a_network_of_its_own_and_part_of_the_evaluation_before_it():
     network, counted = model(refiner=REFINER), []
     prior = Conditioned(network, network.one_hot(["t1"]), counted.append)
     generator, ones = torch.Generator().manual_seed(4), torch.ones(2)
@@ -253,6 +328,38 @@ def test_a_refiner_is_a_network_of_its_own_and_ends_an_evaluation():
     for part in (prior, prior.refiner):
         both.append(part(noisy, 0.5, image, 4 * ones, 0.02 * ones))
         counts.append(list(counted))
-    assert counts == [[], [2]] and not torch.allclose(*both)
+    assert counts == [[2], [2]] and not torch.allclose(*both)
     assert {name.split(".")[0] for name in network.state_dict()} == {"network", "refiner"}
     assert model().of_contrast("t1").refiner is None
+
+
+@pytest.fixture
+def ended_by_a_prior(tmp_path):
+    path = tmp_path / "three.safetensors"
+    settings = {"cg_steps": 3, "steps": 3, "sigma_max": 0.02, "noise_scale": 0.0}
+    card = {"kind": ONE_STEP, "sampling": {"samples": 1, "one-step": settings}}
+    save_checkpoint(path, model(refiner=REFINER), card)
+    return path
+
+
+def test_a_card_that_asks_for_a_prior_gets_the_one_that_ships_or_is_given(ended_by_a_prior, tiny_model):
+    shipped, own = load_checkpoint(), load_checkpoint(tiny_model())
+    found = load_checkpoint(ended_by_a_prior)
+    assert found.model_id.endswith(f"+{shipped.model_id}") and found.model_id.startswith("three-")
+    assert not any(name.startswith("later") for name in found.model.state_dict())
+    other = load_checkpoint(ended_by_a_prior, prior=own)
+    assert other.model_id.endswith(f"+{own.model_id}") and other.model.later.denoiser is own.denoiser
+    counted = []
+    later = other.model.of_contrast("t1", counted.append).later
+    later(torch.zeros(2, 16, 16, dtype=torch.complex64), torch.full((2,), 0.02))
+    assert counted == [2]
+
+
+def test_a_sites_own_model_is_the_prior_of_the_sampler_one_step(simulated_scan, tiny_model, tmp_path):
+    out = tmp_path / "out"
+    command = ["replay", str(simulated_scan()), "--out", str(out), "--model", str(tiny_model())]
+    assert main([*command, "--sampler", "one-step", "--steps", "3"]) == 0
+    told = report(out)
+    assert told["sampler"] == "one-step" and told["slices"][0]["evaluations"] == 3
+    assert told["model_id"].startswith("one_step-")
+    assert told["model_id"].endswith(f"+{load_checkpoint(tiny_model()).model_id}")

@@ -8,6 +8,7 @@ from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
+from dpmrecon.prior.samplers.one_step import OneStepSettings
 from dpmrecon.recon.deadline import Deadline, chosen, most
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.stream import sampled
@@ -84,6 +85,13 @@ def test_the_uncertainty_mode_gives_up_samples_before_steps():
     assert (fast.samples, fast.settings.steps) == (10, 18)
     assert chosen(sampling, 0.02, 0.01) is None
     assert chosen(replace(sampling, settings=SamplerSettings(steps=1)), 0.02, 0.01).settings.steps == 1
+
+
+def test_a_single_evaluation_of_one_step_is_worth_having():
+    settings = OneStepSettings(steps=4, sigma_max=0.02)
+    sampling = Sampling("one-step", settings, 1, 0, 4, True)
+    assert [chosen(sampling, seconds, 0.01).settings.steps for seconds in (0.012, 0.03, 9.0)] == [1, 2, 4]
+    assert chosen(sampling, 0.01, 0.01) is None
 
 
 def test_replay_says_whether_the_deadline_was_kept(simulated_scan, model, tmp_path, capsys):

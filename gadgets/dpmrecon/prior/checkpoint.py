@@ -18,7 +18,7 @@ from ..files import replacing
 from ..physics.phase import RULE as PHASE_RULE
 from ..physics.scale import RULE
 from ..version import __version__
-from .conditional import ConditionalDenoiser
+from .conditional import ConditionalDenoiser, Later
 from .denoiser import Denoiser
 from .kinds import DENOISER, KINDS, LATENT, ONE_STEP, Kind, Model
 from .samplers.latent import SKETCH, Sketcher
@@ -107,8 +107,11 @@ def model_path(model: Path | str | None) -> Path:
     return path
 
 
-def load_checkpoint(path: Path | str | None = None, device: torch.device | str = "cpu") -> Checkpoint:
-    """Load a .safetensors file and its card; None is the checkpoint that ships with the package.
+def load_checkpoint(
+    path: Path | str | None = None, device: torch.device | str = "cpu", prior: Checkpoint | None = None
+) -> Checkpoint:
+    """Load a .safetensors file and its card; None is the checkpoint that ships with the package. prior: of the later
+    evaluations of a one-step model whose card asks for one; None is again the one that ships.
 
     Raises CheckpointError when either file is missing, damaged or of another format.
     """
@@ -131,10 +134,10 @@ def load_checkpoint(path: Path | str | None = None, device: torch.device | str =
             f"model card {card_path} is not a dpmrecon card ({error!r}): get the file again"
         ) from error
     data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != checksum:
+    measured = hashlib.sha256(data).hexdigest()
+    if measured != checksum:
         raise CheckpointError(
-            f"model file {path} has checksum {found[:12]}, its card says {str(checksum)[:12]}: "
+            f"model file {path} has checksum {measured[:12]}, its card says {str(checksum)[:12]}: "
             "the file is damaged or belongs to another card, get both again"
         )
     if rule != RULE:
@@ -164,17 +167,18 @@ def load_checkpoint(path: Path | str | None = None, device: torch.device | str =
                 f"model {path} was trained on sketches of {card['sketcher']}, this version ships {shipped}: get the "
                 "model of this version"
             )
-    return Checkpoint(model, card, f"{card.get('name', path.stem)}-{found[:12]}", kind)
+    model_id = f"{card.get('name', path.stem)}-{checksum[:12]}"
+    if isinstance(model, ConditionalDenoiser) and "sigma_max" in card.get("sampling", {}).get(ONE_STEP, {}):
+        prior = prior or load_checkpoint(None, device)
+        model.later, model_id = Later(prior.denoiser), f"{model_id}+{prior.model_id}"
+    return Checkpoint(model, card, model_id, kind)
 
 
 def shipped_sketcher(device: torch.device | str = "cpu") -> tuple[Sketcher, str]:
-    """The network of the model one-step that ships, without its refiner, as the Sketcher of a latent model, and its
-    id: name and start of the checksum of a file without a refiner."""
+    """The model one-step that ships as the Sketcher of a latent model, and its id."""
     found = load_checkpoint(ONE_STEP, device)
     assert isinstance(found.model, ConditionalDenoiser)
-    found.model.without_refiner()
-    alone = save({name: value.half().cpu().contiguous() for name, value in found.model.state_dict().items()})
-    return Sketcher(found.model, SKETCH), f"{found.card['name']}-{hashlib.sha256(alone).hexdigest()[:12]}"
+    return Sketcher(found.model, SKETCH), found.model_id.partition("+")[0]
 
 
 def sampler_defaults(card: dict, sampler: str, contrast: str | None, acceleration: float | None) -> tuple[dict, str]:

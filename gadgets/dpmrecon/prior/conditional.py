@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .denoiser import one_hot, uncounted
+from .denoiser import ContrastDenoiser, Denoiser, one_hot, uncounted
 from .unet import UNet
 
 RESIDUAL = 0.1  # standard deviation of image less conventional image over the scale, at R = 6
@@ -34,13 +34,23 @@ def ddim_step(noisy: torch.Tensor, velocity: torch.Tensor, now: torch.Tensor, fo
     return next_alpha * (alpha * noisy - sigma * velocity) + next_sigma * (sigma * noisy + alpha * velocity)
 
 
+@dataclass(frozen=True)
+class Later:
+    """The diffusion prior of evaluations after the first. No part of the network, nor of its file."""
+
+    denoiser: Denoiser
+
+
 class ConditionalDenoiser(nn.Module):
     """v of z_t = alpha_t z + sigma_t noise, v = alpha_t noise - sigma_t z.
 
     It is told t, the conventional image, net R, sigma_n and contrast. `config` holds widths, blocks, embedding, labels
     and `conditioning`, which the conventional image is: cg-sense or zero-filled. A second, smaller network may come
-    after it, the refiner: `config["refiner"]` holds its widths, blocks and embedding.
+    after it, the refiner: `config["refiner"]` holds its widths, blocks and embedding. later: where the model's card
+    asks for one.
     """
+
+    later: Later | None = None
 
     def __init__(self, config: dict):
         super().__init__()
@@ -56,11 +66,6 @@ class ConditionalDenoiser(nn.Module):
         network = UNet(of["widths"], of["blocks"], of["embedding"], len(self.labels), 2, 3)
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def without_refiner(self) -> None:
-        """Leaves the network alone."""
-        self.refiner = None
-        self.config = {name: value for name, value in self.config.items() if name != "refiner"}
-
     @property
     def device(self) -> torch.device:
         return self.network.stem.weight.device
@@ -71,7 +76,8 @@ class ConditionalDenoiser(nn.Module):
 
     def of_contrast(self, label: str | None, count: Callable[[int], object] = uncounted) -> "Conditioned":
         """v of one contrast, None for any. count: called with the images of each call."""
-        return Conditioned(self, self.one_hot([label]), count)
+        later = None if self.later is None else self.later.denoiser.of_contrast(label, count)
+        return Conditioned(self, self.one_hot([label]), count, later)
 
     @torch.no_grad()
     def warm_up(self) -> None:
@@ -81,6 +87,8 @@ class ConditionalDenoiser(nn.Module):
         self(nothing, ones, nothing, ones, ones, self.one_hot([None]))
         if self.refiner is not None:
             self.refine(nothing, ones, nothing, ones, ones, self.one_hot([None]))
+        if self.later is not None:
+            self.later.denoiser.warm_up()
 
     def forward(
         self,
@@ -104,10 +112,9 @@ class ConditionalDenoiser(nn.Module):
         sigma_n: torch.Tensor,
         label: torch.Tensor,
     ) -> torch.Tensor:
-        """The refiner's v, as `forward`: `image` less RESIDUAL v is its answer.
+        """The refiner's v at time 1, as `forward`: `image` less RESIDUAL v is its answer.
 
-        image: moved to the data; difference: (conventional image - image) / RESIDUAL; time: 1 over the times that the
-        refiner is asked, this one included.
+        image: moved to the data; difference: (conventional image - image) / RESIDUAL.
         """
         return self._evaluated(self.refiner, difference, time, image, acceleration, sigma_n, label)
 
@@ -124,11 +131,13 @@ class ConditionalDenoiser(nn.Module):
 
 @dataclass(frozen=True)
 class Conditioned:
-    """v of a contrast: what `samplers/one_step.py` evaluates. label: (1, n_labels); refines: v is the refiner's."""
+    """v of a contrast: what `samplers/one_step.py` evaluates. label: (1, n_labels); count: called with the images of
+    each call but the refiner's; later: D(x; sigma) of evaluations after the first; refines: v is the refiner's."""
 
     denoiser: ConditionalDenoiser
     label: torch.Tensor
     count: Callable[[int], object]
+    later: ContrastDenoiser | None = None
     refines: bool = False
 
     @property
@@ -153,8 +162,8 @@ class Conditioned:
         return self._velocity(noisy, time, conventional, acceleration, sigma_n)
 
     def _count(self, images: int) -> None:
-        """An evaluation ends with the refiner, where there is one."""
-        if self.refines or self.denoiser.refiner is None:
+        """The refiner belongs to the evaluation before it."""
+        if not self.refines:
             self.count(images)
 
     def _velocity(self, noisy, time, conventional, acceleration, sigma_n) -> torch.Tensor:

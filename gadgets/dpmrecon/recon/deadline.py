@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ..prior.kinds import ONE_STEP
 from .types import Sampling
 
 # Share of a slice's time that is planned; the rest is reserve
 PLANNED = 0.9
 # Below it a second sample is worth less than the steps that it takes
 STEPS_BEFORE_SAMPLES = 10
-# Three evaluations beat CG-SENSE on all validation slices, two do not
+# Three evaluations beat CG-SENSE on all validation slices, two do not; of one-step one does
 USEFUL_STEPS = 3
 
 
@@ -74,7 +75,7 @@ def chosen(sampling: Sampling, seconds: float, per_evaluation: float) -> Samplin
     """
     most_steps = sampling.settings.steps
     evaluations = int(PLANNED * seconds / per_evaluation)
-    if evaluations < min(USEFUL_STEPS, most_steps):
+    if evaluations < (1 if sampling.sampler == ONE_STEP else min(USEFUL_STEPS, most_steps)):
         return None
     if sampling.mode == "uncertainty" and evaluations >= 2 * most_steps:
         return replace(sampling, samples=min(sampling.samples, evaluations // most_steps))

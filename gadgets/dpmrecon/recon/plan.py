@@ -9,7 +9,8 @@ from ..errors import BadInputError
 from ..mrd.header import Header, acceleration, contrast_label, n_partitions
 from ..options import Options, printable
 from ..prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults, uncertainty_defaults, volume_defaults
-from ..prior.kinds import ONE_STEP
+from ..prior.conditional import ConditionalDenoiser
+from ..prior.kinds import DENOISER, KINDS, ONE_STEP
 from .types import Sampling
 
 ADAPTED = "prox"  # the sampler whose prior can be adapted
@@ -19,11 +20,13 @@ CPU_BATCH, GPU_BATCH = 4, 32  # images that the network sees at once
 def load(options: Options) -> tuple[Checkpoint, torch.device]:
     """The checkpoint on its device. Raises BadInputError and CheckpointError."""
     device = device_of(options.device)
-    # a sampler that only another shipped model has selects that one
-    named = ONE_STEP if options.model is None and options.sampler == ONE_STEP else options.model
-    checkpoint = load_checkpoint(named, device)
+    checkpoint = load_checkpoint(options.model, device)
+    if options.sampler == ONE_STEP and checkpoint.kind is KINDS[DENOISER]:
+        checkpoint = load_checkpoint(ONE_STEP, device, checkpoint)  # another model's sampler: this one is its prior
     if options.precision == "float32":
         checkpoint.model.bf16 = False
+        if isinstance(checkpoint.model, ConditionalDenoiser) and checkpoint.model.later is not None:
+            checkpoint.model.later.denoiser.bf16 = False
     return checkpoint, device
 
 

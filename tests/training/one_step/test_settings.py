@@ -50,12 +50,15 @@ def test_what_is_remembered_changes_no_image(of, model):
     assert len(case.prior.known) == (steps - 1) * len(settings.ERRORS) + 1
 
 
-@pytest.mark.parametrize(
-    ("refines", "told"), [(False, [(2, 1.0), (2, 0.7), (3, 0.7), (4, 0.7)]), (True, [(2, 1), (3, 1), (4, 1)])]
-)
-def test_later_evaluations_are_told_less_unless_they_are_the_refiners(refines, told):
-    found = [variant.settings for variant in settings.variants((0.3, 0.01), refines)]
-    assert [(one.steps, one.later_acceleration) for one in found if one.steps > 1] == told
+def test_later_evaluations_are_told_less_unless_they_are_the_priors():
+    later = [one.settings for one in settings.variants((0.3, 0.01), False) if one.settings.steps > 1]
+    assert [(one.steps, one.later_acceleration) for one in later] == [(2, 1.0), (2, 0.7), (3, 0.7), (4, 0.7)]
+    assert all(one.sigma_max is None for one in later)
+    assert all((one.settings.steps, one.settings.sigma_max) == (4, 0.02) for one in settings.variants(None, True))
+    later = [one.settings for one in settings.variants((0.3, 0.01), True) if one.settings.steps > 1]
+    assert [(one.steps, one.sigma_max) for one in later] == [
+        (steps, level) for steps, levels in settings.LEVELS.items() for level in levels
+    ]
 
 
 def test_the_weight_of_training_is_one(of):

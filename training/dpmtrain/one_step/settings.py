@@ -3,10 +3,11 @@
     python -m dpmtrain.one_step.settings --images DATA [--model FILE] [--steps N --write FILE]
 
 Regular masks with 24 calibration lines, noise of SIGMAS over the scale. Printed in markdown, NRMSE: how the noise
-enters the weight of the proximal step (noise_factor, model_error); the l2 weight of the CG-SENSE that the network sees,
-over that of its training; evaluations that go on from the image before, of the refiner, or told the scan's net R or
-less. Each row with the `error` of ERRORS that is best for the contrast and R; means are geometric. --write puts the row
-of --steps evaluations with the least mean into the card of a model.
+enters the weight of the proximal step (noise_factor, model_error). Then, where the card has sigma_max, evaluations
+after the first, of the diffusion prior from a noise level on; else the l2 weight of the CG-SENSE that the network sees,
+over that of its training, and evaluations of the network, told the scan's net R or less. Each row with the `error` of
+ERRORS that is best for the contrast and R; means are geometric. --write puts the row of --steps evaluations with the
+least mean into the card of a model.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ import torch
 from dpmrecon.api import load_model
 from dpmrecon.physics.cg_sense import WEIGHT_FACTOR, cg_sense
 from dpmrecon.prior.checkpoint import Checkpoint, write_card
-from dpmrecon.prior.conditional import Conditioned
+from dpmrecon.prior.conditional import ConditionalDenoiser, Conditioned
 from dpmrecon.prior.kinds import ONE_STEP
 from dpmrecon.prior.problem import NoiseSource, Problem
 from dpmrecon.prior.samplers.one_step import OneStepSettings, sample_one_step
@@ -43,6 +44,8 @@ ERRORS = (0.01, 0.014, 0.02, 0.03, 0.045)
 WEIGHTS = ((0.6, 0.0025), (0.4, 0.005), (0.3, 0.0075), (0.2, 0.01))  # noise_factor, model_error
 CG_WEIGHTS = (0.3, 3.0)
 LATER = (1.0, 0.7)
+LEVELS = {2: (0.02,), 3: (0.02,), 4: (0.015, 0.02, 0.03), 6: (0.02, 0.03), 8: (0.03,)}  # sigma_max, by evaluations
+USUAL = 4  # evaluations
 Group = tuple[str, int]  # contrast, R
 
 
@@ -91,23 +94,31 @@ def with_cg_weight(case: Case, weight: float) -> Case:
     return replace(case, problem=replace(case.problem, start=image[None] / mapped.scale))
 
 
-def variants(weight: tuple[float, float] | None, refines: bool) -> list[Variant]:
-    """The rows that choose the proximal step's weight; with one given, those that choose the rest. refines: the model
-    has a refiner, which alone makes the later evaluations."""
+def variants(weight: tuple[float, float] | None, by_prior: bool) -> list[Variant]:
+    """The rows that choose the proximal step's weight; with one given, those that choose the rest. by_prior: the
+    evaluations after the first, USUAL in the first rows, are of the diffusion prior."""
     if weight is None:
-        return [Variant(f"noise {a:g} sigma_n + {b:g}", _settings(a, b)) for a, b in WEIGHTS]
-    found = [
-        Variant(f"CG-SENSE's weight x {x:g}", _settings(*weight), partial(with_cg_weight, weight=x)) for x in CG_WEIGHTS
-    ]
+        count = f", {USUAL} evaluations" if by_prior else ""
+        return [Variant(f"noise {a:g} sigma_n + {b:g}{count}", _settings(a, b, by_prior)) for a, b in WEIGHTS]
+    once = replace(_settings(*weight, by_prior), steps=1)
+    if by_prior:
+        found = [Variant("1 evaluation", once)]
+        for steps, levels in LEVELS.items():
+            for level in levels:
+                name = f"{steps} evaluations, the prior's from {level if steps > 2 else once.sigma_min:g} on"
+                found.append(Variant(name, replace(once, steps=steps, sigma_max=level)))
+        return found
+    found = [Variant(f"CG-SENSE's weight x {x:g}", once, partial(with_cg_weight, weight=x)) for x in CG_WEIGHTS]
     for steps in (2, 3, 4):
-        for later in (1.0,) if refines else LATER if steps == 2 else LATER[1:]:
-            name = f"{steps} evaluations, later ones {'of the refiner' if refines else f'told R x {later:g}'}"
-            found.append(Variant(name, replace(_settings(*weight), steps=steps, later_acceleration=later)))
+        for later in LATER if steps == 2 else LATER[1:]:
+            name = f"{steps} evaluations, later ones told R x {later:g}"
+            found.append(Variant(name, replace(once, steps=steps, a_round=1, later_acceleration=later)))
     return found
 
 
-def _settings(noise_factor: float, model_error: float) -> OneStepSettings:
-    return OneStepSettings(a_round=1, noise_scale=0.0, noise_factor=noise_factor, model_error=model_error)
+def _settings(noise_factor: float, model_error: float, by_prior: bool) -> OneStepSettings:
+    found = OneStepSettings(noise_scale=0.0, noise_factor=noise_factor, model_error=model_error)
+    return replace(found, steps=USUAL, sigma_max=LEVELS[USUAL][1]) if by_prior else found
 
 
 def cases(images: Path, checkpoint: Checkpoint, contrasts: tuple[str, ...], slices: list[int]) -> Iterator[Case]:
@@ -168,7 +179,16 @@ def sampling_with(card: dict, row: Row) -> dict[str, Any]:
     chosen = row.variant.settings
     own = {
         name: getattr(chosen, name)
-        for name in ("steps", "a_round", "later_acceleration", "noise_scale", "noise_factor", "model_error")
+        for name in (
+            "steps",
+            "a_round",
+            "later_acceleration",
+            "noise_scale",
+            "noise_factor",
+            "model_error",
+            "sigma_max",
+        )
+        if getattr(chosen, name) is not None
     }
     entries = [
         {
@@ -189,21 +209,23 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="by regression (default: the one that ships)")
     parser.add_argument("--contrasts", default=",".join(SIGMA_N))
     parser.add_argument("--slices", type=int, nargs="+", default=[1], help="of the three validation slices")
-    parser.add_argument("--steps", type=int, default=2, help="evaluations that --write chooses for (default: 2)")
+    parser.add_argument(
+        "--steps", type=int, default=USUAL, help=f"evaluations that --write chooses for (default: {USUAL})"
+    )
     parser.add_argument("--write", type=Path, help="model whose card gets the settings")
     args = parser.parse_args()
     torch.set_num_threads(1)
     checkpoint = load_model(args.model or ONE_STEP, "cpu")
     contrasts = words("--contrasts", args.contrasts, tuple(SIGMA_N))
     groups = [(contrast, acceleration) for contrast in contrasts for acceleration in (4, 8)]
-    refines = "refiner" in checkpoint.card["model"]
+    by_prior = isinstance(checkpoint.model, ConditionalDenoiser) and checkpoint.model.later is not None
     rows: list[Row] = []
 
     def told() -> Iterator[list[str]]:
         of = list(cases(args.images, checkpoint, contrasts, args.slices))
         weight = None
         for _ in range(2):
-            for variant in variants(weight, refines):
+            for variant in variants(weight, by_prior):
                 row = measured(variant, of, groups)
                 rows.append(row)
                 yield [variant.name, *(f"{value:.4f}" for value in row.figures)]

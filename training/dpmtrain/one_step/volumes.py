@@ -3,9 +3,10 @@
     python -m dpmtrain.one_step.volumes --images DATA --out DIR [--write FILE]
 
 Volumes as `dpmrecon simulate --three-d` makes them and the held-out label map at 3 mm, R = 2 x 2 CAIPIRINHA. Printed in
-markdown, NRMSE: CG-SENSE, the default, and the network with 1 to 4 evaluations. Its planes are cut across the
-partitions alone or each axis in turn. Each row has the error of ERRORS that is best for the contrast. --write puts the
-row of --steps evaluations, planes in turn, into the card of a model. A run that was stopped goes on.
+markdown, NRMSE: CG-SENSE, the default, and the network with 1 to 10 evaluations, those after the first of the diffusion
+prior. Planes are cut across the partitions alone or each axis in turn. Each row has the error of ERRORS that is best
+for the contrast. --write puts the best row of --steps evaluations, planes in turn, into the card of a model. A run that
+was stopped goes on.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,7 +43,8 @@ CONTRASTS = ("flair", "t1", "swi")
 LABEL_MAP = ("flair", "t1")
 ERRORS = (0.014, 0.02, 0.03)
 AXES = {"in turn": (0, 1, 2), "across partitions": (0,)}
-STEPS = {"in turn": (1, 2, 3, 4), "across partitions": (1, 2)}
+LEVELS = {1: (0.02,), 4: (0.02, 0.03), 7: (0.03, 0.06), 10: (0.03, 0.06)}  # sigma_max, by evaluations
+NOISES = ((0.5, 0.003), (0.75, 0.003))  # noise_factor, model_error
 SUBJECT = 3
 
 
@@ -135,8 +137,8 @@ def measured(of: list[Case], checkpoint: Checkpoint, planes: str, settings: OneS
         prior = checkpoint.model.of_contrast(label_for(checkpoint, case.contrast))
         axes = tuple(axis for axis in AXES[planes] if axis in case.mapped.planes)
         problem = replace(volume_problem(case.mapped, CPU_BATCH), planes=Planes(axes, CPU_BATCH))
-        tried = [replace(settings, error=error) for error in ERRORS]
-        return {"nrmse": [case.nrmse(sample_one_step(problem, prior, one, NoiseSource([0]))[0]) for one in tried]}
+        each = [replace(settings, error=error) for error in ERRORS]
+        return {"nrmse": [case.nrmse(sample_one_step(problem, prior, one, NoiseSource([0]))[0]) for one in each]}
 
     key = {"model": checkpoint.model_id, "settings": vars(settings), "planes": planes, "errors": ERRORS}
     values = [lines.get({**key, "volume": case.name}, partial(errors, case))["nrmse"] for case in of]
@@ -155,11 +157,29 @@ def others(of: list[Case], default: Checkpoint, lines: ScoreLines) -> list[tuple
     return [(name, np.array([each[name] for each in found])) for name in ("CG-SENSE", "default")]
 
 
+def tried(card: OneStepSettings) -> Iterator[tuple[str, OneStepSettings]]:
+    """Planes and settings of each row."""
+    for factor, error in NOISES:
+        with_noise = replace(card, noise_factor=factor, model_error=error)
+        for steps, levels in LEVELS.items():
+            for level in levels:
+                yield "in turn", replace(with_noise, steps=steps, sigma_max=level)
+    for steps in (1, 4):
+        yield "across partitions", replace(with_noise, steps=steps, sigma_max=LEVELS[steps][0])
+
+
+def words_of(settings: OneStepSettings) -> str:
+    if settings.steps == 1:
+        return f"1 evaluation, noise_factor {settings.noise_factor:g}"
+    return f"{settings.steps} evaluations, from {settings.sigma_max:g} on, noise_factor {settings.noise_factor:g}"
+
+
 def card_entry(row: Row) -> dict[str, Any]:
     """For `sampling.volume` of a card."""
+    chosen = {name: getattr(row.settings, name) for name in ("steps", "sigma_max", "noise_factor", "model_error")}
     return {
         "samples": 1,
-        ONE_STEP: {"steps": row.settings.steps, "error": float(np.median(list(row.errors.values())))},
+        ONE_STEP: {**chosen, "error": float(np.median(list(row.errors.values())))},
         "by_contrast": {contrast: {"error": error} for contrast, error in row.errors.items()},
         "measured": "the least NRMSE on simulated volumes: training/reports/one_step/volumes.md",
     }
@@ -168,7 +188,7 @@ def card_entry(row: Row) -> dict[str, Any]:
 def main() -> None:
     parser = module_parser(__doc__, "images", "out")
     parser.add_argument("--model", type=Path, help="by regression (default: the one that ships)")
-    parser.add_argument("--steps", type=int, default=3, help="evaluations that --write chooses for (default: 3)")
+    parser.add_argument("--steps", type=int, default=7, help="evaluations that --write chooses for (default: 7)")
     parser.add_argument("--write", type=Path, help="model whose card gets the settings")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -184,18 +204,16 @@ def main() -> None:
     def told() -> Iterator[list[str]]:
         for name, values in others(of, default, lines):
             yield line(name, values)
-        for planes, counts in STEPS.items():
-            for steps in counts:
-                row = measured(of, checkpoint, planes, replace(card, steps=steps), lines)
-                found.append(row)
-                count = "1 evaluation" if steps == 1 else f"{steps} evaluations"
-                yield line(f"{count}, planes {planes}", row.figures)
+        for planes, settings in tried(card):
+            row = measured(of, checkpoint, planes, settings, lines)
+            found.append(row)
+            yield line(f"{words_of(settings)}, planes {planes}", row.figures)
 
     print("# The one-step network on volumes\n")
     show(["", *(case.name for case in of), "mean"], told())
     own = [row for row in found if row.settings.steps == args.steps and row.planes == "in turn"]
     if args.write is not None and own:
-        volume = card_entry(own[0])
+        volume = card_entry(min(own, key=lambda row: geometric_mean(row.figures)))
         write_card(args.write, sampling={**load_model(args.write, "cpu").card["sampling"], "volume": volume})
         print(f"\n{args.write.with_suffix('.json').name}: {volume[ONE_STEP]}, {volume['by_contrast']}")
 

@@ -18,8 +18,8 @@ from ..problem import NoiseSource, Problem, Stop, never
 from .one_step import OneStepSettings, sample_one_step
 
 CG_STEPS = 10
-# of the sketches on which the latent model was trained
-SKETCH = OneStepSettings(2, 1, 0.7, noise_scale=0.0, error=0.02, noise_factor=0.4, model_error=0.005)
+# of the sketches
+SKETCH = OneStepSettings(noise_scale=0.0, error=0.02, noise_factor=0.4, model_error=0.005)
 
 Consistency = Callable[[Problem, LatentPrior, "LatentSettings", torch.Tensor, float], torch.Tensor]
 

@@ -1,9 +1,9 @@
 """The sampler of the kind `one-step`: one evaluation of a conditional denoiser, or a few; data consistency.
 
 SSDM-MRI (Liu et al.) replaces the measured samples at the end. Here the image is moved to the data by the proximal step
-of the other samplers, which knows the noise; the paper's replacement is the setting `hard`. A network that was trained
-by regression is asked again about its own image, as an unrolled network is. A model with a refiner is one of two
-unlike cascades: that smaller network follows, and the proximal step again.
+of the other samplers, which knows the noise; the paper's replacement is the setting `hard`. A model with a refiner is
+an unrolled network of two unlike cascades: that smaller network follows, and the proximal step again. Its image is near
+enough for a diffusion prior to end in a few evaluations at low noise levels, by the sampler `prox`.
 """
 
 from dataclasses import dataclass, replace
@@ -13,18 +13,21 @@ import torch
 from ...physics.forward import TOLERANCE
 from ..conditional import RESIDUAL, Conditioned, ddim_step
 from ..problem import NoiseSource, Problem, Stop, never
+from .diffusion import SamplerSettings, sample_prox
 
 
 @dataclass(frozen=True)
 class OneStepSettings:
-    """steps: evaluations of the network in all; a_round: of them before the image is moved to the data, None for all;
-    further ones begin anew, conditioned on that image; later_acceleration: net R that each round after the first is
-    told, over that of the one before, as its image is the nearer one; noise_scale: of the noise that a round begins
-    with, 0 gives the same image for every seed; error: std per real channel of what the network leaves, of the scale:
-    how far the data may move its image; cg_steps: of that proximal step; noise_factor, model_error: the noise that the
-    data are taken to have, as in `SamplerSettings`; hard: put the measured samples in place instead, noise and all.
+    """steps: evaluations in all, that of the refiner counts with the network's; a_round: of them before the image is
+    moved to the data, None for all; further ones begin anew, conditioned on that image; later_acceleration: net R that
+    each round after the first is told, over that of the one before, as its image is the nearer one; noise_scale: of the
+    noise that a round begins with, 0 gives the same image for every seed; error: std per real channel of what the
+    network leaves, of the scale: how far the data may move its image; cg_steps: of that proximal step; noise_factor,
+    model_error: the noise that the data are taken to have, as in `SamplerSettings`; hard: put the measured samples in
+    place instead, noise and all.
 
-    Of a model with a refiner the first evaluation is of both networks, each further one of the refiner alone."""
+    sigma_max: evaluations after the first are of the model's diffusion prior, at noise levels from this one to
+    sigma_min, without noise; None: of the network. across: as in `SamplerSettings`."""
 
     steps: int = 1
     a_round: int | None = None
@@ -35,26 +38,61 @@ class OneStepSettings:
     noise_factor: float = 1.0
     model_error: float = 0.0
     hard: bool = False
+    sigma_max: float | None = None
+    sigma_min: float = 0.01
+    across: float = 0.0
 
 
 @torch.no_grad()
 def sample_one_step(
     problem: Problem, prior: Conditioned, settings: OneStepSettings, noise: NoiseSource, stop: Stop = never
 ) -> torch.Tensor:
-    """The network's image, moved to the data, and refined where the model has a refiner. (batch, rows, cols) complex64
-    at scale 1, of volumes (batch, partitions, rows, cols), whose planes are cut in turn."""
-    refiner, conventional = prior.refiner, conventional_image(problem, prior.conditioning)
-    if refiner is None:
-        return _rounds(problem, prior, settings, noise, stop, conventional)
-    image = _rounds(problem, prior, replace(settings, steps=1), noise, never, conventional)
+    """The network's image, moved to the data, refined where the model has a refiner, and ended by the diffusion prior
+    where the settings say so. (batch, rows, cols) complex64 at scale 1, of volumes (batch, partitions, rows, cols),
+    whose planes are cut in turn."""
+    by_prior = settings.sigma_max is not None
+    own = replace(settings, steps=1) if by_prior else settings
+    image = refined(problem, prior, own, _rounds(problem, prior, own, noise, stop))
+    if not by_prior or settings.steps == 1 or stop():
+        return image
+    return ended(problem, prior, settings, image, noise, stop)
+
+
+def refined(problem: Problem, prior: Conditioned, settings: OneStepSettings, image: torch.Tensor) -> torch.Tensor:
+    """The refiner's image, moved to the data; `image` itself of a model without one."""
+    if prior.refiner is None:
+        return image
     numbers = net_acceleration(problem).expand(len(image)), problem.sigma_n.expand(len(image))
-    for done in range(settings.steps):
-        if done and stop():
-            break
-        difference, time = (conventional - image) / RESIDUAL, 1 / (done + 1)
-        velocity = _velocity(problem, refiner, difference, time, image, numbers, done + 1)
-        image = consistent(problem, (image - RESIDUAL * velocity) * problem.model.support, settings)
-    return image
+    difference = (conventional_image(problem, prior.conditioning) - image) / RESIDUAL
+    velocity = _velocity(problem, prior.refiner, difference, 1.0, image, numbers, settings.steps)
+    return consistent(problem, (image - RESIDUAL * velocity) * problem.model.support, settings)
+
+
+def ended(
+    problem: Problem,
+    prior: Conditioned,
+    settings: OneStepSettings,
+    image: torch.Tensor,
+    noise: NoiseSource,
+    stop: Stop,
+) -> torch.Tensor:
+    """By the last steps of `prox` from `image` on; of a volume across the axis that comes next first."""
+    assert prior.later is not None and settings.sigma_max is not None
+    planes, steps = problem.planes, settings.steps - 1
+    if planes is not None:
+        planes = replace(planes, axes=(*planes.axes[1:], planes.axes[0]))
+    last = SamplerSettings(
+        steps=steps,
+        sigma_max=settings.sigma_max if steps > 1 else settings.sigma_min,
+        sigma_min=settings.sigma_min,
+        noise_scale=0.0,
+        cg_steps=settings.cg_steps,
+        noise_factor=settings.noise_factor,
+        model_error=settings.model_error,
+        turns=True,
+        across=settings.across,
+    )
+    return sample_prox(replace(problem, start=image, planes=planes), prior.later, last, noise, stop)
 
 
 def _rounds(
@@ -63,11 +101,10 @@ def _rounds(
     settings: OneStepSettings,
     noise: NoiseSource,
     stop: Stop,
-    image: torch.Tensor,
 ) -> torch.Tensor:
-    """Rounds of DDIM (Song et al., ICLR 2021) from noise in equal steps, beside `image` at first, then data
-    consistency."""
-    acceleration = net_acceleration(problem)
+    """Rounds of DDIM (Song et al., ICLR 2021) from noise in equal steps, then data consistency. A network that was
+    trained by regression is asked again about its own image, as an unrolled network is."""
+    acceleration, image = net_acceleration(problem), conventional_image(problem, prior.conditioning)
     done, stopped = 0, False
     while done < settings.steps and not stopped:
         current = settings.noise_scale * noise.draw(*problem.start.shape[1:])
