@@ -21,10 +21,10 @@ from dpmrecon.prior.conditional import RESIDUAL, ConditionalDenoiser, ddim_step,
 from dpmrecon.prior.denoiser import Denoiser, complex_noise
 from dpmtrain.cli import main
 from dpmtrain.data.masks import FAMILIES, _plane, _rows, drawn_mask
-from dpmtrain.train import one_step_runs, refiner
+from dpmtrain.train import one_step_runs
 from dpmtrain.train.keeper import read_tensors
 from dpmtrain.train.one_step import OneStepStage, begin_with, distilled_target, velocity_loss
-from dpmtrain.train.refiner import refiner_loss, with_refiner
+from dpmtrain.train.refiner import refiner_loss, together_loss, with_refiner
 from dpmtrain.train.timed import TimedRun
 from dpmtrain.train.undersampled import cg_sense, coil_maps, head, undersampled, with_errors
 
@@ -229,27 +229,68 @@ def test_a_refiner_is_trained_after_a_network_that_stays(prepared, recipe, tmp_p
         assert trained(model, again) == 2
         assert words in capsys.readouterr().err
     assert main(["one-step", *arguments(recipe, prepared, again, "refiner", "--minutes", "1")]) == 2
-    assert "a refiner needs --refine" in capsys.readouterr().err
+    assert "the stages refiner and together need --refine" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("before", [0, 2])
-def test_the_refiner_starts_as_the_identity_and_its_loss_teaches_it_alone(before, monkeypatch):
+def test_a_network_and_its_refiner_are_trained_on_together(prepared, recipe, tmp_path, capsys):
+    twin, refined, both = (tmp_path / f"{name}.safetensors" for name in ("twin", "refined", "both"))
+    minutes = ("--minutes", "0.02")
+    assert main(["one-step", *arguments(recipe, prepared, twin, "regression", *minutes)]) == 0
+    assert main(["one-step", *arguments(recipe, prepared, refined, "refiner", *minutes), "--refine", str(twin)]) == 0
+    together = ["one-step", *arguments(recipe, prepared, both, "together", *minutes), "--refine"]
+    assert main([*together, str(refined)]) == 0
+    before, after = (load_checkpoint(path) for path in (refined, both))
+    moved = {
+        name.partition(".")[0]
+        for name, value in before.model.state_dict().items()
+        if not value.equal(after.model.state_dict()[name])
+    }
+    assert moved == {"network", "refiner"} and before.model.config == after.model.config
+    assert after.card["history"].startswith("together: ") and before.model_id in after.card["history"]
+    assert main([*together, str(twin)]) == 2 and "has no refiner" in capsys.readouterr().err
+    assert main([*together, str(refined), "--start", str(twin)]) == 2 and "leave out --start" in capsys.readouterr().err
+    recipe.write_text(recipe.read_text().replace("widths = [4, 6]", "widths = [6, 4]"))
+    assert main([*together, str(refined)]) == 2 and "no network of the recipe's [model]" in capsys.readouterr().err
+
+
+@pytest.fixture
+def two_networks():
+    """A one-step network with a refiner that begins as the identity, a batch and its label."""
     config = {"widths": [4, 6], "blocks": [1, 1], "embedding": 8, "labels": ["t1"], "conditioning": "cg-sense"}
     torch.manual_seed(0)
     one = ConditionalDenoiser(config)
     torch.nn.init.normal_(one.network.head.weight, std=0.05)
     model = with_refiner(Checkpoint(one, {}, "one"), ConditionalDenoiser(config))
-    image, label, ones = complex_noise((2, 9, 12), generator(7)), torch.ones(2, 1), torch.ones(2)
-    assert not model.refine(image, ones, image, 4 * ones, 0.1 * ones, label).abs().any()
-    monkeypatch.setattr(refiner, "PASSES", tuple(float(number == before) for number in range(3)))
     clean, mask = torch.polar(torch.ones(2, 33, 28), 0 * torch.ones(2, 33, 28)), torch.ones(2, 33, 28)
     mask[:, ::2, 2:] = 0
-    batch = undersampled(clean, mask, "cg-sense", generator(1))
+    return model, undersampled(clean, mask, "cg-sense", generator(1)), torch.ones(2, 1)
+
+
+def test_the_refiner_starts_as_the_identity_and_its_loss_teaches_it_alone(two_networks):
+    model, batch, label = two_networks
+    image, ones = complex_noise((2, 9, 12), generator(7)), torch.ones(2)
+    assert not model.refine(image, ones, image, 4 * ones, 0.1 * ones, label).abs().any()
     loss = refiner_loss(model, batch, label, generator(2))
     loss.backward()
     assert 0 < loss.item() < 1  # the identity leaves the error that it is measured by
     assert all(value.grad is None for value in model.network.parameters())
     assert model.refiner.head.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["network", "refiner"])
+def test_together_both_are_taught_through_both_proximal_steps(two_networks, name):
+    """The gradient is the loss's own, by central differences along it."""
+    model, batch, label = two_networks
+    torch.nn.init.normal_(model.refiner.head.weight, std=0.05)
+    weight = getattr(model, name).head.weight.requires_grad_(True)
+    together_loss(model, batch, label, generator(2)).backward()
+    direction, losses = weight.grad / weight.grad.norm(), []
+    for step in (-0.01, 0.01):
+        with torch.no_grad():
+            weight += step * direction
+            losses.append(together_loss(model, batch, label, generator(2)).item())
+            weight -= step * direction
+    assert (losses[1] - losses[0]) / 0.02 == pytest.approx(float(weight.grad.norm()), rel=0.02)
 
 
 def ticking():
@@ -274,9 +315,9 @@ import os, signal, sys
 from functools import partial
 from itertools import count
 from dpmtrain.cli import main
-from dpmtrain.train import one_step_runs, refiner
+from dpmtrain.train import one_step_runs
 from dpmtrain.train.one_step import OneStepStage
-from dpmtrain.train.refiner import refiner_loss, with_refiner
+from dpmtrain.train.refiner import refiner_loss, together_loss, with_refiner
 from dpmtrain.train.timed import TimedRun
 {inspect.getsource(ticking)}
 {inspect.getsource(killed_at)}

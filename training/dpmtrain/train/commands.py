@@ -66,16 +66,18 @@ def add_one_step(commands) -> None:
     parser = add_command(
         commands,
         "one-step",
-        "Train the conditional denoiser of the kind one-step (teacher), its twin by regression, or a refiner",
+        "Train the conditional denoiser of the kind one-step (teacher), its twin by regression, a refiner, or the two",
         "dpmtrain one-step training/recipes/one_step.toml teacher --minutes 300 --data prepared --run runs/one_step "
         "--out teacher.safetensors",
     )
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("stage", choices=("teacher", "regression", "refiner"))
+    parser.add_argument("stage", choices=("teacher", "regression", "refiner", "together"))
     parser.add_argument(
         "--start", type=Path, help="denoiser of the same widths to begin with (default: random weights)"
     )
-    parser.add_argument("--refine", type=Path, help="model of the kind one-step whose image a refiner is to refine")
+    parser.add_argument(
+        "--refine", type=Path, help="model of the kind one-step to go on from, for a refiner or together"
+    )
     _add_timed(parser, "threads")
     parser.set_defaults(run=_one_step)
 

@@ -29,11 +29,17 @@ from .one_step import (
     teacher_loss,
 )
 from .recipe import read_recipe
-from .refiner import refiner_loss, with_refiner
+from .refiner import both_of, refiner_loss, together_loss, with_refiner
 from .timed import TimedRun
 from .undersampled import Undersampled, undersampled
 
-LOSSES: dict[str, Loss] = {"teacher": teacher_loss, "regression": regression_loss, "refiner": refiner_loss}
+LOSSES: dict[str, Loss] = {
+    "teacher": teacher_loss,
+    "regression": regression_loss,
+    "refiner": refiner_loss,
+    "together": together_loss,
+}
+REFINED = ("refiner", "together")  # stages that go on from a model of the kind
 TEACHER_STEPS = 8  # evaluations of an undistilled teacher by default
 ENDLESS = 10**9  # steps: the time ends a stage
 
@@ -87,9 +93,14 @@ class Run:
 
 
 def train_stage(args: argparse.Namespace) -> None:
-    """The teacher, the twin by regression, or a refiner, from random weights or those of a denoiser."""
-    if (args.stage == "refiner") != (args.refine is not None):
-        raise BadInputError("a refiner needs --refine, the model whose image it refines, and other stages take none")
+    """The teacher, the twin by regression, or a refiner, from random weights or those of a denoiser; or a network and
+    its refiner together."""
+    if (args.stage in REFINED) != (args.refine is not None):
+        raise BadInputError(
+            f"the stages {' and '.join(REFINED)} need --refine, a model to go on from, others take none"
+        )
+    if args.stage == "together" and args.start is not None:
+        raise BadInputError("together goes on from --refine: leave out --start")
     run = Run(args)
     torch.manual_seed(run.settings["seed"])
     model = ConditionalDenoiser(run.recipe["model"])
@@ -101,10 +112,11 @@ def train_stage(args: argparse.Namespace) -> None:
     begun_with, made_by = {"the start": begun}, begun
     if args.refine is not None:
         refined = load_checkpoint(args.refine)
-        model = with_refiner(refined, model)
+        together = args.stage == "together"
+        model = both_of(refined, run.recipe["model"]) if together else with_refiner(refined, model)
         begun_with["the model to refine"], made_by = refined.model_id, f"{begun}, after {refined.model_id}"
     found, steps = run.train(args.stage, model.to(run.device), LOSSES[args.stage], args.minutes, begun_with)
-    if args.refine is not None:
+    if args.stage == "refiner":
         found.network = model.network  # an average of equal numbers loses the sign of zeros
     own: dict[str, Any] = {"steps": TEACHER_STEPS} if args.stage == "teacher" else {"noise_scale": 0.0}
     run.save(args.out, found.cpu(), f"{args.stage}: {steps} steps from {made_by}", **own)
