@@ -50,7 +50,7 @@ class Options:
     sampler: str | None = _option(
         None,
         str,
-        "how the posterior is sampled (default: the model's, prox); one-step: with the model of that name",
+        "how to sample the posterior (default: the model's, prox); one-step: in few steps, first of the model one-step",
         choices=("prox", "dps", "one-step", "latent", "latent-hard"),
     )
     mode: str = _option(

@@ -1,5 +1,7 @@
 """The command that measures a one-step network's settings: what it remembers, chooses, and puts into a card."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ from dpmrecon.prior.checkpoint import load_checkpoint, sampler_defaults, save_ch
 from dpmrecon.prior.conditional import ConditionalDenoiser, Conditioned
 from dpmrecon.prior.kinds import KINDS, ONE_STEP
 from dpmrecon.recon.sample import problem_of
+from dpmtrain.evaluate.methods import by_card
 from dpmtrain.evaluate.plan import Condition
 from dpmtrain.evaluate.scoring import Undersampled
+from dpmtrain.evaluate.trust import scores
 from dpmtrain.evaluate.validation import full_slice
 from dpmtrain.one_step import settings
 
@@ -67,7 +71,7 @@ def test_the_weight_of_training_is_one(of):
     assert not torch.allclose(settings.with_cg_weight(of[0], 3.0).problem.start, same, atol=1e-2)
 
 
-def test_the_best_error_of_a_group_goes_into_the_card(of, tmp_path):
+def test_the_best_error_of_a_group_goes_into_the_card(of, tmp_path, monkeypatch):
     variant = settings.variants((0.3, 0.01), False)[2]
     row = settings.measured(variant, of, [("t1", 4)])
     table = np.array([settings.nrmse(case, variant) for case in of])
@@ -75,6 +79,12 @@ def test_the_best_error_of_a_group_goes_into_the_card(of, tmp_path):
     mean = table[:, best].prod() ** (1 / len(settings.SIGMAS))
     assert row.errors == {("t1", 4): settings.ERRORS[best]}
     assert row.figures == pytest.approx([mean, *table[:, best], mean])
+    default = load_checkpoint()
+    images = [by_card(case.mapped, default, "t1", samples=1).image for case in of]
+    monkeypatch.setattr(settings, "by_card", partial(by_card, samples=1))
+    errors = [scores(case.truth, image)[0] for case, image in zip(of, images)]
+    figures = settings.default_figures(default, of, [("t1", 4)])
+    assert figures[1:-1] == pytest.approx(errors) and figures[0] == figures[-1]
     path = tmp_path / "m.safetensors"
     other = {"sampler": "else", "contrast": "t1", "R": 4, "settings": {}}
     save_checkpoint(
