@@ -4,9 +4,9 @@
       [--scan flair_3slices_r4.h5 --truth flair_3slices_truth.npy] [--controls FOLDER]
 
 The test patient's volumes, SLICES of each, and an object that is no head, at R = 8 and 4, lines at random, 24
-calibration lines: conventional images, a U-Net by regression, the Sketcher, the pixel prior, the latent prior by its
-card. At the first R, from noise alone as in the paper (T, p and number of steps: PAPER), the latent prior without its
-parts. FOLDER keeps each image, so that a run that was stopped goes on. REPORT: table.md, table.csv,
+calibration lines: conventional images, the Sketcher, also without data consistency, the pixel prior, the latent prior
+by its card. At the first R, from noise alone as in the paper (T, p and number of steps: PAPER), the latent prior
+without its parts. FOLDER keeps each image, so that a run that was stopped goes on. REPORT: table.md, table.csv,
 worst.png, round_trip.png. --untuned: the autoencoder as its training began; --scan: replayed by three models, for
 seconds and memory; --controls: of `dpmtrain.bench.controls`, for its unrolled network.
 """
@@ -105,8 +105,7 @@ def compared(models: Models) -> dict[str, Method]:
     found = {
         "zero-filled": Method(zero_filled),
         "CG-SENSE": Method(cg_sense),
-        "U-Net by regression, no data consistency": _one_step(models, steps=1, error=EXACT),
-        "U-Net by regression, data consistency": _one_step(models, steps=1),
+        "U-Nets by regression, no data consistency": _one_step(models, error=EXACT),
         "Sketcher": _one_step(models),
         "pixel prior": Method(pixel, models.pixel.model_id),
         OURS: _latent(models),

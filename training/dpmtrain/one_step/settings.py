@@ -44,7 +44,7 @@ ERRORS = (0.01, 0.014, 0.02, 0.03, 0.045)
 WEIGHTS = ((0.6, 0.0025), (0.5, 0.003), (0.4, 0.005), (0.3, 0.0075), (0.2, 0.01))  # noise_factor, model_error
 CG_WEIGHTS = (0.3, 3.0)
 LATER = (1.0, 0.7)
-LEVELS = {2: (0.02,), 3: (0.02,), 4: (0.015, 0.02, 0.03), 6: (0.02, 0.03), 8: (0.03,)}  # sigma_max, by evaluations
+LEVELS = {2: (0.02,), 3: (0.02,), 4: (0.02, 0.03), 6: (0.03,), 9: (0.03,)}  # sigma_max, by evaluations
 USUAL = 4  # evaluations
 Group = tuple[str, int]  # contrast, R
 
@@ -118,7 +118,7 @@ def variants(weight: tuple[float, float] | None, by_prior: bool) -> list[Variant
 
 def _settings(noise_factor: float, model_error: float, by_prior: bool) -> OneStepSettings:
     found = OneStepSettings(noise_scale=0.0, noise_factor=noise_factor, model_error=model_error)
-    return replace(found, steps=USUAL, sigma_max=LEVELS[USUAL][1]) if by_prior else found
+    return replace(found, steps=USUAL, sigma_max=LEVELS[USUAL][0]) if by_prior else found
 
 
 def cases(images: Path, checkpoint: Checkpoint, contrasts: tuple[str, ...], slices: list[int]) -> Iterator[Case]:
