@@ -1,9 +1,9 @@
 """One evaluation against many: `python -m dpmtrain.one_step.table --images DATA [--models FILE ...]`.
 
 Validation slices (FLAIR of patient09, the held-out label map), regular masks, 24 calibration lines: CG-SENSE, the
-shipped default and one-step model, and models of that kind that are named, each with its card's settings. NRMSE and,
-behind it, coherent gain beyond 3/4 of Nyquist; V/B of DRAWS samples, complex, where there is more than one image to
-draw; seconds of sampling a slice, side by side.
+shipped default, the shipped one-step model with STEPS evaluations, and models of that kind that are named, each with
+its card's settings. NRMSE and, behind it, coherent gain beyond 3/4 of Nyquist; V/B of DRAWS samples, complex, where
+there is more than one image to draw; seconds of sampling a slice, side by side.
 """
 
 import time
@@ -31,10 +31,12 @@ from ..evaluate.trust import scores
 from ..evaluate.validation import SIGMA_N, validation_scan
 
 DRAWS = 8
+STEPS = (1, 2, 4, 9)
+Row = tuple[str, Checkpoint | None, int | None]
 
 
-def sampling(checkpoint: Checkpoint, contrast: str, acceleration: int) -> Sampling:
-    return sampling_of(Options(), checkpoint, CPU, label_for(checkpoint, contrast), acceleration)
+def sampling(checkpoint: Checkpoint, contrast: str, acceleration: int, steps: int | None = None) -> Sampling:
+    return sampling_of(Options(steps=steps), checkpoint, CPU, label_for(checkpoint, contrast), acceleration)
 
 
 def variance_ratio(cases: list[Undersampled], checkpoint: Checkpoint, chosen: Sampling) -> float:
@@ -48,8 +50,8 @@ def variance_ratio(cases: list[Undersampled], checkpoint: Checkpoint, chosen: Sa
     return float(sums[0] / sums[1])
 
 
-def rows(images: Path, contrasts: tuple[str, ...], accelerations: list[int], models: list) -> Iterator[list[str]]:
-    """models: (name, checkpoint or None for CG-SENSE)."""
+def rows(images: Path, contrasts: tuple[str, ...], accelerations: list[int], models: list[Row]) -> Iterator[list[str]]:
+    """models: (name, checkpoint or None for CG-SENSE, evaluations or None for the card's)."""
     cases = {
         (contrast, acceleration): [
             Undersampled(full, Condition("regular", acceleration), CPU) for full in validation_scan(images, contrast)
@@ -57,7 +59,7 @@ def rows(images: Path, contrasts: tuple[str, ...], accelerations: list[int], mod
         for contrast in contrasts
         for acceleration in accelerations
     }
-    for name, checkpoint in models:
+    for name, checkpoint, steps in models:
         cells, seconds, slices, ratio = [], 0.0, 0, ""
         for (contrast, acceleration), group in cases.items():
             found = []
@@ -67,7 +69,7 @@ def rows(images: Path, contrasts: tuple[str, ...], accelerations: list[int], mod
                 if checkpoint is None:
                     image = mapped.model.combined(mapped.conventional)
                 else:
-                    chosen = sampling(checkpoint, contrast, acceleration)
+                    chosen = sampling(checkpoint, contrast, acceleration, steps)
                     image = reconstructed(mapped, checkpoint, contrast, chosen).image
                 seconds, slices = seconds + time.perf_counter() - began, slices + 1
                 found.append(scores(case.full.truth, image))
@@ -75,7 +77,7 @@ def rows(images: Path, contrasts: tuple[str, ...], accelerations: list[int], mod
             cells.append(f"{np.mean([error for error, _ in found]):.4f} ({gain:.2f})")
         if checkpoint is not None and checkpoint.card.get("kind") == ONE_STEP:
             first = (contrasts[0], accelerations[0])
-            ratio = f"{variance_ratio(cases[first], checkpoint, sampling(checkpoint, *first)):.2f}"
+            ratio = f"{variance_ratio(cases[first], checkpoint, sampling(checkpoint, *first, steps)):.2f}"
         yield [name, *cells, ratio, f"{seconds / slices:.2f}"]
 
 
@@ -87,8 +89,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     contrasts = words("--contrasts", args.contrasts, tuple(SIGMA_N))
-    models = [("CG-SENSE", None), ("default", load_model(None, "cpu")), ("one-step", load_model(ONE_STEP, "cpu"))]
-    models += [(path.stem, load_model(path, "cpu")) for path in args.models]
+    one_step = load_model(ONE_STEP, "cpu")
+    models: list[Row] = [("CG-SENSE", None, None), ("default", load_model(None, "cpu"), None)]
+    models += [(f"one-step, {steps}", one_step, steps) for steps in STEPS]
+    models += [(path.stem, load_model(path, "cpu"), None) for path in args.models]
     heads = [f"{contrast} R = {acceleration}" for contrast in contrasts for acceleration in args.R]
     print("# One evaluation against many, validation slices, one thread\n")
     show(["", *heads, f"V/B, {heads[0]}", "seconds a slice"], rows(args.images, contrasts, args.R, models))
