@@ -84,15 +84,20 @@ class Result:
     verdict: str = "trusted"
 
 
-def load_model(model: str | PathLike | None = None, device: str | None = None) -> Checkpoint:
+def load_model(
+    model: str | PathLike | None = None, device: str | None = None, prior: Checkpoint | None = None
+) -> Checkpoint:
     """Load a model once, for many calls of `reconstruct`.
 
     Parameters
     ----------
     model : path, optional
-        A .safetensors file with its card beside it; None is the one that ships.
+        A .safetensors file with its card beside it, or one-step or latent; None is the one that ships.
     device : str, optional
         "cpu", "cuda", "cuda:1" ...; None is cuda where there is one.
+    prior : Checkpoint, optional
+        For one-step: what makes its evaluations after the first, such as a site's own model; None is the one that
+        ships.
 
     Returns
     -------
@@ -105,7 +110,7 @@ def load_model(model: str | PathLike | None = None, device: str | None = None) -
     BadInputError
         The device cannot be used.
     """
-    return load_checkpoint(None if model is None else Path(model), device_of(device))
+    return load_checkpoint(None if model is None else Path(model), device_of(device), prior)
 
 
 def estimate_coil_maps(

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from dpmrecon.api import load_model
 from dpmrecon.cli import main
 from dpmrecon.errors import CheckpointError
 from dpmrecon.physics.fourier import origin_to_corner
@@ -347,7 +348,7 @@ def test_a_card_that_asks_for_a_prior_gets_the_one_that_ships_or_is_given(ended_
     found = load_checkpoint(ended_by_a_prior)
     assert found.model_id.endswith(f"+{shipped.model_id}") and found.model_id.startswith("three-")
     assert not any(name.startswith("later") for name in found.model.state_dict())
-    other = load_checkpoint(ended_by_a_prior, prior=own)
+    other = load_model(ended_by_a_prior, "cpu", prior=own)
     assert other.model_id.endswith(f"+{own.model_id}") and other.model.later.denoiser is own.denoiser
     counted = []
     later = other.model.of_contrast("t1", counted.append).later
