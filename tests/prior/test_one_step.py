@@ -350,6 +350,8 @@ def test_a_card_that_asks_for_a_prior_gets_the_one_that_ships_or_is_given(ended_
     assert not any(name.startswith("later") for name in found.model.state_dict())
     other = load_model(ended_by_a_prior, "cpu", prior=own)
     assert other.model_id.endswith(f"+{own.model_id}") and other.model.later.denoiser is own.denoiser
+    with pytest.raises(CheckpointError, match="leave out the prior"):
+        load_model(None, "cpu", prior=own)
     counted = []
     later = other.model.of_contrast("t1", counted.append).later
     later(torch.zeros(2, 16, 16, dtype=torch.complex64), torch.full((2,), 0.02))

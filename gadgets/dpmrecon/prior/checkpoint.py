@@ -168,7 +168,10 @@ def load_checkpoint(
                 "model of this version"
             )
     model_id = f"{card.get('name', path.stem)}-{checksum[:12]}"
-    if isinstance(model, ConditionalDenoiser) and "sigma_max" in card.get("sampling", {}).get(ONE_STEP, {}):
+    asks = isinstance(model, ConditionalDenoiser) and "sigma_max" in card.get("sampling", {}).get(ONE_STEP, {})
+    if prior is not None and not asks:
+        raise CheckpointError(f"model {path} does not end with another one's evaluations: leave out the prior")
+    if asks:
         prior = prior or load_checkpoint(None, device)
         model.later, model_id = Later(prior.denoiser), f"{model_id}+{prior.model_id}"
     return Checkpoint(model, card, model_id, kind)
