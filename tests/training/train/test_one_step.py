@@ -246,7 +246,7 @@ def test_a_network_and_its_refiner_are_trained_on_together(prepared, recipe, tmp
         if not value.equal(after.model.state_dict()[name])
     }
     assert moved == {"network", "refiner"} and before.model.config == after.model.config
-    assert after.card["history"].startswith("together: ") and before.model_id in after.card["history"]
+    assert after.card["history"].startswith("together: ") and f"from {before.model_id}" in after.card["history"]
     assert main([*together, str(twin)]) == 2 and "has no refiner" in capsys.readouterr().err
     assert main([*together, str(refined), "--start", str(twin)]) == 2 and "leave out --start" in capsys.readouterr().err
     recipe.write_text(recipe.read_text().replace("widths = [4, 6]", "widths = [6, 4]"))

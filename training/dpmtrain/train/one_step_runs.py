@@ -114,7 +114,8 @@ def train_stage(args: argparse.Namespace) -> None:
         refined = load_checkpoint(args.refine)
         together = args.stage == "together"
         model = both_of(refined, run.recipe["model"]) if together else with_refiner(refined, model)
-        begun_with["the model to refine"], made_by = refined.model_id, f"{begun}, after {refined.model_id}"
+        begun_with["the model to refine"] = refined.model_id
+        made_by = refined.model_id if together else f"{begun}, after {refined.model_id}"
     found, steps = run.train(args.stage, model.to(run.device), LOSSES[args.stage], args.minutes, begun_with)
     if args.stage == "refiner":
         found.network = model.network  # an average of equal numbers loses the sign of zeros

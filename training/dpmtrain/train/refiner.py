@@ -55,6 +55,7 @@ def both_of(refined: Checkpoint, config: dict) -> ConditionalDenoiser:
         raise BadInputError(
             f"--refine {refined.model_id} is no network of the recipe's [model]: give the recipe its own"
         )
+    model.later = None  # no part of what is trained
     return model.requires_grad_(True)
 
 
