@@ -44,6 +44,7 @@ LABEL_MAP = ("flair", "t1")
 ERRORS = (0.014, 0.02, 0.03)
 AXES = {"in turn": (0, 1, 2), "across partitions": (0,)}
 LEVELS = {1: (0.02,), 4: (0.02, 0.03), 7: (0.03, 0.06), 10: (0.03, 0.06)}  # sigma_max, by evaluations
+USUAL = 7  # evaluations
 NOISES = ((0.5, 0.003), (0.75, 0.003))  # noise_factor, model_error
 SUBJECT = 3
 
@@ -159,13 +160,13 @@ def others(of: list[Case], default: Checkpoint, lines: ScoreLines) -> list[tuple
 
 def tried(card: OneStepSettings) -> Iterator[tuple[str, OneStepSettings]]:
     """Planes and settings of each row."""
-    for factor, error in NOISES:
-        with_noise = replace(card, noise_factor=factor, model_error=error)
-        for steps, levels in LEVELS.items():
-            for level in levels:
-                yield "in turn", replace(with_noise, steps=steps, sigma_max=level)
+    less, usual = (replace(card, noise_factor=factor, model_error=error) for factor, error in NOISES)
+    for steps, levels in LEVELS.items():
+        for level in levels:
+            yield "in turn", replace(usual, steps=steps, sigma_max=level)
+    yield "in turn", replace(less, steps=USUAL, sigma_max=LEVELS[USUAL][0])
     for steps in (1, 4):
-        yield "across partitions", replace(with_noise, steps=steps, sigma_max=LEVELS[steps][0])
+        yield "across partitions", replace(usual, steps=steps, sigma_max=LEVELS[steps][0])
 
 
 def words_of(settings: OneStepSettings) -> str:
@@ -188,7 +189,9 @@ def card_entry(row: Row) -> dict[str, Any]:
 def main() -> None:
     parser = module_parser(__doc__, "images", "out")
     parser.add_argument("--model", type=Path, help="by regression (default: the one that ships)")
-    parser.add_argument("--steps", type=int, default=7, help="evaluations that --write chooses for (default: 7)")
+    parser.add_argument(
+        "--steps", type=int, default=USUAL, help=f"evaluations that --write chooses for (default: {USUAL})"
+    )
     parser.add_argument("--write", type=Path, help="model whose card gets the settings")
     args = parser.parse_args()
     torch.set_num_threads(1)
