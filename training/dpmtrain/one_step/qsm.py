@@ -105,7 +105,7 @@ def images_of(scan: Scan, folder: Path) -> Iterator[Found]:
         FULL: (1, None, {}),
         "CG-SENSE": (R, None, {}),
         "one-step, 1": (R, one_step, {"steps": 1, "error": ERROR}),
-        "one-step, 2": (R, one_step, {"steps": 2, "error": ERROR}),
+        "one-step, 4": (R, one_step, {"steps": 4, "error": ERROR}),
         "default": (R, default, {}),
     }
     mapped = lru_cache(2)(scan.mapped)

@@ -45,7 +45,8 @@ WEIGHTS = ((0.6, 0.0025), (0.5, 0.003), (0.4, 0.005), (0.3, 0.0075), (0.2, 0.01)
 CG_WEIGHTS = (0.3, 3.0)
 LATER = (1.0, 0.7)
 LEVELS = {2: (0.02,), 3: (0.02,), 4: (0.02, 0.03), 6: (0.03,), 9: (0.03,)}  # sigma_max, by evaluations
-USUAL = 4  # evaluations
+USUAL, ONCE = 4, "1 evaluation"
+KEPT = ("steps", "a_round", "later_acceleration", "noise_scale", "noise_factor", "model_error", "sigma_max", "looser")
 Group = tuple[str, int]  # contrast, R
 
 
@@ -102,7 +103,7 @@ def variants(weight: tuple[float, float] | None, by_prior: bool) -> list[Variant
         return [Variant(f"noise {a:g} sigma_n + {b:g}{count}", _settings(a, b, by_prior)) for a, b in WEIGHTS]
     once = replace(_settings(*weight, by_prior), steps=1)
     if by_prior:
-        found = [Variant("1 evaluation", once)]
+        found = [Variant(ONCE, once)]
         for steps, levels in LEVELS.items():
             for level in levels:
                 name = f"{steps} evaluations, the prior's from {level if steps > 2 else once.sigma_min:g} on"
@@ -185,22 +186,15 @@ def geometric_mean(values: np.ndarray) -> float:
     return float(np.exp(np.log(values).mean()))
 
 
-def sampling_with(card: dict, row: Row) -> dict[str, Any]:
-    """The card's table `sampling` with the row's settings."""
-    chosen = row.variant.settings
-    own = {
-        name: getattr(chosen, name)
-        for name in (
-            "steps",
-            "a_round",
-            "later_acceleration",
-            "noise_scale",
-            "noise_factor",
-            "model_error",
-            "sigma_max",
-        )
-        if getattr(chosen, name) is not None
-    }
+def sampling_with(card: dict, row: Row, once: Row | None = None) -> dict[str, Any]:
+    """The card's table `sampling` with the row's settings. once: the row of one evaluation where the prior makes the
+    others: the errors are its, and `looser` is what the row's are over them, as a geometric mean."""
+    chosen, errors = row.variant.settings, row.errors
+    if once is not None:
+        errors = once.errors
+        ratios = np.array([row.errors[group] / errors[group] for group in errors])
+        chosen = replace(chosen, looser=round(geometric_mean(ratios), 2))
+    own = {name: getattr(chosen, name) for name in KEPT if getattr(chosen, name) != getattr(OneStepSettings, name)}
     entries = [
         {
             "sampler": ONE_STEP,
@@ -209,9 +203,9 @@ def sampling_with(card: dict, row: Row) -> dict[str, Any]:
             "settings": {"error": error},
             "measured": f"the least NRMSE of {', '.join(f'{e:g}' for e in ERRORS)} on validation slices",
         }
-        for (contrast, acceleration), error in row.errors.items()
+        for (contrast, acceleration), error in errors.items()
     ]
-    base = {**own, "error": float(np.median(list(row.errors.values())))}
+    base = {**own, "error": float(np.median(list(errors.values())))}
     return with_entries({**card["sampling"], ONE_STEP: base}, entries)
 
 
@@ -253,8 +247,11 @@ def main() -> None:
     own = [row for row in rows if row.variant.change is None and row.variant.settings.steps == args.steps]
     if args.write is not None and own:
         best = min(own, key=lambda row: row.mean)
-        write_card(args.write, sampling=sampling_with(load_model(args.write, "cpu").card, best))
-        print(f"\n{args.write.with_suffix('.json').name}: {best.variant.name}; error {best.errors}")
+        once = next((row for row in rows if row.variant.name == ONCE), None)
+        sampling = sampling_with(load_model(args.write, "cpu").card, best, once)
+        write_card(args.write, sampling=sampling)
+        told_errors = f"error {best.errors}" + (f", of one evaluation {once.errors}" if once else "")
+        print(f"\n{args.write.with_suffix('.json').name}: {best.variant.name}; {told_errors}")
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def others(of: list[Case], default: Checkpoint, lines: ScoreLines) -> list[tuple
 
 def tried(card: OneStepSettings) -> Iterator[tuple[str, OneStepSettings]]:
     """Planes and settings of each row."""
-    less, usual = (replace(card, noise_factor=factor, model_error=error) for factor, error in NOISES)
+    less, usual = (replace(card, noise_factor=factor, model_error=error, looser=1.0) for factor, error in NOISES)
     for steps, levels in LEVELS.items():
         for level in levels:
             yield "in turn", replace(usual, steps=steps, sigma_max=level)
@@ -180,7 +180,7 @@ def card_entry(row: Row) -> dict[str, Any]:
     chosen = {name: getattr(row.settings, name) for name in ("steps", "sigma_max", "noise_factor", "model_error")}
     return {
         "samples": 1,
-        ONE_STEP: {**chosen, "error": float(np.median(list(row.errors.values())))},
+        ONE_STEP: {**chosen, "looser": 1.0, "error": float(np.median(list(row.errors.values())))},
         "by_contrast": {contrast: {"error": error} for contrast, error in row.errors.items()},
         "measured": "the least NRMSE on simulated volumes: training/reports/one_step/volumes.md",
     }

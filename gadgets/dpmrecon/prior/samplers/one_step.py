@@ -27,7 +27,8 @@ class OneStepSettings:
     place instead, noise and all.
 
     sigma_max: evaluations after the first are of the model's diffusion prior, at noise levels from this one to
-    sigma_min, without noise; None: of the network. across: as in `SamplerSettings`."""
+    sigma_min, without noise; None: of the network. looser: error of the image that these go on from, over `error`, as
+    they move it to the data again. across: as in `SamplerSettings`."""
 
     steps: int = 1
     a_round: int | None = None
@@ -40,6 +41,7 @@ class OneStepSettings:
     hard: bool = False
     sigma_max: float | None = None
     sigma_min: float = 0.01
+    looser: float = 1.0
     across: float = 0.0
 
 
@@ -50,12 +52,11 @@ def sample_one_step(
     """The network's image, moved to the data, refined where the model has a refiner, and ended by the diffusion prior
     where the settings say so. (batch, rows, cols) complex64 at scale 1, of volumes (batch, partitions, rows, cols),
     whose planes are cut in turn."""
-    by_prior = settings.sigma_max is not None
-    own = replace(settings, steps=1) if by_prior else settings
+    if settings.sigma_max is None or settings.steps == 1:
+        return refined(problem, prior, settings, _rounds(problem, prior, settings, noise, stop))
+    own = replace(settings, steps=1, error=settings.looser * settings.error)
     image = refined(problem, prior, own, _rounds(problem, prior, own, noise, stop))
-    if not by_prior or settings.steps == 1 or stop():
-        return image
-    return ended(problem, prior, settings, image, noise, stop)
+    return image if stop() else ended(problem, prior, settings, image, noise, stop)
 
 
 def refined(problem: Problem, prior: Conditioned, settings: OneStepSettings, image: torch.Tensor) -> torch.Tensor:
