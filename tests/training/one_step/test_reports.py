@@ -175,7 +175,7 @@ def test_the_best_error_for_volumes_goes_into_the_card(one_step, tmp_path, monke
     assert row.values.shape == (1, 2) and row.figures == row.values.min(1)
     across = volumes.measured([case], checkpoint, "across partitions", replace(card, steps=1), lines)
     assert across.values == pytest.approx(row.values)  # one evaluation turns to no other planes
-    entry = volumes.card_entry(row)
+    entry = volumes.card_entry([row])
     write_card(one_step, sampling={**checkpoint.card["sampling"], "volume": entry})
     found = load_checkpoint(one_step)
     chosen = sampling_of(Options(), found, CPU, "t1", 4, volume=True)

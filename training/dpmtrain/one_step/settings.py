@@ -1,8 +1,8 @@
 """Settings of a one-step network that was trained by regression, on validation slices:
 
-    python -m dpmtrain.one_step.settings --images DATA [--model FILE] [--steps N --write FILE]
+    python -m dpmtrain.one_step.settings --images DATA [--model FILE] [--mask poisson] [--steps N --write FILE]
 
-Regular masks with 24 calibration lines, noise of SIGMAS over the scale. Printed in markdown, NRMSE: how the noise
+Masks with 24 calibration lines, noise of SIGMAS over the scale. Printed in markdown, NRMSE: how the noise
 enters the weight of the proximal step (noise_factor, model_error). Then, where the card has sigma_max, evaluations
 after the first, of the diffusion prior from a noise level on; else the l2 weight of the CG-SENSE that the network sees,
 over that of its training, and evaluations of the network, told the scan's net R or less. Each row with the `error` of
@@ -37,6 +37,7 @@ from ..evaluate.scoring import Undersampled
 from ..evaluate.sweep import with_entries
 from ..evaluate.tables import show
 from ..evaluate.trust import scores
+from ..evaluate.undersampling import MASKS
 from ..evaluate.validation import SIGMA_N, validation_scan
 
 SIGMAS = (0.0075, 0.021, 0.05)
@@ -122,13 +123,15 @@ def _settings(noise_factor: float, model_error: float, by_prior: bool) -> OneSte
     return replace(found, steps=USUAL, sigma_max=LEVELS[USUAL][0]) if by_prior else found
 
 
-def cases(images: Path, checkpoint: Checkpoint, contrasts: tuple[str, ...], slices: list[int]) -> Iterator[Case]:
+def cases(
+    images: Path, checkpoint: Checkpoint, contrasts: tuple[str, ...], slices: list[int], mask: str = "regular"
+) -> Iterator[Case]:
     for contrast in contrasts:
         for acceleration in (4, 8):
             for sigma in SIGMAS:
                 full = validation_scan(images, contrast, sigma)
                 for number in slices:
-                    case = Undersampled(full[number], Condition("regular", acceleration, CALIBRATION_LINES), CPU)
+                    case = Undersampled(full[number], Condition(mask, acceleration, CALIBRATION_LINES), CPU)
                     prior = checkpoint.model.of_contrast(label_for(checkpoint, contrast))
                     yield Case(
                         (contrast, acceleration), sigma, full[number].truth, case.mapped, problem_of([case.mapped]),
@@ -212,6 +215,7 @@ def sampling_with(card: dict, row: Row, once: Row | None = None) -> dict[str, An
 def main() -> None:
     parser = module_parser(__doc__, "images")
     parser.add_argument("--model", type=Path, help="by regression (default: the one that ships)")
+    parser.add_argument("--mask", choices=MASKS, default="regular")
     parser.add_argument("--contrasts", default=",".join(SIGMA_N))
     parser.add_argument("--slices", type=int, nargs="+", default=[1], help="of the three validation slices")
     parser.add_argument(
@@ -227,7 +231,7 @@ def main() -> None:
     rows: list[Row] = []
 
     def told() -> Iterator[list[str]]:
-        of = list(cases(args.images, checkpoint, contrasts, args.slices))
+        of = list(cases(args.images, checkpoint, contrasts, args.slices, args.mask))
         weight = None
         for _ in range(2):
             for variant in variants(weight, by_prior):
@@ -242,16 +246,16 @@ def main() -> None:
         return [name, *(f"{value:.4f}" for value in figures)]
 
     heads = [f"{contrast} R = {acceleration}" for contrast, acceleration in groups]
-    print("# Settings of the one-step network, validation slices\n")
+    print(f"# Settings of the one-step network, validation slices, {args.mask} masks\n")
     show(["", *heads, *(f"sigma_n {sigma:g}" for sigma in SIGMAS), "mean"], told())
     own = [row for row in rows if row.variant.change is None and row.variant.settings.steps == args.steps]
-    if args.write is not None and own:
+    if own:
         best = min(own, key=lambda row: row.mean)
         once = next((row for row in rows if row.variant.name == ONCE), None)
-        sampling = sampling_with(load_model(args.write, "cpu").card, best, once)
-        write_card(args.write, sampling=sampling)
         told_errors = f"error {best.errors}" + (f", of one evaluation {once.errors}" if once else "")
-        print(f"\n{args.write.with_suffix('.json').name}: {best.variant.name}; {told_errors}")
+        print(f"\nBest of {args.steps} evaluations: {best.variant.name}; {told_errors}")
+        if args.write is not None:
+            write_card(args.write, sampling=sampling_with(load_model(args.write, "cpu").card, best, once))
 
 
 if __name__ == "__main__":

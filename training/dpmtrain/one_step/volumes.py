@@ -5,8 +5,8 @@
 Volumes as `dpmrecon simulate --three-d` makes them and the held-out label map at 3 mm, R = 2 x 2 CAIPIRINHA. Printed in
 markdown, NRMSE: CG-SENSE, the default, and the network with 1 to 10 evaluations, those after the first of the diffusion
 prior. Planes are cut across the partitions alone or each axis in turn. Each row has the error of ERRORS that is best
-for the contrast. --write puts the best row of --steps evaluations, planes in turn, into the card of a model. A run that
-was stopped goes on.
+for the contrast. --write puts the best row of --steps evaluations, planes in turn, into the card of a model, and what
+the best one of each contrast has else. A run that was stopped goes on.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,6 +45,7 @@ ERRORS = (0.014, 0.02, 0.03)
 AXES = {"in turn": (0, 1, 2), "across partitions": (0,)}
 LEVELS = {1: (0.02,), 4: (0.02, 0.03), 7: (0.03, 0.06), 10: (0.03, 0.06)}  # sigma_max, by evaluations
 USUAL = 7  # evaluations
+KEPT = ("steps", "sigma_max", "noise_factor", "model_error")  # in the card
 NOISES = ((0.5, 0.003), (0.75, 0.003))  # noise_factor, model_error
 SUBJECT = 3
 
@@ -124,6 +125,9 @@ class Row:
         where = [each == contrast for each in self.contrasts]
         return int(np.log(self.values[where]).mean(0).argmin())
 
+    def mean_of(self, contrast: str) -> float:
+        return geometric_mean(self.figures[[each == contrast for each in self.contrasts]])
+
     @property
     def errors(self) -> dict[str, float]:
         return {contrast: ERRORS[self.best(contrast)] for contrast in dict.fromkeys(self.contrasts)}
@@ -175,13 +179,19 @@ def words_of(settings: OneStepSettings) -> str:
     return f"{settings.steps} evaluations, from {settings.sigma_max:g} on, noise_factor {settings.noise_factor:g}"
 
 
-def card_entry(row: Row) -> dict[str, Any]:
-    """For `sampling.volume` of a card."""
-    chosen = {name: getattr(row.settings, name) for name in ("steps", "sigma_max", "noise_factor", "model_error")}
+def card_entry(rows: list[Row]) -> dict[str, Any]:
+    """For `sampling.volume` of a card: the row with the least mean, and what the best one of each contrast has else."""
+    best = min(rows, key=lambda row: geometric_mean(row.figures))
+    shared = {name: getattr(best.settings, name) for name in KEPT}
+    by_contrast: dict[str, dict[str, float]] = {}
+    for contrast in dict.fromkeys(best.contrasts):
+        own = min(rows, key=lambda row: row.mean_of(contrast))
+        differing = {name: getattr(own.settings, name) for name in KEPT if getattr(own.settings, name) != shared[name]}
+        by_contrast[contrast] = {**differing, "error": own.errors[contrast]}
     return {
         "samples": 1,
-        ONE_STEP: {**chosen, "looser": 1.0, "error": float(np.median(list(row.errors.values())))},
-        "by_contrast": {contrast: {"error": error} for contrast, error in row.errors.items()},
+        ONE_STEP: {**shared, "looser": 1.0, "error": float(np.median(list(best.errors.values())))},
+        "by_contrast": by_contrast,
         "measured": "the least NRMSE on simulated volumes: training/reports/one_step/volumes.md",
     }
 
@@ -216,7 +226,7 @@ def main() -> None:
     show(["", *(case.name for case in of), "mean"], told())
     own = [row for row in found if row.settings.steps == args.steps and row.planes == "in turn"]
     if args.write is not None and own:
-        volume = card_entry(min(own, key=lambda row: geometric_mean(row.figures)))
+        volume = card_entry(own)
         write_card(args.write, sampling={**load_model(args.write, "cpu").card["sampling"], "volume": volume})
         print(f"\n{args.write.with_suffix('.json').name}: {volume[ONE_STEP]}, {volume['by_contrast']}")
 
