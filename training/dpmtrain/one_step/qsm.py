@@ -40,7 +40,7 @@ for each. The first has a block of {block} x {block} lines, for the coil maps of
 Susceptibility: truncated k-space division (Shmueli et al., MRM 2009) at {threshold:g}, over the mean of what it keeps
 (Schweser et al., MRM 2013). Slope, intercept and R2: of the line through the means of thalamus, caudate, putamen and
 pallidum of both sides, against the truth. Vein, bleed: mean over the truth's. Field: root mean square error in the
-brain. NRMSE: of magnitudes. "one-step, n": n evaluations an echo, error {error:g}. Default: by its card for volumes."""
+brain. NRMSE: of magnitudes. "one-step, n": n evaluations an echo. Both models by their cards for volumes."""
 
 
 def field_hz(echoes: np.ndarray, times_ms: Sequence[float]) -> np.ndarray:
