@@ -189,8 +189,9 @@ def made(folder: Path, case: Undersampled, name: str, method: Method) -> tuple[n
 
     def arrays() -> dict[str, np.ndarray]:
         began = time.process_time()
-        image = mapped.model.combined(method.make(mapped, full.contrast)) * mapped.scale
-        return {"seconds": np.array(time.process_time() - began), "image": full.picture(image)}
+        found = method.make(mapped, full.contrast)  # with all sets of maps, but for the pixel prior
+        image = found if found.ndim == 2 else mapped.model.combined(found)
+        return {"seconds": np.array(time.process_time() - began), "image": full.picture(image * mapped.scale)}
 
     held = kept(folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz", arrays)
     return held["image"], float(held["seconds"])
