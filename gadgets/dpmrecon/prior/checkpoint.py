@@ -3,7 +3,7 @@
 import hashlib
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,19 @@ def load_checkpoint(
 
     Raises CheckpointError when either file is missing, damaged or of another format.
     """
+    found = _alone(path, device)
+    asks = "sigma_max" in found.card.get("sampling", {}).get(ONE_STEP, {})
+    if isinstance(found.model, ConditionalDenoiser) and asks:
+        prior = prior or _alone(None, device)
+        found.model.later = Later(prior.denoiser)
+        return replace(found, model_id=f"{found.model_id}+{prior.model_id}")
+    if prior is not None:
+        raise CheckpointError(f"model {path} does not end with another one's evaluations: leave out the prior")
+    return found
+
+
+def _alone(path: Path | str | None, device: torch.device | str) -> Checkpoint:
+    """See `load_checkpoint`: without a prior for later evaluations."""
     path = model_path(path)
     if path.is_file() and path.suffix in (".bin", ".ckpt", ".pkl", ".pt", ".pth"):
         raise CheckpointError(
@@ -134,10 +147,10 @@ def load_checkpoint(
             f"model card {card_path} is not a dpmrecon card ({error!r}): get the file again"
         ) from error
     data = path.read_bytes()
-    measured = hashlib.sha256(data).hexdigest()
-    if measured != checksum:
+    found = hashlib.sha256(data).hexdigest()
+    if found != checksum:
         raise CheckpointError(
-            f"model file {path} has checksum {measured[:12]}, its card says {str(checksum)[:12]}: "
+            f"model file {path} has checksum {found[:12]}, its card says {str(checksum)[:12]}: "
             "the file is damaged or belongs to another card, get both again"
         )
     if rule != RULE:
@@ -167,21 +180,14 @@ def load_checkpoint(
                 f"model {path} was trained on sketches of {card['sketcher']}, this version ships {shipped}: get the "
                 "model of this version"
             )
-    model_id = f"{card.get('name', path.stem)}-{checksum[:12]}"
-    asks = isinstance(model, ConditionalDenoiser) and "sigma_max" in card.get("sampling", {}).get(ONE_STEP, {})
-    if prior is not None and not asks:
-        raise CheckpointError(f"model {path} does not end with another one's evaluations: leave out the prior")
-    if asks:
-        prior = prior or load_checkpoint(None, device)
-        model.later, model_id = Later(prior.denoiser), f"{model_id}+{prior.model_id}"
-    return Checkpoint(model, card, model_id, kind)
+    return Checkpoint(model, card, f"{card.get('name', path.stem)}-{found[:12]}", kind)
 
 
 def shipped_sketcher(device: torch.device | str = "cpu") -> tuple[Sketcher, str]:
     """The model one-step that ships as the Sketcher of a latent model, and its id."""
-    found = load_checkpoint(ONE_STEP, device)
+    found = _alone(ONE_STEP, device)
     assert isinstance(found.model, ConditionalDenoiser)
-    return Sketcher(found.model, SKETCH), found.model_id.partition("+")[0]
+    return Sketcher(found.model, SKETCH), found.model_id
 
 
 def sampler_defaults(card: dict, sampler: str, contrast: str | None, acceleration: float | None) -> tuple[dict, str]:
