@@ -38,10 +38,12 @@ class SamplerSettings:
     step of `prox`; cg_tolerance: fewer where the residual is below this times sigma times the right-hand side, since
     noise in proportion to sigma comes on top of what is left; noise_factor, model_error: `prox` takes the data's noise
     to be noise_factor * sigma_n + model_error: the factor is below 1 to trust an imperfect prior less than the data;
-    the rest is what coil maps and model leave unexplained where noise is low; turns: `prox` shows the network each
-    step's image in another of the 8 orientations it was trained in, so that its preferences for one average out;
-    across: weight, over sigma, of the total variation across the planes that the network has just seen of a volume and
-    cannot make agree (after DiffusionMBIR: Chung et al., CVPR 2023); zeta: step size of the data term of `dps`.
+    the rest is what coil maps and model leave unexplained where noise is low; least_error: of the last denoised image,
+    over that noise, as `prox` takes it: above 0 the data keep a say where noise is high; turns: `prox` shows the
+    network each step's image in another of the 8 orientations it was trained in, so that its preferences for one
+    average out; across: weight, over sigma, of the total variation across the planes that the network has just seen
+    of a volume and cannot make agree (after DiffusionMBIR: Chung et al., CVPR 2023); zeta: step size of the data term
+    of `dps`.
     """
 
     steps: int = 20
@@ -57,6 +59,7 @@ class SamplerSettings:
     cg_tolerance: float = 0.0
     noise_factor: float = 1.0
     model_error: float = 0.0
+    least_error: float = 0.0
     turns: bool = False
     across: float = 0.0
     zeta: float = 2.0
@@ -137,6 +140,8 @@ def sample_prox(
         orientation = step // n_axes % 8 if settings.turns else 0
         denoised = denoised_step(prior, x, sigma, orientation, problem, settings, step) * problem.model.support
         weight, tolerance = data_weight(problem, prior, settings, sigma), max(settings.cg_tolerance * sigma, TOLERANCE)
+        if sigma_next == 0 and settings.least_error > 0:
+            weight = weight.clamp_max(settings.least_error**-2)
         x0 = problem.model.prox(problem.zero_filled, denoised, weight, settings.cg_steps, tolerance)
         if sigma_next == 0 or stop():
             break
