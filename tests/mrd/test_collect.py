@@ -7,8 +7,10 @@ import torch
 from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.completeness import energy_peak
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.flags import mask_of
+from dpmrecon.mrd.header import Limits
 from dpmrecon.mrd.receiving import Receiving
 from dpmrecon.mrd.scan_log import ScanLog
 from dpmrecon.mrd.settling import NO_NOISE
@@ -174,6 +176,40 @@ def test_lines_at_several_positions_are_several_slices():
     log = ScanLog()
     assert_point(only(slices(moved, header(), log=log)).kspace, 1, 1)
     assert log.remarks[0].startswith("lines of one slice lie at several positions")
+
+
+def test_a_slice_lies_where_its_own_lines_do():
+    """Calibration lines in the centre, at another place: the image's lines leave the centre out."""
+    heads, log = {}, ScanLog()
+    lines = [line(n, samples(n, 1, 2)) for n in range(0, 33, 3)]
+    lines += [line(n, samples(n, 1, 2), (CAL,)) for n in range(10, 24) if n % 3]
+    for acquisition in lines:
+        acquisition.position[2] = 0 if acquisition.is_flag_set(CAL) else 7.0
+        acquisition.acquisition_time_stamp = acquisition.idx.kspace_encode_step_1
+    (found,) = slices(lines, header(acceleration=3), heads, log=log)
+    assert heads[found.key].position == (0, 0, 7.0)
+    assert heads[found.key].acquisition_time_stamp == 16  # the centre's
+    assert any("elsewhere than their slice" in remark for remark in log.remarks)
+    for acquisition in lines:
+        acquisition.position[2] = 7.0
+    log = ScanLog()
+    list(slices(lines, header(acceleration=3), log=log))
+    assert not any("elsewhere" in remark for remark in log.remarks)
+
+
+def test_copies_of_lines_are_no_averages():
+    rng = np.random.default_rng(8)
+    lines = [peaked(rng, n) for n in range(33)]
+    log = ScanLog()
+    once, twice = only(slices(lines, header())), only(slices(lines + lines, header(), log=log))
+    assert twice.sigma_n == once.sigma_n and torch.equal(twice.kspace, once.kspace)
+    assert any("bit by bit" in remark for remark in log.remarks)
+
+
+def test_the_centre_of_a_small_matrix_is_put_right_within_fewer_lines():
+    energies = {number: 1000 / (1 + (number - 8) ** 2) for number in range(16)}
+    assert energy_peak(energies, Limits(0, 15, 4)) == 8
+    assert energy_peak(energies, Limits(0, 15, 7)) is None
 
 
 def test_a_centre_that_the_lines_contradict_is_put_right():

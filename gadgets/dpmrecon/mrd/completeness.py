@@ -17,8 +17,8 @@ from .header import Header, Limits
 FEWEST_CALIBRATION_LINES = 8
 # A regular pattern explains at least this share of the lines outside the calibration
 REGULAR_SHARE = 0.7
-# Lines from the announced centre to the peak; how much larger another peak is
-NEAR, STEEP = 6, 4.0
+# Lines from the announced centre to the peak, and share of all lines, at most; how much larger another peak is
+NEAR, NEAR_SHARE, STEEP = 6, 1 / 8, 4.0
 # A neighbour of the k-space centre has at least this share of its energy
 ALONE = 0.05
 # Limits that announce more images than this are no limits
@@ -50,14 +50,15 @@ def energy_peak(energies: dict[int, float], limits: Limits) -> int | None:
     """The line that holds the k-space centre, where the lines' energies contradict `limits.center`; else None.
 
     A phase that varies over the object moves the peak by a few lines, and noise has no peak: NEAR lines around the
-    announced centre are its own, and a peak elsewhere must be STEEP times as high as they are. So must twice a
-    neighbour be: a single line may be a spike.
+    announced centre are its own, of a small matrix fewer, and a peak elsewhere must be STEEP times as high as they
+    are. So must twice a neighbour be: a single line may be a spike.
     """
+    reach = max(1, min(NEAR, round(NEAR_SHARE * (max(energies) - min(energies) + 1))))
     peak = max(energies, key=lambda number: energies[number])
-    near = [energy for number, energy in energies.items() if abs(number - limits.center) <= NEAR]
-    if abs(peak - limits.center) <= NEAR or (near and energies[peak] < STEEP * max(near)):
+    near = [energy for number, energy in energies.items() if abs(number - limits.center) <= reach]
+    if abs(peak - limits.center) <= reach or (near and energies[peak] < STEEP * max(near)):
         return None
-    beside = [energy for number, energy in energies.items() if 0 < abs(number - peak) <= NEAR]
+    beside = [energy for number, energy in energies.items() if 0 < abs(number - peak) <= reach]
     if not beside or 2 * max(beside) < STEEP * max(near, default=0.0) or max(beside) < ALONE * energies[peak]:
         return None
     return peak

@@ -41,6 +41,19 @@ class LineHeader:
     physiology_time_stamp: tuple[int, int, int]
     sample_time_us: float
 
+    @property
+    def place(self) -> tuple[float, ...]:
+        """Position, read direction and phase direction."""
+        return (*self.position, *self.read_dir, *self.phase_dir)
+
+    def at_the_time_of(self, other: LineHeader) -> LineHeader:
+        """The same place at another time."""
+        return replace(
+            self,
+            acquisition_time_stamp=other.acquisition_time_stamp,
+            physiology_time_stamp=other.physiology_time_stamp,
+        )
+
     @classmethod
     def of(cls, head: ismrmrd.AcquisitionHeader) -> LineHeader:
         """Of an acquisition's header."""
@@ -108,7 +121,8 @@ class Layout:
         return self.center - self.first <= grid // 2 and self.end - self.center <= grid - grid // 2
 
     def __str__(self) -> str:
-        return f"{self.n_coils} channels of {self.n_samples} samples, centre {self.center}"
+        data = "" if (self.first, self.end) == (0, self.n_samples) else f", data from {self.first} to {self.end - 1}"
+        return f"{self.n_coils} channels of {self.n_samples} samples, centre {self.center}{data}"
 
 
 @dataclass
@@ -139,6 +153,7 @@ class Lines:
     lost: str | None = None  # why no image can be made of them
     ghosts: list[Ghost] = field(default_factory=list)  # of their shots, which are corrected
     shots: dict[int, set[int]] = field(default_factory=dict)  # of EPI, in which a number came
+    copies: set[int] = field(default_factory=set)  # numbers of lines that came again, bit by bit
 
     def add(
         self, head: ismrmrd.AcquisitionHeader, data: np.ndarray, layout: Layout, number: int, distance: float
@@ -156,6 +171,9 @@ class Lines:
         elif number in self.sums:
             count = self.counts[number]
             difference = data - self.sums[number] / np.float32(count)
+            if not difference.any():
+                self.copies.add(number)
+                return
             self.repeats.append(Repeat(number, count, _energy_by_channel(difference), _energy_by_channel(data)))
             self.sums[number] = self.sums[number] + data
             self.counts[number] += 1
@@ -163,9 +181,11 @@ class Lines:
             self.sums[number], self.counts[number] = data, 1
 
     def merge(self, other: Lines) -> None:
-        """Take in lines of other numbers."""
-        if self.header is None or (other.header is not None and other.nearest < self.nearest):
+        """Take in lines of other numbers; of their header the time alone, where they are nearer to the centre."""
+        if self.header is None:
             self.header, self.nearest = other.header, other.nearest
+        elif other.header is not None and other.nearest < self.nearest:
+            self.header, self.nearest = self.header.at_the_time_of(other.header), other.nearest
         self.layout, self.numbers = self.layout or other.layout, self.numbers or other.numbers
         if other.layout not in (None, self.layout):
             self.fault = self.fault or f"its calibration lines have {other.layout}, the others have {self.layout}"

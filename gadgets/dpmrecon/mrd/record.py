@@ -139,10 +139,13 @@ class Record:
         elif doubtful is not None:
             log.remark(f"{len(doubtful.sums)} lines flagged SURFACECOILCORRECTIONSCAN_DATA are left out")
         calibration = self._largest("calibration", n_coils)
+        _check_calibration_place(image, calibration, log)
         if image is not None and calibration is not None and self.calibration_apart(separate) is None:
             image.merge(calibration)
         if image is not None:
             image.zeros = self.zeros
+            if image.copies:
+                log.remark("lines came more than once, bit by bit: they are copies, no averages, and count once")
         return image
 
     def _check_places(self, key: SliceKey, log: ScanLog) -> None:
@@ -159,6 +162,16 @@ class Record:
         log.remark(
             "lines of one slice lie at several positions: see whether the scanner followed the head, or slices share a "
             "label (idx.slice)"
+        )
+
+
+def _check_calibration_place(image: Lines | None, calibration: Lines | None, log: ScanLog) -> None:
+    """A slice lies where its own lines do; a calibration from elsewhere is said."""
+    headers = [lines.header for lines in (image, calibration) if lines is not None and lines.header is not None]
+    if len(headers) == 2 and not same_place(headers[0].place, headers[1].place):
+        log.remark(
+            "calibration lines say that they lie elsewhere than their slice: the slice's own lines tell its place; "
+            "see whether the calibration is that of the slice"
         )
 
 
