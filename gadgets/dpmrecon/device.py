@@ -6,6 +6,9 @@ import torch
 
 from .errors import BadInputError, first_line
 
+# What a device raises that cannot compute; all else is our fault
+DEVICE_ERRORS = (RuntimeError, MemoryError)
+
 
 def device_of(name: str | None) -> torch.device:
     """The device of this name, usable; None is cuda where there is one, else cpu. Raises BadInputError."""

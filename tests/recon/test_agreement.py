@@ -257,6 +257,15 @@ def test_moved_partitions_are_not_foretold(which, request, prior):
     assert np.median(after) > np.median(before) + 0.3
 
 
+def test_a_volume_without_calibration_is_not_asked(volume):
+    """Maps of its own make a calibration needless."""
+    shipped = dpmrecon.load_model(None, "cpu")
+    bare = replace(volume, data=replace(volume.data, calibration=None))
+    assert planes_across_readout(bare) == []
+    assert agreed(bare, shipped, None) is None
+    assert "no calibration" in not_asked(bare, shipped, None)
+
+
 def test_a_cut_echo_couples_the_planes(simulated_scan, tmp_path):
     cut = mapped_of(simulated_scan(**{**VOLUME, "asymmetric_echo": 0.7}))
     assert planes_across_readout(cut) == []

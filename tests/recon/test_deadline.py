@@ -9,6 +9,7 @@ from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
 from dpmrecon.prior.samplers.one_step import OneStepSettings
+from dpmrecon.recon import sample
 from dpmrecon.recon.deadline import Deadline, chosen, most
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.stream import sampled
@@ -92,6 +93,21 @@ def test_a_single_evaluation_of_one_step_is_worth_having():
     sampling = Sampling("one-step", settings, 1, 0, 4, True)
     assert [chosen(sampling, seconds, 0.01).settings.steps for seconds in (0.012, 0.03, 9.0)] == [1, 2, 4]
     assert chosen(sampling, 0.01, 0.01) is None
+
+
+def test_images_that_are_not_trusted_cost_as_much(simulated_scan, model, monkeypatch):
+    """What an evaluation takes is that of all that were made, not of those whose image was taken."""
+    own = sample.judged
+    monkeypatch.setattr(sample, "judged", lambda item, gate="off": (own(item)[0], "a check says so"))
+    sampling = Sampling("prox", SamplerSettings(steps=6), 1, 0, 4, fallback=True)
+    checkpoint, clock = load_checkpoint(model), Clock(per_image=0.02)
+    clock.watch(checkpoint.denoiser)
+    with open_scan(simulated_scan(**SCAN)) as scan:
+        deadline = Deadline(100.0, 2 * scan.n_slices, clock(), clock=clock)
+        stream = with_coil_maps(slices(scan.acquisitions(), scan.header), torch.device("cpu"))
+        found = list(sampled(stream, checkpoint, "flair", sampling, deadline=deadline))
+    assert all(item.fallback == "a check says so" for item in found)
+    assert deadline.per_evaluation == pytest.approx(0.02)
 
 
 def test_replay_says_whether_the_deadline_was_kept(simulated_scan, model, tmp_path, capsys):

@@ -9,6 +9,7 @@ from dpmrecon.data import LostSlice
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
+from dpmrecon.recon import prepare
 from dpmrecon.recon.prepare import with_calibration_as_data, with_coil_maps
 from dpmrecon.recon.types import MappedSlice
 
@@ -40,6 +41,21 @@ def test_where_no_slice_has_maps_the_first_reason_is_the_error(parts):
     with pytest.raises(BadInputError, match="slice 0: it has no calibration lines"):
         next(stream)
     assert list(with_coil_maps([lost], CPU)) == [lost]  # incomplete slices are no fault of the calibration
+
+
+def test_a_slice_for_which_the_device_fails_is_lost_and_the_others_go_on(parts, monkeypatch):
+    own, calls = prepare.estimate_map_sets, []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+        return own(*args)
+
+    monkeypatch.setattr(prepare, "estimate_map_sets", full)
+    first, second = with_coil_maps(parts, CPU)
+    assert isinstance(first, LostSlice) and "the device failed" in first.reason and "3 GiB" in first.reason
+    assert isinstance(second, MappedSlice)
 
 
 def test_a_pooled_calibration_is_no_data(simulated_scan):

@@ -14,15 +14,18 @@ from dpmrecon.physics.scale import image_scale
 from dpmrecon.physics.soft_sense import SoftVolume
 from dpmrecon.physics.volume import VolumeModel, hybrid
 from dpmrecon.physics.volume_maps import estimate_volume_maps
-from dpmrecon.prior.checkpoint import load_checkpoint
+from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint
+from dpmrecon.prior.conditional import ConditionalDenoiser
 from dpmrecon.prior.denoiser import complex_noise
+from dpmrecon.prior.kinds import KINDS, ONE_STEP
 from dpmrecon.prior.problem import NoiseSource, Planes, Problem
 from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox
+from dpmrecon.prior.samplers.one_step import OneStepSettings
 from dpmrecon.recon.deadline import Deadline
 from dpmrecon.recon.prepare import with_maps
 from dpmrecon.recon.repairs import two_sets
 from dpmrecon.recon.sample import volume_problem
-from dpmrecon.recon.stream import sampled
+from dpmrecon.recon.stream import sampled, try_out
 from dpmrecon.recon.types import MappedVolume, Sampling, planes_of
 from dpmrecon.recon.volumes import despiked_volume, mapped_volume
 from dpmrecon.tools.simulate import truth_path
@@ -248,6 +251,39 @@ def test_trying_a_volume_out_costs_a_few_planes(model):
     many = replace(SAMPLING, settings=replace(SAMPLING.settings, steps=400))
     (found,) = sampled([problem], checkpoint, None, many, deadline=Deadline(600.0, 1, began, clock=clock))
     assert found.fallback is None and found.evaluations >= 10 and clock.now - began <= 600 + 42
+
+
+def test_one_step_on_a_volume_keeps_a_deadline():
+    config = {"widths": [4, 6], "blocks": [1, 1], "embedding": 8, "labels": ["t1"], "conditioning": "cg-sense"}
+    own = {name: config[name] for name in ("widths", "blocks", "embedding")}
+    network, clock, problem = ConditionalDenoiser({**config, "refiner": own}), Clock(per_image=0.01), mapped()
+    checkpoint = Checkpoint(network.eval().requires_grad_(False), {}, "one", KINDS[ONE_STEP])
+    for part in (network.network, network.refiner):
+        clock.watch(part)
+    sampling = replace(SAMPLING, sampler=ONE_STEP, settings=OneStepSettings(noise_scale=0.0))
+    (found,) = sampled([problem], checkpoint, None, sampling, deadline=Deadline(10.0, 1, clock(), clock=clock))
+    assert found.fallback is None and found.evaluations == 1
+    (late,) = sampled([problem], checkpoint, None, sampling, deadline=Deadline(0.5, 1, clock(), clock=clock))
+    assert (
+        late.fallback is not None and clock.now < 2.5
+    )  # both networks on the planes of an evaluation take .6 s or more
+
+
+@pytest.mark.parametrize("sets", [1, 2])
+def test_a_volume_is_tried_out_in_the_images_of_all_its_sets(model, sets):
+    """The planes that an evaluation shows the network, of each set, in the mean over the axes."""
+    data, clock, checkpoint = volume(), Clock(per_image=1.0), load_checkpoint(model)
+    clock.watch(checkpoint.denoiser)
+    maps = estimate_volume_maps(data.calibration, tuple(data.mask.shape))
+    maps = maps[:, 0].contiguous() if maps.ndim == 5 else maps
+    if sets == 2:
+        maps = torch.stack([maps, torch.roll(maps, 1, 1)], 1)
+    problem = mapped_volume(data, maps, {})
+    problem = replace(problem, seconds={})
+    deadline = Deadline(1e6, 1, clock(), clock=clock)
+    try_out([problem], checkpoint, None, SAMPLING, deadline)
+    assert problem.n_sets == sets
+    assert deadline.per_evaluation == pytest.approx(sets * np.mean([SHAPE[axis] for axis in problem.planes]))
 
 
 @pytest.mark.parametrize("samples", [1, 2])

@@ -187,3 +187,10 @@ class Conditioned:
         found = torch.cat([self._velocity(part, time, image, *told) for part, image, *told in parts])
         self._count(1)
         return found
+
+    def try_planes(self, planes: torch.Tensor, at_once: int) -> None:
+        """One evaluation of planes, with that of the refiner, for what it costs."""
+        one = torch.ones(1, device=planes.device)
+        for network in (self, self.refiner):
+            if network is not None:
+                network.of_planes(planes, 1.0, planes, one, one, at_once)

@@ -103,3 +103,7 @@ class ContrastDenoiser:
         found = torch.cat([self.denoiser(part, level, self.label.expand(len(part), -1)) for part, level in parts])
         self.count(1)
         return found
+
+    def try_planes(self, planes: torch.Tensor, at_once: int) -> None:
+        """One evaluation of planes, for what it costs."""
+        self.of_planes(planes, 1.0, at_once)

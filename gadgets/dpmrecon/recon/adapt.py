@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..device import synchronize
+from ..device import DEVICE_ERRORS, synchronize
 from ..errors import first_line
 from ..physics.forward import ForwardModel
 from ..prior.checkpoint import Checkpoint
@@ -33,7 +33,7 @@ from ..prior.samplers.diffusion import (
     sample_prox,
 )
 from .held_back import HeldBack, can_be_held_back, held_back, outer_lines
-from .sample import DEVICE_ERRORS, sample_seed
+from .sample import sample_seed
 from .types import Adapted, MappedSlice, Sampling
 
 log = logging.getLogger("dpmrecon")

@@ -62,7 +62,7 @@ def not_asked(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None)
 def _excluded(parts: Sequence[MappedSlice], limits: "Limits") -> str | None:
     """Why these parts are not asked, in words."""
     if not parts:
-        return "its echo is cut, which couples the planes that would be asked"
+        return "its echo is cut, which couples the planes that would be asked, or it has no calibration"
     return next((reason for part in parts if (reason := limits.exclude(part)) is not None), None)
 
 

@@ -24,8 +24,9 @@ class MappedPlane(MappedSlice):
 
 
 def planes_across_readout(mapped: MappedVolume) -> list[MappedPlane]:
-    """N_PLANES, with as much of the head between each two; none where the echo is cut, which couples them."""
-    if mapped.model.columns is not None:
+    """N_PLANES, with as much of the head between each two; none where the echo is cut, which couples them, and none
+    without a calibration, whose lines are not asked about."""
+    if mapped.model.columns is not None or mapped.data.calibration is None:
         return []
     support = mapped.model.support
     head = support.reshape(-1, *support.shape[-3:])[0].sum((0, 1)).cumsum(0)

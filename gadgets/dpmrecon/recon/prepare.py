@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from ..data import LostSlice, Slice, Volume
-from ..device import synchronize
-from ..errors import BadInputError
+from ..device import DEVICE_ERRORS, synchronize
+from ..errors import BadInputError, first_line
 from ..mrd.completeness import FEWEST_CALIBRATION_LINES
 from ..physics.coil_compression import compressed
 from ..physics.coil_maps import CROP, estimate_map_sets
@@ -26,7 +26,8 @@ SWI_CROP = 0.75
 def with_coil_maps(
     slices: Iterable[Slice | LostSlice], device: torch.device, contrast: str | None = None
 ) -> Iterator[MappedSlice | LostSlice]:
-    """ESPIRiT maps, scale and CG-SENSE image of every slice; one that has no calibration, or no maps, is lost.
+    """ESPIRiT maps, scale and CG-SENSE image of every slice; one that has no calibration, or no maps, is lost, and one
+    for which the device fails.
 
     Raises BadInputError at the end, with the first reason, where such slices are all that came and none had maps: a
     scan without calibration cannot be used.
@@ -34,7 +35,7 @@ def with_coil_maps(
     failed: LostSlice | None = None
     mapped = False
     for data in slices:
-        found = data if isinstance(data, LostSlice) else with_maps(data, device, contrast)
+        found = data if isinstance(data, LostSlice) else _mapped_or_lost(data, device, contrast)
         mapped = mapped or isinstance(found, MappedSlice)
         if isinstance(found, LostSlice) and found is not data:
             failed = failed or found
@@ -42,6 +43,16 @@ def with_coil_maps(
         del data, found  # a volume is let go before the next one's lines are collected
     if failed is not None and not mapped:
         raise BadInputError(f"slice {failed.key.slice}: {failed.reason}")
+
+
+def _mapped_or_lost(data: Slice, device: torch.device, contrast: str | None) -> MappedSlice | LostSlice:
+    """`with_maps`; lost where the device fails, so that the other slices go on."""
+    try:
+        return with_maps(data, device, contrast)
+    except DEVICE_ERRORS as error:
+        return LostSlice(
+            data.key, f"the device failed while coil maps and CG-SENSE image were made ({first_line(error)})"
+        )
 
 
 def with_maps(data: Slice, device: torch.device, contrast: str | None = None) -> MappedSlice | LostSlice:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from ..device import synchronize
+from ..device import DEVICE_ERRORS, synchronize
 from ..errors import DpmreconError, first_line
 from ..prior.checkpoint import Checkpoint
 from ..prior.problem import NoiseSource, Planes, Problem, Stop, never
@@ -19,8 +19,6 @@ from .types import Adapted, MappedSlice, MappedVolume, Reconstruction, Sampling
 log = logging.getLogger("dpmrecon")
 
 Progress = Callable[[int], object]  # called with the images of each evaluation of the network
-# What a device raises that cannot compute; all else is our fault
-DEVICE_ERRORS = (RuntimeError, MemoryError)
 
 
 def problem_of(slices: list[MappedSlice], at_once: int = 1) -> Problem:

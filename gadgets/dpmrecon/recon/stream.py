@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ..data import LostSlice
-from ..device import synchronize
+from ..device import DEVICE_ERRORS, synchronize
 from ..physics.volume import VolumeModel
 from ..prior.checkpoint import Checkpoint
 from .adapt import Adaptation
 from .deadline import Deadline
-from .sample import DEVICE_ERRORS, Progress, draw, fall_back, sample_group
+from .sample import Progress, draw, fall_back, sample_group
 from .types import MappedSlice, MappedVolume, Reconstruction, Sampling
 
 # applications of the normal operator for a volume's CG-SENSE image, see `volume_scale`
@@ -102,13 +102,19 @@ def _sample_in_time(
         deadline.note(len(group), 0, 0.0)
         return
     device, is_over = group[0].conventional.device, deadline.until(share)
+    evaluations = 0
 
     def stop() -> bool:
         synchronize(device)  # else a GPU's work would be asked for long before it is done
         return is_over()
 
-    found = list(sample_group(group, checkpoint, contrast, plan, progress, stop))
-    deadline.note(len(group), sum(item.evaluations for item in found), deadline.clock() - began)
+    def count(images: int) -> None:  # also of images that are not trusted then
+        nonlocal evaluations
+        evaluations += images
+        progress(images)
+
+    found = list(sample_group(group, checkpoint, contrast, plan, count, stop))
+    deadline.note(len(group), evaluations, deadline.clock() - began)
     yield from found
 
 
@@ -137,13 +143,14 @@ def _try_out_volume(
 ) -> float:
     """The same, from a batch of its planes in each direction; the data steps go by those of the CG-SENSE image."""
     prior, began, seconds = checkpoint.model.of_contrast(contrast), deadline.clock(), 0.0
+    images = (mapped.conventional / mapped.scale)[None].flatten(0, -4)  # of every set
     for axis in mapped.planes:
-        planes = (mapped.conventional / mapped.scale).movedim(axis, 0)
+        planes = images.movedim(axis + 1, 1).flatten(0, 1)
         middle = planes.narrow(0, max(0, len(planes) // 2 - sampling.batch // 2), min(sampling.batch, len(planes)))
         for _ in range(2):  # the first pays for its start
             again = deadline.clock()
             try:
-                prior.of_planes(middle.contiguous(), 1.0, sampling.batch)
+                prior.try_planes(middle.contiguous(), sampling.batch)
             except DEVICE_ERRORS:
                 return deadline.clock() - began
             synchronize(planes.device)
