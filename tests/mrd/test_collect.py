@@ -197,6 +197,29 @@ def test_a_slice_lies_where_its_own_lines_do():
     assert not any("elsewhere" in remark for remark in log.remarks)
 
 
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_loud_channel_is_scaled_to_the_others_where_no_noise_is_measured(measured):
+    gain = np.array([1, 10, 1])[:, None]
+
+    def scan(gain):
+        again = np.random.default_rng(6)
+        lines = [peaked(again, n) for n in range(33)]
+        noise = noise_lines(np.random.default_rng(7)) if measured else []
+        return [line(0, gain * one.data, (ismrmrd.ACQ_IS_NOISE_MEASUREMENT,)) for one in noise] + [
+            line(one.idx.kspace_encode_step_1, gain * one.data) for one in lines
+        ]
+
+    log = ScanLog()
+    usual = only(slices(scan(np.ones((3, 1))), header()))
+    loud = only(slices(scan(gain), header(), log=log))
+    assert not any("times as loud" in remark for remark in usual.remarks)
+    assert any("channel 1 is" in remark and "times as loud" in remark for remark in loud.remarks) != measured
+    size = [part.kspace.abs().square().mean((1, 2)).sqrt() for part in (usual, loud)]
+    ratio = size[1][1] / size[0][1] / (size[1][0] / size[0][0])
+    assert ratio == pytest.approx(1.0, rel=1e-3 if measured else 0.4)
+    assert loud.sigma_n == pytest.approx(usual.sigma_n, rel=1e-3 if measured else 0.3)
+
+
 def test_copies_of_lines_are_no_averages():
     rng = np.random.default_rng(8)
     lines = [peaked(rng, n) for n in range(33)]

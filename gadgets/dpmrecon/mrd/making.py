@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data import ESTIMATED, MEASURED, LostSlice, Slice, SliceKey, Volume
 from .averages import may_be_weighted
 from .epi import ghost_remarks, weighted_shots
-from .header import voxel_mm
+from .header import Limits, voxel_mm
 from .lines import Lines, LostError, places_of
 from .noise_lines import whitened
 from .record import offsets
@@ -25,12 +25,18 @@ if TYPE_CHECKING:
 
 # A noise measurement so much louder than quiet k-space is another scan's
 TOO_LOUD = 1.5
+# Without one: times the median channel's level in the outermost OUTER of the lines and of their samples
+LOUD, OUTER, MOST_LINES = 2.0, 0.25, 512
 
 
 class Maker(Settler):
     """Makes the slices of a scan."""
 
     noise_is_checked = False
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.levels_of_channels: dict[tuple[int, ...], np.ndarray] = {}  # by their numbers, where no noise is measured
 
     def made(self, key: SliceKey, image: Lines, calibration: Lines | None) -> Slice | LostSlice:
         """The slice or volume of the lines; those of a volume are no longer in `image` then."""
@@ -58,11 +64,12 @@ class Maker(Settler):
             )
         if calibration is not None:
             remarks += ghost_remarks(calibration, "calibration shots")
+        measured = None if whitener is None else sigma_n
+        whitener = self._balanced(lines, found.limits, remarks) if whitener is None else whitener
         kspace = data.new_zeros((data.shape[1], self.rows, self.cols))
         kspace[:, rows] = whitened(data, whitener)
         mask = torch.zeros(self.rows, self.cols)
         mask[rows] = columns.float()
-        measured = None if whitener is None else sigma_n
         sigma_n = self._noise_level(measured, lines, estimated_sigma, kspace, mask)
         return Slice(
             key=key,
@@ -70,7 +77,7 @@ class Maker(Settler):
             mask=mask,
             calibration=self._calibration_block(found, kspace, whitener),
             sigma_n=sigma_n,
-            noise_source=ESTIMATED if whitener is None else MEASURED,
+            noise_source=ESTIMATED if measured is None else MEASURED,
             acceleration=float(found.acceleration),
             n_lines_got=len(lines.sums),
             n_lines_needed=found.n_needed,
@@ -93,6 +100,8 @@ class Maker(Settler):
             image.sums.clear()
         assert lines.header is not None
         whitener, sigma_n = self._noise(lines, lines.header.sample_time_us, grid)
+        measured, remarks = None if whitener is None else sigma_n, list(found.remarks)
+        whitener = self._balanced(lines, found.limits, remarks) if whitener is None else whitener
         # pages of memory come as they are written
         kspace = torch.from_numpy(np.zeros((len(lines.numbers), *shape, self.cols), np.complex64))
         columns = lines.echo(grid).columns(grid, self.cols)
@@ -100,7 +109,6 @@ class Maker(Settler):
             partitions, rows = torch.from_numpy(places_of(numbers) + offsets(found.limits, shape)).T
             kspace[:, partitions, rows] = whitened(data, whitener)
         mask = torch.from_numpy(found.acquired)[..., None] * columns.float()
-        measured = None if whitener is None else sigma_n
         sigma_n = self._noise_level(measured, lines, estimated_volume_sigma, kspace, mask)
         return Volume(
             key=key,
@@ -108,12 +116,12 @@ class Maker(Settler):
             mask=mask,
             calibration=self._calibration_of_volume(found, kspace, whitener),
             sigma_n=sigma_n,
-            noise_source=ESTIMATED if whitener is None else MEASURED,
+            noise_source=ESTIMATED if measured is None else MEASURED,
             acceleration=float(found.acceleration),
             n_lines_got=int(found.acquired.sum()),
             n_lines_needed=found.n_needed,
             seed_key=key.seed_key,
-            remarks=found.remarks,
+            remarks=tuple(remarks),
             channels=lines.numbers,
             voxel_mm=voxel_mm(self.header),
         )
@@ -123,6 +131,26 @@ class Maker(Settler):
         if self.readouts is not None:
             grid = max(grid, self.readouts.of(0).noise_grid)
         return self.noise.whitener(lines.numbers, dwell, grid, self.cols) or (None, 0.0)
+
+    def _balanced(self, lines: Lines, limits: tuple[Limits, Limits], remarks: list[str]) -> torch.Tensor | None:
+        """Without a noise measurement, in its place: the matrix that scales loud channels to the level of the others;
+        None where none is. It is that of the first slice for all, so that slices keep their brightness."""
+        import torch
+
+        if lines.numbers not in self.levels_of_channels:
+            self.levels_of_channels[lines.numbers] = _outer_levels(lines, limits)
+        levels = self.levels_of_channels[lines.numbers]
+        ratios = levels / (np.median(levels) or 1.0)
+        loud = np.flatnonzero(ratios > LOUD)
+        if not len(loud):
+            return None
+        told = ", ".join(str(lines.numbers[place]) for place in loud)
+        remarks.append(
+            f"channel {told} is {ratios[loud].max():.3g} times as loud as the others where k-space is quiet: it is "
+            "scaled to them; a noise measurement would tell (--noise names a file with one)"
+        )
+        ratios[ratios <= LOUD] = 1.0
+        return torch.diag(torch.from_numpy(1 / ratios).to(torch.complex64))
 
     def _noise_level(
         self,
@@ -196,3 +224,16 @@ class Maker(Settler):
         if not calibration.layout.fits(grid):
             raise LostError(f"its calibration lines have {calibration.layout}, its image lines {lines.layout}")
         return calibration.mean(grid, self.cols)[0]
+
+
+def _outer_levels(lines: Lines, limits: tuple[Limits, Limits]) -> np.ndarray:
+    """(n_coils,): the median size of a sample in the outermost lines and at the ends of them."""
+    assert lines.layout is not None
+    apart = places_of(lines.sums) - np.array([limit.center for limit in limits])
+    outward = np.argsort(-np.hypot(*apart.T), kind="stable")[: max(1, round(OUTER * len(apart)))]
+    numbers = np.array(list(lines.sums))[outward[:: -(-len(outward) // MOST_LINES)]]
+    samples = np.arange(lines.layout.first, lines.layout.end)
+    distance = np.abs(samples - lines.layout.center)
+    ends = samples[np.argsort(-distance, kind="stable")[: max(1, round(OUTER * len(samples)))]]
+    found = [np.abs(lines.sums[number][:, ends]) / lines.counts[number] ** 0.5 for number in numbers.tolist()]
+    return np.median(np.concatenate(found, 1), 1)
