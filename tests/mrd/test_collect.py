@@ -220,6 +220,19 @@ def test_a_loud_channel_is_scaled_to_the_others_where_no_noise_is_measured(measu
     assert loud.sigma_n == pytest.approx(usual.sigma_n, rel=1e-3 if measured else 0.3)
 
 
+@pytest.mark.parametrize("axis", ["lines", "samples of a line", None])
+def test_signs_that_alternate_are_said(axis):
+    """A wide object in the middle, and what alternating signs make of it."""
+    rows, cols = np.indices((33, 26)) - np.array([16, 13])[:, None, None]
+    inside = (np.square(rows / 11) + np.square(cols / 8) < 1) * (1 + 0.2 * (rows > 3))
+    kspace = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(inside)))
+    if axis is not None:
+        kspace = kspace * (-1.0) ** (rows if axis == "lines" else cols)
+    lines = [line(n, np.array([1, 0.5j, -0.3])[:, None] * kspace[n]) for n in range(33)]
+    said = [remark for remark in only(slices(lines, header())).remarks if "signs alternate" in remark]
+    assert [axis in remark for remark in said] == [True] * (axis is not None)
+
+
 def test_copies_of_lines_are_no_averages():
     rng = np.random.default_rng(8)
     lines = [peaked(rng, n) for n in range(33)]

@@ -29,6 +29,9 @@ BESIDE = 0.1  # of it, by which the other parts of these samples differ at least
 # Samples on either side of the k-space centre, where every channel that sees the head is loud, and how many times the
 # energy of noise a channel has there at most that sees none: 1.2 by chance
 CENTRE, NOISE_ALONE = 4, 2.0
+# Lines and samples around the centre that tell where the head lies: by the phase from each to the next, in half fields
+# of view. A head in the middle has at most .3, one that folds any at a coherence of .22 at most
+AROUND, ELSEWHERE, COHERENT = 16, 0.75, 0.3
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Settler:
         self.note_noise(lines)
         remarks += _clipping(lines)
         remarks += self._blind(lines, limits)
+        remarks += _halved(lines, limits)
         block = None
         if calibration is not None:
             calibration = self._checked(calibration, lines)
@@ -256,3 +260,37 @@ def _clipping(lines: Lines) -> list[str]:
 def _parts(data: np.ndarray) -> np.ndarray:
     """(n_coils, n_samples, 2): magnitudes of real and imaginary parts."""
     return np.abs(np.ascontiguousarray(data)[..., None].view(np.float32))
+
+
+def _halved(lines: Lines, limits: tuple[Limits, Limits]) -> list[str]:
+    """What is said of a head that lies across the edge of the field of view: signs that alternate move it there."""
+    assert lines.layout is not None
+    apart = places_of(lines.sums) - np.array([limit.center for limit in limits])
+    near = np.abs(apart).max(1) <= AROUND
+    columns = slice(max(lines.layout.first, lines.layout.center - AROUND), lines.layout.center + AROUND + 1)
+    found = {
+        (int(partition), int(row)): lines.sums[number][:, columns]
+        for (partition, row), number, inside in zip(apart, lines.sums, near)
+        if inside
+    }
+    told = []
+    for name, step in (("lines", (0, 1)), ("partitions", (1, 0))):
+        pairs = [(data, found.get((place[0] + step[0], place[1] + step[1]))) for place, data in found.items()]
+        if _across_the_edge([(one, other) for one, other in pairs if other is not None]):
+            told.append(name)
+    if _across_the_edge([(data[:, :-1], data[:, 1:]) for data in found.values()]):
+        told.append("samples of a line")
+    return [
+        f"the head lies across the edge of the field of view along the {name}, as where their signs alternate: see the "
+        "image, and convert the scan again with k-space as it is centred"
+        for name in told
+    ]
+
+
+def _across_the_edge(pairs: list[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether the phase from each to the next is about half a turn, and one for all."""
+    if not pairs:
+        return False
+    product = complex(sum(np.vdot(one, other) for one, other in pairs))
+    size = sum(float(np.linalg.norm(one) * np.linalg.norm(other)) for one, other in pairs)
+    return bool(abs(product) > COHERENT * size and abs(np.angle(product)) > ELSEWHERE * np.pi)
