@@ -8,6 +8,7 @@ import torch
 from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.header import view_pixels
 from dpmrecon.mrd.lines import LineHeader
 from dpmrecon.output.mrd_images import BRIGHT, mrd_images, to_recon_space
 from dpmrecon.output.whole_numbers import LARGEST, SpreadScale, to_uint16
@@ -191,6 +192,19 @@ def test_recon_space_keeps_centre_and_intensity(simulated_scan):
     assert float((found * rows).sum() / found.sum()) == pytest.approx(40, abs=0.1)
     assert float((found * cols).sum() / found.sum()) == pytest.approx(32, abs=0.1)
     assert found[40, 32] == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("depth", [(), (5,)])
+def test_a_wider_field_of_view_than_the_encoded_one_has_empty_columns(depth):
+    header = volume_header(matrix=(5, 13, 17), recon=(5, 13, 23), fov=(20.0, 39.0, 46.0))
+    header.encoding[0].encodedSpace.fieldOfView_mm.x = 34.0  # columns of 2 mm in both
+    image = torch.zeros(*depth, 13, 17, dtype=torch.complex64)
+    image[..., 4, 0] = image[..., 9, 16] = 1
+    found = to_recon_space(image, header)
+    expected = torch.zeros(*depth, 13, 23, dtype=torch.complex64)
+    expected[..., 4, 11 - 8] = expected[..., 9, 11 + 8] = 1
+    assert torch.equal(found, expected)
+    assert view_pixels(header) == (5, 13, 23)
 
 
 def test_a_volume_loses_its_oversampled_partitions_and_keeps_its_centre():

@@ -300,6 +300,17 @@ def encoded_grid(header: Header) -> tuple[int, int]:
     return encoded.matrixSize.y, cols
 
 
+def view_pixels(header: Header) -> tuple[int, ...]:
+    """Pixels of the encoded grid, in 3D partitions first, that the images' field of view is of; it may be the larger
+    one."""
+    encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
+    shares = {axis: getattr(recon.fieldOfView_mm, axis) / getattr(encoded.fieldOfView_mm, axis) for axis in "yx"}
+    pixels = round(encoded.matrixSize.y * shares["y"]), round(encoded_grid(header)[1] * max(1, shares["x"]))
+    if n_partitions(header) == 1:
+        return pixels
+    return round(encoded.matrixSize.z * recon.fieldOfView_mm.z / encoded.fieldOfView_mm.z), *pixels
+
+
 def voxel_mm(header: Header) -> tuple[float, float, float]:
     """Of the encoded grid of a volume: along partitions, rows and columns."""
     encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
@@ -311,13 +322,9 @@ def voxel_mm(header: Header) -> tuple[float, float, float]:
 def coarser(header: Header) -> list[tuple[str, int, int]]:
     """Where images are asked for with less resolution than the data have: axis, pixels encoded in the field of view of
     the images, pixels of these."""
-    encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
-    rows = round(encoded.matrixSize.y * recon.fieldOfView_mm.y / encoded.fieldOfView_mm.y)
-    pixels = [("y", rows, recon.matrixSize.y), ("x", encoded_grid(header)[1], recon.matrixSize.x)]
-    if n_partitions(header) > 1:
-        partitions = round(encoded.matrixSize.z * recon.fieldOfView_mm.z / encoded.fieldOfView_mm.z)
-        pixels.append(("z", partitions, recon.matrixSize.z))
-    return [(axis, has, asked) for axis, has, asked in pixels if asked < COARSER * has]
+    matrix, pixels = header.encoding[0].reconSpace.matrixSize, view_pixels(header)
+    found = [(axis, has, getattr(matrix, axis)) for axis, has in zip("yxz", (*pixels[-2:], *pixels[:-2]))]
+    return [(axis, has, asked) for axis, has, asked in found if asked < COARSER * has]
 
 
 def line_limits(header: Header, space: int = 0) -> Limits:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..data import LostSlice, SliceKey
-from ..mrd.header import Header, n_partitions
+from ..mrd.header import Header, n_partitions, view_pixels
 from ..mrd.lines import LineHeader
 from ..physics.fourier import crop_or_pad, to_image, to_kspace
 from ..recon.provenance import Provenance
@@ -33,15 +33,14 @@ _COUNTERS = ("slice", "contrast", "phase", "set", "repetition", "average")  # th
 def to_recon_space(image: torch.Tensor, header: Header) -> torch.Tensor:
     """([partitions,] rows, cols), complex or real, of the encoded matrix to the recon space's view and matrix.
 
-    The field of view is cropped in the image, partitions' oversampling among it; the matrix is reached by zero-filling
-    (or cropping) k-space, which makes a complex image of a real one; index N//2 stays the centre throughout. Columns
-    have lost their oversampling already.
+    The field of view is cropped (or padded) in the image, partitions' oversampling among it; the matrix is reached by
+    zero-filling (or cropping) k-space, which makes a complex image of a real one; index N//2 stays the centre
+    throughout. Columns have lost their oversampling already.
     """
-    encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
-    for axis, name in ((-2, "y"), (-3, "z"))[: image.ndim - 1]:
-        share = getattr(recon.fieldOfView_mm, name) / getattr(encoded.fieldOfView_mm, name)
-        image = crop_or_pad(image, round(getattr(encoded.matrixSize, name) * share), axis)
-    target = tuple(getattr(recon.matrixSize, name) for name in "zyx"[-image.ndim :])
+    matrix = header.encoding[0].reconSpace.matrixSize
+    for axis, size in zip((-1, -2, -3)[: image.ndim], reversed(view_pixels(header))):
+        image = crop_or_pad(image, size, axis)
+    target = tuple(getattr(matrix, name) for name in "zyx"[-image.ndim :])
     if tuple(image.shape) == target:
         return image
     # orthonormal transforms of another size: keep the intensities, not the energy

@@ -15,7 +15,7 @@ import torch
 from ..data import LostSlice
 from ..errors import BadInputError
 from ..mrd.geometry import plane_of_mrd, slice_spacing
-from ..mrd.header import Header, encoded_grid
+from ..mrd.header import Header, view_pixels
 from ..physics.fourier import to_image, to_kspace
 from ..recon.provenance import Provenance
 from ..recon.types import Reconstruction
@@ -229,9 +229,7 @@ class SwiSeries:
 
 def _widths(header: Header) -> tuple[int, int]:
     """Of the Hann window: a share of the acquired matrix, however it is zero-filled."""
-    encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
-    rows = round(encoded.matrixSize.y * recon.fieldOfView_mm.y / encoded.fieldOfView_mm.y)
-    cols = encoded_grid(header)[1]
+    rows, cols = view_pixels(header)[-2:]
     return max(2, round(LOW_PASS * rows)), max(2, round(LOW_PASS * cols))
 
 
