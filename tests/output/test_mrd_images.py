@@ -8,7 +8,8 @@ import torch
 from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.mrd.header import view_pixels
+from dpmrecon.mrd.geometry import grid_of_mrd
+from dpmrecon.mrd.header import view_pixels, voxel_mm
 from dpmrecon.mrd.lines import LineHeader
 from dpmrecon.output.mrd_images import BRIGHT, mrd_images, to_recon_space
 from dpmrecon.output.whole_numbers import LARGEST, SpreadScale, to_uint16
@@ -205,6 +206,30 @@ def test_a_wider_field_of_view_than_the_encoded_one_has_empty_columns(depth):
     expected[..., 4, 11 - 8] = expected[..., 9, 11 + 8] = 1
     assert torch.equal(found, expected)
     assert view_pixels(header) == (5, 13, 23)
+
+
+@pytest.mark.parametrize(
+    ("asked", "view"),
+    [
+        ((25.0, 35.0, 46.7), (24.0, 36.0, 46.0)),  # 12 partitions, 12 rows, 23 columns of those encoded
+        ((26.04, 39.0, 34.0), (26.04, 39.0, 34.0)),  # what a header's rounding leaves
+        ((42.0, 39.0, 69.2), (42.0, 39.0, 70.0)),  # 35 columns, some of them empty
+    ],
+)
+def test_voxels_keep_their_size_where_a_field_of_view_cuts_them(checkpoint, asked, view):
+    header = volume_header(matrix=(21, 13, 33), recon=(13, 12, 23), fov=(42.0, 39.0, 66.0))
+    fov, data = header.encoding[0].reconSpace.fieldOfView_mm, volume_of((21, 13, 33))
+    fov.z, fov.y, fov.x = asked
+    sizes = tuple(length / encoded for length, encoded in zip(view, (2.0, 3.0, 2.0)))
+    assert view_pixels(header) == tuple(map(round, sizes))
+    heads = {data.key: volume_line()}
+    stream = mrd_images([reconstruction(data)], header, heads, Provenance.of(checkpoint, "flair", SAMPLING))
+    ((_, (image, _)),) = stream
+    assert image.getHead().field_of_view[::-1] == pytest.approx(view)
+    assert [float(length) for length in image.meta["recon_FOV"]] == pytest.approx(view[::-1])
+    spacing = grid_of_mrd(image.getHead(), image.data.shape).spacing_mm
+    assert spacing == pytest.approx([length / size for length, size in zip(view, (13, 12, 23))])
+    assert voxel_mm(header) == pytest.approx((2.0, 3.0, 2.0), rel=0.01)
 
 
 def test_a_volume_loses_its_oversampled_partitions_and_keeps_its_centre():

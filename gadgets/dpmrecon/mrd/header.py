@@ -18,6 +18,7 @@ Header: TypeAlias = ismrmrd.xsd.ismrmrdHeader
 SMALLEST_VIEW_MM = 5.0  # a smaller field of view is one in metres
 COARSER = 0.9  # share of the pixels that data must fill for full resolution
 ROUNDING = 1e-3  # that a whole number of a header may be off
+WHOLE = 0.05  # of a pixel that a field of view of whole pixels may be off
 
 
 @dataclass(frozen=True)
@@ -293,11 +294,17 @@ def encoded_grid(header: Header) -> tuple[int, int]:
     Along rows it covers the encoded FOV.
     """
     encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
-    cols = min(encoded.matrixSize.x, round(encoded.matrixSize.x * recon.fieldOfView_mm.x / encoded.fieldOfView_mm.x))
-    if cols == encoded.matrixSize.x == 2 * recon.matrixSize.x:
-        # the encoded FOV was written without its oversampling
-        cols = recon.matrixSize.x
-    return encoded.matrixSize.y, cols
+    size = _readout(header)
+    return encoded.matrixSize.y, min(size, round(size * recon.fieldOfView_mm.x / encoded.fieldOfView_mm.x))
+
+
+def _readout(header: Header) -> int:
+    """Pixels of the encoded field of view along the readout."""
+    encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
+    size = encoded.matrixSize.x
+    if size == 2 * recon.matrixSize.x and round(size * recon.fieldOfView_mm.x / encoded.fieldOfView_mm.x) >= size:
+        return recon.matrixSize.x  # it was written without its oversampling
+    return size
 
 
 def view_pixels(header: Header) -> tuple[int, ...]:
@@ -311,12 +318,26 @@ def view_pixels(header: Header) -> tuple[int, ...]:
     return round(encoded.matrixSize.z * recon.fieldOfView_mm.z / encoded.fieldOfView_mm.z), *pixels
 
 
+def view_mm(header: Header) -> tuple[float, float, float]:
+    """The images' field of view along x, y and z: the header's, or that of the whole encoded pixels next to it.
+
+    z of a 2D scan is the header's slice thickness.
+    """
+    encoded, asked = header.encoding[0].encodedSpace, header.encoding[0].reconSpace.fieldOfView_mm
+    view = [asked.x, asked.y, asked.z]
+    sizes = _readout(header), encoded.matrixSize.y, encoded.matrixSize.z
+    for number, (axis, kept) in enumerate(zip("xyz", reversed(view_pixels(header)))):
+        pixel = getattr(encoded.fieldOfView_mm, axis) / sizes[number]
+        if abs(kept * pixel - view[number]) > WHOLE * pixel:
+            view[number] = kept * pixel
+    return view[0], view[1], view[2]
+
+
 def voxel_mm(header: Header) -> tuple[float, float, float]:
     """Of the encoded grid of a volume: along partitions, rows and columns."""
-    encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
-    rows, cols = encoded_grid(header)
-    view = encoded.fieldOfView_mm
-    return view.z / encoded.matrixSize.z, view.y / rows, min(view.x, recon.fieldOfView_mm.x) / cols
+    encoded = header.encoding[0].encodedSpace
+    view, rows = encoded.fieldOfView_mm, encoded.matrixSize.y
+    return view.z / encoded.matrixSize.z, view.y / rows, view_mm(header)[0] / view_pixels(header)[-1]
 
 
 def coarser(header: Header) -> list[tuple[str, int, int]]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..data import LostSlice, SliceKey
-from ..mrd.header import Header, n_partitions, view_pixels
+from ..mrd.header import Header, n_partitions, view_mm, view_pixels
 from ..mrd.lines import LineHeader
 from ..physics.fourier import crop_or_pad, to_image, to_kspace
 from ..recon.provenance import Provenance
@@ -163,10 +163,9 @@ def _image_header(
 ) -> ismrmrd.ImageHeader:
     """Geometry, counters and time stamps of a slice's line nearest the k-space centre."""
     head = ismrmrd.ImageHeader()
-    fov = header.encoding[0].reconSpace.fieldOfView_mm
     head.version = 1
     head.measurement_uid = line.measurement_uid
-    head.field_of_view[:] = (fov.x, fov.y, fov.z)
+    head.field_of_view[:] = view_mm(header)
     for name in ("position", "read_dir", "phase_dir", "slice_dir", "patient_table_position", "physiology_time_stamp"):
         getattr(head, name)[:] = getattr(line, name)
     head.acquisition_time_stamp = line.acquisition_time_stamp
@@ -289,6 +288,7 @@ def _gadgetron_meta(item: Reconstruction, line: LineHeader, header: Header) -> d
     encoding = header.encoding[0]
     rows, cols = item.mapped.data.kspace.shape[-2:]
     encoded, recon = encoding.encodedSpace, encoding.reconSpace
+    view = view_mm(header)
     measurement = header.measurementInformation
     numbers = {
         "PatientPosition": line.position,
@@ -301,9 +301,13 @@ def _gadgetron_meta(item: Reconstruction, line: LineHeader, header: Header) -> d
         "encoding": [line.encoding_space],
         # the readout's oversampling is gone
         "encoded_matrix": [cols, rows, encoded.matrixSize.z or 1],
-        "encoding_FOV": [recon.fieldOfView_mm.x, encoded.fieldOfView_mm.y, encoded.fieldOfView_mm.z],
+        "encoding_FOV": [
+            view[0] * cols / view_pixels(header)[-1],
+            encoded.fieldOfView_mm.y,
+            encoded.fieldOfView_mm.z,
+        ],
         "recon_matrix": [recon.matrixSize.x, recon.matrixSize.y, recon.matrixSize.z or 1],
-        "recon_FOV": [recon.fieldOfView_mm.x, recon.fieldOfView_mm.y, recon.fieldOfView_mm.z],
+        "recon_FOV": view,
     }
     names = {
         "measurementID": getattr(measurement, "measurementID", None),

@@ -12,7 +12,7 @@ import numpy as np
 from ..data import LostSlice
 from ..errors import BadInputError
 from ..mrd.geometry import ORIENTATIONS, Grid, grid_of_mrd
-from ..mrd.header import Header
+from ..mrd.header import Header, view_mm
 from ..recon.types import Reconstruction
 from .mrd_images import recon_shape, to_recon_space
 from .scores import METHODS, Truth, fitting_factor, pictures_of
@@ -68,10 +68,8 @@ class Preview:
         try:
             return grid_of_mrd(images[0].getHead(), images[0].data.shape)
         except (BadInputError, IndexError):
-            fov = self.header.encoding[0].reconSpace.fieldOfView_mm
-            depth, height, width = (
-                size / count for size, count in zip((fov.z, fov.y, fov.x), recon_shape(self.header))
-            )
+            view = reversed(view_mm(self.header))
+            depth, height, width = (size / count for size, count in zip(view, recon_shape(self.header)))
             return Grid(np.zeros(3), np.eye(3)[::-1], (depth, height, width))
 
     def close(self, failure: BaseException | None) -> None:

@@ -20,7 +20,7 @@ from ..data import LostSlice
 from ..errors import BadInputError, DpmreconError
 from ..mrd.collect import SettledSlice, settled
 from ..mrd.geometry import orientation_letters
-from ..mrd.header import Header, acceleration, contrast_label, encoded_grid, n_partitions
+from ..mrd.header import Header, acceleration, contrast_label, encoded_grid, n_partitions, view_mm
 from ..mrd.lines import LineHeaders
 from ..mrd.noise_lines import NoiseLines
 from ..mrd.receiving import CONJUGATION, Receiving, open_as
@@ -283,14 +283,13 @@ def _geometry(header: Header) -> dict[str, Any]:
     def sides(values, partitions: bool) -> str:
         return " x ".join(f"{getattr(values, axis):g}" for axis in ("zyx" if partitions else "yx"))
 
-    partitions = n_partitions(header) > 1
+    partitions, view = n_partitions(header) > 1, view_mm(header)
     found = {
         "k-space": sides(encoded.matrixSize, partitions),
         "k-space without oversampling": " x ".join(map(str, encoded_grid(header))),
         "images": sides(recon.matrixSize, partitions),
-        "field of view (mm)": sides(recon.fieldOfView_mm, partitions),
-        "pixels (mm)": f"{recon.fieldOfView_mm.y / recon.matrixSize.y:.3g} x "
-        f"{recon.fieldOfView_mm.x / recon.matrixSize.x:.3g}",
+        "field of view (mm)": " x ".join(f"{length:g}" for length in reversed(view if partitions else view[:2])),
+        "pixels (mm)": f"{view[1] / recon.matrixSize.y:.3g} x {view[0] / recon.matrixSize.x:.3g}",
     }
     return found if partitions else {**found, "slice thickness (mm)": float(recon.fieldOfView_mm.z)}
 

@@ -13,7 +13,7 @@ from dpmrecon.data import Volume as DataVolume
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.mrd.header import encoded_grid, line_limits, n_partitions, read_header, voxel_mm
+from dpmrecon.mrd.header import encoded_grid, line_limits, n_partitions, read_header, view_mm, view_pixels, voxel_mm
 from dpmrecon.mrd.receiving import Receiving
 from dpmrecon.options import Options
 from dpmrecon.output.mrd_images import to_recon_space
@@ -92,9 +92,8 @@ def read_fastmri(item: Item) -> tuple[list[Volume], list[Fault]]:
             images.append(to_recon_space((maps.conj() * to_image(data)).sum(0), header).numpy())
     if not images:
         raise BadInputError(f"none of its {kept} slices can be used; the first: {faults[0].reason}")
-    recon = header.encoding[0].reconSpace
-    field, matrix = recon.fieldOfView_mm, recon.matrixSize
-    voxel = field.z / max(matrix.z, 1), field.y / matrix.y, field.x / matrix.x
+    (x, y, z), matrix = view_mm(header), header.encoding[0].reconSpace.matrixSize
+    voxel = z / max(matrix.z, 1), y / matrix.y, x / matrix.x
     sides = sorted((n_lines // 2 - first, end - n_lines // 2))
     reference = "fully sampled" if sides[0] >= SYMMETRIC * sides[1] else "fully sampled but for partial Fourier"
     return [Volume(item.name, np.stack(images), voxel, reference, coherent=False)], faults
@@ -170,9 +169,9 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
         raise BadInputError(f"none of its slices can be used; the first: {faults[0].reason}")
     reference = ", ".join(sorted(references))
     three_d = n_partitions(header) > 1
-    encoded, recon = header.encoding[0].encodedSpace.fieldOfView_mm, header.encoding[0].reconSpace.fieldOfView_mm
-    rows, cols = next(iter(next(iter(found.values())).values())).shape[-2:]
-    voxel = voxel_mm(header) if three_d else (recon.z, encoded.y / rows, recon.x / cols)
+    encoded, view = header.encoding[0].encodedSpace.fieldOfView_mm, view_mm(header)
+    rows = next(iter(next(iter(found.values())).values())).shape[-2]
+    voxel = voxel_mm(header) if three_d else (view[2], encoded.y / rows, view[0] / view_pixels(header)[-1])
     volumes = []
     for number, images in sorted(found.items()):
         name = item.name if len(found) == 1 else f"{item.name}_contrast{number}"
