@@ -71,7 +71,14 @@ def result_writers(
     name, secret = (None, str(scan.path)) if hidden else (scan.path.name, None)
     report = Report(folder / "report.json", name, provenance, scan.log, secret)
     images = ImagesFile(folder / "images.h5", scan, wanted.outputs)
-    maps = Maps(header, wanted.weighting, images.put, report.notes.append, combine_averages=combine_averages)
+    maps = Maps(
+        header,
+        wanted.weighting,
+        images.put,
+        report.notes.append,
+        combine_averages=combine_averages,
+        last=scan.last,
+    )
     report.weighting = maps.weighting
     if maps.weighting is not None:
         for remark in maps.weighting.remarks:

@@ -23,6 +23,7 @@ from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulated_slice import slice_points
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
+from support.edited import edited
 from support.results import images, replay, report
 
 SMALL = {"matrix": (48, 56), "n_slices": 2, "contrast": "dwi", "b_values": (0.0, 400.0, 1000.0)}
@@ -352,6 +353,29 @@ def test_missing_b_values_are_named(simulated_scan, model, tmp_path, capsys):
     assert len(images(tmp_path / "out", 5)) == 1
     assert replay(simulated_scan(**SMALL), tmp_path / "b", model, "--b-values", "contrast:0,1000") == 0
     assert "no diffusion maps: an image has contrast 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("announced", [(1, 3), (0, 2)])
+def test_weightings_that_are_counted_from_1(simulated_scan, model, tmp_path, capsys, announced):
+    def edit(number, line):
+        line.idx.contrast += not line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+        return line
+
+    scan, place = edited(simulated_scan(**SMALL), tmp_path, edit), "encoding.encodingLimits.contrast"
+    limits = ";".join(f"{place}.{name}={value}" for name, value in zip(("minimum", "maximum"), announced))
+    code = replay(scan, tmp_path / "out", model, "--set", limits)
+    found = images(tmp_path / "out", 1)
+    assert {image.contrast for image in found} == {1, 2, 3}
+    if announced == (0, 2):  # the list may be of others
+        assert code == 4 and all("DiffusionBValue" not in image.meta for image in found)
+        assert "images have contrast 3 and the header lists b-values of 0 to 2" in capsys.readouterr().err
+        return
+    assert code == 0
+    assert {image.contrast: float(image.meta["DiffusionBValue"]) for image in found} == {1: 0, 2: 400, 3: 1000}
+    assert [row["value"] for row in report(tmp_path / "out")["weighting"]] == [1, 2, 3]
+    for image in images(tmp_path / "out", 5):
+        by_b = [one.data[0, 0] for one in sorted(found, key=lambda one: one.contrast) if one.slice == image.slice]
+        assert image.data[0, 0] == pytest.approx(adc_map(np.stack(by_b), np.array(SMALL["b_values"])), rel=1e-4)
 
 
 def test_a_header_without_one_b_value_gives_dicom_without_maps(simulated_scan, model, tmp_path, capsys):

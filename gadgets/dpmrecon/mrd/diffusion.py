@@ -39,6 +39,13 @@ def weightings_of(header: Header) -> list[Any]:
     return getattr(header.sequenceParameters, "diffusion", None) or []
 
 
+def first_value(header: Header, counter: str | None, count: int) -> int:
+    """Of the counter, to which the first of `count` weightings belongs: the announced minimum, where a list from 0 on
+    would not reach the maximum."""
+    limit = getattr(header.encoding[0].encodingLimits, str(counter), None)
+    return limit.minimum if limit is not None and limit.maximum - limit.minimum < count <= limit.maximum else 0
+
+
 def counted_for_images(counters: Any, header: Header) -> None:
     """Put the weighting into the images' counter, in place; again, it changes nothing.
 

@@ -61,6 +61,11 @@ class Scan:
         counters = self.heads["idx"][[group[0] for group in self.groups if np.any(self._of_image(group))]]
         return len({tuple(int(one[name]) for name in PLACE) for one in counters})
 
+    def last(self, counter: str) -> int:
+        """The largest value of a counter that image lines have."""
+        firsts = [group[0] for group in self.groups if np.any(self._of_image(group))]
+        return int(self.heads["idx"][counter][firsts].max(initial=0))
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the file, hex. Read through the open file, so that the disk gives it once: what HDF5 asks for

@@ -161,8 +161,8 @@ class Maps:
     is done.
 
     stated: the user's b-values, None for the header's. note: gets a line for each slice without maps, or why none has.
-    weighting: None where it is not known. Memory holds what `_Slice` says of the slices that are not complete, and the
-    maps of the others.
+    weighting: None where it is not known. last: the largest value of a counter, where lines are known. Memory holds
+    what `_Slice` says of the slices that are not complete, and the maps of the others.
     """
 
     def __init__(
@@ -173,6 +173,7 @@ class Maps:
         note: Callable[[str], None],
         *,
         combine_averages: bool = False,
+        last: Callable[[str], int] = lambda counter: 0,
     ):
         self.put, self.note = put, note
         self.weighting: Weighting | None = None
@@ -183,6 +184,8 @@ class Maps:
             self.weighting = weighting_of(header, stated)
             if self.weighting is None and contrast_label(header) == "dwi":
                 self.note(f"no diffusion maps: {without_b_values(header)}")
+            if stated is None and self.weighting is not None:
+                _check_reach(self.weighting, last(self.weighting.counter))
         except BadInputError as error:
             self._give_up(error)
         if combine_averages and self.weighting is not None and self.weighting.counter == "average":
@@ -212,7 +215,7 @@ class Maps:
         found = self.open.setdefault(number, _Slice())
         found.came += 1
         if images:
-            found.take(int(getattr(item.key, weighting.counter)), images[0])
+            found.take(weighting.number(item.key), images[0])
         if found.came == self.announced:
             self._finish(number, weighting)
 
@@ -243,6 +246,16 @@ class Maps:
         self.weighting = None
         self.open.clear()
         self.done.clear()
+
+
+def _check_reach(weighting: Weighting, last: int) -> None:
+    """Raises BadInputError where images run past the header's list, so that nobody knows which of them it is of."""
+    if last - weighting.first >= len(weighting.weighted):
+        raise BadInputError(
+            f"images have {weighting.counter} {last} and the header lists b-values of {weighting.values}, so no image "
+            f"gets one: state those of all images from {weighting.counter} 0 on, --b-values "
+            f"{weighting.counter}:B0,B1,..."
+        )
 
 
 def _images_a_slice(header: Header, weighting: Weighting, combine_averages: bool) -> int | None:

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..data import SliceKey
 from ..errors import BadInputError, UnsupportedScanError
-from ..mrd.diffusion import COUNTERS, STAND_INS, images_counter, lines_counter, weightings_of
+from ..mrd.diffusion import COUNTERS, STAND_INS, first_value, images_counter, lines_counter, weightings_of
 from ..mrd.header import Header
 from ..options import printable
 
@@ -50,11 +50,26 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Weighting:
-    """Which counter tells the diffusion weighting, that of each of its values from 0 on, and where that is from."""
+    """Which counter tells the diffusion weighting, that of each of its values from `first` on, and where that is
+    from."""
 
     counter: str
     weighted: tuple[Weighted, ...]
     source: str
+    first: int = 0
+
+    def number(self, counters: Any) -> int:
+        """The place in `weighted` of an MRD image's header or a slice's key; others lie outside."""
+        return int(getattr(counters, self.counter)) - self.first
+
+    def lists(self, number: int) -> bool:
+        """Whether there is such a place."""
+        return 0 <= number < len(self.weighted)
+
+    @property
+    def values(self) -> str:
+        """Of the counter, in words."""
+        return f"{self.first} to {self.first + len(self.weighted) - 1}"
 
     @property
     def b_values(self) -> tuple[float, ...]:
@@ -70,14 +85,14 @@ class Weighting:
         """The table, as JSON values: a row for each value of the counter."""
         return [
             {"counter": self.counter, "value": value, **asdict(one), "kind": one.directionality, "source": self.source}
-            for value, one in enumerate(self.weighted)
+            for value, one in enumerate(self.weighted, self.first)
         ]
 
     @property
     def text(self) -> str:
         """The table in a line."""
         told = []
-        for value, one in enumerate(self.weighted):
+        for value, one in enumerate(self.weighted, self.first):
             kind = {"ISOTROPIC": ", trace-weighted", None: ", direction not known"}.get(one.directionality, "")
             along = f" along {', '.join(one.meta[DIRECTION])}" if DIRECTION in one.meta else kind
             told.append(f"{value}: b = {one.b:g}{along}")
@@ -99,18 +114,18 @@ class Weighting:
     def of(self, counters: Any) -> Weighted:
         """That of an MRD image's header or a slice's key. Raises BadInputError where the counter runs past the
         list."""
-        number = int(getattr(counters, self.counter))
-        if number >= len(self.weighted):
+        number = self.number(counters)
+        if not self.lists(number):
             raise BadInputError(
-                f"an image has {self.counter} {number} and b-values are known for 0 to {len(self.weighted) - 1}: "
-                f"give one for each, --b-values {self.counter}:B0,B1,..."
+                f"an image has {self.counter} {number + self.first} and b-values are known for {self.values}: give one "
+                f"for each, --b-values {self.counter}:B0,B1,..."
             )
         return self.weighted[number]
 
     def meta_of(self, key: SliceKey) -> dict[str, Any]:
         """b-value and direction in an image's meta, in DICOM's names; empty where they are not known."""
-        number = int(getattr(key, self.counter))
-        return self.weighted[number].meta if number < len(self.weighted) else {}
+        number = self.number(key)
+        return self.weighted[number].meta if self.lists(number) else {}
 
 
 def weighting_comment(meta: Mapping[str, Any]) -> str:
@@ -190,7 +205,9 @@ def weighting_of(header: Header, stated: Weighting | None = None) -> Weighting |
             )
         source = "the header" if name == told else f"the header, which counts them by {told}"
         stated = Weighting(name, weighted, source)
-    return stated if any(stated.b_values) else None
+    if not any(stated.b_values):
+        return None
+    return replace(stated, first=first_value(header, stated.counter, len(stated.weighted)))
 
 
 def without_b_values(header: Header) -> str:
