@@ -16,7 +16,8 @@ from dpmrecon.dicom.write import DicomOptions, stored_unit, write_dicom
 from dpmrecon.mrd.file import open_scan
 
 from support.dicom import checker, complaints, unexplained
-from support.results import replay
+from support.edited import edited
+from support.results import images, replay
 
 SCAN = {"matrix": (48, 63), "n_slices": 3, "acceleration": 2}
 DWI = {"matrix": (32, 40), "n_slices": 2, "contrast": "dwi", "b_values": (0.0, 1000.0), "n_coils": 4, "averages": 2}
@@ -111,6 +112,38 @@ def test_types_1_and_2_and_research(result):
     assert len({file.SeriesInstanceUID for file in everything}) == 2
     assert len({file.SOPInstanceUID for file in everything}) == 6
     assert all(pydicom.uid.UID(file.SOPInstanceUID).is_valid for file in everything)
+
+
+def times(scan, folder, model, counter, limits, **lists) -> list[tuple]:
+    """(value of the counter, EchoTime, InversionTime, FlipAngle) of each image; limits: (minimum, maximum) of it."""
+
+    def edit(number, line):
+        if not line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
+            setattr(line.idx, counter, line.idx.contrast + limits[0])
+            line.idx.contrast = line.idx.contrast if counter == "contrast" else 0
+        return line
+
+    values = {f"encodingLimits.contrast.{name}": 0 for name in ("minimum", "maximum")}
+    values |= {f"encodingLimits.{counter}.{name}": n for name, n in zip(("minimum", "maximum"), limits)}
+    changes = [f"encoding.{name}={n}" for name, n in values.items()]
+    for name, numbers in lists.items():
+        changes += [f"sequenceParameters.{name}[{place}]={number}" for place, number in enumerate(numbers)]
+    folder.mkdir()
+    scan, out = edited(scan, folder, edit), folder / "out"
+    assert replay(scan, out, model, "--b-values", "phase:0", "--set", ";".join(changes)) == 0
+    found = [(file.EchoTime, file.get("InversionTime"), file.get("FlipAngle")) for file in series(out, 1)]
+    return list(zip(sorted(getattr(image, counter) for image in images(out)), found, strict=True))
+
+
+def test_times_and_angles_are_those_of_the_counter_that_tells_them(simulated_scan, model, tmp_path):
+    scan = simulated_scan(**{**DWI, "n_slices": 1, "averages": 1})
+    lists = {"TI": (700, 2500), "flipAngle_deg": (4, 5)}
+    by_set = times(scan, tmp_path / "set", model, "set", (0, 1), TE=(2.9,), **lists)
+    assert by_set == [(0, (2.9, 700, 4)), (1, (2.9, 2500, 5))]
+    from_1 = times(scan, tmp_path / "contrast", model, "contrast", (1, 2), TE=(10, 90), **lists)
+    assert from_1 == [(1, (10, 700, 4)), (2, (90, 2500, 5))]
+    unknown = times(scan, tmp_path / "repetition", model, "repetition", (0, 1), TE=(10, 90), **lists)
+    assert unknown == [(0, (None, None, None)), (1, (None, None, None))]
 
 
 def test_provenance_is_in_every_image(result, model):

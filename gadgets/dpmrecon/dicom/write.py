@@ -401,7 +401,7 @@ def _file(common: Any, image: _Image, header: Header, kind: str, *, reformatted:
     file.SliceLocation = _decimal(float(plane.first @ plane.normal))
     file.Rows, file.Columns = image.shape
     for keyword, name in (("EchoTime", "TE"), ("InversionTime", "TI"), ("FlipAngle", "flipAngle_deg")):
-        value = _of_contrast(getattr(header.sequenceParameters, name, None), int(image.head.contrast))
+        value = _of_image(getattr(header.sequenceParameters, name, None), image.head, header)
         if value is not None or keyword == "EchoTime":
             setattr(file, keyword, "" if value is None else _decimal(value))
     file.AcquisitionNumber = 1 + int(image.head.repetition)
@@ -507,14 +507,28 @@ def _time(value: Any) -> str:
 
 
 def _number(element: Any, name: str) -> Any:
-    value = getattr(element, name, None)
-    return value if isinstance(value, int | float) and np.isfinite(value) else None
+    return _finite(getattr(element, name, None))
 
 
-def _of_contrast(values: Any, number: int) -> float | None:
-    """The sequence's time or angle for a contrast: its own, or the only one; None where the header has others alone."""
-    values = values or []
-    value = values[number] if number < len(values) else values[0] if len(values) == 1 else None
+def _of_image(values: Any, head: ismrmrd.ImageHeader, header: Header) -> float | None:
+    """The sequence's time or angle for an image: the only one, or its contrast's; in a scan of one contrast, that of
+    the one other counter that has as many values. None where the header does not tell."""
+    values, limits = values or [], header.encoding[0].encodingLimits
+    if len(values) == 1:
+        return _finite(values[0])
+    counted = {name: getattr(limits, name, None) for name in ("contrast", "set", "phase")}
+    first = {name: limit.minimum if limit else 0 for name, limit in counted.items()}
+    sizes = {name: limit.maximum - limit.minimum + 1 for name, limit in counted.items() if limit}
+    names = ["contrast"]
+    if sizes.get("contrast") == 1:
+        names = [name for name in ("set", "phase") if sizes.get(name) == len(values)]
+    if len(names) != 1:
+        return None
+    number = int(getattr(head, names[0])) - first[names[0]]
+    return _finite(values[number]) if 0 <= number < len(values) else None
+
+
+def _finite(value: Any) -> float | None:
     return value if isinstance(value, int | float) and np.isfinite(value) else None
 
 
