@@ -146,6 +146,17 @@ def test_times_and_angles_are_those_of_the_counter_that_tells_them(simulated_sca
     assert unknown == [(0, (None, None, None)), (1, (None, None, None))]
 
 
+@pytest.mark.parametrize(("places", "spacing"), [((0, 7, 14), 7), ((0, 7, 0), None), ((0, 0.007, 0.014), None)])
+def test_slices_that_share_a_place_have_no_spacing(simulated_scan, model, tmp_path, places, spacing):
+    def edit(number, line):
+        line.position[:] = [places[line.idx.slice] * part for part in line.slice_dir]
+        return line
+
+    assert replay(edited(simulated_scan(**SCAN), tmp_path, edit), tmp_path / "out", model) == 0
+    found = [file.get("SpacingBetweenSlices") for file in series(tmp_path / "out", 1)]
+    assert found == [spacing if spacing is None else pytest.approx(spacing, abs=1e-3)] * 3
+
+
 def test_provenance_is_in_every_image(result, model):
     card = json.loads(model.with_suffix(".json").read_text())
     residuals = {

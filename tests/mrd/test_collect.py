@@ -248,6 +248,39 @@ def test_the_centre_of_a_small_matrix_is_put_right_within_fewer_lines():
     assert energy_peak(energies, Limits(0, 15, 7)) is None
 
 
+AXIAL = {"read_dir": (1, 0, 0), "phase_dir": (0, 1, 0), "slice_dir": (0, 0, 1)}
+SAGITTAL = {"read_dir": (0, 0, -1), "phase_dir": (0, 1, 0), "slice_dir": (1, 0, 0)}
+
+
+def stack_of(*places, directions=(AXIAL,)):
+    """Lines of slices at these z in mm; directions: of them, in turn."""
+    found = []
+    for number, place in enumerate(places):
+        for acquisition in point_scan(1, 1):
+            acquisition.idx.slice, acquisition.position[:] = number, (2.0, 0.0, place)
+            for name, values in directions[number % len(directions)].items():
+                getattr(acquisition, name)[:] = values
+            found.append(acquisition)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("places", "directions", "told"),
+    [
+        ((0.0, 5.0, 10.0), (AXIAL,), None),
+        ((0.0, 2.0, 1.0), (AXIAL,), None),  # they overlap: each is 3 mm thick
+        ((7.0, 7.0), (AXIAL, SAGITTAL), None),  # planes through one point
+        ((7.0, 12.0, 7.0), (AXIAL,), "slices 0 and 2 lie 0 mm apart and are 3 mm thick, 2 slices share"),
+        ((0.0, 0.005, 0.011), (AXIAL,), "slices 0 and 1 lie 0.005 mm apart and are 3 mm thick, 3 slices share"),
+    ],
+)
+def test_slices_that_share_a_place_are_told(places, directions, told):
+    log = ScanLog()
+    assert len(list(slices(stack_of(*places, directions=directions), header(), log=log))) == len(places)
+    found = [remark for remark in log.remarks if "share a place" in remark]
+    assert len(found) == (told is not None) and all(remark.startswith(told) for remark in found)
+
+
 def test_a_centre_that_the_lines_contradict_is_put_right():
     rng = np.random.default_rng(5)
     partial = [peaked(rng, n) for n in range(8, 33)]  # the first eight were not acquired, and are not counted

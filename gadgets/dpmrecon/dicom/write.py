@@ -12,6 +12,7 @@ import datetime
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 from ..errors import BadInputError
 from ..mrd.geometry import ORIENTATIONS, Plane, grid_of_mrd, plane_of_mrd, slice_spacing
 from ..mrd.header import Header, n_partitions, read_header
+from ..mrd.stack import CLOSE
 from ..output.images_file import series_of
 from ..output.maps import ADC_SLOPE, ADC_WINDOW, EXPONENTIAL_SLOPE
 from ..output.mrd_images import COMPLEX, COUNTERS, THICKNESS, remarks_of
@@ -138,6 +140,11 @@ class _Image:
         counters = tuple(int(getattr(self.head, name)) for name in COUNTERS)
         return (*counters, round(float(self.plane.first @ self.plane.normal), 3), self.index)
 
+    def shares_place(self, following: "_Image", within_mm: float) -> bool:
+        """Whether the next one by `order` has the same counters and lies no further off."""
+        (*own, place, _), (*others, there, _) = self.order, following.order
+        return own == others and there - place <= within_mm
+
 
 def write_dicom(
     images: Path,
@@ -242,7 +249,9 @@ def _write_series(
     description, plane_name = images[0].meta.get("SeriesDescription") or f"{kind} RESEARCH", (orientation or "").upper()
     common.SeriesDescription = _text(" ".join(filter(None, (description, plane_name, study.label))), 64)
     scale = _Scale.of(role, bright, largest)
-    spacing = slice_spacing([image.plane for image in images])
+    thickness = 0.0 if n_partitions(header) > 1 else header.encoding[0].reconSpace.fieldOfView_mm.z
+    shared = any(one.shares_place(other, CLOSE * thickness) for one, other in pairwise(images))
+    spacing = None if shared else slice_spacing([image.plane for image in images])
     names = (f"{number + (REFORMATTED if orientation else 0):02d}", kind.replace(" ", "_"), plane_name)
     target = folder / "_".join(filter(None, names))
     target.mkdir(parents=True, exist_ok=True)
