@@ -268,17 +268,30 @@ def stack_of(*places, directions=(AXIAL,)):
     ("places", "directions", "told"),
     [
         ((0.0, 5.0, 10.0), (AXIAL,), None),
-        ((0.0, 2.0, 1.0), (AXIAL,), None),  # they overlap: each is 3 mm thick
+        ((0.0, 3.2, 1.6), (AXIAL,), None),  # they overlap: each is 3 mm thick
+        (
+            (0.0, 3.0, 1.5),
+            (AXIAL,),
+            "the header makes slices 3 mm thick and they lie 1.5 mm apart: unless they overlap",
+        ),
         ((7.0, 7.0), (AXIAL, SAGITTAL), None),  # planes through one point
         ((7.0, 12.0, 7.0), (AXIAL,), "slices 0 and 2 lie 0 mm apart and are 3 mm thick, 2 slices share"),
         ((0.0, 0.005, 0.011), (AXIAL,), "slices 0 and 1 lie 0.005 mm apart and are 3 mm thick, 3 slices share"),
     ],
 )
-def test_slices_that_share_a_place_are_told(places, directions, told):
+def test_slices_that_share_a_place_or_are_too_thick_are_told(places, directions, told):
     log = ScanLog()
     assert len(list(slices(stack_of(*places, directions=directions), header(), log=log))) == len(places)
-    found = [remark for remark in log.remarks if "share a place" in remark]
+    found = [remark for remark in log.remarks if "thick" in remark]
     assert len(found) == (told is not None) and all(remark.startswith(told) for remark in found)
+
+
+def test_the_thickness_of_a_stack_of_many_slices_is_told():
+    head, log = header(), ScanLog()
+    head.encoding[0].reconSpace.fieldOfView_mm.z = 60.0
+    list(slices(stack_of(*range(0, 60, 5)), head, log=log))
+    (told,) = (remark for remark in log.remarks if "thick" in remark)
+    assert told.startswith("the header makes slices 60 mm thick and they lie 5 mm apart")
 
 
 def test_a_centre_that_the_lines_contradict_is_put_right():

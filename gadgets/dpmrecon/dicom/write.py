@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import BadInputError
 from ..mrd.geometry import ORIENTATIONS, Plane, grid_of_mrd, plane_of_mrd, slice_spacing
 from ..mrd.header import Header, n_partitions, read_header
-from ..mrd.stack import CLOSE
+from ..mrd.stack import close_mm
 from ..output.images_file import series_of
 from ..output.maps import ADC_SLOPE, ADC_WINDOW, EXPONENTIAL_SLOPE
 from ..output.mrd_images import COMPLEX, COUNTERS, THICKNESS, remarks_of
@@ -250,7 +250,7 @@ def _write_series(
     common.SeriesDescription = _text(" ".join(filter(None, (description, plane_name, study.label))), 64)
     scale = _Scale.of(role, bright, largest)
     thickness = 0.0 if n_partitions(header) > 1 else header.encoding[0].reconSpace.fieldOfView_mm.z
-    shared = any(one.shares_place(other, CLOSE * thickness) for one, other in pairwise(images))
+    shared = any(one.shares_place(other, close_mm(thickness)) for one, other in pairwise(images))
     spacing = None if shared else slice_spacing([image.plane for image in images])
     names = (f"{number + (REFORMATTED if orientation else 0):02d}", kind.replace(" ", "_"), plane_name)
     target = folder / "_".join(filter(None, names))

@@ -39,7 +39,7 @@ from .receiving import Receiving, by_vendor
 from .record import Record, same_place
 from .scan_log import ScanLog
 from .settling import Settled, Settler
-from .stack import remark_on_places
+from .stack import remark_on_stack
 
 
 def slices(
@@ -362,7 +362,7 @@ class _Collector:
         if not self.came:
             raise BadInputError("no image lines came, only noise measurements, navigators or nothing; send raw k-space")
         if self.partitions == 1:
-            remark = remark_on_places(self.came, self.header.encoding[0].reconSpace.fieldOfView_mm.z)
+            remark = remark_on_stack(self.came, self.header.encoding[0].reconSpace.fieldOfView_mm.z)
             if remark is not None:
                 self.log.remark(remark)
         for key in missing_keys(self.header, self.came, combine_averages=self.combine_averages):

@@ -8,18 +8,34 @@ import numpy as np
 
 from ..data import SliceKey
 
-CLOSE = 0.1  # of their thickness, within which two slices share a place
+CLOSE, CLOSE_MM = 0.1, 0.3  # of their thickness and at most, within which two slices share a place
+THICK = 1.9  # times their distance, from which on slices may bear the thickness of the stack
 
 
-def remark_on_places(places: Mapping[SliceKey, tuple[float, ...] | None], thickness_mm: float) -> str | None:
-    """What to say of parallel slices, of one set of counters, that share a place; None where there are none.
+def close_mm(thickness_mm: float) -> float:
+    """The distance within which two slices share a place; the header's thickness may be that of the stack."""
+    return min(CLOSE * thickness_mm, CLOSE_MM)
+
+
+def remark_on_stack(places: Mapping[SliceKey, tuple[float, ...] | None], thickness_mm: float) -> str | None:
+    """What to say of parallel slices of one set of counters: that they share a place, or are far thicker than their
+    distance.
 
     places: (position, read direction, phase direction) in LPS mm, where they are known.
     """
     gaps = _gaps(places)
-    shared = [pair for gap, pair in gaps if gap <= CLOSE * thickness_mm]
-    if not shared:
+    if not gaps:
         return None
+    shared = [pair for gap, pair in gaps if gap <= close_mm(thickness_mm)]
+    distance = float(np.median([gap for gap, _ in gaps]))
+    if not shared and thickness_mm < THICK * distance:
+        return None
+    if not shared:
+        return (
+            f"the header makes slices {thickness_mm:g} mm thick and they lie {distance:.3g} mm apart: unless they "
+            "overlap, that is the thickness of their stack; correct reconSpace.fieldOfView_mm.z (or --set "
+            "encoding.reconSpace.fieldOfView_mm.z)"
+        )
     gap, (one, other) = min(gaps)
     several = len({number for pair in shared for number in pair})
     return (
