@@ -146,7 +146,13 @@ def test_a_file_that_is_not_dicom_does_not_stop_the_others(result, scripted, tmp
     assert [path.name for path in report.refused] == ["notes.dcm"]
 
 
-@pytest.mark.parametrize("text", ["ORTHANC", "@localhost:104", "A@host", "A@host:0", "A@host:99999", "A" * 17 + "@h:1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("ORTHANC", "@localhost:104", "A@host", "A@host:0", "A@host:99999", "A" * 17 + "@h:1"),
+        *("RÖNTGEN@h:1", "A\tB@h:1", "A\\B@h:1"),
+    ],
+)
 def test_bad_addresses(text):
     with pytest.raises(BadInputError, match="AET@host:port"):
         peer_from_text(text)

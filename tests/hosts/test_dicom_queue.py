@@ -207,6 +207,11 @@ def test_what_cannot_be_used_is_named(tmp_path):
         DicomQueue(tmp_path / "file", None)
 
 
+def test_a_title_that_no_archive_has_is_refused_at_the_start(start, tmp_path):
+    with pytest.raises(BadInputError, match="archive 'RÖNTGEN@127.0.0.1:104' is not usable"):
+        start().write_dicom(tmp_path, "RÖNTGEN@127.0.0.1:104")
+
+
 def test_sending_needs_a_place_to_wait(capsys):
     assert main(["serve", "--port", "0", "--send", "SCP@127.0.0.1:104"]) == 2
     assert "--send needs --dicom DIR" in capsys.readouterr().err

@@ -65,10 +65,13 @@ class Report:
 
 
 def peer_from_text(text: str) -> Peer:
-    """AET@host:port. Raises BadInputError."""
-    match = re.fullmatch(r"([^\\@]{1,16})@(\[[0-9A-Fa-f:.]+\]|[^@:\s]+):(\d{1,5})", text)
+    """AET@host:port; a title is printable ASCII without backslash. Raises BadInputError."""
+    match = re.fullmatch(r"([ -?A-\[\]-~]{1,16})@(\[[0-9A-Fa-f:.]+\]|[^@:\s]+):(\d{1,5})", text)
     if not match or not match[1].strip() or not 0 < int(match[3]) < 65536:
-        raise BadInputError(f"archive '{text}' is not usable: give AET@host:port, as in ORTHANC@localhost:4242")
+        raise BadInputError(
+            f"archive '{text}' is not usable: give AET@host:port, as in ORTHANC@localhost:4242, with 1 to 16 ASCII "
+            "characters before the @"
+        )
     return Peer(match[1].strip(), match[2].strip("[]"), int(match[3]))
 
 
