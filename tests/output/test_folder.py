@@ -1,5 +1,8 @@
 """The folder of results: what a full disk leaves, what a second run removes, and what is never touched."""
 
+import errno
+import fcntl
+import os
 import resource
 import shutil
 
@@ -51,6 +54,20 @@ def test_a_file_that_cannot_grow_is_one_line_and_stays_readable(simulated_scan, 
     assert len(report(tmp_path)["slices"]) == stored
     with h5py.File(tmp_path / "images.h5") as file:
         assert len(file["dataset"].get("image_1/data", ())) >= stored
+
+
+def test_a_file_system_without_fallocate_takes_the_images(simulated_scan, model, tmp_path, monkeypatch):
+    fallocate = os.posix_fallocate
+
+    def emulated(file, offset, size):
+        """As glibc does it on NFS."""
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_APPEND:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        fallocate(file, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", emulated)
+    assert replay(simulated_scan(**SCAN), tmp_path, model) == 0
+    assert len(images(tmp_path)) == 3
 
 
 @pytest.mark.parametrize("options", [("--fallback", "off", "--deadline", "0"), ()])

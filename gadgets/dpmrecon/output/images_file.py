@@ -122,8 +122,11 @@ def series_of(images: Path) -> list[int]:
 
 def _claim(path: Path, size: int) -> None:
     """Make a file this long, on disk as well; what it holds stays."""
-    with open(path, "ab") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # no O_APPEND: without fallocate (NFS), glibc refuses it
+    try:
+        os.posix_fallocate(file, 0, size)
+    finally:
+        os.close(file)
 
 
 def _conventional(image: ismrmrd.Image, item: Reconstruction, header: Header) -> ismrmrd.Image:
