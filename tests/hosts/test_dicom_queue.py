@@ -150,6 +150,20 @@ def test_a_folder_that_cannot_be_read_is_tried_again(tmp_path, caplog):
     queue.stop()
 
 
+def test_a_stop_right_before_a_round_is_seen(tmp_path, monkeypatch):
+    queue, waits = DicomQueue(tmp_path, None), []
+    clear = queue._woken.clear
+
+    def stopped():
+        queue.stop()
+        clear()
+
+    monkeypatch.setattr(queue._woken, "clear", stopped)
+    monkeypatch.setattr(queue._woken, "wait", lambda *given: waits.append(given))
+    queue._work()
+    assert waits == []
+
+
 def test_nothing_is_lost_on_kills(model, scan, tmp_path):
     """First while the archive is away, then while it takes the second image of a scan."""
     port = free_port()

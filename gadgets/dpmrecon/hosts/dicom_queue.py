@@ -174,6 +174,8 @@ class DicomQueue:
         tries = 0
         while not self._stopping.is_set():
             self._woken.clear()
+            if self._stopping.is_set():  # since the line before the last
+                return
             failure, done, left = self._round()
             if failure is None:
                 tries = 0
