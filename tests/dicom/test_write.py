@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -268,9 +269,18 @@ def with_header(scan, folder, edit) -> Path:
     return copy
 
 
-def test_a_header_without_patient_and_study_still_makes_legal_files(simulated_scan, model, tmp_path):
-    import re
+@pytest.mark.parametrize("value", ["INF", "NaN"])
+def test_a_time_that_is_no_number_is_left_out(simulated_scan, model, tmp_path, value):
+    def edit(xml):
+        return re.sub(r"<(TR|TE|TI)>[^<]*", rf"<\1>{value}", xml)
 
+    scan = with_header(simulated_scan(**SCAN), tmp_path, edit)
+    assert replay(scan, tmp_path / "out", model) == 0
+    file = series(tmp_path / "out", 1)[0]
+    assert file.RepetitionTime is None and file.EchoTime is None and "InversionTime" not in file
+
+
+def test_a_header_without_patient_and_study_still_makes_legal_files(simulated_scan, model, tmp_path):
     def strip(xml):
         for name in ("subjectInformation", "studyInformation", "acquisitionSystemInformation", "sequenceParameters"):
             xml = re.sub(rf"<{name}>.*</{name}>", "", xml, flags=re.S)

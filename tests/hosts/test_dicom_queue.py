@@ -13,7 +13,7 @@ import pytest
 from dpmrecon.cli import main
 from dpmrecon.dicom.send import dicom_files, peer_from_text
 from dpmrecon.errors import BadInputError
-from dpmrecon.hosts.dicom_queue import DicomQueue
+from dpmrecon.hosts.dicom_queue import FAILURES, DicomQueue
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage
 
@@ -148,6 +148,40 @@ def test_a_folder_that_cannot_be_read_is_tried_again(tmp_path, caplog):
     (job / "job.json").write_text("{}")
     until(lambda: "the DICOM of 20260101T000000-0 failed" in caplog.text)
     queue.stop()
+
+
+def test_a_scan_of_which_no_dicom_can_be_made_holds_up_no_other(start, scan, tmp_path):
+    server = start()
+    server.write_dicom(tmp_path, None)
+    asked = fake_peer.text_message(2, b'{"output": "complex", "samples": "1"}')
+    assert len(exchange(server, asked, *raw_stream(scan)[1:]).images) == 2
+    assert exchange(server, *raw_stream(scan)).images
+    until(lambda: not jobs(tmp_path))
+    (told,) = (tmp_path / "refused").iterdir()
+    assert "no DICOM: its images are complex alone" in told.read_text()
+    assert len(uids(tmp_path)) == 4
+
+
+def test_a_scan_that_fails_again_and_again_is_given_up_and_one_that_comes_ends_the_pause(tmp_path, caplog):
+    queue = DicomQueue(tmp_path, None, pauses=(1e6,))
+    job = tmp_path / "queue" / "20260101T000000-0"
+    job.mkdir()
+    (job / "job.json").write_text("{}")
+    queue.start()
+    until(lambda: queue.wake() or not jobs(tmp_path))
+    queue.stop()
+    assert caplog.text.count("failed (KeyError)") == FAILURES
+    assert f"failed {FAILURES} times" in (tmp_path / "refused/20260101T000000-0.json").read_text()
+
+
+def test_a_scan_whose_files_were_taken_away_holds_up_no_other(tmp_path):
+    queue = DicomQueue(tmp_path, peer_from_text("SCP@127.0.0.1:104"), pauses=(1e6,))
+    for name in ("queue/20260101T000000-0", "20260101T000000-0"):
+        (tmp_path / name).mkdir()
+    queue.start()
+    until(lambda: not jobs(tmp_path))
+    queue.stop()
+    assert "holds no .dcm files" in (tmp_path / "refused/20260101T000000-0.json").read_text()
 
 
 def test_a_stop_right_before_a_round_is_seen(tmp_path, monkeypatch):

@@ -2,8 +2,9 @@
 
 A scan's images wait in DIR/queue, from before its peer is told CLOSE until the archive has them: a process that is
 killed goes on with them at its next start. DIR/NAME/ holds the files, as `replay` has them in dicom/. What the archive
-refuses for good is told in DIR/refused/NAME.json, and its files stay. An archive that cannot be reached is tried again
-until it can; it may then get an image twice, which it knows by its UID.
+refuses for good is told in DIR/refused/NAME.json, and its files stay; a scan of which no DICOM can be made is told
+there too. An archive that cannot be reached is tried again until it can; it may then get an image twice, which it knows
+by its UID.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import shutil
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +42,7 @@ from ..recon.types import Reconstruction
 log = logging.getLogger("dpmrecon")
 
 PAUSES = (2.0, 10.0, 60.0, 300.0)
+FAILURES = 4  # of one scan's DICOM, for reasons that nobody knows
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ class DicomQueue:
         self.folder, self.waiting, self._refused = folder, folder / "queue", folder / "refused"
         self._archive, self._pauses = archive, pauses
         self._stopping, self._woken = threading.Event(), threading.Event()
+        self._failures: Counter[str] = Counter()  # of each scan that waits
         self._thread = threading.Thread(target=self._work, daemon=True, name="dicom")
         with telling(folder, "choose another --dicom"):
             self.waiting.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -185,7 +189,7 @@ class DicomQueue:
             pause = self._pauses[min(tries, len(self._pauses) - 1)]
             tries += 1
             log.error("%s: tried again in %g s, %d scans wait", failure, pause, left)
-            self._stopping.wait(pause)
+            self._woken.wait(pause)
 
     def _round(self) -> tuple[str | None, int, int]:
         """All scans that wait, one after the other: (what failed, None where nothing did; scans done; scans left)."""
@@ -202,22 +206,27 @@ class DicomQueue:
                 return str(error), done, len(jobs) - done
             except Exception as error:  # whose text may hold values from the header
                 failure = f"the DICOM of {job.name} failed ({type(error).__name__})"
+                self._failures[job.name] += not isinstance(error, OSError)  # the disk may be well again
         return failure, done, len(jobs) - done
 
     def _one(self, job: Path) -> None:
         """Write a scan's files where they are not there yet, and send them. Raises DpmreconError to be tried again."""
         target = self.folder / job.name
-        if not target.exists():
-            try:
+        if self._failures[job.name] >= FAILURES:
+            self._give_up(job, {"": f"its DICOM failed {FAILURES} times: the log has the errors' names"})
+            return
+        try:
+            if not target.exists():
                 self._write(job, target)
-            except BadInputError as error:
-                if isinstance(error.__cause__, OSError):  # no room
-                    raise
-                self._give_up(job, {"": f"no DICOM: {error}"})
-                return
+            files = dicom_files(target)
+        except BadInputError as error:
+            if isinstance(error.__cause__, OSError):  # no room
+                raise
+            self._give_up(job, {"": f"no DICOM: {error}"})
+            return
         refused: dict[str, str] = {}
         if self._archive is not None:
-            report = send(dicom_files(target), self._archive, retries=0, sleep=self._stopping.wait, quiet=True)
+            report = send(files, self._archive, retries=0, sleep=self._stopping.wait, quiet=True)
             if report.temporary:
                 reason = next(report.refused[path] for path in report.temporary)
                 raise SendError(f"archive {self._archive}: {reason}", permanent=False)
@@ -234,6 +243,8 @@ class DicomQueue:
         shutil.rmtree(written, ignore_errors=True)  # of a process that was killed
         options = DicomOptions(reformat=told["reformat"])
         files = write_dicom(job / "images.h5", written, told["digest"], told["run"], options, log.warning)
+        if not files:
+            raise BadInputError("its images are complex alone, which DICOM cannot hold: ask for the magnitude as well")
         for path in (*files, *{file.parent for file in files}, written):
             _on_disk(path)
         os.replace(written, target)
@@ -249,6 +260,7 @@ class DicomQueue:
     def _remove(self, job: Path) -> None:
         aside = job.with_name(f"{job.name}.coming")  # half of it would look like a scan to whoever starts next
         os.replace(job, aside)
+        del self._failures[job.name]
         shutil.rmtree(aside)
 
 
