@@ -291,6 +291,20 @@ def test_a_folder_that_is_not_ours_is_left_alone(archive, model, tmp_path, capsy
     assert (tmp_path / "volume/thesis.tex").read_text() == "years"
 
 
+@pytest.mark.parametrize(("name", "told"), [("segmentation.nii", "segmentation.nii"), ("dicom/notes.txt", "dicom")])
+def test_what_a_user_adds_to_results_stays(archive, model, tmp_path, name, told):
+    few, added = ("--samples", "1", "--steps", "1"), tmp_path / "first" / name
+    assert bulk(archive / "a", tmp_path, model, *few) == 0
+    added.write_text("hours")
+    before = times(tmp_path)
+    assert bulk(archive / "a", tmp_path, model, *few) == 0
+    assert times(tmp_path) == before
+    assert bulk(archive / "a", tmp_path, model, *few, "--seed", "1") == 2
+    assert added.read_text() == "hours" and times(tmp_path)["first"] == before["first"]
+    assert f"has files that no bulk run wrote ({told})" in rows(tmp_path)["first"]["error"]
+    assert outcomes(tmp_path) == {"first": "failed", "second": "done"}
+
+
 def test_two_drivers_do_not_write_to_one_folder(archive, model, tmp_path, capsys):
     from dpmrecon.bulk.run import alone
 

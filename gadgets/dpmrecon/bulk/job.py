@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ROW = "bulk.json"  # in the folder of a scan that is done, or cannot be
 PARTS = ".unfinished"  # where folders wait for their names
+OURS = {ROW, "dicom", "images.h5", "nifti", "preview.png", "report.json"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def reconstructed(job: Job) -> Row:
                 row = {**job.earlier, "stamp": job.source.stamp}
                 write_row(job.out / job.name, row)
                 return row
+            _check_ours(job.out / job.name)
             measurement = scan.header.measurementInformation
             row |= {
                 "protocol": getattr(measurement, "protocolName", None),
@@ -106,6 +108,7 @@ def put(job: Job, part: Path, row: Row) -> Row:
     folder, old = job.out / job.name, part.with_name(f"{part.name}-old")
     try:
         with telling(job.out, "make room or choose another --out"):
+            _check_ours(folder)
             part.mkdir(parents=True, exist_ok=True)
             write_row(part, row)
             if folder.exists():
@@ -125,13 +128,29 @@ def write_row(folder: Path, row: Row) -> None:
 
 def row_in(folder: Path) -> Row | None:
     """The row of an earlier run whose files are all there; None where there is none."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    row, there = _earlier_row(folder), files_in(folder)
+    whole = {"files", "scan", "scan_sha256", "stamp", "made_by", "error"} <= row.keys()
+    return row if whole and all(there.get(name, -1) >= count for name, count in row["files"].items()) else None
+
+
+def _earlier_row(folder: Path) -> Row:
+    """Empty where there is none."""
+    with contextlib.suppress(OSError, ValueError):
         row = json.loads((folder / ROW).read_text())
-        there = {name: count for name, count in files_in(folder).items() if name != ROW}
-        return (
-            row if row["files"] == there and {"scan", "scan_sha256", "stamp", "made_by", "error"} <= set(row) else None
+        return row if isinstance(row, dict) else {}
+    return {}
+
+
+def _check_ours(folder: Path) -> None:
+    """Raises BadInputError for the folder of an earlier run to which somebody has added files."""
+    told = _earlier_row(folder).get("files", {})
+    more = [
+        name for name, count in files_in(folder).items() if name not in {*OURS, *told} or count > told.get(name, count)
+    ]
+    if more:
+        raise BadInputError(
+            f"{folder} has files that no bulk run wrote ({', '.join(more)}) and would be replaced: move them elsewhere"
         )
-    return None
 
 
 @functools.lru_cache(maxsize=1)
