@@ -8,7 +8,7 @@ import ismrmrd
 import numpy as np
 import pytest
 import torch
-from dpmrecon.data import LostSlice, Slice
+from dpmrecon.data import LostSlice, Slice, SliceKey
 from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.hosts import wire
 from dpmrecon.hosts.byte_stream import SocketStream
@@ -22,7 +22,7 @@ from support.hand_made import assert_point, header, only, point_scan
 from support.streams import edited_stream
 
 
-def recon(scan, edit_bits=lambda bits: bits, xml=lambda text: text, line_headers=None, **kinds):
+def recon(scan, edit_bits=lambda bits: bits, xml=lambda text: text, line_headers=None, combine_averages=False, **kinds):
     """The slices that recon_data makes of a scan, once `edit_bits` has seen what came over the wire."""
     ours, theirs = socket.socketpair()
     messages = edited_stream(scan, xml=xml, **kinds)
@@ -39,7 +39,7 @@ def recon(scan, edit_bits=lambda bits: bits, xml=lambda text: text, line_headers
     theirs.close()
     for bit in bits:
         bit.data.data.flags.writeable = False  # as gadgetron-python hands arrays over
-    return list(slices_of(edit_bits(bits), header, line_headers))
+    return list(slices_of(edit_bits(bits), header, line_headers, combine_averages=combine_averages))
 
 
 def test_recon_data_is_what_the_lines_give(scan):
@@ -141,12 +141,35 @@ def test_a_copy_of_image_lines_is_no_calibration_the_last_one_serves(scan, mode)
     assert own.calibration is not None
 
 
+def test_announced_slices_that_never_came_are_named(scan):
+    """A scan that is cut at a slice's end is a normal end."""
+    found, lost = recon(scan, lambda bits: bits[:1])
+    assert isinstance(found, Slice)
+    assert (lost.key, lost.reason) == (SliceKey(1), "it is announced and none of its lines came")
+
+
+@pytest.mark.parametrize(
+    ("counter", "maximum", "together", "lost"),
+    [("repetition", 1, False, 3), ("repetition", 65535, False, 0), ("average", 1, False, 3), ("average", 1, True, 1)],
+)
+def test_what_limits_announce(scan, counter, maximum, together, lost):
+    """Limits that mean nothing announce nothing; of averages that are put together, one that came is enough."""
+    limit = f"<{counter}><minimum>0</minimum><maximum>{maximum}</maximum><center>0</center></{counter}>".encode()
+
+    def xml(text):
+        text = re.sub(rb"<(average|repetition)>.*?</\1>", b"", text, flags=re.DOTALL)
+        return text.replace(b"<encodingLimits>", b"<encodingLimits>" + limit)
+
+    found = recon(scan, lambda bits: bits[:1], xml=xml, combine_averages=together)
+    assert len(found) == 1 + lost
+
+
 def test_a_calibration_that_comes_alone_serves_the_images_after_it(scan):
     def edit(bits):
         alone = ReconBit(ReconBuffer(np.zeros((0,) * 7, np.complex64), np.zeros((0,) * 5, object)), bits[0].ref)
         return [alone, uncalibrated(bits[0])]
 
-    (whole, _), (found,) = recon(scan, xml=separate), recon(scan, edit, xml=separate)
+    (whole, _), (found, _) = recon(scan, xml=separate), recon(scan, edit, xml=separate)
     assert found.calibration.equal(whole.calibration)
 
 

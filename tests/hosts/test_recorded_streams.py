@@ -72,8 +72,8 @@ def resampled(image: np.ndarray) -> np.ndarray:
     return to_image(without_drift(kspace), axes=(-1,)).abs().numpy()
 
 
-def slices_without_drift(*arguments):
-    for item in slices_of(*arguments):
+def slices_without_drift(*arguments, **more):
+    for item in slices_of(*arguments, **more):
         yield replace(item, kspace=without_drift(item.kspace), calibration=without_drift(item.calibration))
 
 

@@ -52,7 +52,7 @@ class Gadgetron:
         *,
         combine_averages: bool,
     ) -> Iterator[Slice | LostSlice]:
-        found = slices_of(self._bits(messages), header, line_headers)
+        found = slices_of(self._bits(messages), header, line_headers, combine_averages=combine_averages)
         return together(found, header) if combine_averages else found
 
     def receiving(self, options: Options, header: Header) -> Receiving:

@@ -20,7 +20,15 @@ import torch
 from ..data import ESTIMATED, LostSlice, Slice, SliceKey, Volume
 from ..errors import BadInputError, UnsupportedScanError
 from ..mrd.averages import may_be_weighted
-from ..mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, within
+from ..mrd.completeness import (
+    FEWEST_CALIBRATION_LINES,
+    MOST_SLICES,
+    announced_slices,
+    central_block,
+    completeness,
+    missing_keys,
+    within,
+)
 from ..mrd.epi import ShotCounter, weighted_shots
 from ..mrd.flags import CALIBRATION, CALIBRATION_AND_IMAGE, GHOST_CORRECTION, NOISE
 from ..mrd.header import (
@@ -54,9 +62,15 @@ Heads = dict[tuple[int, ...], ismrmrd.AcquisitionHeader]
 
 
 def slices_of(
-    bits: Iterable[ReconBit], header: Header, line_headers: LineHeaders | None = None
+    bits: Iterable[ReconBit],
+    header: Header,
+    line_headers: LineHeaders | None = None,
+    *,
+    combine_averages: bool = False,
 ) -> Iterator[Slice | LostSlice]:
-    """Every slice or volume of a stream of ReconBit: complete ones as Slice or Volume, others as LostSlice.
+    """Every slice or volume of a stream of ReconBit: complete ones as Slice or Volume, others as LostSlice; last those
+    that the header announces and that did not come. Averages are slices of their own; combine_averages: they are put
+    together later, and a slice of which one came has come.
 
     line_headers: gets that of the line nearest each slice's k-space centre, before it leaves. Memory holds a
     calibration for each slice number, for images without one. Raises BadInputError and UnsupportedScanError, in one
@@ -65,7 +79,7 @@ def slices_of(
     epi = _check_supported(header)
     line_headers = {} if line_headers is None else line_headers
     kept: Kept = {}
-    came = False
+    came: set[SliceKey] = set()
     for bit in bits:
         if bit.data.data.size == 0:  # calibration alone
             if bit.ref is not None and bit.ref.data.ndim == 7:
@@ -80,13 +94,19 @@ def slices_of(
         for index in np.ndindex(bit.data.data.shape[4:]):
             item = _slice(bit, index, header, line_headers, epi, kept)
             if item is not None:
-                came = True
+                came.add(item.key)
                 yield item
     if not came:
         raise BadInputError(
             "no image lines came: the chain in front of this gadget lost them, or the scan holds none"
             + _noise_adjust_refuses(header)
         )
+    # a scan that was cut ends like a whole one
+    if announced_slices(header, combine_averages=combine_averages) <= MOST_SLICES:
+        if combine_averages:
+            came = {dataclasses.replace(key, average=0) for key in came}
+        for key in missing_keys(header, came, combine_averages=combine_averages):
+            yield LostSlice(key, "it is announced and none of its lines came")
 
 
 def _noise_adjust_refuses(header: Header) -> str:
