@@ -1,5 +1,7 @@
 """Headers and meta of the images that go out, against those of Gadgetron's own chain on the same scans."""
 
+from dataclasses import replace
+
 import h5py
 import ismrmrd
 import numpy as np
@@ -11,7 +13,7 @@ from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.geometry import grid_of_mrd
 from dpmrecon.mrd.header import view_pixels, voxel_mm
 from dpmrecon.mrd.lines import LineHeader
-from dpmrecon.output.mrd_images import BRIGHT, mrd_images, to_recon_space
+from dpmrecon.output.mrd_images import BRIGHT, HEAD, mrd_images, remarks_of, to_recon_space
 from dpmrecon.output.whole_numbers import LARGEST, SpreadScale, to_uint16
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import Denoiser
@@ -156,7 +158,7 @@ def test_a_fallback_is_labelled(simulated_scan, checkpoint):
 def test_one_scale_for_the_series_and_numbers_by_place(simulated_scan, checkpoint):
     with open_scan(simulated_scan(matrix=(48, 64), n_slices=3)) as opened:
         heads = {}
-        data = list(slices(opened.acquisitions(), opened.header, heads))
+        data = [replace(one, sigma_n=1e-5) for one in slices(opened.acquisitions(), opened.header, heads)]
         lost = LostSlice(SliceKey(0), "incomplete")
         stream = [lost, reconstruction(data[2], scale=0.004), reconstruction(data[1], scale=0.12)]
         found = [
@@ -173,7 +175,23 @@ def test_one_scale_for_the_series_and_numbers_by_place(simulated_scan, checkpoin
     assert np.all(whole.data == 30 * BRIGHT)
     assert whole.attribute_string == bright.attribute_string
     bright.data[:] = 1e6
-    assert to_uint16(bright).data.max() == LARGEST
+    bright.data[0, 0, 0, :2] = LARGEST
+    whole = to_uint16(bright)
+    assert whole.data.max() == LARGEST
+    (remark,) = remarks_of(whole.meta)
+    assert remark.startswith(f"{bright.data.size - 2} pixels are brighter than {LARGEST}")
+    assert all(whole.meta[name].endswith(remark) for name in ("ImageComments", "GADGETRON_ImageComment"))
+
+
+def test_a_first_slice_of_noise_alone_gives_no_scale(simulated_scan, checkpoint):
+    with open_scan(simulated_scan(matrix=(48, 64), n_slices=3)) as opened:
+        heads = {}
+        noise, head, _ = slices(opened.acquisitions(), opened.header, heads)
+    stream = [reconstruction(noise, scale=3 * noise.sigma_n), reconstruction(head, scale=200 * head.sigma_n)]
+    provenance = Provenance.of(checkpoint, None, SAMPLING)
+    _, (image, *_) = (found for _, found in mrd_images(stream, opened.header, heads, provenance))
+    assert np.allclose(image.data, BRIGHT * 200 / HEAD)
+    assert to_uint16(image).attribute_string == image.attribute_string
 
 
 SCAN = {"matrix": (48, 64), "n_slices": 3, "acceleration": 2}

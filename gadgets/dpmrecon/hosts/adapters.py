@@ -20,7 +20,7 @@ from ..mrd.lines import LineHeaders
 from ..mrd.receiving import Receiving
 from ..mrd.scan_log import ScanLog
 from ..options import OPTIONS, Options, from_pairs, from_properties, printable
-from ..output.whole_numbers import image_like, to_uint16
+from ..output.whole_numbers import image_like, to_uint16, with_saturation
 from . import health, wire
 from .engine import Engine
 from .parameters import parameters_of
@@ -93,6 +93,8 @@ class Gadgetron:
             image = to_uint16(image)
         elif kind == ismrmrd.IMTYPE_COMPLEX:
             image = image_like(image, image.data[0].astype(np.complex128), dict(image.meta))
+        else:  # which the tail rounds to whole numbers
+            image = with_saturation(image)
         peer.send_image(image)
 
     def fail(self, peer: Wire, message: str) -> None:

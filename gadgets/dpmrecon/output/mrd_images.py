@@ -22,6 +22,9 @@ RESEARCH = "RESEARCH: not for diagnostic use"
 RECONSTRUCTION, SPREAD, PHASE, COMPLEX = 1, 2, 6, 7
 # of a series' first slice, the 99th percentile: others may be 30 times as bright
 BRIGHT = 1000.0
+# standard deviations of noise that the scale has at least: a first slice above the head holds noise alone (about 3),
+# a head of SNR 5 has 7.7
+HEAD = 7.5
 # of phase in radians: scale, and a window that shows a whole turn
 MRAD = {"GADGETRON_ScaleRatio": "1", "RescaleSlope": "1000", "RescaleIntercept": "0", "RescaleType": "mrad"}
 TURN = (0, 7)
@@ -73,14 +76,15 @@ def mrd_images(
     line_headers: geometry and time stamps of each slice. outputs: magnitude (float32), phase (float32, radians, the
     smooth phase included), complex (complex64, that phase included). weighting: of a diffusion scan, for b-value and
     direction in the meta. Magnitudes and complex values are all in one scale: BRIGHT is the 99th percentile of the
-    first slice; the meta's RescaleSlope takes it back to the units of the (whitened) k-space, and radians to mrad.
+    first slice, or HEAD times the noise where that is more; the meta's RescaleSlope takes it back to the units of the
+    (whitened) k-space, and radians to mrad.
     """
     factor, used = None, set()
     for item in stream:
         if isinstance(item, LostSlice):
             yield item, []
             continue
-        factor = factor or BRIGHT / item.mapped.scale
+        factor = factor or BRIGHT / max(item.mapped.scale, HEAD * item.mapped.data.sigma_n)
         number = _image_number(item.key, header)
         while number in used:  # limits that announce too little
             number += 1

@@ -5,7 +5,7 @@ import math
 import ismrmrd
 import numpy as np
 
-from .mrd_images import BRIGHT, SPREAD, bright_window, image_of, window
+from .mrd_images import BRIGHT, SPREAD, bright_window, commented, image_of, remarks_of, window
 
 LARGEST = 32767  # of a magnitude: Gadgetron's own tail stops there, and int16 readers too
 PHASE_STEPS = 4096  # of a turn, as vendors store phase
@@ -28,7 +28,21 @@ def to_uint16(image: ismrmrd.Image) -> ismrmrd.Image:
         meta |= {"RescaleSlope": f"{MRAD_PER_STEP:.9g}", "RescaleIntercept": f"{FIRST_MRAD:.9g}"}
         meta["GADGETRON_ScaleRatio"] = f"{PHASE_STEPS / (2 * math.pi):.9g}"
         return image_like(image, phase_steps(pixels), meta)
-    return image_like(image, np.clip(np.rint(pixels), 0, LARGEST).astype(np.uint16), meta)
+    told = with_saturation(image)
+    return image_like(told, np.clip(np.rint(pixels), 0, LARGEST).astype(np.uint16), dict(told.meta))
+
+
+def with_saturation(image: ismrmrd.Image) -> ismrmrd.Image:
+    """The same magnitude with a remark where pixels are above LARGEST, at which whole numbers stop."""
+    above, meta = int((np.rint(image.data) > LARGEST).sum()), dict(image.meta)
+    if not above:
+        return image
+    remark = f"{above} pixels are brighter than {LARGEST}, the largest value, and have that value"
+    meta["dpmrecon_remarks"] = [*remarks_of(meta), remark]
+    for name in ("ImageComments", "GADGETRON_ImageComment"):
+        if name in meta:
+            meta[name] = commented(str(meta[name]), [remark])
+    return image_like(image, image.data[0], meta)
 
 
 def image_like(image: ismrmrd.Image, pixels: np.ndarray, meta: dict) -> ismrmrd.Image:
