@@ -168,6 +168,13 @@ def test_files_that_are_no_scans(tmp_path):
     cut = tmp_path / "cut.h5"
     cut.write_bytes(scan.read_bytes()[:-4000])
     assert "truncated" in refused(cut)
+    hollow = tmp_path / "hollow.h5"  # room was made for the copy, and its end never came
+    shutil.copy(scan, hollow)
+    with h5py.File(hollow, "r+") as file:
+        lines = file["dataset/data"][()]
+        lines["head"][20:] = np.zeros(1, lines["head"].dtype)
+        file["dataset/data"][...] = lines
+    assert f"{len(lines) - 20} of {len(lines)} lines, from line 21 on, have not even a head" in refused(hollow)
 
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["measurements"] = 1

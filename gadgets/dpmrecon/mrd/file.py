@@ -116,6 +116,14 @@ def _scan(measurement: h5py.Group, path: Path, changes: str | None, ignored: int
             f"{path}: the header or the lines' heads cannot be read as ISMRMRD ({first_line(error)}); the file is "
             "damaged or of another format"
         ) from error
+    empty = np.flatnonzero(
+        (heads["version"] == 0) & (heads["active_channels"] == 0) & (heads["number_of_samples"] == 0)
+    )
+    if len(empty):
+        raise BadInputError(
+            f"{path}: {len(empty)} of {len(heads)} lines, from line {empty[0] + 1} on, have not even a head: the file "
+            "is damaged, as where a copy was cut off; copy it again"
+        )
     log = ScanLog()
     try:
         xml = overridden(xml.encode() if isinstance(xml, str) else bytes(xml), changes)
