@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 # A noise measurement so much louder than quiet k-space is another scan's
 TOO_LOUD = 1.5
-# Without one: times the median channel's level in the outermost OUTER of the lines and of their samples
-LOUD, OUTER, MOST_LINES = 2.0, 0.25, 512
+# Without one: times the median channel's level in the outermost OUTER of the lines and of their samples; how much
+# larger noise is further in, by chance
+LOUD, OUTER, MOST_LINES, FLAT = 2.0, 0.15, 512, 1.3
 
 
 class Maker(Settler):
@@ -227,13 +228,21 @@ class Maker(Settler):
 
 
 def _outer_levels(lines: Lines, limits: tuple[Limits, Limits]) -> np.ndarray:
-    """(n_coils,): the median size of a sample in the outermost lines and at the ends of them."""
+    """(n_coils,): the median size of a sample in the outermost lines and at the ends of them; all alike where those
+    further in are larger: that is signal, as in scans without noise."""
     assert lines.layout is not None
     apart = places_of(lines.sums) - np.array([limit.center for limit in limits])
-    outward = np.argsort(-np.hypot(*apart.T), kind="stable")[: max(1, round(OUTER * len(apart)))]
-    numbers = np.array(list(lines.sums))[outward[:: -(-len(outward) // MOST_LINES)]]
+    outward = np.argsort(-np.hypot(*apart.T), kind="stable")
     samples = np.arange(lines.layout.first, lines.layout.end)
-    distance = np.abs(samples - lines.layout.center)
-    ends = samples[np.argsort(-distance, kind="stable")[: max(1, round(OUTER * len(samples)))]]
-    found = [np.abs(lines.sums[number][:, ends]) / lines.counts[number] ** 0.5 for number in numbers.tolist()]
-    return np.median(np.concatenate(found, 1), 1)
+    ends = samples[np.argsort(-np.abs(samples - lines.layout.center), kind="stable")]
+    numbers = np.array(list(lines.sums))[outward]
+
+    def level(first: float, last: float) -> np.ndarray:
+        """Of these shares of lines and samples, from the outermost on."""
+        some, columns = (part[round(first * len(part)) : max(1, round(last * len(part)))] for part in (numbers, ends))
+        some = some[:: max(1, len(some) // MOST_LINES)].tolist()
+        found = [np.abs(lines.sums[number][:, columns]) / lines.counts[number] ** 0.5 for number in some]
+        return np.median(np.concatenate(found, 1), 1)
+
+    outer, further_in = level(0, OUTER), level(OUTER, 2 * OUTER)
+    return outer if np.median(further_in / np.maximum(outer, 1e-30)) <= FLAT else np.ones(len(outer))
