@@ -543,4 +543,4 @@ def _finite(value: Any) -> float | None:
 
 def _first(element: Any, name: str) -> float | None:
     values = getattr(element, name, None) or []
-    return values[0] if values and isinstance(values[0], int | float) and np.isfinite(values[0]) else None
+    return _finite(values[0]) if values else None

@@ -153,7 +153,7 @@ class Lines:
     lost: str | None = None  # why no image can be made of them
     ghosts: list[Ghost] = field(default_factory=list)  # of their shots, which are corrected
     shots: dict[int, set[int]] = field(default_factory=dict)  # of EPI, in which a number came
-    copies: set[int] = field(default_factory=set)  # numbers of lines that came again, bit by bit
+    copied: bool = False  # whether a line came again, bit by bit
 
     def add(
         self, head: ismrmrd.AcquisitionHeader, data: np.ndarray, layout: Layout, number: int, distance: float
@@ -172,7 +172,7 @@ class Lines:
             count = self.counts[number]
             difference = data - self.sums[number] / np.float32(count)
             if not difference.any():
-                self.copies.add(number)
+                self.copied = True
                 return
             self.repeats.append(Repeat(number, count, _energy_by_channel(difference), _energy_by_channel(data)))
             self.sums[number] = self.sums[number] + data

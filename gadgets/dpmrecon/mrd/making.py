@@ -53,10 +53,8 @@ class Maker(Settler):
 
         found = self.settled(key, image, calibration)
         lines, remarks = found.lines, list(found.remarks)
-        assert lines.header is not None
         data, columns = lines.mean(found.grid, self.cols)
         rows = torch.tensor(list(lines.sums)) + (self.rows // 2 - found.limits[1].center)
-        whitener, sigma_n = self._noise(lines, lines.header.sample_time_us, found.grid)
         remarks += ghost_remarks(lines, "shots")
         shots = None
         if lines.shots and may_be_weighted(self.header, key):
@@ -65,8 +63,7 @@ class Maker(Settler):
             )
         if calibration is not None:
             remarks += ghost_remarks(calibration, "calibration shots")
-        measured = None if whitener is None else sigma_n
-        whitener = self._balanced(lines, found.limits, remarks) if whitener is None else whitener
+        whitener, measured = self._noise(lines, found.limits, found.grid, remarks)
         kspace = data.new_zeros((data.shape[1], self.rows, self.cols))
         kspace[:, rows] = whitened(data, whitener)
         mask = torch.zeros(self.rows, self.cols)
@@ -99,10 +96,8 @@ class Maker(Settler):
         lines, grid, shape = found.lines, found.grid, (self.partitions, self.rows)
         if lines is not image:
             image.sums.clear()
-        assert lines.header is not None
-        whitener, sigma_n = self._noise(lines, lines.header.sample_time_us, grid)
-        measured, remarks = None if whitener is None else sigma_n, list(found.remarks)
-        whitener = self._balanced(lines, found.limits, remarks) if whitener is None else whitener
+        remarks = list(found.remarks)
+        whitener, measured = self._noise(lines, found.limits, grid, remarks)
         # pages of memory come as they are written
         kspace = torch.from_numpy(np.zeros((len(lines.numbers), *shape, self.cols), np.complex64))
         columns = lines.echo(grid).columns(grid, self.cols)
@@ -127,11 +122,16 @@ class Maker(Settler):
             voxel_mm=voxel_mm(self.header),
         )
 
-    def _noise(self, lines: Lines, dwell: float, grid: int) -> tuple[torch.Tensor | None, float]:
-        """Whitening matrix and noise level of single lines; (None, 0) without a noise measurement of these channels."""
+    def _noise(
+        self, lines: Lines, limits: tuple[Limits, Limits], grid: int, remarks: list[str]
+    ) -> tuple[torch.Tensor | None, float | None]:
+        """Whitening matrix and noise level of single lines; without a noise measurement of these channels that of
+        `_balanced` and None."""
+        assert lines.header is not None
         if self.readouts is not None:
             grid = max(grid, self.readouts.of(0).noise_grid)
-        return self.noise.whitener(lines.numbers, dwell, grid, self.cols) or (None, 0.0)
+        measured = self.noise.whitener(lines.numbers, lines.header.sample_time_us, grid, self.cols)
+        return measured or (self._balanced(lines, limits, remarks), None)
 
     def _balanced(self, lines: Lines, limits: tuple[Limits, Limits], remarks: list[str]) -> torch.Tensor | None:
         """Without a noise measurement, in its place: the matrix that scales loud channels to the level of the others;

@@ -144,7 +144,7 @@ class Record:
             image.merge(calibration)
         if image is not None:
             image.zeros = self.zeros
-            if image.copies:
+            if image.copied:
                 log.remark("lines came more than once, bit by bit: they are copies, no averages, and count once")
         return image
 

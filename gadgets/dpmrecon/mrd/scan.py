@@ -58,13 +58,16 @@ class Scan:
         """Slices that are reconstructed: those of the file, or one for all of its averages."""
         if not combine_averages:
             return self.n_slices
-        counters = self.heads["idx"][[group[0] for group in self.groups if np.any(self._of_image(group))]]
+        counters = self.heads["idx"][self._first_of_images()]
         return len({tuple(int(one[name]) for name in PLACE) for one in counters})
 
     def last(self, counter: str) -> int:
         """The largest value of a counter that image lines have."""
-        firsts = [group[0] for group in self.groups if np.any(self._of_image(group))]
-        return int(self.heads["idx"][counter][firsts].max(initial=0))
+        return int(self.heads["idx"][counter][self._first_of_images()].max(initial=0))
+
+    def _first_of_images(self) -> list[int]:
+        """The first line of each slice that has lines of an image."""
+        return [group[0] for group in self.groups if np.any(self._of_image(group))]
 
     @cached_property
     def digest(self) -> str:
