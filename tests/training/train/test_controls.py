@@ -15,8 +15,8 @@ RECIPE = {
     },
     "train": {
         "seed": 3, "optimizer": "adam", "precision": "float32", "batch": 1, "draws": 2, "crops": [32, 40], "rate": 1e-3,
-        "warmup": 1, "decay_fraction": 0.5, "clip": 1.0, "label_dropout": 0.2, "volumes": ["*"], "real_fraction": 1.0,
-        "save_seconds": 60,
+        "warmup": 1, "decay_fraction": 0.5, "clip": 1.0, "label_dropout": 0.2, "volumes": ["*"], "focus_weight": 1.0,
+        "real_fraction": 1.0, "save_seconds": 60,
     },
 }  # fmt: skip
 

@@ -23,7 +23,8 @@ from dpmtrain.cli import main
 from dpmtrain.data.masks import FAMILIES, _plane, _rows, drawn_mask
 from dpmtrain.train import one_step_runs
 from dpmtrain.train.keeper import read_tensors
-from dpmtrain.train.one_step import OneStepStage, begin_with, distilled_target, velocity_loss
+from dpmtrain.train.one_step import CropBatches, OneStepStage, begin_with, distilled_target, velocity_loss
+from dpmtrain.train.recipe import read_recipe
 from dpmtrain.train.refiner import refiner_loss, together_loss, with_refiner
 from dpmtrain.train.timed import TimedRun
 from dpmtrain.train.undersampled import cg_sense, coil_maps, head, undersampled, with_errors
@@ -50,6 +51,7 @@ decay_fraction = 0.5
 clip = 1.0
 label_dropout = 0.2
 volumes = ["*"]
+focus_weight = 3
 real_fraction = 1.0
 save_seconds = 10
 [sampling]
@@ -112,7 +114,9 @@ def test_a_scan_of_a_crop(conditioning):
     clean = torch.polar(disc, 0.3 * disc).expand(3, -1, -1)
     mask = torch.ones(3, 45, 45)
     mask[1, 1::2] = 0
-    found = undersampled(clean, mask, conditioning, generator(4))
+    weight = 1 + 4 * disc.expand(3, -1, -1)
+    found = undersampled(clean, weight, mask, conditioning, generator(4))
+    assert torch.equal(found.weight, weight)
     assert torch.allclose(found.acceleration, torch.tensor([1.0, 45 / 23, 1.0]))
     assert bool(((found.sigma_n > 0.003) & (found.sigma_n < 0.12)).all())
     assert torch.equal(found.clean, clean)  # the head is inside the support
@@ -157,7 +161,19 @@ def test_examples_count_by_their_residual():
     residual = torch.stack([torch.full((4, 4), 2 + 0j), torch.full((4, 4), 0.02 + 0j)])
     error = 0.1 * residual
     expected = 0.5 * sum(0.005 * size**2 / (size**2 / 2 + 0.01) for size in (2, 0.02))
-    assert float(velocity_loss(error, torch.zeros_like(error), residual)) == pytest.approx(expected, rel=1e-4)
+    none, ones = torch.zeros_like(error), torch.ones(2, 4, 4)
+    assert float(velocity_loss(error, none, residual, ones)) == pytest.approx(expected, rel=1e-4)
+    ones[:, 1, 2] = 5  # a sixteenth of the pixels
+    assert float(velocity_loss(error, none, residual, ones)) == pytest.approx(expected * 20 / 16, rel=1e-4)
+
+
+def test_painted_foci_count_more_in_every_draw_of_a_crop(prepared, recipe):
+    settings = {**read_recipe(recipe, "one-step")["train"], "focus_weight": 5.0, "crops": [48]}
+    batches = (CropBatches(prepared, settings, ["t1"], None)[step] for step in range(40))
+    crops = next(crops for crops in batches if crops.weight.max() > 1)
+    assert set(crops.weight.unique().tolist()) == {1.0, 5.0} and crops.weight.shape == crops.clean.shape
+    for drawn in (crops.clean, crops.weight):
+        assert torch.equal(drawn[::2], drawn[1::2])  # draws of one crop
 
 
 def test_a_denoiser_to_begin_with_takes_the_conventional_image_for_a_noisy_one():
@@ -263,7 +279,8 @@ def two_networks():
     model = with_refiner(Checkpoint(one, {}, "one"), ConditionalDenoiser(config))
     clean, mask = torch.polar(torch.ones(2, 33, 28), 0 * torch.ones(2, 33, 28)), torch.ones(2, 33, 28)
     mask[:, ::2, 2:] = 0
-    return model, undersampled(clean, mask, "cg-sense", generator(1)), torch.ones(2, 1)
+    found = undersampled(clean, torch.ones(2, 33, 28), mask, "cg-sense", generator(1))
+    return model, found, torch.ones(2, 1)
 
 
 def test_the_refiner_starts_as_the_identity_and_its_loss_teaches_it_alone(two_networks):
@@ -317,6 +334,7 @@ from itertools import count
 from dpmtrain.cli import main
 from dpmtrain.train import one_step_runs
 from dpmtrain.train.one_step import OneStepStage
+from dpmtrain.train.recipe import read_recipe
 from dpmtrain.train.refiner import refiner_loss, together_loss, with_refiner
 from dpmtrain.train.timed import TimedRun
 {inspect.getsource(ticking)}

@@ -49,7 +49,7 @@ def test_training_lowers_the_loss_and_moves_the_errors():
     model, zero_filled, _, truth = problem(16, 13)
     torch.manual_seed(0)
     network, ones = Unrolled(CONFIG), torch.ones(2)
-    batch = Undersampled(truth, 0.5 * truth, 3 * ones, 0.02 * ones, zero_filled, model)
+    batch = Undersampled(truth, torch.ones(2, 16, 13), 0.5 * truth, 3 * ones, 0.02 * ones, zero_filled, model)
     optimizer, label = torch.optim.Adam(network.parameters(), 3e-3), torch.zeros(2, 2)
     before, losses = network.log_error.detach().clone(), []
     for _ in range(12):

@@ -44,7 +44,7 @@ from ..train.unrolled import MODEL_ERROR, NOISE_FACTOR, Unrolled, unrolled_loss
 ARMS = ("cg-sense", "zero-filled", "unrolled")
 SCANS = 200  # batches
 ERRORS = (0.02, 0.03, 0.045, 0.07, 0.1)
-KEPT = ("clean", "conventional", "acceleration", "sigma_n", "zero_filled")
+KEPT = ("clean", "weight", "conventional", "acceleration", "sigma_n", "zero_filled")
 
 
 def scans(recipe: dict, data: Path, file: Path, count: int) -> list[dict[str, torch.Tensor]]:
@@ -57,7 +57,7 @@ def scans(recipe: dict, data: Path, file: Path, count: int) -> list[dict[str, to
             crops = batches[number]
             if isinstance(crops, DpmreconError):
                 raise crops
-            batch = undersampled(crops.clean, crops.mask, "cg-sense", generator)
+            batch = undersampled(crops.clean, crops.weight, crops.mask, "cg-sense", generator)
             of_model = {"coil_maps": batch.model.coil_maps, "mask": batch.model.mask, "label": crops.label}
             made.append({name: getattr(batch, name) for name in KEPT} | of_model)
         with writing(file):

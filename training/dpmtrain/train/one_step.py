@@ -19,7 +19,7 @@ from dpmrecon.prior.denoiser import Denoiser, complex_noise
 from torch.optim.swa_utils import AveragedModel
 
 from ..data.masks import drawn_mask
-from .batches import Batches, example_seed
+from .batches import Batches, example_seed, focus_weight
 from .muon import optimizers
 from .undersampled import Undersampled
 
@@ -30,9 +30,11 @@ TYPICAL_SIGMA = 0.05  # of what a conventional image lacks, where a denoiser is 
 
 
 class Crops(NamedTuple):
-    """clean: (batch, rows, cols) complex64; mask: like it, float32; label: (batch, n_labels)."""
+    """clean: (batch, rows, cols) complex64; weight, of each pixel's error, and mask: like it, float32; label: (batch,
+    n_labels)."""
 
     clean: torch.Tensor
+    weight: torch.Tensor
     mask: torch.Tensor
     label: torch.Tensor
 
@@ -46,16 +48,20 @@ class CropBatches(Batches):
     def example(self, step: int, number: int, crop: int) -> tuple[torch.Tensor, ...]:
         seed, draws = example_seed(self.settings["seed"], step, number), self.settings["draws"]
         generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-        clean, _, contrast = self.slices.example(crop, generator)
+        clean, foci, contrast = self.slices.example(crop, generator)
         masks = torch.from_numpy(np.stack([drawn_mask(crop, rng) for _ in range(draws)])).float()
         kept = torch.rand(draws, 1, generator=generator) >= self.settings["label_dropout"]
-        return clean.expand(draws, -1, -1), masks, kept * self.label_of(contrast)
+        weight = focus_weight(foci, self.settings)
+        return clean.expand(draws, -1, -1), weight.expand(draws, -1, -1), masks, kept * self.label_of(contrast)
 
 
-def velocity_loss(velocity: torch.Tensor, target: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """Mean square of v, each example over that of its residual: what is hard to unfold would drown the rest."""
+def velocity_loss(
+    velocity: torch.Tensor, target: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """Mean square of v, each pixel times its weight, each example over that of its residual: what is hard to unfold
+    would drown the rest."""
     scale = residual.abs().square().mean((1, 2)) / 2 + EASY**2
-    return ((velocity - target).abs().square().mean((1, 2)) / 2 / scale).mean()
+    return ((weight * (velocity - target).abs().square()).mean((1, 2)) / 2 / scale).mean()
 
 
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
@@ -112,7 +118,7 @@ def teacher_loss(
     alpha, sigma = (value.view(-1, 1, 1) for value in signal_and_noise(drawn))
     noise = complex_noise(tuple(residual.shape), generator)
     velocity = model(alpha * residual + sigma * noise, drawn, *told(batch), label)
-    return velocity_loss(velocity, alpha * noise - sigma * residual, residual)
+    return velocity_loss(velocity, alpha * noise - sigma * residual, residual, batch.weight)
 
 
 def regression_loss(
@@ -122,7 +128,7 @@ def regression_loss(
     residual = residual_of(batch)
     ones = torch.ones(len(residual), device=residual.device)
     velocity = model(torch.zeros_like(residual), ones, *told(batch), label)
-    return velocity_loss(velocity, -residual, residual)
+    return velocity_loss(velocity, -residual, residual, batch.weight)
 
 
 def distillation_loss(
@@ -143,7 +149,7 @@ def distillation_loss(
     noisy = alpha * residual + sigma * complex_noise(tuple(residual.shape), generator)
     target = distilled_target(partial(predicted, teacher, batch, label), noisy, begin, 1 / steps, substeps)
     velocity = model(noisy, begin, *told(batch), label)
-    return velocity_loss(velocity, (alpha * noisy - target) / sigma, residual)
+    return velocity_loss(velocity, (alpha * noisy - target) / sigma, residual, batch.weight)
 
 
 def distilled_target(

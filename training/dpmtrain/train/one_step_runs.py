@@ -81,8 +81,8 @@ class Run:
         for crops in self.crops:
             if isinstance(crops, DpmreconError):
                 yield crops
-            clean, mask, label = (part.to(self.device, non_blocking=True) for part in crops)
-            yield undersampled(clean, mask, self.recipe["model"]["conditioning"], generator), label
+            clean, weight, mask, label = (part.to(self.device, non_blocking=True) for part in crops)
+            yield undersampled(clean, weight, mask, self.recipe["model"]["conditioning"], generator), label
 
     def save(self, path: Path, model: ConditionalDenoiser, history: str, **own: Any) -> None:
         """own: sampler settings that are not the recipe's."""

@@ -38,7 +38,7 @@ TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
     "save_seconds": (float, 0),
 }
 # of training for a number of steps, and for a time
-COUNTED = ("steps", "ema_half_life", "p_mean", "p_std", "focus_weight", "save_every", "sheet_every")
+COUNTED = ("steps", "ema_half_life", "p_mean", "p_std", "save_every", "sheet_every")
 TIMED = ("save_seconds",)
 RECIPE_TABLES = {
     "pretrain": {

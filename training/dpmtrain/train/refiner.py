@@ -67,7 +67,7 @@ def refiner_loss(
     with torch.no_grad():
         image = first_image(model, batch, label, weight)
     left = (refined_image(model, batch, label, weight, image) - batch.clean) / RESIDUAL
-    return velocity_loss(left, torch.zeros_like(left), (batch.clean - image) / RESIDUAL)
+    return velocity_loss(left, torch.zeros_like(left), (batch.clean - image) / RESIDUAL, batch.weight)
 
 
 def together_loss(
@@ -77,7 +77,7 @@ def together_loss(
     weight = data_weight(batch, generator)
     image = first_image(model, batch, label, weight)
     left = (refined_image(model, batch, label, weight, image) - batch.clean) / RESIDUAL
-    return velocity_loss(left, torch.zeros_like(left), LEFT * residual_of(batch))
+    return velocity_loss(left, torch.zeros_like(left), LEFT * residual_of(batch), batch.weight)
 
 
 def data_weight(batch: Undersampled, generator: torch.Generator) -> torch.Tensor:

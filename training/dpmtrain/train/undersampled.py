@@ -20,10 +20,12 @@ EDGE, AROUND = 0.04, (2, 10)  # of the head, where maps are known: signal, pixel
 
 
 class Undersampled(NamedTuple):
-    """clean, conventional: (batch, rows, cols) complex64 at scale 1, inside the maps' support; acceleration (net) and
-    sigma_n: (batch,) float32; zero_filled: A^H of the data, of `model`, whose maps are the calibration's."""
+    """clean, conventional: (batch, rows, cols) complex64 at scale 1, inside the maps' support; weight: like them,
+    float32, of each pixel's error; acceleration (net) and sigma_n: (batch,) float32; zero_filled: A^H of the data, of
+    `model`, whose maps are the calibration's."""
 
     clean: torch.Tensor
+    weight: torch.Tensor
     conventional: torch.Tensor
     acceleration: torch.Tensor
     sigma_n: torch.Tensor
@@ -32,11 +34,12 @@ class Undersampled(NamedTuple):
 
 
 def undersampled(
-    clean: torch.Tensor, mask: torch.Tensor, conditioning: str, generator: torch.Generator
+    clean: torch.Tensor, weight: torch.Tensor, mask: torch.Tensor, conditioning: str, generator: torch.Generator
 ) -> Undersampled:
     """A scan of each crop: coils, noise, and CG-SENSE or the zero-filled image.
 
-    clean: (batch, rows, cols) complex64; mask: (batch, rows, cols) float32; generator: on their device.
+    clean: (batch, rows, cols) complex64; weight, of each pixel's error, and mask: like it, float32; generator: on
+    their device.
     """
     batch, device = len(clean), clean.device
     low, high = (math.log(value) for value in SIGMA_N)
@@ -50,7 +53,8 @@ def undersampled(
     model = ForwardModel(with_errors(maps, generator) * inside[:, None], mask)
     zero_filled = model.adjoint(kspace)
     image = cg_sense(model, zero_filled, sigma_n) if conditioning == "cg-sense" else zero_filled
-    return Undersampled(clean * inside, image * inside, 1 / mask.mean((1, 2, 3)), sigma_n, zero_filled, model)
+    acceleration = 1 / mask.mean((1, 2, 3))
+    return Undersampled(clean * inside, weight, image * inside, acceleration, sigma_n, zero_filled, model)
 
 
 def cg_sense(model: ForwardModel, zero_filled: torch.Tensor, sigma_n: torch.Tensor) -> torch.Tensor:

@@ -73,4 +73,4 @@ def unrolled_loss(
         batch.model, batch.zero_filled, batch.conventional, batch.acceleration, batch.sigma_n, label
     )
     residual = (batch.clean - batch.conventional) / RESIDUAL
-    return velocity_loss((found - batch.clean) / RESIDUAL, torch.zeros_like(found), residual)
+    return velocity_loss((found - batch.clean) / RESIDUAL, torch.zeros_like(found), residual, batch.weight)
