@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# two processes, a file of tests in one: its fixtures are made once
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .PHONY: demo test check docs bench bench-gpu image image-gadgetron image-openrecon image-test
 
@@ -22,7 +24,7 @@ demo: .venv/runtime
 	@echo "Look at demo/preview.png; the figures are in demo/report.json."
 
 test: .venv/dev
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 # format, lint, arrows between modules, types and tests: what CI runs
 check: .venv/dev
@@ -30,7 +32,7 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy gadgets/dpmrecon training/dpmtrain
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 # the documentation, build/docs/index.html; a warning is an error
 docs: .venv/dev
