@@ -95,6 +95,32 @@ def test_partial_fourier_leaves_the_missing_rows_empty():
     torch.testing.assert_close(result.calibration, result.kspace[:, 9:24])
 
 
+INTERPOLATED = {"x": 104, "fov_x": 260.0, "recon_x": 52}  # images of twice the columns that are acquired
+
+
+@pytest.mark.parametrize("half", [20, 24])
+def test_oversampled_lines_shorter_than_the_interpolated_image_keep_their_field_of_view(half):
+    """As where the header's matrix is the image's, times the oversampling."""
+    lines = point_scan(4, 9, cols=52, oversampling=2, low=-half, high=half, center_sample=half)
+    result = only(slices(lines, header(**INTERPOLATED)))
+    assert result.kspace.shape == (3, 33, 52) and result.remarks == ()
+    assert divmod(int(to_image(result.kspace)[0].abs().argmax()), 52) == (16 + 4, 26 + 9)
+    wide = point_scan(4, 22, cols=52, low=-half, high=half, center_sample=half)  # without oversampling
+    result = only(slices(wide, header(**INTERPOLATED)))
+    assert divmod(int(to_image(result.kspace)[0].abs().argmax()), 52) == (16 + 4, 26 + 22)
+
+
+@pytest.mark.parametrize(("x", "squeezed"), [(9, True), (22, False)])
+def test_an_image_that_may_be_squeezed_is_told(x, squeezed):
+    """Lines of as many samples as images have columns are freed of oversampling, or acquired coarser."""
+    result = only(slices(point_scan(4, x, cols=52), header(**INTERPOLATED)))
+    assert_point(result.kspace, 4, x)
+    assert any("if the image is squeezed" in remark for remark in result.remarks) == squeezed
+    lines = point_scan(4, x, cols=52, oversampling=2, low=-26, high=26, center_sample=26)
+    result = only(slices(lines, header(**{**INTERPOLATED, "x": 52})))
+    assert result.kspace.shape == (3, 33, 26) and result.remarks == ()
+
+
 def test_samples_that_fit_no_grid():
     with pytest.raises(BadInputError, match="60 samples, centre 30"):
         list(slices([line(n, np.ones((3, 60))) for n in range(33)], header()))

@@ -120,6 +120,11 @@ class Layout:
             return abs(self.center - self.first - grid // 2) <= 1
         return self.center - self.first <= grid // 2 and self.end - self.center <= grid - grid // 2
 
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether it holds as much before the centre as behind it, to a sample."""
+        return abs(self.center - self.first - (self.end - self.first) // 2) <= 1
+
     def __str__(self) -> str:
         data = "" if (self.first, self.end) == (0, self.n_samples) else f", data from {self.first} to {self.end - 1}"
         return f"{self.n_coils} channels of {self.n_samples} samples, centre {self.center}{data}"

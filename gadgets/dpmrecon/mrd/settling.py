@@ -32,6 +32,9 @@ CENTRE, NOISE_ALONE = 4, 2.0
 # Lines and samples around the centre that tell where the head lies: by the phase from each to the next, in half fields
 # of view. A head in the middle has at most .3, one that folds any at a coherence of .22 at most
 AROUND, ELSEWHERE, COHERENT = 16, 0.75, 0.3
+# Share of the brightest column, noise taken off, that columns without a head have at most: .03 in simulated heads whose
+# oversampling is there, .35 and more where it is gone. A head may be narrower than NARROW of its field of view
+EMPTY, NARROW = 0.2, 0.55
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Settler:
             raise LostError(gap)
         assert lines.layout is not None
         check_repeats(lines, self._noise_energy(lines), self.repeats)
-        grid = self.readout_grid(lines.layout)
+        grid = self._with_oversampling(lines, limits, self.readout_grid(lines.layout), remarks)
         self.note_noise(lines)
         remarks += _clipping(lines)
         remarks += self._blind(lines, limits)
@@ -201,6 +204,28 @@ class Settler:
             "oversampling; correct the matrix size or center_sample"
         )
 
+    def _with_oversampling(self, lines: Lines, limits: tuple[Limits, Limits], grid: int, remarks: list[str]) -> int:
+        """`grid`, or that of the header where lines that would fit without oversampling have it all the same.
+
+        Some converters announce the images' matrix, which is interpolated, times the oversampling. Lines then have no
+        more samples than images have columns. So have those whose oversampling is gone: but their head is wider.
+        """
+        assert lines.layout is not None
+        encoded, held = self.header.encoding[0].encodedSpace.matrixSize.x, lines.layout.end - lines.layout.first
+        if self.readouts is not None or not grid == self.cols < encoded or not lines.layout.is_symmetric:
+            return grid
+        if held < 1 or not _in_the_middle(lines, limits, grid / encoded):
+            return grid
+        if held < grid:
+            return encoded
+        if grid <= NARROW * encoded:
+            remarks.append(
+                f"lines of {held} samples are taken as freed of their oversampling, and the head fills no more than "
+                f"{grid / encoded:.0%} of them: if the image is squeezed, they have it, correct "
+                f"encodedSpace.matrixSize.x (or --set encoding.encodedSpace.matrixSize.x={held})"
+            )
+        return grid
+
     def _noise_energy(self, lines: Lines) -> float | None:
         """Expected |.|^2 of the noise of one line; None where it is not known."""
         assert lines.layout is not None and lines.header is not None
@@ -260,6 +285,25 @@ def _clipping(lines: Lines) -> list[str]:
 def _parts(data: np.ndarray) -> np.ndarray:
     """(n_coils, n_samples, 2): magnitudes of real and imaginary parts."""
     return np.abs(np.ascontiguousarray(data)[..., None].view(np.float32))
+
+
+def _in_the_middle(lines: Lines, limits: tuple[Limits, Limits], share: float) -> bool:
+    """Whether the head lies in the middle `share` of the field of view along the readout, by the lines around the
+    k-space centre."""
+    assert lines.layout is not None
+    apart = np.abs(places_of(lines.sums) - np.array([limit.center for limit in limits])).max(1)
+    near = [
+        data[:, lines.layout.first : lines.layout.end]
+        for data, far in zip(lines.sums.values(), apart > AROUND)
+        if not far
+    ]
+    if not near:
+        return False
+    # magnitudes alone: where the echo's centre lies makes no difference
+    columns = np.mean([np.square(np.abs(np.fft.ifft(data))).mean(0) for data in near], 0)
+    columns = np.fft.fftshift(columns - columns.min())
+    beside = np.abs(np.arange(len(columns)) - len(columns) // 2) > share / 2 * len(columns)
+    return bool(columns[beside].max(initial=0.0) < EMPTY * columns.max())
 
 
 def _halved(lines: Lines, limits: tuple[Limits, Limits]) -> list[str]:
