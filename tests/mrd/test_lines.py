@@ -126,6 +126,17 @@ def test_samples_that_fit_no_grid():
         list(slices([line(n, np.ones((3, 60))) for n in range(33)], header()))
 
 
+@pytest.mark.parametrize("n_samples", [32, 39])
+def test_an_oversampling_that_no_header_tells_is_refused(n_samples):
+    """Of 1.2 and 1.5: taken for one of 2, they would make the head too wide."""
+    half = n_samples // 2
+    lines = point_scan(3, 4, oversampling=2, low=-half, high=n_samples - half, center_sample=half)
+    with pytest.raises(BadInputError, match=f"{n_samples} samples, centre {half}, which fits neither"):
+        list(slices(lines, header()))
+    told = header(x=n_samples, fov_x=5.0 * n_samples)
+    assert only(slices(lines, told)).kspace.shape == (3, 33, 26)
+
+
 @pytest.mark.parametrize("off", [-1, 1])
 @pytest.mark.parametrize(("options", "oversampling"), [({}, 1), (OVERSAMPLED, 2), (OVERSAMPLED, 1), ({}, 2)])
 def test_a_full_readout_whose_centre_is_one_sample_off(options, oversampling, off):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Columns left out beside an echo's cut edge: removing the oversampling is a convolution along the readout, which
 # misses the samples beyond the edge. From the third column on the error is under a fifth of the noise (FLAIR, R = 1).
 EDGE_MARGIN = 2
+SLACK = 32  # one part in so many of a readout may be missing at either end
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,11 @@ class Layout:
         if self.end - self.first == grid:  # a full readout: some writers round its centre to one sample beside it
             return abs(self.center - self.first - grid // 2) <= 1
         return self.center - self.first <= grid // 2 and self.end - self.center <= grid - grid // 2
+
+    def reaches_an_end(self, grid: int) -> bool:
+        """Whether it holds k-space to one end of the grid at least, as full readouts and asymmetric echoes do."""
+        slack = grid // SLACK
+        return self.center - self.first >= grid // 2 - slack or self.end - self.center >= grid - grid // 2 - slack
 
     @property
     def is_symmetric(self) -> bool:

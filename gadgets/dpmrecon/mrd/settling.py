@@ -193,11 +193,12 @@ class Settler:
     def readout_grid(self, layout: Layout) -> int:
         """Samples of a full readout, which tell whether it is oversampled: the smallest grid that they fit.
 
-        Headers are wrong about it in both directions, so the last candidate is twice what the header says.
+        Headers are wrong about it in both directions, so the last candidate is twice what the header says; lines that
+        reach neither end of it may have any other oversampling.
         """
         encoded = self.header.encoding[0].encodedSpace.matrixSize.x
         for grid in (self.cols, encoded, 2 * self.cols):
-            if layout.fits(grid):
+            if layout.fits(grid) and (grid in (self.cols, encoded) or layout.reaches_an_end(grid)):
                 return grid
         raise BadInputError(
             f"lines have {layout}, which fits neither the encoded matrix of {encoded} columns nor {self.cols} without "
