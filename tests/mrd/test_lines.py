@@ -7,7 +7,17 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.physics.fourier import to_image
 
-from support.hand_made import COILS, OVERSAMPLED, assert_point, header, line, only, point_scan
+from support.hand_made import (
+    COILS,
+    OVERSAMPLED,
+    assert_point,
+    header,
+    line,
+    only,
+    point_scan,
+    volume_header,
+    volume_scan,
+)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +83,38 @@ def test_asymmetric_echo(oversampling):
     assert error < (0.15 if oversampling == 2 else 1e-5)
     peak = to_image(result.kspace)[0].abs().argmax()
     assert divmod(int(peak), 26) == (16 + 4, 13 + 3)
+
+
+def peaked(lines, center):
+    """The lines of a soft object: most energy lies around the k-space centre."""
+    for one in lines:
+        distance = np.arange(one.number_of_samples) - center
+        one.data[:] *= np.exp(-((distance / 6) ** 2)) + 0.01
+    return lines
+
+
+@pytest.mark.parametrize("missing", [0, 20])
+def test_a_center_sample_in_the_middle_of_an_asymmetric_echo_is_put_right(missing):
+    """As converters write it that know no asymmetric echo."""
+    low, head = missing - 26, header(**OVERSAMPLED)
+    right = peaked(point_scan(4, 3, oversampling=2, low=low, center_sample=-low), -low)
+    wrong = peaked(point_scan(4, 3, oversampling=2, low=low, center_sample=(26 - low) // 2), -low)
+    one, other = only(slices(right, head)), only(slices(wrong, head))
+    assert torch.equal(one.mask, other.mask) and torch.equal(one.kspace, other.kspace)
+    assert not one.remarks and len(other.remarks) == (missing > 0)
+    assert all("center_sample 16 is not the k-space centre: sample 6 is taken" in remark for remark in other.remarks)
+    cut = peaked(point_scan(4, 3, oversampling=2, low=low, center_sample=0), -low)
+    told = only(slices(cut, header(x=26 - low, fov_x=260.0, recon_fov_x=260.0))).remarks
+    assert any("matrixSize.x is not that of a full readout" in remark for remark in told) == (missing > 0)
+
+
+def test_the_echoes_of_a_volume_are_put_right_too():
+    places = [(partition, number) for partition in range(13) for number in range(33)]
+    found = []
+    for center in (6, 16):
+        lines = volume_scan(2, 4, 3, places, oversampling=2, low=-6, center_sample=center)
+        found.append(only(slices(peaked(lines, 6), volume_header(**OVERSAMPLED))))
+    assert torch.equal(found[0].mask, found[1].mask) and torch.equal(found[0].kspace, found[1].kspace)
 
 
 def test_an_echo_filled_up_with_zeros_is_asymmetric_all_the_same():

@@ -1,14 +1,14 @@
 """The lines of one slice while they come, and what they turn out to be once all are there."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ismrmrd
 import numpy as np
 
 from ..data import SliceKey
 from ..errors import BadInputError, UnsupportedScanError
-from .completeness import energy_peak, within
+from .completeness import NEAR, energy_peak, within
 from .epi import EpiLine, Readouts, cartesian
 from .header import Limits
 from .lines import Layout, Lines, LostError, line_name, places_of
@@ -19,6 +19,7 @@ SAME_DIRECTION = 1e-3
 # Share of their energy by which repeated lines may differ
 DRIFT = 0.05
 NOISE_MARGIN = 1.5  # times the expected energy of the noise
+AROUND = 16  # lines and partitions around the k-space centre, which tell that of the echo
 KINDS = ("image", "doubtful", "calibration")
 
 
@@ -201,6 +202,38 @@ def placed(lines: Lines, limits: Limits, rows: int, remarks: list[str]) -> tuple
         remarks.append(f"{len(outside)} lines outside the encoded matrix of {rows} lines are left out")
         lines = lines.without(outside)
     return lines, inside
+
+
+def echo_centred(lines: Lines, limits: tuple[Limits, Limits], grid: int, remarks: list[str]) -> Lines:
+    """The lines with the echo's centre put right on a readout of `grid` samples, where the energies of those around the
+    k-space centre contradict center_sample: some converters write the middle of the samples that came.
+
+    limits: of partitions and of lines. Of a full readout it is said alone: its samples have one place."""
+    layout = lines.layout
+    assert layout is not None
+    first, end = layout.first, layout.end
+    apart = np.abs(places_of(lines.sums) - np.array([limit.center for limit in limits])).max(1)
+    near = [data[:, first:end] for data, far in zip(lines.sums.values(), apart) if far <= AROUND]
+    if not near or end <= first:
+        return lines
+    energies = dict(enumerate(np.sum([np.square(np.abs(data)).sum(0) for data in near], 0).tolist(), first))
+    peak = energy_peak(energies, Limits(first, end - 1, layout.center))
+    if peak is None:
+        return lines
+    # most echoes are whole on one side, which tells the centre to a sample
+    ends = end - (grid - grid // 2), first + grid // 2
+    moved = replace(layout, center=next((center for center in ends if abs(center - peak) <= NEAR), peak))
+    if end - first == grid or not moved.fits(grid):
+        remarks.append(
+            f"the echo's peak is sample {peak} of {layout.n_samples} and center_sample is {layout.center}: if the echo "
+            "is asymmetric, encodedSpace.matrixSize.x is not that of a full readout, correct both"
+        )
+        return lines
+    remarks.append(
+        f"the header's center_sample {layout.center} is not the k-space centre: sample {moved.center} is taken, by the "
+        "energy's peak"
+    )
+    return replace(lines, layout=moved, sums=dict(lines.sums))
 
 
 def placed_in_volume(

@@ -16,7 +16,7 @@ from .header import Header, Limits, acceleration, encoded_grid, line_limits, n_p
 from .lines import Layout, Lines, LostError, line_name, places_of
 from .noise_lines import NoiseLines
 from .receiving import Receiving
-from .record import check_repeats, offsets, placed, placed_in_volume
+from .record import check_repeats, echo_centred, offsets, placed, placed_in_volume
 from .scan_log import ScanLog
 from .volumes import central_box, fills_its_lattice, on_matrix, volume_completeness
 
@@ -110,6 +110,8 @@ class Settler:
         assert lines.layout is not None
         check_repeats(lines, self._noise_energy(lines), self.repeats)
         grid = self._with_oversampling(lines, limits, self.readout_grid(lines.layout), remarks)
+        if self.readouts is None:
+            lines = echo_centred(lines, limits, grid, remarks)
         self.note_noise(lines)
         remarks += _clipping(lines)
         remarks += self._blind(lines, limits)
