@@ -1,12 +1,15 @@
 """The XML header: what is read, what may be missing, what is refused; and the contrast of a protocol's name."""
 
+from contextlib import nullcontext
+
 import pytest
-from dpmrecon.errors import BadInputError
+from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.header import (
     Limits,
     acceleration,
     calibration_is_separate,
+    check_supported,
     contrast_label,
     encoded_grid,
     line_limits,
@@ -33,6 +36,14 @@ def test_headers_without_optional_parts_are_read():
     assert acceleration(plain) is None and not calibration_is_separate(plain)
     start, end = xml.index("<encodingLimits>"), xml.index("</encodingLimits>")
     assert line_limits(read_header(xml[:start] + xml[end + 17 :])) == Limits(0, 32, 16)
+
+
+@pytest.mark.parametrize("factor, supported", [("1", True), ("1.0", True), ("0", True), ("2.0", False), ("two", False)])
+def test_a_multiband_factor_may_be_written_otherwise(factor, supported):
+    head = header(parallel=f"<multiband><multiband_factor>{factor}</multiband_factor></multiband>")
+    refused = pytest.raises(UnsupportedScanError, match="multiband .factor (2|two)")
+    with nullcontext() if supported else refused:
+        check_supported(head)
 
 
 @pytest.mark.parametrize(

@@ -198,11 +198,9 @@ def check_supported(header: Header) -> None:
         raise UnsupportedScanError(
             f"the scan is 3D EPI ({n_partitions(header)} partitions); EPI is reconstructed slice by slice"
         )
-    multiband = getattr(encoding.parallelImaging, "multiband", None)
-    if multiband is not None and (multiband.multiband_factor or 1) > 1:
-        raise UnsupportedScanError(
-            f"the scan is multiband (factor {multiband.multiband_factor}); its slices cannot be separated here"
-        )
+    factor = _number(getattr(encoding.parallelImaging, "multiband", None), "multiband_factor", whole=True)
+    if factor not in (None, 0, 1):
+        raise UnsupportedScanError(f"the scan is multiband (factor {factor}); its slices cannot be separated here")
 
 
 def is_epi(header: Header, space: int = 0) -> bool:
