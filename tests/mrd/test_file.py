@@ -119,6 +119,42 @@ def refused(path):
     return str(caught.value)
 
 
+PAIRS = np.dtype([("real", "<f4"), ("imag", "<f4")])
+
+
+@pytest.mark.parametrize("kind", [np.dtype("<f8"), np.dtype("<c8"), np.dtype("<c16"), PAIRS])
+def test_samples_of_another_type_are_numbers_all_the_same(tmp_path, kind):
+    """Complex numbers, and pairs of their parts, which h5py and other languages write."""
+    lines = point_scan(3, 4)
+    xml, plain = header_xml(), write_scan(tmp_path / "plain.h5", lines)
+    parts = [("head", ismrmrd.hdf5.acquisition_header_dtype), ("data", h5py.vlen_dtype(kind))]
+    records = np.empty(len(lines), parts)
+    with h5py.File(plain) as file:
+        records["head"] = file["dataset/data"]["head"]
+        for number, samples_of in enumerate(file["dataset/data"]["data"]):
+            own = samples_of.view(np.complex64) if kind.kind == "c" else samples_of
+            records["data"][number] = own.view(kind) if kind == PAIRS else own.astype(kind)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file.create_dataset("dataset/xml", data=[xml], dtype=h5py.special_dtype(vlen=bytes))
+        file.create_dataset("dataset/data", data=records, maxshape=(None,))
+    with open_scan(tmp_path / "scan.h5") as scan:
+        assert_point(only(slices(scan.acquisitions(), scan.header)).kspace, 3, 4)
+
+
+def test_samples_that_are_no_numbers_are_refused(tmp_path):
+    lines = point_scan(3, 4)
+    odd = np.dtype([("real", "<f4"), ("name", "S3")])
+    records = np.empty(33, [("head", ismrmrd.hdf5.acquisition_header_dtype), ("data", h5py.vlen_dtype(odd))])
+    with h5py.File(write_scan(tmp_path / "plain.h5", lines)) as file:
+        records["head"] = file["dataset/data"]["head"]
+    for number in range(33):
+        records["data"][number] = np.zeros(5, odd)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file.create_dataset("dataset/xml", data=[header_xml()], dtype=h5py.special_dtype(vlen=bytes))
+        file.create_dataset("dataset/data", data=records, maxshape=(None,))
+    assert "floating-point numbers are needed" in refused(tmp_path / "scan.h5")
+
+
 def test_a_replay_opens_the_scan_once_and_reads_its_samples_once(simulated_scan, model, tmp_path, monkeypatch):
     opened, read = [], []
     open_file, samples = h5py.File.__init__, Scan._samples

@@ -161,10 +161,29 @@ class Scan:
         # bytes, because ctypes takes no strided buffer
         head = ismrmrd.AcquisitionHeader.from_buffer_copy(self.heads[index].tobytes())
         shape = (head.active_channels, head.number_of_samples)
-        data = np.ascontiguousarray(samples, np.float32)
+        try:
+            data = _numbers(samples)
+        except (TypeError, ValueError) as error:
+            raise BadInputError(
+                f"{self.path}: line {index + 1} holds samples of type {samples.dtype}; floating-point numbers are "
+                "needed, convert the scan again"
+            ) from error
         if data.size != 2 * shape[0] * shape[1]:
             raise BadInputError(
                 f"{self.path}: line {index + 1} holds {data.size // 2} samples where its header announces "
                 f"{shape[0]} channels of {shape[1]}; the file is damaged, convert the scan again"
             )
         return ismrmrd.Acquisition(head, data.view(np.complex64).reshape(shape))
+
+
+def _numbers(samples: np.ndarray) -> np.ndarray:
+    """Real and imaginary parts in turn, float32, as MRD has them; some writers store complex numbers or pairs.
+
+    Raises TypeError and ValueError for samples that are neither.
+    """
+    samples = np.ascontiguousarray(samples)
+    if samples.dtype.kind == "c":
+        samples = samples.view(samples.real.dtype)
+    elif samples.dtype.names is not None:
+        samples = samples.view(samples.dtype[0])
+    return samples.astype(np.float32, copy=False)
