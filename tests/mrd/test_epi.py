@@ -1,5 +1,6 @@
 """EPI lines become slices: regridded, without ghost, shot by shot."""
 
+import ismrmrd
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from support.epi import (
     CALIBRATION,
     COLS,
     FLAT,
+    NAVIGATOR,
     RAMPS,
     REVERSE,
     ROWS,
@@ -325,6 +327,19 @@ def test_a_file_s_navigators_stay_with_their_lines(tmp_path):
     assert len(found) == 4 and not any("navigators" in remark for remark in log.remarks)
     for item in found:
         assert error(item.kspace, truth()) < 0.004
+
+
+def test_navigators_of_a_file_may_bear_other_flags(tmp_path):
+    """Siemens's converter flags what is for feedback, too, as navigation data."""
+    lines = Readouts(RAMPS).shot(range(ROWS), GHOST)
+    for one in lines:
+        if one.is_flag_set(NAVIGATOR):
+            one.set_flag(ismrmrd.ACQ_IS_NAVIGATION_DATA)
+            one.set_flag(ismrmrd.ACQ_IS_RTFEEDBACK_DATA)
+    with open_scan(write_scan(tmp_path / "scan.h5", lines, epi_header_xml(RAMPS))) as scan:
+        from_file = only(slices(scan.acquisitions(), scan.header))
+        assert not any("left out" in kind for kind in scan.log.kinds)
+    assert from_file.kspace.equal(only(slices(lines, header())).kspace)
 
 
 def test_weighted_shots_are_kept_apart(simulated_epi):

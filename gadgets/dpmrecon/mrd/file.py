@@ -14,7 +14,7 @@ from ..errors import BadInputError, first_line
 from . import fastmri
 from .diffusion import counted_for_images
 from .flags import CALIBRATION, IGNORED, NOISE, PHASE_CORRECTION, names_of
-from .header import Header, overridden, read_header
+from .header import Header, is_epi, overridden, read_header
 from .scan import LINES, Scan
 from .scan_log import ScanLog
 from .version2 import MAGIC, EndsEarlyError, header_of, items
@@ -131,6 +131,9 @@ def _scan(measurement: h5py.Group, path: Path, changes: str | None, ignored: int
         counted_for_images(heads["idx"], header)
     except BadInputError as error:
         raise BadInputError(f"{path}: {error}") from error.__cause__
+    if is_epi(header):  # navigators count as such, whatever else they are, as in a stream
+        navigators = heads["flags"] & np.uint64(PHASE_CORRECTION) != 0
+        heads["flags"][navigators] &= ~np.uint64(ignored & ~PHASE_CORRECTION)
     _correct(header, heads, ignored, log)
     for mask in np.unique(heads["flags"][heads["flags"] & np.uint64(ignored) != 0]):
         count = int((heads["flags"] == mask).sum())
