@@ -95,6 +95,30 @@ def test_embedded_calibration_of_another_receiver_is_left_out():
     ]
 
 
+@pytest.mark.parametrize("n_lines", [13, 19])
+def test_separate_calibration_that_is_counted_from_0_on(n_lines):
+    """Of 19 lines some lie around the image's centre."""
+
+    def soft(lines):
+        for one in lines:
+            one.data[:] *= np.exp(-(((one.idx.kspace_encode_step_1 - 16) / 4) ** 2)) + 0.01
+        return lines
+
+    first = 16 - n_lines // 2
+    image = soft(point_scan(2, 3, range(0, 33, 2)))
+    calibration = soft(point_scan(2, 3, range(first, first + n_lines)))
+    for one in calibration:
+        one.set_flag(CAL)
+    head = header(acceleration=2, mode="separate")
+    right = only(slices([*calibration, *image], head))
+    for one in calibration:
+        one.idx.kspace_encode_step_1 -= first
+    found = only(slices([*calibration, *image], head))
+    assert torch.equal(found.calibration, right.calibration) and torch.equal(found.kspace, right.kspace)
+    assert right.remarks == ()
+    assert found.remarks[0].startswith("calibration lines are counted otherwise than the image's")
+
+
 def test_separate_calibration_of_another_encoding_space():
     # the same geometry with limits of its own
     xml = header_xml(acceleration=4, mode="separate")

@@ -260,6 +260,26 @@ def placed_in_volume(
     return lines, (found[0], found[1])
 
 
+def renumbered(calibration: Lines, limits: Limits, remarks: list[str]) -> Lines:
+    """A slice's calibration of an acquisition of its own, counted as the image's lines are.
+
+    The energy's peak tells where it is not, as where it is counted from 0 on. limits: of the image's lines."""
+    told: list[str] = []
+    own = _centred(calibration.energies(), limits, calibration.told_centre, "line", told)
+    if not told:
+        return calibration
+    remarks.append(
+        f"calibration lines are counted otherwise than the image's: their line {own.center} is taken for its "
+        f"{limits.center}, by the energy's peak"
+    )
+    shift = limits.center - own.center
+    return replace(
+        calibration,
+        sums={number + shift: data for number, data in calibration.sums.items()},
+        counts={number + shift: count for number, count in calibration.counts.items()},
+    )
+
+
 def offsets(limits: tuple[Limits, Limits], shape: tuple[int, int]) -> np.ndarray:
     """What is added to (partition, line) for the place in the matrix of a volume, whose centre is at n//2."""
     return np.array([size // 2 - limit.center for size, limit in zip(shape, limits)])

@@ -16,7 +16,7 @@ from .header import Header, Limits, acceleration, encoded_grid, line_limits, n_p
 from .lines import Layout, Lines, LostError, line_name, places_of
 from .noise_lines import NoiseLines
 from .receiving import Receiving
-from .record import check_repeats, echo_centred, offsets, placed, placed_in_volume
+from .record import check_repeats, echo_centred, offsets, placed, placed_in_volume, renumbered
 from .scan_log import ScanLog
 from .volumes import central_box, fills_its_lattice, on_matrix, volume_completeness
 
@@ -119,6 +119,8 @@ class Settler:
         block = None
         if calibration is not None:
             calibration = self._checked(calibration, lines)
+            if self.partitions == 1:
+                calibration = renumbered(calibration, limits[1], remarks)
             block = self._block(on_matrix(places_of(calibration.sums) + offsets(limits, shape), shape))
         if block is None:
             calibration, block = None, self._block(acquired)
