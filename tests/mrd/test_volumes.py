@@ -11,6 +11,7 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import Limits, acceleration, coarser, n_partitions
+from dpmrecon.mrd.scan_log import ScanLog
 from dpmrecon.mrd.volumes import central_box, volume_completeness
 
 from support.hand_made import (
@@ -467,3 +468,21 @@ def test_noise_level_without_a_noise_measurement():
         noise = torch.from_numpy(np.stack([a.data for a in scan.noise()]))
         volume = only(slices(lines, scan.header))
     assert volume.sigma_n == pytest.approx(float(torch.view_as_real(noise).square().mean().sqrt()), rel=0.1)
+
+
+def partitions_apart(step):
+    """A volume's lines, each partition at a position of its own."""
+    lines = volume_scan(*PLACE, ALL)
+    for one in lines:
+        one.position[2] = step * one.idx.kspace_encode_step_2
+        one.read_dir[:], one.phase_dir[:], one.slice_dir[:] = np.eye(3)
+    return lines
+
+
+def test_slices_that_are_counted_as_partitions_are_refused():
+    """Transformed along the slices they would be no image; a head that moves moves less."""
+    with pytest.raises(BadInputError, match="13 partitions lie at a position each, as slices do"):
+        list(slices(partitions_apart(4.0), volume_header()))
+    log = ScanLog()
+    only(slices(partitions_apart(0.3), volume_header(), log=log))
+    assert log.remarks[0].startswith("lines of one slice lie at several positions")

@@ -16,6 +16,7 @@ from .scan_log import ScanLog
 
 SAME_PLACE_MM = 0.1  # rounding of positions in headers
 SAME_DIRECTION = 1e-3
+SLICE_STEP_MM = 1.0  # slices lie farther apart, in the mean
 # Share of their energy by which repeated lines may differ
 DRIFT = 0.05
 NOISE_MARGIN = 1.5  # times the expected energy of the noise
@@ -160,10 +161,25 @@ class Record:
                 f"lines of slice {key.slice} lie at {len(places)} positions: every slice needs a label (idx.slice) of "
                 "its own, convert the scan again with them"
             )
+        if _are_slices(places, numbers):
+            raise BadInputError(
+                f"the {len(places)} partitions lie at a position each, as slices do: 2D slices are counted by "
+                "idx.slice and have matrixSize.z 1, convert the scan again so"
+            )
         log.remark(
             "lines of one slice lie at several positions: see whether the scanner followed the head, or slices share a "
             "label (idx.slice)"
         )
+
+
+def _are_slices(places: list[tuple[float, ...]], numbers: list[set[int]]) -> bool:
+    """Whether partitions, of whose lines there are the `numbers` at each place, are as far apart as slices: no head
+    moves on so."""
+    partitions = [set(places_of(own)[:, 0].tolist()) for own in numbers]
+    if any(len(own) != 1 for own in partitions) or len(set.union(*partitions)) < len(places):
+        return False
+    normal = np.cross(places[0][3:6], places[0][6:9])
+    return bool(np.ptp([normal @ place[:3] for place in places]) >= SLICE_STEP_MM * (len(places) - 1))
 
 
 def _check_calibration_place(image: Lines | None, calibration: Lines | None, log: ScanLog) -> None:
