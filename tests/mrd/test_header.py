@@ -12,6 +12,7 @@ from dpmrecon.mrd.header import (
     check_supported,
     contrast_label,
     encoded_grid,
+    is_epi,
     line_limits,
     read_header,
 )
@@ -36,6 +37,26 @@ def test_headers_without_optional_parts_are_read():
     assert acceleration(plain) is None and not calibration_is_separate(plain)
     start, end = xml.index("<encodingLimits>"), xml.index("</encodingLimits>")
     assert line_limits(read_header(xml[:start] + xml[end + 17 :])) == Limits(0, 32, 16)
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        "",
+        ' xmlns="https://www.ismrm.org/ISMRMRD/"',
+        ' xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:schemaLocation="http://www.ismrm.org/ISMRMRD x"',
+    ],
+)
+def test_a_header_needs_no_namespace(root):
+    xml = header_xml(mode="separate")
+    assert read_header(xml.replace(' xmlns="http://www.ismrm.org/ISMRMRD"', root)) == read_header(xml)
+
+
+def test_words_may_have_capitals():
+    head = header(mode="Separate", trajectory="<trajectory>Cartesian</trajectory>")
+    check_supported(head)
+    assert calibration_is_separate(head) and not is_epi(head)
+    assert is_epi(header(trajectory="<trajectory>EPI</trajectory>"))
 
 
 @pytest.mark.parametrize("factor, supported", [("1", True), ("1.0", True), ("0", True), ("2.0", False), ("two", False)])

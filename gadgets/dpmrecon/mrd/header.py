@@ -17,6 +17,7 @@ Header: TypeAlias = ismrmrd.xsd.ismrmrdHeader
 
 SMALLEST_VIEW_MM = 5.0  # a smaller field of view is one in metres
 COARSER = 0.9  # share of the pixels that data must fill for full resolution
+NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 ROUNDING = 1e-3  # that a whole number of a header may be off
 WHOLE = 0.05  # of a pixel that a field of view of whole pixels may be off
 
@@ -34,14 +35,15 @@ def read_header(xml: bytes | str) -> Header:
     """An ISMRMRD XML header as an ismrmrd.xsd object; elements that are missing are None.
 
     ismrmrd 1.14 accepts headers without elements that the schema requires, 1.15 raises TypeError for them, and neither
-    accepts unknown ones: here both read alike. Raises BadInputError for bad XML and for a header without needed sizes.
+    accepts unknown ones: here both read alike. MRD's namespace may be missing, as for readers in C++. Raises
+    BadInputError for bad XML and for a header without needed sizes.
     """
     from xsdata.exceptions import ParserError
     from xsdata.formats.dataclass.parsers import XmlParser
     from xsdata.formats.dataclass.parsers.config import ParserConfig
 
     config = ParserConfig(fail_on_unknown_properties=False, class_factory=_create)
-    text = decoded(xml) if isinstance(xml, bytes) else str(xml)
+    text = _in_namespace(decoded(xml) if isinstance(xml, bytes) else str(xml))
     try:
         with warnings.catch_warnings():
             # a malformed value stays text; the ones that are needed are checked below
@@ -66,6 +68,15 @@ def decoded(xml: bytes) -> str:
             continue
         return re.sub(r"^\s*<\?xml.*?\?>", "", text)  # what it declares does not hold for text
     raise AssertionError("Latin-1 decodes all bytes")
+
+
+def _in_namespace(text: str) -> str:
+    """The header's text with MRD's namespace, which some converters leave out or misspell."""
+    root = re.search(r"<ismrmrdHeader\b[^>]*>", text)
+    if root is None or re.search(f"""xmlns=["']{NAMESPACE}["']""", root[0]):
+        return text
+    others = re.sub(r"""\sxmlns=["'][^"']*["']""", "", root[0]).removeprefix("<ismrmrdHeader")
+    return text.replace(root[0], f'<ismrmrdHeader xmlns="{NAMESPACE}"{others}', 1)
 
 
 def overridden(xml: bytes, changes: str | None) -> bytes:
@@ -210,7 +221,12 @@ def is_epi(header: Header, space: int = 0) -> bool:
 
 def _trajectory(header: Header, space: int) -> str:
     trajectory = header.encoding[space].trajectory
-    return str(getattr(trajectory, "value", trajectory) or "cartesian")
+    return _word(trajectory) or "cartesian"
+
+
+def _word(value: Any) -> str:
+    """An element's word; some converters write it with capitals, which no list of the schema has."""
+    return str(getattr(value, "value", value) or "").strip().lower()
 
 
 def _check_volume(header: Header) -> None:
@@ -271,13 +287,13 @@ def acceleration(header: Header) -> int | None:
 def calibration_is_separate(header: Header) -> bool:
     """Whether calibration lines are an acquisition of their own."""
     mode = getattr(header.encoding[0].parallelImaging, "calibrationMode", None)
-    return getattr(mode, "value", mode) in ("separate", "external")
+    return _word(mode) in ("separate", "external")
 
 
 def calibration_is_interleaved(header: Header) -> bool:
     """Whether averages or repetitions bring each other's missing lines (TPAT)."""
     mode = getattr(header.encoding[0].parallelImaging, "calibrationMode", None)
-    return getattr(mode, "value", mode) == "interleaved"
+    return _word(mode) == "interleaved"
 
 
 def receiver_channels(header: Header) -> int | None:
