@@ -486,3 +486,9 @@ def test_slices_that_are_counted_as_partitions_are_refused():
     log = ScanLog()
     only(slices(partitions_apart(0.3), volume_header(), log=log))
     assert log.remarks[0].startswith("lines of one slice lie at several positions")
+
+
+def test_limits_of_no_partitions_are_those_of_a_slice():
+    """A count of 0, less one."""
+    assert n_partitions(header(extra_limits=limits("kspace_encoding_step_2", -1))) == 1
+    assert n_partitions(header(z=2, extra_limits=limits("kspace_encoding_step_2", -1))) == 1

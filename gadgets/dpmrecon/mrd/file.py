@@ -284,7 +284,7 @@ def _correct_partitions(header: Header, counters: np.ndarray, log: ScanLog) -> N
         return
     limit = getattr(limits, "kspace_encoding_step_2", None)
     if counters["kspace_encode_step_2"].any():
-        if limit is not None and limit.maximum == 0:
+        if limit is not None and limit.maximum <= 0:
             log.remark(f"the header's limits announce one partition and lines of others came: {partitions} are taken")
             limits.kspace_encoding_step_2 = None
     elif limit is None or limit.maximum <= 1 or counters["slice"].any():

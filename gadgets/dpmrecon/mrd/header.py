@@ -269,7 +269,7 @@ def n_partitions(header: Header) -> int:
     size = max(1, encoding.encodedSpace.matrixSize.z)
     if limit is None:
         return size
-    if limit.maximum == 0:
+    if limit.maximum <= 0:  # of no partitions, -1
         return 1
     return size if size > 1 else limit.maximum + 1
 
