@@ -114,3 +114,12 @@ def test_a_counter_of_one_value_takes_its_place_and_no_other(simulated_scan, tmp
         open_scan(scan, changes=told("user_1")),
     ):
         pass
+
+
+@pytest.mark.parametrize("word, refused", [("Contrast", False), ("direction", True)])
+def test_a_counter_that_is_none_leaves_the_images(simulated_scan, model, tmp_path, capsys, word, refused):
+    scan = simulated_scan(**{**SCAN, "n_slices": 1})
+    assert replay(scan, tmp_path, model, "--set", f"sequenceParameters.diffusionDimension={word}") == 0
+    assert len(images(tmp_path)) == 6
+    said = "say which of them it is, --b-values" in capsys.readouterr().err
+    assert said == refused

@@ -4,6 +4,7 @@ MRD lets lines count weightings by their segment or a user counter, which images
 announced value then takes its place.
 """
 
+import re
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ STAND_INS = ("contrast", "set", "phase", "repetition")  # in the order in which 
 
 
 def lines_counter(header: Header) -> str | None:
-    """By the header's name; None where it says nothing."""
+    """By the header's name; None where it says nothing, or what is no counter."""
     dimension = getattr(header.sequenceParameters, "diffusionDimension", None)
-    return None if dimension is None else str(getattr(dimension, "value", dimension))
+    name = str(getattr(dimension, "value", dimension)).strip().lower()
+    return name if name in COUNTERS or re.fullmatch("segment|user_[0-7]", name) else None
 
 
 def images_counter(header: Header) -> str | None:
