@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -220,6 +221,40 @@ def test_a_measured_scan_and_its_truth(simulated_scan):
     assert Plan((4,)).conditions(round(twice.data.acceleration)) == [Condition("regular", 4, 24, 2)]
     with pytest.raises(BadInputError, match="at most 2.5"):
         measured_slices(simulated_scan(acceleration=4, contrast="t1"))
+
+
+def scores(out, *scans, model):
+    """The zero-filled images' |truth|^2 of `dpmtrain evaluate`, by place."""
+    options = ["--R", "4", "--sampling", "regular", "--conventional", "zero-filled", "--model", str(model)]
+    assert main(["evaluate", *map(str, scans), "--images", "none", *options, "--out", str(out)]) == 0
+    values = ScoreLines(out / "scores.jsonl").values
+    return [entry["truth"] for key, entry in values.items() if "zero-filled" in key]
+
+
+def test_files_of_one_name_are_scored_each(simulated_scan, tiny_model, tmp_path):
+    model, patients = tiny_model(prox={"steps": 2}, samples=1), []
+    for subject in (0, 1):
+        patients.append(tmp_path / f"patient{subject}" / "t1.h5")
+        patients[-1].parent.mkdir()
+        shutil.copy(simulated_scan(acceleration=1, contrast="t1", subject=subject), patients[-1])
+    both = scores(tmp_path / "both", *patients, model=model)
+    assert len(both) == len(set(both)) == 2
+    assert (
+        f"{patients[0].with_suffix('')} 0; {patients[1].with_suffix('')} 0"
+        in (tmp_path / "both" / "report.md").read_text()
+    )
+    # one after the other into one folder
+    assert [len(scores(tmp_path / "each", patient, model=model)) for patient in patients] == [1, 2]
+    assert scores(tmp_path / "each", patients[0], model=model) == both
+
+
+def test_each_b_value_is_scored(simulated_scan, tiny_model, tmp_path):
+    scan = simulated_scan(acceleration=1, contrast="dwi", b_values=(0.0, 1000.0))
+    found = scores(tmp_path / "out", scan, model=tiny_model(prox={"steps": 2}, samples=1))
+    assert len(found) == 2 and found[0] > 2 * found[1]
+    assert len(measured_slices(scan)) == 2
+    (first,) = measured_slices(scan, truth_path(scan))  # whose truth it is
+    assert first.data.key.contrast == 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import argparse
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from dpmrecon.cli import add_command
@@ -64,7 +65,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     from .evaluation import evaluate
     from .plan import Plan
-    from .references import ReferenceSlice, measured_slices
+    from .references import ReferenceSlice, measured_slices, scan_names
     from .undersampling import MASKS
     from .validation import subject_slices, validation_scan
     from .validation_volumes import full_volume
@@ -82,8 +83,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     device = device_of(args.device)
     checkpoints = [load_checkpoint(path, device) for path in args.model or [None]]
     slices: list[ReferenceSlice] = []
-    for path, truth, mask in zip(args.scans, _of_each(args, "truth"), _of_each(args, "mask")):
-        slices += measured_slices(path, truth, mask, args.contrast)
+    files = zip(args.scans, _of_each(args, "truth"), _of_each(args, "mask"))
+    for name, (path, truth, mask) in zip(scan_names(args.scans), files):
+        slices += [replace(full, scan=name) for full in measured_slices(path, truth, mask, args.contrast)]
     for subject in args.subjects:
         slices += subject_slices(args.images, subject, args.slices)
     if not slices:
@@ -278,7 +280,6 @@ def add_gate(commands) -> None:
 
 
 def _gate(args: argparse.Namespace) -> int:
-    from dataclasses import replace
     from functools import partial
 
     from dpmrecon.device import device_of

@@ -82,7 +82,7 @@ def compare(groups: Iterable[Group], lines: ScoreLines, total: int | None = None
                 for method, row in zip(methods, found):
                     if method.only is None or full.place in method.only:
                         bar.set_description(f"{full.contrast} {condition.mask} R={condition.R} {method.name}")
-                        key = {"scan": full.scan, "slice": full.number, "contrast": full.contrast, **asdict(condition)}
+                        key = {**full.key, "contrast": full.contrast, **asdict(condition)}
                         key |= {"method": method.name, "setting": method.setting}
                         row.slices.append(full.place)
                         row.scores.append(lines.get(key, partial(method.score, here)))

@@ -1,7 +1,10 @@
 """Slices with a reference to score against: what `evaluate` and `sweep` undersample."""
 
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from dpmrecon.mrd.header import contrast_label
 from dpmrecon.mrd.receiving import Receiving
 from dpmrecon.options import Options
 from dpmrecon.output.mrd_images import recon_shape, to_recon_space
+from dpmrecon.output.protocol_report import key_of
 from dpmrecon.output.scores import load_pictures
 from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulation_settings import SimulationSettings
@@ -32,7 +36,8 @@ class ReferenceSlice:
 
     data: its k-space, fully sampled or of R about 2; truth: magnitude (rows, cols) float32; mask: bool, where to score;
     coil_images: without noise, (n_coils, rows, cols) complex64, None where not known; header: of a measured scan, whose
-    truth lies on the recon space, else None. Arrays of a volume have partitions first.
+    truth lies on the recon space, else None; content: a digest of what was measured and is scored, empty where scan and
+    number tell it. Arrays of a volume have partitions first.
     """
 
     scan: str
@@ -43,6 +48,13 @@ class ReferenceSlice:
     mask: np.ndarray
     coil_images: torch.Tensor | None = None
     header: Any = None
+    content: str = ""
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells its scores from those of others. Files of one name differ in content, and so do a slice's
+        b-values, echoes and repetitions."""
+        return {"scan": self.scan, "slice": self.number} | ({"content": self.content} if self.content else {})
 
     @property
     def place(self) -> tuple[str, int]:
@@ -79,19 +91,27 @@ def simulated(
             return list(slices(scan.acquisitions(), scan.header, **how)), np.load(truth_path(path, kind))
 
 
+def scan_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each scan: its file's, with the folders before it where several files share one."""
+    often = Counter(path.stem for path in paths)
+    return [path.stem if often[path.stem] == 1 else path.with_suffix("").as_posix() for path in paths]
+
+
 def measured_slices(
     path: Path, truth_file: Path | None = None, mask_file: Path | None = None, contrast: str | None = None
 ) -> list[ReferenceSlice]:
     """The slices, or the volume, of an ISMRMRD scan of at most LARGEST_ACCELERATION.
 
     truth_file, mask_file: .npy (slices or partitions, rows, cols) on the recon space; the truth is taken to the scan's
-    scale by one factor. Without it, the coil combination of the full data is the truth, or the CG-SENSE image of
-    accelerated ones. contrast: None takes it from the protocol's name. Raises BadInputError for one that cannot serve.
+    scale by one factor, and is that of the first echo or b-value: others are left out then. Without it, the coil
+    combination of the full data is the truth, or the CG-SENSE image of accelerated ones. contrast: None takes it from
+    the protocol's name. Raises BadInputError for one that cannot serve.
     """
     found: list[ReferenceSlice] = []
     with open_scan(path) as scan:
         shape = recon_shape(scan.header)
         truth, mask = (None if file is None else load_pictures(file, shape) for file in (truth_file, mask_file))
+        scored = [None if array is None else sha256(array.tobytes()).hexdigest() for array in (truth, mask)]
         contrast = contrast or contrast_label(scan.header)
         if contrast is None:
             raise BadInputError(f"{path}: the protocol names no known contrast: give it as --contrast")
@@ -110,10 +130,13 @@ def measured_slices(
                     f"{path} is accelerated R = {data.acceleration:g}: a scan with R of at most "
                     f"{LARGEST_ACCELERATION:g} is needed, to be undersampled further"
                 )
+            if truth is not None and data.key.contrast > 0:
+                continue
             if truth is not None and number >= len(truth):
                 raise BadInputError(f"{truth_file} holds {len(truth)} slices and the scan has a slice {number}")
             where = np.ones(shape, bool) if mask is None else mask[number if len(mask) > number else 0] > 0
             here = ReferenceSlice(path.stem, number, contrast, data, np.empty(0), where, header=scan.header)
+            here.content = key_of(scan.digest, data.key.seed_key, scored)
             mapped = with_maps(data, CPU, contrast=contrast)
             full = bool(data.mask.amax(-1).all())
             here.truth = here.picture(mapped.model.combined(mapped.zero_filled if full else mapped.conventional))

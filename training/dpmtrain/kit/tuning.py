@@ -151,7 +151,7 @@ def missed(checkpoint: Checkpoint, cases: Sequence[Undersampled], plan: Plan, li
     for here in cases:
         full = here.full
         (method,) = own_methods([checkpoint], one, full.contrast, here.condition, here.device)
-        key = {"scan": full.scan, "slice": full.number, **asdict(here.condition), "setting": method.setting}
+        key = {**full.key, **asdict(here.condition), "setting": method.setting}
         found.append(lines.get(key, partial(_of_case, here, method))["missed"])
     return found
 
