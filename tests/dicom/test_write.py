@@ -252,7 +252,8 @@ def test_anonymize_and_image_type(simulated_scan, model, tmp_path, capsys):
     expected = {"Study Date", "Study Time"}
     found = {line.split(" - ")[-1].strip() for line in complaints(path) if "DICOMDIR" in line}
     assert found == expected
-    assert b"SIMULATED^" not in (tmp_path / "images.h5").read_bytes()
+    images = (tmp_path / "images.h5").read_bytes()
+    assert b"SIMULATED^" not in images and b"simulated_0_0" not in images
     printed = capsys.readouterr()
     assert "SIMULATED^" not in printed.out + printed.err
     assert "SIMULATED^" not in (tmp_path / "report.json").read_text()

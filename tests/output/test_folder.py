@@ -169,8 +169,13 @@ def test_an_anonymous_header_lacks_the_patient_and_nothing_else(simulated_scan):
         b"</acquisitionSystemInformation>",
         b"<institutionName>Ward</institutionName>\n<stationName/></acquisitionSystemInformation>",
     )
+    xml = xml.replace(  # of Siemens scans: serial number, patient, study and measurement
+        b"<measurementID>simulated_0_0</measurementID>",
+        b"<measurementID>45387_30100_30103_12</measurementID>\n<measurementDependency><dependencyType>Noise"
+        b"</dependencyType><measurementID>45387_30100_30103_11</measurementID></measurementDependency>",
+    )
     bare = without_patient(xml)
-    for secret in (b"SIMULATED^", b"SIMULATED0", b"1970-01-01", b"2000-01-01", b"Ward", b"station"):
+    for secret in (b"SIMULATED^", b"SIMULATED0", b"1970-01-01", b"2000-01-01", b"Ward", b"station", b"45387_30100"):
         assert secret in xml
         assert secret not in bare
     found = read_header(bare)

@@ -22,10 +22,12 @@ from .writers import telling
 
 ROOM = 1 << 16  # bytes that HDF5 needs at most beside the pixels and texts of an image
 CONVENTIONAL = 3  # series index: image_3 in the file
+MEASUREMENT = "measurementID"  # of Siemens scans: serial numbers of scanner, patient and study
 # elements of an MRD header that tell who was scanned, where and when
 _PERSONAL = (
     *("subjectInformation", "studyInformation", "institutionName", "stationName", "deviceSerialNumber", "seriesDate"),
     *("seriesTime", "seriesDescription", "seriesInstanceUIDRoot", "frameOfReferenceUID", "referencedImageSequence"),
+    *("measurementDependency", MEASUREMENT),
 )
 
 
@@ -37,8 +39,8 @@ def has_nibabel() -> bool:
 @dataclass(frozen=True)
 class Outputs:
     """images: of magnitude, phase, complex; conventional: keep the CG-SENSE image of every slice as a series of its own
-    (image_3); anonymize: leave patient and study data out of the header of images.h5, and the file's name out of the
-    report; nifti: write nifti/ too. Raises BadInputError for a conventional image without the magnitude beside it, and
+    (image_3); anonymize: leave patient and study data out of images.h5, and the file's name out of the report; nifti:
+    write nifti/ too. Raises BadInputError for a conventional image without the magnitude beside it, and
     where nibabel is missing for NIfTI."""
 
     images: tuple[str, ...] = ("magnitude",)
@@ -91,12 +93,18 @@ class ImagesFile:
             images = [*images, _conventional(images[0], item, self.header)]
         with telling(self.path.parent, "the slices before are kept"):
             for image in images:
-                store(self.dataset, image)
+                self._store(image)
 
     def put(self, image: ismrmrd.Image) -> None:
         """Store an image that is of no slice alone, as a map."""
         with telling(self.path.parent, "make room or choose another --out"):
-            store(self.dataset, image)
+            self._store(image)
+
+    def _store(self, image: ismrmrd.Image) -> None:
+        if self.outputs.anonymize:
+            meta = {name: value for name, value in image.meta.items() if name != MEASUREMENT}
+            image = image_of(image.data[0], ismrmrd.ImageHeader.from_buffer_copy(image.getHead()), meta)
+        store(self.dataset, image)
 
     def close(self, failure: BaseException | None) -> None:
         with telling(self.path.parent, "make room or choose another --out"):
