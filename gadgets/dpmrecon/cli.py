@@ -148,8 +148,10 @@ def _replay_scan(
     """`replay` with a bar, and what is to be said of the scan. started: see `main`."""
     from tqdm import tqdm
 
+    from .mrd.header import n_partitions
     from .mrd.receiving import CONJUGATION, Receiving
     from .output.report import described
+    from .recon.agreement import SLICES, VOLUMES, without_limits
     from .recon.plan import asked
     from .replay import Progress, replay
 
@@ -182,6 +184,10 @@ def _replay_scan(
         print(report.weighting.text)
     for note in [*report.remarks, *report.notes]:
         print(f"dpmrecon: {note}", file=sys.stderr)
+    if sampling.gate != "off":
+        reason = without_limits(checkpoint, VOLUMES if n_partitions(scan.header) > 1 else SLICES)
+        if reason is not None:
+            print(f"dpmrecon: whether prior and data agree was not asked: {reason}", file=sys.stderr)
     names = ("images.h5", "dicom/", "nifti/", "preview.png", "report.json")
     written = [name for name in names if (out / name).exists()]
     print(f"{out}/{', '.join(written)}")

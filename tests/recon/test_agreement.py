@@ -29,6 +29,7 @@ from dpmrecon.recon.agreement import (
     known_of,
     not_asked,
     parts_of,
+    without_limits,
 )
 from dpmrecon.recon.gate import FAR, unfamiliar
 from dpmrecon.recon.held_back import can_be_held_back, held_back, outer_lines
@@ -290,7 +291,8 @@ def test_every_kind_of_scan_has_limits_of_its_own(mapped, folded, volume, folded
     assert [kind_of(one) for one in (mapped, folded, volume, folded_volume)] == [SLICES, SLICES, VOLUMES, VOLUMES]
     checkpoint.card["gate"] = entry(1.0)
     assert agreed(mapped, checkpoint, "flair") is not None
-    assert agreed(volume, checkpoint, "flair") is not_asked(volume, checkpoint, "flair") is None
+    assert agreed(volume, checkpoint, "flair") is None
+    assert not_asked(volume, checkpoint, "flair") == without_limits(checkpoint, VOLUMES)
     checkpoint.card["gate"] = entry(2.0) | {VOLUMES: entry(2.0, kind=VOLUMES)}
     assert agreed(folded, checkpoint, "flair").distance == pytest.approx(
         math.hypot(*agreement(folded, prior).values()) / 2
@@ -339,6 +341,21 @@ def test_the_gate_speaks_of_a_volume_and_leaves_its_image_alone(simulated_scan, 
     (off,), (warn,) = (report(tmp_path / gate)["slices"] for gate in ("off", "warn"))
     assert "agreement" not in off and warn["verdict"].startswith("not trusted")
     assert warn["agreement"]["distance"] > FAR and warn["seconds"]["gate"] > 0
+
+
+def test_a_model_that_is_not_asked_says_so(simulated_scan, mapped, model, tmp_path, capsys):
+    default, one_step = load_checkpoint(), load_checkpoint("one-step")
+    assert [without_limits(default, kind) for kind in (SLICES, VOLUMES)] == [None, None]
+    assert without_limits(one_step, SLICES) == f"the card of {one_step.model_id} has no limits of the gate for slices"
+    site = load_checkpoint(model)
+    assert not_asked(mapped, site, "flair") == without_limits(site, SLICES)
+    scan = str(simulated_scan())
+    for gate, times in (("warn", 1), ("fallback", 1), ("off", 0)):
+        assert main(["replay", scan, "--out", str(tmp_path), "--model", str(model), "--gate", gate]) == 0
+        assert (
+            capsys.readouterr().err.count(f"whether prior and data agree was not asked: the card of {site.model_id}")
+            == times
+        )
 
 
 def test_python_has_the_gate_too(simulated_scan, tmp_path):

@@ -72,11 +72,15 @@ class Server:
 
     def load(self, options: Options) -> str:
         """The model onto its device; returns its id. Raises DpmreconError: a service without a model is none."""
+        from ..recon.agreement import SLICES, VOLUMES, without_limits
         from ..recon.plan import contrast_of, sampling_of
         from .engine import Engine
 
         engine = Engine.of(options, self._device.run)
         checkpoint, device = engine.checkpoint, engine.device
+        for kind in (SLICES, VOLUMES) if options.gate != "off" else ():
+            if (reason := without_limits(checkpoint, kind)) is not None:
+                log.warning("whether prior and data agree is not asked: %s", reason)
         sampling_of(options, checkpoint, device)  # what cannot be sampled is said now, not at the first scan
         if options.contrast is not None:
             contrast_of(options, checkpoint, None)

@@ -54,9 +54,16 @@ def agreed(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None) ->
 
 
 def not_asked(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None) -> str | None:
-    """Why prior and data are not held against each other, in words; None where they are, or the card has no limits."""
+    """Why prior and data are not held against each other, in words; None where they are."""
     limits = Limits.of(checkpoint.card, contrast, kind_of(mapped))
-    return None if limits is None else _excluded(parts_of(mapped), limits)
+    return without_limits(checkpoint, kind_of(mapped)) if limits is None else _excluded(parts_of(mapped), limits)
+
+
+def without_limits(checkpoint: Checkpoint, kind: str) -> str | None:
+    """That a model is never asked of scans of a kind, in words; None where its card has limits for them."""
+    if isinstance(checkpoint.model, Denoiser) and Limits.of(checkpoint.card, None, kind) is not None:
+        return None
+    return f"the card of {checkpoint.model_id} has no limits of the gate for {kind}"
 
 
 def _excluded(parts: Sequence[MappedSlice], limits: "Limits") -> str | None:

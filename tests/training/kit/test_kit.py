@@ -17,8 +17,9 @@ from dpmtrain.data.dataset import read_manifest
 from dpmtrain.evaluate.plan import Condition
 from dpmtrain.evaluate.scoring import Row
 from dpmtrain.kit import data as kit_data
-from dpmtrain.kit.card import findings
+from dpmtrain.kit.card import findings, limits
 from dpmtrain.kit.data import patterns
+from dpmtrain.train.keeper import read_start
 
 from support.models import TINY, saved_model
 from support.scores import score_of
@@ -206,6 +207,13 @@ def test_the_card_tells_use_limits_and_findings_and_names_nobody(made):
     patients = json.loads((made / "kit.json").read_text())["patients"]
     for secret in (*sum(patients.values(), []), "SIMULATED0", "SIMULATED1", "p0_", "p1_", "p2_", "p3_"):
         assert secret not in text
+
+
+def test_a_tuned_model_has_no_limits_of_the_gate_and_its_card_says_so(start, tmp_path):
+    counts = {part: {"patients": 3, "slices": 9} for part in ("train", "test")}
+    tuned, start_itself = (limits("flair", counts, [], "4", tuned=tuned) for tuned in (True, False))
+    assert any("gate does not ask" in text for text in tuned) and not any("gate" in text for text in start_itself)
+    assert read_start(start).gate is None and read_start(None).gate == load_checkpoint().card["gate"]
 
 
 def test_the_same_command_goes_on_without_doing_anything_twice(made, scans, start, recipe, capsys):

@@ -50,6 +50,7 @@ def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> di
         "intended_use": f"Research. Reconstruction of {contrast} scans of the head, {dimensions} Cartesian, about R = "
         f"{accelerations}, as the site acquires them: {where}.",
         "limits": limits(contrast, counts, references, accelerations, tuned=best.steps > 0),
+        **({"gate": start.gate} if start.gate is not None and not best.steps else {}),  # measured with these weights
     }
 
 
@@ -66,6 +67,11 @@ def limits(contrast: str, counts: dict, references: list[str], accelerations: st
         f"Other contrasts than {contrast} may be worse than with the model it began with.",
         "Made from patients' images: pass it on only as the rules for such data allow.",
     ]
+    if tuned:
+        found.append(
+            "The gate does not ask whether prior and data agree: its limits are those of the model it began with, and "
+            "`dpmtrain gate` sets others."
+        )
     if any("SENSE" in reference for reference in references):
         found.append(
             "References were SENSE images of accelerated scans: their noise and residual aliasing count as truth."

@@ -29,7 +29,8 @@ class Start:
     """What a run begins with instead of random weights.
 
     config: of the model; weights, ema: its state dicts; optimizers: their states, or None where only weights exist;
-    made_with: name of those optimizers; sampling: the sampler's defaults; history: of the card, or None.
+    made_with: name of those optimizers; sampling: the sampler's defaults; history: of the card, or None; gate: its
+    limits, of these weights, or None.
     """
 
     model_id: str
@@ -41,6 +42,7 @@ class Start:
     made_with: str | None
     sampling: dict
     history: dict | str | None
+    gate: dict | None = None
 
     def optimizers_for(self, name: str) -> list[dict] | None:
         """The states to go on with, where they are of these optimizers."""
@@ -58,7 +60,7 @@ def read_start(path: Path | None) -> Start:
         weights, card = checkpoint.denoiser.state_dict(), checkpoint.card
         return Start(
             checkpoint.model_id, card["checksum_sha256"], checkpoint.denoiser.config, weights, weights, None, None,
-            card.get("sampling", {}), card.get("history"),
+            card.get("sampling", {}), card.get("history"), card.get("gate"),
         )  # fmt: skip
     file = path / "state.pt"
     if not file.is_file():
