@@ -16,8 +16,11 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.file import open_scan
 from dpmrecon.physics.fourier import crop_or_pad, to_kspace
 from dpmrecon.physics.scale import image_scale
+from dpmrecon.recon.prepare import with_maps
 from dpmrecon.tools.simulate import truth_path
 from dpmtrain.cli import main
 from dpmtrain.data import items, kinds, labelmaps, lesions, painted_foci
@@ -188,6 +191,17 @@ def test_a_hospitals_scans_fully_sampled_and_sense(simulated_scan, tmp_path, cap
         truth = np.load(truth_path(made[name]))
         assert found[name]["shape"] == [1, 60, 70]
         assert misfit(magnitude(tmp_path / "out", name), truth) < largest
+
+
+def test_a_swi_scan_has_the_support_that_a_reconstruction_has(simulated_scan, tmp_path):
+    scan = simulated_scan(contrast="swi", acceleration=1, matrix=(96, 96), n_slices=1)
+    with open_scan(scan) as opened:
+        (data,) = slices(opened.acquisitions(), opened.header)
+    supports = {contrast: with_maps(data, torch.device("cpu"), contrast).model.support for contrast in ("swi", "t2")}
+    assert supports["swi"].sum() > supports["t2"].sum()
+    for contrast, support in supports.items():
+        ((volume,), _) = kinds.read(items.Item("ISMRMRD", "scan", "one", contrast, "own", "none", (scan,)))
+        assert np.array_equal(volume.slices[0] != 0, support.numpy() > 0)
 
 
 def test_oblique_volumes_come_out_axial_with_the_voxel_in_its_place(tmp_path):

@@ -146,7 +146,7 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
         header = scan.header
         receiving = Receiving.of(Options(), header)
         stream = slices(scan.acquisitions(), header, combine_averages=True, receiving=receiving)
-        for mapped in with_coil_maps(_usable(stream), CPU):
+        for mapped in with_coil_maps(_usable(stream), CPU, item.contrast):
             if isinstance(mapped, LostSlice):
                 faults.append(Fault(str(path), f"slice {mapped.key.slice} is left out: {mapped.reason}"))
                 continue
