@@ -146,6 +146,22 @@ def test_both_key_sets_and_provenance(simulated_scan, checkpoint):
         }
 
 
+@pytest.mark.parametrize(
+    "drawn, told", [((2, 4, 8), ""), ((2, 4, 7), "2 x 4 steps, stopped"), ((2, 3, 6), "2 x 3 steps:")]
+)
+def test_a_spread_of_fewer_steps_than_the_modes_is_said(simulated_scan, checkpoint, drawn, told):
+    with open_scan(simulated_scan(matrix=(48, 64))) as opened:
+        heads = {}
+        (data,) = slices(opened.acquisitions(), opened.header, heads)
+        provenance = Provenance.of(checkpoint, "flair", replace(SAMPLING, mode="uncertainty"))
+        samples, steps, evaluations = drawn
+        item = replace(reconstruction(data), samples=samples, steps=steps, evaluations=evaluations)
+        ((_, images),) = mrd_images([item], opened.header, heads, provenance)
+    image, spread = (image.meta["ImageComments"] for image in images)
+    assert ("need not tell the error" in spread) == bool(told) and told in spread
+    assert "spread" not in image
+
+
 def test_a_fallback_is_labelled(simulated_scan, checkpoint):
     (image,) = images_of(simulated_scan(matrix=(48, 64)), checkpoint, fallback="the deadline of 3 s had passed")
     assert image.meta["ImageComments"].endswith("CG-SENSE FALLBACK: the deadline of 3 s had passed")

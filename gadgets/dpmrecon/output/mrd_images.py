@@ -189,6 +189,8 @@ def _texts(item: Reconstruction, header: Header, picture: _Picture, provenance: 
     comment = commented(f"{comment}; CAUTION" if item.verdict.startswith("caution") else comment, item.remarks)
     if picture.role == "Uncertainty" and provenance.mode != "uncertainty":
         comment += "; spread of the fast mode, far below the error: mode uncertainty tells it"
+    elif picture.role == "Uncertainty" and (item.stopped or item.steps < provenance.settings.steps):
+        comment += f"; spread of fewer steps than the mode's, {item.drawn}: it need not tell the error"
     history = f"dpmrecon {provenance.package_version} {picture.tag}"
     is_phase = picture.series == PHASE
     return {
