@@ -87,6 +87,9 @@ def test_a_volume_is_estimated_from_smaller_ones(monkeypatch):
     assert found["conventional"] == pytest.approx(exact.conventional, rel=1e-3)
     assert found["sampling"] == pytest.approx(30 * exact.evaluation, rel=1e-3)
     assert 500 + 2 * 8 * 16 * load.megapixels < model.peak(load) < 8000
+    # samples are kept, and put together
+    one, sixteen = (model.peak(replace(load, samples=samples)) for samples in (1, 16))
+    assert sixteen - one > 15 * 2 * 8 * load.megapixels
 
 
 def test_estimate_of_a_volume(simulated_scan, model, capsys):

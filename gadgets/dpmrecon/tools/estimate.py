@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 STEPS = 3  # of a measurement
 NOISE = 0.02  # of such a volume, over its signal: more noise, fewer iterations
 LARGEST_MEASURED = 300_000  # voxels of a volume that stands for a larger one
-# MB a million voxels of a volume, and as much for each coil
-VOLUME_MEMORY = (8.0 * 24, 8.0 * 2)
+# MB a million voxels of a volume, and as much for each coil and each further sample
+VOLUME_MEMORY = (8.0 * 24, 8.0 * 2, 8.0 * 2.25)
 MEGA = 1e6
 
 
@@ -147,7 +147,7 @@ def _evaluation(load: Load) -> np.ndarray:
 
 def _memory(load: Load) -> np.ndarray:
     if load.is_volume:
-        return np.array([load.megapixels, load.megapixels * load.n_coils])
+        return load.megapixels * np.array([1.0, load.n_coils, max(0, load.samples - 1)])
     images = load.megapixels * load.images_at_once
     return np.array([images, images * load.n_coils, load.megapixels * load.n_coils])
 
