@@ -368,6 +368,15 @@ def test_shots_are_told_by_lines_that_turn_back():
     assert found.shots is None
 
 
+def test_calibration_lines_among_weighted_ones_are_a_shot_of_their_own():
+    readouts, fill = Readouts(FLAT), [number for number in CENTRE if number % 2]
+    lines = readouts.shot(range(0, ROWS, 2), (0.2, 0.3)) + readouts.shot(fill, (0.2, 0.3), flags=(CALIBRATION,))
+    (found,) = slices(lines, header(FLAT, measurement=DWI, acceleration=2))
+    assert torch.nonzero(found.shots == 0).flatten().tolist() == list(range(0, ROWS, 2))
+    assert torch.nonzero(found.shots == 1).flatten().tolist() == fill
+    assert found.calibration.shape[1] == len(CENTRE) + 2  # rows of the first shot on either side
+
+
 def test_weighted_shots_that_tell_no_phase_are_refused():
     (found,) = weighted_shots(range(ROWS // 2 + 1), range(ROWS // 2 - 3, ROWS))
     assert "in 2 shots" in found.reason and "some of its lines came in several" in found.reason

@@ -192,7 +192,8 @@ class Lines:
             self.sums[number], self.counts[number] = data, 1
 
     def merge(self, other: Lines) -> None:
-        """Take in lines of other numbers; of their header the time alone, where they are nearer to the centre."""
+        """Take in lines of other numbers; of their header the time alone, where they are nearer to the centre. Their
+        shots follow upon those that are here."""
         if self.header is None:
             self.header, self.nearest = other.header, other.nearest
         elif other.header is not None and other.nearest < self.nearest:
@@ -203,6 +204,8 @@ class Lines:
         self.fault = self.fault or other.fault
         self.lost = self.lost or other.lost
         self.ghosts += other.ghosts
+        shots = 1 + max((shot for found in self.shots.values() for shot in found), default=-1)
+        self.shots |= {number: {shots + shot for shot in found} for number, found in other.shots.items()}
         self.sums.update(other.sums)
         self.counts.update(other.counts)
         self.repeats += other.repeats
