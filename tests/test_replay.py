@@ -201,5 +201,7 @@ def test_the_uncertainty_mode_has_its_settings_and_its_series(simulated_scan, ti
         assert list(spread.position) == list(image.position)
         assert 0 < spread.data.max() < image.data.max()
     dataset.close()
+    assert replay(scan, tmp_path / "one", model, "--mode", "uncertainty", "--samples", "1") == 2
+    assert "mode uncertainty tells the spread of samples, and 1 is asked for" in capsys.readouterr().err
     assert main(["replay", str(scan), "--out", str(tmp_path), "--mode", "uncertainty", "--sampler", "dps"]) == 2
     assert "mode uncertainty is for the sampler prox" in capsys.readouterr().err

@@ -19,7 +19,7 @@ import ismrmrd
 from ..data import LostSlice, Slice
 from ..errors import BadInputError, DpmreconError
 from ..mrd.completeness import announced_slices
-from ..mrd.header import acceleration, n_partitions, overridden, read_header
+from ..mrd.header import n_partitions, overridden, read_header
 from ..mrd.lines import LineHeaders
 from ..mrd.receiving import CONJUGATION
 from ..mrd.scan_log import ScanLog
@@ -32,7 +32,7 @@ from ..output.writers import Writer, writing
 from ..read_ahead import ReadAhead
 from ..recon.adapt import Adaptation
 from ..recon.deadline import Deadline
-from ..recon.plan import contrast_of, sampling_of
+from ..recon.plan import asked
 from ..recon.provenance import Provenance
 from ..recon.stream import slices_at_once
 from ..recon.types import Reconstruction, Sampling
@@ -172,10 +172,7 @@ class Session:
         xml = overridden(header_xml, options.set)
         header = read_header(xml)
         record["header"] = header_digest(header)
-        contrast = contrast_of(options, checkpoint, header)
-        sampling = sampling_of(
-            options, checkpoint, engine.device, contrast, acceleration(header), volume=n_partitions(header) > 1
-        )
+        contrast, sampling = asked(options, checkpoint, header)
         record.update(contrast=contrast, parameters=asdict(sampling), residuals=[], decisions=[], verdicts={})
         if contrast is None:
             self._note("the protocol names no known contrast: the unlabelled prior is used")

@@ -32,6 +32,8 @@ def load(options: Options) -> tuple[Checkpoint, torch.device]:
 
 def asked(options: Options, checkpoint: Checkpoint, header: Header) -> tuple[str | None, Sampling]:
     """Contrast and sampling of a scan with this header. Raises BadInputError."""
+    if options.mode == "uncertainty" and options.samples == 1:
+        raise BadInputError("mode uncertainty tells the spread of samples, and 1 is asked for: give 2 samples or more")
     contrast = contrast_of(options, checkpoint, header)
     volume, device = n_partitions(header) > 1, checkpoint.model.device
     return contrast, sampling_of(options, checkpoint, device, contrast, acceleration(header), volume=volume)
