@@ -242,6 +242,18 @@ def test_check_names_every_file_that_cannot_be_used(scans, start, recipe, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_diffusion_scans_of_several_averages_are_named_before_anything_is_prepared(
+    simulated_scan, start, recipe, tmp_path, capsys
+):
+    for subject in range(4):
+        settings = {**SCAN, "contrast": "dwi", "averages": 2 if subject == 3 else 1, "subject": subject}
+        (tmp_path / "scans" / f"p{subject}").mkdir(parents=True)
+        shutil.copy(simulated_scan(**settings), tmp_path / "scans" / f"p{subject}" / "dwi.h5")
+    assert main(command(tmp_path / "scans", tmp_path / "out", start, recipe, "--check")) == 3
+    told = capsys.readouterr()
+    assert "p3/dwi.h5: has 2 averages with a phase each" in told.err and "p3" not in told.out
+
+
 def test_several_contrasts_and_too_few_patients_are_refused(scans, start, recipe, tmp_path, capsys):
     assert main(command(scans, tmp_path / "out", start, recipe)) == 2
     assert "the scans are of flair (5), t1 (1): say with --contrast" in capsys.readouterr().err

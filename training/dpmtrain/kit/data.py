@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from dpmrecon.errors import BadInputError
+from dpmrecon.mrd.averages import have_phases
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import acceleration, check_supported
 from tqdm import tqdm
@@ -139,7 +140,13 @@ def _checked(item: Item) -> Item | Fault:
             check_supported(scan.header)
         except BadInputError as error:
             return Fault(path, str(error))
-        announced = acceleration(scan.header) or 1
+        announced, averages = acceleration(scan.header) or 1, 1 + scan.last("average")
+        apart = averages > 1 and have_phases(scan.header)
+    if apart:
+        return Fault(
+            path,
+            f"has {averages} averages with a phase each, which are not undersampled here: give scans of one average",
+        )
     if announced > LARGEST_ACCELERATION:
         return Fault(
             path, f"is accelerated R = {announced}: references need full sampling, or R up to {LARGEST_ACCELERATION:g}"
