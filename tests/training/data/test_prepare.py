@@ -27,6 +27,7 @@ from dpmtrain.data import items, kinds, labelmaps, lesions, painted_foci
 from dpmtrain.data.dataset import OBLONG_RATIO, Cut, PreparedSlices, _cut, _matrix, affine, coarser
 from dpmtrain.data.open_sets import HELD_OUT
 from dpmtrain.data.veins import veins
+from dpmtrain.evaluate.references import measured_slices
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from support.forked import forked
@@ -202,6 +203,18 @@ def test_a_swi_scan_has_the_support_that_a_reconstruction_has(simulated_scan, tm
     for contrast, support in supports.items():
         ((volume,), _) = kinds.read(items.Item("ISMRMRD", "scan", "one", contrast, "own", "none", (scan,)))
         assert np.array_equal(volume.slices[0] != 0, support.numpy() > 0)
+
+
+def test_shots_with_a_phase_each_are_put_together_as_in_a_reconstruction(simulated_epi):
+    scan = simulated_epi(shots=2, acceleration=1, directions_per_b=1)
+    with open_scan(scan) as opened:
+        mapped = [with_maps(data, torch.device("cpu"), "dwi") for data in slices(opened.acquisitions(), opened.header)]
+    volumes, faults = kinds.read(items.Item("ISMRMRD", "scan", "one", "dwi", "own", "none", (scan,)))
+    assert not faults and volumes[1].reference == "SENSE of shots with a phase each, fully sampled"
+    for volume, wanted in zip(volumes, (mapped[0].zero_filled, mapped[1].conventional)):
+        assert np.array_equal(volume.slices[0], wanted.numpy())
+    for full, wanted in zip(measured_slices(scan), (mapped[0].zero_filled, mapped[1].conventional)):
+        assert np.array_equal(full.truth, full.picture(wanted))
 
 
 def test_oblique_volumes_come_out_axial_with_the_voxel_in_its_place(tmp_path):

@@ -133,10 +133,10 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
     volume.
 
     Fully sampled scans are combined with the maps; scans with R up to LARGEST_ACCELERATION become CG-SENSE images
-    ("SENSE R=2"), as in the source paper's clinical data; with the option `prior`, all become the images that the
-    product makes with that model by default. The grid is the one on which the sampler will work: no
-    zero-filling to the recon matrix. Averages are averaged; the counter `contrast` (b-values) makes volumes of its
-    own. Raises BadInputError for a scan that is accelerated more.
+    ("SENSE R=2"), as in the source paper's clinical data, and so do shots with a phase each; with the option `prior`,
+    all become the images that the product makes with that model by default. The grid is the one on which the sampler
+    will work: no zero-filling to the recon matrix. Averages are averaged; the counter `contrast` (b-values) makes
+    volumes of its own. Raises BadInputError for a scan that is accelerated more.
     """
     (path,) = item.files
     found: dict[int, dict[tuple[int, ...], np.ndarray]] = {}
@@ -150,12 +150,14 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
             if isinstance(mapped, LostSlice):
                 faults.append(Fault(str(path), f"slice {mapped.key.slice} is left out: {mapped.reason}"))
                 continue
-            full = bool(mapped.data.mask.amax(-1).all())
+            shots = mapped.data.shots is not None  # which fill k-space together, but not with one image
+            full = bool(mapped.data.mask.amax(-1).all()) and not shots
             accelerated = mapped.data.acceleration > 1
             references.add(
                 f"image by {prior.model_id}" if prior
                 else "fully sampled" if full
                 else f"SENSE R={mapped.data.acceleration:g}" if accelerated
+                else "SENSE of shots with a phase each" if shots
                 else "fully sampled but for partial Fourier"
             )  # fmt: skip
             if prior:

@@ -104,8 +104,8 @@ def measured_slices(
 
     truth_file, mask_file: .npy (slices or partitions, rows, cols) on the recon space; the truth is taken to the scan's
     scale by one factor, and is that of the first echo or b-value: others are left out then. Without it, the coil
-    combination of the full data is the truth, or the CG-SENSE image of accelerated ones. contrast: None takes it from
-    the protocol's name. Raises BadInputError for one that cannot serve.
+    combination of the full data is the truth, or the CG-SENSE image of accelerated ones and of shots with a phase each.
+    contrast: None takes it from the protocol's name. Raises BadInputError for one that cannot serve.
     """
     found: list[ReferenceSlice] = []
     with open_scan(path) as scan:
@@ -138,7 +138,7 @@ def measured_slices(
             here = ReferenceSlice(path.stem, number, contrast, data, np.empty(0), where, header=scan.header)
             here.content = key_of(scan.digest, data.key.seed_key, scored)
             mapped = with_maps(data, CPU, contrast=contrast)
-            full = bool(data.mask.amax(-1).all())
+            full = bool(data.mask.amax(-1).all()) and data.shots is None
             here.truth = here.picture(mapped.model.combined(mapped.zero_filled if full else mapped.conventional))
             found.append(here)
     if truth is not None:
