@@ -78,6 +78,10 @@ def add_one_step(commands) -> None:
     parser.add_argument(
         "--refine", type=Path, help="model of the kind one-step to go on from, for a refiner or together"
     )
+    parser.add_argument(
+        "--keep", type=float, default=0.0, metavar="SHARE",
+        help="together: of the weights of --refine, the rest being those trained (default: 0)",
+    )  # fmt: skip
     _add_timed(parser, "threads")
     parser.set_defaults(run=_one_step)
 

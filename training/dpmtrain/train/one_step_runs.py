@@ -101,6 +101,8 @@ def train_stage(args: argparse.Namespace) -> None:
         )
     if args.stage == "together" and args.start is not None:
         raise BadInputError("together goes on from --refine: leave out --start")
+    if not 0 <= args.keep < 1 or (args.keep and args.stage != "together"):
+        raise BadInputError(f"--keep is {args.keep:g}: give a share below 1, for the stage together alone")
     run = Run(args)
     torch.manual_seed(run.settings["seed"])
     model = ConditionalDenoiser(run.recipe["model"])
@@ -119,8 +121,19 @@ def train_stage(args: argparse.Namespace) -> None:
     found, steps = run.train(args.stage, model.to(run.device), LOSSES[args.stage], args.minutes, begun_with)
     if args.stage == "refiner":
         found.network = model.network  # an average of equal numbers loses the sign of zeros
+    if args.keep:
+        found = found.cpu()
+        blend(found, load_checkpoint(args.refine).model, args.keep)
+        made_by += f", of whose weights {args.keep:g} are kept"
     own: dict[str, Any] = {"steps": TEACHER_STEPS} if args.stage == "teacher" else {"noise_scale": 0.0}
     run.save(args.out, found.cpu(), f"{args.stage}: {steps} steps from {made_by}", **own)
+
+
+def blend(model: torch.nn.Module, start: torch.nn.Module, share: float) -> None:
+    """Moves the weights that the model was trained to back towards those that it was begun with, by a share of the way
+    (WiSE-FT: Wortsman et al., CVPR 2022)."""
+    begun = start.state_dict()
+    model.load_state_dict({name: value.lerp(begun[name], share) for name, value in model.state_dict().items()})
 
 
 def distil(args: argparse.Namespace) -> None:
