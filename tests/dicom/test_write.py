@@ -194,6 +194,22 @@ def test_one_scale_and_one_window_hold_for_a_series(result, diffusion_result):
     assert float(series(result, 1)[0].RescaleSlope) == 1
 
 
+def test_the_conventional_image_tells_its_own_verdict_and_weighting(simulated_scan, model, tmp_path):
+    """Not that the prior was adapted to the scan, which it has not seen."""
+    options = ("--conventional", "--adapt", "--steps", "2")
+    assert replay(simulated_scan(**{**DWI, "averages": 1}), tmp_path, model, *options) == 0
+    for image, other in zip(images(tmp_path), images(tmp_path, 3), strict=True):
+        mine, meta = dict(image.meta), dict(other.meta)
+        assert "dpmrecon_adaptation" in mine and "dpmrecon_adaptation" not in meta
+        assert mine["ImageComments"].endswith("s/mm2") and meta["ImageComments"].endswith("s/mm2")
+        remarks = meta.get("dpmrecon_remarks")
+        assert meta["dpmrecon_verdict"].endswith(remarks[0] if isinstance(remarks, list) else remarks or "trusted")
+        assert [meta[f"dpmrecon_{name}"] for name in ("samples", "steps", "evaluations")] == ["0"] * 3
+    told = {text.split(";")[-1] for text in (str(file.ImageComments) for file in series(tmp_path, 3))}
+    assert told == {" b = 0 s/mm2", " b = 1000 s/mm2"}
+    assert not any("prior" in file.DerivationDescription for file in series(tmp_path, 3))
+
+
 def test_stored_units_are_powers_of_ten_that_fit():
     assert stored_unit(1200.0, 3000.0) == 1
     assert stored_unit(45.0, 80.0) == 0.01

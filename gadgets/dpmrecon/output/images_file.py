@@ -18,6 +18,7 @@ from ..recon.sample import conventional
 from ..recon.types import Reconstruction
 from ..version import __version__
 from .mrd_images import RESEARCH, commented, image_of, remarks_meta, to_recon_space
+from .weighting import weighting_comment
 from .writers import telling
 
 ROOM = 1 << 16  # bytes that HDF5 needs at most beside the pixels and texts of an image
@@ -140,10 +141,11 @@ def _claim(path: Path, size: int) -> None:
 def _conventional(image: ismrmrd.Image, item: Reconstruction, header: Header) -> ismrmrd.Image:
     """A slice's CG-SENSE image beside its reconstruction `image`, of the same scale."""
     meta = dict(image.meta)
-    for name in ("fallback", "remarks", "trusted"):  # of the reconstruction
+    for name in ("fallback", "remarks", "trusted", "adaptation"):  # of the reconstruction
         meta.pop(f"dpmrecon_{name}", None)
     own = conventional(item.mapped, "asked for")
-    comment = commented(RESEARCH, own.remarks)
+    comment = f"{RESEARCH}; CAUTION" if own.verdict.startswith("caution") else RESEARCH
+    comment = commented(comment, own.remarks) + weighting_comment(meta)
     scale = 1 / float(meta.get("RescaleSlope", 1))
     magnitude = scale * to_recon_space(own.image, header).abs().cpu().numpy()
     head = ismrmrd.ImageHeader.from_buffer_copy(image.getHead())
@@ -161,6 +163,8 @@ def _conventional(image: ismrmrd.Image, item: Reconstruction, header: Header) ->
         "ImageType": "DERIVED\\PRIMARY\\OTHER\\CGSENSE",
         "dpmrecon_sampler": "cg-sense",
         "dpmrecon_residual": f"{own.residual:.4g}",
+        "dpmrecon_verdict": own.verdict,
+        **{f"dpmrecon_{name}": str(getattr(own, name)) for name in ("steps", "samples", "evaluations")},
         **remarks_meta(own.remarks, trusted=own.trusted),
     }
     return image_of(magnitude.astype(np.float32), head, meta)
