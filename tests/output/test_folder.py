@@ -143,6 +143,17 @@ def test_the_report_of_an_anonymous_run_does_not_name_the_file(simulated_scan, m
     assert "the scan: line" in report(tmp_path / "out")["error"]
 
 
+def test_anonymous_images_do_not_tell_the_time_of_day(simulated_scan, model, tmp_path):
+    scan = simulated_scan(**SCAN)
+    assert replay(scan, tmp_path / "named", model) == 0
+    assert replay(scan, tmp_path / "anonymous", model, "--anonymize", "--conventional") == 0
+    for number in (1, 3):
+        for image in images(tmp_path / "anonymous", number):
+            assert image.getHead().acquisition_time_stamp == 0 and "acquisition_time_stamp" not in image.meta
+            assert "physiology_time_stamp" in image.meta  # since the trigger
+    assert all(image.getHead().acquisition_time_stamp > 0 for image in images(tmp_path / "named"))
+
+
 def truncated_lines(scan, folder):
     """A line that holds fewer samples than its head announces."""
     path = folder / "DOE_JANE.h5"

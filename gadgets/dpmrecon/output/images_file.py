@@ -24,6 +24,7 @@ from .writers import telling
 ROOM = 1 << 16  # bytes that HDF5 needs at most beside the pixels and texts of an image
 CONVENTIONAL = 3  # series index: image_3 in the file
 MEASUREMENT = "measurementID"  # of Siemens scans: serial numbers of scanner, patient and study
+TIME_OF_DAY = "acquisition_time_stamp"  # in ticks since midnight
 # elements of an MRD header that tell who was scanned, where and when
 _PERSONAL = (
     *("subjectInformation", "studyInformation", "institutionName", "stationName", "deviceSerialNumber", "seriesDate"),
@@ -103,8 +104,10 @@ class ImagesFile:
 
     def _store(self, image: ismrmrd.Image) -> None:
         if self.outputs.anonymize:
-            meta = {name: value for name, value in image.meta.items() if name != MEASUREMENT}
-            image = image_of(image.data[0], ismrmrd.ImageHeader.from_buffer_copy(image.getHead()), meta)
+            meta = {name: value for name, value in image.meta.items() if name not in (MEASUREMENT, TIME_OF_DAY)}
+            head = ismrmrd.ImageHeader.from_buffer_copy(image.getHead())
+            setattr(head, TIME_OF_DAY, 0)
+            image = image_of(image.data[0], head, meta)
         store(self.dataset, image)
 
     def close(self, failure: BaseException | None) -> None:
