@@ -251,6 +251,22 @@ def test_files_follow_from_scan_and_options_alone(simulated_scan, result, model,
     assert series(tmp_path / "scan", 1)[0].StudyInstanceUID != first.StudyInstanceUID
 
 
+def test_other_pixels_have_other_uids(result, tmp_path):
+    """Of the same scan and options: hosts with bfloat16 have them, and archives drop the second of one UID."""
+    found = []
+    for name, more in (("one", 0), ("same", 0), ("other", 1)):
+        (tmp_path / name).mkdir()
+        copy = shutil.copy(result / "images.h5", tmp_path / name / "images.h5")
+        with h5py.File(copy, "r+") as file:
+            file["dataset/image_1/data"][0] += np.float32(more)
+        write_dicom(copy, tmp_path / name / "dicom", "0" * 64, {"seed": 0}, DicomOptions())
+        found.append(series(tmp_path / name, 1))
+    assert [file.SOPInstanceUID for file in found[0]] == [file.SOPInstanceUID for file in found[1]]
+    for file, other in zip(found[0], found[2], strict=True):
+        assert file.SOPInstanceUID != other.SOPInstanceUID and file.SeriesInstanceUID != other.SeriesInstanceUID
+        assert file.StudyInstanceUID == other.StudyInstanceUID
+
+
 def test_anonymize_and_image_type(simulated_scan, model, tmp_path, capsys):
     scan = simulated_scan(**SCAN)
     assert replay(scan, tmp_path, model, "--anonymize", "--image-type", "STROKE_R4") == 0

@@ -9,6 +9,7 @@ Nothing of the clock or of chance is in the files: the same scan and options giv
 """
 
 import datetime
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -157,8 +158,9 @@ def write_dicom(
     """Write every image series of `images` (images.h5) to folder/NUMBER_KIND/IMnnnn.dcm; returns the files.
 
     digest: of the scan, see `Scan.digest`; run: what else decides the images (JSON values: model, sampler, seed ...).
-    Both make the UIDs. note: gets a line where volumes are not reformatted as the options say. Raises BadInputError
-    where headers hold no geometry or nothing can be written.
+    Both make the UIDs, and so do the pixels of a series: a host with bfloat16, or of another kind, has others. note:
+    gets a line where volumes are not reformatted as the options say. Raises BadInputError where headers hold no
+    geometry or nothing can be written.
     """
     with h5py.File(images, "r") as file:
         header = read_header(np.ravel(file["dataset/xml"][()])[0])
@@ -228,7 +230,7 @@ def _write_series(
 ) -> list[Path]:
     """orientation: of the reformatted series of volumes; None for the slices as they were acquired."""
     name, header = f"image_{number}", scan.header
-    images, bright, largest = [], 0.0, 0.0
+    images, bright, largest, content = [], 0.0, 0.0, hashlib.sha256()
     for index in range(dataset.number_of_images(name)):
         image = dataset.read_image(name, index)
         planes, pixels, thickness = _slices(image, orientation)
@@ -238,10 +240,11 @@ def _write_series(
             images.append(_Image(index, part, head, meta, plane, pixels[part].shape, thickness))
             bright = max(bright, float(np.percentile(pixels[part], 99.5)))
             largest = max(largest, float(pixels[part].max()))
+            content.update(np.ascontiguousarray(pixels[part]).tobytes())
     images.sort(key=lambda image: image.order)
     role = str(images[0].meta.get("DataRole", "Image"))
     kind = scan.options.tag + SUFFIXES.get(role, f"_{number}")
-    series_uid = scan.series_uid(name, orientation, images[0].meta.get(VEIN_PHASE))
+    series_uid = scan.series_uid(name, orientation, images[0].meta.get(VEIN_PHASE), content.hexdigest())
     study = scan.options.study or Study.of_scan(header, scan.digest, anonymize=scan.options.anonymize)
     common = _common(header, study, anonymize=scan.options.anonymize)
     common.SeriesInstanceUID = series_uid
