@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from dpmrecon.data import LostSlice, Slice, SliceKey
+from dpmrecon.dicom.viewer import read_series
 from dpmrecon.hosts.engine import Engine
 from dpmrecon.mrd.averages import have_phases, together
 from dpmrecon.mrd.collect import slices
@@ -231,6 +232,26 @@ def test_a_lost_average_is_a_remark(simulated_scan, model, tmp_path):
     assert replay(scan, tmp_path / "none", model, "--combine-averages") == 4
 
 
+def test_an_image_that_lacks_the_first_average_keeps_its_place(simulated_scan, model, tmp_path):
+    """Between its neighbours in DICOM, and in one NIfTI file with them."""
+
+    def without_first(number, line):
+        noise = line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+        lost = line.idx.slice == 0 and line.idx.average == 0 and line.idx.kspace_encode_step_1 > 30
+        return None if lost and not noise else line
+
+    (tmp_path / "lost").mkdir()
+    scan = edited(scrambled(simulated_scan(**DIFFUSION, n_slices=3), tmp_path), tmp_path / "lost", without_first)
+    assert replay(scan, tmp_path / "out", model, "--combine-averages", "--nifti", "--steps", "1") == 0
+    assert [entry["averages"] for entry in report(tmp_path / "out")["slices"] if entry["slice"] == 0] == [2, 2]
+    assert {image.average for image in images(tmp_path / "out")} == {0}
+    files = read_series(tmp_path / "out" / "dicom")[0]
+    assert [round(file.SliceLocation - files[0].SliceLocation) for file in files[:3]] == [0, 5, 10]
+    assert [file.DiffusionBValue for file in files] == [0.0] * 3 + [1000.0] * 3
+    assert (tmp_path / "out" / "nifti" / "01_reconstruction.nii.gz").exists()
+    assert len(images(tmp_path / "out", 5)) == 3
+
+
 def test_a_last_average_that_no_slice_has_is_said_by_all_hosts(simulated_scan, model, tmp_path):
     def without_last(number, line):
         return None if line.idx.contrast == 1 and line.idx.average == 2 else line
@@ -252,16 +273,16 @@ def test_what_cannot_be_put_together_is_said(simulated_scan):
     with open_scan(simulated_scan(**DIFFUSION)) as opened:
         header, found = opened.header, list(slices(opened.acquisitions(), opened.header))
     one = [item for item in found if item.key.contrast == 0]
-    joint, late = together([*one, replace(one[0], key=replace(one[0].key, average=3))], header)
+    joint, late = together([*one, replace(one[0], key=replace(one[0].key, average=3))], header, {})
     assert len(joint.others) == 2
     assert isinstance(late, LostSlice) and "more averages came than the header announces (3)" in late.reason
     shifted = replace(one[1], mask=one[1].mask.roll(1, 0))
-    (lost,) = together([one[0], shifted, one[2]], header)
+    (lost,) = together([one[0], shifted, one[2]], header, {})
     assert isinstance(lost, LostSlice) and "hold different lines" in lost.reason
-    (lost,) = together([one[0], one[1], replace(one[2], kspace=one[2].kspace[:3], channels=(0, 1, 3))], header)
+    (lost,) = together([one[0], one[1], replace(one[2], kspace=one[2].kspace[:3], channels=(0, 1, 3))], header, {})
     assert isinstance(lost, LostSlice) and "averages 0 and 2 have different channels" in lost.reason
     header.encoding[0].encodingLimits.average = None
-    (waited,) = together(one, header)
+    (waited,) = together(one, header, {})
     assert len(waited.others) == 2
 
 

@@ -53,7 +53,7 @@ class Gadgetron:
         combine_averages: bool,
     ) -> Iterator[Slice | LostSlice]:
         found = slices_of(self._bits(messages), header, line_headers, combine_averages=combine_averages)
-        return together(found, header) if combine_averages else found
+        return together(found, header, line_headers) if combine_averages else found
 
     def receiving(self, options: Options, header: Header) -> Receiving:
         """The server's gadgets took the lines: our images lie as its own do. Raises BadInputError for options of it."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from ..data import LostSlice, Slice, SliceKey
 from .diffusion import first_value, images_counter, weightings_of
 from .header import Header, contrast_label, is_epi, n_partitions
+from .lines import LineHeaders
 
 
 def have_phases(header: Header) -> bool:
@@ -32,10 +33,13 @@ def may_be_weighted(header: Header, key: SliceKey) -> bool:
     return not 0 <= number < len(entries) or entries[number].bvalue != 0
 
 
-def together(apart: Iterable[Slice | LostSlice], header: Header) -> Iterator[Slice | LostSlice]:
+def together(
+    apart: Iterable[Slice | LostSlice], header: Header, line_headers: LineHeaders
+) -> Iterator[Slice | LostSlice]:
     """Averages of one place and weighting as one slice, which leaves with the last that is announced, or at the end.
 
-    The first that came gives its key, the others are in `others`. Lost averages are remarks, or the slice is lost
+    It is the first of them that came, with the average 0 in its key as where none is lost, and in `line_headers` too;
+    the others are in `others`. Lost averages are remarks, or the slice is lost
     where all are; so are fewer than the header announces, which may be the scan's plan. Memory holds the averages of
     slices that are not complete.
     """
@@ -53,12 +57,12 @@ def together(apart: Iterable[Slice | LostSlice], header: Header) -> Iterator[Sli
         open_.setdefault(key, []).append(item)
         if len(open_[key]) == announced:
             left.add(key)
-            yield _joined(open_.pop(key), announced)
+            yield _joined(open_.pop(key), announced, line_headers)
     for key, items in open_.items():  # of b = 0 fewer averages are planned than the header can say
-        yield _joined(items, announced if may_be_weighted(header, key) else None)
+        yield _joined(items, announced if may_be_weighted(header, key) else None, line_headers)
 
 
-def _joined(items: list[Slice | LostSlice], announced: int | None) -> Slice | LostSlice:
+def _joined(items: list[Slice | LostSlice], announced: int | None, line_headers: LineHeaders) -> Slice | LostSlice:
     items = sorted(items, key=lambda item: item.key)
     found = [item for item in items if isinstance(item, Slice)]
     if not found:
@@ -85,7 +89,10 @@ def _joined(items: list[Slice | LostSlice], announced: int | None) -> Slice | Lo
             f"{_told(first)} and {_told(other)}: they are not put together, reconstruct them apart or without the "
             "channels that one of them lacks (--coils)",
         )
-    return replace(first, others=tuple(others), remarks=(*first.remarks, *remarks))
+    key = replace(first.key, average=0)
+    if first.key in line_headers:
+        line_headers[key] = line_headers[first.key]
+    return replace(first, key=key, others=tuple(others), remarks=(*first.remarks, *remarks))
 
 
 def _channels(item: Slice) -> tuple[int, ...]:

@@ -70,7 +70,7 @@ def slices(
     mean = combine_averages and not apart
     collector = _Collector(header, heads, mean, receiving, ScanLog() if log is None else log)
     found = collector.slices(acquisitions)
-    yield from together(found, header) if apart else found
+    yield from together(found, header, heads) if apart else found
 
 
 @dataclasses.dataclass(frozen=True)
