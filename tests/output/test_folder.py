@@ -173,6 +173,21 @@ def test_somebody_elses_dicom_folder_is_left_alone(simulated_scan, model, tmp_pa
     assert (tmp_path / "dicom" / "original.dcm").exists()
 
 
+@pytest.mark.parametrize("name", ["dicom/01_DPM/notes.txt", "dicom/IM0001.dcm", "nifti/mask.nii.gz"])
+def test_a_users_files_among_the_results_are_left_alone(simulated_scan, model, tmp_path, capsys, name):
+    scan = simulated_scan(**SCAN)
+    assert [replay(scan, tmp_path, model, "--nifti", "--conventional") for _ in range(2)] == [0, 0]
+    before = report(tmp_path)
+    (tmp_path / name).write_text("my own")
+    assert replay(scan, tmp_path, model) == 2
+    assert f"files that no replay wrote ({name.partition('/')[2]})" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "my own" and report(tmp_path) == before
+    (tmp_path / name).rename(tmp_path / "elsewhere")
+    (tmp_path / "dicom" / ".DS_Store").touch()
+    assert replay(scan, tmp_path, model) == 0
+    assert not (tmp_path / "nifti").exists()
+
+
 def test_an_anonymous_header_lacks_the_patient_and_nothing_else(simulated_scan):
     with open_scan(simulated_scan(**SCAN)) as scan:
         xml, header = scan.xml, scan.header

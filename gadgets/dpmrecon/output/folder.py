@@ -1,5 +1,6 @@
 """The result folder of a replay: what may be written there, and how long its last files take."""
 
+import re
 import shutil
 import time
 from io import BytesIO
@@ -12,11 +13,15 @@ from .preview import ROWS, write_preview
 from .scores import METHODS
 from .writers import telling
 
+# what a replay writes below its folder
+_OURS = re.compile(r"dicom/\d+_\w+/IM\d+\.dcm|nifti/\d+_\w+\.nii\.gz", re.ASCII)
+
 
 def cleared(folder: Path, scan_file: Path) -> Path:
     """The folder, made if missing, without an earlier replay's files.
 
-    Raises BadInputError where the scan lies there, or what is there is not ours, or it cannot be written.
+    Raises BadInputError where the scan lies there, or what is there is not ours, or it cannot be written. Hidden files,
+    as viewers leave them, are nobody's.
     """
     folders, scan = [folder / "dicom", folder / "nifti"], scan_file.resolve()
     if {path.resolve() for path in (folder / "images.h5", *folders)} & {scan, *scan.parents}:
@@ -24,6 +29,13 @@ def cleared(folder: Path, scan_file: Path) -> Path:
     for found in folders:
         if found.exists() and not (folder / "report.json").exists():
             raise BadInputError(f"{found} is there and not of an earlier replay: choose another --out")
+        for path in sorted(found.rglob("*")):
+            inside = path.relative_to(folder).as_posix()
+            if not (path.is_dir() or path.name.startswith(".") or _OURS.fullmatch(inside)):
+                raise BadInputError(
+                    f"{found} has files that no replay wrote ({path.relative_to(found)}) and would be replaced: move "
+                    "them elsewhere or choose another --out"
+                )
     with telling(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for found in folders:
