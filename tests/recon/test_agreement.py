@@ -10,8 +10,10 @@ import pytest
 import torch
 from dpmrecon.cli import main
 from dpmrecon.errors import BadInputError, CheckpointError
+from dpmrecon.hosts.engine import Engine
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
+from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import load_checkpoint, write_card
 from dpmrecon.recon.agreement import (
     ANY,
@@ -41,8 +43,11 @@ from dpmrecon.tools.simulation_settings import SimulationSettings
 
 from support.models import SAMPLING, TINY, saved_model
 from support.results import images, report
+from support.sessions import Here
+from support.streams import raw_stream
 
 CPU = torch.device("cpu")
+UNASKED = "prior_and_data_not_asked"  # in report and audit line
 
 
 def entry(largest: float, level: float = 0.0, by_noise: float = 0.0, kind: str = SLICES) -> dict:
@@ -356,6 +361,17 @@ def test_a_model_that_is_not_asked_says_so(simulated_scan, mapped, model, tmp_pa
             capsys.readouterr().err.count(f"whether prior and data agree was not asked: the card of {site.model_id}")
             == times
         )
+        said = [without_limits(site, SLICES)] * times
+        assert [e[UNASKED] for e in report(tmp_path)["slices"] if UNASKED in e] == said
+
+
+def test_the_audit_line_says_that_a_model_was_not_asked(simulated_scan, model):
+    for gate, count in (("warn", 1), ("off", 0)):
+        here = Here(Engine.of(Options(model=model, device="cpu", gate=gate)))
+        here.exchange(*raw_stream(simulated_scan()))
+        line = here.session.record
+        assert line["verdicts"] == {"trusted": 1}
+        assert list(line.get(UNASKED, {}).values()) == [1] * count
 
 
 def test_python_has_the_gate_too(simulated_scan, tmp_path):

@@ -102,6 +102,9 @@ class Books:
         record["residuals"].append(round(item.residual, 3) if math.isfinite(item.residual) else None)
         verdict = item.verdict.partition(":")[0]
         record["verdicts"][verdict] = record["verdicts"].get(verdict, 0) + 1
+        if item.unasked is not None:
+            unasked = record.setdefault("prior_and_data_not_asked", {})
+            unasked[item.unasked] = unasked.get(item.unasked, 0) + 1
         if "adaptation" in item.seconds:
             record["decisions"].append(str(item.adaptation))
         for remark in item.remarks:

@@ -92,6 +92,7 @@ class Report:
                 "trusted": item.trusted,
                 "verdict": item.verdict,
                 **({} if item.agreement is None else {"agreement": dataclasses.asdict(item.agreement)}),
+                **({} if item.unasked is None else {"prior_and_data_not_asked": item.unasked}),
                 **({} if item.adaptation is None else {"adaptation": item.adaptation}),
                 "samples": item.samples,
                 "steps": item.steps,

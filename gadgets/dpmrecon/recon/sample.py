@@ -12,7 +12,7 @@ from ..device import DEVICE_ERRORS, synchronize
 from ..errors import DpmreconError, first_line
 from ..prior.checkpoint import Checkpoint
 from ..prior.problem import NoiseSource, Planes, Problem, Stop, never
-from .agreement import agreed
+from .agreement import agreed, not_asked
 from .gate import judged
 from .types import Adapted, MappedSlice, MappedVolume, Reconstruction, Sampling
 
@@ -140,7 +140,7 @@ def sample_group(
 
 
 def _asked(item: Reconstruction, checkpoint: Checkpoint, contrast: str | None, sampling: Sampling) -> Reconstruction:
-    """With the agreement of prior and data, where the gate is on and the card has limits for such slices."""
+    """With the agreement of prior and data, where the gate is on, or why they were not asked."""
     if sampling.gate == "off":
         return item
     started = time.perf_counter()
@@ -148,9 +148,9 @@ def _asked(item: Reconstruction, checkpoint: Checkpoint, contrast: str | None, s
         found = agreed(item.mapped, checkpoint, contrast)
     except DEVICE_ERRORS as error:
         log.warning("the gate could not ask whether prior and data agree: %s", first_line(error))
-        return item
+        return replace(item, unasked=f"the device failed ({first_line(error)})")
     if found is None:
-        return item
+        return replace(item, unasked=not_asked(item.mapped, checkpoint, contrast))
     synchronize(item.image.device)
     return replace(item, agreement=found, seconds={**item.seconds, "gate": time.perf_counter() - started})
 

@@ -207,8 +207,8 @@ class Reconstruction:
     deadline stopped it; 0 for the conventional image; draws: the samples (samples, rows, cols) complex64 where they are
     kept. image and draws are without the smooth phase. remarks: what to know before the image is used, of all steps;
     trusted: False where it contradicts its data beyond use; misfit: where the residual lies; agreement: of prior and
-    data, None where the gate is off or has no limits; adaptation: of the prior to the scan, in words, None where it was
-    not asked for.
+    data, None where they were not asked; unasked: why, in words, None where they were, or nobody wants to know;
+    adaptation: of the prior to the scan, in words, None where it was not asked for.
     """
 
     mapped: MappedSlice
@@ -225,6 +225,7 @@ class Reconstruction:
     trusted: bool = True
     misfit: Misfit | None = None
     agreement: Agreement | None = None
+    unasked: str | None = None
     adaptation: str | None = None
 
     @property
