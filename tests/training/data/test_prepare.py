@@ -272,6 +272,34 @@ def test_dicom_series_in_order_of_position_whatever_the_files_are_called(tmp_pat
     assert [np.unravel_index(image.argmax(), image.shape) for image in images] == [(20, 9), (21, 9), (22, 9)]
 
 
+@pytest.mark.parametrize("patient", ["ANONYMOUS", "ANON", "", "0000"])
+def test_dicom_without_patient_ids_is_told_apart_by_folder_and_study(tmp_path, patient):
+    """One subject of all could not be held out; one for each file, or series, would be on both sides."""
+    places = [("flat/a{}.dcm", 1), ("flat/b{}.dcm", 2), ("deep/one/t{}.dcm", 3), ("deep/two/t{}.dcm", 4)]
+    places += [("deep/two/u{}.dcm", 5), ("deep/more/t{}.dcm", 4)]
+    for place, study in places:
+        for number in range(2):
+            path = tmp_path / place.format(number)
+            uid = f"1.2.{len(path.parent.name)}.{ord(path.name[0])}"
+            told = {"uid": uid, "patient": patient, "StudyInstanceUID": f"1.9.{study}"}
+            dicom(path, head((41, 36), (20, 9)), (0, -3 * number, 4 * number), **told)
+    assert run(tmp_path / "flat", "--out", tmp_path / "out", "--contrast", "dwi") == 0
+    found = volumes(tmp_path / "out").values()
+    assert sorted(v["subject"] for v in found) == sorted(items.pseudonym(f"1.9.{study}") for study in (1, 2))
+    assert [v["shape"][0] for v in found] == [2, 2]
+    assert run(tmp_path / "deep", "--out", tmp_path / "more", "--contrast", "dwi") == 0
+    found = volumes(tmp_path / "more").values()
+    assert sorted(v["subject"] for v in found) in (["more"] * 3 + ["one"], ["one"] + ["two"] * 3)
+
+
+def test_fastmri_files_whose_patient_is_a_placeholder_are_told_apart_by_folder(tmp_path):
+    for name in ("one/brain_AXFLAIR_1.h5", "two/brain_AXFLAIR_2.h5"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        fastmri(tmp_path / "in" / name, patient="ANONYMOUS")
+    assert run(tmp_path / "in", "--out", tmp_path / "out", "--drop-last", 1) == 0
+    assert {volume["subject"] for volume in volumes(tmp_path / "out").values()} == {"one", "two"}
+
+
 def test_real_dicom_in_gzip(tmp_path):
     for path in sorted(shared("images/philips_dwi").glob("IM_00*.gz")):
         (tmp_path / "philips_dwi").mkdir(exist_ok=True)

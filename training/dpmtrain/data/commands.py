@@ -24,8 +24,9 @@ def add_prepare(commands) -> None:
         "inputs",
         type=Path,
         nargs="+",
-        help="files and folders. The subject is the patient ID in the header (as a pseudonym); without one the first "
-        "folder below the input, else the file's name without its contrast",
+        help="files and folders. The subject is the patient ID in the header (as a pseudonym); without one, or with a "
+        "placeholder such as ANONYMOUS, the first folder below the input, else DICOM's study, else the file's name "
+        "without its contrast. Folders that hold one DICOM study are one subject",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the prepared volumes")
     parser.add_argument(

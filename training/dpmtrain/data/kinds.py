@@ -124,8 +124,7 @@ def _fastmri(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
     with h5py.File(path, "r") as file:
         attributes = {name: file.attrs.get(name) for name in ("acquisition", "patient_id")}
     facts.update(source=FASTMRI.source, licence=FASTMRI.licence)
-    if attributes["patient_id"]:
-        facts["subject"] = pseudonym(str(attributes["patient_id"]))
+    facts["subject"] = _named(attributes["patient_id"]) or facts["subject"]
     contrast = _contrast(settings, "attribute acquisition", attributes["acquisition"])
     return [Item("fastMRI", contrast=contrast, files=(path,), options={"drop_last": settings.drop_last}, **facts)]
 
@@ -155,12 +154,17 @@ def _patient(header: Header, patients: str | None) -> str | None:
                 f"its measurementID is '{text}': SERIAL_PATIENT_STUDY_MEASUREMENT is needed to tell patients apart"
             )
         return pseudonym(measured)
-    patient = str(getattr(header.subjectInformation, "patientID", None) or "").strip()
-    if patient and not is_placeholder(patient):
-        return pseudonym(patient)
-    if patients == "id":
+    patient = getattr(header.subjectInformation, "patientID", None) or ""
+    found = _named(patient)
+    if found is None and patients == "id":
         raise BadInputError(f"its patient ID is '{patient}', which tells no patient apart: use another --patients")
-    return None
+    return found
+
+
+def _named(patient_id: Any) -> str | None:
+    """A pseudonym by a patient ID; None of one that tells no patient apart."""
+    text = str(patient_id or "").strip()
+    return pseudonym(text) if text and not is_placeholder(text) else None
 
 
 def _nifti(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
@@ -199,8 +203,13 @@ def _dicom(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
         named = ", ".join(sorted(kinds & NO_MAGNITUDE))
         return [Fault(where, f"holds DICOM images of the type {named}, which are left out", expected=True)]
     known, _ = _known(path)
-    if known is None and dataset.get("PatientID"):
-        facts["subject"] = pseudonym(str(dataset.PatientID))
+    patient, options = _named(dataset.get("PatientID")), {}
+    if known is None and patient is not None:
+        facts["subject"] = patient
+    elif known is None:
+        options["study"] = pseudonym(str(dataset.get("StudyInstanceUID") or dataset.SeriesInstanceUID))
+        if path.absolute().parent == root.absolute():  # there is no folder that stands for the patient
+            facts["subject"] = options["study"]
     names = [dataset.get(name) for name in ("SeriesDescription", "ProtocolName")]
     try:
         contrast = _contrast(settings, "SeriesDescription and ProtocolName", *names)
@@ -211,7 +220,7 @@ def _dicom(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
     b = images.b_value(dataset)
     if contrast == "dwi" and b is not None:
         name = f"{name}_b{b}"
-    return [Item("DICOM", contrast=contrast, files=(path,), **{**facts, "name": name})]
+    return [Item("DICOM", contrast=contrast, files=(path,), options=options, **{**facts, "name": name})]
 
 
 _INSPECT = {

@@ -35,7 +35,7 @@ def prepare(inputs: Sequence[Path], out: Path, settings: Settings, exclude: Sequ
     with Workers(jobs) as workers:
         found = dict(workers.run(partial(_inspected, root=root, settings=settings), paths, "looking at files"))
         seen = [entry for path in paths for entry in found[path]]
-        items = _grouped([entry for entry in seen if isinstance(entry, Item)])
+        items = _grouped(_by_study([entry for entry in seen if isinstance(entry, Item)]))
         faults = [entry for entry in seen if isinstance(entry, Fault)]
         wanted, left_out = _split(items, exclude)
         journal = Journal(out)
@@ -86,6 +86,24 @@ def _files(inputs: Sequence[Path]) -> tuple[Path, list[tuple[Path, bool]]]:
 
 def _inspected(found: tuple[Path, bool], *, root: Path, settings: Settings) -> list[Item | Fault]:
     return inspect(found[0], root, settings, in_folder=found[1])
+
+
+def _by_study(items: list[Item]) -> list[Item]:
+    """Folders stand for patients whose ID tells nothing; those that hold the same study are of one patient."""
+    same: dict[str, str] = {}  # subject -> the one it is
+    first: dict[str, str] = {}  # study -> a subject
+
+    def whose(subject: str) -> str:
+        while subject in same:
+            subject = same[subject]
+        return subject
+
+    for item in items:
+        if (study := item.options.get("study")) is not None:
+            one, other = whose(first.setdefault(study, item.subject)), whose(item.subject)
+            if one != other:
+                same[other] = one
+    return [replace(item, subject=whose(item.subject)) for item in items]
 
 
 def _grouped(items: list[Item]) -> list[Item]:
