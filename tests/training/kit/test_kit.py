@@ -14,6 +14,9 @@ from dpmrecon.tools.simulate import simulate
 from dpmrecon.tools.simulation_settings import VolumeSettings
 from dpmtrain.cli import main
 from dpmtrain.data.dataset import read_manifest
+from dpmtrain.data.items import Settings
+from dpmtrain.data.kinds import inspect
+from dpmtrain.data.kspace import read_ismrmrd
 from dpmtrain.evaluate.plan import Condition
 from dpmtrain.evaluate.scoring import Row
 from dpmtrain.kit import data as kit_data
@@ -207,6 +210,24 @@ def test_the_card_tells_use_limits_and_findings_and_names_nobody(made):
     patients = json.loads((made / "kit.json").read_text())["patients"]
     for secret in (*sum(patients.values(), []), "SIMULATED0", "SIMULATED1", "p0_", "p1_", "p2_", "p3_"):
         assert secret not in text
+
+
+def test_every_b_value_is_a_reference_and_a_volume_of_its_own(simulated_epi, tmp_path):
+    """The last one of each slice alone was; those that are counted as repetitions were one volume."""
+    settings = {"contrast": "dwi", "b_values": (0.0, 1000.0), "n_slices": 2, "acceleration": 1}
+    for counter, key in (("contrast", "contrast"), ("repetition", "repetition")):
+        folder = tmp_path / counter
+        folder.mkdir()
+        for patient in range(2):
+            scan = simulated_epi(**settings, weighting_counter=counter, subject=patient)
+            shutil.copy(scan, folder / f"patient{patient}.h5")
+        found = [
+            item for path in sorted(folder.iterdir()) for item in inspect(path, folder, Settings(), in_folder=True)
+        ]
+        seen = [getattr(full.data.key, key) for full in kit_data.references(found, "dwi", 2)]
+        assert seen == [3, 1, 2, 0]  # b = 0, and three directions
+        volumes, _ = read_ismrmrd(found[0])
+        assert [(v.name, len(v.slices)) for v in volumes] == [(f"patient0_{key}{n}", 2) for n in range(4)]
 
 
 def test_a_tuned_model_has_no_limits_of_the_gate_and_its_card_says_so(start, tmp_path):

@@ -12,6 +12,7 @@ from dpmrecon.data import LostSlice, Slice
 from dpmrecon.data import Volume as DataVolume
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.diffusion import images_counter, weightings_of
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import encoded_grid, line_limits, n_partitions, read_header, view_mm, view_pixels, voxel_mm
 from dpmrecon.mrd.receiving import Receiving
@@ -135,16 +136,17 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
     Fully sampled scans are combined with the maps; scans with R up to LARGEST_ACCELERATION become CG-SENSE images
     ("SENSE R=2"), as in the source paper's clinical data, and so do shots with a phase each; with the option `prior`,
     all become the images that the product makes with that model by default. The grid is the one on which the sampler
-    will work: no zero-filling to the recon matrix. Averages are averaged; the counter `contrast` (b-values) makes
-    volumes of its own. Raises BadInputError for a scan that is accelerated more.
+    will work: no zero-filling to the recon matrix. Averages are averaged; the counter `contrast`, and the one of
+    b-values, make volumes of their own. Raises BadInputError for a scan that is accelerated more.
     """
     (path,) = item.files
-    found: dict[int, dict[tuple[int, ...], np.ndarray]] = {}
+    found: dict[tuple[int, int], dict[tuple[int, ...], np.ndarray]] = {}
     faults, references = [], set()
     prior = load_checkpoint(Path(item.options["prior"]), CPU) if "prior" in item.options else None
     with open_scan(path) as scan:
         header = scan.header
         receiving = Receiving.of(Options(), header)
+        counter = images_counter(header) if weightings_of(header) else None
         stream = slices(scan.acquisitions(), header, combine_averages=True, receiving=receiving)
         for mapped in with_coil_maps(_usable(stream), CPU, item.contrast):
             if isinstance(mapped, LostSlice):
@@ -166,7 +168,8 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
                 image = mapped.model.combined(mapped.zero_filled if full else mapped.conventional)
             key = mapped.data.key
             place = (key.repetition, key.set, key.phase, key.slice)
-            found.setdefault(key.contrast, {})[place] = image.numpy()
+            weighting = 0 if counter in (None, "contrast") else getattr(key, str(counter))
+            found.setdefault((key.contrast, weighting), {})[place] = image.numpy()
     if not found:
         raise BadInputError(f"none of its slices can be used; the first: {faults[0].reason}")
     reference = ", ".join(sorted(references))
@@ -175,8 +178,10 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
     rows = next(iter(next(iter(found.values())).values())).shape[-2]
     voxel = voxel_mm(header) if three_d else (view[2], encoded.y / rows, view[0] / view_pixels(header)[-1])
     volumes = []
-    for number, images in sorted(found.items()):
-        name = item.name if len(found) == 1 else f"{item.name}_contrast{number}"
+    several = [len({kind[place] for kind in found}) > 1 for place in (0, 1)]
+    for kind, images in sorted(found.items()):
+        told = [f"_{what}{number}" for what, number, tell in zip(("contrast", counter), kind, several) if tell]
+        name = "".join([item.name, *told])
         stacks = list(images.values()) if three_d else [np.stack([images[place] for place in sorted(images)])]
         names = [name] if len(stacks) == 1 else [f"{name}_repetition{n}" for n in range(len(stacks))]
         for own, stack in zip(names, stacks):

@@ -211,14 +211,16 @@ def patterns(volumes: Sequence[dict]) -> list[str]:
 
 def references(items: Sequence[Item], contrast: str, count: int) -> list[ReferenceSlice]:
     """`count` slices of each scan, evenly from the middle half with a head; from more where it has fewer. Of a 3D scan
-    its volume.
+    its volume. Of the b-values, echoes and repetitions of a place each has its turn.
 
     A scan with incomplete slices is left out and named. Raises BadInputError where no scan is left.
     """
     found: list[ReferenceSlice] = []
-    for item in tqdm(items, desc="references"):
+    for scan, item in enumerate(tqdm(items, desc="references")):
         try:
-            numbered = {full.number: full for full in measured_slices(item.files[0], contrast=contrast)}
+            numbered: dict[int, list[ReferenceSlice]] = {}
+            for full in measured_slices(item.files[0], contrast=contrast):
+                numbered.setdefault(full.number, []).append(full)
         except BadInputError as error:
             print(f"dpmtrain: {item.files[0]} cannot serve as a reference: {error}", file=sys.stderr)
             continue
@@ -226,8 +228,10 @@ def references(items: Sequence[Item], contrast: str, count: int) -> list[Referen
         wanted = min(count, len(numbers))
         span = max(wanted, len(numbers) / 2)
         places = ((len(numbers) - span) / 2 + span / wanted * (np.arange(wanted) + 0.5)).astype(int)
-        # by the item's name: files in different folders may have the same
-        found += [replace(numbered[numbers[place]], scan=item.name) for place in places]
+        for turn, place in enumerate(places):
+            here = numbered[numbers[place]]
+            full = here[-1 - (scan + turn * max(1, len(here) // wanted)) % len(here)]
+            found.append(replace(full, scan=item.name))  # files in different folders may have the same name
     if not found:
         raise BadInputError(f"none of {len(items)} scans of these patients is complete: scan more, or leave them out")
     return found
