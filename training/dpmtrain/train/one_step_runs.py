@@ -122,14 +122,15 @@ def train_stage(args: argparse.Namespace) -> None:
     if args.stage == "refiner":
         found.network = model.network  # an average of equal numbers loses the sign of zeros
     if args.keep:
-        found = found.cpu()
-        blend(found, load_checkpoint(args.refine).model, args.keep)
+        begun_model = load_checkpoint(args.refine).model
+        assert isinstance(begun_model, ConditionalDenoiser)
+        blend(found.cpu(), begun_model, args.keep)
         made_by += f", of whose weights {args.keep:g} are kept"
     own: dict[str, Any] = {"steps": TEACHER_STEPS} if args.stage == "teacher" else {"noise_scale": 0.0}
     run.save(args.out, found.cpu(), f"{args.stage}: {steps} steps from {made_by}", **own)
 
 
-def blend(model: torch.nn.Module, start: torch.nn.Module, share: float) -> None:
+def blend(model: ConditionalDenoiser, start: ConditionalDenoiser, share: float) -> None:
     """Moves the weights that the model was trained to back towards those that it was begun with, by a share of the way
     (WiSE-FT: Wortsman et al., CVPR 2022)."""
     begun = start.state_dict()
