@@ -84,6 +84,28 @@ def test_embedded_calibration_of_interleaved_contrasts_stays_with_its_own():
         torch.testing.assert_close(item.calibration, factor * point_calibration(2, 3))
 
 
+@pytest.mark.parametrize("counter", ["repetition", "average", "set", "contrast"])
+def test_embedded_calibration_of_the_first_serves_later_images_of_its_slice_alone(counter):
+    numbers = sorted({*range(0, 33, 4), *range(12, 21)})
+    lines = [line(n, samples(n, 2, 3), flagged(n)) for n in numbers]
+    lines += [line(n, -7 * samples(n, 2, 3), **{counter: 1}) for n in range(0, 33, 4)]
+    lines += [line(n, samples(n, 2, 3), slice=1) for n in range(0, 33, 4)]
+    with_its_own, without, other_slice = sorted(slices(lines, header(acceleration=4)), key=lambda item: item.key)
+    torch.testing.assert_close(without.calibration, point_calibration(2, 3))
+    assert without.mask[:, 0].nonzero().squeeze(1).tolist() == list(range(0, 33, 4))  # it is no image
+    assert f"those of {counter} 0 of its slice calibrate it" in "; ".join(without.remarks)
+    assert with_its_own.remarks == () and other_slice.calibration is None
+
+
+def test_embedded_calibration_that_lies_elsewhere_is_said():
+    lines = [line(n, samples(n, 2, 3)) for n in sorted({*range(0, 33, 4), *range(12, 21)})]
+    lines += [line(n, samples(n, 2, 3), repetition=1) for n in range(0, 33, 4)]
+    for one in lines[-9:]:
+        one.position[2] = 2
+    _, moved = slices(lines, header(acceleration=4))
+    assert moved.calibration is not None and "they lie elsewhere" in moved.remarks[-1]
+
+
 def test_embedded_calibration_of_another_receiver_is_left_out():
     numbers = sorted({*range(0, 33, 4), *range(12, 21)})
     lines = [line(n, samples(n, 2, 3)[: 2 if flagged(n) == (CAL,) else 3], flagged(n)) for n in numbers]

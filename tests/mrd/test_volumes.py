@@ -346,6 +346,21 @@ def test_echoes_and_repetitions_are_volumes_of_their_own_and_share_a_separate_ca
         assert volume.n_lines_got == volume.n_lines_needed == 13 * 17
 
 
+def test_the_embedded_calibration_of_the_first_volume_serves_later_ones():
+    head = volume_header(acceleration=2, extra_limits=limits("repetition", 1))
+    regular = [place for place in ALL if place[1] % 2 == 0]
+    central = [(p, n) for p in range(2, 11) for n in range(12, 21)]
+    first = volume_scan(*PLACE, sorted({*regular, *central}))
+    later = volume_scan(*PLACE, regular)
+    for acquisition in later:
+        acquisition.idx.repetition = 1
+    one, other = slices([*first, *later], head)
+    assert one.n_lines_got == 13 * 17 + 9 * 4 and other.n_lines_got == 13 * 17
+    assert one.calibration.shape == (3, 9, 9, 26)
+    torch.testing.assert_close(other.calibration, one.calibration)
+    assert "those of repetition 0 of its slice calibrate it" in other.remarks[-1]
+
+
 def _everywhere(place):
     for repetition, echo in itertools.product(range(2), range(2)):
         (acquisition,) = volume_scan(echo - 1, repetition, 3, [place])

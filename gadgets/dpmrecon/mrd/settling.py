@@ -16,7 +16,7 @@ from .header import Header, Limits, acceleration, encoded_grid, line_limits, n_p
 from .lines import Layout, Lines, LostError, line_name, places_of
 from .noise_lines import NoiseLines
 from .receiving import Receiving
-from .record import check_repeats, echo_centred, offsets, placed, placed_in_volume, renumbered
+from .record import check_repeats, echo_centred, offsets, placed, placed_in_volume, renumbered, same_place
 from .scan_log import ScanLog
 from .volumes import central_box, fills_its_lattice, on_matrix, volume_completeness
 
@@ -35,14 +35,16 @@ AROUND, ELSEWHERE, COHERENT = 16, 0.75, 0.3
 # Share of the brightest column, noise taken off, that columns without a head have at most: .03 in simulated heads whose
 # oversampling is there, .35 and more where it is gone. A head may be narrower than NARROW of its field of view
 EMPTY, NARROW = 0.2, 0.55
+COUNTERS = ("contrast", "phase", "set", "repetition", "average")  # that tell the images of a slice apart
 
 
 @dataclass(frozen=True)
 class Settled:
     """lines: those that are used, of the channels that are; acquired: (rows,) or (partitions, rows) bool, on the
     encoded matrix; limits: of partitions and of lines; acceleration, n_needed: R, and lines that it asks for; grid:
-    samples of a full readout; calibration: of an acquisition of its own, None where the image's own lines calibrate it;
-    block: partitions (of a slice 0 alone) and rows of the calibration, None without one; remarks: see `Slice`."""
+    samples of a full readout; calibration: of an acquisition of its own, or of an earlier image of the slice, None
+    where the image's own lines calibrate it; block: partitions (of a slice 0 alone) and rows of the calibration, None
+    without one; remarks: see `Slice`."""
 
     lines: Lines
     acquired: np.ndarray
@@ -75,6 +77,7 @@ class Settler:
         self.limits, self.partition_limits = line_limits(header), partition_limits(header)
         self.acceleration = acceleration(header)
         self.repeats = "averages" if averaged else "lines of one label"
+        self.embedded: dict[int, tuple[SliceKey, Lines]] = {}  # calibration of the first image of each slice number
 
     def is_whole(self, numbers: set[int], *, last: bool) -> bool:
         """Whether a volume has the lines that it needs; last: its repetition ends here, else none may be left out."""
@@ -124,8 +127,41 @@ class Settler:
             block = self._block(on_matrix(places_of(calibration.sums) + offsets(limits, shape), shape))
         if block is None:
             calibration, block = None, self._block(acquired)
+            if block is not None and factor > 1:
+                self._keep_embedded(key, lines, limits, block)
+            elif block is None:
+                calibration, block = self._embedded(key, lines, limits, remarks)
         acquired = acquired if self.partitions > 1 else acquired[0]
         return Settled(lines, acquired, limits, factor, needed, grid, calibration, block, tuple(remarks))
+
+    def _keep_embedded(
+        self, key: SliceKey, lines: Lines, limits: tuple[Limits, Limits], block: tuple[slice, slice]
+    ) -> None:
+        """Keep the calibration lines of the first image of a slice number: later ones may bring none."""
+        if key.slice not in self.embedded:
+            places = places_of(lines.sums) + offsets(limits, (self.partitions, self.rows))
+            first, end = (np.array([getattr(part, name) for part in block]) for name in ("start", "stop"))
+            outside = ~((places >= first) & (places < end)).all(1)
+            self.embedded[key.slice] = key, lines.without(set(np.array(list(lines.sums))[outside].tolist()))
+
+    def _embedded(
+        self, key: SliceKey, lines: Lines, limits: tuple[Limits, Limits], remarks: list[str]
+    ) -> tuple[Lines | None, tuple[slice, slice] | None]:
+        """The calibration lines of an earlier image of the slice, and their block; None where there are none."""
+        if key.slice not in self.embedded:
+            return None, None
+        other, kept = self.embedded[key.slice]
+        calibration, shape = self._checked(kept, lines), (self.partitions, self.rows)
+        block = self._block(on_matrix(places_of(calibration.sums) + offsets(limits, shape), shape))
+        if block is None:
+            return None, None
+        differing = [name for name in COUNTERS if getattr(key, name) != getattr(other, name)]
+        told = ", ".join(f"{name} {getattr(other, name)}" for name in differing)
+        remarks.append(f"it has no calibration lines of its own: those of {told} of its slice calibrate it")
+        assert calibration.header is not None and lines.header is not None
+        if not same_place(calibration.header.place, lines.header.place):
+            remarks.append("they lie elsewhere than it: see whether the head or the slice moved in between")
+        return calibration, block
 
     def levels(self, lines: Lines, limits: tuple[Limits, Limits]) -> np.ndarray:
         """(n_coils,): energy of a sample in the centre of k-space, over that of the noise where it is measured; empty
