@@ -84,6 +84,17 @@ def test_embedded_calibration_of_interleaved_contrasts_stays_with_its_own():
         torch.testing.assert_close(item.calibration, factor * point_calibration(2, 3))
 
 
+def test_embedded_calibration_is_no_acquisition_of_its_own():
+    """The header's centre is off, which its lines alone would tell too, by another number: some are the image's."""
+    numbers = sorted({*range(0, 97, 4), *range(36, 61)})
+    lines = [line(n, samples(n, 2, 3, rows=97), flagged(n, range(36, 61))) for n in numbers]
+    for one in lines:
+        one.data[:] *= np.exp(-(((one.idx.kspace_encode_step_1 - 47) / 2) ** 2)) + 0.01
+    head = header(rows=97, acceleration=4, center=54)
+    found = only(slices(lines, head))
+    assert not any("calibration lines are counted otherwise" in text for text in found.remarks)
+
+
 @pytest.mark.parametrize("counter", ["repetition", "average", "set", "contrast"])
 def test_embedded_calibration_of_the_first_serves_later_images_of_its_slice_alone(counter):
     numbers = sorted({*range(0, 33, 4), *range(12, 21)})

@@ -279,8 +279,8 @@ class _Collector:
         receiver = self._receiver()
         if receiver is not None and record.is_of_another_receiver(receiver, self.log):
             return
+        apart = record.calibration_apart(self.separate)  # before they become lines of the image
         image = record.image_lines(key, receiver, self.separate, self.log)
-        apart = record.calibration_apart(self.separate)
         if apart is not None:
             self.calibration[key.slice] = (key, apart)
         if image is None:
