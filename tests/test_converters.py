@@ -149,6 +149,17 @@ def test_an_echo_read_backwards_equals_the_first(head, tmp_path):
     assert nrmse(second.data[0, 0], first.data[0, 0]) < 0.02  # other draws of the samples
 
 
+@pytest.mark.parametrize("told", [0, CENTER])
+def test_a_centre_line_that_is_off_by_a_few_is_put_right(head, expected, tmp_path, told):
+    lines = head.sampled()
+    for line in lines:
+        line.idx.user[5] = told
+    xml = head.header(**{f"{converters.SPACE}.center": CENTER + 6})
+    assert replay(write_lines(tmp_path / "scan.h5", xml, head.noise + lines), tmp_path) == 0
+    assert errors(tmp_path, head) == pytest.approx([expected("00")], rel=NEAR)
+    assert "the header's centre line 70 is not the k-space centre" in remarks(tmp_path)
+
+
 def test_measurements_of_a_file(head, expected, tmp_path, capsys):
     lines = head.noise + head.sampled()
     named = write_lines(tmp_path / "named.h5", head.header(), lines, "meas_MID00042")

@@ -7,7 +7,7 @@ import torch
 from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd.collect import slices
-from dpmrecon.mrd.completeness import energy_peak
+from dpmrecon.mrd.completeness import energy_peak, nearby_centre
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.flags import mask_of
 from dpmrecon.mrd.header import Limits
@@ -256,6 +256,26 @@ def test_the_centre_of_a_small_matrix_is_put_right_within_fewer_lines():
     energies = {number: 1000 / (1 + (number - 8) ** 2) for number in range(16)}
     assert energy_peak(energies, Limits(0, 15, 4)) == 8
     assert energy_peak(energies, Limits(0, 15, 7)) is None
+
+
+@pytest.mark.parametrize(
+    ("announced", "numbers", "told", "found"),
+    [
+        (64, range(128), None, None),
+        (64, range(128), 62, None),  # no account of the centre: the header is as near
+        (66, range(128), None, 64),  # which the matrix tells, and none but it
+        (58, range(128), None, 64),
+        (69, range(24, 128), None, 65),  # the first lines are missing: both centres fit the matrix
+        (67, range(24, 128), None, None),
+        (68, range(24, 128), 64, 64),
+        (68, range(24, 128), 90, None),
+        (66, range(-4, 132), None, None),  # more lines than the matrix has, wherever its centre is
+    ],
+)
+def test_a_centre_nearby_is_believed_where_another_account_agrees_with_the_peak(announced, numbers, told, found):
+    energies = {number: 1000 / (1 + (number - 65) ** 2) for number in numbers}
+    assert energy_peak(energies, Limits(0, 127, announced)) is None
+    assert nearby_centre(energies, Limits(0, 127, announced), told, 128) == found
 
 
 AXIAL = {"read_dir": (1, 0, 0), "phase_dir": (0, 1, 0), "slice_dir": (0, 0, 1)}

@@ -427,6 +427,24 @@ def test_a_wrong_centre_is_found_along_both_axes():
     assert volume.mask.equal(right.mask) and not volume.mask[:6].any() and not volume.mask[:, :8].any()
 
 
+def test_a_centre_that_is_off_by_two_partitions_is_found_by_the_matrix_or_the_lines():
+    lines = volume_scan(*PLACE, ALL)
+    for one in lines:
+        away = np.array([one.idx.kspace_encode_step_2 - 6, one.idx.kspace_encode_step_1 - 16])
+        one.data[:] *= np.exp(-(away**2).sum() / 4) + 1e-3
+    right = only(slices(lines, volume_header()))
+    partial = [one for one in lines if one.idx.kspace_encode_step_2 >= 3]
+    right_partial = only(slices(partial, volume_header(partition_limits=(3, 12, 6))))
+    told = "the header's centre partition 8 is not the k-space centre: partition 6 is taken, by {}"
+    found = only(slices(lines, volume_header(partition_limits=(0, 12, 8))))
+    assert found.remarks == (told.format("the energy's peak"),) and torch.equal(found.kspace, right.kspace)
+    for one in partial:
+        one.idx.user[6] = 6
+    found = only(slices(partial, volume_header(partition_limits=(3, 12, 9))))
+    assert found.remarks == (told.format("idx.user[6] and the energy's peak").replace("8", "9", 1),)
+    assert torch.equal(found.kspace, right_partial.kspace)
+
+
 def test_lines_outside_the_matrix_are_left_out():
     lines = volume_scan(*PLACE, [*ALL, (13, 4), (2, 33)])
     volume = only(slices(lines, volume_header(partition_limits=(0, 13, 6), maximum=33, center=16)))

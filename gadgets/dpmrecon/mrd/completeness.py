@@ -19,6 +19,9 @@ FEWEST_CALIBRATION_LINES = 8
 REGULAR_SHARE = 0.7
 # Lines from the announced centre to the peak, and share of all lines, at most; how much larger another peak is
 NEAR, NEAR_SHARE, STEEP = 6, 1 / 8, 4.0
+# Lines from the announced centre to the peak from which on the peak of a steep rise tells more: heads' phases move it
+# by one; lines from the peak within which another account of the centre agrees with it
+FINER, AGREES = 4, 2
 # A neighbour of the k-space centre has at least this share of its energy
 ALONE = 0.05
 # Limits that announce more images than this are no limits
@@ -62,6 +65,29 @@ def energy_peak(energies: dict[int, float], limits: Limits) -> int | None:
     if not beside or 2 * max(beside) < STEEP * max(near, default=0.0) or max(beside) < ALONE * energies[peak]:
         return None
     return peak
+
+
+def nearby_centre(energies: dict[int, float], limits: Limits, told: int | None, size: int) -> int | None:
+    """The k-space centre a few lines from `limits.center`, or None where the announced one stays.
+
+    The energy's peak alone is too vague there, as for `energy_peak`: the lines' own account of the centre must agree
+    with it, or the matrix of `size` lines, which holds all that came with one of the two alone, or it must rise
+    steeply far enough away. told: centre as the lines say.
+    """
+    peak, first, last = max(energies, key=lambda number: energies[number]), min(energies), max(energies)
+    held = range(last - (size - size // 2) + 1, first + size // 2 + 1)  # the centres whose matrix holds all lines
+    away = abs(limits.center - peak)
+    if told is not None and abs(told - peak) <= AGREES < away and (told in held or limits.center not in held):
+        return told
+    if held and limits.center not in held:
+        nearest = min(max(peak, held[0]), held[-1])
+        return nearest if abs(nearest - peak) <= away else None
+    near, beside = (
+        [energy for number, energy in energies.items() if 0 <= abs(number - place) - start <= 1]
+        for place, start in ((limits.center, 0), (peak, 1))
+    )
+    steep = near and energies[peak] >= STEEP * max(near) and beside and max(beside) >= ALONE * energies[peak]
+    return peak if away >= FINER and peak in held and steep else None
 
 
 def completeness(lines: np.ndarray, limits: Limits, announced: int | None) -> tuple[int, int, str | None]:

@@ -157,7 +157,8 @@ class Lines:
     repeats: list[Repeat] = field(default_factory=list)
     header: LineHeader | None = None
     numbers: tuple[int, ...] = ()  # of the channels
-    told_centre: int | None = None  # idx.user[5], where converters put the number of the centre line
+    # idx.user[5] and [6], where converters put the numbers of the centre line and partition
+    told_centre: tuple[int | None, int | None] = (None, None)
     zeros: set[int] = field(default_factory=set)  # numbers of lines that came and hold nothing
     nearest: float = 0
     fault: str | None = None
@@ -174,7 +175,7 @@ class Lines:
             self.header, self.nearest = LineHeader.of(head), distance
         if self.layout is None:
             self.layout, self.numbers = layout, channel_numbers(head)
-            self.told_centre = head.idx.user[5] or None
+            self.told_centre = head.idx.user[5] or None, head.idx.user[6] or None
         if layout != self.layout:
             self.fault = self.fault or (
                 f"line {head.idx.kspace_encode_step_1} has {layout}, the lines before it have {self.layout}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data import SliceKey
 from ..errors import BadInputError, UnsupportedScanError
-from .completeness import NEAR, energy_peak, within
+from .completeness import AGREES, NEAR, energy_peak, nearby_centre, within
 from .epi import EpiLine, Readouts, cartesian
 from .header import Limits
 from .lines import Layout, Lines, LostError, line_name, places_of
@@ -21,6 +21,7 @@ SLICE_STEP_MM = 1.0  # slices lie farther apart, in the mean
 DRIFT = 0.05
 NOISE_MARGIN = 1.5  # times the expected energy of the noise
 AROUND = 16  # lines and partitions around the k-space centre, which tell that of the echo
+TOLD = {"line": "idx.user[5]", "partition": "idx.user[6]"}  # where lines tell the k-space centre's number
 KINDS = ("image", "doubtful", "calibration")
 
 
@@ -210,7 +211,7 @@ def distinct(places: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
 def placed(lines: Lines, limits: Limits, rows: int, remarks: list[str]) -> tuple[Lines, Limits]:
     """The lines that lie in the matrix of `rows` lines, and the limits there. The k-space centre is put right where the
     lines' energies contradict the header."""
-    inside = within(_centred(lines.energies(), limits, lines.told_centre, "line", remarks), rows)
+    inside = within(_centred(lines.energies(), limits, lines.told_centre[0], "line", remarks, rows), rows)
     outside = {
         number for number in lines.sums if not inside.center - rows // 2 <= number < inside.center - rows // 2 + rows
     }
@@ -258,13 +259,13 @@ def placed_in_volume(
     """The same of a volume whose matrix has the `shape` (partitions, rows): limits of partitions and of lines."""
     places, found = places_of(lines.sums), []
     energies = np.array(list(lines.energies().values()))
-    told = (None, lines.told_centre)
+    told = lines.told_centre[::-1]
     for axis, name in enumerate(("partition", "line")):
         largest = np.full(np.ptp(places[:, axis]) + 1, -1.0)
         first = places[:, axis].min()
         np.maximum.at(largest, places[:, axis] - first, energies)
         by_number = {int(first + index): float(largest[index]) for index in np.flatnonzero(largest >= 0)}
-        found.append(within(_centred(by_number, limits[axis], told[axis], name, remarks), shape[axis]))
+        found.append(within(_centred(by_number, limits[axis], told[axis], name, remarks, shape[axis]), shape[axis]))
     index = places + offsets((found[0], found[1]), shape)
     outside = ((index < 0) | (index >= shape)).any(1)
     if outside.any():
@@ -281,7 +282,7 @@ def renumbered(calibration: Lines, limits: Limits, remarks: list[str]) -> Lines:
 
     The energy's peak tells where it is not, as where it is counted from 0 on. limits: of the image's lines."""
     told: list[str] = []
-    own = _centred(calibration.energies(), limits, calibration.told_centre, "line", told)
+    own = _centred(calibration.energies(), limits, calibration.told_centre[0], "line", told)
     if not told:
         return calibration
     remarks.append(
@@ -301,14 +302,19 @@ def offsets(limits: tuple[Limits, Limits], shape: tuple[int, int]) -> np.ndarray
     return np.array([size // 2 - limit.center for size, limit in zip(shape, limits)])
 
 
-def _centred(energies: dict[int, float], limits: Limits, told: int | None, name: str, remarks: list[str]) -> Limits:
+def _centred(
+    energies: dict[int, float], limits: Limits, told: int | None, name: str, remarks: list[str], size: int | None = None
+) -> Limits:
     """The limits with the k-space centre put right where the energies contradict it; told: centre as the lines say;
-    name: of what is counted."""
-    peak = energy_peak(energies, limits)
-    if peak is None:
+    name: of what is counted; size: of the matrix, which tells a centre nearby."""
+    center = energy_peak(energies, limits)
+    if center is not None and told is not None and abs(told - center) <= AGREES:
+        center = told
+    elif center is None and size is not None:
+        center = nearby_centre(energies, limits, told, size)
+    if center is None:
         return limits
-    center = told if told is not None and abs(told - peak) <= 2 else peak
-    source = "idx.user[5] and the energy's peak" if center == told else "the energy's peak"
+    source = f"{TOLD[name]} and the energy's peak" if center == told else "the energy's peak"
     remarks.append(
         f"the header's centre {name} {limits.center} is not the k-space centre: {name} {center} is taken, by {source}"
     )
