@@ -160,6 +160,40 @@ def test_a_centre_line_that_is_off_by_a_few_is_put_right(head, expected, tmp_pat
     assert "the header's centre line 70 is not the k-space centre" in remarks(tmp_path)
 
 
+def low(head, step: int) -> tuple[str, list[ismrmrd.Acquisition]]:
+    """Every step-th line, counted one by one around the centre of the whole matrix, as SENSE lines in their field of
+    view; the header announces no R."""
+    lines = [
+        copied(line, kspace_encode_step_1=CENTER + (line.idx.kspace_encode_step_1 - CENTER) // step)
+        for line in head.lines
+        if (line.idx.kspace_encode_step_1 - CENTER) % step == 0
+    ]
+    numbers = [line.idx.kspace_encode_step_1 for line in lines]
+    limits = {f"{converters.SPACE}.minimum": min(numbers), f"{converters.SPACE}.maximum": max(numbers)}
+    return head.header(1, **limits), head.noise + lines
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_sense_lines_counted_in_their_reduced_field_of_view_are_refused(head, tmp_path, capsys, step):
+    xml, lines = low(head, step)
+    n_lines = len(lines) - len(head.noise)
+    scan = write_lines(tmp_path / "scan.h5", xml, lines)
+    assert replay(scan, tmp_path / "refused") == 2
+    given = f"encoding.encodedSpace.matrixSize.y={n_lines}"
+    told = capsys.readouterr().err
+    assert f"its {n_lines} lines without a gap are of a matrix of 128" in told and f"--set {given})" in told
+    assert replay(scan, tmp_path / "set", "--set", given) == 0
+
+
+def test_a_low_resolution_is_no_reduced_field_of_view(head, tmp_path):
+    lines = [copied(line) for line in head.lines[CENTER - 31 : CENTER + 32]]
+    limits = {f"{converters.SPACE}.minimum": 33, f"{converters.SPACE}.maximum": 95}
+    scan = write_lines(tmp_path / "scan.h5", head.header(1, **limits), head.noise + lines)
+    assert replay(scan, tmp_path) == 0
+    assert remarks(tmp_path) == ""
+    assert errors(tmp_path, head)[0] < 0.09
+
+
 def test_measurements_of_a_file(head, expected, tmp_path, capsys):
     lines = head.noise + head.sampled()
     named = write_lines(tmp_path / "named.h5", head.header(), lines, "meas_MID00042")

@@ -14,7 +14,7 @@ from ..physics.coil_compression import compressed
 from ..physics.coil_maps import CROP, estimate_map_sets
 from .conventional import mapped_slice
 from .phases import with_phases
-from .repairs import despiked, two_sets, with_calibration_as_data
+from .repairs import despiked, reduced_view, two_sets, with_calibration_as_data
 from .types import MappedSlice
 from .volumes import with_volume_maps
 
@@ -81,7 +81,11 @@ def with_maps(data: Slice, device: torch.device, contrast: str | None = None) ->
     synchronize(device)
     seconds = {"maps": time.perf_counter() - started}
     if len(sets) > 1:
-        first = replace(first, remarks=(*first.remarks, two_sets(first)))
+        reduced = reduced_view(first, sets)
+        if reduced is not None and reduced[1]:
+            return LostSlice(data.key, reduced[0])
+        remarks = [two_sets(first), *([] if reduced is None else [reduced[0]])]
+        first = replace(first, remarks=(*first.remarks, *remarks))
     maps = sets if len(sets) > 1 else sets[0]
     if not others and first.shots is None:
         return mapped_slice(first, maps, seconds, n_coils)

@@ -10,6 +10,9 @@ from ..physics.spikes import Spike, without_spikes
 
 # Variance of two equal lines' difference, over what noise alone has, at most
 AGREEMENT = 1.5
+# Share of the half matrix that the lines of a reduced field of view reach at most, and of the head that folds in one
+# from R = 2 on: .46; .24 where a field of view of 140 mm cuts the head off
+REDUCED, FOLDED_OVER = 0.75, 0.35
 TOLD = 3  # spikes whose places a remark has room for
 
 
@@ -20,6 +23,26 @@ def two_sets(data: Slice) -> str:
         f"two sets of coil maps are used: the head reaches beyond its field of view along {along}, or calibration "
         "lines contradict each other"
     )
+
+
+def reduced_view(data: Slice, maps: torch.Tensor) -> tuple[str, bool] | None:
+    """What is said of a head that folds, where lines without a gap leave the outer ones on both sides of the matrix
+    empty, and whether it folds too much to be anything else: SENSE lines counted in their reduced field of view.
+
+    maps: two sets, (2, n_coils, rows, cols). None for other lines.
+    """
+    acquired = data.mask.amax(-1) > 0
+    came, rows = acquired.nonzero()[:, 0].tolist(), len(acquired)
+    reach = max(rows // 2 - came[0], came[-1] + 1 - rows // 2)
+    if len(came) < came[-1] + 1 - came[0] or reach > REDUCED * rows / 2:
+        return None
+    head, folded = ((one != 0).any(0).sum().item() for one in maps)
+    return (
+        f"the head folds, and its {len(came)} lines without a gap are of a matrix of {rows}: SENSE lines that are "
+        "counted in their reduced field of view give a stretched image, convert the scan again with their places in "
+        "the whole one, accelerationFactor and calibration lines (of a low resolution: --set "
+        f"encoding.encodedSpace.matrixSize.y={len(came)})"
+    ), folded > FOLDED_OVER * head
 
 
 def despiked(data: Slice) -> Slice:
