@@ -160,6 +160,25 @@ def test_a_centre_line_that_is_off_by_a_few_is_put_right(head, expected, tmp_pat
     assert "the header's centre line 70 is not the k-space centre" in remarks(tmp_path)
 
 
+@pytest.mark.parametrize("missing", [32, 12])
+def test_a_matrix_of_the_lines_that_came_alone_is_told_with_the_right_one(head, expected, tmp_path, missing):
+    """GE's fractional NEX: the header's centre is half of the lines that came."""
+    lines = head.sampled(first=missing)
+    for line in lines:
+        line.idx.kspace_encode_step_1 -= missing
+    rows = 128 - missing
+    limits = {f"{converters.SPACE}.maximum": rows - 1, f"{converters.SPACE}.center": rows // 2}
+    xml = head.header(**limits, **{f"{converters.MATRIX}.y": rows})
+    scan = write_lines(tmp_path / "scan.h5", xml, head.noise + lines)
+    assert replay(scan, tmp_path / "as it is") == 0
+    given = f"{converters.MATRIX}.y=128;{converters.SPACE}.center={CENTER - missing}"
+    assert f"(--set '{given}' keeps them)" in remarks(tmp_path / "as it is")
+    assert errors(tmp_path / "as it is", head)[0] < 0.08
+    assert replay(scan, tmp_path / "set", "--set", given) == 0
+    assert remarks(tmp_path / "set") == ""
+    assert errors(tmp_path / "set", head)[0] < 1.1 * expected("00")
+
+
 def low(head, step: int) -> tuple[str, list[ismrmrd.Acquisition]]:
     """Every step-th line, counted one by one around the centre of the whole matrix, as SENSE lines in their field of
     view; the header announces no R."""

@@ -67,15 +67,19 @@ def energy_peak(energies: dict[int, float], limits: Limits) -> int | None:
     return peak
 
 
-def nearby_centre(energies: dict[int, float], limits: Limits, told: int | None, size: int) -> int | None:
+def nearby_centre(
+    energies: dict[int, float], limits: Limits, told: int | None, size: int, whole: int = 0
+) -> int | None:
     """The k-space centre a few lines from `limits.center`, or None where the announced one stays.
 
     The energy's peak alone is too vague there, as for `energy_peak`: the lines' own account of the centre must agree
     with it, or the matrix of `size` lines, which holds all that came with one of the two alone, or it must rise
-    steeply far enough away. told: centre as the lines say.
+    steeply far enough away. told: centre as the lines say; whole: lines of the images' matrix, which may hold those
+    that one of `size` lines does not.
     """
     peak, first, last = max(energies, key=lambda number: energies[number]), min(energies), max(energies)
-    held = range(last - (size - size // 2) + 1, first + size // 2 + 1)  # the centres whose matrix holds all lines
+    # the centres whose matrix holds all lines
+    held, held_by_whole = (range(last - (n - n // 2) + 1, first + n // 2 + 1) for n in (size, max(size, whole)))
     away = abs(limits.center - peak)
     if told is not None and abs(told - peak) <= AGREES < away and (told in held or limits.center not in held):
         return told
@@ -87,7 +91,7 @@ def nearby_centre(energies: dict[int, float], limits: Limits, told: int | None, 
         for place, start in ((limits.center, 0), (peak, 1))
     )
     steep = near and energies[peak] >= STEEP * max(near) and beside and max(beside) >= ALONE * energies[peak]
-    return peak if away >= FINER and peak in held and steep else None
+    return peak if away >= FINER and peak in held_by_whole and steep else None
 
 
 def completeness(lines: np.ndarray, limits: Limits, announced: int | None) -> tuple[int, int, str | None]:

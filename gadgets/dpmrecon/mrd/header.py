@@ -312,6 +312,12 @@ def encoded_grid(header: Header) -> tuple[int, int]:
     return encoded.matrixSize.y, min(size, round(size * recon.fieldOfView_mm.x / encoded.fieldOfView_mm.x))
 
 
+def whole_rows(header: Header) -> int:
+    """Rows of the encoded field of view at the pixels of the images."""
+    encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace
+    return round(recon.matrixSize.y * encoded.fieldOfView_mm.y / recon.fieldOfView_mm.y)
+
+
 def _readout(header: Header) -> int:
     """Pixels of the encoded field of view along the readout."""
     encoded, recon = header.encoding[0].encodedSpace, header.encoding[0].reconSpace

@@ -208,17 +208,36 @@ def distinct(places: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
     return found
 
 
-def placed(lines: Lines, limits: Limits, rows: int, remarks: list[str]) -> tuple[Lines, Limits]:
+def placed(
+    lines: Lines, limits: Limits, rows: int, remarks: list[str], whole: int | None = None
+) -> tuple[Lines, Limits]:
     """The lines that lie in the matrix of `rows` lines, and the limits there. The k-space centre is put right where the
-    lines' energies contradict the header."""
-    inside = within(_centred(lines.energies(), limits, lines.told_centre[0], "line", remarks, rows), rows)
+    lines' energies contradict the header; whole: lines that the images' matrix has in the same field of view."""
+    whole = rows if whole is None else whole
+    inside = within(_centred(lines.energies(), limits, lines.told_centre[0], "line", remarks, rows, whole), rows)
     outside = {
         number for number in lines.sums if not inside.center - rows // 2 <= number < inside.center - rows // 2 + rows
     }
     if outside:
-        remarks.append(f"{len(outside)} lines outside the encoded matrix of {rows} lines are left out")
+        left_out = f"{len(outside)} lines outside the encoded matrix of {rows} lines are left out"
+        cut = inside.center != limits.center and max(lines.sums) - min(lines.sums) < rows
+        remarks.append(left_out + (_larger_matrix(lines, inside.center, whole) if cut else ""))
         lines = lines.without(outside)
     return lines, inside
+
+
+def _larger_matrix(lines: Lines, center: int, whole: int) -> str:
+    """What is said of a matrix that has as many lines as came of a partial Fourier scan, as GE's headers have it."""
+    first, end = min(lines.sums), max(lines.sums) + 1
+    rows = 2 * max(center - first, end - center)
+    if abs(rows - whole) <= 2 * NEAR:  # lines are whole on one side, which tells the centre to a line
+        rows, ends = whole, (end - (whole - whole // 2), first + whole // 2)
+        center = min(ends, key=lambda one: abs(one - center))
+    path = "encoding.encodingLimits.kspace_encoding_step_1.center"
+    return (
+        ": the matrix is that of the lines that came alone, as of partial Fourier or fractional NEX "
+        f"(--set 'encoding.encodedSpace.matrixSize.y={rows};{path}={center}' keeps them)"
+    )
 
 
 def echo_centred(lines: Lines, limits: tuple[Limits, Limits], grid: int, remarks: list[str]) -> Lines:
@@ -303,15 +322,21 @@ def offsets(limits: tuple[Limits, Limits], shape: tuple[int, int]) -> np.ndarray
 
 
 def _centred(
-    energies: dict[int, float], limits: Limits, told: int | None, name: str, remarks: list[str], size: int | None = None
+    energies: dict[int, float],
+    limits: Limits,
+    told: int | None,
+    name: str,
+    remarks: list[str],
+    size: int | None = None,
+    whole: int = 0,
 ) -> Limits:
     """The limits with the k-space centre put right where the energies contradict it; told: centre as the lines say;
-    name: of what is counted; size: of the matrix, which tells a centre nearby."""
+    name: of what is counted; size, whole: of the matrix and of the images', which tell a centre nearby."""
     center = energy_peak(energies, limits)
     if center is not None and told is not None and abs(told - center) <= AGREES:
         center = told
     elif center is None and size is not None:
-        center = nearby_centre(energies, limits, told, size)
+        center = nearby_centre(energies, limits, told, size, whole)
     if center is None:
         return limits
     source = f"{TOLD[name]} and the energy's peak" if center == told else "the energy's peak"

@@ -12,7 +12,7 @@ from ..data import SliceKey
 from ..errors import BadInputError
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, within
 from .epi import Readouts
-from .header import Header, Limits, acceleration, encoded_grid, line_limits, n_partitions, partition_limits
+from .header import Header, Limits, acceleration, encoded_grid, line_limits, n_partitions, partition_limits, whole_rows
 from .lines import Layout, Lines, LostError, line_name, places_of
 from .noise_lines import NoiseLines
 from .receiving import Receiving
@@ -99,7 +99,7 @@ class Settler:
         if self.partitions > 1:
             lines, limits = placed_in_volume(lines, (self.partition_limits, self.limits), shape, remarks)
         else:
-            lines, own = placed(lines, self.limits, self.rows, remarks)
+            lines, own = placed(lines, self.limits, self.rows, remarks, whole_rows(self.header))
             limits = self.partition_limits, own
             _check(lines, "")
         acquired = on_matrix(places_of(lines.sums) + offsets(limits, shape), shape)
