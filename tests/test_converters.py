@@ -15,6 +15,8 @@ import pytest
 from dpmrecon import options
 from dpmrecon.cli import main
 from dpmrecon.hosts.engine import Engine
+from dpmrecon.mrd.header import read_header
+from dpmrecon.mrd.receiving import by_vendor
 
 from support import converters, fake_peer
 from support.acquisitions import write_lines
@@ -116,6 +118,28 @@ def test_a_vendors_conjugation_is_said_in_report_and_dicom(head, tmp_path):
         assert report(tmp_path / str(said))["conjugated"] is said
         (file,) = dicoms(tmp_path / str(said))
         assert ("k-space was conjugated" in file.DerivationDescription) is said
+
+
+@pytest.mark.parametrize(
+    ("vendor", "model", "right"),
+    [(None, "Prisma_fit", True), ("xxxxxxxx", "MAGNETOM Vida", True), (None, "Ingenia", False), ("GE", "Prisma", None)],
+)
+def test_an_anonymised_vendor_is_told_by_the_model_or_it_is_said(head, expected, tmp_path, vendor, model, right):
+    """right: whether the image is not turned; None: nothing is said of it either."""
+    system = {"systemVendor": vendor, "systemModel": model}
+    xml = head.header(**{f"acquisitionSystemInformation.{name}": value for name, value in system.items()})
+    lines = [copied(line, line.data.conj()) for line in head.noise + head.sampled()]
+    assert replay(write_lines(tmp_path / "scan.h5", xml, lines), tmp_path) == 0
+    assert report(tmp_path)["conjugated"] is bool(right)
+    assert errors(tmp_path, head) == pytest.approx([expected("00" if right else "06b")], rel=NEAR)
+    assert ("the header names no vendor: k-space is taken as it is" in remarks(tmp_path)) is (right is False)
+
+
+def test_siemens_user_parameters_tell_a_vendor_that_is_missing(head):
+    xml = head.header(acquisitionSystemInformation=None)
+    own = "<userParameters><userParameterDouble><name>{}</name><value>0</value></userParameterDouble></userParameters>"
+    for name, conjugated in (("MaxwellCoefficient_0", True), ("dwell", False)):
+        assert by_vendor(read_header(xml.replace("</ismrmrd", own.format(name) + "</ismrmrd"))) is conjugated
 
 
 @pytest.mark.parametrize(

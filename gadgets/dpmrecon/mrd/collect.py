@@ -138,6 +138,8 @@ class _Collector:
         self.waiting: dict[int, list[tuple[SliceKey, Lines]]] = {}  # for it
         self.came: dict[SliceKey, tuple[float, ...] | None] = {}  # and where it lies
         self.channels: set[int] = set()  # numbers of channels of image lines
+        for remark in receiving.remarks:
+            log.remark(remark)
         for axis, has, asked in coarser(header):
             log.remark(
                 f"the header asks for images of {asked} pixels along {axis} where {has} are encoded in their "

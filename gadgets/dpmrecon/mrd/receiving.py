@@ -15,6 +15,7 @@ from ..options import Options
 from .file import open_scan
 from .flags import IGNORED, mask_of
 from .header import Header
+from .patient import is_placeholder
 from .scan import Scan
 
 # Vendors whose MRD files hold k-space for a forward transform from k-space to the image, where ours is the inverse:
@@ -24,6 +25,18 @@ from .scan import Scan
 # (gadgetron issue 1003). No real file with its DICOM was seen here.
 # They also keep the receiver's frequency during an EPI line, see epi.Readouts (Gadgetron's EPIReconX corrects it).
 CONJUGATED = r"siemens"
+# Where a header names no vendor, as anonymised ones: words of Siemens's models, and the user parameters that
+# siemens_to_ismrmrd writes alone
+MODELS = (
+    r"magnetom|biograph ?mmr|investigational_device|\b(prisma|skyra|aera|verio|trio|avanto|vida|lumina|sola|altea|"
+    r"espree|symphony|sonata|allegra|amira|essenza|spectra|terra)(\b|_|fit|tim)"
+)
+PARAMETERS = "MaxwellCoefficient_"
+SIEMENS = "Siemens"
+NO_VENDOR = (
+    "the header names no vendor: k-space is taken as it is; where it is of a Siemens scanner, the images are turned by "
+    "180 degrees then (--conjugate on)"
+)
 CONJUGATION = "k-space is conjugated, as the vendor's files need it (--conjugate off leaves it as it is)"
 TAKEN = ("noise", "coils", "ignore_flags", "group", "set")  # options that say which data an image is of
 
@@ -32,13 +45,14 @@ TAKEN = ("noise", "coils", "ignore_flags", "group", "set")  # options that say w
 class Receiving:
     """conjugate: k-space is conjugated; ignored: mask of flags whose lines are left out; coils: the channels that are
     used, None for all; noise: noise measurement of elsewhere, in place of the scan's own; taken: the options that say
-    so, by name, where they are not the defaults."""
+    so, by name, where they are not the defaults; remarks: on what the header leaves open."""
 
     conjugate: bool = False
     ignored: int = IGNORED
     coils: tuple[int, ...] | None = None
     noise: tuple[ismrmrd.Acquisition, ...] = ()
     taken: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, options: Options, header: Header) -> "Receiving":
@@ -49,6 +63,7 @@ class Receiving:
             coils=None if options.coils is None else coils_of(options.coils),
             noise=() if options.noise is None else noise_of(options.noise),
             taken={name: str(getattr(options, name)) for name in TAKEN if getattr(options, name) is not None},
+            remarks=(NO_VENDOR,) if options.conjugate == "auto" and not vendor_of(header) else (),
         )
 
 
@@ -64,7 +79,19 @@ def _ignored(options: Options) -> int:
 
 def by_vendor(header: Header) -> bool:
     """Whether the vendor's files hold k-space for the other transform."""
-    return is_conjugated(getattr(header.acquisitionSystemInformation, "systemVendor", None))
+    return is_conjugated(vendor_of(header))
+
+
+def vendor_of(header: Header) -> str:
+    """The vendor's name; where the header has none, Siemens by model or user parameters, else empty."""
+    system, user = header.acquisitionSystemInformation, header.userParameters
+    name = str(getattr(system, "systemVendor", None) or "").strip()
+    if name and not is_placeholder(name):
+        return name
+    model = str(getattr(system, "systemModel", None) or "")
+    names = [str(parameter.name) for parameter in getattr(user, "userParameterDouble", None) or []]
+    hinted = re.search(MODELS, model, re.IGNORECASE) or any(one.startswith(PARAMETERS) for one in names)
+    return SIEMENS if hinted else ""
 
 
 def is_conjugated(vendor: str | None) -> bool:

@@ -16,6 +16,7 @@ from ..data import LostSlice
 from ..errors import BadInputError
 from ..mrd.geometry import plane_of_mrd, slice_spacing
 from ..mrd.header import Header, view_pixels
+from ..mrd.receiving import vendor_of
 from ..physics.fourier import to_image, to_kspace
 from ..recon.provenance import Provenance
 from ..recon.types import Reconstruction
@@ -95,7 +96,7 @@ def sign_of_veins(asked: str, header: Header, *, conjugated: bool) -> tuple[int,
     """
     if asked in SIGNS:
         return SIGNS[asked], f"veins {asked}, as asked", None
-    vendor = getattr(header.acquisitionSystemInformation, "systemVendor", None) or ""
+    vendor = vendor_of(header)
     for name, pattern, sign in VEINS:
         if re.search(pattern, vendor, re.IGNORECASE):
             sign = -sign if conjugated else sign
