@@ -192,6 +192,25 @@ def test_heads_are_those_that_hdf5_reads_itself(simulated_scan, tmp_path):
             assert len(list(scan.acquisitions())) == len(scan.heads)
 
 
+@pytest.mark.parametrize("kept", [{}, {"chunks": (7, 1)}, {"chunks": (7, 1), "compression": "gzip"}])
+def test_a_column_of_lines_is_a_list_of_lines(simulated_scan, tmp_path, kept):
+    column, row = tmp_path / "column.h5", tmp_path / "row.h5"
+    path = simulated_scan(matrix=(48, 64), n_slices=2)
+    with h5py.File(path) as source:
+        lines = source["dataset/data"]
+        for written, shape, own in ((column, (-1, 1), kept), (row, (1, -1), {})):
+            with h5py.File(written, "w") as target:
+                target["dataset/xml"] = source["dataset/xml"][()]
+                data = lines[()].reshape(shape)
+                target.create_dataset("dataset/data", data=data, dtype=lines.dtype, **own)
+    with open_scan(path) as one, open_scan(column) as other:
+        assert np.array_equal(one.heads, other.heads)
+        for line, same in zip(one.acquisitions(), other.acquisitions(), strict=True):
+            assert np.array_equal(line.data, same.data)
+    with pytest.raises(BadInputError, match=r"has the shape \(1, \d+\): a list of lines"), open_scan(row):
+        pass
+
+
 def test_files_that_are_no_scans(tmp_path):
     assert "does not exist" in refused(tmp_path / "no.h5")
     assert "is a folder" in refused(tmp_path)

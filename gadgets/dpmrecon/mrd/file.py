@@ -108,6 +108,11 @@ def _scan(measurement: h5py.Group, path: Path, changes: str | None, ignored: int
     if "xml" not in measurement:
         raise BadInputError(f"{path}: the group '{name}' has no 'xml' header; convert the scan again")
     lines = measurement["data"]
+    if lines.size != len(lines):
+        raise BadInputError(
+            f"{path}: '{name}/data' has the shape {lines.shape}: a list of lines, (N,) or (N, 1), is needed; convert "
+            "the scan again"
+        )
     try:
         xml = np.ravel(measurement["xml"][()])[0]
         heads = _heads(lines).astype(ismrmrd.hdf5.acquisition_header_dtype)
@@ -218,7 +223,7 @@ def _heads(lines: h5py.Dataset) -> np.ndarray:
     if (
         lines.chunks is None or lines.id.get_create_plist().get_nfilters()
     ):  # HDF5 alone unpacks them: whole, some at once
-        parts = [lines[first : first + LINES]["head"].copy() for first in range(0, len(lines), LINES)]
+        parts = [lines[first : first + LINES]["head"].ravel() for first in range(0, len(lines), LINES)]
         return np.concatenate(parts)
     record = lines.id.get_type()
     member = record.get_member_index(b"head")
@@ -230,9 +235,9 @@ def _heads(lines: h5py.Dataset) -> np.ndarray:
             "itemsize": record.get_size(),
         }
     )
-    (chunk,) = lines.chunks
+    chunk, beside = lines.chunks[0], (0,) * (lines.ndim - 1)
     # as bytes: numpy would look at every field of every part
-    records = b"".join(lines.id.read_direct_chunk((first,))[1] for first in range(0, len(lines), chunk))
+    records = b"".join(lines.id.read_direct_chunk((first, *beside))[1] for first in range(0, len(lines), chunk))
     return np.frombuffer(records, layout)["head"][: len(lines)]
 
 

@@ -145,7 +145,9 @@ class Scan:
         record = np.dtype([("data", self._lines.dtype["data"])])
         found = np.empty(len(index), record)
         space = self._lines.id.get_space()
-        space.select_elements(index[:, None].astype(np.uint64))
+        points = np.zeros((len(index), self._lines.ndim), np.uint64)  # some writers have (N, 1) lines
+        points[:, 0] = index
+        space.select_elements(points)
         self._lines.id.read(h5py.h5s.create_simple((len(index),)), space, found, h5py.h5t.py_create(record))
         return found["data"]
 
