@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from dpmrecon.data import LostSlice
+from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.mrd.collect import slices
-from dpmrecon.mrd.completeness import announced_lines
+from dpmrecon.mrd.completeness import announced_lines, missing_keys, why_missing
 from dpmrecon.mrd.header import Limits, acceleration, read_header
 
+from support import hand_made
 from support.hand_made import header, header_xml, line, only, point_scan, reason, samples
 
 
@@ -66,3 +67,27 @@ def test_half_a_slice_is_lost_and_the_others_come_out():
     assert [isinstance(item, LostSlice) for item in items] == [False, True, False]
     assert items[1].reason == "incomplete: 5 of the 9 lines came that the limits (0 to 32) and R = 4 announce"
     assert items[1].key.slice == 1
+
+
+@pytest.mark.parametrize(
+    ("maximum", "came", "missing"),
+    [
+        (2, (1, 2, 3), {}),  # three are announced and three came
+        (2, (0, 1, 3), {2: ""}),
+        (
+            3,
+            (1, 2, 3),
+            {0: "; if slices are counted from 1, it never was (--set encoding.encodingLimits.slice.minimum=1)"},
+        ),
+        (3, (0, 1, 2), {3: "if the limits' maximum is the number of slices, it never was"}),
+        (3, (0, 2, 3), {1: ""}),
+        (3, (2, 3), {0: "", 1: ""}),
+    ],
+)
+def test_slices_that_are_counted_from_1_are_not_missing(maximum, came, missing):
+    head, keys = header(extra_limits=hand_made.limits("slice", maximum)), [SliceKey(number) for number in came]
+    found = missing_keys(head, keys, combine_averages=False)
+    assert [key.slice for key in found] == list(missing)
+    for key in found:
+        told = why_missing(head, key, keys)
+        assert missing[key.slice] in told and ("if" in told) is bool(missing[key.slice])

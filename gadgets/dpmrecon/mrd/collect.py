@@ -15,7 +15,7 @@ import numpy as np
 from ..data import LostSlice, Slice, SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from .averages import have_phases, together
-from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, missing_keys
+from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, missing_keys, why_missing
 from .diffusion import counted_for_images
 from .epi import EpiLine, Navigators, Readouts
 from .flags import CALIBRATION, LAST_IN_SLICE, LAST_OF_ALL, NOISE, PHASE_CORRECTION, REVERSED, SURFACE_COIL, names_of
@@ -368,7 +368,7 @@ class _Collector:
             if remark is not None:
                 self.log.remark(remark)
         for key in missing_keys(self.header, self.came, combine_averages=self.combine_averages):
-            yield LostSlice(key, "it is announced and none of its lines came")
+            yield LostSlice(key, why_missing(self.header, key, self.came))
 
     def _calibration_of(self, number: int) -> Lines | None:
         if number in self.calibration:

@@ -173,11 +173,30 @@ def missing_keys(header: Header, came: Iterable[SliceKey], *, combine_averages: 
     announced.
     """
     announced, found = _announced(header, combine_averages), set(came)
+    counted_from_1 = range(announced["slice"].start + 1, announced["slice"].stop + 1)
+    if {key.slice for key in found} == set(counted_from_1):  # as many as announced
+        announced["slice"] = counted_from_1
     every = {SliceKey(**dict(zip(announced, numbers))) for numbers in itertools.product(*announced.values())}
     if have_phases(header):
         planned = {replace(key, slice=0) for key in found}
         every = {key for key in every if key.average == 0 or replace(key, slice=0) in planned}
     return sorted(every - found)
+
+
+def why_missing(header: Header, key: SliceKey, came: Iterable[SliceKey]) -> str:
+    """The reason of one of `missing_keys`. That limits announce one slice too many, the lines alone do not tell."""
+    reason, numbers = "it is announced and none of its lines came", {other.slice for other in came}
+    limit = getattr(header.encoding[0].encodingLimits, "slice", None)
+    if limit is None or len(numbers) != limit.maximum - limit.minimum:
+        return reason
+    path = "encoding.encodingLimits.slice"
+    for number, name, value, what in (
+        (limit.minimum, "minimum", limit.minimum + 1, "slices are counted from 1"),
+        (limit.maximum, "maximum", limit.maximum - 1, "the limits' maximum is the number of slices"),
+    ):
+        if key.slice == number and number not in numbers:
+            reason += f"; if {what}, it never was (--set {path}.{name}={value})"
+    return reason
 
 
 def _announced(header: Header, combine_averages: bool) -> dict[str, range]:
