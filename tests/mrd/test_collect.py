@@ -278,6 +278,16 @@ def test_a_centre_nearby_is_believed_where_another_account_agrees_with_the_peak(
     assert nearby_centre(energies, Limits(0, 127, announced), told, 128) == found
 
 
+def test_one_line_of_another_length_is_left_out_where_the_others_are_whole():
+    whole, cut = point_scan(1, 2), [line(n, samples(n, 1, 2)[:, :9], center=4) for n in (32, 33)]
+    right, found = (only(slices(lines, header())) for lines in (whole, [*whole, cut[0]]))
+    assert torch.equal(found.kspace, right.kspace) and right.remarks == ()
+    assert found.remarks[0].endswith("the lines before it have 3 channels of 26 samples, centre 13: it is left out")
+    told = reason(slices([*whole[:-1], cut[0]], header()))
+    assert told.startswith("incomplete: 32 of the 33 lines") and "line 32 has 3 channels of 9 samples" in told
+    assert reason(slices([*whole, *cut], header())).startswith("its lines differ: line 32 has")
+
+
 AXIAL = {"read_dir": (1, 0, 0), "phase_dir": (0, 1, 0), "slice_dir": (0, 0, 1)}
 SAGITTAL = {"read_dir": (0, 0, -1), "phase_dir": (0, 1, 0), "slice_dir": (1, 0, 0)}
 

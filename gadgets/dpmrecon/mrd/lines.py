@@ -162,6 +162,7 @@ class Lines:
     zeros: set[int] = field(default_factory=set)  # numbers of lines that came and hold nothing
     nearest: float = 0
     fault: str | None = None
+    differing: int = 0  # lines that do not fit the first, which `fault` is about
     lost: str | None = None  # why no image can be made of them
     ghosts: list[Ghost] = field(default_factory=list)  # of their shots, which are corrected
     shots: dict[int, set[int]] = field(default_factory=dict)  # of EPI, in which a number came
@@ -177,6 +178,7 @@ class Lines:
             self.layout, self.numbers = layout, channel_numbers(head)
             self.told_centre = head.idx.user[5] or None, head.idx.user[6] or None
         if layout != self.layout:
+            self.differing += 1
             self.fault = self.fault or (
                 f"line {head.idx.kspace_encode_step_1} has {layout}, the lines before it have {self.layout}"
             )
@@ -200,7 +202,9 @@ class Lines:
         elif other.header is not None and other.nearest < self.nearest:
             self.header, self.nearest = self.header.at_the_time_of(other.header), other.nearest
         self.layout, self.numbers = self.layout or other.layout, self.numbers or other.numbers
+        self.differing += other.differing
         if other.layout not in (None, self.layout):
+            self.differing += 1 + len(other.sums)  # never one alone: they are among the sums
             self.fault = self.fault or f"its calibration lines have {other.layout}, the others have {self.layout}"
         self.fault = self.fault or other.fault
         self.lost = self.lost or other.lost

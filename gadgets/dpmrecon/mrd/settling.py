@@ -25,6 +25,7 @@ NO_NOISE = (
 )
 # Samples of one channel at its largest value: the receiver was overdriven
 CLIPPED = 4
+ALONE = 1  # lines of another length that are left out, as one at a scan's end, where the others are whole
 BESIDE = 0.1  # of it, by which the other parts of these samples differ at least
 # Samples on either side of the k-space centre, where every channel that sees the head is loud, and how many times the
 # energy of noise a channel has there at most that sees none: 1.2 by chance
@@ -109,7 +110,9 @@ class Settler:
             factor, needed, gap = self._complete(lines, acquired, limits, None)
             remarks.append(f"R = {announced} is announced, and lines of zeros among the others tell R = {factor}")
         if gap is not None:
-            raise LostError(gap)
+            raise LostError(gap if lines.fault is None else f"{gap}; {lines.fault}")
+        if lines.fault is not None:
+            remarks.append(f"{lines.fault}: it is left out")
         assert lines.layout is not None
         check_repeats(lines, self._noise_energy(lines), self.repeats)
         grid = self._with_oversampling(lines, limits, self.readout_grid(lines.layout), remarks)
@@ -291,7 +294,7 @@ def _check(lines: Lines, kind: str) -> None:
     """Lines that do not fit together, or hold no numbers, lose the slice."""
     if lines.lost is not None:
         raise LostError(f"its {kind}lines {lines.lost}")
-    if lines.fault is not None:
+    if lines.differing > (0 if kind else ALONE):
         raise LostError(f"its {kind}lines differ: {lines.fault}")
     if not any(map(np.any, lines.sums.values())):
         raise LostError(f"all samples of its {kind}lines are zero")
