@@ -210,7 +210,7 @@ def test_every_kind_is_a_volume_of_its_own(kind, solid):
     found = gate_volumes.volume_of(case)
     assert isinstance(found, Volume), found.reason
     assert found.voxel_mm == pytest.approx(SMALL.voxel_mm) and found.acceleration == 2
-    expected = {"wrong centre": "outside the encoded matrix", "noise-only coil": "holds noise alone"}.get(kind)
+    expected = {"wrong centre": "is not the k-space centre", "noise-only coil": "holds noise alone"}.get(kind)
     assert expected is None or expected in " ".join(found.remarks)
 
 
