@@ -39,9 +39,8 @@ def together(
     """Averages of one place and weighting as one slice, which leaves with the last that is announced, or at the end.
 
     It is the first of them that came, with the average 0 in its key as where none is lost, and in `line_headers` too;
-    the others are in `others`. Lost averages are remarks, or the slice is lost
-    where all are; so are fewer than the header announces, which may be the scan's plan. Memory holds the averages of
-    slices that are not complete.
+    the others are in `others`. Lost averages are remarks, or the slice is lost where all are; so are fewer than the
+    header announces, which may be the scan's plan. Memory holds the averages of slices that are not complete.
     """
     limit = getattr(header.encoding[0].encodingLimits, "average", None)
     announced = None if limit is None else limit.maximum - limit.minimum + 1

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadInputError
-from .header import Header, is_epi
+from .header import Header, is_epi, word
 
 # counters that may carry the weighting, and MRD's names of them
 COUNTERS = ("average", "contrast", "phase", "repetition", "set")
@@ -20,7 +20,7 @@ STAND_INS = ("contrast", "set", "phase", "repetition")  # in the order in which 
 def lines_counter(header: Header) -> str | None:
     """By the header's name; None where it says nothing, or what is no counter."""
     dimension = getattr(header.sequenceParameters, "diffusionDimension", None)
-    name = str(getattr(dimension, "value", dimension)).strip().lower()
+    name = word(dimension)
     return name if name in COUNTERS or re.fullmatch("segment|user_[0-7]", name) else None
 
 

@@ -221,10 +221,10 @@ def is_epi(header: Header, space: int = 0) -> bool:
 
 def _trajectory(header: Header, space: int) -> str:
     trajectory = header.encoding[space].trajectory
-    return _word(trajectory) or "cartesian"
+    return word(trajectory) or "cartesian"
 
 
-def _word(value: Any) -> str:
+def word(value: Any) -> str:
     """An element's word; some converters write it with capitals, which no list of the schema has."""
     return str(getattr(value, "value", value) or "").strip().lower()
 
@@ -287,13 +287,13 @@ def acceleration(header: Header) -> int | None:
 def calibration_is_separate(header: Header) -> bool:
     """Whether calibration lines are an acquisition of their own."""
     mode = getattr(header.encoding[0].parallelImaging, "calibrationMode", None)
-    return _word(mode) in ("separate", "external")
+    return word(mode) in ("separate", "external")
 
 
 def calibration_is_interleaved(header: Header) -> bool:
     """Whether averages or repetitions bring each other's missing lines (TPAT)."""
     mode = getattr(header.encoding[0].parallelImaging, "calibrationMode", None)
-    return _word(mode) == "interleaved"
+    return word(mode) == "interleaved"
 
 
 def receiver_channels(header: Header) -> int | None:

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     import torch
 
     from ..physics.epi import Ghost
+    from .header import Limits
 
 # Columns left out beside an echo's cut edge: removing the oversampling is a convolution along the readout, which
 # misses the samples beyond the edge. From the third column on the error is under a fifth of the noise (FLAIR, R = 1).
 EDGE_MARGIN = 2
+AROUND = 16  # lines, partitions and samples around the k-space centre, which tell where echo and head lie
 SLACK = 32  # one part in so many of a readout may be missing at either end
 
 
@@ -218,6 +220,12 @@ class Lines:
     def energies(self) -> dict[int, float]:
         """|.|^2 of each line, all its samples and channels."""
         return {number: _energy(self.sums[number]) / self.counts[number] ** 2 for number in self.sums}
+
+    def around(self, limits: tuple[Limits, Limits], reach: int) -> list[int]:
+        """Numbers of the lines that are `reach` lines and partitions from the k-space centre at most; limits: of
+        partitions and of lines."""
+        apart = np.abs(places_of(self.sums) - np.array([limit.center for limit in limits])).max(1)
+        return [number for number, far in zip(self.sums, apart) if far <= reach]
 
     def without(self, numbers: set[int]) -> Lines:
         """The same without some of the lines."""

@@ -11,7 +11,7 @@ from ..errors import BadInputError, UnsupportedScanError
 from .completeness import AGREES, NEAR, energy_peak, nearby_centre, within
 from .epi import EpiLine, Readouts, cartesian
 from .header import Limits
-from .lines import Layout, Lines, LostError, line_name, places_of
+from .lines import AROUND, Layout, Lines, LostError, line_name, places_of
 from .scan_log import ScanLog
 
 SAME_PLACE_MM = 0.1  # rounding of positions in headers
@@ -20,7 +20,6 @@ SLICE_STEP_MM = 1.0  # slices lie farther apart, in the mean
 # Share of their energy by which repeated lines may differ
 DRIFT = 0.05
 NOISE_MARGIN = 1.5  # times the expected energy of the noise
-AROUND = 16  # lines and partitions around the k-space centre, which tell that of the echo
 TOLD = {"line": "idx.user[5]", "partition": "idx.user[6]"}  # where lines tell the k-space centre's number
 KINDS = ("image", "doubtful", "calibration")
 
@@ -248,8 +247,7 @@ def echo_centred(lines: Lines, limits: tuple[Limits, Limits], grid: int, remarks
     layout = lines.layout
     assert layout is not None
     first, end = layout.first, layout.end
-    apart = np.abs(places_of(lines.sums) - np.array([limit.center for limit in limits])).max(1)
-    near = [data[:, first:end] for data, far in zip(lines.sums.values(), apart) if far <= AROUND]
+    near = [lines.sums[number][:, first:end] for number in lines.around(limits, AROUND)]
     if not near or end <= first:
         return lines
     energies = dict(enumerate(np.sum([np.square(np.abs(data)).sum(0) for data in near], 0).tolist(), first))

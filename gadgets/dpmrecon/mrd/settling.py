@@ -13,7 +13,7 @@ from ..errors import BadInputError
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, within
 from .epi import Readouts
 from .header import Header, Limits, acceleration, encoded_grid, line_limits, n_partitions, partition_limits, whole_rows
-from .lines import Layout, Lines, LostError, line_name, places_of
+from .lines import AROUND, Layout, Lines, LostError, line_name, places_of
 from .noise_lines import NoiseLines
 from .receiving import Receiving
 from .record import check_repeats, echo_centred, offsets, placed, placed_in_volume, renumbered, same_place
@@ -30,9 +30,9 @@ BESIDE = 0.1  # of it, by which the other parts of these samples differ at least
 # Samples on either side of the k-space centre, where every channel that sees the head is loud, and how many times the
 # energy of noise a channel has there at most that sees none: 1.2 by chance
 CENTRE, NOISE_ALONE = 4, 2.0
-# Lines and samples around the centre that tell where the head lies: by the phase from each to the next, in half fields
-# of view. A head in the middle has at most .3, one that folds any at a coherence of .22 at most
-AROUND, ELSEWHERE, COHERENT = 16, 0.75, 0.3
+# Where the head lies by the phase from each line and sample around the centre to the next, in half fields of view. A
+# head in the middle has at most .3, one that folds any at a coherence of .22 at most
+ELSEWHERE, COHERENT = 0.75, 0.3
 # Share of the brightest column, noise taken off, that columns without a head have at most: .03 in simulated heads whose
 # oversampling is there, .35 and more where it is gone. A head may be narrower than NARROW of its field of view
 EMPTY, NARROW = 0.2, 0.55
@@ -170,8 +170,7 @@ class Settler:
         """(n_coils,): energy of a sample in the centre of k-space, over that of the noise where it is measured; empty
         where no line is there."""
         assert lines.layout is not None and lines.header is not None
-        apart = places_of(lines.sums) - np.array([limit.center for limit in limits])
-        near = [number for number, place in zip(lines.sums, apart) if np.abs(place).max() <= CENTRE]
+        near = lines.around(limits, CENTRE)
         columns = slice(max(0, lines.layout.center - CENTRE), lines.layout.center + CENTRE + 1)
         if not near:
             return np.zeros(0)
@@ -335,12 +334,7 @@ def _in_the_middle(lines: Lines, limits: tuple[Limits, Limits], share: float) ->
     """Whether the head lies in the middle `share` of the field of view along the readout, by the lines around the
     k-space centre."""
     assert lines.layout is not None
-    apart = np.abs(places_of(lines.sums) - np.array([limit.center for limit in limits])).max(1)
-    near = [
-        data[:, lines.layout.first : lines.layout.end]
-        for data, far in zip(lines.sums.values(), apart > AROUND)
-        if not far
-    ]
+    near = [lines.sums[number][:, lines.layout.first : lines.layout.end] for number in lines.around(limits, AROUND)]
     if not near:
         return False
     # magnitudes alone: where the echo's centre lies makes no difference
@@ -353,13 +347,11 @@ def _in_the_middle(lines: Lines, limits: tuple[Limits, Limits], share: float) ->
 def _halved(lines: Lines, limits: tuple[Limits, Limits]) -> list[str]:
     """What is said of a head that lies across the edge of the field of view: signs that alternate move it there."""
     assert lines.layout is not None
-    apart = places_of(lines.sums) - np.array([limit.center for limit in limits])
-    near = np.abs(apart).max(1) <= AROUND
+    near = lines.around(limits, AROUND)
     columns = slice(max(lines.layout.first, lines.layout.center - AROUND), lines.layout.center + AROUND + 1)
     found = {
         (int(partition), int(row)): lines.sums[number][:, columns]
-        for (partition, row), number, inside in zip(apart, lines.sums, near)
-        if inside
+        for (partition, row), number in zip(places_of(near), near)
     }
     told = []
     for name, step in (("lines", (0, 1)), ("partitions", (1, 0))):
