@@ -32,6 +32,7 @@ _HOMES = {
     "BadInputError": "errors",
     "UnsupportedScanError": "errors",
     "CheckpointError": "errors",
+    "DeviceError": "errors",
 }
 __all__ = ["__version__", *_HOMES]
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .api import reconstruct_scan as reconstruct_scan
     from .errors import BadInputError as BadInputError
     from .errors import CheckpointError as CheckpointError
+    from .errors import DeviceError as DeviceError
     from .errors import DpmreconError as DpmreconError
     from .errors import UnsupportedScanError as UnsupportedScanError
     from .mrd.file import open_scan as open_scan

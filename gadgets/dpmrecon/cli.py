@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Exit codes: 0 done, 2 bad input (one line, no traceback), 3 some slices by the conventional
-    fallback, 4 some slices missing."""
+    """Run one command. Exit codes: 0 done, 1 the device failed (one line) or something unexpected did, 2 bad input (one
+    line, no traceback), 3 some slices by the conventional fallback, 4 some slices missing."""
     started = time.monotonic()  # a deadline counts what is loaded as well
     parser = argparse.ArgumentParser("dpmrecon", description="Accelerated brain MRI with a diffusion prior")
     parser.add_argument("--version", action="version", version=__version__)
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except DpmreconError as error:
         print(f"dpmrecon: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except BrokenPipeError:  # whoever read our output, `head` for one, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -207,7 +207,7 @@ def _add_protocol(commands) -> None:
         "Reconstruct all scans of a patient into one study, with one report and one picture",
         "dpmrecon protocol patient/ --out results\n"
         "Options are for every scan; a deadline is each scan's own. The same command goes on where it was broken off.\n"
-        "exit code: 0 all well; else the worst of the scans', 3 < 4 < 2 (see replay) < 1, a failure nobody expected",
+        "exit code: 0 all well; else the worst of the scans', 3 < 4 < 2 < 1 (docs/results.md has their list)",
     )
     parser.add_argument("scans", type=Path, nargs="+", metavar="FOLDER|SCAN", help="ISMRMRD files, or folders of them")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results, one for each scan inside")
@@ -268,7 +268,7 @@ def _add_bulk(commands) -> None:
         "Reconstruct thousands of scans over processes, GPUs or a Ray cluster, with one report",
         "dpmrecon bulk archive/ --out results --workers 4\n"
         "Options are for every scan; a deadline is each scan's own. The same command goes on where it was broken off.\n"
-        "exit code: 0 all well; else the worst of the scans', 3 < 4 < 2 (see replay) < 1, a failure nobody expected",
+        "exit code: 0 all well; else the worst of the scans', 3 < 4 < 2 < 1 (docs/results.md has their list)",
     )
     parser.add_argument(
         "scans", nargs="+", metavar="FOLDER", help="of ISMRMRD files, at any depth; a file; an address as s3://bucket/x"

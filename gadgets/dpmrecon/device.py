@@ -40,3 +40,13 @@ def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done all that it was asked for, so that a clock tells what it took."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def why_lost(device: torch.device) -> str | None:
+    """A sentence for a GPU that has failed, other than by a lack of memory: in this process it fails in all that
+    follows. None for a device that works."""
+    try:
+        synchronize(device)
+    except RuntimeError as error:
+        return f"device {device} is lost ({first_line(error)}): start again, a new process has it again"
+    return None

@@ -1,11 +1,14 @@
 """The exception tree: every error raised on purpose is one of these, in one sentence."""
 
-UNEXPECTED = 1  # the exit code of a command that breaks off with a traceback
-WORST = (0, 3, 4, 2, UNEXPECTED)  # exit codes of a scan, each worse than those before
+BAD_INPUT = 2  # the exit code of a command that cannot use what it is given
+UNEXPECTED = 1  # of one that breaks off with a traceback, or whose device fails
+WORST = (0, 3, 4, BAD_INPUT, UNEXPECTED)  # exit codes of a scan, each worse than those before
 
 
 class DpmreconError(Exception):
-    """Base class: the message says what came, what is needed and what to do."""
+    """Base class: the message says what came, what is needed and what to do. exit_code: of a command that it ends."""
+
+    exit_code = BAD_INPUT
 
 
 class BadInputError(DpmreconError):
@@ -18,6 +21,12 @@ class UnsupportedScanError(BadInputError):
 
 class CheckpointError(BadInputError):
     """The model file is missing, corrupt or of another format."""
+
+
+class DeviceError(DpmreconError):
+    """The device that computes, a GPU for one, fails: no fault of the scan."""
+
+    exit_code = UNEXPECTED
 
 
 def first_line(error: BaseException) -> str:

@@ -167,7 +167,7 @@ def _reconstructed(member: Member, folder: Path, study: Study, steps: Steps, *, 
     try:
         report = steps.reconstruct(member.path, folder, study, member.contrast)
     except DpmreconError as error:
-        return {"error": _text(error, member.path, anonymize=anonymize), "exit_code": 2}
+        return {"error": _text(error, member.path, anonymize=anonymize), "exit_code": error.exit_code}
     except Exception as error:  # the others are not to wait for its repair
         traceback.print_exc()
         return {"error": f"unexpected: {_text(error, member.path, anonymize=anonymize)}", "exit_code": UNEXPECTED}

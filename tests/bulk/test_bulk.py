@@ -12,7 +12,7 @@ from dpmrecon.bulk import job
 from dpmrecon.bulk.engines import Lost
 from dpmrecon.bulk.job import PARTS, ROW
 from dpmrecon.cli import main
-from dpmrecon.errors import UNEXPECTED
+from dpmrecon.errors import UNEXPECTED, DeviceError
 
 from support.forked import Forked
 from support.protocols import with_header
@@ -325,3 +325,21 @@ def test_two_drivers_do_not_write_to_one_folder(archive, model, tmp_path, capsys
 def test_bad_options_are_one_sentence(options, words, archive, model, tmp_path, capsys):
     assert bulk(archive, tmp_path / "out", model, *options) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("lost", "code"), [(True, 0), (False, UNEXPECTED)])
+def test_a_process_whose_gpu_is_lost_ends_and_another_does_its_scan(archive, model, tmp_path, monkeypatch, lost, code):
+    """By one that is only full the scan has failed."""
+    replay, begun = job.replay, tmp_path / "begun"
+
+    def failing(*args, **options):
+        if begun.exists():
+            return replay(*args, **options)
+        begun.touch()
+        raise DeviceError("device cuda is lost")
+
+    monkeypatch.setattr(job, "replay", failing)
+    monkeypatch.setattr(job, "why_lost", lambda device: "device cuda is lost" if lost else None)
+    assert bulk(archive / "a/first.h5", tmp_path / "out", model) == code
+    told = rows(tmp_path / "out")["first"]
+    assert (told["outcome"], told["error"]) == (("done", "") if lost else ("failed", "device cuda is lost"))

@@ -209,7 +209,7 @@ def test_a_lost_device_is_told_and_ends_the_service_with_1(model, scan, monkeypa
     def fail(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("dpmrecon.hosts.engine.with_maps", fail)
+    monkeypatch.setattr("dpmrecon.recon.prepare.with_maps", fail)
     monkeypatch.setattr("dpmrecon.device.synchronize", fail)  # a device that is well lets itself be waited for
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -226,8 +226,8 @@ def test_a_lost_device_is_told_and_ends_the_service_with_1(model, scan, monkeypa
     assert main(["serve", "--port", str(port), "--model", str(model), "--device", "cpu"]) == 1
     guard.cancel()
     client.join()
-    assert b"internal error: RuntimeError in fail" in answers[0].texts[0]
-    assert "device cpu is lost (CUDA error: an illegal memory access was encountered): stopped" in caplog.text
+    assert b"device cpu is lost (CUDA error: an illegal memory access was encountered)" in answers[0].texts[0]
+    assert "stopped: device cpu is lost (CUDA error: an illegal memory access was encountered)" in caplog.text
 
 
 # The command itself, in a process of its own

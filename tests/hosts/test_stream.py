@@ -114,6 +114,10 @@ def test_exit_codes_are_replays(record, code):
     assert exit_code(record) == code
 
 
+def test_a_device_that_fails_is_no_bad_input():
+    assert exit_code({"error": "device cuda is lost", "fallbacks": 0, "slices": 1, "missing": 0}, failure=1) == 1
+
+
 def test_the_recorded_bytes_begin_as_announced():
     for name, first in (("t1_brain_r4", wire.HEADER), ("t1_brain_r4_config", wire.CONFIG_NAME)):
         peer = Wire(_Bytes(gzip.decompress(shared(f"wire/{name}.stream.gz").read_bytes())))

@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 import torch
 from dpmrecon.data import LostSlice
-from dpmrecon.errors import BadInputError
+from dpmrecon.errors import BadInputError, DeviceError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.recon import prepare
@@ -56,6 +56,29 @@ def test_a_slice_for_which_the_device_fails_is_lost_and_the_others_go_on(parts, 
     first, second = with_coil_maps(parts, CPU)
     assert isinstance(first, LostSlice) and "the device failed" in first.reason and "3 GiB" in first.reason
     assert isinstance(second, MappedSlice)
+
+
+def test_a_device_that_fails_at_every_slice_is_no_bad_input(parts, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+
+    monkeypatch.setattr(prepare, "estimate_map_sets", full)
+    stream = with_coil_maps(parts, CPU)
+    assert all(isinstance(item, LostSlice) for item in islice(stream, 2))
+    with pytest.raises(DeviceError, match="slice 0: the device failed while coil maps"):
+        next(stream)
+
+
+def test_a_lost_device_ends_the_scan_at_once(parts, monkeypatch):
+    def lost(*args):
+        raise RuntimeError("CUDA error: unspecified launch failure\nand more")
+
+    monkeypatch.setattr(prepare, "estimate_map_sets", lost)
+    monkeypatch.setattr("dpmrecon.device.synchronize", lost)
+    with pytest.raises(
+        DeviceError, match=r"device cpu is lost \(CUDA error: unspecified launch failure\): start again"
+    ):
+        next(with_coil_maps(parts, CPU))
 
 
 def test_a_pooled_calibration_is_no_data(simulated_scan):

@@ -11,10 +11,12 @@ from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.options import Options
 from dpmrecon.prior.denoiser import Denoiser
+from dpmrecon.recon import sample
 from dpmrecon.recon.plan import load, sampling_of
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.provenance import Provenance
 from dpmrecon.recon.stream import sampled
+from dpmrecon.recon.types import MappedSlice
 
 from support.edited import edited
 from support.results import images, replay, report
@@ -72,6 +74,36 @@ def test_samples_that_do_not_fit_are_drawn_one_by_one(simulated_scan, model, tmp
     assert "3 images at once: the sampler failed (tried to allocate 3 GiB): fewer are tried" in caplog.text
     for whole, single in zip(images(tmp_path / "whole"), images(tmp_path / "single")):
         np.testing.assert_allclose(single.data, whole.data, rtol=1e-3, atol=1e-3 * whole.data.max())
+
+
+def test_a_mean_that_does_not_fit_is_tried_slice_by_slice(simulated_scan, model, tmp_path, monkeypatch, caplog):
+    mean, calls = sample._mean, []
+
+    def picky(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+        return mean(*args)
+
+    scan = simulated_scan(**SCAN)
+    assert replay(scan, tmp_path / "whole", model) == 0
+    monkeypatch.setattr(sample, "_mean", picky)
+    assert replay(scan, tmp_path / "single", model) == 0
+    assert "the sampler failed (tried to allocate 3 GiB): fewer are tried" in caplog.text
+    for whole, single in zip(images(tmp_path / "whole"), images(tmp_path / "single")):
+        np.testing.assert_allclose(single.data, whole.data, rtol=1e-3, atol=1e-3 * whole.data.max())
+
+
+def test_a_device_that_makes_no_image_at_all_ends_the_scan_with_1(simulated_scan, model, tmp_path, monkeypatch, capsys):
+    def broken(*args):
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(Denoiser, "forward", broken)
+    monkeypatch.setattr(MappedSlice, "misfit", broken)
+    assert replay(simulated_scan(**SCAN), tmp_path, model) == 1
+    told = capsys.readouterr().err
+    assert "the device failed at its CG-SENSE image too (CUDA error: unspecified launch failure)" in told
+    assert "Traceback" not in told
 
 
 @pytest.mark.parametrize(("value", "words"), [(float("nan"), "not finite"), (0.0, "misses the data")])

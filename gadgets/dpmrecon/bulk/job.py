@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import socket
+import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UNEXPECTED, BadInputError, DpmreconError
+from ..device import why_lost
+from ..errors import UNEXPECTED, BadInputError, DeviceError, DpmreconError
 from ..files import write_text
 from ..mrd.receiving import Receiving, open_as
 from ..options import Options
@@ -96,7 +98,10 @@ def reconstructed(job: Job) -> Row:
             )
             row |= {**report.summary(), "exit_code": report.exit_code, "files": files_in(part)}
     except DpmreconError as error:
-        row |= {"error": _told(error, path, job), "exit_code": 2}
+        if isinstance(error, DeviceError) and why_lost(_loaded(job.options).model.device) is not None:
+            print(f"dpmrecon: {job.name}: {error}", file=sys.stderr, flush=True)
+            os._exit(UNEXPECTED)  # the scan is begun again, by a process that has the device
+        row |= {"error": _told(error, path, job), "exit_code": error.exit_code}
     except Exception as error:  # the others are not to wait for its repair
         traceback.print_exc()
         row |= {"error": f"unexpected: {_told(error, path, job)}", "exit_code": UNEXPECTED}

@@ -113,6 +113,6 @@ def _earlier(folder: Path, shown: str, made_by: str) -> Row | None:
 def _lost(job: Job, answer: Lost) -> Row:
     error = (
         f"the process that reconstructed it ended {ATTEMPTS} times ({answer.reason}): give it a machine with more "
-        "memory, or look into the system's log"
+        "memory or another device, or look into the system's log"
     )
     return put(job, job.out / PARTS / f"lost-{job.name}", {**job.row(), "error": error, "exit_code": UNEXPECTED})

@@ -11,7 +11,7 @@ from ..prior.checkpoint import Checkpoint
 from ..recon.adapt import Adaptation
 from ..recon.deadline import Deadline
 from ..recon.plan import load
-from ..recon.prepare import with_maps
+from ..recon.prepare import mapped_or_lost
 from ..recon.stream import sampled, slices_at_once
 from ..recon.types import Reconstruction, Sampling
 
@@ -29,9 +29,7 @@ class SampleRequest:
     adaptation: Adaptation | None = None
 
     def __call__(self) -> Iterator[Reconstruction | LostSlice]:
-        mapped = (
-            item if isinstance(item, LostSlice) else with_maps(item, self.device, self.contrast) for item in self.items
-        )
+        mapped = (mapped_or_lost(item, self.device, self.contrast) for item in self.items)
         return sampled(
             mapped, self.checkpoint, self.contrast, self.sampling, deadline=self.deadline, adaptation=self.adaptation
         )

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadInputError, DpmreconError, first_line
+from ..errors import UNEXPECTED, BadInputError, DpmreconError, first_line
 from ..options import Options, from_arguments
 from ..version import __version__
 from .audit import AuditLog
@@ -126,12 +126,10 @@ class Server:
     def _check_device(self) -> None:
         """A GPU that has failed, other than by a lack of memory, fails in all that follows: only a new process has it
         again. Its scans end with an error, and so does `serve`."""
-        from ..device import synchronize
+        from ..device import why_lost
 
-        try:
-            synchronize(self._engine.device)
-        except RuntimeError as error:
-            self.lost = f"device {self._engine.device} is lost ({first_line(error)})"
+        self.lost = why_lost(self._engine.device)
+        if self.lost is not None:
             self.stop()
 
     def stop(self) -> None:
@@ -259,7 +257,7 @@ def run(args: argparse.Namespace) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     if server.lost is not None:
-        log.error("%s: stopped, start the service again", server.lost)
-        return 1
+        log.error("stopped: %s", server.lost)
+        return UNEXPECTED
     log.info("stopped")
     return 0

@@ -17,7 +17,7 @@ from typing import Any
 import ismrmrd
 
 from ..data import LostSlice, Slice
-from ..errors import BadInputError, DpmreconError
+from ..errors import UNEXPECTED, BadInputError, DpmreconError
 from ..mrd.completeness import announced_slices
 from ..mrd.header import n_partitions, overridden, read_header
 from ..mrd.lines import LineHeaders
@@ -161,6 +161,7 @@ class Session:
     reader: ReadAhead | None = None
     begun: bool = False  # a scan is in hand
     done: bool = False  # nothing is left but the CLOSE
+    exit_code: int = 0  # of a command whose one scan this is, where the scan breaks off
     _job: DicomJob | None = None
 
     def scan(self, config: bytes, header_xml: bytes) -> None:
@@ -245,8 +246,9 @@ class Session:
             self.scan(config, header)
         except DpmreconError as error:
             self.host = getattr(error, "host", self.host)
-            message = str(error)
+            message, self.exit_code = str(error), error.exit_code
         except Exception as error:
+            self.exit_code = UNEXPECTED
             # its text may hold values from the header: say what and where, not that
             place = traceback.extract_tb(error.__traceback__)[-1]
             message = f"internal error: {type(error).__name__} in {place.name} ({place.filename}:{place.lineno})"

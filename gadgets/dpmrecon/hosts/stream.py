@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInputError, DpmreconError
+from ..errors import BAD_INPUT, BadInputError, DpmreconError
 from ..mrd.file import nameless
 from ..mrd.receiving import open_as
 from ..mrd.scan import Scan
@@ -89,11 +89,11 @@ def received(engine: Engine) -> Iterator[Received]:
             yield Received(scan, options, cut)
 
 
-def exit_code(record: dict[str, Any]) -> int:
+def exit_code(record: dict[str, Any], failure: int = BAD_INPUT) -> int:
     """As `replay` has it: 0 every slice by the model, 3 by the conventional fallback, 4 some are missing, 2 nothing
-    came out."""
+    came out. failure: of the error that broke the scan off."""
     if record["error"] is not None:
-        return 4 if record.get("slices") else 2
+        return 4 if failure == BAD_INPUT and record.get("slices") else failure
     return 3 if record["fallbacks"] else 0
 
 
@@ -111,4 +111,4 @@ def run(args: argparse.Namespace) -> int:
             peer.send_close()
     finally:
         peer.close()
-    return exit_code(session.record)
+    return exit_code(session.record, session.exit_code)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from ..data import LostSlice, Slice, Volume
-from ..device import DEVICE_ERRORS, synchronize
-from ..errors import BadInputError, first_line
+from ..device import DEVICE_ERRORS, synchronize, why_lost
+from ..errors import BadInputError, DeviceError, DpmreconError, first_line
 from ..mrd.completeness import FEWEST_CALIBRATION_LINES
 from ..physics.coil_compression import compressed
 from ..physics.coil_maps import CROP, estimate_map_sets
@@ -29,30 +29,42 @@ def with_coil_maps(
     """ESPIRiT maps, scale and CG-SENSE image of every slice; one that has no calibration, or no maps, is lost, and one
     for which the device fails.
 
-    Raises BadInputError at the end, with the first reason, where such slices are all that came and none had maps: a
-    scan without calibration cannot be used.
+    Raises at the end, with the first reason, where such slices are all that came and none had maps: BadInputError, a
+    scan without calibration cannot be used, or DeviceError.
     """
-    failed: LostSlice | None = None
+    failure: DpmreconError | None = None
     mapped = False
     for data in slices:
-        found = data if isinstance(data, LostSlice) else _mapped_or_lost(data, device, contrast)
+        found = mapped_or_lost(data, device, contrast)
         mapped = mapped or isinstance(found, MappedSlice)
-        if isinstance(found, LostSlice) and found is not data:
-            failed = failed or found
+        if isinstance(found, LostSlice) and found is not data and failure is None:
+            kind = DeviceError if isinstance(found, _LostToDevice) else BadInputError
+            failure = kind(f"slice {found.key.slice}: {found.reason}")
         yield found
         del data, found  # a volume is let go before the next one's lines are collected
-    if failed is not None and not mapped:
-        raise BadInputError(f"slice {failed.key.slice}: {failed.reason}")
+    if failure is not None and not mapped:
+        raise failure
 
 
-def _mapped_or_lost(data: Slice, device: torch.device, contrast: str | None) -> MappedSlice | LostSlice:
-    """`with_maps`; lost where the device fails, so that the other slices go on."""
+class _LostToDevice(LostSlice):
+    """The scan is not to blame."""
+
+
+def mapped_or_lost(
+    data: Slice | LostSlice, device: torch.device, contrast: str | None = None
+) -> MappedSlice | LostSlice:
+    """`with_maps`; lost where the device fails, so that the other slices go on. Raises DeviceError where it fails for
+    good."""
+    if isinstance(data, LostSlice):
+        return data
     try:
         return with_maps(data, device, contrast)
     except DEVICE_ERRORS as error:
-        return LostSlice(
-            data.key, f"the device failed while coil maps and CG-SENSE image were made ({first_line(error)})"
-        )
+        reason = f"the device failed while coil maps and CG-SENSE image were made ({first_line(error)})"
+    lost = why_lost(device)
+    if lost is not None:
+        raise DeviceError(lost)
+    return _LostToDevice(data.key, reason)
 
 
 def with_maps(data: Slice, device: torch.device, contrast: str | None = None) -> MappedSlice | LostSlice:

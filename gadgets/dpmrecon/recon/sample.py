@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from ..device import DEVICE_ERRORS, synchronize
-from ..errors import DpmreconError, first_line
+from ..errors import DeviceError, DpmreconError, first_line
 from ..prior.checkpoint import Checkpoint
 from ..prior.problem import NoiseSource, Planes, Problem, Stop, never
 from .agreement import agreed, not_asked
@@ -108,14 +108,17 @@ def sample_group(
     slice by slice, then sample by sample, a volume with half of the planes at once; what fails then comes as the
     conventional image. adapted: samples instead of the checkpoint; the gate asks the prior as it was loaded.
 
-    Raises DpmreconError where an image cannot be had and the fallback is off.
+    Raises DpmreconError where an image cannot be had and the fallback is off, DeviceError where the device makes none.
     """
     started = time.perf_counter()
-    draws: list[torch.Tensor] = []
-    evaluations, failure = 0, None
+    means: list[Reconstruction] = []
+    failure = None
     try:
         own = checkpoint if adapted is None else adapted.checkpoint
         draws, evaluations = draw(group, own, contrast, sampling, progress, stop)
+        seconds = (time.perf_counter() - started) / len(group)
+        means = [_mean(mapped, samples, sampling, evaluations, seconds) for mapped, samples in zip(group, draws)]
+        del draws
     except DEVICE_ERRORS as error:
         failure = error.with_traceback(None)  # a traceback keeps the tensors of the attempt
     if failure is not None:
@@ -130,9 +133,7 @@ def sample_group(
         for mapped in group:
             yield from sample_group([mapped], checkpoint, contrast, fewer, progress, stop, adapted)
         return
-    seconds = (time.perf_counter() - started) / len(group)
-    for mapped, samples in zip(group, draws):
-        item = _mean(mapped, samples, sampling, evaluations, seconds)
+    for mapped, item in zip(group, means):
         if adapted is not None:
             item = replace(item, adaptation=adapted.text)
         item, doubt = judged(_asked(item, checkpoint, contrast, sampling), sampling.gate)
@@ -179,13 +180,20 @@ def _mean(
 def fall_back(
     mapped: MappedSlice, reason: str, sampling: Sampling, cause: BaseException | None = None
 ) -> Reconstruction:
-    """The conventional image, and why. Raises DpmreconError where the fallback is off."""
+    """The conventional image, and why. Raises DpmreconError where the fallback is off, DeviceError where the device
+    does not give that image either."""
     if not sampling.fallback:
         raise DpmreconError(
             f"slice {mapped.key.slice}: {reason}; the fallback is off, so the scan stops here "
             "(--fallback on gives the CG-SENSE image instead)"
         ) from cause
-    return conventional(mapped, reason)
+    try:
+        return conventional(mapped, reason)
+    except DEVICE_ERRORS as error:
+        raise DeviceError(
+            f"slice {mapped.key.slice}: {reason}, and the device failed at its CG-SENSE image too "
+            f"({first_line(error)}): the scan stops here, start it again"
+        ) from error
 
 
 def conventional(mapped: MappedSlice, reason: str) -> Reconstruction:
