@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.mrd.collect import slices
-from dpmrecon.mrd.completeness import announced_lines, missing_keys, why_missing
+from dpmrecon.mrd.completeness import announced_lines, missing_slices
 from dpmrecon.mrd.header import Limits, acceleration, read_header
 
 from support import hand_made
@@ -86,8 +86,9 @@ def test_half_a_slice_is_lost_and_the_others_come_out():
 )
 def test_slices_that_are_counted_from_1_are_not_missing(maximum, came, missing):
     head, keys = header(extra_limits=hand_made.limits("slice", maximum)), [SliceKey(number) for number in came]
-    found = missing_keys(head, keys, combine_averages=False)
-    assert [key.slice for key in found] == list(missing)
-    for key in found:
-        told = why_missing(head, key, keys)
-        assert missing[key.slice] in told and ("if" in told) is bool(missing[key.slice])
+    found = {item.key.slice: item.reason for item in missing_slices(head, keys, combine_averages=False)}
+    assert list(found) == list(missing)
+    for number, told in found.items():
+        assert missing[number] in told and ("if" in told) is bool(missing[number])
+    plain = missing_slices(head, keys, combine_averages=False, can_be_set=False)
+    assert [item.reason for item in plain] == len(missing) * ["it is announced and none of its lines came"]

@@ -26,7 +26,7 @@ from ..mrd.completeness import (
     announced_slices,
     central_block,
     completeness,
-    missing_keys,
+    missing_slices,
     within,
 )
 from ..mrd.epi import ShotCounter, weighted_shots
@@ -105,8 +105,8 @@ def slices_of(
     if announced_slices(header, combine_averages=combine_averages) <= MOST_SLICES:
         if combine_averages:
             came = {dataclasses.replace(key, average=0) for key in came}
-        for key in missing_keys(header, came, combine_averages=combine_averages):
-            yield LostSlice(key, "it is announced and none of its lines came")
+        # a Gadgetron's header cannot be set
+        yield from missing_slices(header, came, combine_averages=combine_averages, can_be_set=False)
 
 
 def _noise_adjust_refuses(header: Header) -> str:

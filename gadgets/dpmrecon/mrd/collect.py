@@ -15,7 +15,7 @@ import numpy as np
 from ..data import LostSlice, Slice, SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from .averages import have_phases, together
-from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, missing_keys, why_missing
+from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, missing_slices
 from .diffusion import counted_for_images
 from .epi import EpiLine, Navigators, Readouts
 from .flags import CALIBRATION, LAST_IN_SLICE, LAST_OF_ALL, NOISE, PHASE_CORRECTION, REVERSED, SURFACE_COIL, names_of
@@ -367,8 +367,7 @@ class _Collector:
             remark = remark_on_stack(self.came, self.header.encoding[0].reconSpace.fieldOfView_mm.z)
             if remark is not None:
                 self.log.remark(remark)
-        for key in missing_keys(self.header, self.came, combine_averages=self.combine_averages):
-            yield LostSlice(key, why_missing(self.header, key, self.came))
+        yield from missing_slices(self.header, self.came, combine_averages=self.combine_averages)
 
     def _calibration_of(self, number: int) -> Lines | None:
         if number in self.calibration:

@@ -2,12 +2,12 @@
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
 
-from ..data import SliceKey
+from ..data import LostSlice, SliceKey
 from ..errors import BadInputError
 from .averages import have_phases
 from .diffusion import images_counter, lines_counter, weightings_of
@@ -26,6 +26,8 @@ FINER, AGREES = 4, 2
 ALONE = 0.05
 # Limits that announce more images than this are no limits
 MOST_SLICES = 100_000
+# Of a slice that the limits announce
+MISSING = "it is announced and none of its lines came"
 # Fewer lines outside the centre show no regular pattern
 FEWEST_PATTERN_LINES = 4
 
@@ -166,7 +168,7 @@ def check_announced(header: Header, *, combine_averages: bool) -> None:
         )
 
 
-def missing_keys(header: Header, came: Iterable[SliceKey], *, combine_averages: bool) -> list[SliceKey]:
+def _missing_keys(header: Header, came: Iterable[SliceKey], *, combine_averages: bool) -> list[SliceKey]:
     """The slices that the limits announce and that are not among `came`, in order.
 
     Some weightings of diffusion have fewer averages, which limits do not tell: those that no slice has are not
@@ -183,9 +185,19 @@ def missing_keys(header: Header, came: Iterable[SliceKey], *, combine_averages: 
     return sorted(every - found)
 
 
-def why_missing(header: Header, key: SliceKey, came: Iterable[SliceKey]) -> str:
-    """The reason of one of `missing_keys`. That limits announce one slice too many, the lines alone do not tell."""
-    reason, numbers = "it is announced and none of its lines came", {other.slice for other in came}
+def missing_slices(
+    header: Header, came: Iterable[SliceKey], *, combine_averages: bool, can_be_set: bool = True
+) -> Iterator[LostSlice]:
+    """`_missing_keys`, each with its reason. can_be_set: the header's values, by `--set`, so that the reason may name
+    it."""
+    came = set(came)
+    for key in _missing_keys(header, came, combine_averages=combine_averages):
+        yield LostSlice(key, _why_missing(header, key, came) if can_be_set else MISSING)
+
+
+def _why_missing(header: Header, key: SliceKey, came: Iterable[SliceKey]) -> str:
+    """The reason of one of `_missing_keys`. That limits announce one slice too many, the lines alone do not tell."""
+    reason, numbers = MISSING, {other.slice for other in came}
     limit = getattr(header.encoding[0].encodingLimits, "slice", None)
     if limit is None or len(numbers) != limit.maximum - limit.minimum:
         return reason
