@@ -123,7 +123,7 @@ def _replay(args: argparse.Namespace) -> int:
         from .recon.plan import load
 
         wanted = _wanted(args, options)
-        checkpoint, _ = load(options)
+        checkpoint, _ = load(options, final=True)
         return _replay_scan(scan, args.out, options, wanted, checkpoint, args.started).exit_code
 
 
@@ -240,7 +240,7 @@ def _protocol(args: argparse.Namespace) -> int:
     options = from_arguments(args)
     wanted = _wanted(args, options)
     sets = {"accelerated": files_of(args.scans), "reference": files_of(args.reference or [])}
-    checkpoint, _ = load(options)
+    checkpoint, _ = load(options, final=True)
 
     def reconstruct(path, out, study, contrast):
         started = time.monotonic()

@@ -368,3 +368,17 @@ def test_a_sites_own_model_is_the_prior_of_the_sampler_one_step(simulated_scan, 
     assert told["sampler"] == "one-step" and told["slices"][0]["evaluations"] == 3
     assert told["model_id"].startswith("one_step-")
     assert told["model_id"].endswith(f"+{load_checkpoint(tiny_model()).model_id}")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_one_step_alone_loads_no_prior(simulated_scan, tiny_model, tmp_path, own):
+    command = [
+        "replay",
+        str(simulated_scan()),
+        "--out",
+        str(tmp_path),
+        *(["--model", str(tiny_model())] if own else []),
+    ]
+    assert main([*command, "--sampler", "one-step", "--steps", "1", "--deadline", "600"]) == 0
+    told = report(tmp_path)
+    assert told["slices"][0]["evaluations"] == 1 and "+" not in told["model_id"]

@@ -160,7 +160,7 @@ def _check_ours(folder: Path) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(options: Options) -> "Checkpoint":
-    return plan.load(options)[0]
+    return plan.load(options, final=True)[0]
 
 
 def _told(error: Exception, path: Path | None, job: Job) -> str:

@@ -108,16 +108,23 @@ def model_path(model: Path | str | None) -> Path:
 
 
 def load_checkpoint(
-    path: Path | str | None = None, device: torch.device | str = "cpu", prior: Checkpoint | None = None
+    path: Path | str | None = None,
+    device: torch.device | str = "cpu",
+    prior: Checkpoint | None = None,
+    *,
+    later: bool = True,
 ) -> Checkpoint:
     """Load a .safetensors file and its card; None is the checkpoint that ships with the package. prior: of the later
-    evaluations of a one-step model whose card asks for one; None is again the one that ships.
+    evaluations of a one-step model whose card asks for one; None is again the one that ships; later: whether there will
+    be such evaluations.
 
     Raises CheckpointError when either file is missing, damaged or of another format.
     """
     found = _alone(path, device)
     asks = "sigma_max" in found.card.get("sampling", {}).get(ONE_STEP, {})
     if isinstance(found.model, ConditionalDenoiser) and asks:
+        if not later:
+            return found
         prior = prior or _alone(None, device)
         found.model.later = Later(prior.denoiser)
         return replace(found, model_id=f"{found.model_id}+{prior.model_id}")

@@ -17,12 +17,15 @@ ADAPTED = "prox"  # the sampler whose prior can be adapted
 CPU_BATCH, GPU_BATCH = 4, 32  # images that the network sees at once
 
 
-def load(options: Options) -> tuple[Checkpoint, torch.device]:
-    """The checkpoint on its device. Raises BadInputError and CheckpointError."""
-    device = device_of(options.device)
-    checkpoint = load_checkpoint(options.model, device)
+def load(options: Options, *, final: bool = False) -> tuple[Checkpoint, torch.device]:
+    """The checkpoint on its device. final: no scan's options take the place of these. Raises BadInputError and
+    CheckpointError."""
+    device, later = device_of(options.device), not (final and options.steps == 1)
+    model = ONE_STEP if options.model is None and options.sampler == ONE_STEP else options.model
+    checkpoint = load_checkpoint(model, device, later=later)
     if options.sampler == ONE_STEP and checkpoint.kind is KINDS[DENOISER]:
-        checkpoint = load_checkpoint(ONE_STEP, device, checkpoint)  # another model's sampler: this one is its prior
+        # another model's sampler: this one is its prior
+        checkpoint = load_checkpoint(ONE_STEP, device, checkpoint, later=later)
     if options.precision == "float32":
         checkpoint.model.bf16 = False
         if isinstance(checkpoint.model, ConditionalDenoiser) and checkpoint.model.later is not None:

@@ -127,7 +127,7 @@ def try_out(
     # the first evaluations of a size pay for its start; on a CPU images follow each other, and one tells enough
     samples = 1 if group[0].conventional.device.type == "cpu" else sampling.samples
     began = deadline.clock()
-    for steps in (1, 2):
+    for steps in (1, min(2, sampling.settings.steps)):
         brief = replace(sampling, samples=samples, settings=replace(sampling.settings, steps=steps))
         again = deadline.clock()
         try:
