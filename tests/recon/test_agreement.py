@@ -16,7 +16,6 @@ from dpmrecon.mrd.file import open_scan
 from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import load_checkpoint, write_card
 from dpmrecon.recon.agreement import (
-    ANY,
     COVARIATES,
     HELD_BACK,
     NAMES,
@@ -41,6 +40,7 @@ from dpmrecon.recon.types import Agreement, MappedSlice, MappedVolume, Reconstru
 from dpmrecon.tools.simulated_slice import simulated_kspace
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
+from support.gate import gate_entry
 from support.models import SAMPLING, TINY, saved_model
 from support.results import images, report
 from support.sessions import Here
@@ -48,20 +48,6 @@ from support.streams import raw_stream
 
 CPU = torch.device("cpu")
 UNASKED = "prior_and_data_not_asked"  # in report and audit line
-
-
-def entry(largest: float, level: float = 0.0, by_noise: float = 0.0, kind: str = SLICES) -> dict:
-    """Of a card: every number is expected to be `level` plus `by_noise` times the noise's logarithm."""
-    slopes = np.zeros((COVARIATES[kind] - 1, len(NAMES)))
-    slopes[0] = by_noise
-    fit = {
-        "levels": {ANY: [level] * len(NAMES)},
-        "slopes": slopes.tolist(),
-        "precision": {ANY: np.eye(len(NAMES)).tolist()},
-        "largest": {ANY: largest},
-    }
-    found = {"fits": [fit], "sigma_n": [0.004, 0.06], "R": [1, 8], "head": [100, 9999], "matrix": [100, 9999]}
-    return found | ({"pixel_mm": [1, 9], "ratio": [1, 2], "sets": [1, 2]} if kind == VOLUMES else {})
 
 
 @pytest.fixture
@@ -99,7 +85,7 @@ def test_lines_that_moved_are_not_foretold(mapped, prior):
 
 
 def test_the_distance_is_one_at_the_limit(mapped):
-    limits = Limits.of({"gate": entry(2.0, level=1.5)}, "flair")
+    limits = Limits.of({"gate": gate_entry(2.0, level=1.5)}, "flair")
     at = dict.fromkeys(NAMES, 1.5)
     assert limits.judge(at, mapped).distance == 0
     beside = limits.judge({**at, HELD_BACK: 3.5}, mapped)
@@ -115,7 +101,7 @@ def test_the_distance_is_one_at_the_limit(mapped):
 
 
 def test_noise_below_what_was_measured_counts_as_the_lowest(mapped):
-    limits = Limits.of({"gate": entry(1.0, by_noise=1.0)}, None)
+    limits = Limits.of({"gate": gate_entry(1.0, by_noise=1.0)}, None)
     values = dict.fromkeys(NAMES, math.log(0.004))
     quiet = replace(mapped, scale=mapped.data.sigma_n / 1e-4)
     assert limits.judge(values, quiet).distance == pytest.approx(0, abs=1e-6)
@@ -142,14 +128,14 @@ def test_far_is_said_and_farther_is_not_trusted(mapped, distance, kind):
 @pytest.mark.parametrize("lacking", ["fits", "sigma_n", "R", "head", "matrix"])
 def test_a_card_that_lacks_limits_says_so(lacking):
     assert Limits.of({}, "flair") is None
-    card = entry(1.0)
+    card = gate_entry(1.0)
     del card[lacking]
     with pytest.raises(CheckpointError, match="dpmtrain gate"):
         Limits.of({"gate": card}, "flair")
 
 
 def test_limits_of_another_version_are_refused():
-    card = entry(1.0)
+    card = gate_entry(1.0)
     card["fits"][0]["slopes"] = card["fits"][0]["slopes"][1:]
     with pytest.raises(CheckpointError, match="another version"):
         Limits.of({"gate": card}, "flair")
@@ -165,7 +151,7 @@ def test_the_gate_speaks_and_leaves_images_alone(simulated_scan, tmp_path, dista
     with open_scan(simulated_scan(noise=0.01)) as opened:
         (data,) = slices(opened.acquisitions(), opened.header)
     values = agreement(with_maps(data, CPU), load_checkpoint(model).denoiser.of_contrast("flair"))
-    write_card(model, gate=entry(math.hypot(*values.values()) / distance))
+    write_card(model, gate=gate_entry(math.hypot(*values.values()) / distance))
     scan, common = str(simulated_scan(noise=0.01)), ("--model", str(model), "--device", "cpu")
     codes = {}
     for gate in ("off", "warn", "fallback"):
@@ -276,7 +262,7 @@ def test_a_cut_echo_couples_the_planes(simulated_scan, tmp_path):
     cut = mapped_of(simulated_scan(**{**VOLUME, "asymmetric_echo": 0.7}))
     assert planes_across_readout(cut) == []
     checkpoint = load_checkpoint(saved_model(tmp_path / "tiny.safetensors"))
-    checkpoint.card["gate"] = {**entry(1.0), VOLUMES: entry(1.0, kind=VOLUMES)}
+    checkpoint.card["gate"] = {**gate_entry(1.0), VOLUMES: gate_entry(1.0, kind=VOLUMES)}
     assert agreed(cut, checkpoint, "flair") is None and "echo is cut" in not_asked(cut, checkpoint, "flair")
 
 
@@ -294,11 +280,11 @@ def test_every_kind_of_scan_has_limits_of_its_own(mapped, folded, volume, folded
     checkpoint = load_checkpoint(saved_model(tmp_path / "tiny.safetensors"))
     prior = checkpoint.denoiser.of_contrast("flair")
     assert [kind_of(one) for one in (mapped, folded, volume, folded_volume)] == [SLICES, SLICES, VOLUMES, VOLUMES]
-    checkpoint.card["gate"] = entry(1.0)
+    checkpoint.card["gate"] = gate_entry(1.0)
     assert agreed(mapped, checkpoint, "flair") is not None
     assert agreed(volume, checkpoint, "flair") is None
     assert not_asked(volume, checkpoint, "flair") == without_limits(checkpoint, VOLUMES)
-    checkpoint.card["gate"] = entry(2.0) | {VOLUMES: entry(2.0, kind=VOLUMES)}
+    checkpoint.card["gate"] = gate_entry(2.0) | {VOLUMES: gate_entry(2.0, kind=VOLUMES)}
     assert agreed(folded, checkpoint, "flair").distance == pytest.approx(
         math.hypot(*agreement(folded, prior).values()) / 2
     )
@@ -309,7 +295,7 @@ def test_every_kind_of_scan_has_limits_of_its_own(mapped, folded, volume, folded
 
 
 def test_planes_of_much_longer_pixels_than_known_are_not_asked(volume):
-    limits = Limits.of({"gate": {VOLUMES: entry(1.0, kind=VOLUMES)}}, "flair", VOLUMES)
+    limits = Limits.of({"gate": {VOLUMES: gate_entry(1.0, kind=VOLUMES)}}, "flair", VOLUMES)
     plane = planes_across_readout(volume)[0]
     assert limits.exclude(plane) is None
     assert limits.exclude(replace(plane, pixel_mm=(9.0, 3.0))).startswith("its pixels are 3.0 times as long as wide")
@@ -330,16 +316,16 @@ def test_adaptation_is_not_advised_where_there_is_none(folded, volume):
 
 @pytest.mark.parametrize("lacking", ["fits", "head", "sets"])
 def test_a_card_whose_limits_of_volumes_lack_something_says_so(lacking):
-    card = entry(1.0, kind=VOLUMES)
+    card = gate_entry(1.0, kind=VOLUMES)
     del card[lacking]
-    assert Limits.of({"gate": entry(1.0)}, "flair", VOLUMES) is None
+    assert Limits.of({"gate": gate_entry(1.0)}, "flair", VOLUMES) is None
     with pytest.raises(CheckpointError, match="dpmtrain gate"):
-        Limits.of({"gate": {**entry(1.0), VOLUMES: card}}, "flair", VOLUMES)
+        Limits.of({"gate": {**gate_entry(1.0), VOLUMES: card}}, "flair", VOLUMES)
 
 
 def test_the_gate_speaks_of_a_volume_and_leaves_its_image_alone(simulated_scan, tmp_path):
     model = saved_model(tmp_path / "tiny.safetensors", sampling=SAMPLING)
-    write_card(model, gate={**entry(1.0), VOLUMES: entry(1e-3, kind=VOLUMES)})
+    write_card(model, gate={**gate_entry(1.0), VOLUMES: gate_entry(1e-3, kind=VOLUMES)})
     scan, common = str(simulated_scan(**VOLUME)), ("--model", str(model), "--device", "cpu")
     codes = [main(["replay", scan, "--out", str(tmp_path / gate), "--gate", gate, *common]) for gate in ("off", "warn")]
     assert codes == [0, 0] and np.array_equal(pixels(tmp_path / "off"), pixels(tmp_path / "warn"))
@@ -351,7 +337,9 @@ def test_the_gate_speaks_of_a_volume_and_leaves_its_image_alone(simulated_scan, 
 def test_a_model_that_is_not_asked_says_so(simulated_scan, mapped, model, tmp_path, capsys):
     default, one_step = load_checkpoint(), load_checkpoint("one-step")
     assert [without_limits(default, kind) for kind in (SLICES, VOLUMES)] == [None, None]
-    assert without_limits(one_step, SLICES) == f"the card of {one_step.model_id} has no limits of the gate for slices"
+    assert without_limits(one_step, SLICES) is None  # the prior that ends it is asked
+    alone = load_checkpoint("one-step", later=False)
+    assert without_limits(alone, SLICES) == f"the card of {alone.model_id} has no limits of the gate for slices"
     site = load_checkpoint(model)
     assert not_asked(mapped, site, "flair") == without_limits(site, SLICES)
     scan = str(simulated_scan())
@@ -376,7 +364,7 @@ def test_the_audit_line_says_that_a_model_was_not_asked(simulated_scan, model):
 
 def test_python_has_the_gate_too(simulated_scan, tmp_path):
     model = saved_model(tmp_path / "tiny.safetensors", sampling=SAMPLING)
-    write_card(model, gate=entry(1e-3))
+    write_card(model, gate=gate_entry(1e-3))
     kspace, _ = simulated_kspace(SimulationSettings(matrix=(64, 64), n_coils=5, acceleration=2, n_slices=1))
     found = {gate: dpmrecon.reconstruct(kspace, model=model, gate=gate) for gate in ("off", "warn", "fallback")}
     assert [result.verdict.partition(":")[0] for result in found.values()][:2] == ["trusted", "not trusted"]

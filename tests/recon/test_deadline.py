@@ -6,7 +6,7 @@ import pytest
 import torch
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.prior.checkpoint import load_checkpoint
+from dpmrecon.prior.checkpoint import load_checkpoint, write_card
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
 from dpmrecon.prior.samplers.one_step import OneStepSettings
 from dpmrecon.recon import sample
@@ -16,6 +16,8 @@ from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import Sampling
 
 from support.clock import Clock
+from support.gate import gate_entry
+from support.models import saved_model
 from support.results import replay, report
 
 SCAN = {"matrix": (48, 64), "n_slices": 4}
@@ -93,6 +95,37 @@ def test_a_single_evaluation_of_one_step_is_worth_having():
     sampling = Sampling("one-step", settings, 1, 0, 4, True)
     assert [chosen(sampling, seconds, 0.01).settings.steps for seconds in (0.012, 0.03, 9.0)] == [1, 2, 4]
     assert chosen(sampling, 0.01, 0.01) is None
+
+
+def test_the_gate_has_its_share_and_is_left_out_before_the_steps_are():
+    sampling = Sampling("prox", SamplerSettings(steps=20), 3, 0, 4, True, gate="warn")
+    deadline = Deadline(60, 10, 0.0, clock=Clock())
+    deadline.note(0, 2, 0.2)
+    assert deadline.asking(2, 8) == pytest.approx(1.6) and deadline.asking(2, 0) == 0
+    whole, cut, none = (deadline.plan(sampling, 1, seconds, 0.8) for seconds in (9.0, 2.4, 1.5))
+    assert (whole.samples, whole.settings.steps, whole.asks) == (3, 20, True)
+    assert cut.asks and 10 <= cut.samples * cut.settings.steps <= 0.9 * (2.4 - 0.8) / 0.1
+    assert not none.asks and 10 <= none.settings.steps <= 0.9 * 1.5 / 0.1
+    deadline.note(2, 100, 10.0, asking=3.0)  # measured: no guess any more
+    assert deadline.per_evaluation == pytest.approx(0.1) and deadline.asking(1, 8) == pytest.approx(1.5)
+    assert deadline.sampling_seconds == pytest.approx(13.2)
+
+
+@pytest.mark.parametrize(("seconds", "asks"), [(4.0, True), (0.35, False)])
+def test_a_deadline_is_kept_by_the_gate_too(simulated_scan, tmp_path, seconds, asks):
+    """Or it asks nothing, and says so."""
+    model = saved_model(tmp_path / "tiny.safetensors")
+    write_card(model, gate=gate_entry(1.0))
+    sampling = Sampling("prox", SamplerSettings(steps=4000 if asks else 10), 1, 0, 4, True, gate="warn")
+    checkpoint, clock = load_checkpoint(model), Clock(per_image=0.02)
+    clock.watch(checkpoint.denoiser)
+    with open_scan(simulated_scan(matrix=(48, 64), n_slices=1)) as scan:
+        deadline = Deadline(seconds, 1, clock(), clock=clock)
+        stream = with_coil_maps(slices(scan.acquisitions(), scan.header), torch.device("cpu"))
+        (found,) = sampled(stream, checkpoint, "flair", sampling, deadline=deadline)
+    assert found.fallback is None and clock.now <= seconds
+    assert (found.agreement is not None) == asks
+    assert found.unasked == (None if asks else "the deadline leaves no time for it")
 
 
 def test_images_that_are_not_trusted_cost_as_much(simulated_scan, model, monkeypatch):

@@ -31,12 +31,14 @@ MODELS = Path("~/.dpmrecon/models")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model in evaluation mode, its card, its id (name and start of the checksum), and its kind."""
+    """A loaded model in evaluation mode, its card, its id (name and start of the checksum), and its kind. prior: what
+    makes a one-step model's later evaluations, where there are any."""
 
     model: Model
     card: dict
     model_id: str
     kind: Kind = KINDS[DENOISER]
+    prior: "Checkpoint | None" = None
 
     @property
     def denoiser(self) -> Denoiser:
@@ -127,7 +129,7 @@ def load_checkpoint(
             return found
         prior = prior or _alone(None, device)
         found.model.later = Later(prior.denoiser)
-        return replace(found, model_id=f"{found.model_id}+{prior.model_id}")
+        return replace(found, model_id=f"{found.model_id}+{prior.model_id}", prior=prior)
     if prior is not None:
         raise CheckpointError(f"model {path} does not end with another one's evaluations: leave out the prior")
     return found

@@ -30,6 +30,7 @@ class Deadline:
     reserve: float = 0.0
     clock: Callable[[], float] = time.monotonic
     per_evaluation: float | None = None  # seconds of one evaluation for one image, its data consistency included
+    per_asking: float | None = None  # seconds that the gate takes to ask prior and data of a slice
     done: int = 0
     sampling_seconds: float = 0.0
     first: float | None = None  # when the first slice was ready
@@ -49,18 +50,34 @@ class Deadline:
         following = max(0, self.n_slices - self.done - n_slices)
         return (self.left() - other * following) * n_slices / (n_slices + following)
 
-    def plan(self, sampling: Sampling, n_slices: int, seconds: float) -> Sampling | None:
-        """The samples and steps for `n_slices` slices that fit into `seconds`; None where too few steps do."""
+    def asking(self, n_slices: int, evaluations: int) -> float:
+        """Seconds that the gate will take for `n_slices` slices; evaluations: of the network, see `agreement`."""
+        if not evaluations:
+            return 0.0
+        return n_slices * ((self.per_evaluation or 0.0) * evaluations if self.per_asking is None else self.per_asking)
+
+    def plan(self, sampling: Sampling, n_slices: int, seconds: float, asking: float = 0.0) -> Sampling | None:
+        """The samples and steps for `n_slices` slices that fit into `seconds`; None where too few steps do. asking:
+        seconds of them for the gate, which does without where it would cost more than the samples."""
         if self.per_evaluation is None:
             return sampling
-        return chosen(sampling, seconds, self.per_evaluation * n_slices)
+        each = self.per_evaluation * n_slices
+        if asking > 0:
+            found = chosen(sampling, seconds - asking, each)
+            if found is not None and found.settings.steps >= min(STEPS_BEFORE_SAMPLES, sampling.settings.steps):
+                return found
+            sampling = replace(sampling, asks=False)
+        return chosen(sampling, seconds, each)
 
-    def note(self, n_slices: int, evaluations: int, seconds: float) -> None:
-        """`n_slices` are done; `evaluations` of the network for one image each took `seconds`."""
+    def note(self, n_slices: int, evaluations: int, seconds: float, asking: float = 0.0) -> None:
+        """`n_slices` are done; `evaluations` of the network for one image each took `seconds`, `asking` those of the
+        gate beside them."""
         self.done += n_slices
-        self.sampling_seconds += seconds
+        self.sampling_seconds += seconds + asking
         if evaluations:
             self.per_evaluation = seconds / evaluations
+        if asking > 0:
+            self.per_asking = asking / n_slices
 
     def until(self, seconds: float) -> Callable[[], bool]:
         """A question that says True from `seconds` on after now."""

@@ -144,6 +144,8 @@ def _asked(item: Reconstruction, checkpoint: Checkpoint, contrast: str | None, s
     """With the agreement of prior and data, where the gate is on, or why they were not asked."""
     if sampling.gate == "off":
         return item
+    if not sampling.asks:
+        return replace(item, unasked="the deadline leaves no time for it")
     started = time.perf_counter()
     try:
         found = agreed(item.mapped, checkpoint, contrast)

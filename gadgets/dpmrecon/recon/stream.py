@@ -8,6 +8,7 @@ from ..device import DEVICE_ERRORS, synchronize
 from ..physics.volume import VolumeModel
 from ..prior.checkpoint import Checkpoint
 from .adapt import Adaptation
+from .agreement import evaluations_asked, kind_of
 from .deadline import Deadline
 from .sample import Progress, draw, fall_back, sample_group
 from .types import MappedSlice, MappedVolume, Reconstruction, Sampling
@@ -94,14 +95,15 @@ def _sample_in_time(
     if deadline.per_evaluation is None and share > 0:
         share -= try_out(group, checkpoint, contrast, sampling, deadline)
     began = deadline.clock()
-    plan = deadline.plan(sampling, len(group), share) if share > 0 else None
+    asking = deadline.asking(len(group), evaluations_asked(checkpoint, sampling.gate, kind_of(group[0])))
+    plan = deadline.plan(sampling, len(group), share, asking) if share > 0 else None
     if plan is None:
         passed = "had passed" if deadline.left() <= -deadline.reserve else "left no time for it"
         for mapped in group:
             yield fall_back(mapped, f"the deadline of {deadline.seconds:g} s {passed}", sampling)
         deadline.note(len(group), 0, 0.0)
         return
-    device, is_over = group[0].conventional.device, deadline.until(share)
+    device, is_over = group[0].conventional.device, deadline.until(share - asking if plan.asks else share)
     evaluations = 0
 
     def stop() -> bool:
@@ -114,7 +116,8 @@ def _sample_in_time(
         progress(images)
 
     found = list(sample_group(group, checkpoint, contrast, plan, count, stop))
-    deadline.note(len(group), evaluations, deadline.clock() - began)
+    asked = sum(item.seconds.get("gate", 0.0) for item in found)
+    deadline.note(len(group), evaluations, deadline.clock() - began - asked, asked)
     yield from found
 
 

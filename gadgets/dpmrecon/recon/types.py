@@ -23,8 +23,8 @@ class Sampling:
     """How slices are sampled. batch: most images (slices times samples) the network sees at once; deadline: seconds
     for the whole scan, to which `samples` and the steps are cut, None for no limit; mode: which of the model's
     settings; source: where they come from, in words; keep_samples: each Reconstruction holds its samples; gate: off,
-    warn, or fallback where an image is not to be trusted; adapt: fit the prior to the scan; precision: auto, or float32
-    where that was asked for."""
+    warn, or fallback where an image is not to be trusted; asks: False where a deadline leaves the gate no time to ask
+    prior and data; adapt: fit the prior to the scan; precision: auto, or float32 where that was asked for."""
 
     sampler: str
     settings: Settings
@@ -37,6 +37,7 @@ class Sampling:
     source: str = "given"
     keep_samples: bool = False
     gate: str = "off"
+    asks: bool = True
     adapt: bool = False
     precision: str = "auto"
 

@@ -23,7 +23,7 @@ from ..output.images_file import Outputs
 from ..prior.checkpoint import Checkpoint
 from ..recon import plan
 from ..recon.adapt import can_be_fitted, foreseen
-from ..recon.agreement import agreed, not_asked
+from ..recon.agreement import agreed, evaluations_asked, kind_of, not_asked
 from ..recon.deadline import Deadline
 from ..recon.gate import expected_residual, unfamiliar
 from ..recon.prepare import with_maps
@@ -38,7 +38,7 @@ from .estimate import memory_peak
 def examine(scan: Scan, options: Options, found: Diagnosis) -> None:
     """Coil maps and the conventional image of the middle slice that is whole, and what the scan will cost."""
     began = time.monotonic()
-    checkpoint, device = plan.load(options)
+    checkpoint, device = plan.load(options, final=True)
     start = time.monotonic() - began
     data = _middle(scan, options)
     if data is None:
@@ -103,13 +103,14 @@ def _tell_cost(
     try_out([mapped], checkpoint, contrast, sampling, deadline)
     evaluation, other = deadline.per_evaluation or math.nan, sum(mapped.seconds.values())
     one = sampling.samples * sampling.settings.steps * evaluation
+    asking = deadline.asking(1, evaluations_asked(checkpoint, sampling.gate, kind_of(mapped)))
     adaptation = {}
     if sampling.adapt and can_be_fitted(mapped):
         adaptation = {"seconds of the adaptation": foreseen(mapped, checkpoint, contrast, sampling)}
     found.cost = {
-        "seconds of the scan": start + sum(adaptation.values()) + n_images * (other + one) + finish,
+        "seconds of the scan": start + sum(adaptation.values()) + n_images * (other + one + asking) + finish,
         **adaptation,
-        "seconds of an image": {**mapped.seconds, "sampling": one},
+        "seconds of an image": {**mapped.seconds, "sampling": one, "gate": asking},
         "seconds of preview and files": finish,
         "MB so far": memory_peak(checkpoint.model.device),
         "sampling": f"{sampling.sampler}, {sampling.samples} x {sampling.settings.steps} steps",
@@ -117,7 +118,7 @@ def _tell_cost(
     }
     if sampling.deadline is None:
         return
-    cut = deadline.plan(sampling, 1, (sampling.deadline - start - finish) / n_images - other)
+    cut = deadline.plan(sampling, 1, (sampling.deadline - start - finish) / n_images - other, asking)
     if cut is None:
         found.verdict, found.exit_code = FALLBACK, max(found.exit_code, 3)
         found.reasons.insert(0, f"the deadline of {sampling.deadline:g} s leaves no time for the model")

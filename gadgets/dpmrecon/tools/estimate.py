@@ -98,14 +98,16 @@ class CostModel:
     base: float
     error: float  # largest relative miss of the measured seconds of a slice
     adaptation: float = 0.0  # seconds a megapixel and step, once a scan
+    asked: int = 0  # evaluations of the network by the gate, a slice
 
     def stages(self, load: Load) -> dict[str, float]:
         """Seconds of each stage of one slice."""
-        evaluations = load.samples * load.steps
+        evaluation = float(_evaluation(load) @ self.evaluation)
         return {
             "maps": float(_maps(load) @ self.maps),
             "conventional": float(_conventional(load) @ self.conventional),
-            "sampling": evaluations * float(_evaluation(load) @ self.evaluation),
+            "sampling": load.samples * load.steps * evaluation,
+            **({"gate": self.asked * evaluation} if self.asked else {}),
         }
 
     def seconds(self, load: Load) -> float:
@@ -335,11 +337,12 @@ def run(args: argparse.Namespace) -> int:
     from ..output.images_file import Outputs
     from ..physics.coil_compression import n_kept
     from ..recon import plan
-    from ..recon.deadline import chosen
+    from ..recon.agreement import SLICES, VOLUMES, evaluations_asked
+    from ..recon.deadline import Deadline
     from ..results import Wanted
 
     options = from_arguments(args)
-    checkpoint, device = plan.load(options)
+    checkpoint, device = plan.load(options, final=True)
     start, base = time.monotonic() - args.started, memory_peak(device)
     with open_scan(args.scan, group=options.group, changes=options.set) as scan:
         check_supported(scan.header)
@@ -366,6 +369,8 @@ def run(args: argparse.Namespace) -> int:
         if sampling.adapt:
             seconds = _adaptation(checkpoint, sampling, load, device)
             model = replace(model, adaptation=seconds / (load.megapixels * load.steps))
+    asked = evaluations_asked(checkpoint, sampling.gate, VOLUMES if load.is_volume else SLICES)
+    model = replace(model, asked=asked)
     virtual = f" ({kept} virtual ones)" if kept < n_coils else ""
     what, matrix = ("volumes", f"{partitions} x {rows} x {cols}") if load.is_volume else ("slices", f"{rows} x {cols}")
     unit = what[:-1]
@@ -382,9 +387,11 @@ def run(args: argparse.Namespace) -> int:
     for words, other in _others(load):
         print(f"  {words:<22}{model.seconds(other) + finish:9.1f} s {model.peak(other):7.0f} MB")
     if sampling.deadline is not None:
-        rest = sampling.deadline - finish - model.seconds(replace(load, samples=0))
+        rest = sampling.deadline - finish - replace(model, asked=0).seconds(replace(load, samples=0))
         evaluation = model.stages(replace(load, samples=1, steps=1))["sampling"]
-        cut = chosen(sampling, rest / n_slices, evaluation)
+        cut = Deadline(sampling.deadline, n_slices, 0.0, per_evaluation=evaluation).plan(
+            sampling, 1, rest / n_slices, asked * evaluation
+        )
         words = "no time for the model: CG-SENSE for"
         if cut is not None:
             words = f"{cut.samples} x {cut.settings.steps} steps for"
