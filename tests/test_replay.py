@@ -191,6 +191,13 @@ def test_the_uncertainty_mode_has_its_settings_and_its_series(simulated_scan, ti
     found = report(tmp_path)
     assert (found["mode"], found["samples"], found["settings"]["steps"]) == ("uncertainty", 4, 6)
     assert found["settings_source"] == "model card, for every scan, uncertainty mode"
+    assert replay(scan, tmp_path / "fast", model) == 0  # whose image it is
+    fast = report(tmp_path / "fast")
+    assert found["image"] == {name: fast[name] for name in ("samples", "settings")}
+    pixels = [np.array([image.data for image in images(folder)]) for folder in (tmp_path, tmp_path / "fast")]
+    np.testing.assert_allclose(*pixels, atol=1e-4 * pixels[0].max())  # other slices share a batch
+    entry = found["slices"][0]
+    assert entry["image"] == {"samples": 2, "steps": 4} and entry["evaluations"] == 2 * 4 + 4 * 6
     dataset = ismrmrd.Dataset(str(tmp_path / "images.h5"), "dataset", create_if_needed=False)
     assert dataset.number_of_images("image_2") == 4
     for index in range(4):

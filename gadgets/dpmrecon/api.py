@@ -46,10 +46,10 @@ class Result:
     Attributes
     ----------
     image : (rows, cols) complex64
-        The mean of the posterior samples, phase included, in the units of the k-space; on the fallback the
-        conventional image. None where the slice is missing.
+        The mean of the posterior samples, of mode uncertainty the image of mode fast, phase included, in the units of
+        the k-space; on the fallback the conventional image. None where the slice is missing.
     std : (rows, cols) float32 or None
-        Standard deviation of a real channel over the samples, None with fewer than two.
+        Standard deviation of the samples' magnitude, None with fewer than two.
     conventional : (rows, cols) complex64
         The CG-SENSE image.
     residual : float

@@ -163,7 +163,7 @@ def _replay_scan(
     receiving = Receiving.of(options, scan.header)
     if receiving.conjugate:
         print(CONJUGATION)
-    evaluations = scan.n_images(options.combine_averages) * sampling.samples * sampling.settings.steps
+    evaluations = scan.n_images(options.combine_averages) * sampling.evaluations
     with tqdm(total=None if sampling.deadline else evaluations, unit="eval", smoothing=0.05) as bar:
         report = replay(
             scan,

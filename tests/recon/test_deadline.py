@@ -76,17 +76,24 @@ def test_a_slower_machine_gets_fewer_steps_and_none_are_left_for_nothing():
     assert deadline.plan(sampling, 1, share) is None
 
 
-def test_the_uncertainty_mode_gives_up_samples_before_steps():
-    settings = SamplerSettings(steps=30)
-    sampling = Sampling("prox", settings, 16, 0, 4, True, mode="uncertainty")
+def test_the_uncertainty_mode_gives_up_samples_then_the_spread_then_the_image():
+    settings, image = SamplerSettings(steps=30), Sampling("prox", SamplerSettings(steps=20), 3, 0, 4, True)
+    sampling = replace(image, settings=settings, samples=16, mode="uncertainty", image=image)
+    assert sampling.evaluations == 16 * 30 + 60 and sampling.told == "3 x 20 steps, 16 x 30 for the spread"
     assert chosen(sampling, 100.0, 0.01) == sampling
     fewer = chosen(sampling, 2.0, 0.01)
-    assert (fewer.samples, fewer.settings) == (6, settings)
-    least = chosen(sampling, 0.5, 0.01)
-    assert least.samples * least.settings.steps <= 50
-    fast = chosen(replace(sampling, mode="fast"), 2.0, 0.01)
-    assert (fast.samples, fast.settings.steps) == (10, 18)
+    assert (fewer.samples, fewer.settings, fewer.image) == (4, settings, image)
+    least = chosen(sampling, 0.7, 0.01)
+    assert (least.samples, least.image) == (0, image) and least.told == "3 x 20 steps, no time for a spread"
+    cut = chosen(sampling, 0.2, 0.01)
+    assert cut.samples == 0 and cut.evaluations <= 18 and cut.image == chosen(image, 0.2, 0.01)
     assert chosen(sampling, 0.02, 0.01) is None
+
+
+def test_many_samples_are_cut_as_steps_are():
+    sampling = Sampling("prox", SamplerSettings(steps=30), 16, 0, 4, True)
+    fast = chosen(sampling, 2.0, 0.01)
+    assert (fast.samples, fast.settings.steps) == (10, 18)
     assert chosen(replace(sampling, settings=SamplerSettings(steps=1)), 0.02, 0.01).settings.steps == 1
 
 

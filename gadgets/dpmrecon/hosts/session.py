@@ -111,7 +111,7 @@ class Books:
             record["decisions"].append(f"remark: slice {number}: {remark}")
             log.warning("slice %d: %s", number, remark)
         if item.fallback is None:
-            if item.stopped or (item.samples, item.steps) != (self.asked.samples, self.asked.settings.steps):
+            if item.drawn != self.asked.told:
                 record["decisions"].append(f"deadline: slice {number}: {item.drawn}")
             log.info("slice %d: DPM, residual %.2f", number, item.residual)
         else:

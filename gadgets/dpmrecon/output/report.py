@@ -95,6 +95,7 @@ class Report:
                 **({} if item.unasked is None else {"prior_and_data_not_asked": item.unasked}),
                 **({} if item.adaptation is None else {"adaptation": item.adaptation}),
                 "samples": item.samples,
+                **({} if item.image_draws is None else {"image": dict(zip(("samples", "steps"), item.image_draws))}),
                 "steps": item.steps,
                 "evaluations": item.evaluations,
                 "seconds": item.seconds,

@@ -64,7 +64,7 @@ class Deadline:
         each = self.per_evaluation * n_slices
         if asking > 0:
             found = chosen(sampling, seconds - asking, each)
-            if found is not None and found.settings.steps >= min(STEPS_BEFORE_SAMPLES, sampling.settings.steps):
+            if found is not None and _steps(found) >= min(STEPS_BEFORE_SAMPLES, _steps(sampling)):
                 return found
             sampling = replace(sampling, asks=False)
         return chosen(sampling, seconds, each)
@@ -85,17 +85,27 @@ class Deadline:
         return lambda: self.clock() >= end
 
 
+def _steps(sampling: Sampling) -> int:
+    """Of the image."""
+    return (sampling.image or sampling).settings.steps
+
+
 def chosen(sampling: Sampling, seconds: float, per_evaluation: float) -> Sampling | None:
     """`sampling` with the samples and steps that fit into `seconds`, at seconds an evaluation; None below USEFUL_STEPS.
 
-    The uncertainty mode gives up samples first: its spread is that of the steps it was calibrated with.
+    The uncertainty mode has its whole image first. Its spread is that of the steps it was calibrated with, so it gives
+    up samples, and the spread where fewer than two are left.
     """
     most_steps = sampling.settings.steps
     evaluations = int(PLANNED * seconds / per_evaluation)
+    if sampling.image is not None:
+        image = chosen(sampling.image, seconds, per_evaluation)
+        if image is None:
+            return None
+        several = min(sampling.samples, (evaluations - image.evaluations) // most_steps)
+        return replace(sampling, image=image, samples=several if several > 1 else 0)
     if evaluations < (1 if sampling.sampler == ONE_STEP else min(USEFUL_STEPS, most_steps)):
         return None
-    if sampling.mode == "uncertainty" and evaluations >= 2 * most_steps:
-        return replace(sampling, samples=min(sampling.samples, evaluations // most_steps))
     samples, steps = most(evaluations, sampling.samples, most_steps)
     return replace(sampling, samples=samples, settings=replace(sampling.settings, steps=steps))
 

@@ -78,7 +78,10 @@ def sampling_of(
         samples = checkpoint.card.get("sampling", {}).get("samples", 1)
     if options.adapt:
         _check_adaptable(options, name, volume)
-    settings = sampler.settings_from(chosen)
+    settings, image = sampler.settings_from(chosen), None
+    if options.mode == "uncertainty":
+        fast = dataclasses.replace(options, mode="fast", samples=None)
+        image = sampling_of(fast, checkpoint, device, contrast, acceleration, volume=volume)
     if options.steps is not None:
         settings = dataclasses.replace(settings, steps=options.steps)
         source += "; steps by option"
@@ -96,6 +99,7 @@ def sampling_of(
         gate=options.gate,
         adapt=options.adapt,
         precision=options.precision,
+        image=image,
     )
 
 

@@ -35,6 +35,7 @@ class Provenance:
     gate: str = "off"
     adapt: bool = False  # the prior was fitted to the scan, as each slice tells
     precision: str = "auto"
+    image: dict[str, Any] | None = None  # samples and settings of the image, where others are those of the spread
     taken: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -66,6 +67,7 @@ class Provenance:
             gate=sampling.gate,
             adapt=sampling.adapt,
             precision=sampling.precision,
+            image=None if sampling.image is None else _how(sampling.image),
             taken=dict(taken or {}),
         )
 
@@ -76,5 +78,10 @@ class Provenance:
         found |= {"conjugated": True} if self.conjugated else {}
         found |= {"gate": self.gate} if self.gate == "fallback" else {}  # else it decides no pixel
         found |= {"adapt": True} if self.adapt else {}
+        found |= {"image": self.image} if self.image else {}
         found |= {"precision": self.precision} if self.precision != "auto" else {}
         return {**found, "taken": dict(self.taken)} if self.taken else found
+
+
+def _how(sampling: Sampling) -> dict[str, Any]:
+    return {"samples": sampling.samples, "settings": dataclasses.asdict(sampling.settings)}

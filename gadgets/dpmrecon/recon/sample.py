@@ -115,16 +115,17 @@ def sample_group(
     failure = None
     try:
         own = checkpoint if adapted is None else adapted.checkpoint
-        draws, evaluations = draw(group, own, contrast, sampling, progress, stop)
+        drawn = _drawn(group, own, contrast, sampling, progress, stop)
         seconds = (time.perf_counter() - started) / len(group)
-        means = [_mean(mapped, samples, sampling, evaluations, seconds) for mapped, samples in zip(group, draws)]
-        del draws
+        means = [_mean(mapped, *each, sampling, seconds) for mapped, each in zip(group, drawn)]
+        del drawn
     except DEVICE_ERRORS as error:
         failure = error.with_traceback(None)  # a traceback keeps the tensors of the attempt
     if failure is not None:
         reason = f"the sampler failed ({first_line(failure)})"
         is_volume = isinstance(group[0], MappedVolume)  # whose planes make the batch
-        images = sampling.batch if is_volume else min(sampling.batch, len(group) * sampling.samples)
+        samples = max(sampling.samples, 0 if sampling.image is None else sampling.image.samples)
+        images = sampling.batch if is_volume else min(sampling.batch, len(group) * samples)
         if images == 1:
             yield fall_back(group[0], reason, sampling, failure)
             return
@@ -158,10 +159,37 @@ def _asked(item: Reconstruction, checkpoint: Checkpoint, contrast: str | None, s
     return replace(item, agreement=found, seconds={**item.seconds, "gate": time.perf_counter() - started})
 
 
+def _drawn(
+    group: list[MappedSlice],
+    checkpoint: Checkpoint,
+    contrast: str | None,
+    sampling: Sampling,
+    progress: Progress,
+    stop: Stop,
+) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
+    """Of each slice: the samples whose mean is the image, those of the spread, and the evaluations of the network. Both
+    are the same ones but in the uncertainty mode."""
+    if sampling.image is None:
+        draws, evaluations = draw(group, checkpoint, contrast, sampling, progress, stop)
+        return [(samples, samples, evaluations) for samples in draws]
+    own = replace(sampling.image, batch=sampling.batch)
+    images, evaluations = draw(group, checkpoint, contrast, own, progress, stop)
+    if sampling.samples == 0 or stop():
+        return [(samples, samples[:0], evaluations) for samples in images]
+    draws, more = draw(group, checkpoint, contrast, sampling, progress, stop)
+    return [(samples, others, evaluations + more) for samples, others in zip(images, draws)]
+
+
 def _mean(
-    mapped: MappedSlice, samples: torch.Tensor, sampling: Sampling, evaluations: int, seconds: float
+    mapped: MappedSlice,
+    image_samples: torch.Tensor,
+    samples: torch.Tensor,
+    evaluations: int,
+    sampling: Sampling,
+    seconds: float,
 ) -> Reconstruction:
-    image = samples.mean(0) * mapped.scale
+    image = image_samples.mean(0) * mapped.scale
+    own = sampling.image
     spread = mapped.model.combined(samples).abs().std(0) * mapped.scale if len(samples) > 1 else None
     misfit = mapped.misfit(image)
     return Reconstruction(
@@ -176,6 +204,7 @@ def _mean(
         evaluations,
         mapped.model.combined(samples) * mapped.scale if sampling.keep_samples else None,
         misfit=misfit,
+        image_draws=None if own is None else (len(image_samples), own.settings.steps),
     )
 
 

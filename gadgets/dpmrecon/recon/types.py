@@ -24,7 +24,8 @@ class Sampling:
     for the whole scan, to which `samples` and the steps are cut, None for no limit; mode: which of the model's
     settings; source: where they come from, in words; keep_samples: each Reconstruction holds its samples; gate: off,
     warn, or fallback where an image is not to be trusted; asks: False where a deadline leaves the gate no time to ask
-    prior and data; adapt: fit the prior to the scan; precision: auto, or float32 where that was asked for."""
+    prior and data; adapt: fit the prior to the scan; precision: auto, or float32 where that was asked for; image: of
+    the uncertainty mode, how the image is sampled, whose error the spread of the samples tells: None for their mean."""
 
     sampler: str
     settings: Settings
@@ -40,6 +41,25 @@ class Sampling:
     asks: bool = True
     adapt: bool = False
     precision: str = "auto"
+    image: "Sampling | None" = None
+
+    @property
+    def evaluations(self) -> int:
+        """Of the network, a slice."""
+        return self.samples * self.settings.steps + (0 if self.image is None else self.image.evaluations)
+
+    @property
+    def told(self) -> str:
+        """Such as "3 x 20 steps", see `Reconstruction.drawn`."""
+        image = None if self.image is None else (self.image.samples, self.image.settings.steps)
+        return _told(self.samples, self.settings.steps, image)
+
+
+def _told(samples: int, steps: int, image: tuple[int, int] | None) -> str:
+    if image is None:
+        return f"{samples} x {steps} steps"
+    spread = f"{samples} x {steps} for the spread" if samples else "no time for a spread"
+    return f"{image[0]} x {image[1]} steps, {spread}"
 
 
 @dataclass(frozen=True)
@@ -204,12 +224,13 @@ class Reconstruction:
     standard deviation of their magnitude) or None.
 
     fallback: None, or why the image is the conventional one; residual: ||A x - y|| over what the noise alone leaves;
-    samples: drawn; steps: of each, as planned; evaluations: of the network, in all, fewer than planned where the
-    deadline stopped it; 0 for the conventional image; draws: the samples (samples, rows, cols) complex64 where they are
-    kept. image and draws are without the smooth phase. remarks: what to know before the image is used, of all steps;
-    trusted: False where it contradicts its data beyond use; misfit: where the residual lies; agreement: of prior and
-    data, None where they were not asked; unasked: why, in words, None where they were, or nobody wants to know;
-    adaptation: of the prior to the scan, in words, None where it was not asked for.
+    samples: drawn; steps: of each, as planned; image_draws: the same of the image, where the samples are for the spread
+    alone; evaluations: of the network, in all, fewer than planned where the deadline stopped it; 0 for the conventional
+    image; draws: the samples (samples, rows, cols) complex64 where they are kept. image and draws are without the
+    smooth phase. remarks: what to know before the image is used, of all steps; trusted: False where it contradicts its
+    data beyond use; misfit: where the residual lies; agreement: of prior and data, None where they were not asked;
+    unasked: why, in words, None where they were, or nobody wants to know; adaptation: of the prior to the scan, in
+    words, None where it was not asked for.
     """
 
     mapped: MappedSlice
@@ -228,6 +249,7 @@ class Reconstruction:
     agreement: Agreement | None = None
     unasked: str | None = None
     adaptation: str | None = None
+    image_draws: tuple[int, int] | None = None
 
     @property
     def verdict(self) -> str:
@@ -243,10 +265,11 @@ class Reconstruction:
     @property
     def stopped(self) -> bool:
         """Whether the deadline cut its sampling short."""
-        return self.evaluations < self.samples * self.steps
+        samples, steps = self.image_draws or (0, 0)
+        return self.evaluations < self.samples * self.steps + samples * steps
 
     @property
     def drawn(self) -> str:
-        """Such as "3 x 20 steps, stopped after 31 evaluations"."""
+        """Such as "3 x 20 steps, stopped after 31 evaluations", or "3 x 20 steps, 16 x 20 for the spread"."""
         end = f", stopped after {self.evaluations} evaluations" if self.stopped else ""
-        return f"{self.samples} x {self.steps} steps{end}"
+        return f"{_told(self.samples, self.steps, self.image_draws)}{end}"

@@ -102,7 +102,7 @@ def _tell_cost(
     deadline = Deadline(sampling.deadline or math.inf, n_images, time.monotonic() - start, finish)
     try_out([mapped], checkpoint, contrast, sampling, deadline)
     evaluation, other = deadline.per_evaluation or math.nan, sum(mapped.seconds.values())
-    one = sampling.samples * sampling.settings.steps * evaluation
+    one = sampling.evaluations * evaluation
     asking = deadline.asking(1, evaluations_asked(checkpoint, sampling.gate, kind_of(mapped)))
     adaptation = {}
     if sampling.adapt and can_be_fitted(mapped):
@@ -113,7 +113,7 @@ def _tell_cost(
         "seconds of an image": {**mapped.seconds, "sampling": one, "gate": asking},
         "seconds of preview and files": finish,
         "MB so far": memory_peak(checkpoint.model.device),
-        "sampling": f"{sampling.sampler}, {sampling.samples} x {sampling.settings.steps} steps",
+        "sampling": f"{sampling.sampler}, {sampling.told}",
         "settings": sampling.source,
     }
     if sampling.deadline is None:
@@ -123,7 +123,7 @@ def _tell_cost(
         found.verdict, found.exit_code = FALLBACK, max(found.exit_code, 3)
         found.reasons.insert(0, f"the deadline of {sampling.deadline:g} s leaves no time for the model")
     else:
-        found.cost["within the deadline"] = f"{cut.samples} x {cut.settings.steps} steps"
+        found.cost["within the deadline"] = cut.told
 
 
 def _pictures(mapped: MappedSlice, found: Diagnosis) -> dict[str, bytes]:

@@ -35,7 +35,8 @@ MEGA = 1e6
 @dataclass(frozen=True)
 class Load:
     """What there is to do: a matrix (rows, cols), coils, slices, samples of so many steps, images at once. partitions:
-    of a volume, each of which counts as one slice; 1 for slices."""
+    of a volume, each of which counts as one slice; 1 for slices. beside: evaluations for an image that the samples are
+    not of, as of the uncertainty mode."""
 
     rows: int
     cols: int
@@ -45,6 +46,7 @@ class Load:
     steps: int
     batch: int
     partitions: int = 1
+    beside: int = 0
 
     @property
     def is_volume(self) -> bool:
@@ -72,7 +74,8 @@ def load_of(scan: "Scan", sampling: "Sampling", *, combine_averages: bool) -> Lo
     rows, cols = encoded_grid(scan.header)
     steps, n_images = sampling.settings.steps, scan.n_images(combine_averages)
     partitions = n_partitions(scan.header)
-    return Load(rows, cols, scan.n_coils, n_images, sampling.samples, steps, sampling.batch, partitions)
+    beside = sampling.evaluations - sampling.samples * steps
+    return Load(rows, cols, scan.n_coils, n_images, sampling.samples, steps, sampling.batch, partitions, beside)
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class CostModel:
         return {
             "maps": float(_maps(load) @ self.maps),
             "conventional": float(_conventional(load) @ self.conventional),
-            "sampling": load.samples * load.steps * evaluation,
+            "sampling": (load.samples * load.steps + load.beside) * evaluation,
             **({"gate": self.asked * evaluation} if self.asked else {}),
         }
 
@@ -387,14 +390,14 @@ def run(args: argparse.Namespace) -> int:
     for words, other in _others(load):
         print(f"  {words:<22}{model.seconds(other) + finish:9.1f} s {model.peak(other):7.0f} MB")
     if sampling.deadline is not None:
-        rest = sampling.deadline - finish - replace(model, asked=0).seconds(replace(load, samples=0))
-        evaluation = model.stages(replace(load, samples=1, steps=1))["sampling"]
+        rest = sampling.deadline - finish - replace(model, asked=0).seconds(replace(load, samples=0, beside=0))
+        evaluation = model.stages(replace(load, samples=1, steps=1, beside=0))["sampling"]
         cut = Deadline(sampling.deadline, n_slices, 0.0, per_evaluation=evaluation).plan(
             sampling, 1, rest / n_slices, asked * evaluation
         )
         words = "no time for the model: CG-SENSE for"
         if cut is not None:
-            words = f"{cut.samples} x {cut.settings.steps} steps for"
+            words = f"{cut.told} for"
         print(f"deadline of {sampling.deadline:g} s: {words} every {unit}")
     return 0
 

@@ -57,7 +57,8 @@ def test_ssim_is_one_for_the_truth_and_falls_with_noise():
 
 @pytest.mark.parametrize("width, expected", [(1.0, 1.0), (0.5, 1 / 4)])
 def test_variance_ratio_of_gaussian_samples(width, expected):
-    """Truth and samples of one Gaussian: V/B is 1; of samples half as wide: a quarter, whatever K is."""
+    """Truth and samples of one Gaussian about the image: V/B is 1; of samples half as wide: a quarter, whatever K is,
+    and wherever their own mean lies."""
     rng = np.random.default_rng(1)
     shape, samples = (61, 47), 5
 
@@ -66,8 +67,9 @@ def test_variance_ratio_of_gaussian_samples(width, expected):
 
     truth, drawn = 0.3 * draw(*shape), 0.3 * width * draw(samples, *shape)
     inside = rng.random(shape) < 0.7
+    drawn, image = drawn + 2, np.zeros(shape)
     for found, wanted in ((drawn, truth), (drawn.real, truth.real)):
-        variance, error = variance_and_error(found, wanted, inside)
+        variance, error = variance_and_error(found, image, wanted, inside)
         assert variance / error == pytest.approx(expected, rel=0.1)  # 4 standard errors of about 2000 pixels
 
 

@@ -24,7 +24,7 @@ def test_a_truth_that_is_a_draw_like_the_others_is_foretold_at_both_scales(width
     for _ in range(repeats):
         noise = rng.standard_normal((n + 1, *SHAPE))
         noise = sum(np.roll(noise, shift, axis=2) for shift in range(width))
-        found.append(figures(10 + noise[1:], 10 + noise[0], lesions))
+        found.append(figures(10 + noise[1:].mean(0), 10 + noise[1:], 10 + noise[0], lesions))
     spread, error, local_spread, local_error = np.sum(found, 0)[:4]
     assert spread / error == pytest.approx(n / (n + 1), rel=0.03)
     assert local_spread / local_error == pytest.approx(n / (n + 1), rel=0.1)
@@ -39,5 +39,7 @@ def test_the_spread_that_knows_where_the_error_is_ranks_higher():
     side[:, 29:] = 1
     noise = rng.standard_normal((13, *SHAPE)) * (1 - side) + 0.7 * rng.standard_normal((13, 1, 1)) * side
     noise[0] = 0.1 * local_mean(noise[0]) * (1 - side) + side
-    *_, by_pixels, by_local, _, _ = figures(10 + noise[1:], 10 + noise[0], [Lesion(20, 40, 1.0, 0.5)])
+    *_, by_pixels, by_local, _, _ = figures(
+        10 + noise[1:].mean(0), 10 + noise[1:], 10 + noise[0], [Lesion(20, 40, 1.0, 0.5)]
+    )
     assert by_local > by_pixels

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from dpmrecon.prior.checkpoint import Checkpoint, sampler_defaults, uncertainty_defaults
+from dpmrecon.prior.checkpoint import Checkpoint, sampler_defaults
 from dpmrecon.prior.kinds import settings_from
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
 from dpmrecon.recon.sample import draw, problem_of, sample_seed
@@ -84,10 +84,6 @@ def methods(
     samples = card.get("sampling", {}).get("samples", 1)
     if samples > 1:
         yield ours.method(f"prox default, mean of {samples}", "prox", settings, samples)
-    uncertainty = uncertainty_defaults(card, contrast, condition.R)
-    if uncertainty is not None:
-        chosen, samples, _ = uncertainty
-        yield ours.method(f"uncertainty, mean of {samples}", "prox", settings_from(chosen), samples)
     if "deepinv" not in plan.without:
         yield from _deepinv(contrast, condition, plan, ours, tuner)
     dps = dps_settings(contrast, condition, plan, ours, tuner)

@@ -7,15 +7,17 @@ metrics.py defines it, for every combination of a grid.
 """
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
+from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import UNCERTAINTY, Checkpoint
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.prior.kinds import settings_from
-from dpmrecon.recon.types import Sampling
+from dpmrecon.recon.plan import sampling_of
 
-from .methods import reconstructed
+from .methods import label_for, reconstructed
 from .plan import Condition
 from .references import CPU, ReferenceSlice
 from .scoring import Undersampled, true_image
@@ -66,10 +68,11 @@ def with_chosen(sampling: dict, chosen: dict, contrast: str | None, acceleration
 
 def _ratio(checkpoint: Checkpoint, cases: list[Undersampled], settings: dict, samples: int) -> float:
     """V/B of magnitudes over all slices, each weighted by the square of its scale; prints it for each contrast."""
-    sampling = Sampling("prox", settings_from(settings), samples, seed=0, batch=4, fallback=False, keep_samples=True)
     sums: dict[str | None, list[np.ndarray]] = {}
     for case in cases:
-        found = reconstructed(case.mapped, checkpoint, case.full.contrast, sampling)
+        own = sampling_of(Options(), checkpoint, CPU, label_for(checkpoint, case.full.contrast), case.condition.R)
+        sampling = replace(own, settings=settings_from(settings), samples=samples, keep_samples=True, image=own)
+        found = reconstructed(case.mapped, checkpoint, case.full.contrast, replace(sampling, fallback=False))
         score = case.score(found.image, found.draws)
         squared = [score[name] for name in ("V_magnitude", "B_magnitude", "V", "B", "truth")]
         sums.setdefault(case.full.contrast, []).append(np.array(squared) / case.mapped.scale**2)

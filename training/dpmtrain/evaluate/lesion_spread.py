@@ -1,10 +1,11 @@
 """Whether a map of lesion scale tells more: `python -m dpmtrain.evaluate.lesion_spread --images DATA --out DIR`.
 
-The uncertainty mode's samples of the lesion evaluation's scans, with lesions. Spread and error of single pixels, and of
-local means (a disc of DISC_MM). Compared as forecasts of the local mean's error: the samples' spread of local means,
-which a map of its own would show; the local mean of the pixels' spread, which a reader sees in image_2. V/B: squared
-spread over squared error, summed over the head. Rank: Spearman's correlation with the absolute error of the local mean,
-in the head. Within 3: lesions whose truth lies within three spreads, of the centre pixel and of the local mean there.
+The uncertainty mode's image and samples of the lesion evaluation's scans, with lesions. Spread of the samples and error
+of the image in single pixels, and in local means (a disc of DISC_MM). Compared as forecasts of the local mean's error:
+the samples' spread of local means, which a map of its own would show; the local mean of the pixels' spread, which a
+reader sees in image_2. V/B: squared spread over squared error, summed over the head. Rank: Spearman's correlation with
+the absolute error of the local mean, in the head. Within 3: lesions whose truth lies within three spreads, of the
+centre pixel and of the local mean there.
 Writes a table in markdown and CSV.
 """
 
@@ -53,17 +54,17 @@ def local_mean(images: np.ndarray) -> np.ndarray:
     return ndimage.correlate(images, kernel[(None,) * (images.ndim - 2)], mode="constant")
 
 
-def figures(samples: np.ndarray, truth: np.ndarray, lesions: Sequence[Lesion]) -> np.ndarray:
+def figures(image: np.ndarray, samples: np.ndarray, truth: np.ndarray, lesions: Sequence[Lesion]) -> np.ndarray:
     """One draw's (V and B of pixels, V and B of local means, rank of pixels, of local means, lesions within 3 by
     pixels, by local means).
 
-    samples: (samples, rows, cols) magnitudes on the truth's scale.
+    image: (rows, cols), samples: (samples, rows, cols), magnitudes on the truth's scale.
     """
     head = truth > HEAD
-    mean, spread = samples.mean(0), samples.std(0, ddof=1)
+    spread = samples.std(0, ddof=1)
     local, local_truth = local_mean(samples), local_mean(truth)
     local_spread = local.std(0, ddof=1)
-    error, local_error = np.abs(mean - truth), np.abs(local.mean(0) - local_truth)
+    error, local_error = np.abs(image - truth), np.abs(local_mean(image) - local_truth)
     sums = [np.square(array[head]).sum() for array in (spread, error, local_spread, local_error)]
     ranks = [
         float(stats.spearmanr(forecast[head], local_error[head]).statistic)
@@ -77,22 +78,23 @@ def figures(samples: np.ndarray, truth: np.ndarray, lesions: Sequence[Lesion]) -
     return np.array([*sums, *ranks, *within])
 
 
-def samples_of(pair: Pair, contrast: str, checkpoint: Checkpoint) -> np.ndarray:
-    """Magnitudes of the uncertainty mode's samples with lesions, on the truth's scale by one factor."""
+def drawn(pair: Pair, contrast: str, checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
+    """Magnitudes of the uncertainty mode's image and samples with lesions, on the truth's scale by one factor."""
     options = Options(mode=UNCERTAINTY)
     sampling = sampling_of(options, checkpoint, CPU, label_for(checkpoint, contrast), R, keep_samples=True)
     item = reconstructed(pair.mapped[0], checkpoint, contrast, sampling)
     if item.fallback or item.draws is None:
         raise DpmreconError(f"a slice of {contrast} has no samples: {item.fallback or 'the mode keeps none'}")
-    samples, truth = item.draws.abs().numpy(), pair.truths[0]
-    return samples * scan_factor([Moments.of(samples.mean(0), truth, np.ones(truth.shape, bool))])
+    image, truth = item.image.abs().numpy(), pair.truths[0]
+    factor = scan_factor([Moments.of(image, truth, np.ones(truth.shape, bool))])
+    return factor * image, factor * item.draws.abs().numpy()
 
 
 def row_of(images: Path, contrast: str, snr: float, draws: int, checkpoint: Checkpoint) -> SpreadRow:
     found = []
     for draw in range(draws):
         pair = pair_of(images, contrast, snr, draw)
-        found.append(figures(samples_of(pair, contrast, checkpoint), pair.truths[0], pair.lesions))
+        found.append(figures(*drawn(pair, contrast, checkpoint), pair.truths[0], pair.lesions))
     spread, error, local_spread, local_error = np.sum(found, 0)[:4]
     return SpreadRow(contrast, snr, spread / error, local_spread / local_error, *np.mean(found, 0)[4:].tolist())
 

@@ -81,16 +81,16 @@ def high_band_energy(image: np.ndarray, truth: np.ndarray, head: np.ndarray, axi
     return energy(image) / energy(truth)
 
 
-def variance_and_error(draws: np.ndarray, truth: np.ndarray, head: np.ndarray) -> tuple[float, float]:
-    """(V, B) of K posterior samples, summed over the head; V/B is 1 where the spread tells the error.
+def variance_and_error(
+    draws: np.ndarray, image: np.ndarray, truth: np.ndarray, head: np.ndarray
+) -> tuple[float, float]:
+    """(V, B) of K posterior samples, summed over the head; V/B is 1 where their spread tells the image's error.
 
-    draws: (K, ...), K > 1, complex or magnitudes; truth: the same of one; head: bool. V is the posterior variance, with
-    1/(K-1). B is the squared error of the mean less V/K, which K samples leave in it.
+    draws: (K, ...), K > 1, complex or magnitudes; image, truth: the same of one; head: bool. V is the variance of the
+    samples, with 1/(K-1); B is the squared error of the image, which need not be their mean.
     """
-    mean = draws.mean(0)
-    variance = float((np.abs(draws - mean)[:, head].astype(np.float64) ** 2).sum()) / (len(draws) - 1)
-    squared = float((np.abs(mean - truth)[head].astype(np.float64) ** 2).sum())
-    return variance, squared - variance / len(draws)
+    variance = float((np.abs(draws - draws.mean(0))[:, head].astype(np.float64) ** 2).sum()) / (len(draws) - 1)
+    return variance, float((np.abs(image - truth)[head].astype(np.float64) ** 2).sum())
 
 
 def paired_difference(here: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:

@@ -83,9 +83,11 @@ class Undersampled:
             model = self.mapped.model
             truth = model.combined(true_image(self.mapped, full.coil_images)).numpy()
             head = model.support.reshape(-1, *truth.shape).amax(0).cpu().numpy() > 0
-            drawn = draws.cpu().numpy()
-            found["V"], found["B"] = variance_and_error(drawn, truth, head)
-            found["V_magnitude"], found["B_magnitude"] = variance_and_error(np.abs(drawn), np.abs(truth), head)
+            drawn, shown = draws.cpu().numpy(), image.cpu().numpy()
+            found["V"], found["B"] = variance_and_error(drawn, shown, truth, head)
+            found["V_magnitude"], found["B_magnitude"] = variance_and_error(
+                np.abs(drawn), np.abs(shown), np.abs(truth), head
+            )
         return found
 
 

@@ -1,7 +1,7 @@
 """A hospital's scans, simulated: FLAIR slices of prepared volumes, and what is known of them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from dpmrecon.options import Options
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint
 from dpmrecon.recon.plan import sampling_of
-from dpmrecon.recon.types import MappedSlice
+from dpmrecon.recon.types import MappedSlice, Sampling
 from tqdm import tqdm
 
 from ..data.dataset import PreparedSlices
@@ -70,12 +70,13 @@ class Scans:
     @cached_property
     def drawn(self) -> torch.Tensor:
         """A posterior sample each."""
-        return self._kept("drawn", self._posterior(Options(samples=1, mode="uncertainty")))
+        how = replace(self._how(Options(samples=1, mode="uncertainty")), image=None)
+        return self._kept("drawn", self._posterior(how))
 
     @cached_property
     def mean(self) -> torch.Tensor:
         """The images that the product makes by default, means of cooled samples: `dpmtrain kit` trains on them."""
-        return self._kept("mean", self._posterior(Options()))
+        return self._kept("mean", self._posterior(self._how(Options())))
 
     @cached_property
     def modes(self) -> Modes:
@@ -83,8 +84,10 @@ class Scans:
         several = self._states("modes", _modes)
         return Modes(several["vectors"], several["variance"], several["image"])
 
-    def _posterior(self, options: Options) -> "Make":
-        how = sampling_of(options, load_checkpoint(None), CPU, CONTRAST, self.site.R)
+    def _how(self, options: Options) -> Sampling:
+        return sampling_of(options, load_checkpoint(None), CPU, CONTRAST, self.site.R)
+
+    def _posterior(self, how: Sampling) -> "Make":
         return lambda _, mapped: reconstructed(mapped, self.start, CONTRAST, how).image / mapped.scale
 
     def _kept(self, name: str, make: "Make") -> torch.Tensor:
