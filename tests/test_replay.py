@@ -203,6 +203,7 @@ def test_the_uncertainty_mode_has_its_settings_and_its_series(simulated_scan, ti
     for index in range(4):
         image, spread = (dataset.read_image(f"image_{series}", index) for series in (1, 2))
         assert (spread.meta["DataRole"], spread.meta["dpmrecon_mode"]) == ("Uncertainty", "uncertainty")
+        assert (image.meta["dpmrecon_samples"], image.meta["dpmrecon_steps"]) == ("2", "4")
         assert (spread.meta["dpmrecon_samples"], spread.meta["RescaleSlope"]) == ("4", image.meta["RescaleSlope"])
         assert (spread.image_series_index, spread.slice, spread.image_index) == (2, index, index + 1)
         assert list(spread.position) == list(image.position)

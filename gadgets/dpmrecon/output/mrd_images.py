@@ -95,7 +95,7 @@ def mrd_images(
             head = _image_header(item.key, line, header, number, picture)
             texts = _texts(item, header, picture, provenance)
             scale = {"GADGETRON_ImageNumber": str(number), **_scale(picture, factor)}
-            meta = {**texts, **scale, **_provenance(item, provenance), **_gadgetron_meta(item, line, header)}
+            meta = {**texts, **scale, **_provenance(item, picture, provenance), **_gadgetron_meta(item, line, header)}
             if weighting is not None:
                 meta |= weighting.meta_of(item.key)
                 for name in ("ImageComments", "GADGETRON_ImageComment"):
@@ -266,16 +266,19 @@ def remarks_of(meta: Mapping[str, Any]) -> list[str]:
     return [found] if isinstance(found, str) else list(found)
 
 
-def _provenance(item: Reconstruction, provenance: Provenance) -> dict[str, Any]:
+def _provenance(item: Reconstruction, picture: _Picture, provenance: Provenance) -> dict[str, Any]:
     """Model and sampler, and what they made of this slice. Fallback, remarks and distrust: where there are any."""
+    samples, steps = item.samples, item.steps
+    if item.image_draws is not None and picture.series != SPREAD:
+        samples, steps = item.image_draws
     found = {
         "dpmrecon_version": provenance.package_version,
         "dpmrecon_model": provenance.model_id,
         "dpmrecon_checksum": provenance.model_sha256,
         "dpmrecon_sampler": provenance.sampler if item.fallback is None else "cg-sense",
         "dpmrecon_mode": provenance.mode,
-        "dpmrecon_steps": str(item.steps),
-        "dpmrecon_samples": str(item.samples),
+        "dpmrecon_steps": str(steps),
+        "dpmrecon_samples": str(samples),
         "dpmrecon_evaluations": str(item.evaluations),
         "dpmrecon_seed": str(provenance.seed),
         "dpmrecon_residual": f"{item.residual:.4g}",
