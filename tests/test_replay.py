@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from dpmrecon.cli import main
 from dpmrecon.mrd.file import open_scan
+from dpmrecon.output import preview
 from dpmrecon.tools.simulate import truth_path
 
 from support.edited import edited
@@ -50,6 +51,19 @@ def test_images_report_and_preview(simulated_scan, model, tmp_path, capsys):
         assert own > np.corrcoef(picture.ravel(), truth[index][:, ::-1].ravel())[0, 1]
         assert own == max(np.corrcoef(picture.ravel(), other.ravel())[0, 1] for other in truth)
     assert "slice 2: DPM" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("counter", ["contrast", "repetition"])
+def test_a_truth_is_of_the_first_b_value_alone(simulated_epi, model, tmp_path, monkeypatch, counter):
+    scan = simulated_epi(n_slices=2, directions_per_b=1, weighting_counter=counter)
+    shown: list[list[dict]] = []
+    monkeypatch.setattr(preview, "write_preview", lambda path, rows, titles, aspects: shown.append(rows))
+    assert replay(scan, tmp_path, model, "--truth", str(truth_path(scan))) == 0
+    nrmse = report(tmp_path)["nrmse"]["CG-SENSE"]
+    assert len(nrmse["slices"]) == 2
+    assert nrmse["mean"] < 0.25
+    (rows,) = shown
+    assert ["error DPM x5" in row for row in rows] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("kind", ["separate", "embedded"])

@@ -81,7 +81,9 @@ def _add_replay(commands) -> None:
     add_arguments(parser)
     _add_writing(parser)
     parser.add_argument(
-        "--truth", type=Path, help=".npy (slices or partitions, rows, cols) to score and show errors against"
+        "--truth",
+        type=Path,
+        help=".npy (slices or partitions, rows, cols) of the first echo or b-value, to score and show errors against",
     )
     parser.add_argument("--mask", type=Path, help=".npy, where to score")
     parser.set_defaults(run=_replay)

@@ -79,7 +79,7 @@ def result_writers(
         combine_averages=combine_averages,
         last=scan.last,
     )
-    report.weighting = maps.weighting
+    report.weighting = truth.weighting = maps.weighting
     if maps.weighting is not None:
         for remark in maps.weighting.remarks:
             scan.log.remark(remark)

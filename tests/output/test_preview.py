@@ -25,3 +25,13 @@ def test_rows_of_unequal_heights_lie_below_each_other_and_keep_their_aspect(tmp_
         assert (page[top + TITLE : top + height, :WIDTH] == 255).all()  # the images are white to their edges
         assert (page[top + TITLE : top + height, WIDTH : WIDTH + GAP] == 0).all()
         assert 0 < (page[top : top + TITLE] > 128).mean() < 0.2  # letters
+
+
+def test_what_a_row_lacks_is_black(tmp_path):
+    white = np.ones((20, 25))
+    rows = [{"DPM": white}, {"DPM": white, "truth": white}]
+    write_preview(tmp_path / "p.png", rows, ["slice 0: ", "slice 1: "], [1.0, 1.0])
+    with Image.open(tmp_path / "p.png") as file:
+        above, below = np.split(np.asarray(file)[:, WIDTH + GAP :], 2)
+    assert (above == 0).all()
+    assert (below[TITLE:] == 255).all()

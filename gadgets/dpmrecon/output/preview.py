@@ -41,7 +41,7 @@ class Preview:
         if (self.done - 1) % self.every or len(self.rows) >= ROWS:
             return
         pictures = pictures_of(item, self.header)
-        truth = self.truth.of(item.key.slice)
+        truth = self.truth.of(item.key)
         if item.spread is not None:
             pictures["std of samples x5"] = 5 * to_recon_space(item.spread, self.header).abs().cpu().numpy()
         if truth is not None:
@@ -75,28 +75,29 @@ class Preview:
     def close(self, failure: BaseException | None) -> None:
         if not self.rows:
             return
-        columns = set.intersection(*(set(row) for row in self.rows))
-        rows = [{name: image for name, image in row.items() if name in columns} for row in self.rows]
         with telling(self.path.parent, "make room or choose another --out"):
-            write_preview(self.path, rows, self.titles, self.aspects)
+            write_preview(self.path, self.rows, self.titles, self.aspects)
 
 
 def write_preview(
     path: Path | BytesIO, rows: list[dict[str, np.ndarray]], titles: list[str], aspects: list[float]
 ) -> None:
-    """rows: per slice, title of the column -> magnitude (rows, cols); columns named 'error ...' show the error
-    five times brighter than the images. titles, aspects: one a row, of a pixel its height over its width."""
+    """rows: per slice, title of the column -> magnitude (rows, cols), left black where a row has none; columns named
+    'error ...' show the error five times brighter than the images. titles, aspects: one a row, of a pixel its height
+    over its width."""
     from PIL import Image, ImageDraw, ImageFont  # a tenth of what matplotlib takes to start, and as well kept
 
     font = ImageFont.load_default(TEXT)
-    columns = list(rows[0])
-    heights = [round(aspect * WIDTH * row[columns[0]].shape[0] / row[columns[0]].shape[1]) + TITLE
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    heights = [round(aspect * WIDTH * row["DPM"].shape[0] / row["DPM"].shape[1]) + TITLE
                for aspect, row in zip(aspects, rows)]  # fmt: skip
     page = Image.new("RGB", (len(columns) * (WIDTH + GAP) - GAP, sum(heights)))
     write, top = ImageDraw.Draw(page), 0
     for height, images, title in zip(heights, rows, titles):
         bright = float(np.percentile(images["DPM"], 99.7)) or 1.0
         for number, column in enumerate(columns):
+            if column not in images:
+                continue
             left = number * (WIDTH + GAP)
             picture = Image.fromarray(coloured(images[column], bright, column.startswith("error")))
             page.paste(picture.resize((WIDTH, max(1, height - TITLE)), Image.Resampling.BOX), (left, top + TITLE))

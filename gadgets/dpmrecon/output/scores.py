@@ -8,12 +8,13 @@ from pathlib import Path
 import ismrmrd
 import numpy as np
 
-from ..data import LostSlice
+from ..data import LostSlice, SliceKey
 from ..errors import BadInputError
 from ..mrd.header import Header
 from ..recon.types import Reconstruction
 from .mrd_images import recon_shape, to_recon_space
 from .report import Report
+from .weighting import Weighting
 
 METHODS = ("zero-filled", "CG-SENSE", "DPM")
 
@@ -25,10 +26,17 @@ def pictures_of(item: Reconstruction, header: Header) -> dict[str, np.ndarray]:
     return {name: to_recon_space(image, header).abs().cpu().numpy() for name, image in zip(METHODS, images)}
 
 
+def is_first(key: SliceKey, weighting: Weighting | None) -> bool:
+    """Whether an image is of the first echo or b-value, which a truth is of."""
+    return key.contrast == 0 and (weighting is None or weighting.number(key) == 0)
+
+
 class Truth:
     """What a scan's images should be. truth, mask: .npy files (slices, rows, cols) of the recon space; one slice may
-    be (rows, cols), a volume is (partitions, rows, cols), and a mask of one slice serves all. Raises BadInputError for
-    files that do not fit the scan."""
+    be (rows, cols), a volume is (partitions, rows, cols), and a mask of one slice serves all; weighting: the scan's,
+    where it is known. Raises BadInputError for files that do not fit the scan."""
+
+    weighting: Weighting | None = None
 
     def __init__(self, truth: Path | None, mask: Path | None, header: Header):
         shape = recon_shape(header)
@@ -37,9 +45,11 @@ class Truth:
         if self.masks is not None and (self.slices is None or len(self.masks) not in (1, len(self.slices))):
             raise BadInputError(f"mask {mask} needs a truth of as many slices: give --truth as well, or a mask of one")
 
-    def of(self, number: int) -> np.ndarray | None:
-        """The truth of a slice, None where there is none."""
-        return None if self.slices is None or number >= len(self.slices) else self.slices[number]
+    def of(self, key: SliceKey) -> np.ndarray | None:
+        """The truth of an image, None where there is none."""
+        if self.slices is None or key.slice >= len(self.slices) or not is_first(key, self.weighting):
+            return None
+        return self.slices[key.slice]
 
     def mask_of(self, number: int) -> np.ndarray:
         """Where a slice is scored."""
@@ -57,10 +67,7 @@ class Scores:
         self.found: list[tuple[int, dict[str, np.ndarray]]] = []
 
     def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
-        # the truth is that of the first echo or b-value
-        if isinstance(item, LostSlice) or item.key.contrast > 0:
-            return
-        if self.truth.of(item.key.slice) is not None:
+        if not isinstance(item, LostSlice) and self.truth.of(item.key) is not None:
             self.found.append((item.key.slice, pictures_of(item, self.header)))
 
     def close(self, failure: BaseException | None) -> None:

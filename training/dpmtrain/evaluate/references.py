@@ -19,7 +19,8 @@ from dpmrecon.mrd.receiving import Receiving
 from dpmrecon.options import Options
 from dpmrecon.output.mrd_images import recon_shape, to_recon_space
 from dpmrecon.output.protocol_report import key_of
-from dpmrecon.output.scores import load_pictures
+from dpmrecon.output.scores import is_first, load_pictures
+from dpmrecon.output.weighting import weighting_of
 from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
@@ -116,6 +117,7 @@ def measured_slices(
         if contrast is None:
             raise BadInputError(f"{path}: the protocol names no known contrast: give it as --contrast")
         receiving = Receiving.of(Options(), scan.header)
+        weighting = None if truth is None else weighting_of(scan.header)
         for data in slices(scan.acquisitions(), scan.header, combine_averages=True, receiving=receiving):
             number = data.key.slice
             if isinstance(data, LostSlice):
@@ -130,7 +132,7 @@ def measured_slices(
                     f"{path} is accelerated R = {data.acceleration:g}: a scan with R of at most "
                     f"{LARGEST_ACCELERATION:g} is needed, to be undersampled further"
                 )
-            if truth is not None and data.key.contrast > 0:
+            if truth is not None and not is_first(data.key, weighting):
                 continue
             if truth is not None and number >= len(truth):
                 raise BadInputError(f"{truth_file} holds {len(truth)} slices and the scan has a slice {number}")
