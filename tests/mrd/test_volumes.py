@@ -13,6 +13,7 @@ from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import Limits, acceleration, coarser, n_partitions
 from dpmrecon.mrd.scan_log import ScanLog
 from dpmrecon.mrd.volumes import central_box, volume_completeness
+from dpmrecon.tools.simulated_sampling import Pattern
 
 from support.hand_made import (
     CAL,
@@ -166,6 +167,20 @@ def test_patterns_by_chance_are_counted(radius):
     assert "incomplete" in volume_completeness(lost, BOX, factor)[2]
     # enough lines, but none at one end
     assert "at one end of the limits" in volume_completeness(lost, BOX, 4 * factor)[2]
+
+
+@pytest.mark.parametrize("shape", [(24, 41), (39, 50), (48, 96)])
+@pytest.mark.parametrize("elliptical", [False, True])
+def test_chance_alone_is_no_lost_end(shape, elliptical):
+    bounds = tuple(Limits(0, size - 1, size // 2) for size in shape)
+    for seed in range(10):
+        for factors in ((1, 2), (2, 2)):
+            lines = Pattern(shape, factors, (0, 0), elliptical).random(np.random.default_rng(seed)) | block(12, shape)
+            factor = factors[0] * factors[1]
+            assert volume_completeness(lines, bounds, factor)[2] is None
+            lost = lines.copy()
+            lost[2 * shape[0] // 3 :] = False
+            assert "incomplete" in volume_completeness(lost, bounds, factor)[2]
 
 
 def test_a_measured_poisson_pattern():

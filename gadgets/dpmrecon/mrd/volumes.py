@@ -17,6 +17,8 @@ ELLIPSE_MARGIN = 1.5
 # Of a pattern by chance, as BART's Poisson discs: the share of the announced lines that come, the share in one half of
 # k-space of those in the other, and by how much more it stops short of the limits at one end, times the root of R
 CHANCE_SHARE, EVEN_SHARE, END_GAP = 0.95, 0.85, 2.0
+# What chance may do: halves differ by as many roots of their lines, and an end lacks as many lines as its opposite has
+BY_CHANCE, FEW_AT_END = 3.0, 10
 
 
 @dataclass(frozen=True)
@@ -186,13 +188,26 @@ def _regular_acceleration(acquired: np.ndarray, box: np.ndarray) -> int:
 
 def _ended_early(acquired: np.ndarray, sparse: np.ndarray, box: np.ndarray, acceleration: int) -> bool:
     """Whether lines of a pattern by chance are missing at one end: one half of k-space has far fewer of them than the
-    other, where both are within the limits; or they end farther from the limits than at the other end."""
+    other, where both are within the limits; or they end farther from the limits than at the other end. What chance
+    alone may do is no end: patterns of variable density have few lines there."""
     for axis, size in enumerate(box.shape):
         mirrored = np.take(box, (2 * (size // 2) - np.arange(size)) % size, axis)  # the first of an even size is alone
-        both = np.moveaxis(sparse & mirrored, axis, 0)
-        halves = int(both[: size // 2].sum()), int(both[size // 2 + 1 :].sum())
-        within, came = (np.flatnonzero(lines.any(1 - axis)) for lines in (box, acquired & box))
+        halves, every = (
+            (int(both[: size // 2].sum()), int(both[size // 2 + 1 :].sum()))
+            for both in (np.moveaxis(lines & mirrored, axis, 0) for lines in (sparse, acquired & box))
+        )
+        uneven = abs(every[0] - every[1]) > BY_CHANCE * math.sqrt(sum(every))
+        if uneven and min(halves) < EVEN_SHARE * max(halves):
+            return True
+        counts = (acquired & box).sum(1 - axis)
+        within, came = np.flatnonzero(box.any(1 - axis)), np.flatnonzero(counts)
         gaps = came[0] - within[0], within[-1] - came[-1]
-        if min(halves) < EVEN_SHARE * max(halves) or abs(gaps[0] - gaps[1]) > END_GAP * math.sqrt(acceleration):
+        if abs(gaps[0] - gaps[1]) <= END_GAP * math.sqrt(acceleration):
+            continue
+        end = range(within[0], came[0]) if gaps[0] > gaps[1] else range(came[-1] + 1, within[-1] + 1)
+        opposite = 2 * (size // 2) - np.array(end)
+        opposite = opposite[opposite < size]
+        # partial Fourier has no opposite to tell by
+        if not np.isin(opposite, within).all() or counts[opposite].sum() > FEW_AT_END:
             return True
     return False
