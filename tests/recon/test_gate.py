@@ -10,7 +10,7 @@ import torch
 from dpmrecon.errors import DpmreconError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.recon.gate import CHECKS, Verdict, expected_residual, judged, misses_data
+from dpmrecon.recon.gate import CHECKS, Verdict, channels_contradict, expected_residual, judged, misses_data
 from dpmrecon.recon.prepare import despiked, with_coil_maps
 from dpmrecon.recon.sample import fall_back
 from dpmrecon.recon.types import Reconstruction, Sampling
@@ -52,6 +52,24 @@ def undersampled(kspace: np.ndarray) -> np.ndarray:
 def test_nothing_is_said_of_sound_scans(shipped, noise, settings):
     found = dpmrecon.reconstruct(simulated(2, noise=noise, **settings), model=shipped)
     assert (found.remarks, found.trusted, found.fallback) == ((), True, None)
+
+
+def with_misfit(mapped, misfit) -> Reconstruction:
+    return Reconstruction(mapped, mapped.conventional, None, None, misfit.residual, misfit=misfit)
+
+
+@pytest.mark.parametrize("contrast", ["t1", "t2"])
+def test_channels_that_nobody_whitened_are_no_contradiction(simulated_scan, contrast):
+    settings = {"matrix": (96, 80), "n_coils": 32, "acceleration": 3, "noise_correlation": 0.2}
+    with open_scan(simulated_scan(contrast=contrast, noise=0.02, noise_scan=False, **settings)) as scan:
+        (mapped,) = with_coil_maps(slices(scan.acquisitions(), scan.header), torch.device("cpu"))
+    misfit = mapped.misfit(mapped.conventional)
+    assert channels_contradict(with_misfit(mapped, misfit)) is None
+    by_channel = misfit.by_channel.clone()
+    by_channel[3] *= 3  # its gain changed during the scan
+    loud = replace(misfit, by_channel=by_channel)
+    said = channels_contradict(with_misfit(mapped, loud))
+    assert "channel 3 of 12" in said.text and "noise measurement" not in said.text
 
 
 def off_centre() -> np.ndarray:

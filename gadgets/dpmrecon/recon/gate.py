@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from ..data import MEASURED
+from ..data import ESTIMATED, MEASURED
 from .agreement import HELD_BACK
 from .held_back import can_be_held_back
 from .types import DISTRUSTED, MappedSlice, Reconstruction
@@ -25,6 +25,8 @@ MAP_ERROR_FROM = 64
 # are not asked: what coil maps would mix into them lies beyond it
 ROW, CHANNEL = 1.8, 1.25
 EDGE = 3
+# and where no noise was measured, so that channels are not white: from this many times the middle one on
+UNWHITENED = 1.5
 # and a channel is quieter than its noise measurement where the image misses it by less than this
 QUIET = 0.7
 TOLD = 4  # rows that a remark names
@@ -76,12 +78,11 @@ def over(item: Reconstruction) -> dict[str, float]:
     found = {} if item.agreement is None else {"agreement": item.agreement.distance}
     if item.misfit is None or not math.isfinite(item.residual):
         return found
-    channels = item.misfit.by_channel / expected_by_part(item.mapped)[1]
     return {
         **found,
         "residual": (item.residual / expected_residual(item.mapped) - 1) / (REMARKED - 1),
         "rows": (float(rows_over(item).max()) - 1 / ROW) / (1 - 1 / ROW),
-        "channels": (float(channels.max()) - 1) / (CHANNEL - 1),
+        "channels": (float(channels_over(item).max()) - 1 / CHANNEL) / (1 - 1 / CHANNEL),
     }
 
 
@@ -142,15 +143,22 @@ def rows_contradict(item: Reconstruction) -> Verdict | None:
     )
 
 
+def channels_over(item: Reconstruction) -> torch.Tensor:
+    """How far each channel misses its data, over what contradicts the others, (n_coils,)."""
+    assert item.misfit is not None
+    excess = item.misfit.by_channel / expected_by_part(item.mapped)[1]
+    if item.mapped.data.noise_source == ESTIMATED:
+        return excess / (UNWHITENED * excess.median().clamp_min(1))
+    return excess / CHANNEL
+
+
 def channels_contradict(item: Reconstruction) -> Verdict | None:
     """A channel does not fit the others, or its noise measurement."""
     if item.misfit is None or not math.isfinite(item.residual):
         return None
-    by_channel = item.misfit.by_channel
-    excess = by_channel / expected_by_part(item.mapped)[1]
-    loud = excess > CHANNEL
-    quiet = (by_channel < QUIET * by_channel.median().clamp_max(1)) & (item.mapped.data.noise_source == MEASURED)
-    found = torch.nonzero(loud | quiet).flatten().tolist()
+    by_channel, measured = item.misfit.by_channel, item.mapped.data.noise_source == MEASURED
+    quiet = (by_channel < QUIET * by_channel.median().clamp_max(1)) & measured
+    found = torch.nonzero((channels_over(item) > 1) | quiet).flatten().tolist()
     if not found or len(found) == len(by_channel):
         return None
     values = ", ".join(f"{by_channel[place]:.2f}" for place in found)
@@ -158,7 +166,8 @@ def channels_contradict(item: Reconstruction) -> Verdict | None:
         "remark",
         f"channel{'s' * (len(found) > 1)} {', '.join(map(str, found))} of {len(by_channel)} miss"
         f"{'es' * (len(found) == 1)} the image by {values} times the noise, the middle one by "
-        f"{float(by_channel.median()):.2f}: see whether gains changed during the scan or since the noise measurement",
+        f"{float(by_channel.median()):.2f}: see whether gains changed during the scan"
+        f"{' or since the noise measurement' * measured}",
     )
 
 
