@@ -67,7 +67,7 @@ def fine_images(settings, weighting):
 
 @pytest.mark.parametrize(
     ("matrix", "ramp_sampling", "oversampling"),
-    [((36, 30), False, 2), ((35, 27), True, 2), ((27, 34), True, 1), ((33, 41), False, 1)],
+    [((36, 30), False, 2), ((35, 27), True, 2), ((27, 34), True, 2), ((33, 41), False, 1)],
 )
 def test_a_line_is_the_object_s_transform_at_the_header_s_places(tmp_path, matrix, ramp_sampling, oversampling):
     calm = {"motion": 0.0, "eddy": 0.0, "ghost": 0.2}
@@ -401,6 +401,7 @@ def test_noise_follows_the_bandwidth(tmp_path):
         ({"b_values": ()}, "in ascending order"),
         ({"asymmetric_echo": 0.8}, "with full echoes"),
         ({"repetitions": 2, "weighting_counter": "repetition"}, "give one repetition"),
+        ({"ramp_sampling": True, "oversampling": 1}, "give oversampling 2"),
     ],
 )
 def test_what_epi_cannot_have_is_refused(changed, message):

@@ -113,6 +113,11 @@ class EpiSettings(SimulationSettings):
             raise BadInputError(
                 "EPI is simulated without wrap and with full echoes; leave wrap and asymmetric_echo out"
             )
+        if self.ramp_sampling and self.oversampling == 1:
+            raise BadInputError(
+                "with samples on ramps those of the flat top are too far apart without oversampling; give oversampling "
+                "2, or leave ramp_sampling out"
+            )
         if self.weighting_counter == "repetition" and self.repetitions > 1:
             raise BadInputError("the counter repetition tells the weightings; give one repetition, or counter contrast")
         if len(self.grid_rows()) < 2 * self.shots:
