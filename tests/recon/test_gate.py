@@ -10,7 +10,15 @@ import torch
 from dpmrecon.errors import DpmreconError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.recon.gate import CHECKS, Verdict, channels_contradict, expected_residual, judged, misses_data
+from dpmrecon.recon.gate import (
+    CHECKS,
+    Verdict,
+    channels_contradict,
+    expected_residual,
+    judged,
+    misses_data,
+    too_few_coils,
+)
 from dpmrecon.recon.prepare import despiked, with_coil_maps
 from dpmrecon.recon.sample import fall_back
 from dpmrecon.recon.types import Reconstruction, Sampling
@@ -52,6 +60,14 @@ def undersampled(kspace: np.ndarray) -> np.ndarray:
 def test_nothing_is_said_of_sound_scans(shipped, noise, settings):
     found = dpmrecon.reconstruct(simulated(2, noise=noise, **settings), model=shipped)
     assert (found.remarks, found.trusted, found.fallback) == ((), True, None)
+
+
+@pytest.mark.parametrize("n_coils, fold", [(1, 2), (1, 1), (3, 4), (3, 3)])
+def test_more_folds_than_coils_are_a_caution(mapped, n_coils, fold):
+    few = replace(mapped, data=replace(mapped.data, acceleration=float(fold)), n_coils=n_coils)
+    said = too_few_coils(reconstruction(few, 1.0))
+    assert (said is not None) == (fold > n_coils)
+    assert said is None or said.text.startswith(f"R = {fold} is more than {n_coils} coil{'s' * (n_coils > 1)} can")
 
 
 def with_misfit(mapped, misfit) -> Reconstruction:
@@ -137,7 +153,7 @@ def test_an_image_that_nothing_fits_is_told_apart_from_a_fallback(shipped, monke
     monkeypatch.setattr("dpmrecon.recon.gate.CHECKS", (lambda item: Verdict("fallback", "so it is"),))
     with pytest.raises(DpmreconError, match="so it is; the fallback is off"):
         dpmrecon.reconstruct(spoiled, model=shipped, fallback=False)
-    assert len(CHECKS) == 5
+    assert len(CHECKS) == 6
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["embedded", "separate"])

@@ -196,7 +196,27 @@ def unfamiliar(item: Reconstruction) -> Verdict | None:
     return Verdict("remark", text)
 
 
-CHECKS: tuple[Check, ...] = (not_finite, misses_data, unfamiliar, rows_contradict, channels_contradict)
+def too_few_coils(item: Reconstruction) -> Verdict | None:
+    """More is folded onto each other than there are coils to tell it apart: any image fits the data."""
+    n_coils, fold = item.mapped.n_coils or len(item.mapped.data.kspace), item.mapped.data.acceleration
+    if fold <= n_coils:
+        return None
+    coils = f"{n_coils} coil{'s' * (n_coils > 1)}"
+    return Verdict(
+        "remark",
+        f"R = {fold:g} is more than {coils} can unfold, so that ghosts fit the data too and the prior alone tells them "
+        "from the head: use more coils or a lower R",
+    )
+
+
+CHECKS: tuple[Check, ...] = (
+    not_finite,
+    misses_data,
+    unfamiliar,
+    too_few_coils,
+    rows_contradict,
+    channels_contradict,
+)
 
 
 def judged(item: Reconstruction, gate: str = "warn") -> tuple[Reconstruction, str | None]:
