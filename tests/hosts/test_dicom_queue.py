@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import urllib.request
 
 import numpy as np
 import pydicom
@@ -135,6 +136,24 @@ def test_a_disk_that_takes_nothing_costs_the_dicom_and_not_the_scan(start, scan,
     assert "no DICOM: cannot write to" in caplog.text
     (tmp_path / "queue").unlink()
     (tmp_path / "queue").mkdir()
+
+
+def test_a_folder_that_is_gone_costs_the_dicom_until_it_is_back(start, scan, tmp_path, caplog):
+    folder = tmp_path / "dicom"
+    server = start()
+    server.write_dicom(folder, None)
+    server.measure("0")
+    assert server.status()["dicom"] is None
+    folder.rename(tmp_path / "away")
+    assert len(exchange(server, *raw_stream(scan)).images) == 4
+    told = server.status()["dicom"]
+    assert told.startswith("a scan was not taken, cannot write to") and told.endswith(": mend that")
+    assert "--out" not in caplog.text
+    assert b"dicom_waiting NaN" in urllib.request.urlopen(f"http://127.0.0.1:{server.metrics.port}/metrics").read()
+    folder.mkdir()
+    assert len(exchange(server, *raw_stream(scan)).images) == 4
+    until(lambda: len(uids(folder)) == 4 and not jobs(folder))
+    assert server.status()["dicom"] is None
 
 
 def test_a_folder_that_cannot_be_read_is_tried_again(tmp_path, caplog):

@@ -76,6 +76,7 @@ class DicomJob:
         self._images: ImagesFile | None = None
         with self._kept():
             with telling(queue.folder):
+                queue.waiting.mkdir(mode=0o700, exist_ok=True)  # the folder may have been emptied
                 self._folder.mkdir(mode=0o700)
             self._images = ImagesFile(self._folder / "images.h5", scan, Outputs(options.outputs))
 
@@ -85,7 +86,10 @@ class DicomJob:
         try:
             yield
         except BadInputError as error:
-            self._note(f"no DICOM: {error}")
+            cause = error.__cause__
+            reason = str(error) if cause is None else f"cannot write to {self._queue.folder} ({cause}): mend that"
+            self._note(f"no DICOM: {reason}")
+            self._queue.not_taken = f"a scan was not taken, {reason}"
             self._drop()
 
     def _drop(self) -> None:
@@ -126,13 +130,15 @@ class DicomJob:
                     _on_disk(path)
                 os.replace(self._folder, self._folder.with_suffix(""))
                 _on_disk(self._queue.waiting)
+            self._queue.not_taken = None
             self._queue.wake()
 
 
 class DicomQueue:
     """Works on the scans in DIR/queue, in the order they came, in a thread, from `start` on.
 
-    archive: None sends nothing; pauses: seconds between tries to reach it, the last one stays.
+    archive: None sends nothing; pauses: seconds between tries to reach it, the last one stays. not_taken: that the last
+    scan could not be queued, and why.
 
     Raises BadInputError where the folder cannot be written or another service has it.
     """
@@ -142,6 +148,8 @@ class DicomQueue:
         self._archive, self._pauses = archive, pauses
         self._stopping, self._woken = threading.Event(), threading.Event()
         self._failures: Counter[str] = Counter()  # of each scan that waits
+        self.not_taken: str | None = None
+        self._failure: str | None = None  # of the last round
         self._thread = threading.Thread(target=self._work, daemon=True, name="dicom")
         with telling(folder, "choose another --dicom"):
             self.waiting.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -153,6 +161,11 @@ class DicomQueue:
             raise BadInputError(f"{folder} is another service's: choose another --dicom") from error
         for path in self.waiting.glob("*.coming"):  # its peer was not told CLOSE, and sends it again
             shutil.rmtree(path)
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the DICOM now, in words; None where nothing is."""
+        return "; ".join(filter(None, (self.not_taken, self._failure))) or None
 
     def jobs(self) -> list[Path]:
         """Scans that wait, in order."""
@@ -181,6 +194,7 @@ class DicomQueue:
             if self._stopping.is_set():  # since the line before the last
                 return
             failure, done, left = self._round()
+            self._failure = failure
             if failure is None:
                 tries = 0
                 self._woken.wait()

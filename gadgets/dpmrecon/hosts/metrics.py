@@ -46,7 +46,7 @@ class Metrics:
         model: str,
         waiting: Callable[[], int],
         in_hand: Callable[[], int],
-        dicom_waiting: Callable[[], int],
+        dicom_waiting: Callable[[], float],
     ):
         address, port = address_of(listen)
         try:

@@ -9,6 +9,7 @@ with slices of 256 x 256 and 8 channels stay under 1 GB on a CPU (`python tests/
 import argparse
 import contextlib
 import logging
+import math
 import select
 import signal
 import socket
@@ -93,11 +94,13 @@ class Server:
         return checkpoint.model_id
 
     def status(self) -> dict[str, Any]:
-        """What a health check is told. audit, stuck: what is wrong with the audit log and the device, else None."""
+        """What a health check is told. audit, dicom, stuck: what is wrong with the audit log, the DICOM and the device,
+        else None."""
         busy = self._device.busy()
         stuck = f"{busy:.0f} s with one piece of work" if busy > STUCK else self.lost
         found = {"model": self._engine.checkpoint.model_id, "device": str(self._engine.device), "scans": self._begun()}
-        return {**found, "version": __version__, "audit": self._audit and self._audit.problem, "stuck": stuck}
+        problems = {"audit": self._audit and self._audit.problem, "dicom": self.dicom and self.dicom.problem}
+        return {**found, "version": __version__, **problems, "stuck": stuck}
 
     def measure(self, listen: str) -> int:
         """Serve metrics at [ADDRESS:]PORT, once the model is there; returns the port. Raises BadInputError."""
@@ -107,8 +110,11 @@ class Server:
         self.metrics = Metrics(listen, model, self._device.waiting, self._begun, self._dicom_waiting)
         return self.metrics.port
 
-    def _dicom_waiting(self) -> int:
-        return 0 if self.dicom is None else len(self.dicom.jobs())
+    def _dicom_waiting(self) -> float:
+        try:
+            return 0 if self.dicom is None else len(self.dicom.jobs())
+        except OSError:  # the folder is gone: the other metrics are not to go with it
+            return math.nan
 
     def write_dicom(self, folder: Path, archive: str | None) -> None:
         """Write each scan's DICOM into the folder from now on, and send it. archive: AET@host:port. Raises
