@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 from dpmrecon.dicom.viewer import draw, read_series, values
-from dpmrecon.dicom.write import DicomOptions, stored_unit, write_dicom
+from dpmrecon.dicom.write import DicomOptions, _description, _name, stored_unit, write_dicom
 from dpmrecon.mrd.file import open_scan
 
 from support.dicom import checker, complaints, unexplained
@@ -336,8 +336,39 @@ def test_odd_header_text_becomes_legal(simulated_scan, model, tmp_path):
     path = sorted((tmp_path / "out" / "dicom").rglob("*.dcm"))[0]
     file = pydicom.dcmread(path)
     assert str(file.PatientName).startswith("Mu\u0308ller^J o\u0142a")
+    assert file.SeriesDescription.startswith("T2_FLAIR yyy") and file.SeriesDescription.endswith("y DPM RESEARCH")
     assert file.PatientBirthDate == ""
     assert [line for line in complaints(path) if line.startswith("Error")] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("Yamada^Tarou=\u5c71\u7530^\u592a\u90ce=\u3084\u307e\u3060^\u305f\u308d\u3046", None),
+        ("=\u5c71\u7530^\u592a\u90ce", None),
+        ("Yamada^Tarou=" + 30 * "\u5c71" + "^\u592a", "Yamada^Tarou=" + 21 * "\u5c71"),
+        ("A^B^C^D^E^F=1=2=3", "A^B^C^D^E=1=2"),
+    ],
+)
+def test_a_name_keeps_its_scripts(given, written):
+    assert _name(given) == (written or given)
+
+
+@pytest.mark.parametrize(
+    ("text", "protocol", "written"),
+    [
+        ("Ax T2 DPM RESEARCH", "Ax T2", "Ax T2 DPM RESEARCH"),
+        (
+            70 * "\u00e4" + " CG-SENSE FALLBACK RESEARCH SAGITTAL",
+            70 * "\u00e4",
+            14 * "\u00e4" + " CG-SENSE FALLBACK RESEARCH SAGITTAL",
+        ),
+        (70 * "a", "b", 64 * "a"),
+        ("scan DPM RESEARCH", None, "scan DPM RESEARCH"),
+    ],
+)
+def test_a_long_protocol_leaves_room_for_what_the_series_is(text, protocol, written):
+    assert _description(text, protocol) == written
 
 
 def test_the_study_of_the_header_is_kept(simulated_scan, model, tmp_path):

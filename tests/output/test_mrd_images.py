@@ -13,7 +13,7 @@ from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.geometry import grid_of_mrd
 from dpmrecon.mrd.header import view_pixels, voxel_mm
 from dpmrecon.mrd.lines import LineHeader
-from dpmrecon.output.mrd_images import BRIGHT, HEAD, mrd_images, remarks_of, to_recon_space
+from dpmrecon.output.mrd_images import BRIGHT, HEAD, derived_meta, mrd_images, remarks_of, to_recon_space
 from dpmrecon.output.whole_numbers import LARGEST, SpreadScale, to_uint16
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.prior.denoiser import Denoiser
@@ -310,3 +310,9 @@ def test_a_volume_in_whole_numbers_and_its_echoes(checkpoint):
             whole = to_uint16(SpreadScale()(image))
             assert whole.data.shape == (1, 3, 8, 10)
             assert whole.data.dtype == (np.complex64 if head.image_series_index == 7 else np.uint16)
+
+
+def test_a_map_has_the_whole_name_of_the_protocol():
+    for protocol, told in (({"protocolName": "Ax DWI b1000"}, "Ax DWI b1000"), ({}, "scan")):
+        meta = {"SeriesDescription": "Ax DWI b1000 DPM RESEARCH", **protocol}
+        assert derived_meta(meta, "ADC", "ADC", "", "ADC")["SeriesDescription"] == f"{told} ADC RESEARCH"

@@ -37,7 +37,8 @@ LARGEST_STORED = 65535
 REFORMATTED = 50  # is added to the number of a series that is reformatted
 STRAIGHT = 5.0  # degrees that a volume may be turned by without a word
 FINENESS = 1000
-LONGEST_TEXT = 1024  # bytes of a comment or description
+LONGEST_TEXT = 1024  # bytes of a comment or derivation
+LONGEST_WORDS = 64  # of a name or a series' description
 SMALL_WINDOW = 100
 # DataRole of the MRD image -> what is added to the tag in ImageType
 SUFFIXES = {
@@ -250,7 +251,8 @@ def _write_series(
     common.SeriesInstanceUID = series_uid
     common.SeriesNumber = 100 * study.number + number + (REFORMATTED if orientation else 0)
     description, plane_name = images[0].meta.get("SeriesDescription") or f"{kind} RESEARCH", (orientation or "").upper()
-    common.SeriesDescription = _text(" ".join(filter(None, (description, plane_name, study.label))), 64)
+    protocol = getattr(header.measurementInformation, "protocolName", None)
+    common.SeriesDescription = _description(" ".join(filter(None, (description, plane_name, study.label))), protocol)
     scale = _Scale.of(role, bright, largest)
     thickness = 0.0 if n_partitions(header) > 1 else header.encoding[0].reconSpace.fieldOfView_mm.z
     shared = any(one.shares_place(other, close_mm(thickness)) for one, other in pairwise(images))
@@ -499,10 +501,19 @@ def _text(value: Any, length: int) -> str:
     return text.encode()[:length].decode(errors="ignore").strip()
 
 
+def _description(text: str, protocol: str | None) -> str:
+    """Of a series. Where it is too long its beginning, the protocol's name, is cut, and what the series is stays."""
+    start, whole = _text(protocol, LONGEST_TEXT), _text(text, 2 * LONGEST_TEXT)
+    if not whole.startswith(start):
+        start = ""
+    rest = whole.removeprefix(start)
+    return _text(_text(start, max(0, LONGEST_WORDS - len(rest.encode()))) + rest, LONGEST_WORDS)
+
+
 def _name(value: Any) -> str:
-    """A person's name: five components in one representation, so no = and at most four ^."""
-    parts = _text(value, 64).replace("=", " ").split("^")
-    return "^".join(parts[:5])
+    """A person's name: five components, so at most four ^, in up to three scripts with = between."""
+    scripts = _text(value, LONGEST_TEXT).split("=")[:3]
+    return "=".join("^".join(_text(script, LONGEST_WORDS).split("^")[:5]) for script in scripts)
 
 
 def _date(value: Any) -> str:

@@ -17,7 +17,7 @@ from ..mrd.header import Header
 from ..recon.sample import conventional
 from ..recon.types import Reconstruction
 from ..version import __version__
-from .mrd_images import RESEARCH, commented, image_of, remarks_meta, to_recon_space
+from .mrd_images import RESEARCH, commented, image_of, remarks_meta, series_description, to_recon_space
 from .weighting import weighting_comment
 from .writers import telling
 
@@ -157,7 +157,7 @@ def _conventional(image: ismrmrd.Image, item: Reconstruction, header: Header) ->
     meta |= {
         "DataRole": "Conventional",
         "GADGETRON_DataRole": "Conventional",
-        "SeriesDescription": f"{protocol or 'scan'} CG-SENSE RESEARCH",
+        "SeriesDescription": series_description(protocol, "CG-SENSE"),
         "GADGETRON_SeqDescription": "_CG-SENSE",
         "ImageComments": comment,
         "GADGETRON_ImageComment": comment,

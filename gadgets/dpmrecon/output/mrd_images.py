@@ -196,7 +196,7 @@ def _texts(item: Reconstruction, header: Header, picture: _Picture, provenance: 
     return {
         "DataRole": picture.role,
         "GADGETRON_DataRole": "Image",  # another role would not become DICOM there
-        "SeriesDescription": f"{protocol or 'scan'} {picture.tag} RESEARCH",
+        "SeriesDescription": series_description(protocol, picture.tag),
         "GADGETRON_SeqDescription": f"_{picture.tag}",
         "ImageComments": comment,
         "GADGETRON_ImageComment": comment,
@@ -219,16 +219,20 @@ def radians_meta() -> dict[str, str]:
     return {**MRAD, **window(*TURN)}
 
 
+def series_description(protocol: str | None, title: str) -> str:
+    """Of a series of this title, None for a scan whose protocol has no name."""
+    return f"{protocol or 'scan'} {title} RESEARCH"
+
+
 def derived_meta(meta: Mapping[str, Any], role: str, title: str, image_type: str, text: str) -> dict[str, Any]:
     """Of an image that is computed of others, one of which has `meta`. title: in the series' description; text: what
     was computed."""
-    protocol = str(meta.get("SeriesDescription", "")).split(" ")[0]
     history = f"{meta.get('ImageProcessingHistory', 'dpmrecon')} {text}"
     return {
         **meta,
         "DataRole": role,
         "GADGETRON_DataRole": "Image",  # another role would not become DICOM there
-        "SeriesDescription": f"{protocol} {title} RESEARCH".strip(),
+        "SeriesDescription": series_description(meta.get("protocolName"), title),
         "GADGETRON_SeqDescription": f"_{role}",
         "ImageType": image_type,
         "ImageProcessingHistory": history,
