@@ -152,6 +152,7 @@ def _replay_scan(
 
     from .mrd.header import n_partitions
     from .mrd.receiving import CONJUGATION, Receiving
+    from .output.folder import alone
     from .output.report import described
     from .recon.agreement import SLICES, VOLUMES, without_limits
     from .recon.plan import asked
@@ -166,7 +167,8 @@ def _replay_scan(
     if receiving.conjugate:
         print(CONJUGATION)
     evaluations = scan.n_images(options.combine_averages) * sampling.evaluations
-    with tqdm(total=None if sampling.deadline else evaluations, unit="eval", smoothing=0.05) as bar:
+    total = None if sampling.deadline else evaluations
+    with alone(out), tqdm(total=total, unit="eval", smoothing=0.05) as bar:
         report = replay(
             scan,
             out,

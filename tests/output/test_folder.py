@@ -14,6 +14,7 @@ from dpmrecon.cli import main
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import read_header
 from dpmrecon.output.images_file import without_patient
+from dpmrecon.output.preview import Preview
 from dpmrecon.tools.simulate import truth_path
 
 from support.edited import edited
@@ -210,3 +211,21 @@ def test_an_anonymous_header_lacks_the_patient_and_nothing_else(simulated_scan):
     assert found.sequenceParameters == header.sequenceParameters
     assert found.measurementInformation.protocolName == "T2_FLAIR"
     assert without_patient(bare) == bare
+
+
+def test_a_second_run_to_a_folder_is_refused_and_the_first_goes_on(
+    simulated_scan, model, tmp_path, capsys, monkeypatch
+):
+    codes, scan = [], simulated_scan(**SCAN)
+    finished = Preview.close
+
+    def close(self, failure):
+        if not codes:
+            codes.append(replay(scan, tmp_path, model))
+        finished(self, failure)
+
+    monkeypatch.setattr(Preview, "close", close)
+    codes.append(replay(scan, tmp_path, model))
+    assert codes == [2, 0]
+    assert f"another run writes to {tmp_path}: wait for its end" in capsys.readouterr().err
+    assert len(list((tmp_path / "dicom").rglob("*.dcm"))) > 0

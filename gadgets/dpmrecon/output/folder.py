@@ -1,8 +1,13 @@
 """The result folder of a replay: what may be written there, and how long its last files take."""
 
+import fcntl
+import logging
+import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -13,8 +18,36 @@ from .preview import ROWS, write_preview
 from .scores import METHODS
 from .writers import telling
 
+log = logging.getLogger("dpmrecon")
+
 # what a replay writes below its folder
 _OURS = re.compile(r"dicom/\d+_\w+/IM\d+\.dcm|nifti/\d+_\w+\.nii\.gz", re.ASCII)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """The folder, made if missing, for this run and no other: images of one scan are not to become another's DICOM. One
+    that was made and stayed empty goes again.
+
+    A file system without locks gives none. Raises BadInputError.
+    """
+    made = not folder.exists()
+    with telling(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInputError(f"another run writes to {folder}: wait for its end or choose another --out") from error
+        except OSError as error:
+            log.debug("%s cannot be locked: %s", folder, error)
+        yield
+    finally:
+        if made:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+        os.close(held)
 
 
 def cleared(folder: Path, scan_file: Path) -> Path:
