@@ -41,6 +41,8 @@ def test_what_was_put_aside_is_read_too(tmp_path):
     written(tmp_path / "log.1", line("10"))
     written(tmp_path / "log.2", line("03"))
     assert [week.week for week in weeks_of([log])] == ["2026-W10", "2026-W11", "2026-W12"]
+    every = weeks_of(sorted(tmp_path.iterdir()))  # as a shell has it for log*
+    assert [(week.week, week.scans) for week in every] == [("2026-W10", 1), ("2026-W11", 1), ("2026-W12", 1)]
 
 
 def test_drift_is_told_and_chance_is_not(tmp_path):

@@ -82,25 +82,25 @@ def weeks_of(paths: Iterable[Path]) -> list[Week]:
 
 
 def _records(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The lines of logs, and of the files that they have put aside."""
+    """The lines of logs, and of the files that they have put aside, each file once: a shell's log* names both."""
+    parts: dict[Path, Path] = {}
     for path in paths:
-        aside = sorted(path.parent.glob(f"{path.name}.[0-9]*"))
-        for part in (*aside, path):
+        for part in (*sorted(path.parent.glob(f"{path.name}.[0-9]*")), path):
+            parts.setdefault(part.resolve(), part)
+    for part in parts.values():
+        try:
+            lines = part.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInputError(f"audit log {part} cannot be read ({error}): name the file that --audit has") from error
+        for number, line in enumerate(lines, 1):
             try:
-                lines = part.read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
+                record = json.loads(line)
+                datetime.fromisoformat(record["time"].replace("Z", "+00:00"))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise BadInputError(
-                    f"audit log {part} cannot be read ({error}): name the file that --audit has"
+                    f"{part}: line {number} is no audit line ({error!r}): name the file that --audit has"
                 ) from error
-            for number, line in enumerate(lines, 1):
-                try:
-                    record = json.loads(line)
-                    datetime.fromisoformat(record["time"].replace("Z", "+00:00"))
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise BadInputError(
-                        f"{part}: line {number} is no audit line ({error!r}): name the file that --audit has"
-                    ) from error
-                yield record
+            yield record
 
 
 def drifts(weeks: list[Week]) -> list[str]:
