@@ -205,6 +205,14 @@ def test_a_peer_that_dies_in_mid_scan_costs_nothing(start, scan):
     until(lambda: not server._sessions)  # and nobody is left to spin
 
 
+def test_a_second_scan_on_a_connection_costs_the_first_nothing(start, scan, caplog):
+    server, messages = start(), raw_stream(scan)
+    answer = exchange(server, *messages, *messages)
+    assert len(answer.images) == 4 and not answer.texts
+    until(lambda: "a connection carries one scan" in caplog.text)
+    until(lambda: not server._sessions)
+
+
 def test_a_lost_device_is_told_and_ends_the_service_with_1(model, scan, monkeypatch, caplog):
     def fail(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

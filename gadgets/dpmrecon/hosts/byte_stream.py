@@ -1,13 +1,18 @@
 """Streams of bytes that carry messages: a socket, or a pair of pipes."""
 
 import contextlib
+import logging
 import os
 import select
 import socket
 import struct
+import time
 from typing import Protocol
 
+log = logging.getLogger("dpmrecon")
+
 STALL = 60  # seconds, whole, that a peer may leave our images unread
+SILENCE = 0.5  # seconds after which no more comes of what is not taken
 
 
 class ByteStream(Protocol):
@@ -53,7 +58,19 @@ class SocketStream:
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+            self._take_rest()
         self.socket.close()
+
+    def _take_rest(self) -> None:
+        """What came that nobody has read: over that a close is a reset, which costs the peer images on their way."""
+        if not self.wait(0) or not self.socket.recv(1):
+            return
+        log.warning("a peer sent more after its CLOSE, which is not taken: a connection carries one scan")
+        ends = time.monotonic() + STALL
+        while self.wait(SILENCE) and self.socket.recv(1 << 16) and time.monotonic() < ends:
+            pass
 
 
 class PipeStream:
