@@ -18,7 +18,7 @@ from dpmrecon.mrd.file import open_scan
 
 from support.dicom import checker, complaints, unexplained
 from support.edited import edited
-from support.results import images, replay
+from support.results import images, replay, report
 
 SCAN = {"matrix": (48, 63), "n_slices": 3, "acceleration": 2}
 DWI = {"matrix": (32, 40), "n_slices": 2, "contrast": "dwi", "b_values": (0.0, 1000.0), "n_coils": 4, "averages": 2}
@@ -405,6 +405,23 @@ def test_a_scan_without_directions_keeps_its_images_and_says_so(simulated_scan, 
     assert "no DICOM: read_dir" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "report.json").read_text())["dicom_files"] == 0
     assert (tmp_path / "out" / "images.h5").exists()
+
+
+def test_an_interrupted_run_leaves_no_half_series(simulated_scan, model, tmp_path, monkeypatch):
+    save, saved = pydicom.dataset.FileDataset.save_as, []
+
+    def interrupted(file, path, **options):
+        saved.append(path)
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        save(file, path, **options)
+
+    monkeypatch.setattr(pydicom.dataset.FileDataset, "save_as", interrupted)
+    assert replay(simulated_scan(**SCAN), tmp_path, model) == 130
+    assert not list(tmp_path.rglob("*.dcm")) and not (tmp_path / "dicom").exists()
+    monkeypatch.undo()
+    assert replay(simulated_scan(**SCAN), tmp_path, model) == 0
+    assert len(list((tmp_path / "dicom").rglob("*.dcm"))) == report(tmp_path)["dicom_files"] > 3
 
 
 def test_a_second_run_leaves_no_files_of_the_first(simulated_scan, model, tmp_path):
