@@ -1,5 +1,6 @@
 """Which files are scans, and what their results are called."""
 
+import os
 import zipfile
 
 import pytest
@@ -39,6 +40,12 @@ def test_equal_names_are_told_apart_and_stay_as_they_are(archive, tmp_path):
     assert sorted(listed([str(archive)], tmp_path / "out")) == sorted(found)
     again = listed([str(archive / "a"), str(archive / "a/two.MRD"), str(archive)], tmp_path / "out")
     assert sorted(name for name in again if "two" in name) == ["a__two"]  # a scan is done once
+
+
+def test_a_pipe_is_no_scan(archive, tmp_path):
+    before = listed([str(archive)], tmp_path / "out")
+    os.mkfifo(archive / "pipe.h5")
+    assert listed([str(archive)], tmp_path / "out").keys() == before.keys()
 
 
 def test_several_folders_go_before_the_names(archive, tmp_path):

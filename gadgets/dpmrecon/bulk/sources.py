@@ -123,7 +123,8 @@ def _below(given: Path, out: Path) -> list[tuple[str, Source]]:
             name for name in folders if name[0] != "." and _absolute(Path(folder, name)) != _absolute(out)
         )
         paths = (Path(folder, name) for name in sorted(names) if _is_scan(name))
-        found += [(path.relative_to(given).as_posix(), _at(path)) for path in paths]
+        # a pipe would be waited for without end
+        found += [(path.relative_to(given).as_posix(), _at(path)) for path in paths if not path.is_fifo()]
     return found
 
 
