@@ -421,6 +421,20 @@ def test_patients_by_folder_measurement_and_id(simulated_scan, start, recipe, tm
     assert "flair scans of 2 patients can be used: 3 are needed" in told.err
 
 
+def test_scans_of_one_contrast_may_lie_deeper_than_the_others(simulated_scan, tmp_path):
+    """Their names were told by different folders in the check and when they were prepared: no scan was found again."""
+    hospital = tmp_path / "hospital"
+    for contrast in ("flair", "t1"):
+        (hospital / contrast).mkdir(parents=True)
+        for subject in range(3):
+            scan = simulated_scan(**{**SCAN, "n_slices": 1, "contrast": contrast, "subject": subject})
+            shutil.copy(scan, hospital / contrast / f"p{subject}.h5")
+    found = kit_data.check([hospital], "flair")
+    assert not kit_data.prepared(found, tmp_path / "prepared", 1)
+    split = kit_data.split(found, tmp_path / "prepared")
+    assert [len(split.scans[part]) for part in kit_data.PARTS] == [1, 1, 1]
+
+
 def test_scans_that_name_no_patient_at_all(simulated_scan, start, recipe, tmp_path, capsys):
     scans = anonymised(simulated_scan, tmp_path / "scans")
     for path in scans.iterdir():

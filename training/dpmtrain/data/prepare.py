@@ -25,13 +25,22 @@ from .volumes import RULE, key_of, prepare_item
 from .workers import Workers
 
 
-def prepare(inputs: Sequence[Path], out: Path, settings: Settings, exclude: Sequence[str] = (), jobs: int = 1) -> int:
-    """Prepare all inputs into `out`. exclude: subjects or patient IDs to leave out, besides HELD_OUT.
+def prepare(
+    inputs: Sequence[Path],
+    out: Path,
+    settings: Settings,
+    exclude: Sequence[str] = (),
+    jobs: int = 1,
+    root: Path | None = None,
+) -> int:
+    """Prepare all inputs into `out`. exclude: subjects or patient IDs to leave out, besides HELD_OUT; root: the folder
+    below which paths name scans and patients, None for the one that all inputs are in.
 
     Returns 0, or 3 where inputs, or parts of them, were left out; they are named on stderr. Raises BadInputError where
     no input serves, DpmreconError where `out` cannot be written.
     """
-    root, paths = _files(inputs)
+    common, paths = _files(inputs)
+    root = root or common
     with Workers(jobs) as workers:
         found = dict(workers.run(partial(_inspected, root=root, settings=settings), paths, "looking at files"))
         seen = [entry for path in paths for entry in found[path]]

@@ -33,11 +33,12 @@ ENOUGH_PATIENTS = 10  # with fewer, one unusual patient decides what is chosen a
 
 @dataclass
 class Scans:
-    """Files that can be used, all of one contrast. broken: whether others should have been, and could not; patients:
-    what tells them apart, see `Settings`."""
+    """Files that can be used, all of one contrast. root: the folder below which their paths name scans and patients;
+    broken: whether others should have been, and could not; patients: what tells them apart, see `Settings`."""
 
     contrast: str
     items: list[Item]
+    root: Path
     broken: bool
     patients: str | None = None
 
@@ -80,7 +81,7 @@ def check(inputs: Sequence[Path], contrast: str | None, patients: str | None = N
         print(f"patient {subject}: {', '.join(names)}")
     _say_whose(items, patients)
     _enough(found_patients, items[0].contrast)
-    return Scans(items[0].contrast, items, any(not fault.expected for fault in faults), patients)
+    return Scans(items[0].contrast, items, root, any(not fault.expected for fault in faults), patients)
 
 
 def _say_whose(items: Sequence[Item], patients: str | None) -> None:
@@ -169,7 +170,7 @@ def prepared(scans: Scans, data: Path, jobs: int, prior: Path | None = None, exc
     prior: see `Settings`; exclude: patients to leave out.
     """
     settings = Settings(contrast=scans.contrast, source="own scans", patients=scans.patients, prior=prior)
-    return prepare([item.files[0] for item in scans.items], data, settings, exclude, jobs) != 0
+    return prepare([item.files[0] for item in scans.items], data, settings, exclude, jobs, scans.root) != 0
 
 
 def split(scans: Scans, data: Path) -> Split:
