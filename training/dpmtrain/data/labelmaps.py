@@ -93,6 +93,8 @@ PREPARED = {
 }
 SPREAD = (0.9, 1.1)
 CEREBELLUM = (7, 46)  # its white matter
+UNUSED = 1  # the first number of tissue classes and lesions
+VOXEL_TOLERANCE = 0.1  # mm
 
 
 def read_label_map(item: Item) -> tuple[list[Volume], list[Fault]]:
@@ -143,6 +145,15 @@ def head_labels(path: Path) -> np.ndarray:
     inside = np.argwhere(labels > 0)
     if labels.ndim != 3 or not np.isin(labels, WHITE_MATTER).any():
         raise BadInputError("it is no head's label map in FreeSurfer's numbers (labels 2 and 41, white matter, lack)")
+    if (labels == UNUSED).any():
+        raise BadInputError(
+            f"it holds the label {UNUSED}, which FreeSurfer's maps of heads do not: tissues or lesions were numbered "
+            "otherwise"
+        )
+    voxel = [float(size) for size in image.header.get_zooms()[:3]]
+    if any(abs(size - 1) > VOXEL_TOLERANCE for size in voxel):
+        told = " x ".join(f"{size:g}" for size in voxel)
+        raise BadInputError(f"its voxels have {told} mm: label maps of 1 mm are simulated from, resample it")
     low, high = np.maximum(inside.min(0) - 6, 0), inside.max(0) + 7
     return labels[tuple(slice(a, b) for a, b in zip(low, high))]
 
