@@ -8,6 +8,7 @@ there when all of them are. done.jsonl has a line for each finished input, from 
 
 import hashlib
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ from .kinds import inspect
 from .open_sets import HELD_OUT, KNOWN_SETS
 from .volumes import RULE, key_of, prepare_item
 from .workers import Workers
+
+# The name of a volume of an item that has several, see `images` and `kspace`
+NUMBERED = re.compile(r"(.+?)(_\d{2,}|_repetition\d+|_contrast\d+)+")
 
 
 def prepare(
@@ -116,7 +120,8 @@ def _by_study(items: list[Item]) -> list[Item]:
 
 
 def _grouped(items: list[Item]) -> list[Item]:
-    """The DICOM files of a series become one item. Names are made unique: they become file names."""
+    """The DICOM files of a series become one item. Names are made unique: they become file names, with a number where
+    an item has several volumes."""
     groups: dict[tuple, list[Item]] = {}
     for item in items:
         of_series = (item.kind, item.name, item.subject, item.contrast)
@@ -124,7 +129,8 @@ def _grouped(items: list[Item]) -> list[Item]:
     merged = [replace(group[0], files=tuple(f for item in group for f in item.files)) for group in groups.values()]
     names = Counter(item.name for item in merged)
     for number, item in enumerate(merged):
-        if names[item.name] > 1:
+        numbered = NUMBERED.fullmatch(item.name)
+        if names[item.name] > 1 or (numbered and names[numbered[1]]):
             place = hashlib.sha256(str(item.files[0]).encode()).hexdigest()[:6]
             merged[number] = replace(item, name=f"{item.name}_{place}")
     return merged
