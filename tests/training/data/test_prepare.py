@@ -253,7 +253,10 @@ def dicom(path, image, position, *, uid="1.2.3", patient="4711", **tags):
     file.BitsAllocated, file.BitsStored, file.HighBit = 16, 16, 15
     file.PixelData = (1000 * image).astype(np.uint16).tobytes()
     for name, value in tags.items():
-        setattr(file, name, value)
+        if name[0].isdigit():
+            file.add_new(int(name, 16), "SS", value)
+        else:
+            setattr(file, name, value)
     file.save_as(path, enforce_file_format=True)
 
 
@@ -270,6 +273,48 @@ def test_dicom_series_in_order_of_position_whatever_the_files_are_called(tmp_pat
     assert entry["subject"] == items.pseudonym("4711")
     images = magnitude(tmp_path / "out", name)
     assert [np.unravel_index(image.argmax(), image.shape) for image in images] == [(20, 9), (21, 9), (22, 9)]
+
+
+@pytest.mark.parametrize(
+    ("tags", "told", "code"),
+    [
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]}, "holds mosaics, many slices in one image", 3),
+        ({"Manufacturer": "GE MEDICAL SYSTEMS", "0043102F": 1}, "of the type PHASE, which are left out", 0),
+        ({"ComplexImageComponent": "IMAGINARY"}, "of the type IMAGINARY, which are left out", 0),
+        ({"ImageType": ["DERIVED", "SECONDARY"], "SeriesDescription": "DWI eADC"}, "of the type eADC", 0),
+        ({"ImageType": ["DERIVED", "PRIMARY", "M", "ND", "MNIP"]}, "of the type MNIP", 0),
+        ({"Modality": "CT"}, "of the modality CT", 0),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M"], "SeriesDescription": "DWI_ADC"}, "", 0),
+        ({"ImageType": ["DERIVED", "PRIMARY", "TRACEW"], "SeriesDescription": "ep2d_diff_TRACEW"}, "", 0),
+        ({"Manufacturer": "GE MEDICAL SYSTEMS", "0043102F": 0}, "", 0),
+        ({"RescaleIntercept": -500}, "% of its signal is negative: it is a phase image", 3),
+    ],
+)
+def test_dicom_that_is_no_magnitude_of_an_anatomy_is_left_out(tmp_path, capsys, tags, told, code):
+    for number in range(3):
+        image = head((41, 36), (20 + number, 9))
+        dicom(tmp_path / "in" / f"a{number}.dcm", image, (0, -3 * number, 4 * number), uid="1.2.4")
+        changed = {"SeriesDescription": "dwi", "Modality": "MR", **tags}
+        dicom(tmp_path / "in" / f"b{number}.dcm", image, (0, -3 * number, 4 * number), uid="1.2.5", **changed)
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == code
+    error = capsys.readouterr().err
+    assert told in error
+    assert len(volumes(tmp_path / "out")) == (1 if told else 2)
+
+
+def test_dicom_copies_count_once_and_a_stack_with_a_gap_is_not_cut_across(tmp_path):
+    """A copy made a second volume; across a gap training would see a step in the head."""
+    for place in [k for k in range(44) if k != 20]:
+        image = head((44, 40), (20, 9))
+        dicom(tmp_path / "in" / f"{place:02d}.dcm", image, (0, -0.6 * place, 0.8 * place), PixelSpacing=[1.0, 1.0])
+    shutil.copytree(tmp_path / "in", tmp_path / "in" / "copy")
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 0
+    ((_, entry),) = volumes(tmp_path / "out").items()
+    assert entry["shape"] == [43, 44, 40] and len(entry["spans"]) == 1
+    dicom(tmp_path / "in" / "20.dcm", head((44, 40), (20, 9)), (0, -12.0, 16.0), PixelSpacing=[1.0, 1.0])
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 0
+    ((_, entry),) = volumes(tmp_path / "out").items()
+    assert entry["shape"] == [44, 44, 40] and len(entry["spans"]) == 3
 
 
 @pytest.mark.parametrize("patient", ["ANONYMOUS", "ANON", "", "0000"])
@@ -467,6 +512,65 @@ def test_a_broken_file_among_good_ones_is_named_and_the_rest_goes_through(tmp_pa
     with pytest.raises(SystemExit, match="2"):
         run(tmp_path / "in", "--out", tmp_path / "other", "--contrast", "t9")
     assert "choose from 'flair', 't1', 't2', 'dwi', 'swi'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["flair_ph", "sub-01_part-phase_flair", "dwi_adc", "t1_map", "sub-01_T1map", "swi_minip"]
+)
+def test_nifti_maps_and_phase_images_are_left_out_by_their_names(tmp_path, capsys, name):
+    flair(tmp_path / "in" / "p1" / "flair.nii.gz")
+    flair(tmp_path / "in" / "p1" / f"{name}.nii.gz")
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 0
+    assert "is named as a map or a phase image" in capsys.readouterr().err
+    assert list(volumes(tmp_path / "out")) == ["p1_flair"]
+
+
+def test_nifti_that_is_signed_complex_or_coloured(tmp_path, capsys):
+    """Negative values were cut off, and of complex ones the real part was taken, in silence."""
+    image = np.stack([head((40, 36), (12 + k, 20)) for k in range(3)], -1).astype(np.float32)
+    phase = np.linspace(-3, 3, image.size, dtype=np.float32).reshape(image.shape)
+    nifti(tmp_path / "in" / "complex_flair.nii", (image * np.exp(1j * phase)).astype(np.complex64))
+    nifti(tmp_path / "in" / "magnitude_flair.nii", image)
+    nifti(tmp_path / "in" / "ringing_flair.nii", image - np.float32(0.02) * (image < 0.1))
+    nifti(tmp_path / "in" / "phase_flair.nii", image * phase)
+    nifti(tmp_path / "in" / "standardised_flair.nii", (image - image.mean()) / image.std())
+    nifti(tmp_path / "in" / "colour_flair.nii", np.zeros(image.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 3
+    told = capsys.readouterr().err
+    assert re.search(r"phase_flair.nii: \d+ % of its signal is negative", told)
+    assert "standardised_flair.nii: 50 % of its signal is negative" in told
+    assert "colour_flair.nii: it is a colour map" in told
+    assert set(volumes(tmp_path / "out")) == {"complex_flair", "magnitude_flair", "ringing_flair"}
+    both = [magnitude(tmp_path / "out", f"{name}_flair") for name in ("complex", "magnitude")]
+    np.testing.assert_allclose(*both, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "voxel", "told"),
+    [({3: 3, 2: 2, 4: 1}, 1.0, "it holds the label 1"), ({}, 1.3, "its voxels have 1.3 x 1.3 x 1.3 mm")],
+)
+def test_segmentations_that_are_no_label_maps_of_heads(tmp_path, capsys, numbers, voxel, told):
+    """Tissue classes and lesions became heads that there are not."""
+    labels = label_map()
+    for before, after in numbers.items():
+        labels[labels == before] = after
+    nifti(tmp_path / "in" / "p1" / "t1_seg.nii.gz", labels, np.diag([voxel, voxel, voxel, 1]))
+    flair(tmp_path / "in" / "p1" / "flair.nii.gz")
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 3
+    assert told in capsys.readouterr().err
+    assert list(volumes(tmp_path / "out")) == ["p1_flair"]
+
+
+def test_volumes_of_several_files_never_have_one_name(tmp_path):
+    """The second volume of a file took the place of another file's."""
+    image = [np.stack([head((40, 36), (12 + k, place)) for k in range(3)], -1) for place in (8, 14, 20)]
+    nifti(tmp_path / "in" / "p1" / "dwi.nii.gz", np.stack(image[:2], -1).astype(np.float32))
+    nifti(tmp_path / "in" / "p1" / "dwi_02.nii.gz", image[2].astype(np.float32))
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 0
+    found = volumes(tmp_path / "out")
+    assert len(found) == 3
+    brightest = {name: np.unravel_index(magnitude(tmp_path / "out", name)[0].argmax(), (36, 40))[0] for name in found}
+    assert len(set(brightest.values())) == 3 and found.keys() >= {"p1_dwi_01", "p1_dwi_02"}
 
 
 def test_a_patient_stays_on_one_side_whatever_the_files_are_called(simulated_scan, tmp_path, capsys):

@@ -14,6 +14,10 @@ from .items import Fault, Item, Volume
 MAGNITUDE = "magnitude images, random smooth phase in training"
 # Slices so many times thicker than pixels were acquired in their plane
 THICK = 1.5
+# Difference of a series' steps from slice to slice, over the usual one, from which slices lack
+UNEVEN = 0.2
+# Share of negative values, of the sum of all magnitudes, that interpolation does not make
+NEGATIVE = 0.1
 B_VALUE_TAGS = ((0x0018, 0x9087), (0x2001, 0x1003), (0x0019, 0x100C))  # DICOM's own, Philips, Siemens
 
 
@@ -23,7 +27,11 @@ def read_nifti(item: Item) -> tuple[list[Volume], list[Fault]]:
 
     (path,) = item.files
     image: Any = nibabel.load(path)
-    data = np.asarray(image.dataobj, dtype=np.float32)
+    stored = image.get_data_dtype()
+    if stored.names:
+        raise BadInputError("it is a colour map, not an image")
+    data = abs(np.asarray(image.dataobj)) if stored.kind == "c" else image.dataobj
+    data = np.asarray(data, dtype=np.float32)
     if data.ndim not in (3, 4):
         raise BadInputError(f"its data have shape {data.shape}; three dimensions, or four, are needed")
     if len(np.unique(data)) == 2:
@@ -31,6 +39,7 @@ def read_nifti(item: Item) -> tuple[list[Volume], list[Fault]]:
     volumes = [data] if data.ndim == 3 else list(np.moveaxis(data, 3, 0))
     made = []
     for number, volume in enumerate(volumes, 1):
+        _check_magnitudes(volume)
         slices, voxel = oriented(volume, image.affine)
         made.append(Volume(_numbered(item.name, number, len(volumes)), slices, voxel, MAGNITUDE))
     return made, []
@@ -40,11 +49,13 @@ def read_dicom(item: Item) -> tuple[list[Volume], list[Fault]]:
     """The volumes of a series (of one b-value), slices in the plane of acquisition, in order of position.
 
     Files at the same position (directions, repetitions, echoes) make volumes of their own, in order of
-    InstanceNumber. A file that cannot be read is left out and named.
+    InstanceNumber; copies of a file count once. A file that cannot be read is left out and named. A volume in which
+    slices lack is not cut across them.
     """
     positions = defaultdict(list)
     faults = []
     normal = None
+    known = set()
     for path in item.files:
         try:
             dataset = open_dicom(path, pixels=True)
@@ -58,7 +69,12 @@ def read_dicom(item: Item) -> tuple[list[Volume], list[Fault]]:
         if abs(plane.normal @ normal) < 0.999:
             faults.append(Fault(str(path), "has another orientation than the series' first image"))
             continue
-        positions[round(float(plane.first @ normal), 2)].append((int(dataset.get("InstanceNumber", 0)), image, plane))
+        place = round(float(plane.first @ normal), 2)
+        copy = (dataset.get("SOPInstanceUID"), place, hash(image.tobytes()))  # anonymised files may share a UID
+        if copy in known:
+            continue
+        known.add(copy)
+        positions[place].append((int(dataset.get("InstanceNumber", 0)), image, plane))
     if not positions:
         raise BadInputError(f"none of its {len(item.files)} files can be read; the first: {faults[0].reason}")
     for found in positions.values():
@@ -78,8 +94,11 @@ def read_dicom(item: Item) -> tuple[list[Volume], list[Fault]]:
         affine[:3, 1] = planes[0].along_rows * planes[0].spacing_mm[0]
         affine[:3, 2] = planes[0].along_columns * planes[0].spacing_mm[1]
         affine[:2] *= -1  # LPS to RAS
+        _check_magnitudes(np.stack(images))
         slices, voxel = oriented(np.stack(images), affine, slice_axis=0)
-        made.append(Volume(_numbered(item.name, number + 1, count), slices, voxel, MAGNITUDE))
+        steps = np.diff([plane.first @ normal for plane in planes])
+        even = len(steps) < 2 or float(np.ptp(steps)) < UNEVEN * float(np.median(steps))
+        made.append(Volume(_numbered(item.name, number + 1, count), slices, voxel, MAGNITUDE, coherent=even))
     return made, faults
 
 
@@ -136,6 +155,16 @@ def oriented(
         slices, order = canonical[:, ::-1, ::-1], (0, 2, 1)
     step, row, col = (float(spacing[of]) for of in order)
     return np.ascontiguousarray(slices.transpose(order), np.float32).clip(min=0), (step, row, col)
+
+
+def _check_magnitudes(volume: np.ndarray) -> None:
+    """Raises BadInputError for what is signed: phase, real parts, standardised values."""
+    share = -float(volume.clip(max=0).sum(dtype=np.float64)) / max(float(abs(volume).sum(dtype=np.float64)), 1e-30)
+    if share > NEGATIVE:
+        raise BadInputError(
+            f"{100 * share:.0f} % of its signal is negative: it is a phase image or another map, or was standardised; "
+            "magnitudes are needed"
+        )
 
 
 def axial(path: Path) -> np.ndarray:

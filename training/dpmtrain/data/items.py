@@ -51,7 +51,7 @@ class Volume:
     """Slices (slices, rows, cols) as read: complex64 with the measured phase, or float32 magnitudes without any.
 
     name: of the volume; voxel_mm: from slice to slice, row to row, column to column; reference: how the image came
-    about; coherent: whether neighbouring slices have one phase, as magnitudes and 3D scans have.
+    about; coherent: whether neighbouring slices have one phase, as magnitudes and 3D scans have, and none lacks.
     """
 
     name: str

@@ -22,7 +22,18 @@ DATA_SUFFIXES = (".h5", ".hdf5", ".mrd", ".nii", ".dcm", ".ima", ".gz")
 LABEL_MAP_NAME = re.compile(r"(^|[_.-])(seg|segmentation|labels?|aseg|synthseg)([_.-]|$)")
 CONTRAST_WORD = re.compile(r"((^|[_-])(flair|t1w?|t2w?|dwi|swi|mprage))+$", re.IGNORECASE)
 # image types that are no magnitude images of an anatomy
-NO_MAGNITUDE = {"P", "R", "I", "PHASE", "REAL", "IMAGINARY", "ADC", "FA", "LOCALIZER", "PROJECTION IMAGE", "MIN_IP"}
+NO_MAGNITUDE = {
+    *("P", "R", "I", "PHASE", "REAL", "IMAGINARY", "PHASE MAP", "PHASE_MAP", "ADC", "EADC", "FA", "LOCALIZER"),
+    *("PROJECTION IMAGE", "MIP", "MIN_IP", "MNIP", "SUB", "SUBTRACTION", "T1 MAP", "T1_MAP", "T2 MAP", "T2_MAP"),
+}
+# The same, as the description of a derived series or a NIfTI file's last words tell it
+_MAP = r"e?adc|(col)?fa|t[12][ _-]?map|m(in|n)?ip"
+MAP_SERIES = re.compile(
+    rf"(?<![a-z])({_MAP}|sub(traction)?)(?![a-z0-9])|apparent.diffusion|fractional.anis", re.IGNORECASE
+)
+MAP_FILE = re.compile(rf"_part-(phase|real|imag)|(^|[_-])({_MAP}|ph|pha|phase|real|imag|imaginary)$", re.IGNORECASE)
+GE_COMPONENT = (0x0043, 0x102F)
+COMPONENTS = ("MAGNITUDE", "PHASE", "REAL", "IMAGINARY")
 
 
 def inspect(path: Path, root: Path, settings: Settings, *, in_folder: bool) -> list[Item | Fault]:
@@ -168,6 +179,8 @@ def _named(patient_id: Any) -> str | None:
 
 
 def _nifti(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
+    if found := MAP_FILE.search(_stem(path)):
+        return [Fault(str(path), f"is named as a map or a phase image ({found[0]}): not used", expected=True)]
     facts = _path_facts(path, root, settings)
     folders = [parent.name for parent in path.relative_to(root).parents]  # flair/patient7.nii.gz
     contrast = _contrast(settings, "file name", _stem(path), *folders)
@@ -195,12 +208,21 @@ def _dicom(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
     dataset = images.open_dicom(path, pixels=False)
     kinds = {str(kind).upper() for kind in dataset.get("ImageType", ())}
     where = str(path.parent)  # one sentence for a folder of them
+    if (modality := dataset.get("Modality", "MR")) != "MR":
+        return [Fault(where, f"holds DICOM files of the modality {modality}, which are left out", expected=True)]
     if "PixelSpacing" not in dataset or "ImagePositionPatient" not in dataset:
         if int(dataset.get("NumberOfFrames", 1)) > 1:
             return [Fault(where, "holds multi-frame DICOM files; export them as single-frame MR images")]
         return [Fault(where, "holds DICOM files that are no images with a position in the patient", expected=True)]
-    if kinds & NO_MAGNITUDE:
-        named = ", ".join(sorted(kinds & NO_MAGNITUDE))
+    if "MOSAIC" in kinds:
+        return [
+            Fault(
+                where,
+                "holds mosaics, many slices in one image; export them as single images, or convert them to NIfTI "
+                "(dcm2niix)",
+            )
+        ]
+    if named := ", ".join(sorted(kinds & NO_MAGNITUDE)) or _no_magnitude(dataset, kinds):
         return [Fault(where, f"holds DICOM images of the type {named}, which are left out", expected=True)]
     known, _ = _known(path)
     patient, options = _named(dataset.get("PatientID")), {}
@@ -221,6 +243,21 @@ def _dicom(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
     if contrast == "dwi" and b is not None:
         name = f"{name}_b{b}"
     return [Item("DICOM", contrast=contrast, files=(path,), options=options, **{**facts, "name": name})]
+
+
+def _no_magnitude(dataset: Any, kinds: set[str]) -> str | None:
+    """What an image is, if no magnitude of an anatomy, where its type does not say so."""
+    if int(dataset.get("SamplesPerPixel", 1)) > 1:
+        return "colour"
+    component = str(dataset.get("ComplexImageComponent", "")).upper()
+    if GE_COMPONENT in dataset and str(dataset.get("Manufacturer", "")).upper().startswith("GE"):
+        value = dataset[GE_COMPONENT].value  # GE's images are OTHER, whatever they are
+        number = int.from_bytes(value, "little") if isinstance(value, bytes) else value
+        component = COMPONENTS[number] if number in range(len(COMPONENTS)) else component
+    if component in COMPONENTS[1:]:
+        return component
+    found = MAP_SERIES.search(str(dataset.get("SeriesDescription", ""))) if "DERIVED" in kinds else None
+    return found[0] if found else None
 
 
 _INSPECT = {
