@@ -421,6 +421,20 @@ def test_patients_by_folder_measurement_and_id(simulated_scan, start, recipe, tm
     assert "flair scans of 2 patients can be used: 3 are needed" in told.err
 
 
+def test_a_copy_of_a_scan_is_no_second_patient(simulated_scan, tmp_path, capsys):
+    """Under another patient's name it was trained and tested on."""
+    hospital = tmp_path / "hospital"
+    hospital.mkdir()
+    for subject in range(3):
+        shutil.copy(simulated_scan(**{**SCAN, "n_slices": 1, "subject": subject}), hospital / f"p{subject}.h5")
+    shutil.copy(hospital / "p1.h5", hospital / "p7.h5")
+    with h5py.File(hospital / "p7.h5", "r+") as file:
+        file["dataset/xml"][0] = file["dataset/xml"][0].replace(b"SIMULATED1", b"SIMULATED7")
+    found = kit_data.check([hospital], "flair")
+    assert len({item.subject for item in found.items}) == 3 and not found.broken
+    assert f"p7.h5: holds the same scan as {hospital / 'p1.h5'}: not used" in capsys.readouterr().err
+
+
 def test_scans_of_one_contrast_may_lie_deeper_than_the_others(simulated_scan, tmp_path):
     """Their names were told by different folders in the check and when they were prepared: no scan was found again."""
     hospital = tmp_path / "hospital"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ismrmrd
 import numpy as np
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.averages import have_phases
@@ -66,6 +67,8 @@ def check(inputs: Sequence[Path], contrast: str | None, patients: str | None = N
     others = [item for item in items if contrast not in (None, item.contrast)]
     items = [item for item in items if contrast in (None, item.contrast)]
     faults += [Fault(str(i.files[0]), f"is a scan of {i.contrast}: not used", expected=True) for i in others]
+    items, copies = _once(items)
+    faults += copies
     for fault in faults:
         print(f"dpmtrain: {fault.place}: {fault.reason}", file=sys.stderr)
     counts = Counter(item.contrast for item in items)
@@ -82,6 +85,32 @@ def check(inputs: Sequence[Path], contrast: str | None, patients: str | None = N
     _say_whose(items, patients)
     _enough(found_patients, items[0].contrast)
     return Scans(items[0].contrast, items, root, any(not fault.expected for fault in faults), patients)
+
+
+def _once(items: Sequence[Item]) -> tuple[list[Item], list[Fault]]:
+    """Each scan once, and its copies, whatever their names and headers: under another patient's name one would be
+    trained and tested on."""
+    first: dict[str, Item] = {}
+    copies = []
+    for item in items:
+        before = first.setdefault(_content(item), item)
+        if before is not item:
+            copies.append(
+                Fault(str(item.files[0]), f"holds the same scan as {before.files[0]}: not used", expected=True)
+            )
+    return list(first.values()), copies
+
+
+def _content(item: Item) -> str:
+    """What tells a scan from all others: its first line of an image that is not empty; else its file."""
+    try:
+        with open_scan(item.files[0]) as scan:
+            for line in scan.acquisitions():
+                if not line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT) and line.data.any():
+                    return hashlib.sha256(line.data.tobytes()).hexdigest()
+    except BadInputError:  # it is named when it is prepared
+        pass
+    return str(item.files[0])
 
 
 def _say_whose(items: Sequence[Item], patients: str | None) -> None:
