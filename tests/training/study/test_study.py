@@ -10,6 +10,7 @@ from dpmtrain.cli import main
 from dpmtrain.study.design import Design, Key
 from dpmtrain.study.questions import ARMS, QUESTIONS
 from pydicom import dcmread
+from pydicom.uid import generate_uid
 
 pytest.importorskip("statsmodels", reason="statsmodels is not installed: pip install -e .[study]")
 
@@ -129,6 +130,7 @@ def test_a_classifier_tells_the_arms_by_one_date(made, tmp_path):
         ({"standard": "cropped"}, "which tells the arms"),
         ({"standard": "moved"}, "mm apart, which tells them"),
         ({"standard": "fewer"}, "is in one arm alone"),
+        ({"standard": "echoes"}, "several images of one place"),
         ({"standard": "two"}, r"holds 2 series \(flair_tse, t2_tse\)"),
     ],
 )
@@ -143,6 +145,11 @@ def test_what_would_tell_the_arms_is_refused_before_anything_is_written(made, tm
             file.save_as(path)
     if "fewer" in change.values():
         (changed / "elm").rename(tmp_path / "elm")
+    if "echoes" in change.values():  # they were shown by turns, as one volume
+        for path in sorted((changed / "elm" / "t2").iterdir()):
+            file = dcmread(path)
+            file.SOPInstanceUID = generate_uid()
+            file.save_as(path.with_name(f"echo{path.name}"))
     if "two" in change.values():
         for path in (changed / "elm" / "t2").iterdir():
             path.rename(changed / "elm" / "flair" / f"t2{path.name}")

@@ -19,6 +19,7 @@ from dpmrecon.mrd.geometry import Plane, plane_of_dicom, slice_spacing
 BITS = 12
 BRIGHT = 2000  # the stored value of a series' 99.5th percentile, the window's upper end
 SAME_PLACE = 0.5  # of a pixel: how far the arms of a subject may lie apart
+PARALLEL, APART_MM = 0.999, 0.01  # least cosine of the slices' normals, least distance of their places
 LONG_AGO = 315532800  # 1980-01-01 in seconds, the date of every file
 
 
@@ -70,6 +71,12 @@ def read_series(folder: Path) -> Series:
         raise BadInputError(
             f"{folder} cannot be read as slices of one volume ({error}): give another export"
         ) from error
+    places = [plane.first @ planes[0].normal for plane in planes]
+    if any(abs(plane.normal @ planes[0].normal) < PARALLEL for plane in planes) or np.any(np.diff(places) < APART_MM):
+        raise BadInputError(
+            f"{folder} holds several images of one place, or slices that are not parallel: give one volume for each "
+            "contrast, b-values and echoes as contrasts of their own"
+        )
     levels = np.unique(np.stack([file.pixel_array for file in files])).astype(np.int64)
     step = slope * (int(np.diff(levels).min()) if len(levels) > 1 else 1)
     return Series(pixels, planes, step, float(getattr(first, "SliceThickness", None) or 0))
