@@ -3,6 +3,7 @@
 import csv
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from dpmtrain.evaluate.scoring import Undersampled
 from dpmtrain.evaluate.undersampling import MASKS, OF_ROWS, sampling_mask, undersampled
 from dpmtrain.evaluate.validation import validation_scan
 
-from support.models import saved_model
+from support.models import TINY, saved_model
 from support.phantoms import head
 
 CPU = torch.device("cpu")
@@ -190,6 +191,19 @@ def test_evaluation_goes_on_where_it_stopped(checkpoint, tmp_path, capsys):
     assert "maps from the full data" in report and "of an R=2 scan" in report and "tiny-" in report
     assert (tmp_path / "nrmse_flair.png").stat().st_size > 10000
     assert "1D regular, ACS 12" in capsys.readouterr().out
+
+
+def test_scores_on_subjects_that_the_model_was_trained_on_are_said(tmp_path, capsys):
+    path = tmp_path / "own.safetensors"
+    saved_model(
+        path, TINY, sampling={"samples": 1, "prox": {"steps": 2}}, data={"subjects": ["patient01", "patient03"]}
+    )
+    slices = [replace(head(40, 36, number), scan=f"patient0{number}/study1_FLAIR") for number in (1, 2)]
+    plan = Plan((4,), ("regular",), (12,), conventional=("zero-filled",))
+    for chosen, told in ((slices, True), (slices[1:], False)):
+        evaluate(chosen, lambda contrast: [], [load_checkpoint(path)], plan, tmp_path / str(told), CPU)
+        for text in (capsys.readouterr().out, (tmp_path / str(told) / "report.md").read_text()):
+            assert ("was trained on patient01: its scores there say nothing of others" in text) == told
 
 
 def test_models_are_sampled_as_the_product_does(tmp_path):

@@ -57,5 +57,15 @@ def evaluate(
     )
     n_methods = len(plan.conventional) + len(checkpoints) * len(plan.samplers)
     rows = compare(groups, lines, n_methods * sum(map(len, asked.values())))
-    write_report(out, rows, [checkpoint.model_id for checkpoint in checkpoints], tuner.found)
+    remarks = [text for checkpoint in checkpoints if (text := _seen(checkpoint, slices))]
+    write_report(out, rows, [checkpoint.model_id for checkpoint in checkpoints], tuner.found, remarks)
     return rows
+
+
+def _seen(checkpoint: Checkpoint, slices: Sequence[ReferenceSlice]) -> str:
+    """A sentence where a model is scored on subjects that its card names; else empty."""
+    known = set(checkpoint.card.get("data", {}).get("subjects", ()))
+    seen = sorted(known & {full.scan.split("/")[0] for full in slices})
+    if not seen:
+        return ""
+    return f"{checkpoint.model_id} was trained on {', '.join(seen)}: its scores there say nothing of others."

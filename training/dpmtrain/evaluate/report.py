@@ -27,7 +27,11 @@ come from the full data."""
 
 
 def write_report(
-    out: Path, rows: Sequence[Row], model_ids: Sequence[str], weights: dict[tuple[str, Condition, str], float]
+    out: Path,
+    rows: Sequence[Row],
+    model_ids: Sequence[str],
+    weights: dict[tuple[str, Condition, str], float],
+    remarks: Sequence[str] = (),
 ) -> None:
     """Write it all to `out` and print the summary. The first model's first sampler is what others differ from."""
     conventional = {row.method for row in rows if row.setting == "" or row.setting.startswith("weight")}
@@ -43,6 +47,7 @@ def write_report(
     text = joined(
         f"# {', '.join(model_ids)}",
         f"{len(slices)} slices: " + "; ".join(f"{scan} {_numbers(slices, scan)}" for scan in dict(slices)) + ".",
+        *remarks,
         NOTES.format(reference=reference),
         *summary(rows, reference),
         "## All figures",
@@ -53,7 +58,7 @@ def write_report(
     write_text(out / "report.md", text + "\n")
     for contrast in dict.fromkeys(row.contrast for row in rows):
         save_figure(out / f"nrmse_{contrast}.png", figure(rows, contrast), 110)
-    print("\n\n".join([*summary(rows, reference), f"written to {out}"]))
+    print("\n\n".join([*remarks, *summary(rows, reference), f"written to {out}"]))
 
 
 def _numbers(slices: list[tuple[str, int]], scan: str) -> str:
