@@ -110,6 +110,13 @@ def test_a_sweep_chooses_and_writes_the_card(model, tmp_path, capsys):
     assert "| flair | 2 | 2 |" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [["sweep", "steps", "--out", "sweep"], ["calibrate"]])
+def test_the_card_of_the_model_that_ships_is_not_written(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--images", str(tmp_path), "--write"]) == 2
+    assert "--write needs --model: name a copy of the shipped model" in capsys.readouterr().err
+
+
 def test_a_latent_model_is_swept_with_the_settings_of_its_kind(tmp_path):
     path = tmp_path / "latent.safetensors"
     save_checkpoint(path, latent_model(), {"kind": "latent", "sampling": {"samples": 1, "latent": {"steps": 2}}})

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dpmrecon.cli import add_command
+from dpmrecon.contrasts import CONTRAST_LABELS
 from dpmrecon.errors import BadInputError
 
 from ..arguments import add_usual, at_least, numbers, read_grid, words
@@ -115,7 +116,8 @@ def add_sweep(commands) -> None:
         "sweep",
         "Choose settings, or a checkpoint of a fine-tuning, on validation data (patient09 and a held-out label map): "
         "steps (of prox x R), zeta (of dps x R), latent (of latent x R) or models (length x rate of fine-tuning)",
-        "dpmtrain sweep steps --images images --R 4,8 --grid steps=10,20 noise_factor=0.5,0.7,1 --out sweep --write",
+        "dpmtrain sweep steps --images images --R 4,8 --grid steps=10,20 noise_factor=0.5,0.7,1 --out sweep "
+        "--model site.safetensors --write",
     )
     parser.add_argument("name", choices=tuple(GRIDS), metavar="steps|zeta|latent|models")
     parser.add_argument("--model", type=Path, nargs="+", help="checkpoint, or those of `models` (default: the shipped)")
@@ -124,7 +126,7 @@ def add_sweep(commands) -> None:
     parser.add_argument("--slices", type=int, default=2, help="validation slices of each contrast, 3 at most")
     parser.add_argument("--grid", nargs="+", metavar="KEY=V1,V2", help="settings to combine instead of the usual ones")
     parser.add_argument("--samples", type=int, default=1, help="samples of each image")
-    parser.add_argument("--write", action="store_true", help="write what was chosen into the checkpoint's card")
+    parser.add_argument("--write", action="store_true", help="write what was chosen into the card of --model")
     add_usual(parser, "images", "out", "seed", "device")
     parser.set_defaults(run=_sweep)
 
@@ -138,6 +140,8 @@ def _sweep(args: argparse.Namespace) -> int:
     from .validation import validation_scan
 
     at_least(args, slices=1, samples=1)
+    if args.write and args.model is None:
+        raise BadInputError("--write needs --model: name a copy of the shipped model")
     paths = args.model or [default_path()]
     if args.name == "models" and len(paths) < 2:
         raise BadInputError("the grid `models` compares checkpoints: name at least two as --model")
@@ -188,7 +192,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     if args.write and args.model is None:
         raise BadInputError("--write needs --model: name a copy of the shipped model")
     grid = read_grid(args.grid)
-    names = args.contrasts.split(",")
+    names = words("--contrasts", args.contrasts, CONTRAST_LABELS)
     slices = [found for name in names for found in validation_scan(args.images, name)[: args.slices]]
     checkpoint = load_checkpoint(args.model)
     chosen = calibrate(checkpoint, slices, grid, args.samples, args.R)
