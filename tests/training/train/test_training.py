@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -369,6 +370,23 @@ def test_a_state_of_another_recipe_is_not_gone_on_with(straight, prepared, recip
         train(settings, prepared, straight[0], 1, device="cpu")
     with pytest.raises(BadInputError, match="checksum"):
         train(read_recipe(recipe), prepared, straight[0], 1, read_start(straight[0]), device="cpu")
+
+
+def test_a_state_of_other_volumes_is_not_gone_on_with(prepared, recipe, tmp_path):
+    """A finished run was not trained on what had been added, and its card named it."""
+    data, run, settings = tmp_path / "data", tmp_path / "run", read_recipe(recipe)
+    settings["train"]["steps"] = 2
+    shutil.copytree(prepared, data)
+    train(settings, data, run, 1, device="cpu")
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["volumes"].append({**manifest["volumes"][0], "file": "more_FLAIR.npy", "subject": "more"})
+    shutil.copy(data / manifest["volumes"][0]["file"], data / "more_FLAIR.npy")
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadInputError, match="is of other volumes than --data has now"):
+        train(settings, data, run, 1, device="cpu")
+    state = torch.load(run / "state.pt", weights_only=True)
+    torch.save({name: value for name, value in state.items() if name != "data"}, run / "state.pt")
+    train(settings, data, run, 1, device="cpu")  # a state of an earlier version
 
 
 def test_two_processes_train_as_one_does(straight, prepared, recipe, tmp_path):

@@ -10,6 +10,7 @@ Scale. A reconstruction of slices scales each by its own 99th percentile; one of
 volume's: a share of the slices from volumes has theirs. Those at the edges of the head are dim, bright or empty.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -87,6 +88,11 @@ class PreparedSlices:
             [len(v["spans"]) / totals[k] * share[k[0]] / contrasts[k[0]] for k, v in zip(kinds, self.volumes)],
             dtype=torch.float64,
         )
+
+    @property
+    def digest(self) -> str:
+        """Of the volumes' entries in the manifest, hex: other names, patients or sizes are other data."""
+        return hashlib.sha256(json.dumps(self.volumes, sort_keys=True).encode()).hexdigest()
 
     def example(self, crop: int, generator: torch.Generator) -> Example:
         """A crop of a slice, scaled by the rule, with the foci that were painted into it."""

@@ -80,9 +80,9 @@ def read_start(path: Path | None) -> Start:
 class Keeper:
     """What a run leaves in its folder. Only one process writes."""
 
-    def __init__(self, run: Path, recipe: dict, start: str | None, writes: bool):
-        """start: checksum of what the run began with."""
-        self.run, self.recipe, self.start, self.writes = run, recipe, start, writes
+    def __init__(self, run: Path, recipe: dict, start: str | None, data: str, writes: bool):
+        """start: checksum of what the run began with; data: digest of the volumes that it is trained on."""
+        self.run, self.recipe, self.start, self.data, self.writes = run, recipe, start, data, writes
         self.file = run / "state.pt"
         self.plans: list[list[int]] = []
         self.losses: list[float] = []
@@ -125,6 +125,11 @@ class Keeper:
                     f"the state in {self.run} is of another recipe: {name} is {old!r} there and {new!r} here; take "
                     "that recipe, or another --run"
                 )
+        if state.get("data", self.data) != self.data:  # states of earlier versions do not say
+            raise BadInputError(
+                f"the state in {self.run} is of other volumes than --data has now, which the card would name: take "
+                "those, or another --run"
+            )
 
     def _begin_log(self, first: int) -> None:
         """Rows of steps that are to be repeated go away."""
@@ -158,7 +163,8 @@ class Keeper:
         }
         if self.writes:
             state = {
-                "recipe": self.recipe, "scale_rule": RULE, "start": self.start, "plans": self.plans, "step": step + 1,
+                "recipe": self.recipe, "scale_rule": RULE, "start": self.start, "data": self.data,
+                "plans": self.plans, "step": step + 1,
                 **weights,
             }  # fmt: skip
             with writing(self.file):

@@ -120,8 +120,9 @@ def train(
     tensorboard/, gone on with from its state; start: weights to begin with, None for random ones; workers: loader
     processes, 0 makes the examples in this one.
 
-    Raises BadInputError where the data do not fit the recipe, or the state is damaged or of another recipe; Stopped
-    after SIGINT or SIGTERM, with the state saved; DpmreconError where the loss is not finite or the disk is full.
+    Raises BadInputError where the data do not fit the recipe, or the state is damaged or of another recipe or of other
+    data; Stopped after SIGINT or SIGTERM, with the state saved; DpmreconError where the loss is not finite or the disk
+    is full.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -133,7 +134,7 @@ def train(
     )  # fmt: skip
     _check_contrasts(batches)
     identity = None if start is None else start.checksum
-    keeper = Keeper(run, recipe, identity, accelerator.is_main_process)
+    keeper = Keeper(run, recipe, identity, batches.slices.digest, accelerator.is_main_process)
     first, state = keeper.go_on()
     if state is not None:
         trainer.load_state(state)
