@@ -347,7 +347,8 @@ def test_findings_say_better_worse_or_cannot_tell(start):
         row("L1-wavelet", [value - 0.01 for value in mine.nrmse], "weight 1"),
         row("start prox", [0.06, 0.05, 0.06, 0.05, 0.056], "other"),
     ]
-    found = findings(rows, checkpoint)
+    found = findings(rows, checkpoint, 5)
+    assert all(text.startswith("R = 4, 5 slices of 5 patients: ") for text in found["findings"])
     assert [text.split(": ", 1)[1].split(" (")[0] for text in found["findings"]] == [
         "better than CG-SENSE",
         "worse than L1-wavelet",
@@ -355,7 +356,8 @@ def test_findings_say_better_worse_or_cannot_tell(start):
     ]
     assert found["evaluation"][0]["CG-SENSE"]["difference"] == [-0.02, -0.02, -0.02]
     few = [row(r.method, r.nrmse[:2], r.setting) for r in rows[:2]]
-    assert "too few slices" in findings(few, checkpoint)["findings"][0]
+    (told,) = findings(few, checkpoint, 1)["findings"]
+    assert told.startswith("R = 4, 2 slices of 1 patient: ") and "too few slices" in told
 
 
 def test_volumes_whose_names_hold_wildcards_are_taken_by_name():

@@ -64,6 +64,7 @@ def limits(contrast: str, counts: dict, references: list[str], accelerations: st
         "tested.",
         f"Tested on scans undersampled afterwards to R = {accelerations}, 1D regular: other R, patterns, sequences, "
         "scanners and body parts were not.",
+        "Intervals are over slices, and those of one patient are alike: they are too narrow for other patients.",
         f"Other contrasts than {contrast} may be worse than with the model it began with.",
         "Made from patients' images: pass it on only as the rules for such data allow.",
     ]
@@ -86,16 +87,17 @@ def write(path: Path, denoiser: Denoiser, card: dict[str, Any], device: torch.de
     return load_checkpoint(path, device)
 
 
-def findings(rows: Sequence[Row], checkpoint: Checkpoint) -> dict[str, Any]:
-    """NRMSE on the test patients against each baseline, in numbers and words."""
+def findings(rows: Sequence[Row], checkpoint: Checkpoint, patients: int) -> dict[str, Any]:
+    """NRMSE on the test patients against each baseline, in numbers and words. patients: how many they are."""
     table, told = [], []
+    of = f"of {patients} patient{'s' * (patients != 1)}"
     for mine in [row for row in rows if row.setting.startswith(checkpoint.model_id)]:
         line: dict[str, Any] = {"R": mine.condition.R, "slices": len(mine.slices), "nrmse": round(_mean(mine), 5)}
         for row in rows:
             if row is not mine and row.condition == mine.condition:
                 gap = paired_difference(mine.nrmse, row.nrmse)
                 line[row.method] = {"nrmse": round(_mean(row), 5), "difference": [round(float(v), 5) for v in gap]}
-                told.append(f"R = {mine.condition.R}, {len(mine.slices)} slices: {verdict(mine, row, gap)}")
+                told.append(f"R = {mine.condition.R}, {len(mine.slices)} slices {of}: {verdict(mine, row, gap)}")
         table.append({**line, "fallbacks": mine.fallbacks})
     return {"evaluation": table, "findings": told}
 

@@ -57,7 +57,7 @@ def kit(args: argparse.Namespace) -> int:
     rows = evaluate(test, lambda _: validation, models, plan, args.out / "evaluation", device)
 
     say("5/5 the card")
-    found = card.findings(rows, checkpoint)
+    found = card.findings(rows, checkpoint, len({item.subject for item in split.scans["test"]}))
     card.write(model, best.denoiser, {**told, **found}, device)
     for line in (*found["findings"], f"{model} and its card: dpmrecon replay SCAN.h5 --model {model} --out results"):
         print(line)
