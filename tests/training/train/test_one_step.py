@@ -2,8 +2,10 @@
 
 import csv
 import inspect
+import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -405,6 +407,24 @@ def test_a_state_of_another_recipe_or_start_is_refused(prepared, recipe, tmp_pat
     assert main(["one-step", *arguments(recipe, prepared, out, *minutes, *begun)]) == 2
     error = capsys.readouterr().err
     assert words in error and "take that recipe, or another --run" in error and "Traceback" not in error
+
+
+def test_a_state_of_other_volumes_is_refused_and_one_that_does_not_say_goes_on(prepared, recipe, tmp_path, capsys):
+    """A stage that was done was not trained on what had been added, and its card named it."""
+    out, data = tmp_path / "teacher.safetensors", tmp_path / "data"
+    shutil.copytree(prepared, data)
+    command = ["one-step", *arguments(recipe, data, out, "teacher", "--minutes", "0.001")]
+    assert main(command) == 0
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["volumes"].pop()
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    assert main(command) == 2
+    assert "is of another recipe (the data is '" in capsys.readouterr().err
+    (file,) = out.with_suffix("").glob("*.pt")
+    state = torch.load(file, weights_only=True)
+    del state["made_with"]["the data"]
+    torch.save(state, file)
+    assert main(command) == 0
 
 
 def test_a_student_of_other_halvings_is_refused(prepared, recipe, tmp_path, capsys):

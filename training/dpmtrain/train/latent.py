@@ -46,6 +46,7 @@ def train_stage(
     stage = STAGES[recipe["stage"]](model, settings, device)
     made_with = {name: table for name, table in recipe.items() if name != "sampling"}
     made_with["the start"] = before["model"] if before else None
+    made_with["the data"] = PreparedSlices(data, settings["real_fraction"], settings["volumes"]).digest[:12]
     card = {**_card(recipe, data, before), "minutes": minutes}
     if recipe["stage"] == "control":
         model.sketcher, card["sketcher"] = shipped_sketcher(device)

@@ -69,6 +69,7 @@ class Run:
         generator = torch.Generator(self.device)
         stage = OneStepStage(model, loss, self.settings, generator)
         made_with = {table: self.recipe[table] for table in ("model", "train")} | begun_with
+        made_with["the data"] = self.batches.slices.digest[:12]
         run = TimedRun(self.folder / f"{name}.pt", stage, made_with, self.settings, minutes)
         generator.manual_seed(self.settings["seed"] + run.steps)
         run.train(self._examples(run.steps, generator))

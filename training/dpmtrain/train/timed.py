@@ -88,10 +88,11 @@ class TimedRun:
 
     def _go_on(self) -> None:
         state = read_tensors(self.file, {"made_with", "seconds", "steps", "modules", "optimizers"})
-        if state["made_with"] != self.made_with:
+        made_with = {"the data": self.made_with.get("the data"), **state["made_with"]}  # earlier versions do not say
+        if made_with != {"the data": None, **self.made_with}:
             raise BadInputError(
-                f"{self.file} is of another recipe ({_difference(state['made_with'], self.made_with)}): take that "
-                "recipe, or another --run"
+                f"{self.file} is of another recipe ({_difference(made_with, self.made_with)}): take that recipe, or "
+                "another --run"
             )
         for name, module in self.stage.modules.items():
             module.load_state_dict(state["modules"][name])
