@@ -212,6 +212,16 @@ def test_the_card_tells_use_limits_and_findings_and_names_nobody(made):
         assert secret not in text
 
 
+def test_a_start_that_was_fine_tuned_itself_is_said(made, scans, recipe, tmp_path, capsys):
+    """It may have seen the patients that are tested on."""
+    again = saved_model(tmp_path / "own.safetensors", MODEL, history={"images": 7, "target": {"label": "flair"}})
+    told = "The model it began with was fine-tuned itself"
+    assert main(command(scans, tmp_path / "out", again, recipe, "--contrast", "flair")) == 3
+    assert told in capsys.readouterr().err
+    assert any(told in limit for limit in json.loads((tmp_path / "out" / "flair.json").read_text())["limits"])
+    assert told not in (made / "flair.json").read_text()
+
+
 def test_every_b_value_is_a_reference_and_a_volume_of_its_own(simulated_epi, tmp_path):
     """The last one of each slice alone was; those that are counted as repetitions were one volume."""
     settings = {"contrast": "dwi", "b_values": (0.0, 1000.0), "n_slices": 2, "acceleration": 1}

@@ -19,6 +19,15 @@ from ..train.pretrain import history_of
 from .data import PARTS, Split, hardware, n_slices
 from .tuning import Best
 
+TUNED_BEFORE = (
+    "The model it began with was fine-tuned itself: if on patients of this site, some may be among those that it was "
+    "tested on here, and the comparison flatters it."
+)
+
+
+def tuned_before(start: Start) -> bool:
+    return isinstance(start.history, dict) and "target" in start.history
+
 
 def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> dict[str, Any]:
     """All that is known before the test patients are looked at. File names and pseudonyms stay in the kit's folder."""
@@ -49,7 +58,8 @@ def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> di
         "length_by_lines_left_out": {str(steps): round(missed, 5) for steps, missed in best.missed.items()},
         "intended_use": f"Research. Reconstruction of {contrast} scans of the head, {dimensions} Cartesian, about R = "
         f"{accelerations}, as the site acquires them: {where}.",
-        "limits": limits(contrast, counts, references, accelerations, tuned=best.steps > 0),
+        "limits": limits(contrast, counts, references, accelerations, tuned=best.steps > 0)
+        + [TUNED_BEFORE] * tuned_before(start),
         **({"gate": start.gate} if start.gate is not None and not best.steps else {}),  # measured with these weights
     }
 

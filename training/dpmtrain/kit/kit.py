@@ -4,6 +4,7 @@ Read `kit` from top to bottom. All it makes lies in one folder, from which a run
 """
 
 import argparse
+import sys
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ def kit(args: argparse.Namespace) -> int:
     if args.check:
         return 3 if scans.broken else 0
     recipe["target"] = tuning.target(scans.contrast, start)
+    if card.tuned_before(start):
+        print(f"dpmtrain: {card.TUNED_BEFORE}", file=sys.stderr)
 
     say("2/5 preparing, and patients for training, validation and test")
     folder = args.out / "prepared"
