@@ -1,5 +1,6 @@
 """Calibration lines: embedded, separate, of another encoding space, or the centre of k-space."""
 
+import ismrmrd
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,20 @@ from dpmrecon.mrd.header import read_header
 from dpmrecon.mrd.scan_log import ScanLog
 from dpmrecon.mrd.settling import NO_NOISE
 
-from support.hand_made import BOTH, CAL, header, header_xml, line, noise_lines, only, point_scan, samples, write_scan
+from support.hand_made import (
+    BOTH,
+    CAL,
+    header,
+    header_xml,
+    line,
+    noise_lines,
+    only,
+    point_scan,
+    samples,
+    volume_header,
+    volume_scan,
+    write_scan,
+)
 
 
 def flagged(number, cal=range(12, 21), step=4):
@@ -106,6 +120,52 @@ def test_embedded_calibration_of_the_first_serves_later_images_of_its_slice_alon
     assert without.mask[:, 0].nonzero().squeeze(1).tolist() == list(range(0, 33, 4))  # it is no image
     assert f"those of {counter} 0 of its slice calibrate it" in "; ".join(without.remarks)
     assert with_its_own.remarks == () and other_slice.calibration is None
+
+
+@pytest.mark.parametrize("counter", ["repetition", "average", "set", "contrast"])
+@pytest.mark.parametrize("mode", ["separate", "embedded"])
+@pytest.mark.parametrize("ends", [(), (ismrmrd.ACQ_LAST_IN_SLICE,)])
+def test_calibration_of_a_later_image_serves_the_first(tmp_path, counter, mode, ends):
+    """Its own lines, or some of that image's; the other slice has none."""
+
+    def ended(lines):
+        for flag in ends:
+            lines[-1].set_flag(flag)
+        return lines
+
+    lines = ended([line(n, samples(n, 2, 3)) for n in range(0, 33, 4)])
+    lines += ended([line(n, samples(n, 2, 3), slice=1) for n in range(0, 33, 4)])
+    numbers = sorted({*range(0, 33, 4), *range(12, 21)})
+    of_calibration = [n for n in numbers if mode == "separate" and 12 <= n < 21 or flagged(n) == (CAL,)]
+    lines += [line(n, samples(n, 2, 3), (CAL,), **{counter: 1}) for n in of_calibration]
+    lines += ended([line(n, samples(n, 2, 3), **{counter: 1}) for n in range(0, 33, 4)])
+    xml = header_xml(acceleration=4, mode=mode)
+    with open_scan(write_scan(tmp_path / "scan.h5", lines, xml)) as scan:
+        from_file = sorted(slices(scan.acquisitions(), scan.header), key=lambda item: item.key)
+    for items in (from_file, sorted(slices(lines, read_header(xml)), key=lambda item: item.key)):
+        first, with_its_own, other_slice = items
+        torch.testing.assert_close(first.calibration, point_calibration(2, 3))
+        torch.testing.assert_close(with_its_own.calibration, point_calibration(2, 3))
+        assert first.n_lines_got == 9 and other_slice.calibration is None
+        told = f"those of {counter} 1 of its slice calibrate it" in "; ".join(first.remarks)
+        assert told or (mode == "separate" and not ends and items is not from_file)  # it came while all were open
+        assert with_its_own.remarks == ()
+
+
+def test_calibration_of_a_volume_that_comes_with_the_next():
+    places = [(z, n) for z in range(13) for n in range(0, 33, 2)]
+    block = [(z, n) for z in range(2, 11) for n in range(12, 21)]
+    lines = [*volume_scan(1, 2, 3, places), *volume_scan(1, 2, 3, block), *volume_scan(1, 2, 3, places)]
+    for one in lines[len(places) :]:
+        one.idx.repetition = 1
+    for one in lines[len(places) : len(places) + len(block)]:
+        one.set_flag(CAL)
+    for repetition in (lines[: len(places)], lines[len(places) :]):
+        repetition[-1].set_flag(ismrmrd.ACQ_LAST_IN_SLICE)
+    found = sorted(slices(lines, volume_header(acceleration=2, mode="separate")), key=lambda item: item.key)
+    torch.testing.assert_close(found[0].calibration, found[1].calibration)
+    assert found[0].calibration.shape == (3, 9, 9, 26)
+    assert [len(item.remarks) for item in found] == [1, 0]
 
 
 def test_embedded_calibration_that_lies_elsewhere_is_said():

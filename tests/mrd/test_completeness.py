@@ -63,7 +63,7 @@ def test_acceleration_that_no_header_announces():
 
 def test_half_a_slice_is_lost_and_the_others_come_out():
     lines = [line(n, samples(n, 1, 1), slice=s) for s in range(3) for n in range(0, 33 if s != 1 else 17, 4)]
-    items = list(slices(lines, header(acceleration=4)))
+    items = sorted(slices(lines, header(acceleration=4)), key=lambda item: item.key)  # those without maps leave last
     assert [isinstance(item, LostSlice) for item in items] == [False, True, False]
     assert items[1].reason == "incomplete: 5 of the 9 lines came that the limits (0 to 32) and R = 4 announce"
     assert items[1].key.slice == 1

@@ -57,11 +57,11 @@ def slices(
     line_headers: gets that of the image line nearest each slice's centre, before it leaves. Averages are slices of
     their own unless `combine_averages`; then they are one slice that leaves with the last announced average: their
     mean, or all where each has a phase (`averages.py`). Memory holds the open slices, the noise lines and one separate
-    calibration a slice number. Later repetitions, averages and contrasts use it if they bring none; with interleaved
-    calibration, the slices that wait for the lines of others. Lines that are for calibration alone are image lines too,
-    unless the header or a row that came as both says otherwise. receiving: how lines are taken; log: gets what became
-    of them. At the end each announced slice of which nothing came is a LostSlice. Raises UnsupportedScanError and
-    BadInputError for scans that cannot be used at all.
+    calibration a slice number, which the other repetitions, averages and contrasts use if they bring none; and the
+    slices that wait for one, or with interleaved calibration for the lines of others. Lines that are for calibration
+    alone are image lines too, unless the header or a row that came as both says otherwise. receiving: how lines are
+    taken; log: gets what became of them. At the end each announced slice of which nothing came is a LostSlice. Raises
+    UnsupportedScanError and BadInputError for scans that cannot be used at all.
     """
     check_supported(header)
     check_announced(header, combine_averages=combine_averages)
@@ -101,12 +101,8 @@ def settled(
 class _Looker(Settler):
     """Stands in the place of the `Maker`."""
 
-    def made(self, key: SliceKey, image: Lines, calibration: Lines | None) -> SettledSlice | LostSlice:
-        try:
-            found = self.settled(key, image, calibration)
-            return SettledSlice(key, found, self.levels(found.lines, found.limits))
-        except LostError as lost:
-            return LostSlice(key, str(lost))
+    def made(self, key: SliceKey, found: Settled) -> SettledSlice:
+        return SettledSlice(key, found, self.levels(found.lines, found.limits))
 
 
 class _Collector:
@@ -135,7 +131,7 @@ class _Collector:
         self.open: dict[SliceKey, Record] = {}
         self.calibration: dict[int, tuple[SliceKey, Lines]] = {}
         self.pooled: dict[int, Lines] = {}  # interleaved calibration
-        self.waiting: dict[int, list[tuple[SliceKey, Lines]]] = {}  # for it
+        self.waiting: dict[int, list[tuple[SliceKey, Lines]]] = {}  # for it, or for a calibration that comes later
         self.came: dict[SliceKey, tuple[float, ...] | None] = {}  # and where it lies
         self.channels: set[int] = set()  # numbers of channels of image lines
         for remark in receiving.remarks:
@@ -310,7 +306,33 @@ class _Collector:
             if self.interleaved and calibration is None:
                 yield from self._pool(key, image)
             else:
-                yield self.maker.made(key, image, calibration)
+                yield from self._made(key, image, calibration)
+                if key.slice in self.calibration or key.slice in self.maker.embedded:
+                    yield from self._late(key.slice)
+
+    def _made(
+        self,
+        key: SliceKey,
+        image: Lines,
+        calibration: tuple[SliceKey, Lines] | None,
+        *,
+        late: bool = False,
+        last: bool = False,
+    ) -> Iterator[Any]:
+        """What the maker makes of a slice; nothing where it waits for its calibration. late: that came after it;
+        last: none comes any more."""
+        other, lines = calibration or (key, None)
+        try:
+            found = self.maker.settled(key, image, lines, other if late else None)
+            if found.block is None and not last:
+                self.waiting.setdefault(key.slice, []).append((key, image))
+                return
+            if self.partitions > 1 and found.lines is not image:
+                image.sums.clear()  # memory holds the lines of a volume once
+            item = self.maker.made(key, found)
+        except LostError as lost:
+            item = LostSlice(key, str(lost))
+        yield item
 
     def _settled(self, key: SliceKey) -> Record:
         """An open record, whose lines of EPI have become Cartesian ones."""
@@ -345,8 +367,14 @@ class _Collector:
             together = len(own) < FEWEST_CALIBRATION_LINES <= len(all_of_them)
             if together:
                 self.log.remark("averages or repetitions with interleaved lines are calibrated by all of them together")
-            found = self.maker.made(key, image, pooled if together else None)
-            yield dataclasses.replace(found, pooled=together) if isinstance(found, Slice) else found
+            for found in self._made(key, image, (key, pooled) if together else None, last=True):
+                yield dataclasses.replace(found, pooled=together) if isinstance(found, Slice) else found
+
+    def _late(self, number: int, *, last: bool = False) -> Iterator[Any]:
+        """The slices that waited for a calibration, once another image of theirs brought one, or at the end."""
+        calibration = self._calibration_of(number)
+        for key, image in self.waiting.pop(number, []):
+            yield from self._made(key, image, calibration, late=True, last=last)
 
     def rest(self) -> Iterator[Any]:
         """At the end of the stream: the slices still open, complete or not, those that wait, calibrations without an
@@ -355,7 +383,7 @@ class _Collector:
         for key in sorted(self.open, key=lambda key: (self.open[key].has_image, key)):
             yield from self.close(key)
         for number in list(self.waiting):
-            yield from self._served(number)
+            yield from self._served(number) if number in self.pooled else self._late(number, last=True)
         seen = {key.slice for key in self.came}
         for number, (key, lines) in self.calibration.items():
             if number not in seen and lines.header is not None:
@@ -369,8 +397,9 @@ class _Collector:
                 self.log.remark(remark)
         yield from missing_slices(self.header, self.came, combine_averages=self.combine_averages)
 
-    def _calibration_of(self, number: int) -> Lines | None:
+    def _calibration_of(self, number: int) -> tuple[SliceKey, Lines] | None:
+        """A calibration of its own of this slice number, and with which image it came."""
         if number in self.calibration:
-            return self.calibration[number][1]
-        found = (self._settled(key).calibration_apart(self.separate) for key in self.open if key.slice == number)
-        return next((lines for lines in found if lines is not None), None)
+            return self.calibration[number]
+        found = ((key, self._settled(key).calibration_apart(self.separate)) for key in self.open if key.slice == number)
+        return next(((key, lines) for key, lines in found if lines is not None), None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data import ESTIMATED, MEASURED, LostSlice, Slice, SliceKey, Volume
+from ..data import ESTIMATED, MEASURED, Slice, SliceKey, Volume
 from .averages import may_be_weighted
 from .epi import ghost_remarks, weighted_shots
 from .header import Limits, voxel_mm
@@ -39,19 +39,15 @@ class Maker(Settler):
         super().__init__(*args, **settings)
         self.levels_of_channels: dict[tuple[int, ...], np.ndarray] = {}  # by their numbers, where no noise is measured
 
-    def made(self, key: SliceKey, image: Lines, calibration: Lines | None) -> Slice | LostSlice:
-        """The slice or volume of the lines; those of a volume are no longer in `image` then."""
-        try:
-            return (self._volume if self.partitions > 1 else self._slice)(key, image, calibration)
-        except LostError as lost:
-            return LostSlice(key, str(lost))
+    def made(self, key: SliceKey, found: Settled) -> Slice:
+        """The slice or volume; the lines of a volume are let go."""
+        return (self._volume if self.partitions > 1 else self._slice)(key, found)
 
-    def _slice(self, key: SliceKey, image: Lines, calibration: Lines | None) -> Slice:
+    def _slice(self, key: SliceKey, found: Settled) -> Slice:
         import torch
 
         from ..physics.noise import estimated_sigma
 
-        found = self.settled(key, image, calibration)
         lines, remarks = found.lines, list(found.remarks)
         data, columns = lines.mean(found.grid, self.cols)
         rows = torch.tensor(list(lines.sums)) + (self.rows // 2 - found.limits[1].center)
@@ -61,8 +57,8 @@ class Maker(Settler):
             shots = weighted_shots(
                 {row: lines.shots[number] for row, number in zip(rows.tolist(), lines.sums)}, self.rows
             )
-        if calibration is not None:
-            remarks += ghost_remarks(calibration, "calibration shots")
+        if found.calibration is not None:
+            remarks += ghost_remarks(found.calibration, "calibration shots")
         whitener, measured = self._noise(lines, found.limits, found.grid, remarks)
         kspace = data.new_zeros((data.shape[1], self.rows, self.cols))
         kspace[:, rows] = whitened(data, whitener)
@@ -86,16 +82,13 @@ class Maker(Settler):
             channels=lines.numbers,
         )
 
-    def _volume(self, key: SliceKey, image: Lines, calibration: Lines | None) -> Volume:
-        """As `_slice`; the lines leave `image`, so that memory holds them or their k-space."""
+    def _volume(self, key: SliceKey, found: Settled) -> Volume:
+        """As `_slice`; the lines are let go, so that memory holds them or their k-space."""
         import torch
 
         from ..physics.noise import estimated_volume_sigma
 
-        found = self.settled(key, image, calibration)
         lines, grid, shape = found.lines, found.grid, (self.partitions, self.rows)
-        if lines is not image:
-            image.sums.clear()
         remarks = list(found.remarks)
         whitener, measured = self._noise(lines, found.limits, grid, remarks)
         # pages of memory come as they are written

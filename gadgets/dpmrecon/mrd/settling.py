@@ -43,7 +43,7 @@ COUNTERS = ("contrast", "phase", "set", "repetition", "average")  # that tell th
 class Settled:
     """lines: those that are used, of the channels that are; acquired: (rows,) or (partitions, rows) bool, on the
     encoded matrix; limits: of partitions and of lines; acceleration, n_needed: R, and lines that it asks for; grid:
-    samples of a full readout; calibration: of an acquisition of its own, or of an earlier image of the slice, None
+    samples of a full readout; calibration: of an acquisition of its own, or of another image of the slice, None
     where the image's own lines calibrate it; block: partitions (of a slice 0 alone) and rows of the calibration, None
     without one; remarks: see `Slice`."""
 
@@ -89,9 +89,9 @@ class Settler:
             return volume_completeness(acquired, limits, self.acceleration)[2] is None
         return fills_its_lattice(acquired, limits, self.acceleration)
 
-    def settled(self, key: SliceKey, image: Lines, calibration: Lines | None) -> Settled:
-        """Of the lines of a slice or volume, and of its calibration where that is an acquisition of its own. Raises
-        LostError, and BadInputError for what spoils the whole scan."""
+    def settled(self, key: SliceKey, image: Lines, calibration: Lines | None, late: SliceKey | None = None) -> Settled:
+        """Of the lines of a slice or volume, and of its calibration where that is an acquisition of its own; late: the
+        image after it that brought this. Raises LostError, and BadInputError for what spoils the whole scan."""
         remarks: list[str] = []
         if self.partitions > 1:
             _check(image, "")
@@ -128,6 +128,8 @@ class Settler:
             if self.partitions == 1:
                 calibration = renumbered(calibration, limits[1], remarks)
             block = self._block(on_matrix(places_of(calibration.sums) + offsets(limits, shape), shape))
+            if block is not None and late is not None:
+                remarks += _borrowed(key, lines, late, calibration)
         if block is None:
             calibration, block = None, self._block(acquired)
             if block is not None and factor > 1:
@@ -150,7 +152,7 @@ class Settler:
     def _embedded(
         self, key: SliceKey, lines: Lines, limits: tuple[Limits, Limits], remarks: list[str]
     ) -> tuple[Lines | None, tuple[slice, slice] | None]:
-        """The calibration lines of an earlier image of the slice, and their block; None where there are none."""
+        """The calibration lines of another image of the slice, and their block; None where there are none."""
         if key.slice not in self.embedded:
             return None, None
         other, kept = self.embedded[key.slice]
@@ -158,12 +160,7 @@ class Settler:
         block = self._block(on_matrix(places_of(calibration.sums) + offsets(limits, shape), shape))
         if block is None:
             return None, None
-        differing = [name for name in COUNTERS if getattr(key, name) != getattr(other, name)]
-        told = ", ".join(f"{name} {getattr(other, name)}" for name in differing)
-        remarks.append(f"it has no calibration lines of its own: those of {told} of its slice calibrate it")
-        assert calibration.header is not None and lines.header is not None
-        if not same_place(calibration.header.place, lines.header.place):
-            remarks.append("they lie elsewhere than it: see whether the head or the slice moved in between")
+        remarks += _borrowed(key, lines, other, calibration)
         return calibration, block
 
     def levels(self, lines: Lines, limits: tuple[Limits, Limits]) -> np.ndarray:
@@ -287,6 +284,19 @@ class Settler:
         check_repeats(calibration, self._noise_energy(calibration), "calibration lines of one label")
         _check(calibration, "calibration ")
         return calibration
+
+
+def _borrowed(key: SliceKey, lines: Lines, other: SliceKey, calibration: Lines) -> list[str]:
+    """What is said of the calibration lines of another image of the slice; nothing where they are its own."""
+    differing = [name for name in COUNTERS if getattr(key, name) != getattr(other, name)]
+    if not differing:
+        return []
+    told = ", ".join(f"{name} {getattr(other, name)}" for name in differing)
+    remarks = [f"it has no calibration lines of its own: those of {told} of its slice calibrate it"]
+    assert calibration.header is not None and lines.header is not None
+    if not same_place(calibration.header.place, lines.header.place):
+        remarks.append("they lie elsewhere than it: see whether the head or the slice moved in between")
+    return remarks
 
 
 def _check(lines: Lines, kind: str) -> None:
