@@ -32,6 +32,8 @@ from support.hand_made import (
     point_scan,
     reason,
     samples,
+    volume_header,
+    volume_scan,
     write_scan,
 )
 
@@ -278,14 +280,38 @@ def test_a_centre_nearby_is_believed_where_another_account_agrees_with_the_peak(
     assert nearby_centre(energies, Limits(0, 127, announced), told, 128) == found
 
 
-def test_one_line_of_another_length_is_left_out_where_the_others_are_whole():
+@pytest.mark.parametrize("first", [False, True])
+def test_one_line_of_another_length_is_left_out_where_the_others_are_whole(first):
     whole, cut = point_scan(1, 2), [line(n, samples(n, 1, 2)[:, :9], center=4) for n in (32, 33)]
-    right, found = (only(slices(lines, header())) for lines in (whole, [*whole, cut[0]]))
+
+    def beside(odd, lines):
+        return slices([*odd, *lines] if first else [*lines, *odd], header())
+
+    right, found = (only(beside(odd, whole)) for odd in ([], cut[:1]))
     assert torch.equal(found.kspace, right.kspace) and right.remarks == ()
-    assert found.remarks[0].endswith("the lines before it have 3 channels of 26 samples, centre 13: it is left out")
-    told = reason(slices([*whole[:-1], cut[0]], header()))
+    assert found.remarks[0].endswith("the others have 3 channels of 26 samples, centre 13: it is left out")
+    told = reason(beside(cut[:1], whole[:-1]))
     assert told.startswith("incomplete: 32 of the 33 lines") and "line 32 has 3 channels of 9 samples" in told
-    assert reason(slices([*whole, *cut], header())).startswith("its lines differ: line 32 has")
+    assert reason(beside(cut, whole)).startswith("its lines differ: line 32 has")
+
+
+@pytest.mark.parametrize("flags", [(CAL,), ()])
+def test_an_odd_line_before_embedded_calibration_is_left_out(flags):
+    """It is flagged as calibration, alone there or not, or as a line of the image."""
+    numbers = sorted({*range(0, 33, 4), *range(12, 21)})
+    odd = line(10, samples(10, 1, 2)[:, :9], flags, center=4)
+    for flag in ((CAL,), ()):
+        lines = [line(n, samples(n, 1, 2), flag if n % 4 else ()) for n in numbers]
+        right, found = (only(slices(given, header(acceleration=4))) for given in (lines, [odd, *lines]))
+        assert torch.equal(found.kspace, right.kspace) and len(found.remarks) == 1
+
+
+@pytest.mark.parametrize("odd", [{"center": 4}, {"pre": 2}])
+def test_an_odd_line_that_comes_first_in_a_volume_is_left_out(odd):
+    lines = volume_scan(1, 2, 3, [(z, n) for z in range(13) for n in range(33)])
+    first = line(5, samples(5, 2, 3), **odd)
+    right, found = (only(slices(given, volume_header())) for given in (lines, [first, *lines]))
+    assert torch.equal(found.kspace, right.kspace) and len(found.remarks) == 1
 
 
 AXIAL = {"read_dir": (1, 0, 0), "phase_dir": (0, 1, 0), "slice_dir": (0, 0, 1)}

@@ -97,7 +97,7 @@ class LostError(Exception):
     """Ends the making of a slice; the message becomes the reason of its LostSlice."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Layout:
     """Where the samples of a line lie: those before `first` and from `end` on are no data; `center` is k = 0."""
 
@@ -151,9 +151,9 @@ class Repeat:
 
 @dataclass
 class Lines:
-    """Lines of one kind of one slice, by their number; repeated ones are summed."""
+    """Lines of one kind and layout of one slice, by their number; repeated ones are summed."""
 
-    layout: Layout | None = None
+    layout: Layout
     sums: dict[int, np.ndarray] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
     repeats: list[Repeat] = field(default_factory=list)
@@ -164,27 +164,20 @@ class Lines:
     zeros: set[int] = field(default_factory=set)  # numbers of lines that came and hold nothing
     nearest: float = 0
     fault: str | None = None
-    differing: int = 0  # lines that do not fit the first, which `fault` is about
+    differing: int = 0  # lines of the slice that have another layout, which `fault` is about
     lost: str | None = None  # why no image can be made of them
     ghosts: list[Ghost] = field(default_factory=list)  # of their shots, which are corrected
     shots: dict[int, set[int]] = field(default_factory=dict)  # of EPI, in which a number came
     copied: bool = False  # whether a line came again, bit by bit
 
-    def add(
-        self, head: ismrmrd.AcquisitionHeader, data: np.ndarray, layout: Layout, number: int, distance: float
-    ) -> None:
+    def add(self, head: ismrmrd.AcquisitionHeader, data: np.ndarray, number: int, distance: float) -> None:
         """Keep one line; its header stays when no line was nearer to the k-space centre."""
         if self.header is None or distance < self.nearest:
             self.header, self.nearest = LineHeader.of(head), distance
-        if self.layout is None:
-            self.layout, self.numbers = layout, channel_numbers(head)
+        if not self.numbers:
+            self.numbers = channel_numbers(head)
             self.told_centre = head.idx.user[5] or None, head.idx.user[6] or None
-        if layout != self.layout:
-            self.differing += 1
-            self.fault = self.fault or (
-                f"line {head.idx.kspace_encode_step_1} has {layout}, the lines before it have {self.layout}"
-            )
-        elif number in self.sums:
+        if number in self.sums:
             count = self.counts[number]
             difference = data - self.sums[number] / np.float32(count)
             if not difference.any():
@@ -197,18 +190,18 @@ class Lines:
             self.sums[number], self.counts[number] = data, 1
 
     def merge(self, other: Lines) -> None:
-        """Take in lines of other numbers; of their header the time alone, where they are nearer to the centre. Their
-        shots follow upon those that are here."""
+        """Take in lines of other numbers, unless their layout is another; of their header the time alone, where they
+        are nearer to the centre. Their shots follow upon those that are here."""
+        self.differing += other.differing
+        self.fault = self.fault or other.fault
+        if other.layout != self.layout:
+            self.differing += len(other.sums)
+            self.fault = self.fault or f"its calibration lines have {other.layout}, the others have {self.layout}"
+            return
         if self.header is None:
             self.header, self.nearest = other.header, other.nearest
         elif other.header is not None and other.nearest < self.nearest:
             self.header, self.nearest = self.header.at_the_time_of(other.header), other.nearest
-        self.layout, self.numbers = self.layout or other.layout, self.numbers or other.numbers
-        self.differing += other.differing
-        if other.layout not in (None, self.layout):
-            self.differing += 1 + len(other.sums)  # never one alone: they are among the sums
-            self.fault = self.fault or f"its calibration lines have {other.layout}, the others have {self.layout}"
-        self.fault = self.fault or other.fault
         self.lost = self.lost or other.lost
         self.ghosts += other.ghosts
         shots = 1 + max((shot for found in self.shots.values() for shot in found), default=-1)
@@ -244,7 +237,6 @@ class Lines:
 
     def of_channels(self, places: list[int]) -> Lines:
         """The same with some of the channels."""
-        assert self.layout is not None
         if len(places) == self.layout.n_coils:
             return self
         return replace(
@@ -273,7 +265,6 @@ class Lines:
     def echo(self, grid: int) -> Echo:
         """The samples that the lines hold. Raises LostError where there are none."""
         layout = self.layout
-        assert layout is not None
         # some writers fill a cut echo up with zeros: those are no samples
         samples = np.zeros(layout.n_samples, bool)
         for data in self.sums.values():

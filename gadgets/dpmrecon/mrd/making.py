@@ -211,7 +211,7 @@ class Maker(Settler):
 
     def _beside(self, calibration: Lines, lines: Lines, grid: int) -> torch.Tensor:
         """(n_lines, n_coils, cols) of a separate calibration on the grid of the image lines."""
-        assert calibration.layout is not None and calibration.header is not None
+        assert calibration.header is not None
         if self.readouts is not None:  # it may be a gradient echo, which has its own readout
             space = calibration.header.encoding_space
             grid = self.readouts.grid(calibration.layout, space) if space else self.readout_grid(calibration.layout)
@@ -223,7 +223,6 @@ class Maker(Settler):
 def _outer_levels(lines: Lines, limits: tuple[Limits, Limits]) -> np.ndarray:
     """(n_coils,): the median size of a sample in the outermost lines and at the ends of them; all alike where those
     further in are larger: that is signal, as in scans without noise."""
-    assert lines.layout is not None
     apart = places_of(lines.sums) - np.array([limit.center for limit in limits])
     outward = np.argsort(-np.hypot(*apart.T), kind="stable")
     samples = np.arange(lines.layout.first, lines.layout.end)

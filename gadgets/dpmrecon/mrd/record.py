@@ -26,14 +26,14 @@ KINDS = ("image", "doubtful", "calibration")
 
 @dataclass
 class Record:
-    """A slice that is being filled. groups: lines by kind (KINDS) and number of channels.
+    """A slice that is being filled. groups: lines by kind (KINDS) and layout.
 
     doubtful: lines of a flag that excludes a line only where others of the slice do not bear it; zeros: numbers of
     lines that came and hold nothing; places: (position, read direction, phase direction), with the numbers of the
     lines there; backwards: whether lines were read in reversed order; held: lines of EPI, until `settle`.
     """
 
-    groups: dict[tuple[str, int], Lines] = field(default_factory=dict)
+    groups: dict[tuple[str, Layout], Lines] = field(default_factory=dict)
     zeros: set[int] = field(default_factory=set)
     held: list[EpiLine] = field(default_factory=list)
     places: dict[tuple[float, ...], set[int]] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Record:
         backwards: bool,
     ) -> None:
         """Keep one line. backwards: its samples came in reversed order."""
-        self.groups.setdefault((kind, len(data)), Lines()).add(head, data, layout, number, distance)
+        self.groups.setdefault((kind, layout), Lines(layout)).add(head, data, number, distance)
         if kind != "calibration":
             place = (*head.position[:], *head.read_dir[:], *head.phase_dir[:])
             self.places.setdefault(place, set()).add(number)
@@ -73,7 +73,7 @@ class Record:
         for found in cartesian(held, readouts, log):
             line = found.line
             self.add(line.kind, line.head, found.data, found.layout, line.number, line.distance, False)
-            lines = self.groups[line.kind, len(found.data)]
+            lines = self.groups[line.kind, found.layout]
             lines.lost = lines.lost or found.lost
             lines.shots.setdefault(line.number, set()).add(found.shot)
             if found.ghost is not None and found.ghost not in lines.ghosts:
@@ -92,16 +92,16 @@ class Record:
         """How many channels the image's lines have: the header's number where such lines came, else the most frequent
         one; None without lines."""
         counts: Counter[int] = Counter()
-        for (kind, n_coils), lines in self.groups.items():
+        for (kind, layout), lines in self.groups.items():
             if kind != "calibration":
-                counts[n_coils] += sum(lines.counts.values())
+                counts[layout.n_coils] += sum(lines.counts.values())
         if not counts:
             return None
         return receiver if receiver in counts else counts.most_common(1)[0][0]
 
     def is_of_another_receiver(self, receiver: int, log: ScanLog) -> bool:
         """Whether all lines are those of a body coil, say, with fewer channels: they are no image of this scan."""
-        others = {n for _, n in self.groups}
+        others = {layout.n_coils for _, layout in self.groups}
         if not others or max(others) >= receiver:
             return False
         count = sum(sum(lines.counts.values()) for lines in self.groups.values())
@@ -109,8 +109,18 @@ class Record:
         return True
 
     def _largest(self, kind: str, n_coils: int | None) -> Lines | None:
-        found = [lines for (own, n), lines in self.groups.items() if own == kind and n_coils in (None, n)]
-        return max(found, key=lambda lines: len(lines.sums), default=None)
+        """Most of the lines; those of another layout, and as many channels, are its fault."""
+        found = [(layout, lines) for (own, layout), lines in self.groups.items() if own == kind]
+        found = [(layout, lines) for layout, lines in found if n_coils in (None, layout.n_coils)]
+        if not found:
+            return None
+        usual, most = max(found, key=lambda one: len(one[1].sums))
+        odd = [(layout, lines.sums) for layout, lines in found if lines is not most and layout.n_coils == usual.n_coils]
+        if odd:
+            layout, numbers = odd[0]
+            most.differing = sum(len(sums) for _, sums in odd)
+            most.fault = f"{line_name(next(iter(numbers)))} has {layout}, the others have {usual}"
+        return most
 
     def image_lines(self, key: SliceKey, receiver: int | None, separate: bool, log: ScanLog) -> Lines | None:
         """The lines of the image, with calibration lines that belong to them; None where none came.
@@ -129,9 +139,11 @@ class Record:
             )
         if True in self.backwards:
             log.remark("lines that were read backwards are turned (the flag REVERSE)")
-        others = sorted({n for kind, n in self.groups if n != n_coils})
+        others = sorted({layout.n_coils for _, layout in self.groups} - {n_coils})
         if others:
-            count = sum(sum(lines.counts.values()) for (_, n), lines in self.groups.items() if n != n_coils)
+            count = sum(
+                sum(lines.counts.values()) for (_, layout), lines in self.groups.items() if layout.n_coils != n_coils
+            )
             log.remark(
                 f"{count} lines of {' and '.join(map(str, others))} channels are left out: the image's have {n_coils}"
             )
@@ -245,7 +257,6 @@ def echo_centred(lines: Lines, limits: tuple[Limits, Limits], grid: int, remarks
 
     limits: of partitions and of lines. Of a full readout it is said alone: its samples have one place."""
     layout = lines.layout
-    assert layout is not None
     first, end = layout.first, layout.end
     near = [lines.sums[number][:, first:end] for number in lines.around(limits, AROUND)]
     if not near or end <= first:

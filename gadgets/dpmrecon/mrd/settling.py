@@ -113,7 +113,6 @@ class Settler:
             raise LostError(gap if lines.fault is None else f"{gap}; {lines.fault}")
         if lines.fault is not None:
             remarks.append(f"{lines.fault}: it is left out")
-        assert lines.layout is not None
         check_repeats(lines, self._noise_energy(lines), self.repeats)
         grid = self._with_oversampling(lines, limits, self.readout_grid(lines.layout), remarks)
         if self.readouts is None:
@@ -166,7 +165,7 @@ class Settler:
     def levels(self, lines: Lines, limits: tuple[Limits, Limits]) -> np.ndarray:
         """(n_coils,): energy of a sample in the centre of k-space, over that of the noise where it is measured; empty
         where no line is there."""
-        assert lines.layout is not None and lines.header is not None
+        assert lines.header is not None
         near = lines.around(limits, CENTRE)
         columns = slice(max(0, lines.layout.center - CENTRE), lines.layout.center + CENTRE + 1)
         if not near:
@@ -250,7 +249,6 @@ class Settler:
         Some converters announce the images' matrix, which is interpolated, times the oversampling. Lines then have no
         more samples than images have columns. So have those whose oversampling is gone: but their head is wider.
         """
-        assert lines.layout is not None
         encoded, held = self.header.encoding[0].encodedSpace.matrixSize.x, lines.layout.end - lines.layout.first
         if self.readouts is not None or not grid == self.cols < encoded or not lines.layout.is_symmetric:
             return grid
@@ -268,13 +266,12 @@ class Settler:
 
     def _noise_energy(self, lines: Lines) -> float | None:
         """Expected |.|^2 of the noise of one line; None where it is not known."""
-        assert lines.layout is not None and lines.header is not None
+        assert lines.header is not None
         energy = self.noise.energy(lines.numbers, lines.header.sample_time_us)
         return None if energy is None else energy * lines.layout.n_samples
 
     def _checked(self, calibration: Lines, lines: Lines) -> Lines:
         """A separate calibration, of the image lines' channels alone."""
-        assert calibration.layout is not None and lines.layout is not None
         if not set(lines.numbers) <= set(calibration.numbers):
             raise LostError(
                 f"its calibration has {calibration.layout.n_coils} channels, its image lines have "
@@ -343,7 +340,6 @@ def _parts(data: np.ndarray) -> np.ndarray:
 def _in_the_middle(lines: Lines, limits: tuple[Limits, Limits], share: float) -> bool:
     """Whether the head lies in the middle `share` of the field of view along the readout, by the lines around the
     k-space centre."""
-    assert lines.layout is not None
     near = [lines.sums[number][:, lines.layout.first : lines.layout.end] for number in lines.around(limits, AROUND)]
     if not near:
         return False
@@ -356,7 +352,6 @@ def _in_the_middle(lines: Lines, limits: tuple[Limits, Limits], share: float) ->
 
 def _halved(lines: Lines, limits: tuple[Limits, Limits]) -> list[str]:
     """What is said of a head that lies across the edge of the field of view: signs that alternate move it there."""
-    assert lines.layout is not None
     near = lines.around(limits, AROUND)
     columns = slice(max(lines.layout.first, lines.layout.center - AROUND), lines.layout.center + AROUND + 1)
     found = {
