@@ -23,7 +23,7 @@ from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox
 from dpmrecon.prior.samplers.one_step import OneStepSettings
 from dpmrecon.recon.deadline import Deadline
 from dpmrecon.recon.prepare import with_maps
-from dpmrecon.recon.repairs import two_sets
+from dpmrecon.recon.repairs import reduced_volume, two_sets
 from dpmrecon.recon.sample import volume_problem
 from dpmrecon.recon.stream import sampled, try_out
 from dpmrecon.recon.types import MappedVolume, Sampling, planes_of
@@ -122,6 +122,30 @@ def test_many_coils_are_compressed(short_kernel):
     found = mapped(n_coils=24)
     assert 12 <= found.model.coil_maps.shape[1] < 24 and found.n_coils == 24
     assert error(found.conventional) < 0.07
+
+
+@pytest.mark.parametrize("steps", [(1, 2), (2, 1), (2, 2), (1, 3)])
+def test_sense_lines_counted_in_their_reduced_field_of_view_are_refused(steps, simulated_scan):
+    """Every step-th partition and line, counted one by one around the centre; a low resolution of as many is not."""
+    whole = {"fov_mm": (230.0, 230.0), "acceleration": 1, "partition_acceleration": 1, "wrap": False}
+    with open_scan(simulated_scan(**{**FOLDED, **whole})) as scan:
+        (data,) = slices(scan.acquisitions(), scan.header)
+    shape = data.mask.shape
+    low, every = [slice(None)], [slice(None)]
+    for size, step in zip(shape, steps):
+        half = (size // 2 - 1) // step
+        low.append(slice(size // 2 - half, size // 2 + half + 1))
+        every.append(slice(size // 2 - half * step, size // 2 + half * step + 1, step))
+    mask, kspace = torch.zeros(shape), torch.zeros_like(data.kspace)
+    mask[tuple(low[1:])] = 1
+    kspace[tuple(low)] = data.kspace[tuple(every)]
+    low_resolution = replace(data, kspace=data.kspace * mask, mask=mask, calibration=data.kspace[tuple(low)])
+    assert reduced_volume(low_resolution) is None
+    found = with_maps(replace(low_resolution, kspace=kspace, calibration=kspace[tuple(low)]), CPU)
+    assert isinstance(found, LostSlice)
+    for name, part, size, step in zip(("partitions", "lines"), low[1:], shape, steps):
+        told = f"its {part.stop - part.start} {name} without a gap are of a matrix of {size}"
+        assert (told in found.reason) == (step > 1)
 
 
 def test_lost_without_signal_or_calibration():

@@ -44,6 +44,17 @@ def folded_share(operator: torch.Tensor, grid: tuple[int, int, int]) -> float:
     return float(at_the_edge(strong, 1).sum() / head.sum().clamp_min(1))
 
 
+def shared_part(operator: torch.Tensor, grid: tuple[int, int, int]) -> float:
+    """Share of the head whose voxels are of two places or more, wherever they lie. Arguments as of `folding_axis`; 0
+    of too few coils to tell."""
+    if operator.shape[-1] < FEWEST_COILS:
+        return 0.0
+    places = [torch.arange(0, points, max(1, points // LOOKED_AT)) for points in grid]
+    _, second, first = _eigenvalues(operator, grid, places)
+    head = first >= FIRST
+    return float((head & (second >= FOLDED)).sum() / head.sum().clamp_min(1))
+
+
 def _folded_depth(operator: torch.Tensor, grid: tuple[int, int, int]) -> float:
     """How deep the head folds along the partitions, over their number, in the tenth of the lines that is deepest."""
     size = grid[0]
@@ -59,18 +70,23 @@ def _strong(
     operator: torch.Tensor, grid: tuple[int, int, int], places: list[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(partitions, rows, cols) bool at some places of the axes: there is a head; two of its places share a voxel."""
+    third, second, first = _eigenvalues(operator, grid, places)
+    head = first >= FIRST
+    return head, head & (second >= FOLDED) & (third < THIRD)
+
+
+def _eigenvalues(operator: torch.Tensor, grid: tuple[int, int, int], places: list[torch.Tensor]) -> torch.Tensor:
+    """(3, partitions, rows, cols): the third, second and first at some places of the axes."""
     by_partition, by_row, by_col = (
         fourier_matrix(points, taps, operator.device)[place.to(operator.device)]
         for points, taps, place in zip(grid, operator.shape, places)
     )
     along = torch.einsum("xk,ijkcC->xijcC", by_col, operator)
-    head, strong = [], []
+    found = []
     for position in along:
         matrices = torch.einsum("zi,yj,ijcC->zycC", by_partition, by_row, position)
-        third, second, first = torch.linalg.eigvalsh(matrices.cpu())[..., -3:].unbind(-1)
-        head.append(first >= FIRST)
-        strong.append(head[-1] & (second >= FOLDED) & (third < THIRD))
-    return torch.stack(head, -1), torch.stack(strong, -1)
+        found.append(torch.linalg.eigvalsh(matrices.cpu())[..., -3:])
+    return torch.stack(found, -2).movedim(-1, 0)
 
 
 def second_set(

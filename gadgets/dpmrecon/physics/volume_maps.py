@@ -8,7 +8,7 @@ import torch
 from ..errors import BadInputError
 from .coil_maps import CHUNK, FEWEST, KERNEL, dominant, fourier_matrix, kernel_size, principal_component
 from .fourier import crop_or_pad, origin_to_corner
-from .volume_map_sets import DOUBLE, continue_ends, folding_axis, second_set
+from .volume_map_sets import DOUBLE, continue_ends, folding_axis, second_set, shared_part
 
 # Size of the matrix whose eigenvectors span the signal; a larger one takes minutes
 MATRIX = 2048
@@ -49,6 +49,12 @@ def estimate_volume_maps(
     one = _on_grid(one.permute(2, 3, 0, 1), strength, shape, crop)
     other = _on_grid(other.permute(2, 3, 0, 1), double.permute(2, 0, 1).float(), shape, 0.5)
     return torch.stack([one, _orthogonal(other, one)], 1)
+
+
+def folded_part(calibration: torch.Tensor, shape: tuple[int, int, int]) -> float:
+    """Share of the head that shares its voxels with another part of it, along any axis. Arguments and errors as of
+    `estimate_volume_maps`."""
+    return shared_part(kernel_correlations(_middle(calibration)), grid_of(shape))
 
 
 def packed_maps(maps: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,14 @@ import torch
 from ..data import ESTIMATED, AnySlice, Slice, Volume
 from ..physics.noise import estimated_sigma
 from ..physics.spikes import Spike, without_spikes
+from ..physics.volume_maps import folded_part
 
 # Variance of two equal lines' difference, over what noise alone has, at most
 AGREEMENT = 1.5
 # Share of the half matrix that the lines of a reduced field of view reach at most, and of the head that folds in one
-# from R = 2 on: .46; .24 where a field of view of 140 mm cuts the head off
-REDUCED, FOLDED_OVER = 0.75, 0.35
+# from R = 2 on: .46, of volumes .31, of thin slabs .14 along their partitions. .24 and .22 where a field of view of
+# 140 mm cuts the head off
+REDUCED, FOLDED_OVER, FOLDED_OVER_3D = 0.75, 0.35, 0.25
 TOLD = 3  # spikes whose places a remark has room for
 
 
@@ -31,18 +33,42 @@ def reduced_view(data: Slice, maps: torch.Tensor) -> tuple[str, bool] | None:
 
     maps: two sets, (2, n_coils, rows, cols). None for other lines.
     """
-    acquired = data.mask.amax(-1) > 0
-    came, rows = acquired.nonzero()[:, 0].tolist(), len(acquired)
-    reach = max(rows // 2 - came[0], came[-1] + 1 - rows // 2)
-    if len(came) < came[-1] + 1 - came[0] or reach > REDUCED * rows / 2:
+    told = _inner_lines(data.mask)
+    if told is None:
         return None
     head, folded = ((one != 0).any(0).sum().item() for one in maps)
+    return told, folded > FOLDED_OVER * head
+
+
+def reduced_volume(data: Volume) -> str | None:
+    """The same of a volume whose head folds too much, along its lines, its partitions or both; None of others."""
+    told = _inner_lines(data.mask)
+    if told is None or data.calibration is None:
+        return None
+    partitions, rows, cols = data.mask.shape
+    return told if folded_part(data.calibration, (partitions, rows, cols)) > FOLDED_OVER_3D else None
+
+
+def _inner_lines(mask: torch.Tensor) -> str | None:
+    """What is said of lines, or partitions, without a gap that leave the outer ones on both sides of the matrix empty,
+    where the head folds; None of others."""
+    acquired = mask.amax(-1) > 0
+    told, values = [], []
+    for axis, name, letter in ((-1, "lines", "y"), (-2, "partitions", "z"))[: acquired.ndim]:
+        lines = acquired if acquired.ndim == 1 else acquired.any(-1 if axis == -2 else -2)
+        came, size = lines.nonzero()[:, 0].tolist(), len(lines)
+        reach = max(size // 2 - came[0], came[-1] + 1 - size // 2)
+        if len(came) == came[-1] + 1 - came[0] and reach <= REDUCED * size / 2:
+            told.append(f"{len(came)} {name} without a gap are of a matrix of {size}")
+            values.append(f"encoding.encodedSpace.matrixSize.{letter}={len(came)}")
+    if not told:
+        return None
+    changes = ";".join(values)
     return (
-        f"the head folds, and its {len(came)} lines without a gap are of a matrix of {rows}: SENSE lines that are "
-        "counted in their reduced field of view give a stretched image, convert the scan again with their places in "
-        "the whole one, accelerationFactor and calibration lines (of a low resolution: --set "
-        f"encoding.encodedSpace.matrixSize.y={len(came)})"
-    ), folded > FOLDED_OVER * head
+        f"the head folds, and its {' and its '.join(told)}: SENSE lines that are counted in their reduced field of "
+        "view give a stretched image, convert the scan again with their places in the whole one, accelerationFactor "
+        f"and calibration lines (of a low resolution: --set {changes if len(values) == 1 else repr(changes)})"
+    )
 
 
 def despiked(data: Slice) -> Slice:

@@ -18,7 +18,7 @@ from ..physics.soft_sense import SoftVolume
 from ..physics.spikes import Spike, without_spikes
 from ..physics.volume import VolumeModel, hybrid
 from ..physics.volume_maps import CROP, central, estimate_volume_maps
-from .repairs import centre_block, spike_remark, two_sets, with_calibration_as_data
+from .repairs import centre_block, reduced_volume, spike_remark, two_sets, with_calibration_as_data
 from .types import MappedVolume
 
 LINES = 2048  # that are searched for spikes at once
@@ -41,6 +41,9 @@ def with_volume_maps(data: Volume, device: torch.device, crop: float = CROP) -> 
     assert data.calibration is not None
     partitions, rows, cols = data.mask.shape
     try:
+        reduced = reduced_volume(data)
+        if reduced is not None:
+            return LostSlice(data.key, reduced)
         maps = estimate_volume_maps(data.calibration.to(device), (partitions, rows, cols), crop)
     except BadInputError as error:
         return LostSlice(data.key, f"it has no coil maps: {error}")
