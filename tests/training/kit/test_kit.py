@@ -1,6 +1,7 @@
 """`dpmtrain kit` end to end: a few tiny scans, one of them broken, to a model that `replay` takes."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from dpmtrain.kit.card import findings, limits
 from dpmtrain.kit.data import patterns
 from dpmtrain.train.keeper import read_start
 
+from support.acquisitions import read_lines, write_lines
 from support.models import TINY, saved_model
 from support.scores import score_of
 
@@ -238,6 +240,20 @@ def test_every_b_value_is_a_reference_and_a_volume_of_its_own(simulated_epi, tmp
         assert seen == [3, 1, 2, 0]  # b = 0, and three directions
         volumes, _ = read_ismrmrd(found[0])
         assert [(v.name, len(v.slices)) for v in volumes] == [(f"patient0_{key}{n}", 2) for n in range(4)]
+
+
+def test_repetitions_are_volumes_of_their_own_without_a_diffusion_table(simulated_epi, tmp_path):
+    """Weightings counted so were one stack."""
+    scan = simulated_epi(
+        contrast="dwi", b_values=(0.0, 1000.0), n_slices=2, acceleration=1, weighting_counter="repetition"
+    )
+    xml, lines = read_lines(scan)
+    bare = re.sub(r"<(diffusion\w*)>.*?</\1>", "", xml.decode(), flags=re.S)
+    assert bare != xml.decode()
+    path = write_lines(tmp_path / "patient0.h5", bare, lines)
+    (item,) = inspect(path, tmp_path, Settings(), in_folder=True)
+    volumes, _ = read_ismrmrd(item)
+    assert [(v.name, len(v.slices)) for v in volumes] == [(f"patient0_repetition{n}", 2) for n in range(4)]
 
 
 def test_a_tuned_model_has_no_limits_of_the_gate_and_its_card_says_so(start, tmp_path):

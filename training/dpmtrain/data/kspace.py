@@ -130,8 +130,8 @@ def _corner_noise(kspace: Any, first: int, end: int) -> list[np.ndarray]:
 
 
 def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
-    """A hospital's scan to images on the encoded grid, as in a reconstruction. Of a 3D scan each repetition is a
-    volume.
+    """A hospital's scan to images on the encoded grid, as in a reconstruction. Each repetition, set and phase is a
+    volume: diffusion weightings may be counted so, without a word of it in the header.
 
     Fully sampled scans are combined with the maps; scans with R up to LARGEST_ACCELERATION become CG-SENSE images
     ("SENSE R=2"), as in the source paper's clinical data, and so do shots with a phase each; with the option `prior`,
@@ -182,7 +182,10 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
     for kind, images in sorted(found.items()):
         told = [f"_{what}{number}" for what, number, tell in zip(("contrast", counter), kind, several) if tell]
         name = "".join([item.name, *told])
-        stacks = list(images.values()) if three_d else [np.stack([images[place] for place in sorted(images)])]
+        sets: dict[tuple[int, ...], list[np.ndarray]] = {}
+        for of_image in sorted(images):
+            sets.setdefault(of_image[:-1], []).append(images[of_image])
+        stacks = [own[0] if three_d else np.stack(own) for own in sets.values()]
         names = [name] if len(stacks) == 1 else [f"{name}_repetition{n}" for n in range(len(stacks))]
         for own, stack in zip(names, stacks):
             volumes.append(Volume(own, stack, voxel, reference, coherent=three_d))
