@@ -97,10 +97,11 @@ def test_each_shot_has_its_own_ghost():
         assert not any("navigators of their own" in remark for remark in log.remarks)
 
 
-def test_some_scanners_count_directions_as_segments_and_navigators_as_averages():
+@pytest.mark.parametrize("backwards", [0, 1])
+def test_some_scanners_count_directions_as_segments_and_navigators_as_averages(backwards):
     lines = Readouts(RAMPS).shot(range(ROWS), GHOST)
     for item in lines:
-        item.idx.segment = int(item.is_flag_set(REVERSE))
+        item.idx.segment = backwards if item.is_flag_set(REVERSE) else 1 - backwards
     lines[2].idx.average = 1
     log = ScanLog()
     assert error(only(slices(lines, header(extra_limits=average_limits(0)), log=log)).kspace, truth()) < 0.004

@@ -261,8 +261,9 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
     import torch
 
     trains = {(line.kind, line.head.encoding_space_ref) for line in lines if line.backwards}
-    # some scanners count directions there, others shots
-    counts_shots = any(line.head.idx.segment != line.backwards for line in lines)
+    # some scanners count directions there, from either on, others shots, which have lines of both
+    segments = {(line.kind, line.head.encoding_space_ref, line.head.idx.segment, line.backwards) for line in lines}
+    counts_shots = len({segment[:-1] for segment in segments}) < len(segments)
     for line, number in zip(lines, _shots(lines, counts_shots=counts_shots)):
         head = line.head
         train = (line.kind, head.encoding_space_ref)
