@@ -106,6 +106,7 @@ def test_some_scanners_count_directions_as_segments_and_navigators_as_averages(b
     log = ScanLog()
     assert error(only(slices(lines, header(extra_limits=average_limits(0)), log=log)).kspace, truth()) < 0.004
     assert not any("navigators" in remark for remark in log.remarks)
+    assert any("mirrored along the readout" in remark for remark in log.remarks) == (backwards == 0)
 
 
 def test_averages_have_their_own_ghosts_and_are_combined_without():

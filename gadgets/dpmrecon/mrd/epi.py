@@ -264,6 +264,11 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
     # some scanners count directions there, from either on, others shots, which have lines of both
     segments = {(line.kind, line.head.encoding_space_ref, line.head.idx.segment, line.backwards) for line in lines}
     counts_shots = len({segment[:-1] for segment in segments}) < len(segments)
+    if not counts_shots and any((*train,) in trains and number % 2 != back for *train, number, back in segments):
+        log.remark(
+            "segments count lines that were read forwards as 1, reversed ones as 0, where most scanners do the "
+            "opposite: if the flag REVERSE is on the wrong lines, images are mirrored along the readout"
+        )
     for line, number in zip(lines, _shots(lines, counts_shots=counts_shots)):
         head = line.head
         train = (line.kind, head.encoding_space_ref)
