@@ -62,12 +62,37 @@ def test_nothing_is_said_of_sound_scans(shipped, noise, settings):
     assert (found.remarks, found.trusted, found.fallback) == ((), True, None)
 
 
+def of_lines(mapped, came: np.ndarray, n_coils: int, fold: float) -> Reconstruction:
+    """As if these lines, (rows,) or (partitions, rows) bool, had come at an R of `fold` in so many coils."""
+    data = replace(mapped.data, mask=torch.from_numpy(came)[..., None].float(), acceleration=float(fold))
+    return Reconstruction(replace(mapped, data=data, n_coils=n_coils), mapped.conventional, None, None, 1.0)
+
+
+def lattice(shape: tuple[int, ...], *steps: int) -> np.ndarray:
+    """Every so many lines along each axis, and a fully sampled centre."""
+    came = np.zeros(shape, bool)
+    came[tuple(slice(None, None, step) for step in steps)] = True
+    came[tuple(slice(size // 2 - 6, size // 2 + 6) for size in shape)] = True
+    return came
+
+
 @pytest.mark.parametrize("n_coils, fold", [(1, 2), (1, 1), (3, 4), (3, 3)])
-def test_more_folds_than_coils_are_a_caution(mapped, n_coils, fold):
-    few = replace(mapped, data=replace(mapped.data, acceleration=float(fold)), n_coils=n_coils)
-    said = too_few_coils(reconstruction(few, 1.0))
+@pytest.mark.parametrize("volume", [False, True], ids=["slice", "volume"])
+def test_more_folds_than_coils_are_a_caution(mapped, n_coils, fold, volume):
+    came = lattice((48, 63), 2 - fold % 2, fold // (2 - fold % 2)) if volume else lattice((63,), fold)
+    said = too_few_coils(of_lines(mapped, came, n_coils, fold))
     assert (said is not None) == (fold > n_coils)
     assert said is None or said.text.startswith(f"R = {fold} is more than {n_coils} coil{'s' * (n_coils > 1)} can")
+
+
+@pytest.mark.parametrize("shape", [(63,), (64,), (48, 63)])
+@pytest.mark.parametrize("fold", [2, 4, 3.9])
+def test_lines_that_do_not_fold_are_no_caution(mapped, shape, fold):
+    chance = lattice(shape, *shape) | (np.random.default_rng(3).random(shape) < 1 / fold)
+    full = np.ones(shape, bool)
+    partial = np.arange(shape[-1]) >= shape[-1] // 3
+    for came in (full, full & partial, chance):
+        assert too_few_coils(of_lines(mapped, came, 1, fold)) is None
 
 
 def with_misfit(mapped, misfit) -> Reconstruction:

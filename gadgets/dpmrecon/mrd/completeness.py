@@ -117,22 +117,29 @@ def regular_acceleration(lines: np.ndarray, limits: Limits) -> int:
     block = central_block(lines.tolist(), limits.center)
     if len(block) < FEWEST_CALIBRATION_LINES:
         return 1
-    first, end = _run_around(lines, limits.center)
-    outside = lines[(lines < first) | (lines >= end)]
+    outside = _outside(lines, limits.center)
     if len(outside) < FEWEST_PATTERN_LINES or not outside[0] < limits.center < outside[-1]:
         return 1
     return int(np.gcd.reduce(np.diff(outside)))
 
 
-def _run_around(lines: np.ndarray, center: int) -> tuple[int, int]:
-    """First and end of the adjacent lines around `center`."""
+def _outside(lines: np.ndarray, center: int) -> np.ndarray:
+    """The lines that are not among the adjacent ones around `center`."""
     around = set(lines.tolist())
     first, end = center, center
     while first - 1 in around:
         first -= 1
     while end in around:
         end += 1
-    return first, end
+    return lines[(lines < first) | (lines >= end)]
+
+
+def is_regular(lines: np.ndarray, center: int, acceleration: int) -> bool:
+    """Whether every R-th line explains those outside the calibration: not of a full scan, nor of lines by chance."""
+    outside = _outside(lines, center)
+    if len(outside) < FEWEST_PATTERN_LINES:
+        return False
+    return bool(np.bincount(outside % acceleration).max() >= REGULAR_SHARE * len(outside))
 
 
 def announced_lines(lines: np.ndarray, limits: Limits, acceleration: int) -> tuple[int, int]:
@@ -142,8 +149,7 @@ def announced_lines(lines: np.ndarray, limits: Limits, acceleration: int) -> tup
     where no offset explains most lines outside the calibration (random patterns), any 1/R of all lines will do.
     """
     announced = np.arange(limits.minimum, limits.maximum + 1)
-    first, end = _run_around(lines, limits.center)
-    outside = lines[(lines < first) | (lines >= end)]
+    outside = _outside(lines, limits.center)
     pattern = outside if len(outside) else lines
     hits = [np.count_nonzero((pattern - offset) % acceleration == 0) for offset in range(acceleration)]
     offset = int(np.argmax(hits))

@@ -118,6 +118,13 @@ def fills_its_lattice(acquired: np.ndarray, limits: tuple[Limits, Limits], annou
     return regular and bool(acquired[tuple(wanted.T)].all())
 
 
+def is_lattice(acquired: np.ndarray, acceleration: int) -> bool:
+    """Whether a lattice of R explains the lines outside fully sampled regions: not of a full scan, nor of a pattern by
+    chance."""
+    sparse, _, regular = _pattern(acquired, np.ones_like(acquired), acceleration)
+    return regular and int(sparse.sum()) >= FEWEST_PATTERN_LINES
+
+
 def _pattern(acquired: np.ndarray, box: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray, bool]:
     """The lines outside fully sampled regions, (partitions, rows) bool; the points (n, 2) of the box that are of the
     lattice of R which explains most of them; whether it explains enough."""

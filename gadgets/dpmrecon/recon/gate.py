@@ -5,9 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 
-from ..data import ESTIMATED, MEASURED
+from ..data import ESTIMATED, MEASURED, Slice
+from ..mrd.completeness import is_regular
+from ..mrd.volumes import is_lattice
 from .agreement import HELD_BACK
 from .held_back import can_be_held_back
 from .types import DISTRUSTED, MappedSlice, Reconstruction
@@ -198,15 +201,22 @@ def unfamiliar(item: Reconstruction) -> Verdict | None:
 
 def too_few_coils(item: Reconstruction) -> Verdict | None:
     """More is folded onto each other than there are coils to tell it apart: any image fits the data."""
-    n_coils, fold = item.mapped.n_coils or len(item.mapped.data.kspace), item.mapped.data.acceleration
-    if fold <= n_coils:
+    n_coils, fold = item.mapped.n_coils or len(item.mapped.data.kspace), round(item.mapped.data.acceleration)
+    if fold <= n_coils or not _folds(item.mapped.data, fold):
         return None
     coils = f"{n_coils} coil{'s' * (n_coils > 1)}"
     return Verdict(
         "remark",
-        f"R = {fold:g} is more than {coils} can unfold, so that ghosts fit the data too and the prior alone tells them "
-        "from the head: use more coils or a lower R",
+        f"R = {fold} is more than {coils} can unfold, so that ghosts fit the data too: use more coils or a lower R",
     )
+
+
+def _folds(data: Slice, fold: int) -> bool:
+    """Whether the lines fold the image `fold` times; those of a full scan do not, and those by chance make noise."""
+    came = data.mask.amax(-1).cpu().numpy() > 0
+    if came.ndim == 2:
+        return is_lattice(came, fold)
+    return is_regular(np.flatnonzero(came), len(came) // 2, fold)
 
 
 CHECKS: tuple[Check, ...] = (
