@@ -97,6 +97,23 @@ def test_the_scan_is_never_removed(simulated_scan, model, tmp_path, capsys, name
     assert scan.read_bytes() == simulated_scan(**SCAN).read_bytes()
 
 
+def test_another_programs_images_are_kept_and_those_of_a_replay_that_was_killed_are_not(
+    simulated_scan, model, tmp_path, capsys
+):
+    scan, others = simulated_scan(**SCAN), tmp_path / "images.h5"
+    with h5py.File(others, "w") as file:
+        file["2026-11-28/image_0/data"] = np.ones((1, 1, 5, 7))
+    content = others.read_bytes()
+    assert replay(scan, tmp_path, model) == 2
+    assert "images.h5 is there and no replay wrote it" in capsys.readouterr().err
+    assert others.read_bytes() == content and [path.name for path in tmp_path.iterdir()] == ["images.h5"]
+    assert replay(scan, tmp_path / "ours", model) == 0
+    for name in ("report.json", "preview.png"):  # what a killed one has not got to
+        (tmp_path / "ours" / name).unlink()
+    shutil.rmtree(tmp_path / "ours" / "dicom")
+    assert replay(scan, tmp_path / "ours", model) == 0
+
+
 @pytest.mark.parametrize(
     ("option", "array", "words"),
     [

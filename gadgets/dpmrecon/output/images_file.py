@@ -22,6 +22,7 @@ from .weighting import weighting_comment
 from .writers import telling
 
 ROOM = 1 << 16  # bytes that HDF5 needs at most beside the pixels and texts of an image
+OURS = "dpmrecon"  # attribute of a file that a replay began
 CONVENTIONAL = 3  # series index: image_3 in the file
 MEASUREMENT = "measurementID"  # of Siemens scans: serial numbers of scanner, patient and study
 TIME_OF_DAY = "acquisition_time_stamp"  # in ticks since midnight
@@ -86,6 +87,7 @@ class ImagesFile:
             path.unlink()
             self.dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=True)
             self.dataset.write_xml_header(xml)
+            self.dataset._file.attrs[OURS] = __version__
             self.dataset._file.flush()
 
     def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
@@ -124,6 +126,12 @@ def store(dataset: ismrmrd.Dataset, image: ismrmrd.Image) -> None:
     _claim(Path(file.filename), file.id.get_filesize() + image.data.nbytes + len(image.attribute_string) + ROOM)
     dataset.append_image(f"image_{image.image_series_index}", image)
     file.flush()
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a replay began this file. Raises OSError for one that is no HDF5."""
+    with h5py.File(path, "r") as file:
+        return OURS in file.attrs
 
 
 def series_of(images: Path) -> list[int]:
