@@ -4,6 +4,7 @@ Without torch, so that `dpmrecon doctor` tells it at once; `making.py` makes k-s
 ends in LostError, whose message is the reason.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +85,7 @@ class Settler:
         """Whether a volume has the lines that it needs; last: its repetition ends here, else none may be left out."""
         shape = self.partitions, self.rows
         limits = within(self.partition_limits, shape[0]), within(self.limits, shape[1])
-        acquired = on_matrix(places_of(numbers) + offsets(limits, shape), shape)
+        acquired = self._acquired(numbers, limits)
         if last:
             return volume_completeness(acquired, limits, self.acceleration)[2] is None
         return fills_its_lattice(acquired, limits, self.acceleration)
@@ -103,7 +104,7 @@ class Settler:
             lines, own = placed(lines, self.limits, self.rows, remarks, whole_rows(self.header))
             limits = self.partition_limits, own
             _check(lines, "")
-        acquired = on_matrix(places_of(lines.sums) + offsets(limits, shape), shape)
+        acquired = self._acquired(lines.sums, limits)
         announced = self.acceleration
         factor, needed, gap = self._complete(lines, acquired, limits, announced)
         if gap is not None and lines.zeros:  # lines of zeros were never acquired: the others tell R
@@ -126,7 +127,7 @@ class Settler:
             calibration = self._checked(calibration, lines)
             if self.partitions == 1:
                 calibration = renumbered(calibration, limits[1], remarks)
-            block = self._block(on_matrix(places_of(calibration.sums) + offsets(limits, shape), shape))
+            block = self._block(self._acquired(calibration.sums, limits))
             if block is not None and late is not None:
                 remarks += _borrowed(key, lines, late, calibration)
         if block is None:
@@ -155,12 +156,17 @@ class Settler:
         if key.slice not in self.embedded:
             return None, None
         other, kept = self.embedded[key.slice]
-        calibration, shape = self._checked(kept, lines), (self.partitions, self.rows)
-        block = self._block(on_matrix(places_of(calibration.sums) + offsets(limits, shape), shape))
+        calibration = self._checked(kept, lines)
+        block = self._block(self._acquired(calibration.sums, limits))
         if block is None:
             return None, None
         remarks += _borrowed(key, lines, other, calibration)
         return calibration, block
+
+    def _acquired(self, numbers: Iterable[int], limits: tuple[Limits, Limits]) -> np.ndarray:
+        """(partitions, rows) bool: where lines of these numbers lie on the encoded matrix."""
+        shape = self.partitions, self.rows
+        return on_matrix(places_of(numbers) + offsets(limits, shape), shape)
 
     def levels(self, lines: Lines, limits: tuple[Limits, Limits]) -> np.ndarray:
         """(n_coils,): energy of a sample in the centre of k-space, over that of the noise where it is measured; empty

@@ -60,7 +60,7 @@ def cleared(folder: Path, scan_file: Path) -> Path:
     folders, scan = [folder / "dicom", folder / "nifti"], scan_file.resolve()
     if {path.resolve() for path in (folder / "images.h5", *folders)} & {scan, *scan.parents}:
         raise BadInputError(f"the scan {scan_file} lies where the results go: choose another --out")
-    if not (folder / "report.json").exists() and not _ours(folder / "images.h5"):
+    if not (folder / "report.json").exists() and not is_ours(folder / "images.h5"):
         raise BadInputError(f"{folder / 'images.h5'} is there and no replay wrote it: choose another --out")
     for found in folders:
         if found.exists() and not (folder / "report.json").exists():
@@ -80,14 +80,6 @@ def cleared(folder: Path, scan_file: Path) -> Path:
         for name in ("images.h5", "preview.png", "report.json"):  # the last is what says that the folders were ours
             (folder / name).unlink(missing_ok=True)
     return folder
-
-
-def _ours(images: Path) -> bool:
-    """Whether a replay, which may have been killed, began this file, or it is not there."""
-    try:
-        return not images.exists() or is_ours(images)
-    except OSError:  # it broke off, and holds no images
-        return True
 
 
 def seconds_to_finish(n_slices: int, *, truth: bool, files: int = 2, rows: int = 1) -> float:

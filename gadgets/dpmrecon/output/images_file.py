@@ -129,9 +129,12 @@ def store(dataset: ismrmrd.Dataset, image: ismrmrd.Image) -> None:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a replay began this file. Raises OSError for one that is no HDF5."""
-    with h5py.File(path, "r") as file:
-        return OURS in file.attrs
+    """Whether a replay, which may have been killed, began this file, or there are no images in it."""
+    try:
+        with h5py.File(path, "r") as file:
+            return OURS in file.attrs
+    except OSError:  # it is not there, or broke off
+        return True
 
 
 def series_of(images: Path) -> list[int]:

@@ -71,8 +71,10 @@ def _ratio(checkpoint: Checkpoint, cases: list[Undersampled], settings: dict, sa
     sums: dict[str | None, list[np.ndarray]] = {}
     for case in cases:
         own = sampling_of(Options(), checkpoint, CPU, label_for(checkpoint, case.full.contrast), case.condition.R)
-        sampling = replace(own, settings=settings_from(settings), samples=samples, keep_samples=True, image=own)
-        found = reconstructed(case.mapped, checkpoint, case.full.contrast, replace(sampling, fallback=False))
+        sampling = replace(
+            own, settings=settings_from(settings), samples=samples, image=own, keep_samples=True, fallback=False
+        )
+        found = reconstructed(case.mapped, checkpoint, case.full.contrast, sampling)
         score = case.score(found.image, found.draws)
         squared = [score[name] for name in ("V_magnitude", "B_magnitude", "V", "B", "truth")]
         sums.setdefault(case.full.contrast, []).append(np.array(squared) / case.mapped.scale**2)
