@@ -1,6 +1,7 @@
 """The ISMRMRD file: read slice by slice, left as it is, and refused in one sentence where it is no scan."""
 
 import hashlib
+import os
 import shutil
 import tracemalloc
 import weakref
@@ -214,6 +215,8 @@ def test_a_column_of_lines_is_a_list_of_lines(simulated_scan, tmp_path, kept):
 def test_files_that_are_no_scans(tmp_path):
     assert "does not exist" in refused(tmp_path / "no.h5")
     assert "is a folder" in refused(tmp_path)
+    os.mkfifo(tmp_path / "pipe.h5")
+    assert "is a pipe or a device" in refused(tmp_path / "pipe.h5")
     (tmp_path / "empty.h5").write_bytes(b"")
     assert "is empty" in refused(tmp_path / "empty.h5")
     (tmp_path / "text.h5").write_text("k-space\n" * 100)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 
@@ -145,6 +146,7 @@ def test_other_files_are_named(tmp_path, capsys):
         for name, kind in IMAGES:
             file.create_dataset(f"res/image_1/{name}", data=np.zeros(3, kind))
     np.save(tmp_path / "truth.npy", np.zeros(3))
+    os.mkfifo(tmp_path / "pipe.h5")
     cases = {
         write("one.dcm", b"\0" * 128 + b"DICM"): "DICOM",
         write("head.nii", b"\0" * 344 + b"n+1\0"): "NIfTI",
@@ -154,6 +156,7 @@ def test_other_files_are_named(tmp_path, capsys):
         write("scan.h5.gz", gzip.compress(images.read_bytes())): "unpack it first",
         images: "ISMRMRD images (res/image_1)",
         tmp_path: "a folder",
+        tmp_path / "pipe.h5": "a pipe or a device",
         write("notes.txt", b"hello"): "no HDF5 file",
     }
     for path, word in cases.items():

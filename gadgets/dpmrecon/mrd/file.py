@@ -246,6 +246,8 @@ def _open_hdf5(path: Path) -> h5py.File:
         raise BadInputError(f"{path} does not exist; give the path of an ISMRMRD (.h5) scan")
     if path.is_dir():
         raise BadInputError(f"{path} is a folder; give the path of an ISMRMRD (.h5) scan")
+    if not path.is_file():  # a pipe would be waited for without end
+        raise BadInputError(f"{path} is a pipe or a device; write the scan into a file and give that")
     try:
         return h5py.File(path, "r")
     except BlockingIOError as error:

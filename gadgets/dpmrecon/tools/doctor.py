@@ -358,6 +358,8 @@ def foreign(path: Path) -> str | None:
     """What a file is that is no scan, and what to give instead; None for what may be one."""
     if path.is_dir():
         return "it is a folder: name the scan's file"
+    if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        return "it is a pipe or a device: write the scan into a file and name that"
     try:
         with path.open("rb") as file:
             head = file.read(4096)
