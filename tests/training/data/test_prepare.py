@@ -23,7 +23,7 @@ from dpmrecon.physics.scale import image_scale
 from dpmrecon.recon.prepare import with_maps
 from dpmrecon.tools.simulate import truth_path
 from dpmtrain.cli import main
-from dpmtrain.data import items, kinds, labelmaps, lesions, painted_foci
+from dpmtrain.data import images, items, kinds, labelmaps, lesions, painted_foci
 from dpmtrain.data.dataset import OBLONG_RATIO, Cut, PreparedSlices, _cut, _matrix, affine, coarser
 from dpmtrain.data.open_sets import HELD_OUT
 from dpmtrain.data.veins import veins
@@ -300,6 +300,28 @@ def test_dicom_that_is_no_magnitude_of_an_anatomy_is_left_out(tmp_path, capsys, 
     error = capsys.readouterr().err
     assert told in error
     assert len(volumes(tmp_path / "out")) == (1 if told else 2)
+
+
+@pytest.mark.parametrize("syntax", [pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian])
+@pytest.mark.parametrize("meta", [True, False])
+def test_dicom_without_a_preamble_is_read(tmp_path, syntax, meta):
+    for number in range(3):
+        path = tmp_path / "in" / f"IM{number}"
+        dicom(path, head((41, 36), (20 + number, 9)), (0, -3 * number, 4 * number))
+        file = pydicom.dcmread(path)
+        file.file_meta.TransferSyntaxUID = syntax
+        file.preamble = None
+        if not meta:
+            file = Dataset(file)
+        pydicom.dcmwrite(path, file, implicit_vr=syntax.is_implicit_VR, little_endian=True)
+        assert b"DICM" not in path.read_bytes() and images.is_dicom(path)
+    others = {"a": b"\x08\x00\x05\x00", "b": b"\x08\x00\x05\x00CT" + bytes(200), "c": b"\x02\x00" + bytes(200)}
+    for name, content in {**others, "notes": b"hello " * 40, "empty": b""}.items():
+        (tmp_path / "in" / name).write_bytes(content)
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 0
+    ((name, _),) = volumes(tmp_path / "out").items()
+    found = magnitude(tmp_path / "out", name)
+    assert [np.unravel_index(image.argmax(), image.shape) for image in found] == [(20, 9), (21, 9), (22, 9)]
 
 
 def test_dicom_copies_count_once_and_a_stack_with_a_gap_is_not_cut_across(tmp_path):

@@ -3,7 +3,7 @@
 import gzip
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from dpmrecon.errors import BadInputError, first_line
@@ -102,14 +102,41 @@ def read_dicom(item: Item) -> tuple[list[Volume], list[Fault]]:
     return made, faults
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file, packed with gzip or not, begins as DICOM does. Some have no preamble: their first element is of
+    group 2 or 8, and its VR, or where VRs are implicit its length, fits it. Raises OSError."""
+    from pydicom.datadict import dictionary_has_tag, dictionary_VR
+
+    with _unpacked(path) as stream:
+        head = stream.read(132)
+    if head[128:132] == b"DICM":
+        return True
+    group, element = (int.from_bytes(head[at : at + 2], "little") for at in (0, 2))
+    tag = group << 16 | element
+    if group not in (2, 8) or len(head) < 132 or not (element == 0 or dictionary_has_tag(tag)):
+        return False
+    vr = "UL" if element == 0 else dictionary_VR(tag)
+    length = int.from_bytes(head[4:8], "little")
+    return head[4:6] == vr.encode() or (group == 8 and length % 2 == 0 and length <= 128)
+
+
 def open_dicom(path: Path, *, pixels: bool) -> Any:
-    """A DICOM file, packed with gzip or not, with or without its pixel data."""
+    """What `is_dicom` knows as a DICOM file, with or without its pixel data."""
     import pydicom
 
+    with _unpacked(path) as stream:
+        dataset = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=True)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, _ = dataset.original_encoding
+        syntaxes = (pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian)
+        dataset.file_meta.TransferSyntaxUID = syntaxes[bool(implicit)]
+    return dataset
+
+
+def _unpacked(path: Path) -> BinaryIO:
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    with gzip.open(path) if packed else path.open("rb") as stream:
-        return pydicom.dcmread(stream, stop_before_pixels=not pixels)  # type: ignore[arg-type]
+    return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]
 
 
 def b_value(dataset: Any) -> int | None:

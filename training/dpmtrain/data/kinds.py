@@ -1,6 +1,5 @@
 """The kinds of input files: each becomes items, and one function per kind reads an item's volumes."""
 
-import gzip
 import hashlib
 import re
 from pathlib import Path
@@ -74,16 +73,13 @@ def read(item: Item) -> tuple[list[Volume], list[Fault]]:
 
 def _kind(path: Path) -> str | None:
     with path.open("rb") as file:
-        head = file.read(132)
+        head = file.read(4)
     if head.startswith(b"\x89HDF"):
         with h5py.File(path, "r") as scan:
             return "fastMRI" if "kspace" in scan and "ismrmrd_header" in scan else "ISMRMRD"
     if path.name.lower().endswith((".nii", ".nii.gz")):
         return "label map" if LABEL_MAP_NAME.search(_stem(path).lower()) else "NIfTI"
-    if head.startswith(b"\x1f\x8b"):
-        with gzip.open(path) as unpacked:
-            head = unpacked.read(132)
-    return "DICOM" if head[128:132] == b"DICM" else None
+    return "DICOM" if images.is_dicom(path) else None
 
 
 def _stem(path: Path) -> str:

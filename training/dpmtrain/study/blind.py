@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dpmrecon.errors import BadInputError
+from dpmrecon.errors import BadInputError, first_line
 from dpmrecon.mrd.geometry import Plane, plane_of_dicom, slice_spacing
+
+from ..data.images import is_dicom, open_dicom
 
 BITS = 12
 BRIGHT = 2000  # the stored value of a series' 99.5th percentile, the window's upper end
@@ -84,15 +86,14 @@ def read_series(folder: Path) -> Series:
 
 def _files(folder: Path) -> list[Any]:
     """The DICOM images under a folder; other files are not looked at."""
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
-
     found = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
-            file = dcmread(path)
-        except (InvalidDicomError, OSError):
-            continue
+            if not is_dicom(path):
+                continue
+            file = open_dicom(path, pixels=True)
+        except Exception as error:  # the file's bytes decide what is raised
+            raise BadInputError(f"{path} cannot be read ({first_line(error)}): copy it again, or remove it") from error
         if "PixelData" in file and "SeriesInstanceUID" in file:
             found.append(file)
     if not found:
