@@ -387,7 +387,7 @@ def _audit(args: argparse.Namespace) -> int:
 
     from .hosts.audit_summary import drifts, told, weeks_of
 
-    weeks = weeks_of(args.logs)
+    weeks = weeks_of(args.logs, lambda text: print(f"dpmrecon: {text}", file=sys.stderr))
     found = {"weeks": [week.as_json() for week in weeks], "drift": drifts(weeks)}
     print(json.dumps(found, indent=1) if args.json else told(weeks))
     return 0

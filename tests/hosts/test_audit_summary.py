@@ -69,7 +69,24 @@ def test_lines_of_a_session_are_read(start, scan, tmp_path, capsys):
     assert "not trusted" in capsys.readouterr().out.splitlines()[0]
 
 
-@pytest.mark.parametrize("text", ["{}", "no JSON", '{"time": "yesterday"}', "[1]"])
+@pytest.mark.parametrize("kept", [0, 1, 5, 90, -1, None])
+def test_a_line_that_was_cut_off_costs_its_own_scan_alone(tmp_path, capsys, kept):
+    path, half = tmp_path / "log", json.dumps(line("03"))[:kept]
+    glued = (
+        f"{json.dumps(line('02'))}\n{half}{json.dumps(line('10'))}\n" + "\0" * 9 + f"{json.dumps(line('11'))}\n{half}"
+    )
+    path.write_text(glued)  # an earlier version wrote behind the half line
+    AuditLog(path).write(line("17"))
+    assert path.read_text().startswith(glued)
+    assert main(["audit", str(path), "--json"]) == 0
+    told = capsys.readouterr()
+    whole = 2 if kept is None else 0
+    assert sum(week["scans"] for week in json.loads(told.out)["weeks"]) == 4 + whole
+    lost = 0 if kept in (0, None) else 2
+    assert told.err.count("was cut off when it was written") == lost and told.err.count("\n") == lost
+
+
+@pytest.mark.parametrize("text", ["{}", "no JSON", '{"time": "yesterday"}', "[1]", '{"when": "2026'])
 def test_what_is_no_audit_log_is_refused(tmp_path, text, capsys):
     (tmp_path / "log").write_text(f"{json.dumps(line('03'))}\n{text}\n")
     assert main(["audit", str(tmp_path / "log")]) == 2

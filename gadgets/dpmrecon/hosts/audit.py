@@ -81,7 +81,7 @@ class AuditLog:
             with self._locked():
                 if self.path.exists() and self.path.stat().st_size + len(line) > self._largest:
                     self._rotate()
-                _append(self.path, line)
+                _append(self.path, b"\n" + line if _is_torn(self.path) else line)
             self._problems.pop("line", None)
         except OSError as error:
             self._failed("line", "an audit line could not be written to", error)
@@ -149,6 +149,15 @@ def header_digest(header: "Header") -> dict[str, Any]:
         "reconSpace": encodings[0]["reconSpace"],
         "R": acceleration(header),
     }
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line has no end: a process was killed, or the power failed, while it was written."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def _append(path: Path, data: bytes, mode: int = 0o640) -> None:

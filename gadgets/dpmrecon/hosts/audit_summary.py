@@ -5,8 +5,9 @@ A protocol is a contrast and a way of acquisition: the hash of the header's part
 
 import json
 import math
+import re
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..errors import BadInputError
 
 CERTAIN = 2.0  # standard deviations of a week's share above that of earlier weeks
 MOVED = 0.1  # by which a median is, of what it was
+FIRST = '{"time": '  # how each line begins
 HEAD = ("protocol", "week", "scans", "slices", "fallback", "caution", "not trusted", "missing", "errors", "residual",
         "seconds a slice")  # fmt: skip
 
@@ -68,10 +70,11 @@ class Week:
         return [self.protocol, self.week, *map(str, counts), *("-" if v is None else f"{v:.2f}" for v in medians)]
 
 
-def weeks_of(paths: Iterable[Path]) -> list[Week]:
-    """By protocol and week, in that order. Raises BadInputError for what is no audit log."""
+def weeks_of(paths: Iterable[Path], remark: Callable[[str], object] = lambda text: None) -> list[Week]:
+    """By protocol and week, in that order. remark: called with a sentence for each line that was cut off, which is left
+    out. Raises BadInputError for what is no audit log."""
     found: dict[tuple[str, str], Week] = {}
-    for record in _records(paths):
+    for record in _records(paths, remark):
         header = record.get("header") or {}
         fold, digest = header.get("R"), str(header.get("sha256", ""))[:8]
         protocol = f"{record.get('contrast') or 'unlabelled'}, R {'-' if fold is None else fold}, {digest or '-'}"
@@ -81,8 +84,9 @@ def weeks_of(paths: Iterable[Path]) -> list[Week]:
     return [found[key] for key in sorted(found)]
 
 
-def _records(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The lines of logs, and of the files that they have put aside, each file once: a shell's log* names both."""
+def _records(paths: Iterable[Path], remark: Callable[[str], object]) -> Iterator[dict[str, Any]]:
+    """The lines of logs, and of the files that they have put aside, each file once: a shell's log* names both. What a
+    process that was killed, or a power failure, left of a line is passed over; a record that follows in it is read."""
     parts: dict[Path, Path] = {}
     for path in paths:
         for part in (*sorted(path.parent.glob(f"{path.name}.[0-9]*")), path):
@@ -93,14 +97,18 @@ def _records(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
         except (OSError, UnicodeDecodeError) as error:
             raise BadInputError(f"audit log {part} cannot be read ({error}): name the file that --audit has") from error
         for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                datetime.fromisoformat(record["time"].replace("Z", "+00:00"))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise BadInputError(
-                    f"{part}: line {number} is no audit line ({error!r}): name the file that --audit has"
-                ) from error
-            yield record
+            for text in filter(None, re.split(f"(?={FIRST})", line.strip("\0"))):  # zeros: of a power failure
+                try:
+                    record = json.loads(text)
+                    datetime.fromisoformat(record["time"].replace("Z", "+00:00"))
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    if isinstance(error, json.JSONDecodeError) and text[: len(FIRST)] == FIRST[: len(text)]:
+                        remark(f"{part}: line {number} was cut off when it was written: its scan is not counted")
+                        continue
+                    raise BadInputError(
+                        f"{part}: line {number} is no audit line ({error!r}): name the file that --audit has"
+                    ) from error
+                yield record
 
 
 def drifts(weeks: list[Week]) -> list[str]:
