@@ -1,9 +1,11 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and JSON that others wrote."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -30,3 +32,12 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value of a text that others wrote. Raises ValueError where it is no JSON, or brackets in brackets without
+    end."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

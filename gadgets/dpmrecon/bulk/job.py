@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..device import why_lost
 from ..errors import UNEXPECTED, BadInputError, DeviceError, DpmreconError
-from ..files import write_text
+from ..files import from_json, write_text
 from ..mrd.receiving import Receiving, open_as
 from ..options import Options
 from ..output.mrd_images import recon_shape
@@ -141,7 +141,7 @@ def row_in(folder: Path) -> Row | None:
 def _earlier_row(folder: Path) -> Row:
     """Empty where there is none."""
     with contextlib.suppress(OSError, ValueError):
-        row = json.loads((folder / ROW).read_text())
+        row = from_json((folder / ROW).read_text())
         return row if isinstance(row, dict) else {}
     return {}
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data import LostSlice, Slice
 from ..errors import BadInputError, UnsupportedScanError
+from ..files import from_json
 from ..mrd.averages import together
 from ..mrd.collect import slices
 from ..mrd.diffusion import images_counter, lines_counter, weightings_of
@@ -196,7 +197,7 @@ def _our_configuration(text: str) -> bytes:
 def _parameters(text: str) -> dict[str, str]:
     """Options in JSON, at the top or under "parameters"."""
     try:
-        found = json.loads(text)
+        found = from_json(text)
         found = found.get("parameters", found)
         return {name: str(value) for name, value in found.items()}
     except (ValueError, AttributeError) as error:

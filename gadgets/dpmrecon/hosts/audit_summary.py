@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInputError
+from ..files import from_json
 
 CERTAIN = 2.0  # standard deviations of a week's share above that of earlier weeks
 MOVED = 0.1  # by which a median is, of what it was
@@ -99,7 +100,7 @@ def _records(paths: Iterable[Path], remark: Callable[[str], object]) -> Iterator
         for number, line in enumerate(lines, 1):
             for text in filter(None, re.split(f"(?={FIRST})", line.strip("\0"))):  # zeros: of a power failure
                 try:
-                    record = json.loads(text)
+                    record = from_json(text)
                     datetime.fromisoformat(record["time"].replace("Z", "+00:00"))
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     if isinstance(error, json.JSONDecodeError) and text[: len(FIRST)] == FIRST[: len(text)]:

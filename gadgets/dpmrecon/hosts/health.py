@@ -6,11 +6,12 @@ few seconds.
 """
 
 import argparse
-import json
 import socket
 import struct
 import sys
 from typing import Any
+
+from ..files import from_json
 
 NAME = "dpmrecon_health"  # the config name that asks
 CONFIG_NAME, TEXT = 1, 5  # as in wire.py, whose imports take a second
@@ -27,7 +28,7 @@ def ask(address: str, port: int, patience: float = 4.0) -> dict[str, Any]:
         number, length = struct.unpack("<HI", head)
         if number != TEXT or length > LARGEST_ANSWER:
             raise ValueError(f"it answers with message {number}")
-        answer = json.loads(stream.read(length).rstrip(b"\0"))
+        answer = from_json(stream.read(length).rstrip(b"\0"))
         if not isinstance(answer, dict) or "model" not in answer:
             raise ValueError("it names no model")
         return answer

@@ -6,8 +6,8 @@ is that model or scan decide has a value for that, because a field cannot be emp
 """
 
 import dataclasses
-import json
 
+from ..files import from_json
 from ..options import OPTIONS, Options
 
 CONFIG = "config"  # the id of the parameter that names a configuration, in place of the one that came before the header
@@ -21,7 +21,7 @@ def parameters_of(text: bytes) -> tuple[str | None, dict[str, str]]:
     """The name of a configuration, None where none is given, and options as text. Neither from a text that is no such
     JSON: that is of a log."""
     try:
-        given = json.loads(text.rstrip(b"\0"))["parameters"]
+        given = from_json(text.rstrip(b"\0"))["parameters"]
         pairs = {IDS.get(identifier, identifier): str(value) for identifier, value in given.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None, {}

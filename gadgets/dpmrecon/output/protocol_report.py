@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInputError
-from ..files import write_text
+from ..files import from_json, write_text
 from .writers import telling
 
 Row = dict[str, Any]
@@ -32,7 +32,7 @@ class ProtocolReport:
         if not self.path.exists():
             return
         try:
-            content = json.loads(self.path.read_text())
+            content = from_json(self.path.read_text())
             self.earlier, self.earlier_uid = {row["name"]: row for row in content["scans"]}, content["StudyInstanceUID"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInputError(

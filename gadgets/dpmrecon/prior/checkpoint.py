@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 
 from ..device import has_bfloat16
 from ..errors import CheckpointError
-from ..files import replacing
+from ..files import from_json, replacing
 from ..physics.phase import RULE as PHASE_RULE
 from ..physics.scale import RULE
 from ..version import __version__
@@ -149,7 +149,7 @@ def _alone(path: Path | str | None, device: torch.device | str) -> Checkpoint:
                 f"model file {needed} does not exist: a model is NAME.safetensors with NAME.json beside it"
             )
     try:
-        card = json.loads(card_path.read_text())
+        card = from_json(card_path.read_text())
         config, checksum, rule = card["model"], card["checksum_sha256"], card["scale_rule"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -8,7 +8,6 @@ autoencoder has three, is the magnitude. Latents are whitened: mean 0 and standa
 import contextlib
 import hashlib
 import inspect
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import load
 from torch import nn
 
 from ..errors import CheckpointError
+from ..files import from_json
 from .denoiser import uncounted
 
 
@@ -249,7 +249,7 @@ def load_stable_diffusion(folder: Path, checksum: str, labels: list[str]) -> Lat
         )
     try:
         vae, unet, schedule = (
-            {name: value for name, value in json.loads((folder / file).read_text()).items() if name[0] != "_"}
+            {name: value for name, value in from_json((folder / file).read_text()).items() if name[0] != "_"}
             for file in ("vae/config.json", "unet/config.json", "scheduler/scheduler_config.json")
         )
         package = diffusers()

@@ -5,7 +5,6 @@ script of some 200 lines: the reader study's viewer shows volumes alone, without
 """
 
 import base64
-import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ import ismrmrd
 import numpy as np
 
 from ..errors import BadInputError, first_line
-from ..files import write_text
+from ..files import from_json, write_text
 from .template import rendered
 
 # series of images.h5 that are shown, in this order, none of them complex
@@ -74,7 +73,7 @@ def results_in(folders: Sequence[Path]) -> list[Result]:
 
 def _report(path: Path) -> dict[str, Any]:
     try:
-        report = json.loads(path.read_text())
+        report = from_json(path.read_text())
         report["slices"], report["sampler"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInputError(f"{path} is no report of a replay ({first_line(error)}): replay the scan again") from error

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from dpmrecon.errors import BadInputError, first_line
+from dpmrecon.files import from_json
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.physics.phase import smooth_phase
 from dpmrecon.physics.scale import image_scale
@@ -271,4 +272,7 @@ def read_manifest(data: Path) -> dict:
     file = data / "manifest.json"
     if not file.is_file():
         raise BadInputError(f"{data} has no manifest.json: run `dpmtrain prepare` first")
-    return json.loads(file.read_text())
+    try:
+        return from_json(file.read_text())
+    except ValueError as error:
+        raise BadInputError(f"{file} is damaged ({error}): run `dpmtrain prepare` again") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpmrecon.errors import BadInputError
+from dpmrecon.files import from_json
 
 from ..files import write_text
 from .questions import ARMS
@@ -88,7 +89,7 @@ class Key:
         """The key and its seal. Raises BadInputError for a file that is no key."""
         try:
             content = path.read_bytes()
-            told: dict[str, Any] = json.loads(content)
+            told: dict[str, Any] = from_json(content)
             design = told["design"]
             sets = {int(number): ReadingSet(**one) for number, one in design["sets"].items()}
             key = cls(Design(sets, design["orders"]), float(told["margin"]), told["seed"], told["salt"])

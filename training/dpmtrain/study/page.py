@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from dpmrecon.errors import BadInputError
+from dpmrecon.files import from_json
 from tqdm import tqdm
 
 from ..files import writing
@@ -31,7 +32,7 @@ def page(study: Path, viewer: Path | None) -> None:
     Raises BadInputError where the folder is no study, or the viewer cannot be had.
     """
     try:
-        told = json.loads((study / "study.json").read_text())
+        told = from_json((study / "study.json").read_text())
         numbers = sorted(told["orders"][0])
     except (OSError, ValueError, KeyError) as error:
         raise BadInputError(f"{study} holds no study ({error}): give the folder that `study make` wrote") from error

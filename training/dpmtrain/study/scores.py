@@ -1,7 +1,6 @@
 """Scores as the reading page exports them, and as a table with the arms from the key."""
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from dpmrecon.errors import BadInputError
+from dpmrecon.files import from_json
 
 from .design import Key
 from .questions import ARMS, QUESTIONS, SCORES
@@ -89,7 +89,7 @@ def _tabled(held: dict[tuple[str, int, str], int], key: Key) -> Readings:
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         if path.suffix.lower() == ".json":
-            told = json.loads(path.read_text(encoding="utf-8-sig"))
+            told = from_json(path.read_text(encoding="utf-8-sig"))
             return [
                 {"seal": told["seal"], "reader": told["reader"], "set": number, **scores}
                 for number, scores in told["scores"].items()
