@@ -56,6 +56,16 @@ def sample_halving(problem, prior, settings, noise, stop):
     return found + 0 * noise.draw(*found.shape[-2:])
 
 
+@pytest.mark.parametrize(
+    ("kind", "sampler", "model"),
+    [("denoiser", "latent", "latent"), ("latent", "dps", "default"), ("latent", "x", None)],
+)
+def test_a_sampler_of_another_model_names_that_model(kind, sampler, model):
+    with pytest.raises(BadInputError, match=f"the model has no sampler '{sampler}': valid ones are") as refused:
+        KINDS[kind].sampler(sampler)
+    assert str(refused.value).endswith(f"; it is that of --model {model}") == (model is not None)
+
+
 @pytest.fixture
 def halving(monkeypatch, tmp_path):
     """A checkpoint of the kind `halving`, which the card sets to three steps."""

@@ -84,11 +84,13 @@ class Kind:
         """Name and sampler; None is the default. Raises BadInputError for one that this kind does not have."""
         name = name or next(iter(self.samplers))
         if name not in self.samplers:
-            raise BadInputError(f"the model has no sampler '{name}': valid ones are {', '.join(self.samplers)}")
+            its = next((f"; it is that of --model {NAMES[of]}" for of in NAMES if name in KINDS[of].samplers), "")
+            raise BadInputError(f"the model has no sampler '{name}': valid ones are {', '.join(self.samplers)}{its}")
         return name, self.samplers[name]
 
 
 DENOISER, ONE_STEP, LATENT = "denoiser", "one-step", "latent"
+NAMES = {DENOISER: "default", ONE_STEP: "one-step", LATENT: "latent"}  # of each kind, as --model names it
 KINDS: dict[str, Kind] = {
     DENOISER: Kind(
         Denoiser,
