@@ -1,5 +1,7 @@
 """Preview, scores, report, the conventional image and diffusion maps of volumes."""
 
+import dataclasses
+
 import ismrmrd
 import numpy as np
 import pytest
@@ -58,6 +60,32 @@ def test_a_preview_shows_the_middle_planes_as_readers_look_at_them(tmp_path, mon
     for row in rows:
         assert list(row)[:3] == ["zero-filled", "CG-SENSE", "DPM"]
         assert row["error DPM x5"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_preview_says_in_which_counters_images_differ(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(preview, "write_preview", lambda path, rows, titles, aspects: shown.append(titles))
+
+    def titles(*keys, planes=1, times=(5.0,)):
+        header = volume_header(matrix=SHAPE, fov=FOV, echo_times=times)
+        writer = Preview(tmp_path / "preview.png", header, Truth(None, None, header), len(keys))
+        for key in keys:
+            item = dataclasses.replace(reconstructed(pixels()), fallback="why" if key.repetition else None)
+            item.mapped.data.key = key
+            with monkeypatch.context() as patch:
+                if planes == 1:
+                    patch.setattr(preview, "pictures_of", lambda item, header: {"DPM": pixels()[0]})
+                writer.add(item, images_of(item, header))
+        writer.close(None)
+        return shown.pop()
+
+    volume = titles(SliceKey(0, contrast=1), SliceKey(2, contrast=0), planes=3, times=(5.0, 9.0))
+    assert volume[2:4] == ["sagittal, slab 0, echo 1: ", "axial, slab 2, echo 0: "]
+    assert titles(SliceKey(3), SliceKey(4)) == ["slice 3: ", "slice 4: "]
+    assert titles(SliceKey(3), SliceKey(3, 1), times=(5.0, 9.0)) == ["slice 3, echo 0: ", "slice 3, echo 1: "]
+    assert titles(SliceKey(3), SliceKey(3, 1), times=()) == ["slice 3, contrast 0: ", "slice 3, contrast 1: "]
+    again = titles(SliceKey(3, set=1), SliceKey(3, set=1, repetition=2))
+    assert again == ["slice 3, repetition 0: ", "slice 3, repetition 2 FALLBACK: "]
 
 
 def test_a_preview_needs_no_directions(tmp_path):
