@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from dpmrecon.errors import BadInputError
+from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.tools.simulate import truth_path
 from dpmtrain.cli import main
+from dpmtrain.data.kinds import known_patient
 from dpmtrain.evaluate.baselines import tuned_weight
 from dpmtrain.evaluate.evaluation import evaluate
 from dpmtrain.evaluate.methods import own_methods
@@ -80,6 +82,19 @@ def test_paired_differences_take_out_what_slices_have_in_common():
     gap, low, high = paired_difference(slices + 0.01 + wobble, slices)
     assert low < 0.01 < high and high - low < 0.002 and gap == pytest.approx(0.01 + wobble.mean())
     assert np.isnan(paired_difference([0.1], [0.2])[1:]).all()
+
+
+def test_slices_of_a_subject_are_drawn_together():
+    rng = np.random.default_rng(4)
+    subjects = [name for name in "abcdefgh" for _ in range(1 + 3 * "abcdefgh".index(name))]  # 1 to 22 slices
+    own = {name: rng.normal() for name in "abcdefgh"}
+    gaps = np.array([own[name] + 0.01 * rng.normal() for name in subjects])
+    gap, low, high = paired_difference(gaps, 0 * gaps, subjects)
+    _, narrow, wide = paired_difference(gaps, 0 * gaps)
+    assert gap == pytest.approx(gaps.mean()) and low < gap < high
+    assert high - low > 2 * (wide - narrow)  # by the square root of slices a subject, about
+    one = paired_difference(gaps, 0 * gaps, ["a"] * len(gaps))
+    assert one == paired_difference(gaps, 0 * gaps)
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -162,6 +177,20 @@ def test_a_line_that_was_cut_short_is_made_again(tmp_path):
     assert len(ScoreLines(lines.path).values) == 2
 
 
+def test_scans_of_one_patient_are_of_one_subject(simulated_scan):
+    with open_scan(simulated_scan(matrix=(48, 64))) as scan:
+        header = scan.header
+    assert measured_slices(simulated_scan(matrix=(48, 64)))[0].subject == known_patient(header)
+
+    def subject(identity, measurement) -> str | None:
+        header.subjectInformation.patientID, header.measurementInformation.measurementID = identity, measurement
+        return known_patient(header)
+
+    assert subject("47", "7") == subject("47", "1_2_3_4") != subject("48", "1_2_3_4")
+    assert subject("xxxx", "1_2_3_4") == subject(None, "1_2_5_6") != subject(None, "1_3_5_6")
+    assert subject("xxxx", "7") is None
+
+
 def test_evaluation_goes_on_where_it_stopped(checkpoint, tmp_path, capsys):
     slices = [head(45, 38, number) for number in (0, 1)]  # an odd size: sigpy does L1-wavelet
     plan = Plan((4,), ("regular",), (12, 0), (1, 2), samples=3, tuning_slices=1)
@@ -188,6 +217,7 @@ def test_evaluation_goes_on_where_it_stopped(checkpoint, tmp_path, capsys):
     assert len(table) == len(rows) == 4 * 4
     assert {row["difference"] == "" for row in table if row["method"] == "prox"} == {True}
     report = (tmp_path / "report.md").read_text()
+    assert "(95 % of slices of one subject; 5 or more)" in report
     assert "maps from the full data" in report and "of an R=2 scan" in report and "tiny-" in report
     assert (tmp_path / "nrmse_flair.png").stat().st_size > 10000
     assert "1D regular, ACS 12" in capsys.readouterr().out
@@ -204,6 +234,7 @@ def test_scores_on_subjects_that_the_model_was_trained_on_are_said(tmp_path, cap
         evaluate(chosen, lambda contrast: [], [load_checkpoint(path)], plan, tmp_path / str(told), CPU)
         for text in (capsys.readouterr().out, (tmp_path / str(told) / "report.md").read_text()):
             assert ("was trained on patient01: its scores there say nothing of others" in text) == told
+            assert ("(95 % of 2 subjects; 5 or more)" in text) == told
 
 
 def test_models_are_sampled_as_the_product_does(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -364,7 +365,8 @@ def test_findings_say_better_worse_or_cannot_tell(start):
     def row(method: str, values: list[float], setting: str) -> Row:
         condition = Condition("regular", 4, 24)
         places = [(f"scan {number}", 0) for number in range(len(values))]
-        return Row("flair", condition, method, setting, places, [score_of(value) for value in values])
+        scores, subjects = [score_of(value) for value in values], [scan for scan, _ in places]
+        return Row("flair", condition, method, setting, places, scores, subjects)
 
     mine = row("prox", [0.05, 0.06, 0.05, 0.06, 0.05], f"{checkpoint.model_id}, 1 samples")
     rows = [
@@ -381,9 +383,16 @@ def test_findings_say_better_worse_or_cannot_tell(start):
         "not clearly better than start prox",
     ]
     assert found["evaluation"][0]["CG-SENSE"]["difference"] == [-0.02, -0.02, -0.02]
+    assert "95 % of 5 patients -0.0200" in found["findings"][0]
     few = [row(r.method, r.nrmse[:2], r.setting) for r in rows[:2]]
+    (told,) = findings(few, checkpoint, 2)["findings"]
+    assert told.startswith("R = 4, 2 slices of 2 patients: ") and "too few patients" in told
+    few = [replace(each, subjects=["one"] * 2) for each in few]
     (told,) = findings(few, checkpoint, 1)["findings"]
     assert told.startswith("R = 4, 2 slices of 1 patient: ") and "too few slices" in told
+    one = [replace(each, subjects=["one"] * 5) for each in rows[:2]]
+    (told,) = findings(one, checkpoint, 1)["findings"]
+    assert "better than CG-SENSE" in told and "95 % of slices of one patient" in told
 
 
 def test_volumes_whose_names_hold_wildcards_are_taken_by_name():

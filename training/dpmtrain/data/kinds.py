@@ -168,6 +168,13 @@ def _patient(header: Header, patients: str | None) -> str | None:
     return found
 
 
+def known_patient(header: Header) -> str | None:
+    """A pseudonym by the patient ID of a header, else by its measurementID; None where neither tells patients apart."""
+    measured = measured_patient(header)
+    named = _named(getattr(header.subjectInformation, "patientID", None))
+    return named or (None if measured is None else pseudonym(measured))
+
+
 def _named(patient_id: Any) -> str | None:
     """A pseudonym by a patient ID; None of one that tells no patient apart."""
     text = str(patient_id or "").strip()

@@ -85,6 +85,7 @@ def compare(groups: Iterable[Group], lines: ScoreLines, total: int | None = None
                         key = {**full.key, "contrast": full.contrast, **asdict(condition)}
                         key |= {"method": method.name, "setting": method.setting}
                         row.slices.append(full.place)
+                        row.subjects.append(full.subject or full.scan)
                         row.scores.append(lines.get(key, partial(method.score, here)))
                         bar.update()
             rows += found

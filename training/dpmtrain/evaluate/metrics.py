@@ -93,15 +93,20 @@ def variance_and_error(
     return variance, float((np.abs(image - truth)[head].astype(np.float64) ** 2).sum())
 
 
-def paired_difference(here: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:
+def paired_difference(
+    here: Sequence[float], reference: Sequence[float], subjects: Sequence[str] = ()
+) -> tuple[float, float, float]:
     """Mean of here - reference over slices, and its 95 % bootstrap interval (percentiles; resampled with one seed).
 
-    With fewer than two slices there is no interval: low and high are nan.
+    subjects: of each slice. Two or more are resampled, with all their slices; else slices are. With fewer than two
+    slices there is no interval: low and high are nan.
     """
     gaps = np.asarray(here, float) - np.asarray(reference, float)
     if len(gaps) < 2:
         return float(gaps.mean()), float("nan"), float("nan")
-    drawn = np.random.default_rng(0).integers(len(gaps), size=(RESAMPLES, len(gaps)))
+    whose = np.unique(subjects, return_inverse=True)[1] if len(set(subjects)) > 1 else np.arange(len(gaps))
+    sums, counts = np.bincount(whose, gaps), np.bincount(whose)
+    drawn = np.random.default_rng(0).integers(len(sums), size=(RESAMPLES, len(sums)))
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(gaps[drawn].mean(1), [tail, 100 - tail])
+    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [tail, 100 - tail])
     return float(gaps.mean()), float(low), float(high)

@@ -24,6 +24,7 @@ from dpmrecon.output.weighting import weighting_of
 from dpmrecon.tools.simulate import simulate, truth_path
 from dpmrecon.tools.simulation_settings import SimulationSettings
 
+from ..data.kinds import known_patient
 from ..data.kspace import LARGEST_ACCELERATION
 from .metrics import Moments, scan_factor
 from .undersampling import sampling_mask, undersampled, with_maps
@@ -38,7 +39,8 @@ class ReferenceSlice:
     data: its k-space, fully sampled or of R about 2; truth: magnitude (rows, cols) float32; mask: bool, where to score;
     coil_images: without noise, (n_coils, rows, cols) complex64, None where not known; header: of a measured scan, whose
     truth lies on the recon space, else None; content: a digest of what was measured and is scored, empty where scan and
-    number tell it. Arrays of a volume have partitions first.
+    number tell it; subject: whose it is, empty where nothing but the scan tells it. Arrays of a volume have partitions
+    first.
     """
 
     scan: str
@@ -50,6 +52,7 @@ class ReferenceSlice:
     coil_images: torch.Tensor | None = None
     header: Any = None
     content: str = ""
+    subject: str = ""
 
     @property
     def key(self) -> dict[str, Any]:
@@ -138,6 +141,7 @@ def measured_slices(
                 raise BadInputError(f"{truth_file} holds {len(truth)} slices and the scan has a slice {number}")
             where = np.ones(shape, bool) if mask is None else mask[number if len(mask) > number else 0] > 0
             here = ReferenceSlice(path.stem, number, contrast, data, np.empty(0), where, header=scan.header)
+            here.subject = known_patient(scan.header) or ""
             here.content = key_of(scan.digest, data.key.seed_key, scored)
             mapped = with_maps(data, CPU, contrast=contrast)
             full = bool(data.mask.amax(-1).all()) and data.shots is None

@@ -7,21 +7,20 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..files import save_figure, write_text
-from .metrics import paired_difference
 from .plan import Condition
-from .scoring import Row
+from .scoring import FEWEST, Row
 from .tables import formatted, joined, write_csv
 
 HEAD = [
-    "contrast", "sampling", "R", "method", "slices", "NRMSE", "NRMSE no factor", "PSNR dB", "SSIM", "V/B", "samples",
-    "fallbacks", "seconds", "difference", "low", "high", "setting",
+    "contrast", "sampling", "R", "method", "slices", "subjects", "NRMSE", "NRMSE no factor", "PSNR dB", "SSIM", "V/B",
+    "samples", "fallbacks", "seconds", "difference", "low", "high", "setting",
 ]  # fmt: skip
-FEWEST = 5  # slices that make an interval worth a mark
 NOTES = """NRMSE: with one least-squares factor a scan; "no factor" is the paper's form. SSIM and PSNR: range max - min
 of the truth, no factor. V/B: posterior variance over squared error of the mean, 1 where the spread tells the error,
 which the fast mode does not aim at (only where a noise-free complex truth is known). Difference: mean over slices of
-NRMSE less that of `{reference}` on the same slice, with its 95 % bootstrap interval; slices of one volume are not
-independent, so the interval is rather too narrow. R of 1D masks is nominal, the calibration lines come on top; so is
+NRMSE less that of `{reference}` on the same slice, with its 95 % bootstrap interval: of subjects where there are two or
+more, each with all its slices; else of slices of one subject, which tells nothing of others. A scan whose header names
+no patient counts as one subject. R of 1D masks is nominal, the calibration lines come on top; so is
 that of the regular ones of volumes, of both directions together; R of other 2D ones is net. Without ACS the coil maps
 come from the full data."""
 
@@ -74,6 +73,7 @@ def cells(row: Row, rows: Sequence[Row], reference: str) -> list[str]:
         str(row.condition.R),
         row.method,
         str(len(row.slices)),
+        str(row.n_subjects),
         *(f"{np.mean(values):.4f}" for values in (row.nrmse, row.nrmse_paper)),
         f"{row.mean('psnr'):.2f}",
         f"{row.mean('ssim'):.4f}",
@@ -91,7 +91,7 @@ def difference(row: Row, rows: Sequence[Row], reference: str) -> tuple[float, fl
     if row.method == reference:
         return None
     same = [r for r in rows if (r.contrast, r.condition, r.method) == (row.contrast, row.condition, reference)]
-    return paired_difference(row.nrmse, same[0].nrmse)
+    return row.less(same[0])
 
 
 def summary(rows: Sequence[Row], reference: str) -> list[str]:
@@ -110,19 +110,20 @@ def summary(rows: Sequence[Row], reference: str) -> list[str]:
                 ]  # fmt: skip
                 line.append(_marked(here[0], rows, reference) if here else "")
             lines.append(line)
-        title = f"## {contrast}: NRMSE, * where it differs from {reference} (95 %, {FEWEST} slices or more)"
+        of = max(of_contrast, key=lambda row: row.n_subjects).sampled
+        title = f"## {contrast}: NRMSE, * where it differs from {reference} (95 % {of}; {FEWEST} or more)"
         found += [title, joined(lines)]
     return found
 
 
 def _marked(row: Row, rows: Sequence[Row], reference: str) -> str:
     gap = difference(row, rows, reference)
-    sure = gap is not None and len(row.slices) >= FEWEST and (gap[1] > 0 or gap[2] < 0)
+    sure = gap is not None and row.enough and (gap[1] > 0 or gap[2] < 0)
     return f"{np.mean(row.nrmse):.4f}" + ("*" if sure else "")
 
 
 def figure(rows: Sequence[Row], contrast: str | None) -> Figure:
-    """NRMSE against R, a panel for each sampling, a line for each method; bars: 95 % of the mean over slices."""
+    """NRMSE against R, a panel for each sampling, a line for each method; bars: 95 % of the mean, see NOTES."""
     rows = [row for row in rows if row.contrast == contrast]
     panels = list(dict.fromkeys(row.condition.sampling() for row in rows))
     methods = list(dict.fromkeys(row.method for row in rows))
@@ -135,7 +136,7 @@ def figure(rows: Sequence[Row], contrast: str | None) -> Figure:
                 (row for row in rows if (row.condition.sampling(), row.method) == (sampling, method)),
                 key=lambda row: row.condition.R,
             )
-            bars = np.array([paired_difference(row.nrmse, [0.0] * len(row.nrmse)) for row in here])
+            bars = np.array([row.less(None) for row in here])
             if not len(bars):
                 continue
             low, high = (np.nan_to_num(np.abs(bars[:, i] - bars[:, 0])) for i in (1, 2))

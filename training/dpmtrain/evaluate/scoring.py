@@ -12,10 +12,12 @@ from dpmrecon.physics.coil_maps import estimate_coil_maps
 from dpmrecon.physics.volume_maps import estimate_volume_maps
 from dpmrecon.recon.types import MappedSlice
 
-from .metrics import Moments, psnr, scan_factor, ssim, variance_and_error
+from .metrics import Moments, paired_difference, psnr, scan_factor, ssim, variance_and_error
 from .plan import CALIBRATION_LINES, Condition
 from .references import ReferenceSlice, standard_of_care
 from .undersampling import sampling_mask, undersampled, with_maps
+
+FEWEST = 5  # subjects, or slices of one, that make an interval worth a verdict
 
 
 class Undersampled:
@@ -98,7 +100,7 @@ def true_image(mapped: MappedSlice, coil_images: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Row:
-    """One method in one condition: a score for each of `slices`, (scan, number).
+    """One method in one condition: a score for each of `slices`, (scan, number), and the subject that it is of.
 
     contrast: None where there are several.
     """
@@ -109,6 +111,25 @@ class Row:
     setting: str
     slices: list[tuple[str, int]] = field(default_factory=list)
     scores: list[dict[str, Any]] = field(default_factory=list)
+    subjects: list[str] = field(default_factory=list)
+
+    @property
+    def n_subjects(self) -> int:
+        return len(set(self.subjects))
+
+    def less(self, other: "Row | None") -> tuple[float, float, float]:
+        """NRMSE less that of another method on the same slices, None for nothing; see `paired_difference`."""
+        return paired_difference(self.nrmse, other.nrmse if other else [0.0] * len(self.slices), self.subjects)
+
+    @property
+    def sampled(self) -> str:
+        """What intervals are of, in words."""
+        return f"of {self.n_subjects} subjects" if self.n_subjects > 1 else "of slices of one subject"
+
+    @property
+    def enough(self) -> bool:
+        """Whether an interval is worth a verdict: of FEWEST subjects, or of as many slices of one."""
+        return (self.n_subjects if self.n_subjects > 1 else len(self.slices)) >= FEWEST
 
     @property
     def _moments(self) -> list[Moments]:

@@ -6,6 +6,7 @@ settings are chosen, and patient12, on which nothing is chosen.
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -72,11 +73,13 @@ def subject_slices(images: Path, subject: str, n_slices: int) -> Iterator[Refere
         middle = np.linspace(0.4 * len(volume), 0.75 * len(volume), n_slices + 1)[:-1].astype(int)
         for number in dict.fromkeys(middle.tolist()):
             magnitude = at_pixel_size(volume[number], pixel_size(path), PIXEL_MM, MATRIX)
-            yield full_slice(f"{subject}/{name}", number, str(label_of(name)), magnitude)
+            found = full_slice(f"{subject}/{name}", number, str(label_of(name)), magnitude)
+            yield replace(found, subject=subject)
     if not volumes:
         for name, sequence in SEQUENCES.items():
             for number, magnitude in enumerate(_simulated(labels, name, n_slices)):
-                yield full_slice(f"{subject}/{name}", number, sequence.contrast, magnitude)
+                found = full_slice(f"{subject}/{name}", number, sequence.contrast, magnitude)
+                yield replace(found, subject=subject)
 
 
 def _simulated(labels: Path, sequence: str, count: int) -> list[torch.Tensor]:

@@ -9,9 +9,7 @@ import torch
 from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dpmrecon.prior.denoiser import Denoiser
 
-from ..evaluate.metrics import paired_difference
 from ..evaluate.plan import Plan
-from ..evaluate.report import FEWEST
 from ..evaluate.scoring import Row
 from ..files import writing
 from ..train.keeper import Start
@@ -65,16 +63,18 @@ def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> di
 
 
 def limits(contrast: str, counts: dict, references: list[str], accelerations: str, *, tuned: bool) -> list[str]:
+    tested = counts["test"]["patients"]
     begun = f"Fine-tuned on {counts['train']['patients']} patients"
     if not tuned:
         begun = f"The model it began with, which fine-tuning on {counts['train']['patients']} patients made no better"
     found = [
         "Not a medical device, not for diagnosis; every image is to be read beside its conventional reconstruction.",
-        f"{begun}; tested on {counts['test']['patients']}: what is rare among patients was probably neither learnt nor "
-        "tested.",
+        f"{begun}; tested on {tested}: what is rare among patients was probably neither learnt nor tested.",
         f"Tested on scans undersampled afterwards to R = {accelerations}, 1D regular: other R, patterns, sequences, "
         "scanners and body parts were not.",
-        "Intervals are over slices, and those of one patient are alike: they are too narrow for other patients.",
+        f"Intervals are of {tested} patients, and too narrow for others where those are few."
+        if tested > 1
+        else "Intervals are of slices of one patient: they tell nothing of others.",
         f"Other contrasts than {contrast} may be worse than with the model it began with.",
         "Made from patients' images: pass it on only as the rules for such data allow.",
     ]
@@ -105,7 +105,7 @@ def findings(rows: Sequence[Row], checkpoint: Checkpoint, patients: int) -> dict
         line: dict[str, Any] = {"R": mine.condition.R, "slices": len(mine.slices), "nrmse": round(_mean(mine), 5)}
         for row in rows:
             if row is not mine and row.condition == mine.condition:
-                gap = paired_difference(mine.nrmse, row.nrmse)
+                gap = mine.less(row)
                 line[row.method] = {"nrmse": round(_mean(row), 5), "difference": [round(float(v), 5) for v in gap]}
                 told.append(f"R = {mine.condition.R}, {len(mine.slices)} slices {of}: {verdict(mine, row, gap)}")
         table.append({**line, "fallbacks": mine.fallbacks})
@@ -115,9 +115,11 @@ def findings(rows: Sequence[Row], checkpoint: Checkpoint, patients: int) -> dict
 def verdict(mine: Row, other: Row, gap: tuple[float, float, float]) -> str:
     difference, low, high = gap
     figures = f"{_mean(mine):.4f} against {_mean(other):.4f}, difference {difference:+.4f}"
-    if len(mine.slices) < FEWEST:
-        return f"NRMSE {figures} to {other.method}: too few slices to tell which is better"
-    figures += f", 95 % {low:+.4f} to {high:+.4f}"
+    if np.isfinite(low):
+        figures += f", 95 % {mine.sampled.replace('subject', 'patient')} {low:+.4f} to {high:+.4f}"
+    if not mine.enough:
+        few = "patients" if mine.n_subjects > 1 else "slices"
+        return f"NRMSE {figures} to {other.method}: too few {few} to tell which is better"
     if high < 0:
         return f"better than {other.method} (NRMSE {figures})"
     advice = "use that instead" if low > 0 else "no reason to prefer either"
