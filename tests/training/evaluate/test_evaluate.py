@@ -15,6 +15,7 @@ from dpmrecon.tools.simulate import truth_path
 from dpmtrain.cli import main
 from dpmtrain.data.kinds import known_patient
 from dpmtrain.evaluate.baselines import tuned_weight
+from dpmtrain.evaluate.engine import Made, Tuner
 from dpmtrain.evaluate.evaluation import evaluate
 from dpmtrain.evaluate.methods import own_methods
 from dpmtrain.evaluate.metrics import Moments, paired_difference, psnr, scan_factor, ssim, variance_and_error
@@ -221,6 +222,23 @@ def test_evaluation_goes_on_where_it_stopped(checkpoint, tmp_path, capsys):
     assert "maps from the full data" in report and "of an R=2 scan" in report and "tiny-" in report
     assert (tmp_path / "nrmse_flair.png").stat().st_size > 10000
     assert "1D regular, ACS 12" in capsys.readouterr().out
+
+
+def test_weights_are_those_of_the_validation_data_at_hand(tmp_path):
+    condition, tried = Condition("regular", 4, 12), []
+
+    def best(slices, count=1):
+        tuner = Tuner(lambda contrast: slices, count, ScoreLines(tmp_path / "scores.jsonl"), CPU)
+        tried.clear()
+        run = lambda here, weight: tried.append(weight) or Made(here.mapped.conventional)  # noqa: E731
+        tuner.best("CG-SENSE", "flair", condition, run, (1.0, 2.0))
+        return bool(tried)
+
+    one = head(45, 38, 2)
+    other = replace(one, data=replace(one.data, kspace=1.001 * one.data.kspace))
+    assert best([one]) and not best([one]) and not best([replace(one), other])
+    assert best([other]) and best([one, other], 2)
+    assert best([replace(one, truth=2 * one.truth)]) and not best([one])
 
 
 def test_scores_on_subjects_that_the_model_was_trained_on_are_said(tmp_path, capsys):

@@ -120,13 +120,15 @@ class Tuner:
         start: Sequence[float],
         settings: str = "",
     ) -> float:
-        """settings: all else that the method depends on, the model too; empty for conventional methods."""
+        """settings: all else that the method depends on, the model too; empty for conventional methods. A weight that
+        the results file holds serves where it was found on the same data."""
         condition = replace(condition, scan_R=1)
-        key = {"tuned": name, "contrast": contrast, "slices": self.n_slices, **asdict(condition)}
+        slices = self._slices(contrast, condition)
+        key = {"tuned": name, "contrast": contrast, "data": [full.digest for full in slices], **asdict(condition)}
         key |= {"settings": settings} if settings else {}
 
         def make() -> dict[str, Any]:
-            cases = [Undersampled(full, condition, self.device) for full in self._slices(contrast, condition)]
+            cases = [Undersampled(full, condition, self.device) for full in slices]
 
             def error(weight: float) -> float:
                 row = Row(contrast, condition, name, "")

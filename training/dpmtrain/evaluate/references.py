@@ -4,6 +4,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,14 @@ class ReferenceSlice:
         """What tells its scores from those of others. Files of one name differ in content, and so do a slice's
         b-values, echoes and repetitions."""
         return {"scan": self.scan, "slice": self.number} | ({"content": self.content} if self.content else {})
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its k-space, and of what its reconstructions are scored against, and where."""
+        found = sha256()
+        for array in (self.data.kspace.cpu().numpy(), self.truth, self.mask):
+            found.update(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
 
     @property
     def place(self) -> tuple[str, int]:
