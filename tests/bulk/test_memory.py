@@ -1,8 +1,10 @@
 """What scans need of memory, and how much of it there is."""
 
+from dpmrecon import memory
 from dpmrecon.bulk.engines import Lost, Processes
-from dpmrecon.bulk.memory import SHARE, Measured, Memory, free_memory
+from dpmrecon.bulk.memory import SHARE, Measured, Memory
 from dpmrecon.bulk.sources import listed
+from dpmrecon.memory import free_memory
 from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import load_checkpoint
 
@@ -71,4 +73,17 @@ def test_where_memory_cannot_be_measured_scans_go_one_by_one(simulated_scan, mod
 def test_some_memory_is_free_and_not_more_than_there_is():
     with open("/proc/meminfo") as file:
         total = int(file.readline().split()[1]) * 1024 / 1e6
-    assert 0 < free_memory() <= total
+    assert 0 < free_memory() / 1e6 <= total
+
+
+def test_memory_that_a_container_holds_of_files_is_free(monkeypatch):
+    files = {
+        "/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    8000 kB\n",
+        "/sys/fs/cgroup/memory.max": "5000000\n",
+        "/sys/fs/cgroup/memory.current": "4900000\n",
+        "/sys/fs/cgroup/memory.stat": "anon 600000\ninactive_file 2000000\nactive_file 1000000\nshmem 7\n",
+    }
+    monkeypatch.setattr(memory.Path, "read_text", lambda path: files[str(path)])
+    assert free_memory() == 3_100_000
+    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert free_memory() == 8000 * 1024

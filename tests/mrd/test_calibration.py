@@ -1,11 +1,14 @@
 """Calibration lines: embedded, separate, of another encoding space, or the centre of k-space."""
 
+import math
+
 import ismrmrd
 import numpy as np
 import pytest
 import torch
 from dpmrecon.data import LostSlice
 from dpmrecon.errors import BadInputError, UnsupportedScanError
+from dpmrecon.mrd import waiting
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.completeness import central_block
 from dpmrecon.mrd.file import open_scan
@@ -150,6 +153,37 @@ def test_calibration_of_a_later_image_serves_the_first(tmp_path, counter, mode, 
         told = f"those of {counter} 1 of its slice calibrate it" in "; ".join(first.remarks)
         assert told or (mode == "separate" and not ends and items is not from_file)  # it came while all were open
         assert with_its_own.remarks == ()
+
+
+@pytest.mark.parametrize("mode", ["separate", "interleaved"])
+def test_images_wait_for_a_calibration_as_long_as_memory_holds_them(monkeypatch, mode):
+    """Two slices come without any, a third with the memory full, and all again with calibration lines."""
+    lines = [line(n, samples(n, 2, 3), slice=s) for s in range(3) for n in range(0, 33, 4)]
+    if mode == "separate":
+        lines += [line(n, samples(n, 2, 3), (CAL,), slice=s, repetition=1) for s in range(3) for n in range(12, 21)]
+        lines += [line(n, samples(n, 2, 3), slice=s, repetition=1) for s in range(3) for n in range(0, 33, 4)]
+    else:
+        lines += [
+            line(n, samples(n, 2, 3), slice=s, repetition=r) for r in (1, 2, 3, 4) for s in range(3)
+            for n in range(r % 4, 33, 4)
+        ]  # fmt: skip
+    for this, after in zip(lines, lines[1:]):
+        if (this.idx.slice, this.idx.repetition) != (after.idx.slice, after.idx.repetition):
+            this.set_flag(ismrmrd.ACQ_LAST_IN_SLICE)
+    found = list(slices(lines, header(acceleration=4, mode=mode)))
+    assert not any(isinstance(item, LostSlice) for item in found)
+    held = []
+
+    def nearly_full() -> float:
+        held.append(1)
+        return 0 if len(held) == 3 else math.inf
+
+    monkeypatch.setattr(waiting, "free_memory", nearly_full)
+    again = list(slices(lines, header(acceleration=4, mode=mode)))
+    lost = [item for item in again if isinstance(item, LostSlice)]
+    assert {item.key.slice for item in lost if item.key.repetition == 0} == {0, 1, 2}
+    assert all("memory is full of images that wait for calibration lines (3)" in item.reason for item in lost[:3])
+    assert sorted(item.key for item in again) == sorted(item.key for item in found)
 
 
 def test_calibration_of_a_volume_that_comes_with_the_next():

@@ -3,15 +3,13 @@
 import contextlib
 import itertools
 import math
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..memory import free_memory
 from ..mrd.receiving import open_as
 from ..options import Options
 from ..prior.checkpoint import Checkpoint
@@ -37,26 +35,13 @@ class Measured:
 
 def measured(options: Options, sampling: Sampling, load: Load | None) -> Measured:
     """In a process that has done nothing else: its peak tells. load: slices to measure with."""
-    free = free_memory()
+    free = free_memory() / MEGA
     checkpoint, device = plan.load(options)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0] / MEGA
     base = memory_peak(device)
     slices = None if load is None else cost_model(checkpoint, sampling, load, device).memory
     return Measured(free, base, slices)
-
-
-def free_memory() -> float:
-    """MB that this machine has free, or this container may still take."""
-    told = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    found = (
-        [int(told[1]) * 1024 / MEGA] if told else [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / MEGA]
-    )
-    with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit
-        group = Path("/sys/fs/cgroup")
-        used = int((group / "memory.current").read_text())
-        found.append((int((group / "memory.max").read_text()) - used) / MEGA)
-    return min(found)
 
 
 class Memory:

@@ -40,6 +40,7 @@ from .record import Record, same_place
 from .scan_log import ScanLog
 from .settling import Settled, Settler
 from .stack import remark_on_stack
+from .waiting import Waiting
 
 
 def slices(
@@ -131,7 +132,7 @@ class _Collector:
         self.open: dict[SliceKey, Record] = {}
         self.calibration: dict[int, tuple[SliceKey, Lines]] = {}
         self.pooled: dict[int, Lines] = {}  # interleaved calibration
-        self.waiting: dict[int, list[tuple[SliceKey, Lines]]] = {}  # for it, or for a calibration that comes later
+        self.waiting = Waiting()  # for it, or for a calibration that comes later
         self.came: dict[SliceKey, tuple[float, ...] | None] = {}  # and where it lies
         self.channels: set[int] = set()  # numbers of channels of image lines
         for remark in receiving.remarks:
@@ -325,7 +326,7 @@ class _Collector:
         try:
             found = self.maker.settled(key, image, lines, other if late else None)
             if found.block is None and not last:
-                self.waiting.setdefault(key.slice, []).append((key, image))
+                yield from self.waiting.add(key, image)
                 return
             if self.partitions > 1 and found.lines is not image:
                 image.sums.clear()  # memory holds the lines of a volume once
@@ -355,14 +356,14 @@ class _Collector:
             new = image.sums.keys() - pooled.sums.keys()
             pooled.sums.update({number: image.sums[number] for number in new})
             pooled.counts.update({number: image.counts[number] for number in new})
-        self.waiting.setdefault(key.slice, []).append((key, image))
+        yield from self.waiting.add(key, image)
         if set(range(self.limits.minimum, self.limits.maximum + 1)) <= pooled.sums.keys():
             yield from self._served(key.slice)
 
     def _served(self, number: int) -> Iterator[Any]:
         """The slices that waited for the lines of others to calibrate them."""
         pooled = self.pooled[number]
-        for key, image in self.waiting.pop(number, []):
+        for key, image in self.waiting.pop(number):
             own, all_of_them = (central_block(lines.sums, self.limits.center) for lines in (image, pooled))
             together = len(own) < FEWEST_CALIBRATION_LINES <= len(all_of_them)
             if together:
@@ -373,7 +374,7 @@ class _Collector:
     def _late(self, number: int, *, last: bool = False) -> Iterator[Any]:
         """The slices that waited for a calibration, once another image of theirs brought one, or at the end."""
         calibration = self._calibration_of(number)
-        for key, image in self.waiting.pop(number, []):
+        for key, image in self.waiting.pop(number):
             yield from self._made(key, image, calibration, late=True, last=last)
 
     def rest(self) -> Iterator[Any]:
@@ -382,7 +383,7 @@ class _Collector:
         # first the records without an image: they may calibrate the others
         for key in sorted(self.open, key=lambda key: (self.open[key].has_image, key)):
             yield from self.close(key)
-        for number in list(self.waiting):
+        for number in self.waiting:
             yield from self._served(number) if number in self.pooled else self._late(number, last=True)
         seen = {key.slice for key in self.came}
         for number, (key, lines) in self.calibration.items():
