@@ -14,6 +14,7 @@ import pydicom
 import pytest
 from dpmrecon.dicom.viewer import draw, read_series, values
 from dpmrecon.dicom.write import DicomOptions, _description, _name, stored_unit, write_dicom
+from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.file import open_scan
 
 from support.dicom import checker, complaints, unexplained
@@ -217,6 +218,54 @@ def test_stored_units_are_powers_of_ten_that_fit():
     assert stored_unit(0.0, 0.0) == 1
     for bright, largest in ((3e-7, 9e-7), (1.0, 1e6), (5e8, 6e8)):
         assert largest / stored_unit(bright, largest) <= 65535
+
+
+def changed(result, folder, change) -> tuple[np.ndarray, list[pydicom.Dataset], list[str]]:
+    """Other pixels in the place of the reconstruction's, what DICOM has of them, and what is noted."""
+    folder.mkdir()
+    notes, copy = [], shutil.copy(result / "images.h5", folder / "images.h5")
+    with h5py.File(copy, "r+") as file:
+        pixels = file["dataset/image_1/data"][:]
+        change(pixels)
+        file["dataset/image_1/data"][:] = pixels
+    write_dicom(copy, folder / "dicom", "0" * 64, {"seed": 0}, DicomOptions(), notes.append)
+    return pixels[:, 0, 0], series(folder, 1), notes
+
+
+@pytest.mark.parametrize("factor", [1e30, 1e9, 1e6, 1e-6, 1e-10, 1e-12, 1e-20, 1e-38])
+def test_values_of_any_scale_are_right(result, tmp_path, factor):
+    def change(pixels):
+        pixels *= np.float32(factor)
+
+    true, files, notes = changed(result, tmp_path / "out", change)
+    largest = float(true.max())
+    found = sorted((float(values(file).sum()), values(file)) for file in files)
+    for (_, got), wanted in zip(found, sorted(true.astype(float), key=np.sum), strict=True):
+        assert np.abs(got - wanted).max() <= 1e-3 * largest
+    assert 0.2 * largest < float(files[0].WindowWidth) < 1.1 * largest and notes == []
+    assert float(files[0].WindowCenter) == pytest.approx(float(files[0].WindowWidth) / 2)
+    for file in files:
+        assert all(len(str(file[name].value)) <= 16 for name in ("RescaleSlope", "WindowCenter", "WindowWidth"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_image_that_is_not_finite_is_left_out_and_named(result, tmp_path, value):
+    def change(pixels):
+        pixels[1, 0, 0, 3, 4] = value
+
+    _, files, notes = changed(result, tmp_path / "out", change)
+    assert len(files) == 2 and all(file.pixel_array.any() for file in files)
+    assert notes == ["no DICOM of image_1, slice 1: it holds NaN or infinite values"]
+
+
+def test_no_image_that_is_finite_is_a_sentence(result, tmp_path):
+    with h5py.File(shutil.copy(result / "images.h5", tmp_path / "images.h5"), "r+") as file:
+        for name in [name for name in file["dataset"] if name.startswith("image_")]:
+            pixels = file["dataset"][name]["data"][:]
+            pixels[..., 3, 4] = np.nan
+            file["dataset"][name]["data"][:] = pixels
+    with pytest.raises(BadInputError, match="every image holds NaN or infinite values"):
+        write_dicom(tmp_path / "images.h5", tmp_path / "dicom", "0" * 64, {"seed": 0}, DicomOptions())
 
 
 def checksums(folder: Path) -> dict[str, str]:

@@ -114,10 +114,10 @@ class _Scale:
 
     def tell(self, file: Any) -> None:
         """Rescale, window and, where there is a unit, the mapping to values."""
-        file.RescaleIntercept = _decimal(self.intercept) if self.intercept else "0"
-        file.RescaleSlope, file.RescaleType = _decimal(self.slope), self.unit if self.unit != "1" else "US"
+        file.RescaleIntercept = _number_text(self.intercept) if self.intercept else "0"
+        file.RescaleSlope, file.RescaleType = _number_text(self.slope), self.unit if self.unit != "1" else "US"
         center = self.width / 2 if self.center is None else self.center
-        file.WindowCenter, file.WindowWidth = _decimal(center), _decimal(self.width)
+        file.WindowCenter, file.WindowWidth = _number_text(center), _number_text(self.width)
         if self.width < SMALL_WINDOW:
             file.VOILUTFunction = "LINEAR_EXACT"  # the plain one takes 1 off the width
         if self.label:
@@ -160,8 +160,8 @@ def write_dicom(
 
     digest: of the scan, see `Scan.digest`; run: what else decides the images (JSON values: model, sampler, seed ...).
     Both make the UIDs, and so do the pixels of a series: a host with bfloat16, or of another kind, has others. note:
-    gets a line where volumes are not reformatted as the options say. Raises BadInputError where headers hold no
-    geometry or nothing can be written.
+    gets a line for each image that is left out because it is not finite, and where volumes are not reformatted as the
+    options say. Raises BadInputError where headers hold no geometry or nothing can be written.
     """
     with h5py.File(images, "r") as file:
         header = read_header(np.ravel(file["dataset/xml"][()])[0])
@@ -171,11 +171,13 @@ def write_dicom(
         scan = _Scan(header, digest, run, options)
         numbers = [number for number in series_of(images) if number != COMPLEX]  # which a classic MR image cannot hold
         for number in numbers:
-            written += _write_series(dataset, number, scan, folder)
+            written += _write_series(dataset, number, scan, folder, None, note)
+        if numbers and not written:
+            raise BadInputError("every image holds NaN or infinite values: check the scan's samples")
         if numbers and _may_be_reformatted(dataset, numbers[0], options.reformat, note):
             for number in numbers:
                 if number != MINIP:  # thick in the acquired plane
-                    written += _write_series(dataset, number, scan, folder, options.reformat)
+                    written += _write_series(dataset, number, scan, folder, options.reformat, note)
         return written
     except OSError as error:
         raise BadInputError(f"cannot write to {folder} ({error}): make room or choose another --out") from error
@@ -227,9 +229,15 @@ class _Scan:
 
 
 def _write_series(
-    dataset: ismrmrd.Dataset, number: int, scan: _Scan, folder: Path, orientation: str | None = None
+    dataset: ismrmrd.Dataset,
+    number: int,
+    scan: _Scan,
+    folder: Path,
+    orientation: str | None,
+    note: Callable[[str], None],
 ) -> list[Path]:
-    """orientation: of the reformatted series of volumes; None for the slices as they were acquired."""
+    """orientation: of the reformatted series of volumes; None for the slices as they were acquired. note: gets a line
+    for each image that is not finite, and is left out."""
     name, header = f"image_{number}", scan.header
     images, bright, largest, content = [], 0.0, 0.0, hashlib.sha256()
     for index in range(dataset.number_of_images(name)):
@@ -238,10 +246,15 @@ def _write_series(
         head, meta = image.getHead(), dict(image.meta)
         thickness = float(meta.get(THICKNESS, thickness))
         for part, plane in enumerate(planes):
+            if not np.isfinite(pixels[part]).all():
+                note(f"no DICOM of {name}, {_place(head, part, len(planes))}: it holds NaN or infinite values")
+                continue
             images.append(_Image(index, part, head, meta, plane, pixels[part].shape, thickness))
             bright = max(bright, float(np.percentile(pixels[part], 99.5)))
             largest = max(largest, float(pixels[part].max()))
             content.update(np.ascontiguousarray(pixels[part]).tobytes())
+    if not images:
+        return []
     images.sort(key=lambda image: image.order)
     role = str(images[0].meta.get("DataRole", "Image"))
     kind = scan.options.tag + SUFFIXES.get(role, f"_{number}")
@@ -278,6 +291,12 @@ def _write_series(
         file.save_as(path, enforce_file_format=True)
         files.append(path)
     return files
+
+
+def _place(head: ismrmrd.ImageHeader, part: int, n_parts: int) -> str:
+    """Which slice of a series an image is, in words."""
+    counters = [f"{name} {value}" for name in COUNTERS if (value := getattr(head, name))]
+    return ", ".join([f"partition {part}" if n_parts > 1 else f"slice {head.slice}", *counters])
 
 
 def _may_be_reformatted(
@@ -486,10 +505,15 @@ def _mapping(scale: _Scale) -> Any:
 
 
 def _decimal(value: float) -> Any:
+    """Of lengths, directions and times, where what is tiny is rounding."""
+    return _number_text(value if abs(value) > 1e-12 else 0.0)
+
+
+def _number_text(value: float) -> Any:
+    """In the 16 characters that DICOM has for a number."""
     from pydicom.valuerep import DSfloat
 
-    value = float(value)
-    return DSfloat(value + 0.0 if abs(value) > 1e-12 else 0.0, auto_format=True)
+    return DSfloat(float(value) + 0.0, auto_format=True)
 
 
 def _text(value: Any, length: int) -> str:
