@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ from dpmtrain.evaluate.references import measured_slices, standard_of_care
 from dpmtrain.evaluate.score_lines import ScoreLines
 from dpmtrain.evaluate.scoring import Undersampled
 from dpmtrain.evaluate.undersampling import MASKS, OF_ROWS, sampling_mask, undersampled
-from dpmtrain.evaluate.validation import validation_scan
+from dpmtrain.evaluate.validation import subject_slices, validation_scan
 
 from support.models import TINY, saved_model
 from support.phantoms import head
@@ -239,6 +240,20 @@ def test_weights_are_those_of_the_validation_data_at_hand(tmp_path):
     assert best([one]) and not best([one]) and not best([replace(one), other])
     assert best([other]) and best([one, other], 2)
     assert best([replace(one, truth=2 * one.truth)]) and not best([one])
+
+
+def test_scores_are_those_of_the_images_at_hand(tmp_path):
+    def key(folder, value) -> dict:
+        path = tmp_path / folder / "open_ms/patient77/study1_FLAIR.nii.gz"
+        path.parent.mkdir(parents=True)
+        volume = np.zeros((36, 40, 6), np.float32)
+        volume[9:27, 9:31] = value
+        nibabel.save(nibabel.Nifti1Image(volume, np.diag([0.9, 0.9, 5, 1])), path)
+        (full,) = subject_slices(tmp_path / folder, "patient77", 1)
+        assert full.subject == "patient77"
+        return full.key
+
+    assert key("a", 1.0) == key("b", 1.0) != key("c", 2.0)
 
 
 def test_scores_on_subjects_that_the_model_was_trained_on_are_said(tmp_path, capsys):

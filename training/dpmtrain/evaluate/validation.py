@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -69,17 +70,23 @@ def subject_slices(images: Path, subject: str, n_slices: int) -> Iterator[Refere
         raise BadInputError(f"{images} has neither open_ms/{subject}/ nor {labels.name}: name a subject that is there")
     for path in volumes:
         name = path.name.split(".")[0]
-        volume = axial(path)
+        volume, content = axial(path), _digest(path)
         middle = np.linspace(0.4 * len(volume), 0.75 * len(volume), n_slices + 1)[:-1].astype(int)
         for number in dict.fromkeys(middle.tolist()):
             magnitude = at_pixel_size(volume[number], pixel_size(path), PIXEL_MM, MATRIX)
             found = full_slice(f"{subject}/{name}", number, str(label_of(name)), magnitude)
-            yield replace(found, subject=subject)
+            yield replace(found, subject=subject, content=content)
     if not volumes:
+        content = _digest(labels)
         for name, sequence in SEQUENCES.items():
             for number, magnitude in enumerate(_simulated(labels, name, n_slices)):
                 found = full_slice(f"{subject}/{name}", number, sequence.contrast, magnitude)
-                yield replace(found, subject=subject)
+                yield replace(found, subject=subject, content=content)
+
+
+def _digest(path: Path) -> str:
+    """Of the file: another one of this name has other scores."""
+    return sha256(path.read_bytes()).hexdigest()
 
 
 def _simulated(labels: Path, sequence: str, count: int) -> list[torch.Tensor]:
