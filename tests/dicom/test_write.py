@@ -248,6 +248,15 @@ def test_values_of_any_scale_are_right(result, tmp_path, factor):
         assert all(len(str(file[name].value)) <= 16 for name in ("RescaleSlope", "WindowCenter", "WindowWidth"))
 
 
+def test_a_pixel_that_leaves_the_others_no_grey_levels_is_said(result, tmp_path):
+    def change(pixels):
+        pixels[1, 0, 0, 3, 4] = 1e7
+
+    _, files, notes = changed(result, tmp_path / "out", change)
+    assert len(files) == 3 and len(notes) == 1
+    assert "image_1 has few grey levels in DICOM: pixels of up to 1e+07 are among others of 1.0" in notes[0]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_an_image_that_is_not_finite_is_left_out_and_named(result, tmp_path, value):
     def change(pixels):

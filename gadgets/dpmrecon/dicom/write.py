@@ -37,6 +37,7 @@ LARGEST_STORED = 65535
 REFORMATTED = 50  # is added to the number of a series that is reformatted
 STRAIGHT = 5.0  # degrees that a volume may be turned by without a word
 FINENESS = 1000
+FEW_LEVELS = 100  # of the bright parts
 LONGEST_TEXT = 1024  # bytes of a comment or derivation
 LONGEST_WORDS = 64  # of a name or a series' description
 SMALL_WINDOW = 100
@@ -267,6 +268,8 @@ def _write_series(
     protocol = getattr(header.measurementInformation, "protocolName", None)
     common.SeriesDescription = _description(" ".join(filter(None, (description, plane_name, study.label))), protocol)
     scale = _Scale.of(role, bright, largest)
+    if 0 < bright < FEW_LEVELS * scale.slope and scale.unit == "US":
+        note(f"{name} has few grey levels in DICOM: pixels of up to {largest:.3g} are among others of {bright:.3g}")
     thickness = 0.0 if n_partitions(header) > 1 else header.encoding[0].reconSpace.fieldOfView_mm.z
     shared = any(one.shares_place(other, close_mm(thickness)) for one, other in pairwise(images))
     spacing = None if shared else slice_spacing([image.plane for image in images])
