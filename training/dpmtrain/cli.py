@@ -10,7 +10,7 @@ from .evaluate.commands import add_calibrate, add_evaluate, add_faults, add_gate
 from .kit.commands import add_kit
 from .paper.commands import add_paper
 from .study.commands import add_study
-from .train.commands import add_distil, add_finetune, add_latent, add_one_step, add_pretrain
+from .train.commands import add_distil, add_finetune, add_in_sampler, add_latent, add_one_step, add_pretrain
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_prepare(commands)
     add_pretrain(commands)
     add_finetune(commands)
+    add_in_sampler(commands)
     add_one_step(commands)
     add_distil(commands)
     add_latent(commands)

@@ -1,4 +1,4 @@
-"""`dpmtrain pretrain`, `finetune`, `one-step`, `distil` and `latent`: a recipe is trained."""
+"""`dpmtrain pretrain`, `finetune`, `in-sampler`, `one-step`, `distil` and `latent`: a recipe is trained."""
 
 import argparse
 from pathlib import Path
@@ -62,6 +62,20 @@ def _train(args: argparse.Namespace) -> int:
     return launch.launch(run, args)
 
 
+def add_in_sampler(commands) -> None:
+    parser = add_command(
+        commands,
+        "in-sampler",
+        "Train a denoiser on inside the sampler, on the images that it is shown there",
+        "dpmtrain in-sampler training/recipes/in_sampler.toml --start model.safetensors --minutes 120 --data prepared "
+        "--run runs/in_sampler --out model.safetensors",
+    )
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--start", type=Path, help="denoiser to go on from (default: the one that ships)")
+    _add_timed(parser, "threads")
+    parser.set_defaults(run=_in_sampler)
+
+
 def add_one_step(commands) -> None:
     parser = add_command(
         commands,
@@ -107,6 +121,14 @@ def _add_timed(parser: argparse.ArgumentParser, *more: str) -> None:
     parser.add_argument("--minutes", type=float, required=True, help="of training; the rate falls to 0 at their end")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
     add_usual(parser, "data", "run", "device", "workers", *more)
+
+
+def _in_sampler(args: argparse.Namespace) -> int:
+    from .in_sampler_runs import train_in_sampler
+
+    at_least(args, workers=0)
+    train_in_sampler(args)
+    return 0
 
 
 def _one_step(args: argparse.Namespace) -> int:

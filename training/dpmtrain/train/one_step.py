@@ -9,7 +9,7 @@ of the noise, so that it learns the mean. A time budget ends each stage: the rat
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ def averaged(averages: Tensors, values: Tensors, count: torch.Tensor | int) -> N
 class OneStepStage:
     """A model in training by `loss`, its average in `ema`. generator: of the loss's noise, on the model's device."""
 
-    def __init__(self, model: ConditionalDenoiser, loss: Loss, settings: dict, generator: torch.Generator):
+    def __init__(self, model: torch.nn.Module, loss: Loss, settings: dict, generator: torch.Generator):
         self.model, self.loss, self.settings, self.generator = model, loss, settings, generator
         self.ema = AveragedModel(model, multi_avg_fn=averaged).requires_grad_(False)
         self.modules: dict[str, torch.nn.Module] = {"model": model, "ema": self.ema}
@@ -86,9 +86,9 @@ class OneStepStage:
         self.optimizers = {f"optimizer {number}": optimizer for number, optimizer in enumerate(found)}
 
     @property
-    def average(self) -> ConditionalDenoiser:
-        """The averaged weights."""
-        return cast(ConditionalDenoiser, self.ema.module)
+    def average(self) -> Any:
+        """The model with the averaged weights."""
+        return self.ema.module
 
     def step(self, examples: tuple[Undersampled, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
         """examples: a batch and its labels. Raises DpmreconError where the loss is not finite."""

@@ -5,7 +5,7 @@ import copy
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from dpmrecon.device import device_of
@@ -42,13 +42,16 @@ LOSSES: dict[str, Loss] = {
 REFINED = ("refiner", "together")  # stages that go on from a model of the kind
 TEACHER_STEPS = 8  # evaluations of an undistilled teacher by default
 ENDLESS = 10**9  # steps: the time ends a stage
+T = TypeVar("T", bound=torch.nn.Module)
 
 
 class Run:
-    """Stages, one after the other, on the examples of a recipe; `folder` holds the state of each."""
+    """Stages, one after the other, on the examples of a recipe; `folder` holds the state of each. kind, model: of a
+    recipe that trains on another model than one-step, and that model's configuration."""
 
-    def __init__(self, args: argparse.Namespace):
-        self.recipe = read_recipe(args.recipe, "one-step")
+    def __init__(self, args: argparse.Namespace, kind: str = ONE_STEP, model: dict[str, Any] | None = None):
+        self.recipe = read_recipe(args.recipe, kind)
+        self.recipe.setdefault("model", model)
         read_manifest(args.data)
         checkpoint_path(args.out)
         if args.minutes <= 0:
@@ -62,9 +65,7 @@ class Run:
         self.batches = CropBatches(args.data, self.settings, self.recipe["model"]["labels"], None)
         self.crops: Iterator[Any] | None = None  # begun once: loader processes take seconds to start
 
-    def train(
-        self, name: str, model: ConditionalDenoiser, loss: Loss, minutes: float, begun_with: dict[str, Any]
-    ) -> tuple[ConditionalDenoiser, int]:
+    def train(self, name: str, model: T, loss: Loss, minutes: float, begun_with: dict[str, Any]) -> tuple[T, int]:
         """The averaged weights, once the stage's minutes are spent, and its steps."""
         generator = torch.Generator(self.device)
         stage = OneStepStage(model, loss, self.settings, generator)
@@ -83,7 +84,10 @@ class Run:
             if isinstance(crops, DpmreconError):
                 yield crops
             clean, weight, mask, label = (part.to(self.device, non_blocking=True) for part in crops)
-            yield undersampled(clean, weight, mask, self.recipe["model"]["conditioning"], generator), label
+            yield (
+                undersampled(clean, weight, mask, self.recipe["model"].get("conditioning", "cg-sense"), generator),
+                label,
+            )
 
     def save(self, path: Path, model: ConditionalDenoiser, history: str, **own: Any) -> None:
         """own: sampler settings that are not the recipe's."""

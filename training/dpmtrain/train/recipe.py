@@ -52,14 +52,15 @@ RECIPE_TABLES = {
         "train": tuple(key for key in TRAIN_KEYS if key not in COUNTED),
         "sampling": ("samples", "one-step"),
     },
+    "in-sampler": {"train": tuple(key for key in TRAIN_KEYS if key not in COUNTED)},
 }
 OPTIONAL = {"sampling": {"uncertainty"}}
 PRECISIONS = {"float32": "no", "bf16": "bf16"}  # and their names in accelerate
 
 
 def read_recipe(path: Path, kind: str = "pretrain") -> dict:
-    """A recipe of `kind` (pretrain, finetune, one-step): its tables, each with exactly the keys that are used, and
-    `history`; OPTIONAL ones may be missing.
+    """A recipe of `kind`: its RECIPE_TABLES, each with exactly the keys that are used, and `history`; OPTIONAL ones may
+    be missing.
 
     Raises BadInputError for a file that cannot be read, for unknown or missing keys, and for values out of range.
     """

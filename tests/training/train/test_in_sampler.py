@@ -1,0 +1,147 @@
+"""Training inside the sampler: which evaluations are trained, on what, and that a run goes on and writes its card."""
+
+import json
+
+import pytest
+import torch
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
+from dpmrecon.prior.denoiser import Denoiser, complex_noise
+from dpmrecon.prior.problem import NoiseSource, Problem
+from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox
+from dpmtrain.cli import main
+from dpmtrain.train import in_sampler
+from dpmtrain.train.in_sampler import Shown, in_sampler_loss, squared
+from dpmtrain.train.undersampled import undersampled
+
+from support.paths import ROOT
+
+CONFIG = {"widths": [4, 6], "blocks": [1, 1], "embedding": 8, "labels": ["flair", "t2"], "sigma_data": 0.25}
+RECIPE = """
+[train]
+seed = 3
+optimizer = "muon"
+precision = "float32"
+batch = 2
+draws = 1
+crops = [32, 40]
+rate = 1e-3
+warmup = 2
+decay_fraction = 0.5
+clip = 1.0
+label_dropout = 0.2
+volumes = ["*"]
+focus_weight = 3
+real_fraction = 1.0
+save_seconds = 10
+"""
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def scans(rows=21, cols=18):
+    """Two scans of smooth heads, every third line and a centre."""
+    bumps = torch.nn.functional.interpolate(complex_noise((2, 4, 4), generator()).abs()[:, None], (rows, cols))[:, 0]
+    mask = torch.zeros(2, rows, cols)
+    mask[:, ::3] = mask[:, 8:13] = 1
+    return undersampled(bumps.to(torch.complex64), torch.ones(2, rows, cols), mask, "cg-sense", generator(1))
+
+
+def denoiser():
+    torch.manual_seed(0)
+    model = Denoiser(CONFIG)
+    for parameter in model.unet.head.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def test_the_sampler_runs_as_with_the_network_itself_and_each_trained_evaluation_is_of_what_it_is_shown():
+    batch, model, label = scans(), denoiser(), torch.zeros(2, 2)
+    problem = Problem(batch.model, batch.zero_filled, batch.zero_filled, batch.sigma_n, batch.conventional)
+    settings = SamplerSettings(steps=5, sigma_max=0.5, noise_scale=0.3)
+    seen = []
+
+    class Watched(Shown):
+        def __call__(self, x, sigma):
+            seen.append((x, sigma))
+            return super().__call__(x, sigma)
+
+    prior = Watched(model, batch, label, {1, 4})
+    found = sample_prox(problem, prior, settings, NoiseSource([5, 6]))
+    wanted = sample_prox(problem, Shown(model, batch, label, set()), settings, NoiseSource([5, 6]))
+    assert torch.equal(found, wanted) and not found.requires_grad
+    assert len(seen) == 5 and len(prior.losses) == 2
+    for loss, number in zip(prior.losses, (1, 4)):
+        x, sigma = seen[number]
+        support = batch.model.support
+        left = squared((model(x, sigma, label) - batch.clean) * support).mean((1, 2))
+        ratio = left / squared((x - batch.clean) * support).mean((1, 2))
+        assert loss.requires_grad and loss.item() == pytest.approx(ratio.mean().item(), rel=1e-5)
+
+
+def test_the_last_evaluation_is_always_trained(monkeypatch):
+    made = []
+
+    class Noted(Shown):
+        def __init__(self, *given):
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr(in_sampler, "Shown", Noted)
+    batch, model = scans(), denoiser()
+    for seed in range(4):
+        in_sampler_loss(model, batch, torch.zeros(2, 2), generator(seed))
+    for prior in made:
+        assert prior.calls - 1 in prior.trained and len(prior.losses) == in_sampler.TRAINED
+
+
+def test_training_lowers_the_loss_of_runs_that_it_has_not_seen():
+    batch, model, label = scans(), denoiser(), torch.zeros(2, 2)
+
+    def loss():
+        with torch.no_grad():
+            return sum(in_sampler_loss(model, batch, label, generator(seed)).item() for seed in (100, 101, 102))
+
+    before, optimizer = loss(), torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(40):
+        optimizer.zero_grad()
+        in_sampler_loss(model, batch, label, generator(step)).backward()
+        optimizer.step()
+    assert loss() < 0.6 * before
+
+
+def test_a_run_goes_on_and_its_card_tells_where_it_began(prepared, tmp_path):
+    recipe, start, out, run = (tmp_path / name for name in ("r.toml", "start.safetensors", "out.safetensors", "run"))
+    recipe.write_text(RECIPE)
+    save_checkpoint(start, denoiser(), {"sampling": {"prox": {"steps": 4}}, "history": "begun"})
+    given = [str(recipe), "--start", str(start), "--data", str(prepared), "--run", str(run), "--out", str(out)]
+    assert main(["in-sampler", *given, "--minutes", "0.001", "--workers", "0"]) == 0
+    first = load_checkpoint(out)
+    steps = torch.load(run / "in-sampler.pt", weights_only=True)["steps"]
+    assert main(["in-sampler", *given, "--minutes", "0.05", "--workers", "0"]) == 0
+    assert torch.load(run / "in-sampler.pt", weights_only=True)["steps"] > steps
+    card = json.loads(out.with_suffix(".json").read_text())
+    begun = load_checkpoint(start)
+    assert card["history"]["start"] == begun.model_id and card["history"]["start_history"] == "begun"
+    assert card["sampling"] == begun.card["sampling"] and "gate" not in card
+    assert set(card["data"]["subjects"]) == {"patient01", "patient03"}
+    assert load_checkpoint(out).model_id != first.model_id
+    weights = zip(load_checkpoint(out).model.state_dict().values(), begun.model.state_dict().values())
+    assert not all(torch.equal(one, other) for one, other in weights)
+
+
+def test_the_recipe_that_comes_along_is_read(tmp_path, capsys):
+    recipe = ROOT / "training/recipes/in_sampler.toml"
+    given = [
+        "--minutes",
+        "1",
+        "--data",
+        str(tmp_path),
+        "--run",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "m.safetensors"),
+    ]
+    assert main(["in-sampler", str(recipe), *given]) == 2
+    assert "has no manifest.json" in capsys.readouterr().err
