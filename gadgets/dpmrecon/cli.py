@@ -153,6 +153,7 @@ def _replay_scan(
     from .mrd.header import n_partitions
     from .mrd.receiving import CONJUGATION, Receiving
     from .output.folder import alone
+    from .output.names import Names
     from .output.report import described
     from .recon.agreement import SLICES, VOLUMES, without_limits
     from .recon.plan import asked
@@ -166,7 +167,8 @@ def _replay_scan(
     receiving = Receiving.of(options, scan.header)
     if receiving.conjugate:
         print(CONJUGATION)
-    evaluations = scan.n_images(options.combine_averages) * sampling.evaluations
+    keys = scan.keys(options.combine_averages)
+    names, evaluations = Names.of(keys, scan.header), len(keys) * sampling.evaluations
     total = None if sampling.deadline else evaluations
     with alone(out), tqdm(total=total, unit="eval", smoothing=0.05) as bar:
         report = replay(
@@ -179,7 +181,7 @@ def _replay_scan(
             wanted=wanted,
             receiving=receiving,
             combine_averages=options.combine_averages,
-            progress=Progress(bar.update, lambda item: bar.write(described(item))),
+            progress=Progress(bar.update, lambda item: bar.write(described(item, names))),
             started=started,
         )
     if report.nrmse is not None:
@@ -192,8 +194,8 @@ def _replay_scan(
         reason = without_limits(checkpoint, VOLUMES if n_partitions(scan.header) > 1 else SLICES)
         if reason is not None:
             print(f"dpmrecon: whether prior and data agree was not asked: {reason}", file=sys.stderr)
-    names = ("images.h5", "dicom/", "nifti/", "preview.png", "report.json")
-    written = [name for name in names if (out / name).exists()]
+    files = ("images.h5", "dicom/", "nifti/", "preview.png", "report.json")
+    written = [name for name in files if (out / name).exists()]
     print(f"{out}/{', '.join(written)}")
     if sampling.deadline is not None:
         seconds = time.monotonic() - started

@@ -12,6 +12,7 @@ from .options import Options
 from .output.folder import cleared, seconds_to_finish
 from .output.images_file import ImagesFile, Outputs
 from .output.maps import Maps
+from .output.names import Names
 from .output.nifti import NiftiFolder
 from .output.preview import PLANES, Preview
 from .output.report import Report
@@ -69,7 +70,8 @@ def result_writers(
     truth = Truth(wanted.truth, wanted.mask, header)
     folder = cleared(out, scan.path)
     name, secret = (None, str(scan.path)) if hidden else (scan.path.name, None)
-    report = Report(folder / "report.json", name, provenance, scan.log, secret)
+    names = Names.of(scan.keys(combine_averages), header)
+    report = Report(folder / "report.json", name, provenance, scan.log, secret, names=names)
     images = ImagesFile(folder / "images.h5", scan, wanted.outputs)
     maps = Maps(
         header,
@@ -90,7 +92,7 @@ def result_writers(
         images,
         Scores(truth, header, report),
         report,
-        Preview(folder / "preview.png", header, truth, n_slices),
+        Preview(folder / "preview.png", header, truth, names, n_slices),
     ]
     if wanted.dicom is not None:
         writers.append(DicomFolder(images.path, scan, report, wanted.dicom, maps))

@@ -5,7 +5,7 @@ import dataclasses
 import ismrmrd
 import numpy as np
 import pytest
-from dpmrecon.data import SliceKey
+from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.header import n_partitions
 from dpmrecon.mrd.scan_log import ScanLog
@@ -13,6 +13,7 @@ from dpmrecon.output import images_file, preview
 from dpmrecon.output.images_file import CONVENTIONAL
 from dpmrecon.output.maps import ADC, Maps, adc_map
 from dpmrecon.output.mrd_images import mrd_images
+from dpmrecon.output.names import Names
 from dpmrecon.output.preview import Preview
 from dpmrecon.output.report import Report, described
 from dpmrecon.output.scores import Scores, Truth
@@ -43,7 +44,7 @@ def test_a_preview_shows_the_middle_planes_as_readers_look_at_them(tmp_path, mon
     truth = tmp_path / "truth.npy"
     np.save(truth, 3 * pixels())
     shown = []
-    writer = Preview(tmp_path / "preview.png", header, Truth(truth, None, header), 1)
+    writer = Preview(tmp_path / "preview.png", header, Truth(truth, None, header), Names(), 1)
     writer.add(item, images_of(item, header))  # sagittal: partitions to the left, rows to the back, columns to the feet
     writer.close(None)
     assert (tmp_path / "preview.png").stat().st_size > 10_000
@@ -68,7 +69,8 @@ def test_a_preview_says_in_which_counters_images_differ(tmp_path, monkeypatch):
 
     def titles(*keys, planes=1, times=(5.0,)):
         header = volume_header(matrix=SHAPE, fov=FOV, echo_times=times)
-        writer = Preview(tmp_path / "preview.png", header, Truth(None, None, header), len(keys))
+        names = Names.of(keys, header)
+        writer = Preview(tmp_path / "preview.png", header, Truth(None, None, header), names, len(keys))
         for key in keys:
             item = dataclasses.replace(reconstructed(pixels()), fallback="why" if key.repetition else None)
             item.mapped.data.key = key
@@ -90,7 +92,7 @@ def test_a_preview_says_in_which_counters_images_differ(tmp_path, monkeypatch):
 
 def test_a_preview_needs_no_directions(tmp_path):
     header, item = volume_header(matrix=SHAPE, fov=FOV), reconstructed(pixels())
-    writer = Preview(tmp_path / "preview.png", header, Truth(None, None, header), 1)
+    writer = Preview(tmp_path / "preview.png", header, Truth(None, None, header), Names(), 1)
     writer.add(item, images_of(item, header, volume_line(slice_dir=(0.0, 0.0, 0.9))))
     writer.close(None)
     assert writer.rows[0]["DPM"] == pytest.approx(pixels()[2])  # as if they were the patient's
@@ -112,7 +114,25 @@ def test_a_volume_is_scored_as_a_whole(tmp_path):
     assert report.nrmse["DPM"]["slices"] == [pytest.approx(expected, rel=1e-5)]
     (entry,) = report.as_json()["slices"]
     assert (entry["slice"], entry["partitions"], entry["matrix"]) == (0, 5, [2, 5, 8, 6])
-    assert described(item).startswith("volume of 5 partitions: DPM, 1 x 4 steps")
+    assert described(item, Names()).startswith("volume of 5 partitions: DPM, 1 x 4 steps")
+    names = Names.of([SliceKey(0), SliceKey(0, repetition=1)], header)
+    assert described(item, names).startswith("volume of 5 partitions, repetition 0: DPM, 1 x 4 steps")
+
+
+def test_the_screen_says_which_echo_is_meant(tmp_path):
+    header = volume_header(matrix=SHAPE, fov=FOV, echo_times=(5.0, 9.0))
+    keys = [SliceKey(number, echo) for number in (0, 1, 2) for echo in (0, 1)]
+    report = Report(tmp_path / "report.json", None, PROVENANCE, names=Names.of(keys, header))
+    for key in keys:
+        item = reconstructed(pixels())
+        item.mapped.data.key = key
+        doubtful = ["everywhere"] + ["once"] * (key == SliceKey(1, 1)) + ["in two"] * (key.slice == 2)
+        report.add(dataclasses.replace(item, remarks=tuple(doubtful)), [])
+    assert report.remarks == ["slices 0, 1, 2: everywhere", "slice 1, echo 1: once", "slice 2: in two"]
+    lost = LostSlice(SliceKey(3, 1), "why")
+    assert described(lost, report.names) == "slice 3, echo 1: MISSING: why"
+    assert described(lost, Names.of([SliceKey(3), SliceKey(4)], header)) == "slice 3, echo 1: MISSING: why"
+    assert described(lost, Names.of([SliceKey(3, 1), SliceKey(4, 1)], header)) == "slice 3: MISSING: why"
 
 
 @pytest.mark.parametrize("shape", [(8, 6), (8, 5, 6), (5, 8, 7)])

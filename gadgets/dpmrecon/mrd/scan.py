@@ -11,6 +11,7 @@ import h5py
 import ismrmrd
 import numpy as np
 
+from ..data import SliceKey
 from ..errors import BadInputError
 from ..read_ahead import ReadAhead
 from .flags import CALIBRATION, LAST_IN_SLICE, LAST_OF_ALL, NOISE, PHASE_CORRECTION
@@ -54,20 +55,24 @@ class Scan:
         """Channels of the line that has the most."""
         return int(self.heads["active_channels"].max())
 
-    def n_images(self, combine_averages: bool) -> int:
-        """Slices that are reconstructed: those of the file, or one for all of its averages."""
-        if not combine_averages:
-            return self.n_slices
+    def keys(self, combine_averages: bool) -> list[SliceKey]:
+        """Of the slices that are reconstructed: those of the file, or one for all of its averages."""
+        names = PLACE if combine_averages else (*PLACE, "average")
         counters = self.heads["idx"][self._first_of_images()]
-        return len({tuple(int(one[name]) for name in PLACE) for one in counters})
+        return list(dict.fromkeys(SliceKey(**{name: int(one[name]) for name in names}) for one in counters))
+
+    def n_images(self, combine_averages: bool) -> int:
+        """How many they are."""
+        return len(self.keys(combine_averages))
 
     def last(self, counter: str) -> int:
         """The largest value of a counter that image lines have."""
         return int(self.heads["idx"][counter][self._first_of_images()].max(initial=0))
 
     def _first_of_images(self) -> list[int]:
-        """The first line of each slice that has lines of an image."""
-        return [group[0] for group in self.groups if np.any(self._of_image(group))]
+        """The first image line of each slice that has some; navigators may count on their own."""
+        found = (group[self._of_image(group)] for group in self.groups)
+        return [lines[0] for lines in found if len(lines)]
 
     @cached_property
     def digest(self) -> str:

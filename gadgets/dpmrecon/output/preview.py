@@ -9,12 +9,13 @@ from pathlib import Path
 import ismrmrd
 import numpy as np
 
-from ..data import LostSlice, SliceKey
+from ..data import LostSlice
 from ..errors import BadInputError
 from ..mrd.geometry import ORIENTATIONS, Grid, grid_of_mrd
 from ..mrd.header import Header, view_mm
 from ..recon.types import Reconstruction
-from .mrd_images import COUNTERS, recon_shape, to_recon_space
+from .mrd_images import recon_shape, to_recon_space
+from .names import Names
 from .scores import METHODS, Truth, fitting_factor, pictures_of
 from .writers import telling
 
@@ -26,19 +27,19 @@ PLANES = 3  # of a volume
 class Preview:
     """A writer of the picture. n_slices: how many are to come."""
 
-    def __init__(self, path: Path, header: Header, truth: Truth, n_slices: int):
-        self.path, self.header, self.truth = path, header, truth
+    def __init__(self, path: Path, header: Header, truth: Truth, names: Names, n_slices: int):
+        self.path, self.header, self.truth, self.names = path, header, truth, names
         self.every = max(1, -(-n_slices // ROWS))
+        self.done = 0
         self.rows: list[dict[str, np.ndarray]] = []
         self.aspects: list[float] = []
-        self.titles: list[tuple[str | None, SliceKey, str]] = []  # of a row: plane of a volume, image, fallback or not
-        self.keys: list[SliceKey] = []  # of all that came
+        self.titles: list[str] = []
 
     def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
         if isinstance(item, LostSlice):
             return
-        self.keys.append(item.key)
-        if (len(self.keys) - 1) % self.every or len(self.rows) >= ROWS:
+        self.done += 1
+        if (self.done - 1) % self.every or len(self.rows) >= ROWS:
             return
         pictures = pictures_of(item, self.header)
         truth = self.truth.of(item.key)
@@ -53,7 +54,7 @@ class Preview:
         if pictures["DPM"].ndim == 2:
             self.rows.append(pictures)
             self.aspects.append(1.0)
-            self.titles.append((None, item.key, fallback))
+            self.titles.append(f"{self.names.image(item.key)}{fallback}: ")
             return
         grid = self._grid(images)
         for name in ORIENTATIONS:
@@ -61,7 +62,7 @@ class Preview:
             self.rows.append({column: image[len(image) // 2] for column, (_, image) in turned.items()})
             _, down, across = turned["DPM"][0].spacing_mm
             self.aspects.append(down / across)
-            self.titles.append((name, item.key, fallback))
+            self.titles.append(f"{self.names.image(item.key, name)}{fallback}: ")
 
     def _grid(self, images: list[ismrmrd.Image]) -> Grid:
         """Of a volume; where its header's directions say nothing, as if they were the patient's."""
@@ -76,18 +77,7 @@ class Preview:
         if not self.rows:
             return
         with telling(self.path.parent, "make room or choose another --out"):
-            write_preview(self.path, self.rows, self._titles(), self.aspects)
-
-    def _titles(self) -> list[str]:
-        """Of the rows, with the counters in which the images differ."""
-        times = getattr(self.header.sequenceParameters, "TE", None) or []
-        words = {"slice": "slab", "contrast": "echo" if len(times) > 1 else "contrast"}
-        differ = [name for name in ("slice", *COUNTERS) if len({getattr(key, name) for key in self.keys}) > 1]
-        titles = []
-        for plane, key, fallback in self.titles:
-            told = [f"{words.get(name, name)} {getattr(key, name)}" for name in differ if plane or name != "slice"]
-            titles.append(", ".join([plane or f"slice {key.slice}", *told]) + f"{fallback}: ")
-        return titles
+            write_preview(self.path, self.rows, self.titles, self.aspects)
 
 
 def write_preview(

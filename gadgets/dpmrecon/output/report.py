@@ -9,13 +9,14 @@ from typing import Any
 
 import ismrmrd
 
-from ..data import LostSlice, Volume
+from ..data import LostSlice, SliceKey, Volume
 from ..files import write_text
 from ..mrd.scan_log import ScanLog
 from ..physics.epi import ghost_outside
 from ..recon.provenance import Provenance
 from ..recon.types import Reconstruction
 from .mrd_images import RESEARCH
+from .names import Names
 from .weighting import Weighting
 from .writers import telling
 
@@ -28,7 +29,7 @@ class Report:
 
     log: what became of the scan's lines; slices: an entry each, JSON values; error: what broke the scan off; nrmse: by
     method, where there is a truth; weighting: of a diffusion scan; notes: lines for the screen; secret: a text, such as
-    the scan's path, that is not told.
+    the scan's path, that is not told; names: of the images.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Report:
     dicom_files: int | None = None
     weighting: Weighting | None = None
     notes: list[str] = field(default_factory=list)
+    names: Names = Names()
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -56,11 +58,15 @@ class Report:
     @property
     def remarks(self) -> list[str]:
         """What was repaired, left out or is doubtful, in lines for the screen: of the scan, then of slices."""
-        found: dict[str, dict[int, None]] = {}
-        for entry in self.slices:
-            for text in entry.get("remarks", []):
-                found.setdefault(text, {})[entry["slice"]] = None
-        told = [f"slice{'s' * (len(n) > 1)} {', '.join(map(str, n))}: {text}" for text, n in found.items()]
+        said = {
+            SliceKey(*(entry[part.name] for part in dataclasses.fields(SliceKey))): entry["remarks"]
+            for entry in self.slices
+            if "remarks" in entry
+        }
+        told = []
+        for text in dict.fromkeys(text for texts in said.values() for text in texts):
+            keys = [key for key, texts in said.items() if text in texts]
+            told.append(f"{self.names.images(keys, said.keys() - set(keys))}: {text}")
         return [*self.log.remarks, *told]
 
     def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
@@ -179,15 +185,15 @@ def _ghost(item: Reconstruction) -> dict[str, Any]:
     return {"ghost": {"before": before, "after": after, "energy_outside_head": outside}}
 
 
-def described(item: Reconstruction | LostSlice) -> str:
+def described(item: Reconstruction | LostSlice, names: Names) -> str:
     """A slice, or a volume, in one line, for the screen."""
     if isinstance(item, LostSlice):
-        return f"slice {item.key.slice}: MISSING: {item.reason}"
+        return f"{names.image(item.key)}: MISSING: {item.reason}"
     seconds = sum(item.seconds.values())
     source = f"DPM, {item.drawn}" if item.fallback is None else f"CG-SENSE FALLBACK: {item.fallback}"
     data = item.mapped.data
-    what = f"volume of {len(data.mask)} partitions" if isinstance(data, Volume) else f"slice {item.key.slice}"
-    line = f"{what}: {source}, residual {item.residual:.2f}, {seconds:.1f} s"
+    volume = f"volume of {len(data.mask)} partitions" if isinstance(data, Volume) else None
+    line = f"{names.image(item.key, volume)}: {source}, residual {item.residual:.2f}, {seconds:.1f} s"
     if item.adaptation is not None and "adaptation" in item.seconds:
         line += f"; {item.adaptation}, {item.seconds['adaptation']:.1f} s"
     if not item.trusted:
