@@ -14,6 +14,7 @@ from dpmrecon.mrd.header import (
     encoded_grid,
     is_epi,
     line_limits,
+    overridden,
     read_header,
 )
 
@@ -57,6 +58,13 @@ def test_words_may_have_capitals():
     check_supported(head)
     assert calibration_is_separate(head) and not is_epi(head)
     assert is_epi(header(trajectory="<trajectory>EPI</trajectory>"))
+
+
+def test_a_header_nested_too_deep_is_not_changed():
+    xml = header_xml().replace("<encoding>", "<a>" * 3000 + "</a>" * 3000 + "<encoding>")
+    assert encoded_grid(read_header(xml)) == (33, 26)  # what is unknown is passed over
+    with pytest.raises(BadInputError, match="nests its elements too deep for changes"):
+        overridden(xml.encode(), "encoding.trajectory=epi")
 
 
 @pytest.mark.parametrize("factor, supported", [("1", True), ("1.0", True), ("0", True), ("2.0", False), ("two", False)])

@@ -83,7 +83,8 @@ def overridden(xml: bytes, changes: str | None) -> bytes:
     """The header with other values, as `path=value` with semicolons between.
 
     A path names elements from the root on with dots between them, as in encoding.reconSpace.fieldOfView_mm.x; NAME[1]
-    is the second of several. What is missing is added. Raises BadInputError for a path that no header has.
+    is the second of several. What is missing is added. Raises BadInputError for a path that no header has, and for
+    elements nested too deep to be written.
     """
     if not changes:
         return xml
@@ -110,7 +111,12 @@ def overridden(xml: bytes, changes: str | None) -> bytes:
         element.text = value.strip()
     if namespace:
         ElementTree.register_namespace("", namespace.strip("{}"))
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    try:
+        return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    except RecursionError as error:
+        raise BadInputError(
+            "the scan's XML header nests its elements too deep for changes of its values; convert the scan again"
+        ) from error
 
 
 def _field_type(kind: Any, name: str, path: str) -> Any:
