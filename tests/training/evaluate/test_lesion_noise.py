@@ -8,6 +8,7 @@ import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmtrain.evaluate import lesion_noise as command
+from dpmtrain.evaluate import lesions
 
 from support.phantoms import even_head
 
@@ -15,7 +16,8 @@ from support.phantoms import even_head
 @pytest.fixture(autouse=True)
 def slice_of_tissue(monkeypatch):
     head = even_head()
-    monkeypatch.setattr(command, "tissue_of", lambda images, contrast: head)
+    for module in (command, lesions):
+        monkeypatch.setattr(module, "tissue_of", lambda images, contrast: head)
     return head
 
 

@@ -28,6 +28,7 @@ from dpmtrain.evaluate.lesion_scores import (
     painted,
     places,
 )
+from dpmtrain.evaluate.score_lines import ScoreLines
 from scipy import ndimage, stats
 
 from support.phantoms import even_head
@@ -225,3 +226,18 @@ def test_the_command_goes_on_with_what_is_there(slice_of_tissue, monkeypatch, tm
         assert row["AUC"] == peer["AUC"]
         assert row["over peer"] == peer["over peer interval"] == "0"
         assert "| t1 | 20 | zero-filled |" in capsys.readouterr().out
+    calls.clear()
+    monkeypatch.setattr(command, "tissue_of", lambda images, contrast: 1.1 * slice_of_tissue)
+    command.main()  # of other images
+    assert len(calls) == 6
+
+
+def test_weights_are_those_of_the_images_at_hand(slice_of_tissue, monkeypatch, tmp_path):
+    tried = []
+    monkeypatch.setattr(baselines, "tuned_weight", lambda error, start: (tried.append(start) or start[0], {}))
+    lines = ScoreLines(tmp_path / "scores.jsonl")
+    for head, count in ((slice_of_tissue, 3), (slice_of_tissue, 0), (1.1 * slice_of_tissue, 3)):
+        monkeypatch.setattr(command, "tissue_of", lambda images, contrast, head=head: head)
+        tried.clear()
+        assert len(list(command.methods(tmp_path, "t1", 20.0, [], lines))) == 4
+        assert len(tried) == count

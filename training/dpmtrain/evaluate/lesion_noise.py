@@ -23,7 +23,7 @@ from dpmrecon.recon.types import MappedSlice
 
 from ..arguments import at_least, exit_code, module_parser
 from .lesion_scores import Lesion, contrast, painted
-from .lesions import UNTUNED, R, methods, noise_of, scan_of, sites, tissue_of
+from .lesions import UNTUNED, R, data_of, methods, noise_of, scan_of, sites, tissue_of
 from .methods import by_card
 from .metrics import nrmse, on_scale
 from .score_lines import ScoreLines
@@ -116,7 +116,8 @@ def main() -> None:
             for name, setting, make in all_methods(snr):
                 drawn = []
                 for draw in range(args.draws):
-                    key = {"contrast": args.contrast, "snr": snr, "height": height, "draw": draw, "setting": setting}
+                    key = {"snr": snr, "height": height, "draw": draw, "method": name, "setting": setting}
+                    key |= data_of(args.images, args.contrast)
 
                     def scored(snr=snr, height=height, draw=draw, make=make) -> dict:
                         mapped, truth, lesions = case_of(args.images, args.contrast, snr, height, draw)
@@ -125,7 +126,7 @@ def main() -> None:
                         single = [kept(sample, truth, lesions)[0] for sample in samples]
                         return {"kept": ratios, "nrmse": error, "samples": single}
 
-                    drawn.append(lines.get({**key, "method": name}, scored))
+                    drawn.append(lines.get(key, scored))
                 yield [args.contrast, f"{snr:g}", f"{height:g}", name, *row(drawn)]
 
     print(f"# Contrast of single small lesions, R = {R}, {args.draws} draws of the data's noise\n")

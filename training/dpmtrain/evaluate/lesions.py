@@ -38,7 +38,7 @@ from .methods import label_for, reconstructed
 from .metrics import nrmse, on_scale
 from .pictures import Shown, panels
 from .plan import CALIBRATION_LINES
-from .references import CPU
+from .references import CPU, digest_of
 from .score_lines import ScoreLines
 from .tables import show, write_csv
 from .undersampling import with_maps
@@ -91,6 +91,11 @@ def tissue_of(images: Path, contrast: str) -> np.ndarray:
     old = OWN_PIXEL_MM.get(contrast, 1.0)
     slices = [at_pixel_size(full.truth, old, PIXEL_MM, MATRIX) for full in validation_scan(images, contrast)]
     return max([(image / image_scale(image)).numpy() for image in slices], key=lambda tissue: len(sites(tissue)))
+
+
+def data_of(images: Path, contrast: str) -> dict[str, str]:
+    """What tells scores and weights from those of other images."""
+    return {"contrast": contrast, "data": digest_of(tissue_of(images, contrast))}
 
 
 def sites(tissue: np.ndarray) -> np.ndarray:
@@ -169,7 +174,7 @@ def methods(
             )
             return {"weight": weight}
 
-        weight = lines.get({"tuned": name, "contrast": contrast, "snr": snr}, tuned)["weight"]
+        weight = lines.get({"tuned": name, "snr": snr, **data_of(images, contrast)}, tuned)["weight"]
         yield name, f"weight {weight:g}", baselines.with_weight(run, weight)
     for checkpoint in checkpoints:
         sampling = sampling_of(Options(), checkpoint, CPU, label_for(checkpoint, contrast), R)
@@ -270,7 +275,8 @@ def main() -> None:
             for name, setting, make in methods(args.images, contrast, snr, checkpoints, lines):
                 if snr == args.snr[len(args.snr) // 2 - 1]:
                     makes.setdefault(contrast, {})[name] = make
-                key = {"contrast": contrast, "snr": snr, "draw": draw, "method": name, "setting": setting}
+                key = {"snr": snr, "draw": draw, "method": name, "setting": setting}
+                key |= data_of(args.images, contrast)
                 if key not in lines:
                     pair = pair or pair_of(args.images, contrast, snr, draw)
                 score = lines.get(key, lambda pair=pair, make=make: scores(pair, make))  # type: ignore[misc]

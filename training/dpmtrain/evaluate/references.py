@@ -64,10 +64,7 @@ class ReferenceSlice:
     @cached_property
     def digest(self) -> str:
         """Of its k-space, and of what its reconstructions are scored against, and where."""
-        found = sha256()
-        for array in (self.data.kspace.cpu().numpy(), self.truth, self.mask):
-            found.update(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
-        return found.hexdigest()
+        return digest_of(self.data.kspace.cpu().numpy(), self.truth, self.mask)
 
     @property
     def place(self) -> tuple[str, int]:
@@ -81,6 +78,14 @@ class ReferenceSlice:
     def picture(self, image: torch.Tensor) -> np.ndarray:
         """Magnitude of a reconstruction on the truth's grid."""
         return (image if self.header is None else to_recon_space(image, self.header)).abs().cpu().numpy()
+
+
+def digest_of(*arrays: np.ndarray) -> str:
+    """SHA-256 of values, shapes and types, hex."""
+    found = sha256()
+    for array in arrays:
+        found.update(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def standard_of_care(full: ReferenceSlice, acceleration: int, calibration_lines: int) -> ReferenceSlice:
