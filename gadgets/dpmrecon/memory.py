@@ -5,6 +5,8 @@ import math
 import re
 from pathlib import Path
 
+SHARE = 0.8  # of the memory that is free, or held by what is kept
+
 
 def free_memory() -> float:
     """Bytes that this machine has free, or this container may still take; infinite where the system does not say."""
@@ -17,3 +19,8 @@ def free_memory() -> float:
         cached = re.findall(r"^(?:in)?active_file (\d+)", held, re.MULTILINE)  # of files, given back when it is needed
         found.append(int(most) - int(used) + sum(map(int, cached)))
     return min(found)
+
+
+def nearly_full_of(held: float) -> bool:
+    """Whether so many bytes leave too little: the system would end the process."""
+    return held > SHARE * (free_memory() + held)

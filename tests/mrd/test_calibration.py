@@ -1,7 +1,5 @@
 """Calibration lines: embedded, separate, of another encoding space, or the centre of k-space."""
 
-import math
-
 import ismrmrd
 import numpy as np
 import pytest
@@ -172,13 +170,13 @@ def test_images_wait_for_a_calibration_as_long_as_memory_holds_them(monkeypatch,
             this.set_flag(ismrmrd.ACQ_LAST_IN_SLICE)
     found = list(slices(lines, header(acceleration=4, mode=mode)))
     assert not any(isinstance(item, LostSlice) for item in found)
-    held = []
+    asked = []
 
-    def nearly_full() -> float:
-        held.append(1)
-        return 0 if len(held) == 3 else math.inf
+    def nearly_full(held: float) -> bool:
+        asked.append(held)
+        return len(asked) == 3
 
-    monkeypatch.setattr(waiting, "free_memory", nearly_full)
+    monkeypatch.setattr(waiting, "nearly_full_of", nearly_full)
     again = list(slices(lines, header(acceleration=4, mode=mode)))
     lost = [item for item in again if isinstance(item, LostSlice)]
     assert {item.key.slice for item in lost if item.key.repetition == 0} == {0, 1, 2}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.errors import BadInputError, UnsupportedScanError
+from dpmrecon.mrd import collect
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.completeness import energy_peak, nearby_centre
 from dpmrecon.mrd.file import open_scan
@@ -36,6 +37,27 @@ from support.hand_made import (
     volume_scan,
     write_scan,
 )
+
+
+def test_slices_without_an_end_are_refused_once_memory_is_full_of_them(monkeypatch):
+    lines = [one for s in range(4) for one in point_scan(2, 1)]
+    for place, one in enumerate(lines):
+        one.idx.slice = place // 33
+    size, seen = lines[0].data.nbytes * 33, []
+
+    def nearly_full(held: float) -> bool:
+        seen.append(held)
+        return held > 2 * size
+
+    monkeypatch.setattr(collect, "nearly_full_of", nearly_full)
+    with pytest.raises(BadInputError, match="full of the lines of 3 slices, none of which ended: flag the last line"):
+        list(slices(lines, header()))
+    assert seen == [0, size, 2 * size, 3 * size]
+    for one in lines[32::33]:
+        one.set_flag(ismrmrd.ACQ_LAST_IN_SLICE)
+    seen.clear()
+    assert len(list(slices(lines, header()))) == 4
+    assert seen == [0] * 4
 
 
 def test_averages_apart_and_combined(tmp_path):

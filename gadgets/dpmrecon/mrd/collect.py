@@ -14,6 +14,7 @@ import numpy as np
 
 from ..data import LostSlice, Slice, SliceKey
 from ..errors import BadInputError, UnsupportedScanError
+from ..memory import nearly_full_of
 from .averages import have_phases, together
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, missing_slices
 from .diffusion import counted_for_images
@@ -168,7 +169,7 @@ class _Collector:
         elif flags & self.receiving.ignored:
             self.log.count(f"left out: {names_of(flags & self.receiving.ignored)[0]}", flags)
         else:
-            self._add_to(self.open.setdefault(key, Record()), line, flags)
+            self._add_to(self.open.get(key) or self._opened(key), line, flags)
         record = self.open.get(key)
         # a block of calibration lines may end so too; its slice comes later
         if not flags & LAST_IN_SLICE or record is None or not record.has_image:
@@ -179,6 +180,16 @@ class _Collector:
         if self.partitions > 1 and not self.maker.is_whole(record.numbers, last=bool(flags & LAST_OF_ALL)):
             return None
         return key
+
+    def _opened(self, key: SliceKey) -> Record:
+        """A new record. Raises BadInputError where memory is nearly full of open ones: the process would be ended."""
+        if nearly_full_of(sum(record.nbytes for record in self.open.values())):
+            raise BadInputError(
+                f"memory is full of the lines of {len(self.open)} slices, none of which ended: flag the last line of "
+                "each (ACQ_LAST_IN_SLICE), or give the scan as a file"
+            )
+        self.open[key] = Record()
+        return self.open[key]
 
     def _key(self, counters: ismrmrd.EncodingCounters) -> SliceKey:
         average = 0 if self.combine_averages else counters.average

@@ -210,6 +210,11 @@ class Lines:
         self.counts.update(other.counts)
         self.repeats += other.repeats
 
+    @property
+    def nbytes(self) -> int:
+        """That the samples take; one layout has one size."""
+        return len(self.sums) * next((data.nbytes for data in self.sums.values()), 0)
+
     def energies(self) -> dict[int, float]:
         """|.|^2 of each line, all its samples and channels."""
         return {number: _energy(self.sums[number]) / self.counts[number] ** 2 for number in self.sums}

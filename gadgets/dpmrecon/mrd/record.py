@@ -50,6 +50,12 @@ class Record:
         """Of all lines that came."""
         return set().union(*(lines.sums for lines in self.groups.values()))
 
+    @property
+    def nbytes(self) -> int:
+        """That the samples take, about: all lines of EPI are as long."""
+        held = len(self.held) * self.held[0].data.nbytes if self.held else 0
+        return held + sum(lines.nbytes for lines in self.groups.values())
+
     def add(
         self,
         kind: str,

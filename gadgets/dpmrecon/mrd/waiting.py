@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 
 from ..data import LostSlice, SliceKey
-from ..memory import free_memory
+from ..memory import nearly_full_of
 from .lines import Lines
-
-SHARE = 0.8  # of the memory that is free, or held by what waits
 
 
 class Waiting:
@@ -23,8 +21,8 @@ class Waiting:
     def add(self, key: SliceKey, image: Lines) -> Iterator[LostSlice]:
         """Keep an image. Where memory is nearly full of them, all are lost: the process would be."""
         self._images.setdefault(key.slice, []).append((key, image))
-        self._bytes += _size(image)
-        if self._bytes > SHARE * (free_memory() + self._bytes):
+        self._bytes += image.nbytes
+        if nearly_full_of(self._bytes):
             found = [key for number in self for key, _ in self.pop(number)]
             reason = (
                 f"memory is full of images that wait for calibration lines ({len(found)}): send those before the images"
@@ -34,9 +32,5 @@ class Waiting:
     def pop(self, number: int) -> list[tuple[SliceKey, Lines]]:
         """The images of a slice number, which wait no more."""
         found = self._images.pop(number, [])
-        self._bytes -= sum(_size(image) for _, image in found)
+        self._bytes -= sum(image.nbytes for _, image in found)
         return found
-
-
-def _size(image: Lines) -> int:
-    return sum(data.nbytes for data in image.sums.values())
