@@ -42,25 +42,19 @@ HELD_BACK = "held back"
 NAMES = (HELD_BACK, *(f"{what} at {sigma:g}" for what in ("denoised", "kept") for sigma in SIGMAS))
 
 
-def agreed(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None) -> Agreement | None:
-    """Of prior and data; None where the card has no limits for such scans, and where they are not asked."""
+def agreed(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None) -> Agreement | str:
+    """Of prior and data, or why these are not held against each other, in words."""
     checkpoint = asked_of(checkpoint)
     limits = Limits.of(checkpoint.card, contrast, kind_of(mapped))
     if limits is None or not isinstance(checkpoint.model, Denoiser):
-        return None
+        return _no_limits(checkpoint, kind_of(mapped))
     parts = parts_of(mapped)
-    if _excluded(parts, limits):
-        return None
+    reason = _excluded(parts, limits)
+    if reason is not None:
+        return reason
     prior = checkpoint.model.of_contrast(contrast)
     found = [limits.judge(agreement(part, prior), part) for part in parts]
     return sorted(found, key=lambda part: part.distance)[middle(len(found))]
-
-
-def not_asked(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None) -> str | None:
-    """Why prior and data are not held against each other, in words; None where they are."""
-    checkpoint = asked_of(checkpoint)
-    limits = Limits.of(checkpoint.card, contrast, kind_of(mapped))
-    return without_limits(checkpoint, kind_of(mapped)) if limits is None else _excluded(parts_of(mapped), limits)
 
 
 def asked_of(checkpoint: Checkpoint) -> Checkpoint:
@@ -73,6 +67,10 @@ def without_limits(checkpoint: Checkpoint, kind: str) -> str | None:
     checkpoint = asked_of(checkpoint)
     if isinstance(checkpoint.model, Denoiser) and Limits.of(checkpoint.card, None, kind) is not None:
         return None
+    return _no_limits(checkpoint, kind)
+
+
+def _no_limits(checkpoint: Checkpoint, kind: str) -> str:
     return f"the card of {checkpoint.model_id} has no limits of the gate for {kind}"
 
 

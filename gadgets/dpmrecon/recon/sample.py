@@ -12,7 +12,7 @@ from ..device import DEVICE_ERRORS, synchronize
 from ..errors import DeviceError, DpmreconError, first_line
 from ..prior.checkpoint import Checkpoint
 from ..prior.problem import NoiseSource, Planes, Problem, Stop, never
-from .agreement import agreed, not_asked
+from .agreement import agreed
 from .gate import judged
 from .types import Adapted, MappedSlice, MappedVolume, Reconstruction, Sampling
 
@@ -153,8 +153,8 @@ def _asked(item: Reconstruction, checkpoint: Checkpoint, contrast: str | None, s
     except DEVICE_ERRORS as error:
         log.warning("the gate could not ask whether prior and data agree: %s", first_line(error))
         return replace(item, unasked=f"the device failed ({first_line(error)})")
-    if found is None:
-        return replace(item, unasked=not_asked(item.mapped, checkpoint, contrast))
+    if isinstance(found, str):
+        return replace(item, unasked=found)
     synchronize(item.image.device)
     return replace(item, agreement=found, seconds={**item.seconds, "gate": time.perf_counter() - started})
 

@@ -23,7 +23,7 @@ from ..output.images_file import Outputs
 from ..prior.checkpoint import Checkpoint
 from ..recon import plan
 from ..recon.adapt import can_be_fitted, foreseen
-from ..recon.agreement import agreed, evaluations_asked, kind_of, not_asked
+from ..recon.agreement import agreed, evaluations_asked, kind_of
 from ..recon.deadline import Deadline
 from ..recon.gate import expected_residual, unfamiliar
 from ..recon.prepare import with_maps
@@ -67,9 +67,8 @@ def examine(scan: Scan, options: Options, found: Diagnosis) -> None:
 def _ask(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None, found: Diagnosis) -> None:
     """Whether prior and data agree, as the gate will ask."""
     what, agreement = "distance from sound scans (1: few are farther)", agreed(mapped, checkpoint, contrast)
-    if agreement is None:
-        reason = not_asked(mapped, checkpoint, contrast)
-        found.maps |= {} if reason is None else {what: f"not asked: {reason}"}
+    if isinstance(agreement, str):
+        found.maps[what] = f"not asked: {agreement}"
         return
     found.maps[what] = agreement.distance
     verdict = unfamiliar(Reconstruction(mapped, mapped.conventional, None, None, 1.0, agreement=agreement))

@@ -371,10 +371,10 @@ def _reconstructed(checkpoint: Checkpoint, mapped: MappedSlice, label: str, acce
     sampling = sampling_of(Options(samples=samples, steps=4), checkpoint, model.device, label, acceleration)
     (draws,), _ = draw([mapped], checkpoint, label, sampling)
     image = draws.mean(0) * mapped.scale
-    misfit = mapped.misfit(image)
+    misfit, found = mapped.misfit(image), agreed(mapped, checkpoint, label)
     return Reconstruction(
         mapped, mapped.model.combined(image), None, None, misfit.residual,
-        draws=draws, misfit=misfit, agreement=agreed(mapped, checkpoint, label),
+        draws=draws, misfit=misfit, agreement=None if isinstance(found, str) else found,
     )  # fmt: skip
 
 
