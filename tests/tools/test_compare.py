@@ -97,6 +97,15 @@ def test_a_missing_slice_is_told(results, tmp_path):
     assert scan["results"][0]["slices"][-1]["text"] == "line 3 is not there"
 
 
+def test_the_steps_of_the_image_are_told_beside_those_of_the_spread(results, tmp_path):
+    folder = shutil.copytree(results / "two", tmp_path / "two")
+    told = report(folder)
+    told["slices"][0] |= {"samples": 16, "steps": 20, "image": {"samples": 3, "steps": 18}}
+    (folder / "report.json").write_text(json.dumps(told))
+    (scan,) = made(folder, out=tmp_path / "page.html")
+    assert "; 3 x 18 steps, 16 x 20 steps for the spread; " in scan["results"][0]["slices"][0]["text"]
+
+
 def test_scans_of_many_folders_stand_beside_those_of_the_same_name(results, tmp_path):
     for name in ("first/flair", "first/reference/flair", "first/t1", "second/flair"):
         shutil.copytree(results / "one", tmp_path / name)

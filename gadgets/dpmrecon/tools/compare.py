@@ -173,11 +173,13 @@ def _facts(entry: dict[str, Any]) -> dict[str, Any]:
     facts = {"counters": [entry[name] for name in COUNTERS], "slice": entry["slice"], "verdict": verdict_of(entry)}
     if "missing" in entry:
         return {**facts, "text": entry["missing"]}
-    drawn = f"{entry['samples']} x {entry['steps']} steps" if entry["fallback"] is None else entry["fallback"]
+    drawn, image = f"{entry['samples']} x {entry['steps']} steps", entry.get("image")
+    if image:
+        drawn = f"{image['samples']} x {image['steps']} steps, {drawn} for the spread"
     parts = [
         f"residual {entry['residual']:.2f}",
         f"R {entry['R']:.3g}",
-        drawn,
+        drawn if entry["fallback"] is None else entry["fallback"],
         f"{sum(entry['seconds'].values()):.1f} s",
     ]
     distance = (entry.get("agreement") or {}).get("distance")
