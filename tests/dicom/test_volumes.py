@@ -157,6 +157,7 @@ def test_each_echo_has_its_time_and_its_slices(tmp_path):
     items = [reconstructed(numbered() / (1 + number), number, scale=1000.0) for number in range(3)]
     (files,) = by_number(written(tmp_path, "sagittal", xml, items)).values()
     assert [file.EchoTime for file in files] == [4] * 5 + [8] * 5 + [12] * 5
+    assert [file.EchoNumbers for file in files] == [1] * 5 + [2] * 5 + [3] * 5
     assert [file.InstanceNumber for file in files] == list(range(1, 16))
     for number in range(3):
         stack = np.stack([values(file) for file in files[5 * number : 5 * number + 5]])

@@ -117,7 +117,8 @@ def test_types_1_and_2_and_research(result):
 
 
 def times(scan, folder, model, counter, limits, **lists) -> list[tuple]:
-    """(value of the counter, EchoTime, InversionTime, FlipAngle) of each image; limits: (minimum, maximum) of it."""
+    """(value of the counter, (EchoTime, EchoNumbers, InversionTime, FlipAngle)) of each image; limits: (minimum,
+    maximum) of the counter."""
 
     def edit(number, line):
         if not line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
@@ -133,7 +134,10 @@ def times(scan, folder, model, counter, limits, **lists) -> list[tuple]:
     folder.mkdir()
     scan, out = edited(scan, folder, edit), folder / "out"
     assert replay(scan, out, model, "--b-values", "phase:0", "--set", ";".join(changes)) == 0
-    found = [(file.EchoTime, file.get("InversionTime"), file.get("FlipAngle")) for file in series(out, 1)]
+    found = [
+        (file.EchoTime, file.get("EchoNumbers"), file.get("InversionTime"), file.get("FlipAngle"))
+        for file in series(out, 1)
+    ]
     return list(zip(sorted(getattr(image, counter) for image in images(out)), found, strict=True))
 
 
@@ -141,11 +145,11 @@ def test_times_and_angles_are_those_of_the_counter_that_tells_them(simulated_sca
     scan = simulated_scan(**{**DWI, "n_slices": 1, "averages": 1})
     lists = {"TI": (700, 2500), "flipAngle_deg": (4, 5)}
     by_set = times(scan, tmp_path / "set", model, "set", (0, 1), TE=(2.9,), **lists)
-    assert by_set == [(0, (2.9, 700, 4)), (1, (2.9, 2500, 5))]
+    assert by_set == [(0, (2.9, None, 700, 4)), (1, (2.9, None, 2500, 5))]
     from_1 = times(scan, tmp_path / "contrast", model, "contrast", (1, 2), TE=(10, 90), **lists)
-    assert from_1 == [(1, (10, 700, 4)), (2, (90, 2500, 5))]
+    assert from_1 == [(1, (10, 1, 700, 4)), (2, (90, 2, 2500, 5))]
     unknown = times(scan, tmp_path / "repetition", model, "repetition", (0, 1), TE=(10, 90), **lists)
-    assert unknown == [(0, (None, None, None)), (1, (None, None, None))]
+    assert unknown == [(0, (None,) * 4), (1, (None,) * 4)]
 
 
 @pytest.mark.parametrize(("places", "spacing"), [((0, 7, 14), 7), ((0, 7, 0), None), ((0, 0.007, 0.014), None)])

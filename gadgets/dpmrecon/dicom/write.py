@@ -11,7 +11,7 @@ Nothing of the clock or of chance is in the files: the same scan and options giv
 import datetime
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -436,10 +436,14 @@ def _file(common: Any, image: _Image, header: Header, kind: str, *, reformatted:
     file.SliceThickness = _decimal(image.thickness_mm) if image.thickness_mm > 0 else ""
     file.SliceLocation = _decimal(float(plane.first @ plane.normal))
     file.Rows, file.Columns = image.shape
+    file.EchoTime = ""
     for keyword, name in (("EchoTime", "TE"), ("InversionTime", "TI"), ("FlipAngle", "flipAngle_deg")):
-        value = _of_image(getattr(header.sequenceParameters, name, None), image.head, header)
-        if value is not None or keyword == "EchoTime":
-            setattr(file, keyword, "" if value is None else _decimal(value))
+        values = getattr(header.sequenceParameters, name, None) or []
+        number = _number_in(values, image.head, header)
+        if number is not None and (value := _finite(values[number])) is not None:
+            setattr(file, keyword, _decimal(value))
+            if keyword == "EchoTime" and len(values) > 1:
+                file.EchoNumbers = 1 + number  # by which readers part echoes
     file.AcquisitionNumber = 1 + int(image.head.repetition)
     file.BurnedInAnnotation = "NO"
     file.ContentQualification = "RESEARCH"
@@ -560,12 +564,12 @@ def _number(element: Any, name: str) -> Any:
     return _finite(getattr(element, name, None))
 
 
-def _of_image(values: Any, head: ismrmrd.ImageHeader, header: Header) -> float | None:
-    """The sequence's time or angle for an image: the only one, or its contrast's; in a scan of one contrast, that of
-    the one other counter that has as many values. None where the header does not tell."""
-    values, limits = values or [], header.encoding[0].encodingLimits
+def _number_in(values: Sequence[Any], head: ismrmrd.ImageHeader, header: Header) -> int | None:
+    """Which of the sequence's times or angles an image has: the only one, or its contrast's; in a scan of one contrast,
+    that of the one other counter that has as many values. None where the header does not tell."""
+    limits = header.encoding[0].encodingLimits
     if len(values) == 1:
-        return _finite(values[0])
+        return 0
     counted = {name: getattr(limits, name, None) for name in ("contrast", "set", "phase")}
     first = {name: limit.minimum if limit else 0 for name, limit in counted.items()}
     sizes = {name: limit.maximum - limit.minimum + 1 for name, limit in counted.items() if limit}
@@ -575,7 +579,7 @@ def _of_image(values: Any, head: ismrmrd.ImageHeader, header: Header) -> float |
     if len(names) != 1:
         return None
     number = int(getattr(head, names[0])) - first[names[0]]
-    return _finite(values[number]) if 0 <= number < len(values) else None
+    return number if 0 <= number < len(values) else None
 
 
 def _finite(value: Any) -> float | None:
