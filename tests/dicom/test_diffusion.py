@@ -59,6 +59,13 @@ def test_dciodvfy_explains_them(dicom, vendor):
     assert unexplained(sorted(dicom(vendor).glob("*.dcm"))[3]) == []
 
 
+def test_epi_is_echo_planar(simulated_epi, model, tmp_path):
+    assert replay(simulated_epi(), tmp_path, model) == 0
+    path = sorted((tmp_path / "dicom").rglob("*.dcm"))[0]
+    assert pydicom.dcmread(path).ScanningSequence == "EP"
+    assert unexplained(path) == []
+
+
 def gradients(folder, target) -> tuple[list[float], np.ndarray]:
     """What dcm2niix writes: b-values and vectors (3, n)."""
     target.mkdir()

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors import BadInputError
 from ..mrd.geometry import ORIENTATIONS, Plane, grid_of_mrd, plane_of_mrd, slice_spacing
-from ..mrd.header import Header, n_partitions, read_header
+from ..mrd.header import Header, is_epi, n_partitions, read_header
 from ..mrd.stack import close_mm
 from ..output.images_file import series_of
 from ..output.maps import ADC_SLOPE, ADC_WINDOW, EXPONENTIAL_SLOPE
@@ -403,7 +403,7 @@ def _common(header: Header, study: Study, *, anonymize: bool) -> Any:
 
 def _add_sequence(file: Any, header: Header) -> None:
     sequence, encoding = header.sequenceParameters, header.encoding[0]
-    kind = str(getattr(sequence, "sequence_type", None) or "").lower()
+    kind = "epi" if is_epi(header) else str(getattr(sequence, "sequence_type", None) or "").lower()
     scanning = next((code for pattern, code in _SEQUENCES if re.search(pattern, kind)), "RM")
     inversion = _first(sequence, "TI")
     file.ScanningSequence = scanning if inversion is None else [scanning, "IR"]
