@@ -163,6 +163,19 @@ def test_slices_that_share_a_place_have_no_spacing(simulated_scan, model, tmp_pa
     assert found == [spacing if spacing is None else pytest.approx(spacing, abs=1e-3)] * 3
 
 
+def test_every_file_of_an_incomplete_scan_says_what_is_missing(simulated_scan, model, tmp_path, result):
+    def cut(number, line):
+        return None if line.idx.slice == 1 and line.idx.kspace_encode_step_1 >= 20 else line
+
+    scan = edited(simulated_scan(**SCAN), tmp_path, cut)
+    assert replay(scan, tmp_path / "out", model, "--conventional") == 4
+    files = [pydicom.dcmread(path) for path in sorted((tmp_path / "out" / "dicom").rglob("*.dcm"))]
+    assert {file.SeriesNumber for file in files} == {1, 2, 3}
+    for file in files:
+        assert file.ImageComments.startswith("INCOMPLETE SCAN: 1 of 3 images missing: slice 1; RESEARCH")
+    assert not any("INCOMPLETE" in file.ImageComments for file in series(result, 1))
+
+
 def test_provenance_is_in_every_image(result, model):
     card = json.loads(model.with_suffix(".json").read_text())
     residuals = {

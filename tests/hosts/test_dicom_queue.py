@@ -19,6 +19,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage
 
 from support import fake_peer
+from support.edited import edited
 from support.forked import Forked
 from support.orthanc import free_port
 from support.results import replay
@@ -74,6 +75,19 @@ class Service(Forked):
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
         assert self.end().returncode == -signal.SIGKILL
+
+
+def test_files_of_an_incomplete_scan_say_what_is_missing(start, simulated_scan, tmp_path):
+    def cut(number, line):
+        return None if line.idx.slice == 1 and line.idx.kspace_encode_step_1 >= 20 else line
+
+    scan = edited(simulated_scan(n_slices=2), tmp_path, cut)
+    server = start()
+    server.write_dicom(tmp_path / "dicom", None)
+    assert len(exchange(server, *raw_stream(scan)).images) == 2  # and its spread
+    until(lambda: jobs(tmp_path / "dicom") == [])
+    for path in dicom_files(tmp_path / "dicom"):
+        assert pydicom.dcmread(path).ImageComments.startswith("INCOMPLETE SCAN: 1 of 2 images missing: slice 1; RES")
 
 
 @pytest.mark.parametrize("sent", [raw_stream, edited_stream])

@@ -42,7 +42,8 @@ class DicomFolder:
         part, files = self.images.with_name(PART), []
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
         try:
-            files = write_dicom(self.images, part, self.scan.digest, run, self.options, report.notes.append)
+            note, missing = report.notes.append, report.missing
+            files = write_dicom(self.images, part, self.scan.digest, run, self.options, note, missing)
             if files:
                 with telling(part.parent, "make room or choose another --out"):
                     os.replace(part, self.images.with_name("dicom"))

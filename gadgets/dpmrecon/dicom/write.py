@@ -39,6 +39,7 @@ STRAIGHT = 5.0  # degrees that a volume may be turned by without a word
 FINENESS = 1000
 FEW_LEVELS = 100  # of the bright parts
 LONGEST_TEXT = 1024  # bytes of a comment or derivation
+LONGEST_MISSING = 200  # of what is missing, before the comment's other parts
 LONGEST_WORDS = 64  # of a name or a series' description
 SMALL_WINDOW = 100
 # DataRole of the MRD image -> what is added to the tag in ImageType
@@ -156,20 +157,22 @@ def write_dicom(
     run: dict[str, Any],
     options: DicomOptions,
     note: Callable[[str], None] = lambda text: None,
+    missing: str = "",
 ) -> list[Path]:
     """Write every image series of `images` (images.h5) to folder/NUMBER_KIND/IMnnnn.dcm; returns the files.
 
     digest: of the scan, see `Scan.digest`; run: what else decides the images (JSON values: model, sampler, seed ...).
     Both make the UIDs, and so do the pixels of a series: a host with bfloat16, or of another kind, has others. note:
     gets a line for each image that is left out because it is not finite, and where volumes are not reformatted as the
-    options say. Raises BadInputError where headers hold no geometry or nothing can be written.
+    options say. missing: the scan's images that are not there, in words: every file says so, because an archive shows
+    a stack with a gap as any other. Raises BadInputError where headers hold no geometry or nothing can be written.
     """
     with h5py.File(images, "r") as file:
         header = read_header(np.ravel(file["dataset/xml"][()])[0])
     dataset = ismrmrd.Dataset(str(images), "dataset", create_if_needed=False)
     try:
         written: list[Path] = []
-        scan = _Scan(header, digest, run, options)
+        scan = _Scan(header, digest, run, options, missing)
         numbers = [number for number in series_of(images) if number != COMPLEX]  # which a classic MR image cannot hold
         for number in numbers:
             written += _write_series(dataset, number, scan, folder, None, note)
@@ -221,6 +224,7 @@ class _Scan:
     digest: str
     run: dict[str, Any]
     options: DicomOptions
+    missing: str
 
     def series_uid(self, *parts: str | None) -> str:
         told: dict[str, Any] = {"anonymize": self.options.anonymize, "tag": self.options.tag}
@@ -282,6 +286,9 @@ def _write_series(
             held = image.index
             stored = scale.stored(_slices(dataset.read_image(name, held), orientation)[1])
         file = _file(common, image, header, kind, reformatted=orientation is not None)
+        if scan.missing:
+            comment = f"INCOMPLETE SCAN: {_text(scan.missing, LONGEST_MISSING)}; {file.ImageComments}"
+            file.ImageComments = _text(comment, LONGEST_TEXT)
         file.InstanceNumber = instance
         file.SOPInstanceUID = reproducible_uid("image", series_uid, image.order, file.ImageType[-1])
         file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID

@@ -124,6 +124,7 @@ class DicomJob:
             if self._weighting is not None:
                 run["weighting"] = asdict(self._weighting)
             job = {"digest": self._digest(), "run": run, "reformat": self._options.reformat}
+            job["missing"] = self._report.missing
             with telling(self._queue.folder):
                 write_text(self._folder / "job.json", json.dumps(job))
                 for path in (*self._folder.iterdir(), self._folder):
@@ -256,7 +257,8 @@ class DicomQueue:
         written = job / "dicom"
         shutil.rmtree(written, ignore_errors=True)  # of a process that was killed
         options = DicomOptions(reformat=told["reformat"])
-        files = write_dicom(job / "images.h5", written, told["digest"], told["run"], options, log.warning)
+        missing = told.get("missing", "")  # jobs of earlier versions lack it
+        files = write_dicom(job / "images.h5", written, told["digest"], told["run"], options, log.warning, missing)
         if not files:
             raise BadInputError("its images are complex alone, which DICOM cannot hold: ask for the magnitude as well")
         for path in (*files, *{file.parent for file in files}, written):

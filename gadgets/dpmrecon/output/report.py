@@ -58,16 +58,18 @@ class Report:
     @property
     def remarks(self) -> list[str]:
         """What was repaired, left out or is doubtful, in lines for the screen: of the scan, then of slices."""
-        said = {
-            SliceKey(*(entry[part.name] for part in dataclasses.fields(SliceKey))): entry["remarks"]
-            for entry in self.slices
-            if "remarks" in entry
-        }
+        said = {_key_of(entry): entry["remarks"] for entry in self.slices if "remarks" in entry}
         told = []
         for text in dict.fromkeys(text for texts in said.values() for text in texts):
             keys = [key for key, texts in said.items() if text in texts]
             told.append(f"{self.names.images(keys, said.keys() - set(keys))}: {text}")
         return [*self.log.remarks, *told]
+
+    @property
+    def missing(self) -> str:
+        """How many images are missing, and which; empty where none is."""
+        found = [self.names.image(_key_of(entry)) for entry in self.slices if "missing" in entry]
+        return f"{len(found)} of {len(self.slices)} images missing: {'; '.join(found)}" if found else ""
 
     def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
         """Note what became of a slice."""
@@ -168,6 +170,10 @@ class Report:
         if self.provenance.deadline is not None:
             found["chosen"] = [[entry.get(name) for name in _CHOSEN] for entry in self.slices]
         return found
+
+
+def _key_of(entry: dict[str, Any]) -> SliceKey:
+    return SliceKey(*(entry[part.name] for part in dataclasses.fields(SliceKey)))
 
 
 def _ghost(item: Reconstruction) -> dict[str, Any]:
