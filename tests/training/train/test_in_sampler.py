@@ -145,3 +145,20 @@ def test_the_recipe_that_comes_along_is_read(tmp_path, capsys):
     ]
     assert main(["in-sampler", str(recipe), *given]) == 2
     assert "has no manifest.json" in capsys.readouterr().err
+
+
+def test_scans_have_maps_of_their_own_calibration_where_the_head_ends_within_the_crop():
+    rows, cols = 44, 39
+    inside = torch.hypot(torch.linspace(-1.3, 1.3, rows)[:, None], torch.linspace(-1.3, 1.3, cols)) < 1
+    whole = torch.stack([inside.float(), torch.ones(rows, cols)]).to(torch.complex64)
+    mask = torch.ones(2, rows, cols)
+    plain, own = (
+        undersampled(whole, mask, mask, "cg-sense", generator(4), calibrated=calibrated) for calibrated in (False, True)
+    )
+    assert torch.equal(own.model.coil_maps[1], plain.model.coil_maps[1])
+    assert not torch.equal(own.model.coil_maps[0], plain.model.coil_maps[0])
+    assert torch.equal(own.clean[0], whole[0] * own.model.support[0])
+    # all lines are there: with the right maps and phase the zero-filled image is the truth, but for noise
+    for scan in (plain, own):
+        left = squared(scan.zero_filled - scan.clean).mean((1, 2)).sqrt()
+        assert bool((left < 3 * scan.sigma_n + 0.06).all())

@@ -18,7 +18,7 @@ KIND = "in-sampler"
 def train_in_sampler(args: argparse.Namespace) -> None:
     """The averaged weights, with the start's settings in their card: choose those anew (docs/training.md)."""
     start = read_start(args.start)
-    run = Run(args, KIND, start.config)
+    run = Run(args, KIND, start.config, calibrated=True)
     torch.manual_seed(run.settings["seed"])
     model = Denoiser(start.config)
     model.load_state_dict(start.weights)

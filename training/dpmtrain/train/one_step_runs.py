@@ -46,10 +46,21 @@ T = TypeVar("T", bound=torch.nn.Module)
 
 
 class Run:
-    """Stages, one after the other, on the examples of a recipe; `folder` holds the state of each. kind, model: of a
-    recipe that trains on another model than one-step, and that model's configuration."""
+    """Stages, one after the other, on the examples of a recipe; `folder` holds the state of each.
 
-    def __init__(self, args: argparse.Namespace, kind: str = ONE_STEP, model: dict[str, Any] | None = None):
+    kind, model: of a recipe that trains on another model than one-step, and that model's configuration; calibrated: the
+    scans' maps, see `undersampled`.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        kind: str = ONE_STEP,
+        model: dict[str, Any] | None = None,
+        *,
+        calibrated: bool = False,
+    ):
+        self.calibrated = calibrated
         self.recipe = read_recipe(args.recipe, kind)
         self.recipe.setdefault("model", model)
         read_manifest(args.data)
@@ -79,13 +90,14 @@ class Run:
     def _examples(
         self, done: int, generator: torch.Generator
     ) -> Iterator[tuple[Undersampled, torch.Tensor] | DpmreconError]:
+        conditioning = self.recipe["model"].get("conditioning", "cg-sense")
         self.crops = self.crops or iter(load(self.batches, range(done, ENDLESS), self.workers, self.device))
         for crops in self.crops:
             if isinstance(crops, DpmreconError):
                 yield crops
             clean, weight, mask, label = (part.to(self.device, non_blocking=True) for part in crops)
             yield (
-                undersampled(clean, weight, mask, self.recipe["model"].get("conditioning", "cg-sense"), generator),
+                undersampled(clean, weight, mask, conditioning, generator, calibrated=self.calibrated),
                 label,
             )
 

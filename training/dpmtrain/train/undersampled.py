@@ -8,14 +8,18 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from dpmrecon.errors import BadInputError
 from dpmrecon.physics.cg_sense import PRIOR_STD, WEIGHT_FACTOR
+from dpmrecon.physics.coil_maps import estimate_coil_maps
 from dpmrecon.physics.forward import ForwardModel
+from dpmrecon.physics.fourier import crop_or_pad
 from dpmrecon.prior.denoiser import complex_noise
 
 COILS = (4, 6, 8, 12, 16)
 SIGMA_N = (0.003, 0.12)  # of the noise of a real channel over the scale, log-uniform
 MAP_ERROR = 0.04  # of coil maps, at most
 CG_STEPS = 15
+LINES = 24  # of a calibration
 EDGE, AROUND = 0.04, (2, 10)  # of the head, where maps are known: signal, pixels beside it
 
 
@@ -34,12 +38,19 @@ class Undersampled(NamedTuple):
 
 
 def undersampled(
-    clean: torch.Tensor, weight: torch.Tensor, mask: torch.Tensor, conditioning: str, generator: torch.Generator
+    clean: torch.Tensor,
+    weight: torch.Tensor,
+    mask: torch.Tensor,
+    conditioning: str,
+    generator: torch.Generator,
+    *,
+    calibrated: bool = False,
 ) -> Undersampled:
     """A scan of each crop: coils, noise, and CG-SENSE or the zero-filled image.
 
     clean: (batch, rows, cols) complex64; weight, of each pixel's error, and mask: like it, float32; generator: on
-    their device.
+    their device; calibrated: with ESPIRiT maps of the crop's own calibration, as a reconstruction has them, where the
+    head ends within the crop; else with smooth errors of the true ones on the head.
     """
     batch, device = len(clean), clean.device
     low, high = (math.log(value) for value in SIGMA_N)
@@ -48,13 +59,29 @@ def undersampled(
     maps = coil_maps((batch, n_coils, *clean.shape[1:]), generator)
     mask = mask[:, None]
     noise = complex_noise(tuple(maps.shape), generator)
-    kspace = ForwardModel(maps, mask).forward(clean) + mask * sigma_n.view(-1, 1, 1, 1) * noise
+    kspace = ForwardModel(maps, torch.ones_like(mask)).forward(clean) + sigma_n.view(-1, 1, 1, 1) * noise
     inside = head(clean, generator)
-    model = ForwardModel(with_errors(maps, generator) * inside[:, None], mask)
-    zero_filled = model.adjoint(kspace)
+    known = with_errors(maps, generator) * inside[:, None]
+    if calibrated:
+        fits = border(clean) < EDGE
+        known = torch.stack([estimated(*one) if fit else one[2] for fit, one in zip(fits, zip(kspace, maps, known))])
+        inside = (known.abs().sum(1) > 0).float()
+    model = ForwardModel(known, mask)
+    zero_filled = model.adjoint(kspace)  # which leaves out what the mask does
     image = cg_sense(model, zero_filled, sigma_n) if conditioning == "cg-sense" else zero_filled
     acceleration = 1 / mask.mean((1, 2, 3))
     return Undersampled(clean * inside, weight, image * inside, acceleration, sigma_n, zero_filled, model)
+
+
+def estimated(kspace: torch.Tensor, maps: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
+    """ESPIRiT maps (n_coils, rows, cols) of the centre of full k-space, with the phase at which the image is the true
+    one of `maps`; `otherwise` where noise hides them."""
+    calibration = crop_or_pad(crop_or_pad(kspace, LINES, -2), LINES, -1)
+    try:
+        found = estimate_coil_maps(calibration, (maps.shape[-2], maps.shape[-1]))
+    except BadInputError:
+        return otherwise
+    return found * torch.sgn((found.conj() * maps).sum(0)) if found.any() else otherwise
 
 
 def cg_sense(model: ForwardModel, zero_filled: torch.Tensor, sigma_n: torch.Tensor) -> torch.Tensor:
@@ -101,6 +128,13 @@ def with_errors(maps: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     size = MAP_ERROR * torch.rand(batch, 1, 1, 1, generator=generator, device=maps.device)
     found = maps * (1 + size * torch.complex(*fields))
     return found / torch.linalg.vector_norm(found, dim=1, keepdim=True)
+
+
+def border(clean: torch.Tensor) -> torch.Tensor:
+    """(batch,): mean signal of the outermost pixels."""
+    signal = clean.abs()
+    sides = signal[:, 0], signal[:, -1], signal[:, :, 0], signal[:, :, -1]
+    return torch.cat(sides, 1).mean(1)
 
 
 def head(clean: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
