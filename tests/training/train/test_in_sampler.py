@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
-from dpmrecon.prior.denoiser import Denoiser, complex_noise
+from dpmrecon.prior.denoiser import Denoiser, complex_noise, uncounted
 from dpmrecon.prior.problem import NoiseSource, Problem
 from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox
 from dpmtrain.cli import main
@@ -67,9 +67,9 @@ def test_the_sampler_runs_as_with_the_network_itself_and_each_trained_evaluation
             seen.append((x, sigma))
             return super().__call__(x, sigma)
 
-    prior = Watched(model, batch, label, {1, 4})
+    prior = Watched(model, label, uncounted, batch, {1, 4})
     found = sample_prox(problem, prior, settings, NoiseSource([5, 6]))
-    wanted = sample_prox(problem, Shown(model, batch, label, set()), settings, NoiseSource([5, 6]))
+    wanted = sample_prox(problem, Shown(model, label, uncounted, batch, set()), settings, NoiseSource([5, 6]))
     assert torch.equal(found, wanted) and not found.requires_grad
     assert len(seen) == 5 and len(prior.losses) == 2
     for loss, number in zip(prior.losses, (1, 4)):
@@ -83,17 +83,16 @@ def test_the_sampler_runs_as_with_the_network_itself_and_each_trained_evaluation
 def test_the_last_evaluation_is_always_trained(monkeypatch):
     made = []
 
-    class Noted(Shown):
-        def __init__(self, *given):
-            super().__init__(*given)
-            made.append(self)
+    def noted(*given):
+        made.append(Shown(*given))
+        return made[-1]
 
-    monkeypatch.setattr(in_sampler, "Shown", Noted)
+    monkeypatch.setattr(in_sampler, "Shown", noted)
     batch, model = scans(), denoiser()
     for seed in range(4):
         in_sampler_loss(model, batch, torch.zeros(2, 2), generator(seed))
     for prior in made:
-        assert prior.calls - 1 in prior.trained and len(prior.losses) == in_sampler.TRAINED
+        assert next(prior.numbers) - 1 in prior.trained and len(prior.losses) == in_sampler.TRAINED
 
 
 def test_training_lowers_the_loss_of_runs_that_it_has_not_seen():

@@ -8,9 +8,12 @@ denoiser.
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
 
 import torch
-from dpmrecon.prior.denoiser import Denoiser, complex_noise
+from dpmrecon.prior.denoiser import ContrastDenoiser, Denoiser, complex_noise, uncounted
 from dpmrecon.prior.problem import NoiseSource, Problem
 from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox
 
@@ -26,25 +29,22 @@ PLAIN = 0.3  # weight of plain denoising
 P_MEAN, P_STD = -1.8, 1.2  # of the logarithm of its noise
 
 
-class Shown:
-    """The network in training, in the place of a prior of one contrast an image.
+@dataclass(frozen=True)
+class Shown(ContrastDenoiser):
+    """The network in training in the place of a prior, of slices.
 
-    losses: of the evaluations in `trained`, whose gradients are kept.
+    losses: of the evaluations in `trained`, whose gradients are kept; numbers: of the evaluations to come.
     """
 
-    def __init__(self, model: Denoiser, batch: Undersampled, label: torch.Tensor, trained: set[int]):
-        self.model, self.batch, self.label, self.trained = model, batch, label, trained
-        self.calls, self.losses = 0, list[torch.Tensor]()
-
-    @property
-    def sigma_data(self) -> float:
-        return self.model.sigma_data
+    batch: Undersampled
+    trained: set[int]
+    losses: list[torch.Tensor] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=count)
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        trained = self.calls in self.trained
-        self.calls += 1
+        trained = next(self.numbers) in self.trained
         with torch.set_grad_enabled(trained):
-            found = self.model(x, sigma, self.label)
+            found = super().__call__(x, sigma)
             if trained:
                 self.losses.append(self._loss(x, found))
         return found.detach()
@@ -76,7 +76,7 @@ def in_sampler_loss(
         model_error=MODEL_ERROR,
     )
     others = torch.randperm(settings.steps - 1, generator=generator, device=device)[: TRAINED - 1]
-    prior = Shown(model, batch, label, {settings.steps - 1, *others.tolist()})
+    prior = Shown(model, label, uncounted, batch, {settings.steps - 1, *others.tolist()})
     problem = Problem(batch.model, batch.zero_filled, batch.zero_filled, batch.sigma_n, batch.conventional)
     seeds = torch.randint(2**62, (len(batch.clean),), generator=generator, device=device).tolist()
     sample_prox(problem, prior, settings, NoiseSource(seeds, device))
