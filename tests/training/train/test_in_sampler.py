@@ -14,26 +14,9 @@ from dpmtrain.train.in_sampler import Shown, in_sampler_loss, squared
 from dpmtrain.train.undersampled import undersampled
 
 from support.paths import ROOT
+from support.recipes import TIMED
 
 CONFIG = {"widths": [4, 6], "blocks": [1, 1], "embedding": 8, "labels": ["flair", "t2"], "sigma_data": 0.25}
-RECIPE = """
-[train]
-seed = 3
-optimizer = "muon"
-precision = "float32"
-batch = 2
-draws = 1
-crops = [32, 40]
-rate = 1e-3
-warmup = 2
-decay_fraction = 0.5
-clip = 1.0
-label_dropout = 0.2
-volumes = ["*"]
-focus_weight = 3
-real_fraction = 1.0
-save_seconds = 10
-"""
 
 
 def generator(seed=0):
@@ -112,7 +95,7 @@ def test_training_lowers_the_loss_of_runs_that_it_has_not_seen():
 
 def test_a_run_goes_on_and_its_card_tells_where_it_began(prepared, tmp_path):
     recipe, start, out, run = (tmp_path / name for name in ("r.toml", "start.safetensors", "out.safetensors", "run"))
-    recipe.write_text(RECIPE)
+    recipe.write_text(TIMED)
     save_checkpoint(start, denoiser(), {"sampling": {"prox": {"steps": 4}}, "history": "begun"})
     given = [str(recipe), "--start", str(start), "--data", str(prepared), "--run", str(run), "--out", str(out)]
     assert main(["in-sampler", *given, "--minutes", "0.001", "--workers", "0"]) == 0

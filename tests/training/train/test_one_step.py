@@ -32,30 +32,17 @@ from dpmtrain.train.timed import TimedRun
 from dpmtrain.train.undersampled import cg_sense, coil_maps, head, undersampled, with_errors
 
 from support.paths import ROOT
+from support.recipes import TIMED
 
-RECIPE = """
+MODEL = """
 [model]
 widths = [4, 6]
 blocks = [1, 1]
 embedding = 8
 labels = ["flair", "t1", "t2"]
 conditioning = "CONDITIONING"
-[train]
-seed = 3
-optimizer = "muon"
-precision = "float32"
-batch = 2
-draws = 2
-crops = [32, 40]
-rate = 1e-3
-warmup = 2
-decay_fraction = 0.5
-clip = 1.0
-label_dropout = 0.2
-volumes = ["*"]
-focus_weight = 3
-real_fraction = 1.0
-save_seconds = 10
+"""
+SAMPLING = """
 [sampling]
 samples = 1
 [sampling.one-step]
@@ -66,7 +53,7 @@ error = 0.05
 @pytest.fixture
 def recipe(tmp_path):
     path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE.replace("CONDITIONING", "cg-sense"))
+    path.write_text((MODEL + TIMED + SAMPLING).replace("CONDITIONING", "cg-sense"))
     return path
 
 

@@ -261,9 +261,8 @@ def references(items: Sequence[Item], contrast: str, count: int) -> list[Referen
         for turn, place in enumerate(places):
             here = numbered[numbers[place]]
             full = here[-1 - (scan + turn * max(1, len(here) // wanted)) % len(here)]
-            found.append(
-                replace(full, scan=item.name, subject=item.subject)
-            )  # files in different folders may have the same name
+            # files in different folders may have the same name
+            found.append(replace(full, scan=item.name, subject=item.subject))
     if not found:
         raise BadInputError(f"none of {len(items)} scans of these patients is complete: scan more, or leave them out")
     return found

@@ -96,10 +96,8 @@ class Run:
             if isinstance(crops, DpmreconError):
                 yield crops
             clean, weight, mask, label = (part.to(self.device, non_blocking=True) for part in crops)
-            yield (
-                undersampled(clean, weight, mask, conditioning, generator, calibrated=self.calibrated),
-                label,
-            )
+            scans = undersampled(clean, weight, mask, conditioning, generator, calibrated=self.calibrated)
+            yield scans, label
 
     def save(self, path: Path, model: ConditionalDenoiser, history: str, **own: Any) -> None:
         """own: sampler settings that are not the recipe's."""

@@ -63,8 +63,8 @@ def undersampled(
     inside = head(clean, generator)
     known = with_errors(maps, generator) * inside[:, None]
     if calibrated:
-        fits = border(clean) < EDGE
-        known = torch.stack([estimated(*one) if fit else one[2] for fit, one in zip(fits, zip(kspace, maps, known))])
+        crops = zip(border(clean) < EDGE, kspace, maps, known)
+        known = torch.stack([estimated(one, true, other) if fits else other for fits, one, true, other in crops])
         inside = (known.abs().sum(1) > 0).float()
     model = ForwardModel(known, mask)
     zero_filled = model.adjoint(kspace)  # which leaves out what the mask does
