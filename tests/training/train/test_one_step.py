@@ -23,11 +23,12 @@ from dpmrecon.prior.conditional import RESIDUAL, ConditionalDenoiser, ddim_step,
 from dpmrecon.prior.denoiser import Denoiser, complex_noise
 from dpmtrain.cli import main
 from dpmtrain.data.masks import FAMILIES, _plane, _rows, drawn_mask
-from dpmtrain.train import one_step_runs
+from dpmtrain.train import scan_runs
 from dpmtrain.train.keeper import read_tensors
-from dpmtrain.train.one_step import CropBatches, OneStepStage, begin_with, distilled_target, velocity_loss
+from dpmtrain.train.one_step import begin_with, distilled_target, velocity_loss
 from dpmtrain.train.recipe import read_recipe
 from dpmtrain.train.refiner import refiner_loss, together_loss, with_refiner
+from dpmtrain.train.scan_runs import CropBatches, ScanStage
 from dpmtrain.train.timed import TimedRun
 from dpmtrain.train.undersampled import cg_sense, coil_maps, head, undersampled, with_errors
 
@@ -313,7 +314,7 @@ def ticking():
 
 def killed_at(number):
     """A stage's step that is killed in the call of this number."""
-    step, calls = OneStepStage.step, count(1)
+    step, calls = ScanStage.step, count(1)
 
     def wrapped(*given):
         if next(calls) == number:
@@ -328,14 +329,14 @@ import os, signal, sys
 from functools import partial
 from itertools import count
 from dpmtrain.cli import main
-from dpmtrain.train import one_step_runs
-from dpmtrain.train.one_step import OneStepStage
+from dpmtrain.train import scan_runs
 from dpmtrain.train.recipe import read_recipe
 from dpmtrain.train.refiner import refiner_loss, together_loss, with_refiner
+from dpmtrain.train.scan_runs import ScanStage
 from dpmtrain.train.timed import TimedRun
 {inspect.getsource(ticking)}
 {inspect.getsource(killed_at)}
-one_step_runs.TimedRun, OneStepStage.step = ticking(), killed_at(27)
+scan_runs.TimedRun, ScanStage.step = ticking(), killed_at(27)
 main(sys.argv[1:])
 """
 
@@ -362,7 +363,7 @@ def test_kill_9_loses_the_last_interval_of_a_stage_and_no_stage_that_is_done(
     prepared, recipe, tmp_path, monkeypatch, command, before, after
 ):
     teacher, out = tmp_path / "teacher.safetensors", tmp_path / "out.safetensors"
-    monkeypatch.setattr(one_step_runs, "TimedRun", ticking())
+    monkeypatch.setattr(scan_runs, "TimedRun", ticking())
     if command[0] == "distil":
         assert main(["one-step", *arguments(recipe, prepared, teacher, "teacher", "--minutes", "0.01")]) == 0
         command = [*command, "--start", str(teacher)]
@@ -424,7 +425,7 @@ def test_a_student_of_other_halvings_is_refused(prepared, recipe, tmp_path, caps
 
 
 def test_a_full_disk_keeps_the_state_and_is_one_sentence(prepared, recipe, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(one_step_runs, "TimedRun", ticking())
+    monkeypatch.setattr(scan_runs, "TimedRun", ticking())
     out = tmp_path / "teacher.safetensors"
     given = ["one-step", *arguments(recipe, prepared, out, "teacher"), "--minutes"]
     assert main([*given, str(10 / 60)]) == 0

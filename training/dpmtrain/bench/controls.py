@@ -35,8 +35,9 @@ from ..evaluate.trust import scores
 from ..evaluate.validation import SIGMA_N, validation_scan
 from ..files import writing
 from ..train.keeper import read_tensors, write_state
-from ..train.one_step import CropBatches, OneStepStage, regression_loss
+from ..train.one_step import regression_loss
 from ..train.recipe import read_recipe
+from ..train.scan_runs import CropBatches, ScanStage
 from ..train.timed import TimedRun
 from ..train.undersampled import Undersampled, undersampled
 from ..train.unrolled import MODEL_ERROR, NOISE_FACTOR, Unrolled, unrolled_loss
@@ -89,7 +90,7 @@ def trained(
     config = {**recipe["model"], "conditioning": "zero-filled" if arm == "zero-filled" else "cg-sense"}
     loss: Any = unrolled_loss if arm == "unrolled" else regression_loss
     model = Unrolled(config) if arm == "unrolled" else ConditionalDenoiser(config)
-    stage = OneStepStage(model, loss, settings, torch.Generator())
+    stage = ScanStage(model, loss, settings, torch.Generator())
     run = TimedRun(folder / f"{arm}.pt", stage, {"recipe": recipe}, settings, minutes, time.process_time)
     run.train(examples(found, arm, run.steps))
     return stage.average.eval(), run

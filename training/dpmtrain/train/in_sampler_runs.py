@@ -9,8 +9,8 @@ from dpmrecon.prior.denoiser import Denoiser
 from ..files import writing
 from .in_sampler import in_sampler_loss
 from .keeper import read_start
-from .one_step_runs import Run
 from .pretrain import data_card
+from .scan_runs import ScanRun
 
 KIND = "in-sampler"
 
@@ -18,7 +18,7 @@ KIND = "in-sampler"
 def train_in_sampler(args: argparse.Namespace) -> None:
     """The averaged weights, with the start's settings in their card: choose those anew (docs/training.md)."""
     start = read_start(args.start)
-    run = Run(args, KIND, start.config, calibrated=True)
+    run = ScanRun(args, KIND, start.config, calibrated=True)
     torch.manual_seed(run.settings["seed"])
     model = Denoiser(start.config)
     model.load_state_dict(start.weights)

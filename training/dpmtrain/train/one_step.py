@@ -3,56 +3,22 @@
 After SSDM-MRI (Liu et al.). Teacher: v-prediction at T = 128 times. Distillation: progressive (Salimans and Ho, ICLR
 2022): a student of N steps learns where the teacher's DDIM steps lead, the target being the clean image whose single
 DDIM step ends there; a stage may halve several times at once. Twin: the same network at t = 1 with nothing in the place
-of the noise, so that it learns the mean. A time budget ends each stage: the rate falls to 0 over its last part.
+of the noise, so that it learns the mean.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from dpmrecon.errors import BadInputError, DpmreconError
+from dpmrecon.errors import BadInputError
 from dpmrecon.prior.conditional import RESIDUAL, ConditionalDenoiser, ddim_step, signal_and_noise
 from dpmrecon.prior.denoiser import Denoiser, complex_noise
-from torch.optim.swa_utils import AveragedModel
 
-from ..data.masks import drawn_mask
-from .batches import Batches, example_seed, focus_weight
-from .muon import optimizers
 from .undersampled import Undersampled
 
 TIMES = 128
 EASY = 0.1  # of the residual's rms: examples with less of it count as this much
-EMA = 0.999
 TYPICAL_SIGMA = 0.05  # of what a conventional image lacks, where a denoiser is begun with
-
-
-class Crops(NamedTuple):
-    """clean: (batch, rows, cols) complex64; weight, of each pixel's error, and mask: like it, float32; label: (batch,
-    n_labels)."""
-
-    clean: torch.Tensor
-    weight: torch.Tensor
-    mask: torch.Tensor
-    label: torch.Tensor
-
-
-class CropBatches(Batches):
-    """`batches[k]`: clean crops, each `draws` times, with a mask of its own every time."""
-
-    def joined(self, examples: list[tuple[torch.Tensor, ...]]) -> Crops:
-        return Crops(*(torch.cat(column) for column in zip(*examples)))
-
-    def example(self, step: int, number: int, crop: int) -> tuple[torch.Tensor, ...]:
-        seed, draws = example_seed(self.settings["seed"], step, number), self.settings["draws"]
-        generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-        clean, foci, contrast = self.slices.example(crop, generator)
-        masks = torch.from_numpy(np.stack([drawn_mask(crop, rng) for _ in range(draws)])).float()
-        kept = torch.rand(draws, 1, generator=generator) >= self.settings["label_dropout"]
-        weight = focus_weight(foci, self.settings)
-        return clean.expand(draws, -1, -1), weight.expand(draws, -1, -1), masks, kept * self.label_of(contrast)
 
 
 def velocity_loss(
@@ -62,51 +28,6 @@ def velocity_loss(
     would drown the rest."""
     scale = residual.abs().square().mean((1, 2)) / 2 + EASY**2
     return ((weight * (velocity - target).abs().square()).mean((1, 2)) / 2 / scale).mean()
-
-
-Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
-Loss = Callable[[Any, Undersampled, torch.Tensor, torch.Generator], torch.Tensor]
-
-
-@torch.no_grad()
-def averaged(averages: Tensors, values: Tensors, count: torch.Tensor | int) -> None:
-    """Moves the averages, of `count` steps so far, towards the values."""
-    decay = min(EMA, (1 + int(count)) / (10 + int(count)))
-    torch._foreach_lerp_(averages, values, 1 - decay)
-
-
-class OneStepStage:
-    """A model in training by `loss`, its average in `ema`. generator: of the loss's noise, on the model's device."""
-
-    def __init__(self, model: torch.nn.Module, loss: Loss, settings: dict, generator: torch.Generator):
-        self.model, self.loss, self.settings, self.generator = model, loss, settings, generator
-        self.ema = AveragedModel(model, multi_avg_fn=averaged).requires_grad_(False)
-        self.modules: dict[str, torch.nn.Module] = {"model": model, "ema": self.ema}
-        found = optimizers(model, settings["optimizer"])
-        self.optimizers = {f"optimizer {number}": optimizer for number, optimizer in enumerate(found)}
-
-    @property
-    def average(self) -> Any:
-        """The model with the averaged weights."""
-        return self.ema.module
-
-    def step(self, examples: tuple[Undersampled, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
-        """examples: a batch and its labels. Raises DpmreconError where the loss is not finite."""
-        batch, label = examples
-        with torch.autocast(label.device.type, torch.bfloat16, enabled=self.settings["precision"] == "bf16"):
-            loss = self.loss(self.model, batch, label, self.generator)
-        self.model.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip"])
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-        self.ema.update_parameters(self.model)
-        if not math.isfinite(loss.item()):
-            raise DpmreconError(
-                f"the loss is {loss.item()}: the state saved last is still there; lower the rate in the recipe and "
-                "begin anew"
-            )
-        return {"loss": loss.detach()}
 
 
 def teacher_loss(

@@ -2,36 +2,27 @@
 
 import argparse
 import copy
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from dpmrecon.device import device_of
-from dpmrecon.errors import BadInputError, DpmreconError
+from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.prior.conditional import ConditionalDenoiser
 from dpmrecon.prior.kinds import ONE_STEP
 
-from ..arguments import checkpoint_path, numbers
-from ..data.dataset import read_manifest
+from ..arguments import numbers
 from ..files import writing
-from .batches import load
 from .one_step import (
     TIMES,
-    CropBatches,
-    Loss,
-    OneStepStage,
     begin_with,
     distillation_loss,
     regression_loss,
     teacher_loss,
 )
-from .recipe import read_recipe
 from .refiner import both_of, refiner_loss, together_loss, with_refiner
-from .timed import TimedRun
-from .undersampled import Undersampled, undersampled
+from .scan_runs import Loss, ScanRun
 
 LOSSES: dict[str, Loss] = {
     "teacher": teacher_loss,
@@ -41,70 +32,6 @@ LOSSES: dict[str, Loss] = {
 }
 REFINED = ("refiner", "together")  # stages that go on from a model of the kind
 TEACHER_STEPS = 8  # evaluations of an undistilled teacher by default
-ENDLESS = 10**9  # steps: the time ends a stage
-T = TypeVar("T", bound=torch.nn.Module)
-
-
-class Run:
-    """Stages, one after the other, on the examples of a recipe; `folder` holds the state of each.
-
-    kind, model: of a recipe that trains on another model than one-step, and that model's configuration; calibrated: the
-    scans' maps, see `undersampled`.
-    """
-
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        kind: str = ONE_STEP,
-        model: dict[str, Any] | None = None,
-        *,
-        calibrated: bool = False,
-    ):
-        self.calibrated = calibrated
-        self.recipe = read_recipe(args.recipe, kind)
-        self.recipe.setdefault("model", model)
-        read_manifest(args.data)
-        checkpoint_path(args.out)
-        if args.minutes <= 0:
-            raise BadInputError(f"--minutes is {args.minutes:g}: give a time above 0")
-        if args.threads is not None:
-            torch.set_num_threads(args.threads)
-        self.folder, self.device, self.workers = args.folder, device_of(args.device), args.workers
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
-        self.settings = self.recipe["train"]
-        self.batches = CropBatches(args.data, self.settings, self.recipe["model"]["labels"], None)
-        self.crops: Iterator[Any] | None = None  # begun once: loader processes take seconds to start
-
-    def train(self, name: str, model: T, loss: Loss, minutes: float, begun_with: dict[str, Any]) -> tuple[T, int]:
-        """The averaged weights, once the stage's minutes are spent, and its steps."""
-        generator = torch.Generator(self.device)
-        stage = OneStepStage(model, loss, self.settings, generator)
-        made_with = {table: self.recipe[table] for table in ("model", "train")} | begun_with
-        made_with["the data"] = self.batches.slices.digest[:12]
-        run = TimedRun(self.folder / f"{name}.pt", stage, made_with, self.settings, minutes)
-        generator.manual_seed(self.settings["seed"] + run.steps)
-        run.train(self._examples(run.steps, generator))
-        return stage.average, run.steps
-
-    def _examples(
-        self, done: int, generator: torch.Generator
-    ) -> Iterator[tuple[Undersampled, torch.Tensor] | DpmreconError]:
-        conditioning = self.recipe["model"].get("conditioning", "cg-sense")
-        self.crops = self.crops or iter(load(self.batches, range(done, ENDLESS), self.workers, self.device))
-        for crops in self.crops:
-            if isinstance(crops, DpmreconError):
-                yield crops
-            clean, weight, mask, label = (part.to(self.device, non_blocking=True) for part in crops)
-            scans = undersampled(clean, weight, mask, conditioning, generator, calibrated=self.calibrated)
-            yield scans, label
-
-    def save(self, path: Path, model: ConditionalDenoiser, history: str, **own: Any) -> None:
-        """own: sampler settings that are not the recipe's."""
-        sampling = {**self.recipe["sampling"], "one-step": {**self.recipe["sampling"]["one-step"], **own}}
-        card = {"kind": ONE_STEP, "recipe": self.settings, "history": history, "sampling": sampling}
-        with writing(path):
-            save_checkpoint(path, model, card)
 
 
 def train_stage(args: argparse.Namespace) -> None:
@@ -118,7 +45,7 @@ def train_stage(args: argparse.Namespace) -> None:
         raise BadInputError("together goes on from --refine: leave out --start")
     if not 0 <= args.keep < 1 or (args.keep and args.stage != "together"):
         raise BadInputError(f"--keep is {args.keep:g}: give a share below 1, for the stage together alone")
-    run = Run(args)
+    run = ScanRun(args, ONE_STEP)
     torch.manual_seed(run.settings["seed"])
     model = ConditionalDenoiser(run.recipe["model"])
     begun = "random weights"
@@ -142,7 +69,7 @@ def train_stage(args: argparse.Namespace) -> None:
         blend(found.cpu(), begun_model, args.keep)
         made_by += f", of whose weights {args.keep:g} are kept"
     own: dict[str, Any] = {"steps": TEACHER_STEPS} if args.stage == "teacher" else {"noise_scale": 0.0}
-    run.save(args.out, found.cpu(), f"{args.stage}: {steps} steps from {made_by}", **own)
+    save(run, args.out, found.cpu(), f"{args.stage}: {steps} steps from {made_by}", **own)
 
 
 def blend(model: ConditionalDenoiser, start: ConditionalDenoiser, share: float) -> None:
@@ -152,10 +79,18 @@ def blend(model: ConditionalDenoiser, start: ConditionalDenoiser, share: float) 
     model.load_state_dict({name: value.lerp(begun[name], share) for name, value in model.state_dict().items()})
 
 
+def save(run: ScanRun, path: Path, model: ConditionalDenoiser, history: str, **own: Any) -> None:
+    """own: sampler settings that are not the recipe's."""
+    sampling = {**run.recipe["sampling"], ONE_STEP: {**run.recipe["sampling"][ONE_STEP], **own}}
+    card = {"kind": ONE_STEP, "recipe": run.settings, "history": history, "sampling": sampling}
+    with writing(path):
+        save_checkpoint(path, model, card)
+
+
 def distil(args: argparse.Namespace) -> None:
     """Students one after the other, each with an equal share of the minutes; all are kept beside --out, the last is
     it. A stage that is done is not repeated."""
-    run = Run(args)
+    run = ScanRun(args, ONE_STEP)
     counts = numbers("--evaluations", args.evaluations, 1)
     for before, after in zip((TIMES, *counts), counts):
         if after >= before or before % after:
@@ -172,4 +107,4 @@ def distil(args: argparse.Namespace) -> None:
         known = steps
         last = steps == counts[-1]
         path = args.out if last else args.out.with_name(f"{args.out.stem}_{steps}.safetensors")
-        run.save(path, teacher, f"distilled to {steps} evaluations from {start.model_id}", steps=steps)
+        save(run, path, teacher, f"distilled to {steps} evaluations from {start.model_id}", steps=steps)
