@@ -6,7 +6,7 @@ import pytest
 import torch
 from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.errors import BadInputError, UnsupportedScanError
-from dpmrecon.mrd import collect
+from dpmrecon.mrd import collect, making
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.completeness import energy_peak, nearby_centre
 from dpmrecon.mrd.file import open_scan
@@ -236,7 +236,9 @@ def of_gains(gains, noise, measured=False):
 
 
 @pytest.mark.parametrize("measured", [False, True])
-def test_a_loud_channel_is_scaled_to_the_others_where_no_noise_is_measured(measured):
+def test_a_loud_channel_is_scaled_to_the_others_where_no_noise_is_measured(measured, monkeypatch):
+    """Where the readouts hold the head everywhere, so that only the corners of k-space tell."""
+    monkeypatch.setattr(making, "quiet_covariance", lambda lines: None)
     head = header(rows=129, x=128, recon_x=128, fov_x=130.0)
     usual, loud = (only(slices(of_gains(np.array([1, gain, 1]), 40.0, measured), head)) for gain in (1.0, 10.0))
     assert not any("times as loud" in remark for remark in usual.remarks)
@@ -244,6 +246,30 @@ def test_a_loud_channel_is_scaled_to_the_others_where_no_noise_is_measured(measu
     size = [part.kspace.abs().square().mean((1, 2)).sqrt() for part in (usual, loud)]
     assert float(size[1][1] / size[0][1]) == pytest.approx(1.0, rel=1e-3 if measured else 0.2)
     assert loud.sigma_n == pytest.approx(usual.sigma_n, rel=1e-3 if measured else 0.2)
+
+
+@pytest.mark.parametrize("mixing", [MIXING, np.diag([1, 10, 1])], ids=["correlated", "loud"])
+def test_channels_are_whitened_by_what_lies_beside_the_head_where_no_noise_is_measured(mixing):
+    rng, log, fall = np.random.default_rng(6), ScanLog(), np.hypot(*(np.indices((129, 128)) - 64) / 64)
+    lines = [
+        line(n, mixing @ (COILS[:, None] * 4000 * np.exp(-60 * fall[n] ** 2) + 9 * noisy(rng, 128, np.eye(3))))
+        for n in range(129)
+    ]
+    found = only(slices(lines, header(rows=129, x=128, recon_x=128, fov_x=130.0), log=log))
+    noise = found.kspace[:, :20].flatten(1)
+    covariance = noise @ noise.mH / noise.shape[1]
+    power = covariance.diagonal().real.mean()
+    torch.testing.assert_close(covariance / power, torch.eye(3, dtype=covariance.dtype), rtol=0, atol=0.15)
+    assert found.sigma_n**2 == pytest.approx(float(power) / 2, rel=0.1)
+    assert sum("they are whitened by that" in remark for remark in log.remarks) == 1
+
+
+def test_channels_that_are_alike_are_left_as_they_are():
+    log, head = ScanLog(), header(rows=129, x=128, recon_x=128, fov_x=130.0)
+    lines = of_gains(np.ones(3), 40.0)
+    found = only(slices(lines, head, log=log))
+    torch.testing.assert_close(found.kspace[:, 5], torch.from_numpy(lines[5].data), rtol=1e-5, atol=1e-2)
+    assert log.remarks == [NO_NOISE]
 
 
 def test_channels_without_noise_are_left_as_they_are():

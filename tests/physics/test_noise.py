@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from dpmrecon.mrd.collect import slices
+from dpmrecon.physics.covariance import quiet_covariance
 from dpmrecon.physics.fourier import to_image, to_kspace
 from dpmrecon.physics.noise import estimated_sigma, estimated_volume_sigma, whitening
 
@@ -108,3 +109,32 @@ def test_weak_channels_are_not_singular():
     noise = noisy(rng, 400, np.diag([1.0, 1e-5, 1.0]))
     matrix = whitening([noise.astype(np.complex64)], 1.0)
     assert float(matrix[1, 1].abs()) == pytest.approx(1e5 / math.sqrt(2), rel=0.1)
+
+
+def readouts(width, level, n_lines=41, n_samples=90):
+    """(n_lines, n_coils, n_samples), the outermost first, and their noise's covariance: an object of `width` of the
+    readout, which three channels see, and noise that they share in part."""
+    rng = np.random.default_rng(3)
+    mixing = np.array([[1, 0.4j, 0], [0.3, 1.5, 0], [0.2, 0.5, 0.7]])
+    along = np.abs(np.arange(n_samples) - n_samples // 2) < width * n_samples / 2
+    image = along * np.hanning(n_lines)[:, None] * np.exp(1j * rng.normal(size=(n_lines, n_samples)))
+    kspace = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image), norm="ortho"))
+    seen = kspace[:, None] * np.array([1, 2j, 0.5])[:, None]
+    noise = np.stack([noisy(rng, n_samples, mixing) for _ in range(n_lines)])
+    outward = np.argsort(-np.abs(np.arange(n_lines) - n_lines // 2))
+    return (seen + level * noise)[outward].astype(np.complex64), level**2 * 2 * mixing @ mixing.conj().T
+
+
+def test_the_channels_noise_is_told_beside_the_head():
+    lines, wanted = readouts(0.5, 0.1)
+    found = quiet_covariance(lines)
+    # the window and the transform scale all alike
+    apart = found / np.trace(found) - wanted / np.trace(wanted)
+    assert np.abs(apart).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("width", "level", "n_lines"), [(1.0, 0.1, 41), (0.5, 0.0, 41), (0.5, 0.1, 9)], ids=["wide", "noiseless", "few"]
+)
+def test_a_head_everywhere_no_noise_or_few_lines_tell_no_covariance(width, level, n_lines):
+    assert quiet_covariance(readouts(width, level, n_lines)[0]) is None

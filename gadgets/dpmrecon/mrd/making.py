@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data import ESTIMATED, MEASURED, Slice, SliceKey, Volume
+from ..physics.covariance import quiet_covariance
 from .averages import may_be_weighted
 from .epi import ghost_remarks, weighted_shots
 from .header import Limits, voxel_mm
@@ -28,6 +29,9 @@ TOO_LOUD = 1.5
 # Without one: times the median channel's level in the outermost OUTER of the lines and of their samples; how much
 # larger noise is further in, by chance
 LOUD, OUTER, MOST_LINES, FLAT = 2.0, 0.15, 512, 1.3
+# Without one channels are whitened where their noise correlates more, root mean square, or two powers differ more: less
+# may be chance
+CORRELATED, UNLIKE = 0.08, 1.5
 
 
 class Maker(Settler):
@@ -37,7 +41,9 @@ class Maker(Settler):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.levels_of_channels: dict[tuple[int, ...], np.ndarray] = {}  # by their numbers, where no noise is measured
+        # by the channels' numbers, where no noise is measured
+        self.whiteners: dict[tuple[int, ...], np.ndarray | None] = {}
+        self.levels_of_channels: dict[tuple[int, ...], np.ndarray] = {}
 
     def made(self, key: SliceKey, found: Settled) -> Slice:
         """The slice or volume; the lines of a volume are let go."""
@@ -119,16 +125,40 @@ class Maker(Settler):
         self, lines: Lines, limits: tuple[Limits, Limits], grid: int, remarks: list[str]
     ) -> tuple[torch.Tensor | None, float | None]:
         """Whitening matrix and noise level of single lines; without a noise measurement of these channels that of
-        `_balanced` and None."""
+        `_whitener` and None."""
         assert lines.header is not None
         if self.readouts is not None:
             grid = max(grid, self.readouts.of(0).noise_grid)
         measured = self.noise.whitener(lines.numbers, lines.header.sample_time_us, grid, self.cols)
-        return measured or (self._balanced(lines, limits, remarks), None)
+        return measured or (self._whitener(lines, limits, remarks), None)
+
+    def _whitener(self, lines: Lines, limits: tuple[Limits, Limits], remarks: list[str]) -> torch.Tensor | None:
+        """Without a noise measurement, in its place: what whitens the noise that the readouts of the first slice hold
+        beside the head; where that cannot be told the matrix of `_balanced`."""
+        import torch
+
+        if lines.numbers not in self.whiteners:
+            covariance = quiet_covariance(_outward(lines, limits))
+            self.whiteners[lines.numbers] = None if covariance is None else self._whitening(covariance)
+        found = self.whiteners[lines.numbers]
+        return self._balanced(lines, limits, remarks) if found is None else torch.from_numpy(found)
+
+    def _whitening(self, covariance: np.ndarray) -> np.ndarray | None:
+        """(n_coils, n_coils) complex64, which keeps the mean power; None where the channels are alike as they are."""
+        power = covariance.diagonal().real
+        correlation = np.abs(covariance) / np.sqrt(np.outer(power, power))
+        others = correlation[~np.eye(len(power), dtype=bool)]
+        if not len(others) or (np.sqrt(np.square(others).mean()) <= CORRELATED and power.max() <= UNLIKE * power.min()):
+            return None
+        self.log.remark(
+            f"the noise of the channels, where readouts hold no head, correlates by up to {others.max():.2f}, and the "
+            f"loudest has {power.max() / power.min():.1f} times the power of the quietest: they are whitened by that"
+        )
+        return np.linalg.inv(np.linalg.cholesky(covariance / power.mean())).astype(np.complex64)
 
     def _balanced(self, lines: Lines, limits: tuple[Limits, Limits], remarks: list[str]) -> torch.Tensor | None:
-        """Without a noise measurement, in its place: the matrix that scales loud channels to the level of the others;
-        None where none is. It is that of the first slice for all, so that slices keep their brightness."""
+        """The matrix that scales loud channels to the level of the others; None where none is. It is that of the
+        first slice for all, so that slices keep their brightness."""
         import torch
 
         if lines.numbers not in self.levels_of_channels:
@@ -223,11 +253,9 @@ class Maker(Settler):
 def _outer_levels(lines: Lines, limits: tuple[Limits, Limits]) -> np.ndarray:
     """(n_coils,): the median size of a sample in the outermost lines and at the ends of them; all alike where those
     further in are larger: that is signal, as in scans without noise."""
-    apart = places_of(lines.sums) - np.array([limit.center for limit in limits])
-    outward = np.argsort(-np.hypot(*apart.T), kind="stable")
     samples = np.arange(lines.layout.first, lines.layout.end)
     ends = samples[np.argsort(-np.abs(samples - lines.layout.center), kind="stable")]
-    numbers = np.array(list(lines.sums))[outward]
+    numbers = _numbers_outward(lines, limits)
 
     def level(first: float, last: float) -> np.ndarray:
         """Of these shares of lines and samples, from the outermost on."""
@@ -238,3 +266,17 @@ def _outer_levels(lines: Lines, limits: tuple[Limits, Limits]) -> np.ndarray:
 
     outer, further_in = level(0, OUTER), level(OUTER, 2 * OUTER)
     return outer if np.median(further_in / np.maximum(outer, 1e-30)) <= FLAT else np.ones(len(outer))
+
+
+def _numbers_outward(lines: Lines, limits: tuple[Limits, Limits]) -> np.ndarray:
+    """The numbers of the lines, the outermost first."""
+    apart = places_of(lines.sums) - np.array([limit.center for limit in limits])
+    return np.array(list(lines.sums))[np.argsort(-np.hypot(*apart.T), kind="stable")]
+
+
+def _outward(lines: Lines, limits: tuple[Limits, Limits]) -> np.ndarray:
+    """(n_lines, n_coils, n_samples) complex64: lines, or some of many, the outermost first, with one line's noise."""
+    numbers = _numbers_outward(lines, limits)
+    some = numbers[:: max(1, len(numbers) // MOST_LINES)].tolist()
+    where = slice(lines.layout.first, lines.layout.end)
+    return np.stack([lines.sums[number][:, where] / np.float32(lines.counts[number] ** 0.5) for number in some])

@@ -21,9 +21,7 @@ from .record import check_repeats, echo_centred, offsets, placed, placed_in_volu
 from .scan_log import ScanLog
 from .volumes import central_box, fills_its_lattice, on_matrix, volume_completeness
 
-NO_NOISE = (
-    "no noise measurement came: the noise is estimated from k-space, without whitening (--noise names a file with one)"
-)
+NO_NOISE = "no noise measurement came: the noise is estimated from k-space (--noise names a file with one)"
 # Samples of one channel at its largest value: the receiver was overdriven
 CLIPPED = 4
 ALONE = 1  # lines of another length that are left out, as one at a scan's end, where the others are whole
@@ -213,7 +211,7 @@ class Settler:
             others = sorted({len(numbers) for numbers, _, _ in self.noise.lines})
             self.log.remark(
                 f"the noise measurement has {' and '.join(map(str, others))} channels and lacks some of the image's "
-                f"{len(lines.numbers)}: the noise is estimated from k-space, without whitening"
+                f"{len(lines.numbers)}: the noise is estimated from k-space"
             )
 
     def _alive(self, lines: Lines, remarks: list[str]) -> list[int]:

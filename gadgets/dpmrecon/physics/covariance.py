@@ -1,8 +1,12 @@
-"""The noise of a receiver's channels, from a noise measurement. Without torch, so that it is told at once."""
+"""The noise of a receiver's channels, from a noise measurement or from image lines. Without torch: told at once."""
 
 import numpy as np
 
 from ..errors import BadInputError
+
+# Of image lines: the share of the readout that is taken, and of the lines that say where; how much more the inner lines
+# may hold there; samples for each channel at least; power at least, over the readout's: less is no receiver's noise
+QUIET_SHARE, INNER_SHARE, FLAT, FEWEST, LEAST = 0.1, 0.1, 1.3, 64, 1e-6
 
 
 def noise_covariance(lines: list[np.ndarray]) -> np.ndarray:
@@ -12,7 +16,7 @@ def noise_covariance(lines: list[np.ndarray]) -> np.ndarray:
     """
     samples = np.concatenate(lines, 1).astype(np.complex128)
     n_coils, count = samples.shape
-    if not np.isfinite(samples.view(np.float64)).all():
+    if not np.isfinite(samples).all():
         raise BadInputError("the noise measurement holds NaN or infinite values; send the scan without it or anew")
     if count < 2 * n_coils:
         raise BadInputError(
@@ -33,3 +37,29 @@ def noise_covariance(lines: list[np.ndarray]) -> np.ndarray:
             "leave it out or send the scan without its noise measurement"
         )
     return covariance
+
+
+def quiet_covariance(lines: np.ndarray) -> np.ndarray | None:
+    """(n_coils, n_coils) complex128 of the noise in image lines, where the readout has no head; None where it has one
+    everywhere, or lines are too few.
+
+    lines: (n_lines, n_coils, n_samples) complex64 k-space, the outermost first. The innermost, which hold most signal,
+    say where there is none: where they hold no more than the others do.
+    """
+    n_lines, n_coils, n_samples = lines.shape
+    inner = max(1, round(INNER_SHARE * n_lines))
+    count = round(QUIET_SHARE * n_samples)
+    if (n_lines - inner) * count < FEWEST * n_coils:
+        return None
+    window = np.hanning(n_samples + 2)[1:-1].astype(np.float32)  # edges do not leak
+    along = np.fft.ifft(lines * window, axis=-1)
+    within = np.square(np.abs(along[-inner:])).mean((0, 1))
+    quiet = np.argsort(within, kind="stable")[:count]
+    samples = along[:-inner, :, quiet]
+    power = np.square(np.abs(samples)).mean()
+    if not (within[quiet].mean() <= FLAT * power and power > LEAST * np.square(np.abs(along)).mean()):
+        return None
+    try:
+        return noise_covariance(list(samples))
+    except BadInputError:  # as of scans without noise
+        return None
