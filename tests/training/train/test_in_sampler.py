@@ -95,7 +95,7 @@ def test_training_lowers_the_loss_of_runs_that_it_has_not_seen():
 
 def test_a_run_goes_on_and_its_card_tells_where_it_began(prepared, tmp_path):
     recipe, start, out, run = (tmp_path / name for name in ("r.toml", "start.safetensors", "out.safetensors", "run"))
-    recipe.write_text(TIMED)
+    recipe.write_text(TIMED + "volume_scans = 0\nvolume_weight = 0\n")
     save_checkpoint(start, denoiser(), {"sampling": {"prox": {"steps": 4}}, "history": "begun"})
     given = [str(recipe), "--start", str(start), "--data", str(prepared), "--run", str(run), "--out", str(out)]
     assert main(["in-sampler", *given, "--minutes", "0.001", "--workers", "0"]) == 0

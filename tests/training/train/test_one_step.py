@@ -259,7 +259,7 @@ def test_a_network_and_its_refiner_are_trained_on_together(prepared, recipe, tmp
         trained, begun = after.model.state_dict()[name], before.model.state_dict()[name]
         assert torch.allclose(value, 0.75 * trained + 0.25 * begun, atol=1e-6)
     assert "0.25 are kept" in kept.card["history"] and kept.model_id != after.model_id
-    assert main([*together, str(refined), "--keep", "1"]) == 2 and "share below 1" in capsys.readouterr().err
+    assert main([*together, str(refined), "--keep", "1"]) == 2 and "and below 1" in capsys.readouterr().err
     assert main([*together, str(twin)]) == 2 and "has no refiner" in capsys.readouterr().err
     assert main([*together, str(refined), "--start", str(twin)]) == 2 and "leave out --start" in capsys.readouterr().err
     recipe.write_text(recipe.read_text().replace("widths = [4, 6]", "widths = [6, 4]"))

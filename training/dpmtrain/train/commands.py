@@ -72,6 +72,7 @@ def add_in_sampler(commands) -> None:
     )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--start", type=Path, help="denoiser to go on from (default: the one that ships)")
+    _add_keep(parser, "of the weights of --start")
     _add_timed(parser, "threads")
     parser.set_defaults(run=_in_sampler)
 
@@ -92,10 +93,7 @@ def add_one_step(commands) -> None:
     parser.add_argument(
         "--refine", type=Path, help="model of the kind one-step to go on from, for a refiner or together"
     )
-    parser.add_argument(
-        "--keep", type=float, default=0.0, metavar="SHARE",
-        help="together: of the weights of --refine, the rest being those trained (default: 0)",
-    )  # fmt: skip
+    _add_keep(parser, "together: of the weights of --refine")
     _add_timed(parser, "threads")
     parser.set_defaults(run=_one_step)
 
@@ -115,6 +113,12 @@ def add_distil(commands) -> None:
     )
     _add_timed(parser, "threads")
     parser.set_defaults(run=_distil)
+
+
+def _add_keep(parser: argparse.ArgumentParser, of: str) -> None:
+    parser.add_argument(
+        "--keep", type=float, default=0.0, metavar="SHARE", help=f"{of}, the rest being those trained (default: 0)"
+    )
 
 
 def _add_timed(parser: argparse.ArgumentParser, *more: str) -> None:

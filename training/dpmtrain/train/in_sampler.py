@@ -1,4 +1,4 @@
-"""A denoiser trained inside the sampler: on the images that `prox` shows it of simulated scans.
+"""A denoiser trained inside the sampler: on the images that `prox` shows it of simulated scans, slices and volumes.
 
 These are no clean images with white noise: folded signal, errors of the coil maps and what the network itself left come
 with them. Trained on noise alone it takes such for anatomy. A step of training is a run of `prox` on a batch of scans.
@@ -9,15 +9,16 @@ denoiser.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import torch
 from dpmrecon.prior.denoiser import ContrastDenoiser, Denoiser, complex_noise, uncounted
 from dpmrecon.prior.problem import NoiseSource, Problem
-from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox
+from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox, turned
 
 from .undersampled import Undersampled
+from .volume_scans import VolumeScan, VolumeScans
 
 STEPS = (8, 16)  # of a run
 TRAINED = 4  # of its evaluations: the last one, and others at random
@@ -27,6 +28,8 @@ NOISE_FACTOR, MODEL_ERROR = (0.5, 1.6), 0.003  # drawn log-uniform; as the cards
 LEAST_ERROR = 3e-3  # of an image that the network is shown, so that those without any do not count for all
 PLAIN = 0.3  # weight of plain denoising
 P_MEAN, P_STD = -1.8, 1.2  # of the logarithm of its noise
+# of volumes: steps of a run, which are dear, evaluations that are trained, planes of each
+VOLUME_STEPS, VOLUMES_TRAINED, PLANES = (6, 14), 3, 10
 
 
 @dataclass(frozen=True)
@@ -56,31 +59,110 @@ class Shown(ContrastDenoiser):
         return (left / squared((x - clean) * support).mean((1, 2)).clamp_min(LEAST_ERROR**2)).mean()
 
 
+@dataclass(frozen=True)
+class ShownPlanes(ContrastDenoiser):
+    """The network in training in the place of a prior, of a volume whose planes are turned as the sampler turns them.
+
+    trained, losses, numbers: as of `Shown`; generator: of the planes that have gradients, likelier where more is left.
+    """
+
+    scan: VolumeScan
+    trained: set[int]
+    generator: torch.Generator
+    losses: list[torch.Tensor] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=count)
+
+    @torch.no_grad()
+    def of_planes(self, planes: torch.Tensor, sigma: float, at_once: int) -> torch.Tensor:
+        number = next(self.numbers)
+        if number in self.trained:
+            self.losses.append(self._loss(planes, sigma, number))
+        return super().of_planes(planes, sigma, at_once)
+
+    def _loss(self, planes: torch.Tensor, sigma: float, number: int) -> torch.Tensor:
+        """Mean square in the support of the planes that are trained, over that of the images that were shown."""
+        problem = self.scan.problem
+        assert problem.planes is not None
+        axes = problem.planes.axes
+        axis, orientation = axes[number % len(axes)], number // len(axes) % 8
+        clean, support = (
+            turned(volume.movedim(axis, 0), orientation) for volume in (self.scan.clean, problem.model.support)
+        )
+        shown = squared((planes - clean) * support)
+        share = shown.sum((1, 2)).sqrt().clamp_min(1e-6)
+        some = torch.multinomial(share, min(PLANES, len(planes)), generator=self.generator)
+        level = torch.full((len(some),), sigma, device=planes.device)
+        with torch.enable_grad():
+            found = self.denoiser(planes[some].contiguous(), level, self.label.expand(len(some), -1))
+            left = squared((found - clean[some]) * support[some]).mean()
+            return left / shown[some].mean().clamp_min(LEAST_ERROR**2)
+
+
+def volume_loss(model: Denoiser, scan: VolumeScan, label: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Of VOLUMES_TRAINED evaluations of one run of `prox` on a volume. label: (1, n_labels)."""
+    settings = _drawn(VOLUME_STEPS, generator)
+    trained = _trained(settings.steps, VOLUMES_TRAINED, generator)
+    prior = ShownPlanes(model, label, uncounted, scan, trained, generator)
+    sample_prox(scan.problem, prior, replace(settings, turns=True), _noise(1, generator))
+    return torch.stack(prior.losses).mean()
+
+
+@dataclass(frozen=True)
+class InSamplerLoss:
+    """Of slices, and of a volume among `volumes` with a weight; label_dropout: share of the volumes without a label."""
+
+    volumes: VolumeScans | None = None
+    weight: float = 0.0
+    label_dropout: float = 0.0
+
+    def __call__(
+        self, model: Denoiser, batch: Undersampled, label: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        loss = in_sampler_loss(model, batch, label, generator)
+        if self.volumes is None:
+            return loss
+        scan = self.volumes.draw(generator)
+        known = _uniform(0, 1, generator) >= self.label_dropout
+        return loss + self.weight * volume_loss(model, scan, known * model.one_hot([scan.contrast]), generator)
+
+
 def in_sampler_loss(
     model: Denoiser, batch: Undersampled, label: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     """Of TRAINED evaluations of one run of `prox`, and of plain denoising."""
-    device = batch.clean.device
+    settings = _drawn(STEPS, generator)
+    prior = Shown(model, label, uncounted, batch, _trained(settings.steps, TRAINED, generator))
+    problem = Problem(batch.model, batch.zero_filled, batch.zero_filled, batch.sigma_n, batch.conventional)
+    sample_prox(problem, prior, settings, _noise(len(batch.clean), generator))
+    return torch.stack(prior.losses).mean() + PLAIN * plain_loss(model, batch, label, generator)
 
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=generator, device=device))
 
-    settings = SamplerSettings(
-        steps=round(uniform(*STEPS)),
+def _drawn(steps: tuple[int, int], generator: torch.Generator) -> SamplerSettings:
+    return SamplerSettings(
+        steps=round(_uniform(*steps, generator)),
         sigma_max=SIGMA_MAX,
         sigma_min=SIGMA_MIN,
-        noise_scale=uniform(*NOISE_SCALE),
+        noise_scale=_uniform(*NOISE_SCALE, generator),
         cg_steps=4,
         cg_tolerance=0.04,
-        noise_factor=math.exp(uniform(*map(math.log, NOISE_FACTOR))),
+        noise_factor=math.exp(_uniform(math.log(NOISE_FACTOR[0]), math.log(NOISE_FACTOR[1]), generator)),
         model_error=MODEL_ERROR,
     )
-    others = torch.randperm(settings.steps - 1, generator=generator, device=device)[: TRAINED - 1]
-    prior = Shown(model, label, uncounted, batch, {settings.steps - 1, *others.tolist()})
-    problem = Problem(batch.model, batch.zero_filled, batch.zero_filled, batch.sigma_n, batch.conventional)
-    seeds = torch.randint(2**62, (len(batch.clean),), generator=generator, device=device).tolist()
-    sample_prox(problem, prior, settings, NoiseSource(seeds, device))
-    return torch.stack(prior.losses).mean() + PLAIN * plain_loss(model, batch, label, generator)
+
+
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator, device=generator.device))
+
+
+def _trained(steps: int, number: int, generator: torch.Generator) -> set[int]:
+    """The last evaluation, and others at random."""
+    others = torch.randperm(steps - 1, generator=generator, device=generator.device)[: number - 1]
+    return {steps - 1, *others.tolist()}
+
+
+def _noise(batch: int, generator: torch.Generator) -> NoiseSource:
+    device = generator.device
+    return NoiseSource(torch.randint(2**62, (batch,), generator=generator, device=device).tolist(), device)
 
 
 def plain_loss(model: Denoiser, batch: Undersampled, label: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

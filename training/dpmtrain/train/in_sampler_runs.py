@@ -7,34 +7,42 @@ from dpmrecon.prior.checkpoint import save_checkpoint
 from dpmrecon.prior.denoiser import Denoiser
 
 from ..files import writing
-from .in_sampler import in_sampler_loss
+from .in_sampler import InSamplerLoss
 from .keeper import read_start
 from .pretrain import data_card
-from .scan_runs import ScanRun
+from .scan_runs import ScanRun, blend, check_kept, kept_text
+from .volume_scans import VolumeScans
 
 KIND = "in-sampler"
 
 
 def train_in_sampler(args: argparse.Namespace) -> None:
     """The averaged weights, with the start's settings in their card: choose those anew (docs/training.md)."""
+    check_kept(args.keep)
     start = read_start(args.start)
     run = ScanRun(args, KIND, start.config, calibrated=True)
-    torch.manual_seed(run.settings["seed"])
+    settings, loss = run.settings, InSamplerLoss()
+    torch.manual_seed(settings["seed"])
+    if settings["volume_scans"] > 0:
+        volumes = VolumeScans(run.folder / "volumes", settings["volume_scans"])
+        volumes.make(run.batches.slices, settings["seed"])
+        loss = InSamplerLoss(volumes, settings["volume_weight"], settings["label_dropout"])
     model = Denoiser(start.config)
     model.load_state_dict(start.weights)
     model = model.to(run.device)
-    found, steps = run.train(KIND, model, in_sampler_loss, args.minutes, {"the start": start.model_id})
+    found, steps = run.train(KIND, model, loss, args.minutes, {"the start": start.model_id})
+    blend(found.cpu(), start.weights, args.keep)
     history = {
         "start": start.model_id,
         "start_checksum_sha256": start.checksum,
         "start_history": start.history,
-        "note": f"{KIND}: {steps} steps of {run.settings['batch'] * run.settings['draws']} scans",
+        "note": f"{KIND}: {steps} steps of {settings['batch'] * settings['draws']} scans{kept_text(args.keep)}",
     }
     card = {
-        "recipe": run.settings,
+        "recipe": settings,
         "history": history,
         "sampling": start.sampling,
-        "data": data_card(args.data, run.settings),
+        "data": data_card(args.data, settings),
     }
     with writing(args.out):
-        save_checkpoint(args.out, found.cpu(), card)
+        save_checkpoint(args.out, found, card)

@@ -22,7 +22,7 @@ from .one_step import (
     teacher_loss,
 )
 from .refiner import both_of, refiner_loss, together_loss, with_refiner
-from .scan_runs import Loss, ScanRun
+from .scan_runs import Loss, ScanRun, blend, check_kept, kept_text
 
 LOSSES: dict[str, Loss] = {
     "teacher": teacher_loss,
@@ -43,8 +43,9 @@ def train_stage(args: argparse.Namespace) -> None:
         )
     if args.stage == "together" and args.start is not None:
         raise BadInputError("together goes on from --refine: leave out --start")
-    if not 0 <= args.keep < 1 or (args.keep and args.stage != "together"):
-        raise BadInputError(f"--keep is {args.keep:g}: give a share below 1, for the stage together alone")
+    check_kept(args.keep)
+    if args.keep and args.stage != "together":
+        raise BadInputError(f"--keep is {args.keep:g}: it is for the stage together alone")
     run = ScanRun(args, ONE_STEP)
     torch.manual_seed(run.settings["seed"])
     model = ConditionalDenoiser(run.recipe["model"])
@@ -66,17 +67,10 @@ def train_stage(args: argparse.Namespace) -> None:
     if args.keep:
         begun_model = load_checkpoint(args.refine).model
         assert isinstance(begun_model, ConditionalDenoiser)
-        blend(found.cpu(), begun_model, args.keep)
-        made_by += f", of whose weights {args.keep:g} are kept"
+        blend(found.cpu(), begun_model.state_dict(), args.keep)
+        made_by += kept_text(args.keep)
     own: dict[str, Any] = {"steps": TEACHER_STEPS} if args.stage == "teacher" else {"noise_scale": 0.0}
     save(run, args.out, found.cpu(), f"{args.stage}: {steps} steps from {made_by}", **own)
-
-
-def blend(model: ConditionalDenoiser, start: ConditionalDenoiser, share: float) -> None:
-    """Moves the weights that the model was trained to back towards those that it was begun with, by a share of the way
-    (WiSE-FT: Wortsman et al., CVPR 2022)."""
-    begun = start.state_dict()
-    model.load_state_dict({name: value.lerp(begun[name], share) for name, value in model.state_dict().items()})
 
 
 def save(run: ScanRun, path: Path, model: ConditionalDenoiser, history: str, **own: Any) -> None:

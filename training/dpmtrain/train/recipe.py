@@ -36,10 +36,13 @@ TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
     "save_every": (int, 1),  # steps
     "sheet_every": (int, 0),  # steps; 0: at the end only
     "save_seconds": (float, 0),
+    "volume_scans": (int, 0),  # 0: of slices alone
+    "volume_weight": (float, 0),  # of their loss
 }
-# of training for a number of steps, and for a time
+# of training for a number of steps, for a time, and inside the sampler
 COUNTED = ("steps", "ema_half_life", "p_mean", "p_std", "save_every", "sheet_every")
-TIMED = ("save_seconds",)
+OF_VOLUMES = ("volume_scans", "volume_weight")
+TIMED = ("save_seconds", *OF_VOLUMES)
 RECIPE_TABLES = {
     "pretrain": {
         "model": ("widths", "blocks", "embedding", "labels", "sigma_data"),
@@ -49,7 +52,7 @@ RECIPE_TABLES = {
     "finetune": {"target": ("label", "slot"), "train": tuple(key for key in TRAIN_KEYS if key not in TIMED)},
     "one-step": {
         "model": ("widths", "blocks", "embedding", "labels", "conditioning"),
-        "train": tuple(key for key in TRAIN_KEYS if key not in COUNTED),
+        "train": tuple(key for key in TRAIN_KEYS if key not in (*COUNTED, *OF_VOLUMES)),
         "sampling": ("samples", "one-step"),
     },
     "in-sampler": {"train": tuple(key for key in TRAIN_KEYS if key not in COUNTED)},

@@ -152,3 +152,20 @@ class ScanRun:
             clean, weight, mask, label = (part.to(self.device, non_blocking=True) for part in crops)
             scans = undersampled(clean, weight, mask, conditioning, generator, calibrated=self.calibrated)
             yield scans, label
+
+
+def check_kept(share: float) -> None:
+    """Raises BadInputError for a share that `blend` does not take."""
+    if not 0 <= share < 1:
+        raise BadInputError(f"--keep is {share:g}: give a share from 0 on and below 1")
+
+
+def blend(model: torch.nn.Module, begun: dict[str, torch.Tensor], share: float) -> None:
+    """Moves trained weights back towards those that the training began with, by a share of the way (WiSE-FT: Wortsman
+    et al., CVPR 2022)."""
+    model.load_state_dict({name: value.lerp(begun[name], share) for name, value in model.state_dict().items()})
+
+
+def kept_text(share: float) -> str:
+    """For the history, behind the name of what the training began with."""
+    return f", of whose weights {share:g} are kept" if share else ""
