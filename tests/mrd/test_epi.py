@@ -354,6 +354,19 @@ def test_weighted_shots_are_kept_apart(simulated_epi):
     assert set(weighted.shots[~weighted.mask.any(1)].tolist()) == {-1}
 
 
+@pytest.mark.parametrize("wrong", [True, False])
+def test_lines_that_are_their_navigators_mirror_images_are_no_image(simulated_epi, wrong):
+    """Navigators alone, or all but them, bear REVERSE on the wrong ones."""
+    with open_scan(simulated_epi(directions_per_b=1)) as scan:
+        lines = list(scan.acquisitions())
+        assert not any(isinstance(item, LostSlice) for item in slices(lines, scan.header))
+        for item in lines:
+            if item.is_flag_set(NAVIGATOR) == wrong and not item.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
+                item.clear_flag(REVERSE) if item.is_flag_set(REVERSE) else item.set_flag(REVERSE)
+        for lost in slices(lines, scan.header):
+            assert "fit their navigators only when they are mirrored" in lost.reason
+
+
 def weighted_shots(*parts, navigators=0):
     """Shots of these lines in one image that may be weighted; navigators: of all but the first."""
     readouts = Readouts(FLAT)

@@ -26,6 +26,8 @@ LARGE_GHOST = 0.02
 FARTHEST = 1.02
 # Columns of k-space between echoes of both directions: gradient delays leave less
 LATE_ECHO = 3.0
+# Rows from the centre of k-space on which lines are like their navigators
+NEAR = 1
 # A readout may end this many dwell times after its gradient, by rounding
 LATE = 1.0
 
@@ -207,23 +209,27 @@ class Navigators:
     def ghost(self, readout: Readout, shape: tuple[int, ...]) -> Ghost | None:
         """For lines of a shape (n_coils, n_samples); None without a navigator of each direction, or where they are
         noise."""
-        import torch
-
         from ..physics.epi import ghost_of
 
         if self._ghost is None:
-            fitting = [(backwards, data) for backwards, data in self.lines if data.shape == shape]
-            # of an even train one is left out: phase grows with time
-            fitting = fitting[:-1] if len(fitting) > 2 and len(fitting) % 2 == 0 else fitting
             directions = []
             for backwards in (False, True):
-                data = [torch.from_numpy(data) for own, data in fitting if own == backwards]
-                if not data:
+                mean = self.mean(shape, backwards=backwards)
+                if mean is None:
                     return None
-                mean = torch.stack(data).mean(0)
                 directions.append(readout.gridded(mean, backwards=backwards, off_centre=self.off_centre))
             self._ghost = ghost_of(*directions)
         return self._ghost
+
+    def mean(self, shape: tuple[int, ...], *, backwards: bool) -> torch.Tensor | None:
+        """Of those of a direction and a shape (n_coils, n_samples); None without any."""
+        import torch
+
+        fitting = [(own, data) for own, data in self.lines if data.shape == shape]
+        # of an even train one is left out: phase grows with time
+        fitting = fitting[:-1] if len(fitting) > 2 and len(fitting) % 2 == 0 else fitting
+        data = [torch.from_numpy(data) for own, data in fitting if own == backwards]
+        return torch.stack(data).mean(0) if data else None
 
 
 @dataclass
@@ -269,6 +275,7 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
             "segments count lines that were read forwards as 1, reversed ones as 0, where most scanners do the "
             "opposite: if the flag REVERSE is on the wrong lines, images are mirrored along the readout"
         )
+    contrary = _contrary(lines)
     for line, number in zip(lines, _shots(lines, counts_shots=counts_shots)):
         head = line.head
         train = (line.kind, head.encoding_space_ref)
@@ -288,7 +295,12 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
         shot = (*train, head.idx.contrast, head.idx.repetition, head.idx.average, counts_shots and head.idx.segment)
         ghost = _ghost(line, readout, shot, log)
         lost = None
-        if ghost is not None:
+        if train in contrary:
+            lost = (
+                "fit their navigators only when they are mirrored: the flag REVERSE is wrong on either, and nothing "
+                "tells left from right, convert the scan again with the right flags"
+            )
+        elif ghost is not None:
             data = ghost.removed(data, backwards=line.backwards) * readout.covered
         elif train in trains:
             lost = (
@@ -296,6 +308,25 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
                 "of the noise: their ghost cannot be corrected, acquire the scan with them"
             )
         yield Gridded(line, data.numpy(), layout, number, ghost, lost)
+
+
+def _contrary(lines: list[EpiLine]) -> set[tuple[str, int]]:
+    """The trains, kind and encoding space, whose line nearest the centre of k-space is its navigators' mirror image."""
+    import torch
+
+    from ..physics.epi import is_mirrored
+
+    nearest: dict[tuple[str, int], tuple[EpiLine, torch.Tensor]] = {}
+    for line in sorted(lines, key=lambda line: line.distance):
+        train = (line.kind, line.head.encoding_space_ref)
+        if line.navigators is None or line.distance > NEAR or train in nearest:
+            continue
+        navigator = line.navigators.mean(line.data.shape, backwards=line.backwards)
+        if navigator is not None:
+            nearest[train] = line, navigator
+    return {
+        train for train, (line, navigator) in nearest.items() if is_mirrored(torch.from_numpy(line.data), navigator)
+    }
 
 
 def _shots(lines: list[EpiLine], *, counts_shots: bool) -> Iterator[int]:
