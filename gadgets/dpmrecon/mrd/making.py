@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,10 +45,36 @@ class Maker(Settler):
         # by the channels' numbers, where no noise is measured
         self.whiteners: dict[tuple[int, ...], np.ndarray | None] = {}
         self.levels_of_channels: dict[tuple[int, ...], np.ndarray] = {}
+        self.first_echoes: dict[int, torch.Tensor] = {}  # the centres of their k-space, by slice number
 
     def made(self, key: SliceKey, found: Settled) -> Slice:
         """The slice or volume; the lines of a volume are let go."""
-        return (self._volume if self.partitions > 1 else self._slice)(key, found)
+        made = (self._volume if self.partitions > 1 else self._slice)(key, found)
+        return made if self.readouts is not None else self._turned(made, found)
+
+    def _turned(self, data: Slice, found: Settled) -> Slice:
+        """As it is, or along the readout like the first echo of its slice, whose mirror image it is."""
+        from ..physics.mirrored import centre_of, is_mirrored, turned
+
+        if data.key.contrast == 0:
+            self.first_echoes.setdefault(data.key.slice, centre_of(data.kspace))
+        first = self.first_echoes.get(data.key.slice)
+        if first is None or not is_mirrored(data.kspace, first):
+            return data
+        calibration = data.calibration
+        if calibration is not None and (found.calibration is None or is_mirrored(calibration, first)):
+            calibration = turned(calibration)
+        remark = (
+            "its readouts run the other way than those of the first echo and are turned: see whether the flag REVERSE "
+            "is right, and left is left"
+        )
+        return replace(
+            data,
+            kspace=turned(data.kspace),
+            mask=turned(data.mask),
+            calibration=calibration,
+            remarks=(*data.remarks, remark),
+        )
 
     def _slice(self, key: SliceKey, found: Settled) -> Slice:
         import torch
