@@ -15,6 +15,7 @@ from support.acquisitions import write_lines
 from support.converters import Head, copied, nrmse
 from support.results import images, replay, report
 from support.sessions import Here
+from support.streams import edited_stream
 
 NEAR = 0.02  # share that an error may be off
 
@@ -260,3 +261,15 @@ def test_what_data_an_image_is_of_is_in_the_report_and_makes_its_uid(simulated_s
         file = min((out / "dicom").rglob("*.dcm"))
         uids.append(pydicom.dcmread(file).SOPInstanceUID)
     assert uids[0] == uids[2] != uids[1]
+
+
+@pytest.mark.parametrize(("contrast", "told"), [("t1", True), ("flair", False), (None, False)])
+def test_a_contrast_that_is_not_the_protocol_s_is_said(simulated_scan, model, engine, tmp_path, contrast, told):
+    scan = simulated_scan(matrix=(48, 64), n_slices=2)
+    expected = "the contrast given is t1 and the scan's protocol is named as flair"
+    assert replay(scan, tmp_path, model, *(["--contrast", contrast] if contrast else [])) == 0
+    assert any(expected in remark for remark in report(tmp_path)["remarks"]) == told
+    session = Here(engine)
+    rest = edited_stream(scan)[1:-1]
+    session.exchange(fake_peer.config(**({"contrast": contrast} if contrast else {})), *rest, fake_peer.close())
+    assert any(expected in text for text in session.session.record["decisions"]) == told

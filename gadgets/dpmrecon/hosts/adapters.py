@@ -18,7 +18,7 @@ from ..mrd.collect import slices
 from ..mrd.diffusion import images_counter, lines_counter, weightings_of
 from ..mrd.header import Header, n_partitions
 from ..mrd.lines import LineHeaders
-from ..mrd.receiving import Receiving
+from ..mrd.receiving import Receiving, other_contrast
 from ..mrd.scan_log import ScanLog
 from ..options import OPTIONS, Options, from_pairs, from_properties, printable
 from ..output.whole_numbers import image_like, to_uint16, with_saturation
@@ -53,6 +53,8 @@ class Gadgetron:
         *,
         combine_averages: bool,
     ) -> Iterator[Slice | LostSlice]:
+        for remark in receiving.remarks:
+            log.remark(remark)
         found = slices_of(self._bits(messages), header, line_headers, combine_averages=combine_averages)
         return together(found, header, line_headers) if combine_averages else found
 
@@ -76,7 +78,7 @@ class Gadgetron:
                 f"the header counts diffusion weightings by {counter}, by which the gadgets before this one keep no "
                 "lines apart: send raw acquisitions, or convert the scan with contrast in its place"
             )
-        return Receiving()
+        return Receiving(remarks=other_contrast(options, header))
 
     def _bits(self, messages: Iterable[tuple[int, Any]]) -> Iterator[ReconBit]:
         for number, item in messages:

@@ -10,11 +10,12 @@ from pathlib import Path
 import h5py
 import ismrmrd
 
+from ..contrasts import CONTRAST_LABELS
 from ..errors import BadInputError
 from ..options import Options
 from .file import open_scan
 from .flags import IGNORED, mask_of
-from .header import Header
+from .header import Header, contrast_label
 from .patient import is_placeholder
 from .scan import Scan
 
@@ -45,7 +46,7 @@ TAKEN = ("noise", "coils", "ignore_flags", "group", "set")  # options that say w
 class Receiving:
     """conjugate: k-space is conjugated; ignored: mask of flags whose lines are left out; coils: the channels that are
     used, None for all; noise: noise measurement of elsewhere, in place of the scan's own; taken: the options that say
-    so, by name, where they are not the defaults; remarks: on what the header leaves open."""
+    so, by name, where they are not the defaults; remarks: on what the header leaves open, or the options contradict."""
 
     conjugate: bool = False
     ignored: int = IGNORED
@@ -63,7 +64,10 @@ class Receiving:
             coils=None if options.coils is None else coils_of(options.coils),
             noise=() if options.noise is None else noise_of(options.noise),
             taken={name: str(getattr(options, name)) for name in TAKEN if getattr(options, name) is not None},
-            remarks=(NO_VENDOR,) if options.conjugate == "auto" and not vendor_of(header) else (),
+            remarks=(
+                *((NO_VENDOR,) if options.conjugate == "auto" and not vendor_of(header) else ()),
+                *other_contrast(options, header),
+            ),
         )
 
 
@@ -71,6 +75,17 @@ def open_as(path: str | PathLike, options: Options, file: h5py.File | None = Non
     """`open_scan` of a file as the options say. Raises BadInputError."""
     ignored, own_noise = _ignored(options), options.noise is None
     return open_scan(path, group=options.group, changes=options.set, ignored=ignored, own_noise=own_noise, file=file)
+
+
+def other_contrast(options: Options, header: Header) -> tuple[str, ...]:
+    """The remark on a contrast that options or chain give where the header names another one; not on a site's own."""
+    named = contrast_label(header)
+    if options.contrast not in CONTRAST_LABELS or named in (None, options.contrast):
+        return ()
+    return (
+        f"the contrast given is {options.contrast} and the scan's protocol is named as {named}: see whether option or "
+        "chain is of this scan, the prior and what is made beside the images go by it",
+    )
 
 
 def _ignored(options: Options) -> int:
