@@ -284,3 +284,11 @@ def test_a_swi_scan_has_its_series_as_a_replay_has_them(simulated_scan, model, e
                 scale = slope / float(theirs.meta["RescaleSlope"])
                 assert scale * ours.data == pytest.approx(theirs.data, abs=0.51 * scale)
     assert session.session.record["images"] == 14
+
+
+def test_the_audit_line_tells_echoes_apart(simulated_scan, engine):
+    scan = simulated_scan(matrix=(48, 56), n_slices=2, contrast="swi", echoes=2)
+    session = Here(engine)
+    session.exchange(config(deadline=0), *edited_stream(scan)[1:])
+    told = {text.split(": ")[1] for text in session.session.record["decisions"] if text.startswith("fallback")}
+    assert told == {"slice 0, echo 0", "slice 0, echo 1", "slice 1, echo 0", "slice 1, echo 1"}

@@ -18,13 +18,14 @@ import ismrmrd
 
 from ..data import LostSlice, Slice
 from ..errors import UNEXPECTED, BadInputError, DpmreconError
-from ..mrd.completeness import announced_slices
+from ..mrd.completeness import announced_ends, announced_slices
 from ..mrd.header import n_partitions, overridden, read_header
 from ..mrd.lines import LineHeaders
 from ..mrd.receiving import CONJUGATION
 from ..mrd.scan_log import ScanLog
 from ..output.maps import Maps, in_whole_numbers
 from ..output.mrd_images import mrd_images
+from ..output.names import Names
 from ..output.swi import SwiSeries
 from ..output.weighting import weighting_from_text
 from ..output.whole_numbers import SpreadScale
@@ -83,14 +84,14 @@ class Sender:
 class Books:
     """A writer of the audit line and of the log: what became of every slice."""
 
-    def __init__(self, record: dict[str, Any], asked: Sampling, lines: ScanLog):
-        self.record, self.asked, self.lines = record, asked, lines
+    def __init__(self, record: dict[str, Any], asked: Sampling, lines: ScanLog, names: Names):
+        self.record, self.asked, self.lines, self.names = record, asked, lines, names
         self.lost: list[str] = []
 
     def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
-        record, number = self.record, item.key.slice
+        record, image = self.record, self.names.image(item.key)
         if isinstance(item, LostSlice):
-            self.lost.append(f"slice {number}: {item.reason}")
+            self.lost.append(f"{image}: {item.reason}")
             record["missing"] += 1
             record["decisions"].append(f"missing: {self.lost[-1]}")
             log.error("%s", self.lost[-1])
@@ -108,16 +109,16 @@ class Books:
         if "adaptation" in item.seconds:
             record["decisions"].append(str(item.adaptation))
         for remark in item.remarks:
-            record["decisions"].append(f"remark: slice {number}: {remark}")
-            log.warning("slice %d: %s", number, remark)
+            record["decisions"].append(f"remark: {image}: {remark}")
+            log.warning("%s: %s", image, remark)
         if item.fallback is None:
             if item.drawn != self.asked.told:
-                record["decisions"].append(f"deadline: slice {number}: {item.drawn}")
-            log.info("slice %d: DPM, residual %.2f", number, item.residual)
+                record["decisions"].append(f"deadline: {image}: {item.drawn}")
+            log.info("%s: DPM, residual %.2f", image, item.residual)
         else:
             record["fallbacks"] += 1
-            record["decisions"].append(f"fallback: slice {number}: {item.fallback}")
-            log.warning("slice %d: CG-SENSE FALLBACK: %s", number, item.fallback)
+            record["decisions"].append(f"fallback: {image}: {item.fallback}")
+            log.warning("%s: CG-SENSE FALLBACK: %s", image, item.fallback)
 
     def close(self, failure: BaseException | None) -> None:
         """Raises BadInputError where slices are missing and nothing else broke the scan off."""
@@ -211,7 +212,8 @@ class Session:
             scan = Headed(header, xml)
             self._job = DicomJob(self.dicom, scan, options, provenance, maps.weighting, self._digest, self._note)
             writers.append(self._job)  # after all that sends, and before what tells of missing slices
-        writers.append(Books(record, sampling, lines))
+        names = Names.of(announced_ends(header, combine_averages=combine), header)
+        writers.append(Books(record, sampling, lines, names))
         if self.metrics is not None:
             writers.append(self.metrics)
         with writing(writers) as add:

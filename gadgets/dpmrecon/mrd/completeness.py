@@ -164,6 +164,13 @@ def announced_slices(header: Header, *, combine_averages: bool) -> int:
     return math.prod(len(numbers) for numbers in _announced(header, combine_averages).values())
 
 
+def announced_ends(header: Header, *, combine_averages: bool) -> tuple[SliceKey, SliceKey]:
+    """The first and the last of them: they differ in the counters in which a scan's images do."""
+    limits = _announced(header, combine_averages)
+    first, last = ({name: numbers[place] for name, numbers in limits.items()} for place in (0, -1))
+    return SliceKey(**first), SliceKey(**last)
+
+
 def check_announced(header: Header, *, combine_averages: bool) -> None:
     """Raises BadInputError for limits that announce more than any scan has, as those of 65535 that mean nothing."""
     count = announced_slices(header, combine_averages=combine_averages)
