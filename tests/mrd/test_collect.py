@@ -4,7 +4,7 @@ import ismrmrd
 import numpy as np
 import pytest
 import torch
-from dpmrecon.data import LostSlice, SliceKey
+from dpmrecon.data import ESTIMATED, MEASURED, LostSlice, SliceKey
 from dpmrecon.errors import BadInputError, UnsupportedScanError
 from dpmrecon.mrd import collect, making
 from dpmrecon.mrd.collect import slices
@@ -262,6 +262,34 @@ def test_channels_are_whitened_by_what_lies_beside_the_head_where_no_noise_is_me
     torch.testing.assert_close(covariance / power, torch.eye(3, dtype=covariance.dtype), rtol=0, atol=0.15)
     assert found.sigma_n**2 == pytest.approx(float(power) / 2, rel=0.1)
     assert sum("they are whitened by that" in remark for remark in log.remarks) == 1
+
+
+def spiked(noise):
+    noise[0][1, 40] = 900
+
+
+@pytest.mark.parametrize(
+    ("mixing", "spoil"),
+    [(np.eye(3)[[2, 0, 1]] @ MIXING, None), (np.diag([1, 2, 1]) @ MIXING, None), (MIXING, spiked), (MIXING, None)],
+    ids=["another order", "another gain", "spike", "sound"],
+)
+def test_a_noise_measurement_that_is_not_that_of_the_scan_is_left_out(mixing, spoil):
+    """mixing: of the image lines' channels, where that of the noise lines is MIXING."""
+    rng, log, fall = np.random.default_rng(6), ScanLog(), np.hypot(*(np.indices((129, 128)) - 64) / 64)
+    noise = [9 * noisy(rng, 128, MIXING) for _ in range(16)]
+    if spoil is not None:
+        spoil(noise)
+    lines = [line(0, one, (ismrmrd.ACQ_IS_NOISE_MEASUREMENT,)) for one in noise]
+    lines += [
+        line(n, COILS[:, None] * 4000 * np.exp(-60 * fall[n] ** 2) + 9 * noisy(rng, 128, mixing)) for n in range(129)
+    ]
+    found = only(slices(lines, header(rows=129, x=128, recon_x=128, fov_x=130.0), log=log))
+    noise = found.kspace[:, :20].flatten(1)
+    covariance = noise @ noise.mH / noise.shape[1] / (2 * found.sigma_n**2)
+    torch.testing.assert_close(covariance, torch.eye(3, dtype=covariance.dtype), rtol=0, atol=0.15)
+    sound = spoil is None and mixing is MIXING
+    assert sum("noise measurement is left out" in remark for remark in log.remarks) == 1 - sound
+    assert found.noise_source == (MEASURED if sound else ESTIMATED)
 
 
 def test_channels_that_are_alike_are_left_as_they_are():

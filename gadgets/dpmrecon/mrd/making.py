@@ -33,6 +33,8 @@ LOUD, OUTER, MOST_LINES, FLAT = 2.0, 0.15, 512, 1.3
 # Without one channels are whitened where their noise correlates more, root mean square, or two powers differ more: less
 # may be chance
 CORRELATED, UNLIKE = 0.08, 1.5
+# And a noise measurement is not that of the scan where they do so by more once it has whitened them
+MISFIT_CORRELATED, MISFIT_UNLIKE = 0.15, 2.0
 
 
 class Maker(Settler):
@@ -46,6 +48,8 @@ class Maker(Settler):
         self.whiteners: dict[tuple[int, ...], np.ndarray | None] = {}
         self.levels_of_channels: dict[tuple[int, ...], np.ndarray] = {}
         self.first_echoes: dict[int, torch.Tensor] = {}  # the centres of their k-space, by slice number
+        # and where it is: whether it is another scan's
+        self.contradicted: dict[tuple[int, ...], bool] = {}
 
     def made(self, key: SliceKey, found: Settled) -> Slice:
         """The slice or volume; the lines of a volume are let go."""
@@ -151,13 +155,31 @@ class Maker(Settler):
     def _noise(
         self, lines: Lines, limits: tuple[Limits, Limits], grid: int, remarks: list[str]
     ) -> tuple[torch.Tensor | None, float | None]:
-        """Whitening matrix and noise level of single lines; without a noise measurement of these channels that of
-        `_whitener` and None."""
+        """Whitening matrix and noise level of single lines; without a noise measurement of these channels, or
+        with another scan's, that of `_whitener` and None."""
         assert lines.header is not None
         if self.readouts is not None:
             grid = max(grid, self.readouts.of(0).noise_grid)
         measured = self.noise.whitener(lines.numbers, lines.header.sample_time_us, grid, self.cols)
-        return measured or (self._whitener(lines, limits, remarks), None)
+        if measured is None or self._contradicted(measured[0].numpy(), lines, limits):
+            return self._whitener(lines, limits, remarks), None
+        return measured
+
+    def _contradicted(self, whitener: np.ndarray, lines: Lines, limits: tuple[Limits, Limits]) -> bool:
+        """Whether the noise measurement leaves the noise beside the head, in the first slice, far from white."""
+        if lines.numbers not in self.contradicted:
+            covariance = quiet_covariance(whitener @ _outward(lines, limits))
+            self.contradicted[lines.numbers] = False
+            if covariance is not None:
+                correlations, powers = _correlations(covariance)
+                if _typical(correlations) > MISFIT_CORRELATED or powers > MISFIT_UNLIKE:
+                    self.contradicted[lines.numbers] = True
+                    self.log.remark(
+                        "the noise measurement is left out: beside the head channels that it has whitened correlate by "
+                        f"up to {correlations.max(initial=0):.2f}, and the loudest has {powers:.1f} times the power of "
+                        "the quietest; see whether it has spikes or signal, or gains or channels were others"
+                    )
+        return self.contradicted[lines.numbers]
 
     def _whitener(self, lines: Lines, limits: tuple[Limits, Limits], remarks: list[str]) -> torch.Tensor | None:
         """Without a noise measurement, in its place: what whitens the noise that the readouts of the first slice hold
@@ -172,16 +194,16 @@ class Maker(Settler):
 
     def _whitening(self, covariance: np.ndarray) -> np.ndarray | None:
         """(n_coils, n_coils) complex64, which keeps the mean power; None where the channels are alike as they are."""
-        power = covariance.diagonal().real
-        correlation = np.abs(covariance) / np.sqrt(np.outer(power, power))
-        others = correlation[~np.eye(len(power), dtype=bool)]
-        if not len(others) or (np.sqrt(np.square(others).mean()) <= CORRELATED and power.max() <= UNLIKE * power.min()):
+        correlations, powers = _correlations(covariance)
+        if _typical(correlations) <= CORRELATED and powers <= UNLIKE:
             return None
         self.log.remark(
-            f"the noise of the channels, where readouts hold no head, correlates by up to {others.max():.2f}, and the "
-            f"loudest has {power.max() / power.min():.1f} times the power of the quietest: they are whitened by that"
+            "the noise of the channels, where readouts hold no head, correlates by up to "
+            f"{correlations.max(initial=0):.2f}, and the loudest has {powers:.1f} times the power of the quietest: "
+            "they are whitened by that"
         )
-        return np.linalg.inv(np.linalg.cholesky(covariance / power.mean())).astype(np.complex64)
+        mean = covariance.diagonal().real.mean()
+        return np.linalg.inv(np.linalg.cholesky(covariance / mean)).astype(np.complex64)
 
     def _balanced(self, lines: Lines, limits: tuple[Limits, Limits], remarks: list[str]) -> torch.Tensor | None:
         """The matrix that scales loud channels to the level of the others; None where none is. It is that of the
@@ -275,6 +297,18 @@ class Maker(Settler):
         if not calibration.layout.fits(grid):
             raise LostError(f"its calibration lines have {calibration.layout}, its image lines {lines.layout}")
         return calibration.mean(grid, self.cols)[0]
+
+
+def _correlations(covariance: np.ndarray) -> tuple[np.ndarray, float]:
+    """Moduli of the correlations of two channels each, and the largest power over the smallest."""
+    power = covariance.diagonal().real
+    correlation = np.abs(covariance) / np.sqrt(np.outer(power, power))
+    return correlation[~np.eye(len(power), dtype=bool)], float(power.max() / power.min())
+
+
+def _typical(correlations: np.ndarray) -> float:
+    """Their root mean square."""
+    return float(np.sqrt(np.square(correlations).mean())) if len(correlations) else 0.0
 
 
 def _outer_levels(lines: Lines, limits: tuple[Limits, Limits]) -> np.ndarray:
