@@ -138,3 +138,20 @@ def test_the_channels_noise_is_told_beside_the_head():
 )
 def test_a_head_everywhere_no_noise_or_few_lines_tell_no_covariance(width, level, n_lines):
     assert quiet_covariance(readouts(width, level, n_lines)[0]) is None
+
+
+def test_many_channels_need_few_samples_and_columns_that_a_filter_emptied_tell_nothing():
+    rng, n_coils = np.random.default_rng(4), 24
+    mixing = np.eye(n_coils) + 0.3 * np.eye(n_coils, k=1)
+    along = np.stack([noisy(rng, 64, mixing) for _ in range(77)])  # (n_lines, n_coils, n_samples)
+    along += 200 * np.linspace(0, 1, 77)[:, None, None] ** 4 * np.exp(-((np.arange(64) - 31.5) ** 2) / 30)
+    filtered = along * (np.abs(np.arange(64) - 31.5) < 28)
+    wanted = mixing @ mixing.T
+    for part in (along, filtered):
+        kspace = np.fft.fftshift(np.fft.fft(np.fft.ifftshift(part, -1), norm="ortho"), -1)
+        found = quiet_covariance(kspace.astype(np.complex64))
+        assert found is not None
+        scaled = found * (np.trace(wanted) / np.trace(found))
+        whitener = np.linalg.inv(np.linalg.cholesky(scaled))
+        left = whitener @ wanted @ whitener.conj().T
+        assert np.abs(left - np.eye(n_coils)).max() < 0.5
