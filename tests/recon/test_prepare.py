@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from dpmrecon.data import LostSlice
@@ -88,6 +89,21 @@ def test_a_pooled_calibration_is_no_data(simulated_scan):
     more = with_calibration_as_data(part)
     assert more.n_lines_got > part.n_lines_got
     assert with_calibration_as_data(replace(part, pooled=True)).n_lines_got == part.n_lines_got
+
+
+@pytest.mark.parametrize(
+    ("factor", "used"), [(1.2 * np.exp(0.7j), True), (0.5, True), (4.0, False), ("one channel", False)]
+)
+def test_a_calibration_that_differs_by_a_factor_is_data(simulated_scan, factor, used):
+    """As where the receiver's phase, or the signal, drifts between two acquisitions of one sequence."""
+    with open_scan(simulated_scan(n_slices=1, calibration="separate")) as scan:
+        (part,) = slices(scan.acquisitions(), scan.header)
+    same = with_calibration_as_data(part)
+    by_channel = torch.tensor([2.0, 1, 1, 1, 1, 1] if isinstance(factor, str) else [factor] * 6, dtype=torch.complex64)
+    found = with_calibration_as_data(replace(part, calibration=part.calibration * by_channel[:, None, None]))
+    assert found.n_lines_got == (same if used else part).n_lines_got
+    if used:
+        assert float((found.kspace - same.kspace).norm() / same.kspace.norm()) < 0.01
 
 
 def test_swi_keeps_what_its_quick_phase_hides(simulated_scan):

@@ -115,7 +115,10 @@ def test_a_block_of_its_own_joins_the_data_where_it_is_the_same(short_kernel):
     found = with_maps(apart, CPU)
     assert int(found.data.mask[..., 0].sum()) == int(volume().mask[..., 0].sum())
     brighter = replace(apart, calibration=1.5 * apart.calibration, kspace=data.kspace * lines)
-    assert int(with_maps(brighter, CPU).data.mask[..., 0].sum()) == int(lines[..., 0].sum())
+    assert int(with_maps(brighter, CPU).data.mask[..., 0].sum()) == int(volume().mask[..., 0].sum())
+    sharper = apart.calibration * torch.linspace(1.5, 0.5, 16)[:, None, None]  # as of another contrast
+    other = replace(apart, calibration=sharper, kspace=data.kspace * lines)
+    assert int(with_maps(other, CPU).data.mask[..., 0].sum()) == int(lines[..., 0].sum())
 
 
 def test_many_coils_are_compressed(short_kernel):

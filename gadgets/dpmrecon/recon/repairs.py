@@ -11,6 +11,9 @@ from ..physics.volume_maps import folded_part
 
 # Variance of two equal lines' difference, over what noise alone has, at most
 AGREEMENT = 1.5
+# And once a common factor is taken off: sound scans have 1.04 at most, b = 1000 beside b = 0 from 1.3 on, by factors of
+# .02 to .27; none so far from 1 is drift
+DRIFTED, LARGEST_DRIFT = 1.2, 2.2
 # Share of the half matrix that the lines of a reduced field of view reach at most, and of the head that folds in one
 # from R = 2 on: .46, of volumes .31, of thin slabs .14 along their partitions. .24 and .22 where a field of view of
 # 140 mm cuts the head off
@@ -116,7 +119,8 @@ def with_calibration_as_data(data: AnySlice) -> AnySlice:
     """The slice with its separate calibration lines as image lines too, where they are shown to be the same data.
 
     A separate calibration may have another contrast. Rows that came both ways tell: their difference is that of
-    noise, to AGREEMENT in variance, or the calibration serves the maps alone.
+    noise, to AGREEMENT in variance, or the calibration serves the maps alone. A factor that all have in common is taken
+    off first where they differ: phase and size drift from one acquisition to the next.
     """
     if data.calibration is None or data.pooled:
         return data
@@ -126,12 +130,25 @@ def with_calibration_as_data(data: AnySlice) -> AnySlice:
     acquired = data.mask[block[1:]].amax(-1) > 0
     if bool(acquired.all()) or not bool(acquired.any()):
         return data
-    difference = (data.calibration - data.kspace[block])[:, acquired][..., columns]
-    if float(torch.view_as_real(difference).square().mean()) > AGREEMENT * 2 * data.sigma_n**2:
-        return data
+    own, theirs = (part[:, acquired][..., columns] for part in (data.kspace[block], data.calibration))
+    calibration = data.calibration
+    if _excess(own, theirs, data.sigma_n) > AGREEMENT:
+        factor = complex(torch.vdot(theirs.flatten(), own.flatten()) / theirs.abs().square().sum().clamp_min(1e-30))
+        if not 1 / LARGEST_DRIFT <= abs(factor) <= LARGEST_DRIFT:
+            return data
+        if _excess(own, theirs, data.sigma_n, factor) > DRIFTED:
+            return data
+        calibration = factor * calibration
     kspace, mask = data.kspace, data.mask.clone()
     if not isinstance(data, Volume):  # whose k-space is used up, see `with_volume_maps`
         kspace = kspace.clone()
-    kspace[block][:, ~acquired] = data.calibration[:, ~acquired] * columns
+    kspace[block][:, ~acquired] = calibration[:, ~acquired] * columns
     mask[block[1:]][~acquired] = columns.float()
     return replace(data, kspace=kspace, mask=mask, n_lines_got=int(mask.amax(-1).sum()))
+
+
+def _excess(own: torch.Tensor, theirs: torch.Tensor, sigma_n: float, factor: complex = 1.0) -> float:
+    """Variance of the difference of samples, once theirs are taken times a factor, over what noise alone has: their
+    noise may have the receiver's gain too, so that less is not expected of it."""
+    difference = factor * theirs - own
+    return float(torch.view_as_real(difference).square().mean()) / ((1 + max(1, abs(factor) ** 2)) * sigma_n**2)
