@@ -321,6 +321,19 @@ def test_signs_that_alternate_are_said(axis):
     assert [axis in remark for remark in said] == [True] * (axis is not None)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_signs_of_a_separate_calibration_that_alternate_are_said(sign):
+    """The lines of an image at R = 3 tell nothing along them."""
+    rows, cols = np.indices((33, 26)) - np.array([16, 13])[:, None, None]
+    kspace = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(np.square(rows / 11) + np.square(cols / 8) < 1)))
+    data = np.array([1, 0.5j, -0.3])[:, None, None] * kspace
+    lines = [line(n, sign**n * data[:, n], (CAL,)) for n in range(10, 24)]
+    lines += [line(n, data[:, n]) for n in range(1, 33, 3)]
+    found = only(slices(lines, header(acceleration=3, mode="separate")))
+    said = [remark for remark in found.remarks if "of its calibration along the lines" in remark]
+    assert len(said) == (sign == -1)
+
+
 def test_copies_of_lines_are_no_averages():
     rng = np.random.default_rng(8)
     lines = [peaked(rng, n) for n in range(33)]

@@ -125,6 +125,7 @@ class Settler:
             calibration = self._checked(calibration, lines)
             if self.partitions == 1:
                 calibration = renumbered(calibration, limits[1], remarks)
+            remarks += _halved(calibration, limits, " of its calibration")
             block = self._block(self._acquired(calibration.sums, limits))
             if block is not None and late is not None:
                 remarks += _borrowed(key, lines, late, calibration)
@@ -354,8 +355,9 @@ def _in_the_middle(lines: Lines, limits: tuple[Limits, Limits], share: float) ->
     return bool(columns[beside].max(initial=0.0) < EMPTY * columns.max())
 
 
-def _halved(lines: Lines, limits: tuple[Limits, Limits]) -> list[str]:
-    """What is said of a head that lies across the edge of the field of view: signs that alternate move it there."""
+def _halved(lines: Lines, limits: tuple[Limits, Limits], whose: str = "") -> list[str]:
+    """What is said of a head that lies across the edge of the field of view: signs that alternate move it there. The
+    lines of an undersampled image tell nothing along them; its calibration does."""
     near = lines.around(limits, AROUND)
     columns = slice(max(lines.layout.first, lines.layout.center - AROUND), lines.layout.center + AROUND + 1)
     found = {
@@ -370,8 +372,8 @@ def _halved(lines: Lines, limits: tuple[Limits, Limits]) -> list[str]:
     if _across_the_edge([(data[:, :-1], data[:, 1:]) for data in found.values()]):
         told.append("samples of a line")
     return [
-        f"the head lies across the edge of the field of view along the {name}, as where their signs alternate: see the "
-        "image, and convert the scan again with k-space as it is centred"
+        f"the head lies across the edge of the field of view{whose} along the {name}, as where their signs alternate: "
+        "see the image, and convert the scan again with k-space as it is centred"
         for name in told
     ]
 
