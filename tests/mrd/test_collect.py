@@ -477,6 +477,14 @@ def test_lines_of_another_receiver_are_left_out():
     assert log.remarks == ["10 lines of 2 channels are left out: the image's have 3", NO_NOISE]
 
 
+def test_combined_channels_whose_header_has_those_before_are_told_so():
+    system = "<acquisitionSystemInformation><receiverChannels>{}</receiverChannels></acquisitionSystemInformation>"
+    scan = {number: header(measurement=system.format(number)) for number in (3, 8)}
+    with pytest.raises(BadInputError, match="have 3 channels or fewer, and .* have 8: .* --set .*receiverChannels=3"):
+        list(slices(point_scan(3, 4), scan[8]))
+    assert_point(only(slices(point_scan(3, 4), scan[3])).kspace, 3, 4)
+
+
 def test_a_dead_channel_is_left_out():
     lines = point_scan(3, 4)
     for acquisition in lines:

@@ -402,6 +402,13 @@ class _Collector:
                 self.came[key], self.line_headers[key] = None, lines.header
                 yield LostSlice(key, "only its calibration lines came")
         if not self.came:
+            receiver, came = self._receiver(), max(self.channels, default=0)
+            if receiver is not None and 0 < came < receiver:
+                raise BadInputError(
+                    f"all lines have {came} channels or fewer, and header or noise measurement have {receiver}: where "
+                    "channels were combined, correct acquisitionSystemInformation.receiverChannels (or --set "
+                    f"acquisitionSystemInformation.receiverChannels={came})"
+                )
             raise BadInputError("no image lines came, only noise measurements, navigators or nothing; send raw k-space")
         if self.partitions == 1:
             remark = remark_on_stack(self.came, self.header.encoding[0].reconSpace.fieldOfView_mm.z)
