@@ -133,6 +133,13 @@ def test_the_channels_noise_is_told_beside_the_head():
     assert np.abs(apart).max() < 0.05
 
 
+def test_a_spike_in_a_line_is_none_of_the_channels_noise():
+    lines, wanted = readouts(0.5, 0.1)
+    lines[7, 1, 30] += 100
+    found = quiet_covariance(lines)
+    assert np.abs(found / np.trace(found) - wanted / np.trace(wanted)).max() < 0.06
+
+
 @pytest.mark.parametrize(
     ("width", "level", "n_lines"), [(1.0, 0.1, 41), (0.5, 0.0, 41), (0.5, 0.1, 9)], ids=["wide", "noiseless", "few"]
 )

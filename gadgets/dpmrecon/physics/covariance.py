@@ -12,6 +12,7 @@ QUIET_SHARE, INNER_SHARE, FLAT, LEAST = 0.1, 0.1, 1.3, 1e-6
 ENOUGH, IN_ALL, FEWEST = 64, 384, 8
 # Least eigenvalue of their correlation: less is what a point's edges leave, the same in all channels but for a factor
 INDEPENDENT = 1e-3
+SPIKED = 8.0  # times the middle line's power there, in any channel: more is a spike
 
 
 def noise_covariance(lines: list[np.ndarray]) -> np.ndarray:
@@ -63,6 +64,10 @@ def quiet_covariance(lines: np.ndarray) -> np.ndarray | None:
     heard = heard[within[heard] > LEAST * within.mean()]  # a receiver's filter may leave no noise at the ends
     quiet = heard[:count]
     samples = along[:-inner, :, quiet]
+    by_line = np.square(np.abs(samples)).mean(2)
+    samples = samples[(by_line <= SPIKED * np.median(by_line, 0)).all(1)]  # a spike is everywhere in its line
+    if not samples.size:
+        return None
     power = np.square(np.abs(samples)).mean()
     if not (within[quiet].mean() <= FLAT * power and power > LEAST * np.square(np.abs(along)).mean()):
         return None
