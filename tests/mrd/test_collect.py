@@ -6,7 +6,7 @@ import pytest
 import torch
 from dpmrecon.data import ESTIMATED, MEASURED, LostSlice, SliceKey
 from dpmrecon.errors import BadInputError, UnsupportedScanError
-from dpmrecon.mrd import collect, making
+from dpmrecon.mrd import channel_noise, collect
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.completeness import energy_peak, nearby_centre
 from dpmrecon.mrd.file import open_scan
@@ -238,7 +238,7 @@ def of_gains(gains, noise, measured=False):
 @pytest.mark.parametrize("measured", [False, True])
 def test_a_loud_channel_is_scaled_to_the_others_where_no_noise_is_measured(measured, monkeypatch):
     """Where the readouts hold the head everywhere, so that only the corners of k-space tell."""
-    monkeypatch.setattr(making, "quiet_covariance", lambda lines: None)
+    monkeypatch.setattr(channel_noise, "quiet_covariance", lambda lines: None)
     head = header(rows=129, x=128, recon_x=128, fov_x=130.0)
     usual, loud = (only(slices(of_gains(np.array([1, gain, 1]), 40.0, measured), head)) for gain in (1.0, 10.0))
     assert not any("times as loud" in remark for remark in usual.remarks)
