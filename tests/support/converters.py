@@ -129,8 +129,8 @@ def _plain(head: Head, acceleration: int = R) -> Made:
 
 
 def _apart(head: Head) -> Made:
-    """R = 2 without lines in between; a calibration of all lines, of another gain."""
-    calibration = [copied(line, 2 * line.data) for line in head.lines]
+    """R = 2 without lines in between; a calibration of all lines, whose gain is too far from theirs to be drift."""
+    calibration = [copied(line, 4 * line.data) for line in head.lines]
     for line in calibration:
         line.set_flag(CAL)
     lines = [line for line in head.lines if (line.idx.kspace_encode_step_1 - CENTER) % 2 == 0]
