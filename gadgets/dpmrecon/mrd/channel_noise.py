@@ -43,8 +43,8 @@ class ChannelNoise:
     def whitener(
         self, lines: Lines, limits: tuple[Limits, Limits], grid: tuple[int, int], remarks: list[str]
     ) -> tuple[torch.Tensor | None, float | None]:
-        """Whitening matrix and noise level of single lines, whose readouts have grid[0] samples and keep grid[1]. Without
-        a noise measurement of these channels, or with another scan's, no level."""
+        """Whitening matrix and noise level of single lines, whose readouts have grid[0] samples and keep grid[1]; no
+        level without a noise measurement of these channels, or with another scan's."""
         assert lines.header is not None
         measured = self.measurement.whitener(lines.numbers, lines.header.sample_time_us, *grid)
         if measured is None or self._contradicted(measured[0].numpy(), lines, limits):
