@@ -100,11 +100,14 @@ def test_scans_are_drawn_as_they_were_made_and_made_once(scans, prepared):
     assert left[0] < left[1]
 
 
-def test_scans_of_other_data_and_data_without_volumes_are_refused(scans, prepared, tmp_path):
+def test_scans_of_other_data_and_data_without_volumes_are_refused(scans, prepared, tmp_path, monkeypatch):
     with pytest.raises(BadInputError, match="another seed"):
         scans.make(PreparedSlices(prepared, 1.0), 6)
     with pytest.raises(BadInputError, match="no prepared volume is cut in three directions"):
         VolumeScans(tmp_path, 1).make(PreparedSlices(prepared, 1.0, ["*_slices"]), 5)
+    monkeypatch.setattr(volume_scans, "scanned", lambda *given: None)
+    with pytest.raises(BadInputError, match="50 scans of the prepared volumes fold"):
+        VolumeScans(tmp_path, 1).make(PreparedSlices(prepared, 1.0), 5)
 
 
 def test_planes_are_trained_as_the_sampler_shows_them(scans, monkeypatch):

@@ -6,7 +6,6 @@ Coil maps of a volume take longer than a step of training: a run makes its scans
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +41,7 @@ CALIBRATION = (7, 12)  # half its side
 SIGMA_N = (0.006, 0.07)  # log-uniform
 PHASE = 1.2  # rad, the largest standard deviation of its smooth part
 AT_ONCE = 8  # planes that the network sees
+ATTEMPTS = 50  # one in ten scans of heads folds
 TENSORS = ("maps", "zero_filled", "start", "clean")
 
 
@@ -100,15 +100,21 @@ class VolumeScans:
 
 
 def _drawn(slices: PreparedSlices, weights: torch.Tensor, seed: int, number: int) -> dict[str, Any]:
-    """Heads that fold get two sets of maps, which a scan here does not have: then another is drawn."""
-    for attempt in count():
+    """Heads that fold get two sets of maps, which a scan here does not have: then another is drawn.
+
+    Raises BadInputError where ATTEMPTS do.
+    """
+    for attempt in range(ATTEMPTS):
         own = example_seed(seed, number, attempt)
         index = int(torch.multinomial(weights, 1, generator=torch.Generator().manual_seed(own)))
         volume = slices.volumes[index]
         found = scanned(np.asarray(slices.data[index], np.float32), volume["voxel_mm"], own)
         if found is not None:
             return {**found, "contrast": volume["contrast"]}
-    raise AssertionError
+    raise BadInputError(
+        f"{ATTEMPTS} scans of the prepared volumes fold, or have no coil maps: see whether they hold heads, or give "
+        "volume_scans = 0"
+    )
 
 
 def scanned(data: np.ndarray, voxel_mm: Sequence[float], seed: int) -> dict[str, Any] | None:
