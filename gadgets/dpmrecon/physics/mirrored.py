@@ -6,7 +6,7 @@ turned already, every second echo is mirrored, and is as good an image as the ot
 
 import torch
 
-from .fourier import to_image
+from .fourier import crop_or_pad, to_image
 
 WIDTH = 24  # samples of each axis, around the centre of k-space
 # Correlation by which it has to be more like the mirror image. Of echoes of simulated heads it is less like it, by 0 in
@@ -33,8 +33,8 @@ def is_mirrored(kspace: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _cropped(kspace: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    for axis, (size, width) in enumerate(zip(kspace.shape[1:], shape, strict=True), 1):
-        kspace = kspace.narrow(axis, size // 2 - width // 2, width)
+    for axis, width in enumerate(shape, 1):
+        kspace = crop_or_pad(kspace, width, axis)
     return kspace
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
-from dpmrecon.prior.denoiser import Denoiser, complex_noise, uncounted
+from dpmrecon.prior.denoiser import complex_noise, uncounted
 from dpmrecon.prior.problem import NoiseSource, Problem
 from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox
 from dpmtrain.cli import main
@@ -15,8 +15,7 @@ from dpmtrain.train.undersampled import undersampled
 
 from support.paths import ROOT
 from support.recipes import TIMED
-
-CONFIG = {"widths": [4, 6], "blocks": [1, 1], "embedding": 8, "labels": ["flair", "t2"], "sigma_data": 0.25}
+from support.small_denoiser import denoiser
 
 
 def generator(seed=0):
@@ -29,14 +28,6 @@ def scans(rows=21, cols=18):
     mask = torch.zeros(2, rows, cols)
     mask[:, ::3] = mask[:, 8:13] = 1
     return undersampled(bumps.to(torch.complex64), torch.ones(2, rows, cols), mask, "cg-sense", generator(1))
-
-
-def denoiser():
-    torch.manual_seed(0)
-    model = Denoiser(CONFIG)
-    for parameter in model.unet.head.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    return model
 
 
 def test_the_sampler_runs_as_with_the_network_itself_and_each_trained_evaluation_is_of_what_it_is_shown():

@@ -8,7 +8,7 @@ import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.physics.scale import RULE
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
-from dpmrecon.prior.denoiser import Denoiser, uncounted
+from dpmrecon.prior.denoiser import uncounted
 from dpmrecon.prior.problem import NoiseSource
 from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox, turned
 from dpmtrain.cli import main
@@ -18,8 +18,8 @@ from dpmtrain.train.in_sampler import ShownPlanes, squared, volume_loss
 from dpmtrain.train.volume_scans import VolumeScans, scanned
 
 from support.recipes import TIMED
+from support.small_denoiser import denoiser
 
-CONFIG = {"widths": [4, 6], "blocks": [1, 1], "embedding": 8, "labels": ["flair", "t2"], "sigma_data": 0.25}
 VOXEL_MM = (4.5, 4.0, 5.0)
 
 
@@ -65,14 +65,6 @@ def scans(prepared, tmp_path_factory):
     made = VolumeScans(tmp_path_factory.mktemp("run") / "volumes", 2)
     made.make(PreparedSlices(prepared, 1.0), 5)
     return made
-
-
-def denoiser():
-    torch.manual_seed(0)
-    model = Denoiser(CONFIG)
-    for parameter in model.unet.head.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    return model
 
 
 def test_with_all_lines_and_hardly_any_noise_the_zero_filled_image_is_the_truth(monkeypatch):
