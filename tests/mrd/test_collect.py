@@ -156,6 +156,24 @@ def test_lines_of_zeros_are_no_data():
     assert found.remarks == ("R = 1 is announced, and lines of zeros among the others tell R = 4",)
 
 
+@pytest.mark.parametrize("announced", [1, 4])
+@pytest.mark.parametrize(("first", "last"), [(4, 28), (0, 24), (8, 32)])
+def test_lines_of_zeros_before_and_after_the_others_filled_the_matrix_up(announced, first, last):
+    pattern = {*range(0, 33, 4), *range(12, 21)}
+    came = range(33) if announced == 1 else sorted(pattern)
+    lines = [line(n, samples(n, 1, 1) if first <= n <= last and n in pattern else np.zeros((3, 26))) for n in came]
+    found = only(slices(lines, header(acceleration=announced)))
+    assert found.acceleration == 4 and found.n_lines_got == found.n_lines_needed + 6
+    assert found.remarks[0].startswith(f"lines outside {first} to {last} came as zeros, which are no data: the image")
+    rows = np.flatnonzero(found.mask.amax(1).numpy())
+    assert (rows[0], rows[-1]) == (first, last)
+
+
+def test_lines_that_are_missing_beyond_those_of_zeros_are_missed():
+    lines = [line(n, samples(n, 1, 1) if n > 7 else np.zeros((3, 26))) for n in range(3, 33)]
+    assert "incomplete: 25 of the 33 lines came" in reason(slices(lines, header()))
+
+
 def test_repeated_lines_with_other_data_are_not_added_up():
     rng = np.random.default_rng(3)
     scan = [peaked(rng, n) for n in range(33)]

@@ -105,6 +105,13 @@ class Settler:
         acquired = self._acquired(lines.sums, limits)
         announced = self.acceleration
         factor, needed, gap = self._complete(lines, acquired, limits, announced)
+        if gap is not None and (inner := self._inside_zeros(lines, limits)) is not None:
+            limits = limits[0], inner
+            factor, needed, gap = self._complete(lines, acquired, limits, announced)
+            remarks.append(
+                f"lines outside {inner.minimum} to {inner.maximum} came as zeros, which are no data: the image has "
+                "the detail of the others alone"
+            )
         if gap is not None and lines.zeros:  # lines of zeros were never acquired: the others tell R
             factor, needed, gap = self._complete(lines, acquired, limits, None)
             remarks.append(f"R = {announced} is announced, and lines of zeros among the others tell R = {factor}")
@@ -161,6 +168,17 @@ class Settler:
             return None, None
         remarks += _borrowed(key, lines, other, calibration)
         return calibration, block
+
+    def _inside_zeros(self, lines: Lines, limits: tuple[Limits, Limits]) -> Limits | None:
+        """The limits of a slice's lines without those of zeros before and after them, with which it is complete: the
+        matrix was filled up to a larger one. None where it was not."""
+        first, last, own = min(lines.sums), max(lines.sums), limits[1]
+        beyond = any(not first <= number <= last for number in lines.zeros)
+        if self.partitions > 1 or not beyond or not first < own.center < last:
+            return None
+        if completeness(np.array(sorted({*lines.sums, *lines.zeros})), own, self.acceleration)[2] is not None:
+            return None
+        return Limits(max(first, own.minimum), min(last, own.maximum), own.center)
 
     def _acquired(self, numbers: Iterable[int], limits: tuple[Limits, Limits]) -> np.ndarray:
         """(partitions, rows) bool: where lines of these numbers lie on the encoded matrix."""
