@@ -294,6 +294,33 @@ def test_lines_of_zeros_were_not_acquired():
     assert volume.calibration.shape == (3, 9, 9, 26)
 
 
+@pytest.mark.parametrize("announced", [1, 4])
+@pytest.mark.parametrize(
+    ("partitions", "rows", "told"),
+    [
+        ((2, 10), (0, 32), "partitions outside 2 to 10"),
+        ((0, 9), (6, 32), "partitions outside 0 to 9 and lines outside 6 to 32"),
+        ((0, 12), (4, 28), "lines outside 4 to 28"),
+    ],
+)
+def test_partitions_and_lines_of_zeros_around_the_others_filled_the_matrix_up(partitions, rows, told, announced):
+    pattern = {(p, n) for p, n in ALL if not (p % 2 or n % 2) or (abs(p - 6) <= 4 and abs(n - 16) <= 6)}
+    inside = {(p, n) for p, n in pattern if partitions[0] <= p <= partitions[1] and rows[0] <= n <= rows[1]}
+    places = ALL if announced == 1 else sorted(pattern)
+    lines = volume_scan(*PLACE, places)
+    for place, acquisition in zip(places, lines):
+        if place not in inside:
+            acquisition.data[:] = 0
+    volume = only(slices(lines, volume_header(acceleration=announced)))
+    assert (volume.acceleration, volume.n_lines_got) == (4, len(inside))
+    assert volume.remarks[0].startswith(f"{told} came as zeros, which are no data: the image has the detail of")
+    assert set(map(tuple, volume.mask.amax(2).nonzero().tolist())) == inside
+    lost = lines[places.index((8, 8))]
+    assert "incomplete" in reason(
+        slices([one for one in lines if one is not lost], volume_header(acceleration=announced))
+    )
+
+
 def test_a_flag_at_the_end_of_each_partition_ends_no_volume():
     lines = volume_scan(*PLACE, ALL)
     for acquisition in lines[32::33]:

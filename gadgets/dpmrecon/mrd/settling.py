@@ -104,16 +104,18 @@ class Settler:
             _check(lines, "")
         acquired = self._acquired(lines.sums, limits)
         announced = self.acceleration
-        factor, needed, gap = self._complete(lines, acquired, limits, announced)
+        factor, needed, gap = self._complete(lines.sums, acquired, limits, announced)
         if gap is not None and (inner := self._inside_zeros(lines, limits)) is not None:
-            limits = limits[0], inner
-            factor, needed, gap = self._complete(lines, acquired, limits, announced)
-            remarks.append(
-                f"lines outside {inner.minimum} to {inner.maximum} came as zeros, which are no data: the image has "
-                "the detail of the others alone"
+            told = " and ".join(
+                f"{name} outside {own.minimum} to {own.maximum}"
+                for name, own, before in zip(("partitions", "lines"), inner, limits)
+                if own != before
             )
+            limits = inner
+            factor, needed, gap = self._complete(lines.sums, acquired, limits, announced)
+            remarks.append(f"{told} came as zeros, which are no data: the image has the detail of the others alone")
         if gap is not None and lines.zeros:  # lines of zeros were never acquired: the others tell R
-            factor, needed, gap = self._complete(lines, acquired, limits, None)
+            factor, needed, gap = self._complete(lines.sums, acquired, limits, None)
             remarks.append(f"R = {announced} is announced, and lines of zeros among the others tell R = {factor}")
         if gap is not None:
             raise LostError(gap if lines.fault is None else f"{gap}; {lines.fault}")
@@ -169,16 +171,25 @@ class Settler:
         remarks += _borrowed(key, lines, other, calibration)
         return calibration, block
 
-    def _inside_zeros(self, lines: Lines, limits: tuple[Limits, Limits]) -> Limits | None:
-        """The limits of a slice's lines without those of zeros before and after them, with which it is complete: the
-        matrix was filled up to a larger one. None where it was not."""
-        first, last, own = min(lines.sums), max(lines.sums), limits[1]
-        beyond = any(not first <= number <= last for number in lines.zeros)
-        if self.partitions > 1 or not beyond or not first < own.center < last:
+    def _inside_zeros(self, lines: Lines, limits: tuple[Limits, Limits]) -> tuple[Limits, Limits] | None:
+        """The limits without partitions and lines of zeros before and after the others, with which a slice or volume is
+        complete: the matrix was filled up to a larger one. None where it was not."""
+        places = places_of(lines.sums)
+        first, last = places.min(0), places.max(0)
+        zeros = places_of(lines.zeros)
+        beyond = ((zeros < first) | (zeros > last)).any(0)
+        inner = [
+            Limits(max(int(low), own.minimum), min(int(high), own.maximum), own.center) if outside else own
+            for outside, low, high, own in zip(beyond, first, last, limits)
+        ]
+        if not beyond.any() or any(
+            outside and not own.minimum < own.center < own.maximum for outside, own in zip(beyond, inner)
+        ):
             return None
-        if completeness(np.array(sorted({*lines.sums, *lines.zeros})), own, self.acceleration)[2] is not None:
+        every = {*lines.sums, *lines.zeros}
+        if self._complete(every, self._acquired(every, limits), limits, self.acceleration)[2] is not None:
             return None
-        return Limits(max(first, own.minimum), min(last, own.maximum), own.center)
+        return inner[0], inner[1]
 
     def _acquired(self, numbers: Iterable[int], limits: tuple[Limits, Limits]) -> np.ndarray:
         """(partitions, rows) bool: where lines of these numbers lie on the encoded matrix."""
@@ -209,11 +220,12 @@ class Settler:
         return [f"channel {told} holds noise alone: have the coil looked at, or leave it out (--coils)"]
 
     def _complete(
-        self, lines: Lines, acquired: np.ndarray, limits: tuple[Limits, Limits], announced: int | None
+        self, numbers: Iterable[int], acquired: np.ndarray, limits: tuple[Limits, Limits], announced: int | None
     ) -> tuple[int, int, str | None]:
+        """numbers: of the lines, which `acquired` tells on the matrix."""
         if self.partitions > 1:
             return volume_completeness(acquired, limits, announced)
-        return completeness(np.array(sorted(lines.sums)), limits[1], announced)
+        return completeness(np.array(sorted(numbers)), limits[1], announced)
 
     def _block(self, acquired: np.ndarray) -> tuple[slice, slice] | None:
         """Partitions and rows of the fully sampled centre; None where it is too small."""
