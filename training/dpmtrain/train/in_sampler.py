@@ -17,6 +17,8 @@ from dpmrecon.prior.denoiser import ContrastDenoiser, Denoiser, complex_noise, u
 from dpmrecon.prior.problem import NoiseSource, Problem
 from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox, turned
 
+from .batches import Batch
+from .train import denoising_loss
 from .undersampled import Undersampled
 from .volume_scans import VolumeScan, VolumeScans
 
@@ -26,7 +28,7 @@ SIGMA_MAX, SIGMA_MIN = 0.5, 0.01
 NOISE_SCALE = (0.0, 0.4)
 NOISE_FACTOR, MODEL_ERROR = (0.5, 1.6), 0.003  # drawn log-uniform; as the cards say
 LEAST_ERROR = 3e-3  # of an image that the network is shown, so that those without any do not count for all
-PLAIN = 0.3  # weight of plain denoising
+PLAIN, DRAWS = 1.0, 2  # weight of plain denoising, its draws of noise for each image
 P_MEAN, P_STD = -1.8, 1.2  # of the logarithm of its noise
 # of volumes: steps of a run, which are dear, evaluations that are trained, planes of each
 VOLUME_STEPS, VOLUMES_TRAINED, PLANES = (6, 14), 3, 10
@@ -166,12 +168,12 @@ def _noise(batch: int, generator: torch.Generator) -> NoiseSource:
 
 
 def plain_loss(model: Denoiser, batch: Undersampled, label: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mean square of what white noise leaves, over the noise's."""
-    clean = batch.clean
+    """Of white noise alone, as before this stage."""
+    clean = batch.clean.repeat_interleave(DRAWS, 0)
     sigma = torch.exp(P_MEAN + P_STD * torch.randn(len(clean), generator=generator, device=clean.device))
-    noise = complex_noise(tuple(clean.shape), generator)
-    left = squared(model(clean + sigma[:, None, None] * noise, sigma, label) - clean)
-    return ((batch.weight * left).mean((1, 2)) / (2 * sigma.square())).mean()
+    noisy = clean + sigma[:, None, None] * complex_noise(tuple(clean.shape), generator)
+    shown = Batch(batch.clean, batch.weight, noisy, sigma, label.repeat_interleave(DRAWS, 0))
+    return denoising_loss(model, shown, model.sigma_data)
 
 
 def squared(image: torch.Tensor) -> torch.Tensor:
