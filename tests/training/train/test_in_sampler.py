@@ -1,6 +1,7 @@
 """Training inside the sampler: which evaluations are trained, on what, and that a run goes on and writes its card."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -69,6 +70,15 @@ def test_the_last_evaluation_is_always_trained(monkeypatch):
         assert next(prior.numbers) - 1 in prior.trained and len(prior.losses) == in_sampler.TRAINED
 
 
+def test_a_share_of_the_steps_has_a_volume(monkeypatch):
+    monkeypatch.setattr(in_sampler, "in_sampler_loss", lambda *given: torch.tensor(1.0))
+    monkeypatch.setattr(in_sampler, "volume_loss", lambda *given: torch.tensor(3.0))
+    volumes = Mock(draw=Mock(return_value=Mock(contrast="t2")))
+    loss = in_sampler.InSamplerLoss(volumes, share=0.25, weight=2.0)
+    found = [loss(denoiser(), None, None, generator(seed)).item() for seed in range(200)]
+    assert set(found) == {1.0, 7.0} and 30 <= found.count(7.0) == volumes.draw.call_count <= 70
+
+
 def test_training_lowers_the_loss_of_runs_that_it_has_not_seen():
     batch, model, label = scans(), denoiser(), torch.zeros(2, 2)
 
@@ -86,7 +96,7 @@ def test_training_lowers_the_loss_of_runs_that_it_has_not_seen():
 
 def test_a_run_goes_on_and_its_card_tells_where_it_began(prepared, tmp_path):
     recipe, start, out, run = (tmp_path / name for name in ("r.toml", "start.safetensors", "out.safetensors", "run"))
-    recipe.write_text(TIMED + "volume_scans = 0\nvolume_weight = 0\n")
+    recipe.write_text(TIMED + "volume_scans = 0\nvolume_share = 0\nvolume_weight = 0\n")
     save_checkpoint(start, denoiser(), {"sampling": {"prox": {"steps": 4}}, "history": "begun"})
     given = [str(recipe), "--start", str(start), "--data", str(prepared), "--run", str(run), "--out", str(out)]
     assert main(["in-sampler", *given, "--minutes", "0.001", "--workers", "0"]) == 0

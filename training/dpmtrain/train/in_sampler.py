@@ -111,9 +111,11 @@ def volume_loss(model: Denoiser, scan: VolumeScan, label: torch.Tensor, generato
 
 @dataclass(frozen=True)
 class InSamplerLoss:
-    """Of slices, and of a volume among `volumes` with a weight; label_dropout: share of the volumes without a label."""
+    """Of slices, and in a share of the steps of a volume among `volumes` too, with a weight; label_dropout: share of
+    the volumes without a label."""
 
     volumes: VolumeScans | None = None
+    share: float = 1.0
     weight: float = 0.0
     label_dropout: float = 0.0
 
@@ -121,7 +123,7 @@ class InSamplerLoss:
         self, model: Denoiser, batch: Undersampled, label: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
         loss = in_sampler_loss(model, batch, label, generator)
-        if self.volumes is None:
+        if self.volumes is None or _uniform(0, 1, generator) >= self.share:
             return loss
         scan = self.volumes.draw(generator)
         known = _uniform(0, 1, generator) >= self.label_dropout

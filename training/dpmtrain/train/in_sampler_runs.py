@@ -26,7 +26,7 @@ def train_in_sampler(args: argparse.Namespace) -> None:
     if settings["volume_scans"] > 0:
         volumes = VolumeScans(run.folder / "volumes", settings["volume_scans"])
         volumes.make(run.batches.slices, settings["seed"])
-        loss = InSamplerLoss(volumes, settings["volume_weight"], settings["label_dropout"])
+        loss = InSamplerLoss(volumes, settings["volume_share"], settings["volume_weight"], settings["label_dropout"])
     model = Denoiser(start.config)
     model.load_state_dict(start.weights)
     model = model.to(run.device)

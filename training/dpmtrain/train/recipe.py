@@ -37,11 +37,12 @@ TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
     "sheet_every": (int, 0),  # steps; 0: at the end only
     "save_seconds": (float, 0),
     "volume_scans": (int, 0),  # 0: of slices alone
+    "volume_share": (float, 0),  # of the steps that have one
     "volume_weight": (float, 0),  # of their loss
 }
 # of training for a number of steps, for a time, and inside the sampler
 COUNTED = ("steps", "ema_half_life", "p_mean", "p_std", "save_every", "sheet_every")
-OF_VOLUMES = ("volume_scans", "volume_weight")
+OF_VOLUMES = ("volume_scans", "volume_share", "volume_weight")
 TIMED = ("save_seconds", *OF_VOLUMES)
 RECIPE_TABLES = {
     "pretrain": {
