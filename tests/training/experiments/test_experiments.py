@@ -26,6 +26,7 @@ def small_capacity(monkeypatch):
     monkeypatch.setattr(capacity, "MODEL", {**capacity.MODEL, **TINY})
     monkeypatch.setattr(capacity, "SIDE", 33)
     monkeypatch.setattr(capacity, "SHORTEST", 1)
+    monkeypatch.setattr(capacity, "FITTING", 40)  # errors of nothing learnt follow no law
     monkeypatch.setattr(validation, "MATRIX", (46, 40))
     settings = {"steps": 4, "batch": 8, "crop": 16, "pool": 16, "precision": "float32"}
     monkeypatch.setattr(capacity, "TRAIN", {**capacity.TRAIN, **settings})

@@ -82,7 +82,8 @@ def timings(
     work = {
         gradient: network_work(network.denoiser.config, (shape[0], shape[1]), gradient) for gradient in (False, True)
     }
-    peaks = {dtype: attainable(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    precisions = [torch.float32, *([torch.bfloat16] if network.denoiser.bf16 else [])]
+    peaks = {dtype: attainable(device, dtype) for dtype in precisions}
     rows = []
     for sampler, count, group in [*(("prox", count, cases) for count in steps), ("dps", dps_steps, cases[:1])]:
         gradient = sampler == "dps"

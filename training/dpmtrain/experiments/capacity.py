@@ -51,6 +51,7 @@ TRAIN: dict[str, Any] = {
 PAPER = (64_700_000, 6_000_000)  # parameters and images of the source paper, the latter about
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5)
 SHORTEST = 64  # steps after which the networks are scored for the first time
+FITTING = 4000  # of the law, from each start at most
 SIDE = 128  # of the centre of a validation slice
 
 
@@ -164,7 +165,7 @@ def fitted(rows: Sequence[dict]) -> np.ndarray:
 
     lowest = min(row["all"] for row in rows)
     starts = [np.log([0.8 * lowest, a, p, a, p]) for a in (0.05, 0.2) for p in (0.3, 0.8)]
-    return min((least_squares(off, start, max_nfev=4000) for start in starts), key=lambda found: found.cost).x
+    return min((least_squares(off, start, max_nfev=FITTING) for start in starts), key=lambda found: found.cost).x
 
 
 def told(own: Sequence[dict], ships: dict) -> list[list[str]]:
