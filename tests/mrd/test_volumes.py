@@ -300,6 +300,7 @@ def test_lines_of_zeros_were_not_acquired():
     [
         ((2, 10), (0, 32), "partitions outside 2 to 10"),
         ((0, 9), (6, 32), "partitions outside 0 to 9 and lines outside 6 to 32"),
+        ((2, 12), (0, 32), "partitions outside 2 to 12"),
         ((0, 12), (4, 28), "lines outside 4 to 28"),
     ],
 )

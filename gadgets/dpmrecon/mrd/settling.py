@@ -174,16 +174,20 @@ class Settler:
     def _inside_zeros(self, lines: Lines, limits: tuple[Limits, Limits]) -> tuple[Limits, Limits] | None:
         """The limits without partitions and lines of zeros before and after the others, with which a slice or volume is
         complete: the matrix was filled up to a larger one. None where it was not."""
-        places = places_of(lines.sums)
+        places, zeros = places_of(lines.sums), places_of(lines.zeros)
         first, last = places.min(0), places.max(0)
-        zeros = places_of(lines.zeros)
-        beyond = ((zeros < first) | (zeros > last)).any(0)
+        before, behind = (zeros < first).any(0), (zeros > last).any(0)
         inner = [
-            Limits(max(int(low), own.minimum), min(int(high), own.maximum), own.center) if outside else own
-            for outside, low, high, own in zip(beyond, first, last, limits)
+            Limits(
+                max(int(first[axis]), own.minimum) if before[axis] else own.minimum,
+                min(int(last[axis]), own.maximum) if behind[axis] else own.maximum,
+                own.center,
+            )
+            for axis, own in enumerate(limits)
         ]
-        if not beyond.any() or any(
-            outside and not own.minimum < own.center < own.maximum for outside, own in zip(beyond, inner)
+        filled = before | behind
+        if not filled.any() or any(
+            not inner[a].minimum < inner[a].center < inner[a].maximum for a in filled.nonzero()[0]
         ):
             return None
         every = {*lines.sums, *lines.zeros}
