@@ -322,6 +322,16 @@ def test_partitions_and_lines_of_zeros_around_the_others_filled_the_matrix_up(pa
     )
 
 
+def test_zeros_outside_the_limits_alone_filled_nothing_up():
+    pattern = {(p, n) for p, n in ALL if not (p % 2 or n % 2) or (abs(p - 6) <= 4 and abs(n - 16) <= 6)}
+    lines = volume_scan(*PLACE, ALL)
+    for place, acquisition in zip(ALL, lines):
+        if place not in pattern or place[0] < 2:
+            acquisition.data[:] = 0
+    volume = only(slices(lines, volume_header(partition_limits=(2, 12, 6))))
+    assert volume.remarks[0].startswith("R = 1 is announced, and lines of zeros among the others tell R = 4")
+
+
 def test_a_flag_at_the_end_of_each_partition_ends_no_volume():
     lines = volume_scan(*PLACE, ALL)
     for acquisition in lines[32::33]:

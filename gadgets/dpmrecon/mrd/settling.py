@@ -185,10 +185,8 @@ class Settler:
             )
             for axis, own in enumerate(limits)
         ]
-        filled = before | behind
-        if not filled.any() or any(
-            not inner[a].minimum < inner[a].center < inner[a].maximum for a in filled.nonzero()[0]
-        ):
+        narrowed = [own for own, outer in zip(inner, limits) if own != outer]
+        if not narrowed or not all(own.minimum < own.center < own.maximum for own in narrowed):
             return None
         every = {*lines.sums, *lines.zeros}
         if self._complete(every, self._acquired(every, limits), limits, self.acceleration)[2] is not None:
