@@ -1,5 +1,9 @@
 """Coil maps from calibration lines: ESPIRiT (Uecker et al., Magnetic Resonance in Medicine 71:990, 2014)."""
 
+import itertools
+import math
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import max_pool3d
 
@@ -12,6 +16,8 @@ FEWEST = 8  # calibration lines, or samples
 # The kernel along an axis is the largest up to this one that leaves at least two more patches than it has samples:
 # with 8 lines CG-SENSE of the FLAIR validation slice (R = 2) has NRMSE .92 by a kernel of 6, .08 by one of 4, .05 by 3
 KERNEL = 6
+LARGEST = 24  # samples of the calibration that are used along each axis
+THRESHOLD = 0.02  # of the largest singular value: what is above spans the signal
 CROP = 0.9  # of the largest eigenvalue, 1 where the signal explains the coils: below no maps
 
 # A head folds where, on a coarse grid of LOOKED_AT pixels or more each way, the second eigenvalue is at least FOLDED
@@ -29,9 +35,9 @@ def estimate_coil_maps(
     shape: tuple[int, int],
     *,
     kernel: int | None = None,
-    threshold: float = 0.02,
+    threshold: float = THRESHOLD,
     crop: float = CROP,
-    max_calibration: int = 24,
+    max_calibration: int = LARGEST,
 ) -> torch.Tensor:
     """Coil maps (n_coils, rows, cols) complex64: sum over coils of |s|^2 is 1 in the support and 0 outside it.
 
@@ -73,16 +79,16 @@ class _Espirit:
         calibration: torch.Tensor,
         shape: tuple[int, int],
         kernel: int | None = None,
-        threshold: float = 0.02,
+        threshold: float = THRESHOLD,
         crop: float = CROP,
-        max_calibration: int = 24,
+        max_calibration: int = LARGEST,
     ):
         if not 0.6 <= crop <= 1:
             raise BadInputError(f"The crop of the coil maps is {crop}, but .6 to 1 is needed: choose about .9.")
         sizes = (kernel,) * 2 if kernel is not None else tuple(kernel_size(size) for size in calibration.shape[-2:])
         calibration = _middle(calibration, shape, sizes, FEWEST if kernel is None else kernel + 2, max_calibration)
         self.shape, self.crop, self.n_coils = shape, crop, len(calibration)
-        operator = _kernel_correlations(calibration, sizes, threshold)
+        operator = kernel_correlations(calibration, sizes, threshold)
         self.reference = principal_component(calibration)
         self.by_row, by_col = (
             fourier_matrix(size, 2 * taps - 1, calibration.device) for size, taps in zip(shape, sizes)
@@ -214,21 +220,26 @@ def _middle(
     return calibration / calibration.abs().max()
 
 
-def _kernel_correlations(calibration: torch.Tensor, kernel: tuple[int, ...], threshold: float) -> torch.Tensor:
+def kernel_correlations(calibration: torch.Tensor, kernel: Sequence[int], threshold: float = THRESHOLD) -> torch.Tensor:
     """The projection of all k-space patches on the signal space, averaged over the patches that hold a sample: a
-    convolution (2 kernel - 1 rows and cols, n_coils, n_coils) that leaves true k-space as it is."""
-    n_coils, (rows, cols) = len(calibration), kernel
-    patches = calibration.unfold(1, rows, 1).unfold(2, cols, 1)
-    patches = patches.permute(1, 2, 0, 3, 4).reshape(-1, n_coils * rows * cols)
+    convolution (2 kernel - 1 taps along each axis, n_coils, n_coils) that leaves true k-space as it is.
+
+    calibration: (n_coils, lines, samples) or (n_coils, partitions, lines, samples); kernel: its size along each axis.
+    """
+    n_coils, axes = len(calibration), len(kernel)
+    patches = calibration
+    for axis, size in enumerate(kernel, 1):
+        patches = patches.unfold(axis, size, 1)
+    patches = patches.movedim(0, axes).flatten(0, axes - 1).flatten(1)
     # the right singular vectors, conjugated since patches are rows; LAPACK is quicker than a GPU
     energies, vectors = torch.linalg.eigh((patches.T @ patches.conj()).cpu())
     signal = vectors[:, energies > threshold**2 * energies[-1]].to(patches.device)
-    projection = (signal @ signal.mH).view(n_coils, rows, cols, n_coils, rows, cols)
-    projection = projection.permute(1, 2, 4, 5, 0, 3).flip(2, 3) / (rows * cols)
-    convolution = projection.new_zeros((2 * rows - 1, 2 * cols - 1, n_coils, n_coils))
-    for i in range(rows):
-        for j in range(cols):
-            convolution[i : i + rows, j : j + cols] += projection[i, j]
+    projection = (signal @ signal.mH).view(n_coils, *kernel, n_coils, *kernel)
+    projection = projection.movedim((0, axes + 1), (-2, -1)).flip(*range(axes, 2 * axes)) / math.prod(kernel)
+    convolution = projection.new_zeros((*(2 * size - 1 for size in kernel), n_coils, n_coils))
+    for place in itertools.product(*map(range, kernel)):
+        some = tuple(slice(first, first + size) for first, size in zip(place, kernel))
+        convolution[some] += projection[place]
     return convolution
 
 

@@ -1,19 +1,24 @@
 """Coil maps of a volume: ESPIRiT with a kernel along all three axes, on a grid as coarse as smooth maps allow."""
 
-import itertools
-import math
-
 import torch
 
 from ..errors import BadInputError
-from .coil_maps import CHUNK, FEWEST, KERNEL, dominant, fourier_matrix, kernel_size, principal_component
+from .coil_maps import (
+    CHUNK,
+    FEWEST,
+    KERNEL,
+    LARGEST,
+    dominant,
+    fourier_matrix,
+    kernel_correlations,
+    kernel_size,
+    principal_component,
+)
 from .fourier import crop_or_pad, origin_to_corner
 from .volume_map_sets import DOUBLE, continue_ends, folding_axis, second_set, shared_part
 
 # Size of the matrix whose eigenvectors span the signal; a larger one takes minutes
 MATRIX = 2048
-LARGEST = 24  # samples of the calibration that are used along each axis
-THRESHOLD = 0.02  # of the largest singular value: what is above spans the signal
 # Of the eigenvalue; at .9 slabs lose dark edges (training/reports/volumes/support)
 CROP = 0.85
 SECOND = 0.9  # the same of a second set
@@ -34,7 +39,7 @@ def estimate_volume_maps(
     `estimate_coil_maps`. Raises BadInputError for a calibration too small for the kernel, zero or not finite.
     """
     calibration = _middle(calibration)
-    operator = kernel_correlations(calibration)
+    operator = volume_operator(calibration)
     reference = principal_component(calibration)
     grid = grid_of(shape)
     axis = folding_axis(operator, grid, fold)
@@ -54,7 +59,7 @@ def estimate_volume_maps(
 def folded_part(calibration: torch.Tensor, shape: tuple[int, int, int]) -> float:
     """Share of the head that shares its voxels with another part of it, along any axis. Arguments and errors as of
     `estimate_volume_maps`."""
-    return shared_part(kernel_correlations(_middle(calibration)), grid_of(shape))
+    return shared_part(volume_operator(_middle(calibration)), grid_of(shape))
 
 
 def packed_maps(maps: torch.Tensor) -> torch.Tensor:
@@ -93,25 +98,10 @@ def _middle(calibration: torch.Tensor) -> torch.Tensor:
     return calibration / calibration.abs().max()
 
 
-def kernel_correlations(calibration: torch.Tensor) -> torch.Tensor:
-    """(taps, taps, taps, n_coils, n_coils): the projection of all patches on the signal space, averaged over those that
-    hold a sample: a convolution of 2 kernel - 1 taps an axis."""
-    n_coils = len(calibration)
-    longest = longest_kernel(n_coils)
-    kernel = [min(longest, kernel_size(size)) for size in calibration.shape[1:]]
-    patches = calibration
-    for axis, size in enumerate(kernel, 1):
-        patches = patches.unfold(axis, size, 1)
-    patches = patches.permute(1, 2, 3, 0, 4, 5, 6).flatten(0, 2).flatten(1)
-    energies, vectors = torch.linalg.eigh((patches.T @ patches.conj()).cpu())
-    signal = vectors[:, energies > THRESHOLD**2 * energies[-1]].to(patches.device)
-    projection = (signal @ signal.mH).view(n_coils, *kernel, n_coils, *kernel)
-    projection = projection.permute(1, 2, 3, 5, 6, 7, 0, 4).flip(3, 4, 5) / math.prod(kernel)
-    convolution = projection.new_zeros((*(2 * size - 1 for size in kernel), n_coils, n_coils))
-    for place in itertools.product(*map(range, kernel)):
-        some = tuple(slice(first, first + size) for first, size in zip(place, kernel))
-        convolution[some] += projection[place]
-    return convolution
+def volume_operator(calibration: torch.Tensor) -> torch.Tensor:
+    """(taps, taps, taps, n_coils, n_coils): `kernel_correlations` by the kernel of a volume."""
+    longest = longest_kernel(len(calibration))
+    return kernel_correlations(calibration, [min(longest, kernel_size(size)) for size in calibration.shape[1:]])
 
 
 def _eigenvectors(

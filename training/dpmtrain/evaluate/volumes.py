@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from dpmrecon.errors import DpmreconError
 from dpmrecon.physics.volume_map_sets import DOUBLE, folded_share
-from dpmrecon.physics.volume_maps import CROP, central, estimate_volume_maps, grid_of, kernel_correlations
+from dpmrecon.physics.volume_maps import CROP, central, estimate_volume_maps, grid_of, volume_operator
 from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults, volume_defaults
 from dpmrecon.prior.kinds import settings_from
 from dpmrecon.prior.problem import NoiseSource, Planes, never
@@ -242,7 +242,7 @@ def folds(checkpoint: Checkpoint, out: Path) -> None:
                 data, shape = case.reference.data, case.truth.shape
                 assert data.calibration is not None
                 calibration = central(data.calibration)
-                share = folded_share(kernel_correlations(calibration), grid_of(shape))
+                share = folded_share(volume_operator(calibration), grid_of(shape))
                 scores = []
                 for fold in (math.inf, 0.0):
                     copy = replace(data, kspace=data.kspace.clone())
@@ -307,7 +307,7 @@ def cut_slabs(out: Path) -> None:
             data, truth = reference.data, reference.truth
             assert data.calibration is not None
             calibration = central(data.calibration)
-            share = folded_share(kernel_correlations(calibration), grid_of(truth.shape))
+            share = folded_share(volume_operator(calibration), grid_of(truth.shape))
             scores = []
             for fold in (math.inf, 0.0):
                 maps = estimate_volume_maps(calibration, truth.shape, fold=fold)
