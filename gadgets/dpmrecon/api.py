@@ -235,7 +235,9 @@ def reconstruct(
         data = replace(data, voxel_mm=_voxel(voxel_mm))
     elif voxel_mm is not None:
         raise BadInputError("voxel_mm is of a volume, and the k-space is one slice's: leave it out")
-    options = _options(contrast, mode, steps, samples, seed, fallback, gate, adapt)
+    options = _options(
+        contrast=contrast, mode=mode, steps=steps, samples=samples, seed=seed, fallback=fallback, gate=gate, adapt=adapt
+    )
     label = contrast_of(options, checkpoint, None)
     sampling = sampling_of(
         options, checkpoint, where, label, data.acceleration, volume=isinstance(data, Volume), keep_samples=keep_samples
@@ -310,8 +312,15 @@ def reconstruct_scan(
         The model fails and `fallback` is False.
     """
     checkpoint, where = _loaded(model, device)
-    options = replace(
-        _options(contrast, mode, steps, samples, seed, fallback, gate, adapt),
+    options = _options(
+        contrast=contrast,
+        mode=mode,
+        steps=steps,
+        samples=samples,
+        seed=seed,
+        fallback=fallback,
+        gate=gate,
+        adapt=adapt,
         conjugate=conjugate,
         noise=None if noise is None else Path(noise),
         coils=coils,
@@ -319,7 +328,6 @@ def reconstruct_scan(
         group=group,
         set=header_values,
     )
-    checked(options)
     with ExitStack() as stack:
         opened = scan if isinstance(scan, Scan) else stack.enter_context(open_as(scan, options))
         header = opened.header
@@ -347,22 +355,8 @@ def reconstruct_scan(
                 yield _result(item, np.empty(0), lambda image: to_recon_space(image, header))
 
 
-def _options(
-    contrast: str | None,
-    mode: str,
-    steps: int | None,
-    samples: int | None,
-    seed: int,
-    fallback: bool,
-    gate: str,
-    adapt: bool,
-) -> Options:
-    on = "on" if fallback else "off"
-    return checked(
-        Options(
-            contrast=contrast, mode=mode, steps=steps, samples=samples, seed=seed, fallback=on, gate=gate, adapt=adapt
-        )
-    )
+def _options(*, fallback: bool, **given: Any) -> Options:
+    return checked(Options(fallback="on" if fallback else "off", **given))
 
 
 def _loaded(model: Model, device: str | None) -> tuple[Checkpoint, torch.device]:

@@ -72,7 +72,7 @@ def result_writers(
     name, secret = (None, str(scan.path)) if hidden else (scan.path.name, None)
     names = Names.of(scan.keys(combine_averages), header)
     report = Report(folder / "report.json", name, provenance, scan.log, secret, names=names)
-    images = ImagesFile(folder / "images.h5", scan, wanted.outputs)
+    images = ImagesFile(folder / "images.h5", scan.header, scan.xml, wanted.outputs)
     maps = Maps(
         header,
         wanted.weighting,

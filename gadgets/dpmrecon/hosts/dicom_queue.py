@@ -18,7 +18,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,9 @@ PAUSES = (2.0, 10.0, 60.0, 300.0)
 FAILURES = 4  # of one scan's DICOM, for reasons that nobody knows
 
 
-@dataclass(frozen=True)
-class Headed:
-    """A scan that came from a peer, as far as images.h5 asks for it. xml: its header with the options' changes."""
-
-    header: Header
-    xml: bytes
-
-
 class DicomJob:
-    """A writer of one scan into the queue. digest: called at the scan's end, SHA-256 of what the peer sent, hex.
+    """A writer of one scan into the queue. xml: its header with the options' changes; digest: called at the scan's end,
+    SHA-256 of what the peer sent, hex.
 
     note: gets a line where no DICOM will come: the peer has its images all the same.
     """
@@ -62,7 +55,8 @@ class DicomJob:
     def __init__(
         self,
         queue: "DicomQueue",
-        scan: Headed,
+        header: Header,
+        xml: bytes,
         options: Options,
         provenance: Provenance,
         weighting: Weighting | None,
@@ -78,7 +72,7 @@ class DicomJob:
             with telling(queue.folder):
                 queue.waiting.mkdir(mode=0o700, exist_ok=True)  # the folder may have been emptied
                 self._folder.mkdir(mode=0o700)
-            self._images = ImagesFile(self._folder / "images.h5", scan, Outputs(options.outputs))
+            self._images = ImagesFile(self._folder / "images.h5", header, xml, Outputs(options.outputs))
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:

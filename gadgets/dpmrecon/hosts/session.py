@@ -40,7 +40,7 @@ from ..recon.types import Reconstruction, Sampling
 from . import wire
 from .adapters import Gadgetron, Host
 from .audit import AuditLog, header_digest, origin
-from .dicom_queue import DicomJob, DicomQueue, Headed
+from .dicom_queue import DicomJob, DicomQueue
 from .engine import Engine, SampleRequest
 from .metrics import Metrics
 from .wire import PeerGoneError, Wire
@@ -209,8 +209,7 @@ class Session:
         swi = SwiSeries(header, provenance, options.vein_phase, self._send_map, self._note)
         writers: list[Writer] = [Sender(self.host, self.peer), maps, swi]
         if self.dicom is not None:
-            scan = Headed(header, xml)
-            self._job = DicomJob(self.dicom, scan, options, provenance, maps.weighting, self._digest, self._note)
+            self._job = DicomJob(self.dicom, header, xml, options, provenance, maps.weighting, self._digest, self._note)
             writers.append(self._job)  # after all that sends, and before what tells of missing slices
         names = Names.of(announced_ends(header, combine_averages=combine), header)
         writers.append(Books(record, sampling, lines, names))

@@ -2,10 +2,11 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
 
 import h5py
 import ismrmrd
@@ -66,22 +67,15 @@ class Outputs:
         return (len(self.images) + 1 + self.conventional) * (2 if self.nifti else 1)
 
 
-class Headed(Protocol):
-    """A scan, as far as its images.h5 asks for it."""
-
-    @property
-    def header(self) -> Header: ...
-
-    @property
-    def xml(self) -> bytes: ...
-
-
 class ImagesFile:
-    """A writer of images.h5: images are on disk as soon as they are added. Raises BadInputError."""
+    """A writer of images.h5: images are on disk as soon as they are added. Raises BadInputError.
 
-    def __init__(self, path: Path, scan: Headed, outputs: Outputs):
-        self.path, self.header, self.outputs = path, scan.header, outputs
-        xml = without_patient(scan.xml) if outputs.anonymize else scan.xml
+    xml: the header with the options' changes.
+    """
+
+    def __init__(self, path: Path, header: Header, xml: bytes, outputs: Outputs):
+        self.path, self.header, self.outputs = path, header, outputs
+        xml = without_patient(xml) if outputs.anonymize else xml
         with telling(path.parent):
             _claim(path, ROOM + len(xml))
             path.unlink()
@@ -141,6 +135,13 @@ def series_of(images: Path) -> list[int]:
     """The numbers N of the series image_N in images.h5, in order."""
     with h5py.File(images, "r") as file:
         return sorted(int(name[6:]) for name in file["dataset"] if name.startswith("image_"))
+
+
+def images_in(images: Path, series: int) -> Iterator[ismrmrd.Image]:
+    """The images of the series image_N in images.h5, in order."""
+    with closing(ismrmrd.Dataset(str(images), "dataset", create_if_needed=False)) as dataset:
+        for index in range(dataset.number_of_images(f"image_{series}")):
+            yield dataset.read_image(f"image_{series}", index)
 
 
 def _claim(path: Path, size: int) -> None:

@@ -18,7 +18,7 @@ from ..errors import BadInputError
 from ..mrd.diffusion import COUNTERS
 from ..mrd.header import Header, contrast_label
 from ..recon.types import Reconstruction
-from .mrd_images import RECONSTRUCTION, commented, derived_meta, image_of, remarks_meta, remarks_of
+from .mrd_images import RECONSTRUCTION, commented, derived_meta, image_of, remarks_meta, remarks_of, window
 from .weighting import NONE, Weighted, Weighting, weighting_comment, weighting_of, without_b_values, without_weighting
 
 TRACE, ADC, EXPONENTIAL = 4, 5, 11  # series index: image_4 and so on in images.h5
@@ -318,12 +318,10 @@ def in_whole_numbers(image: ismrmrd.Image) -> ismrmrd.Image:
     if image.image_series_index not in scales:
         return image
     slope, width, unit = scales[image.image_series_index]
-    window = round(width / slope)
-    limits = {"WindowCenter": str(window // 2), "WindowWidth": str(window)}
+    wide = round(width / slope)
     meta = {
         **image.meta,
-        **limits,
-        **{f"GADGETRON_{name}": value for name, value in limits.items()},
+        **window(wide // 2, wide),
         "RescaleSlope": f"{slope:g}",
         "GADGETRON_ScaleRatio": f"{1 / slope:.9g}",
         "dpmrecon_map": f"{image.meta['dpmrecon_map'].removesuffix(' mm2/s')} {slope:g}{unit}",

@@ -15,7 +15,7 @@ from ..data import LostSlice
 from ..errors import BadInputError
 from ..mrd.geometry import Plane, plane_of_partition, slice_spacing
 from ..recon.types import Reconstruction
-from .images_file import series_of
+from .images_file import images_in, series_of
 from .mrd_images import COUNTERS, RESEARCH
 from .report import Report
 from .writers import telling
@@ -60,7 +60,7 @@ def write_nifti(images: Path, folder: Path) -> list[str]:
     with telling(folder, "make room or choose another --out"):
         folder.mkdir(parents=True, exist_ok=True)
         for number in series_of(images):
-            found = _read(images, f"image_{number}")
+            found = list(images_in(images, number))
             role = str(found[0].meta.get("DataRole", "image"))
             name = f"{number:02d}_{NAMES.get(role, role.lower())}"
             try:
@@ -111,11 +111,3 @@ def _affine(plane: Plane, rows: int, through: np.ndarray) -> np.ndarray:
     columns = [across * plane.along_columns, -down * plane.along_rows, through, plane.point(rows - 1, 0)]
     affine[:3] = _LPS_TO_RAS @ np.stack(columns, 1)
     return affine
-
-
-def _read(images: Path, name: str) -> list[ismrmrd.Image]:
-    dataset = ismrmrd.Dataset(str(images), "dataset", create_if_needed=False)
-    try:
-        return [dataset.read_image(name, index) for index in range(dataset.number_of_images(name))]
-    finally:
-        dataset.close()

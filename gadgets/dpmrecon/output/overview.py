@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import BadInputError
 from ..mrd.geometry import Grid, grid_of_mrd, plane_of_mrd
-from .images_file import series_of
+from .images_file import images_in, series_of
 from .maps import ADC, ADC_WINDOW, TRACE
 from .mrd_images import COUNTERS, RECONSTRUCTION
 from .swi import SWI
@@ -50,18 +50,14 @@ class _Stack:
     def read(cls, images: Path, series: int) -> "_Stack | None":
         """The largest of several b-values of a trace, the first of several echoes or averages of others; None where
         directions say nothing."""
-        dataset = ismrmrd.Dataset(str(images), "dataset", create_if_needed=False)
+        found: dict[tuple[float, ...], list[tuple[Grid, np.ndarray]]] = {}
         try:
-            found: dict[tuple[float, ...], list[tuple[Grid, np.ndarray]]] = {}
-            for index in range(dataset.number_of_images(f"image_{series}")):
-                image = dataset.read_image(f"image_{series}", index)
+            for image in images_in(images, series):
                 weighting = float(image.meta[B_VALUE[0]]) if series == TRACE else 0.0
                 counters = (weighting, *(int(getattr(image.getHead(), name)) for name in COUNTERS))
                 found.setdefault(counters, []).append((_grid(image), np.asarray(image.data[0], np.float32)))
         except BadInputError:
             return None
-        finally:
-            dataset.close()
         return cls(found[max(found) if series == TRACE else min(found)])
 
     @property

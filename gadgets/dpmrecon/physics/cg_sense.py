@@ -37,30 +37,18 @@ def cg_sense(
     return image * (torch.vdot(image.flatten(), zero_filled.flatten()).real / energy.clamp_min(1e-30))
 
 
-def slice_scale(model: ForwardModel, zero_filled: torch.Tensor, sigma_n: float) -> tuple[float, torch.Tensor]:
-    """The scale of an undersampled slice by the rule of `scale.py`, and the CG-SENSE image it was taken from.
+def scaled(
+    model: ForwardModel, zero_filled: torch.Tensor, sigma_n: float, *, go_on: bool = False
+) -> tuple[float, torch.Tensor]:
+    """The scale of an undersampled slice or volume by the rule of `scale.py`, and the CG-SENSE image it was taken from.
 
-    zero_filled: A^H y. Without the fit to the data the scale of a noisy scan comes out 15 % low. The
-    weight needs the scale itself: start from the zero-filled image and repeat once.
+    zero_filled: A^H y. Without the fit to the data the scale of a noisy scan comes out 15 % low. The weight needs the
+    scale itself: start from the zero-filled image and repeat once, which may go on from the first image.
     """
-    scale = image_scale(model.combined(zero_filled))
-    for _ in range(2):
+    scale, image = image_scale(model.combined(zero_filled)), zero_filled
+    for last in (False, True):
         if scale == 0:  # nothing but zeros inside the support
-            break
-        image = cg_sense(model, zero_filled, sigma_n, scale)
-        scale = image_scale(model.combined(image))
-    else:
-        return scale, image
-    return 0.0, zero_filled
-
-
-def volume_scale(model: ForwardModel, zero_filled: torch.Tensor, sigma_n: float) -> tuple[float, torch.Tensor]:
-    """The same of a volume, whose second image goes on from the first."""
-    scale, image = image_scale(model.combined(zero_filled)), None
-    for _ in range(2):
-        if scale == 0:
             return 0.0, zero_filled
-        image = cg_sense(model, zero_filled, sigma_n, scale, start=image)
+        image = cg_sense(model, zero_filled, sigma_n, scale, start=image if go_on and last else None)
         scale = image_scale(model.combined(image))
-    assert image is not None
     return scale, image

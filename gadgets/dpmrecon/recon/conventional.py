@@ -8,7 +8,7 @@ import torch
 
 from ..data import LostSlice, Slice
 from ..device import synchronize
-from ..physics.cg_sense import slice_scale
+from ..physics.cg_sense import scaled
 from ..physics.forward import ForwardModel
 from ..physics.phase import smooth_phase
 from ..physics.soft_sense import SoftSense
@@ -29,7 +29,7 @@ def mapped_slice(
     form = ForwardModel if maps.ndim == 3 else SoftSense
     model = form(maps, mask)
     zero_filled = model.adjoint(data.kspace)
-    scale, conventional = slice_scale(model, zero_filled, data.sigma_n)
+    scale, conventional = scaled(model, zero_filled, data.sigma_n)
     if not (math.isfinite(scale) and scale > 0):
         return LostSlice(data.key, "its k-space holds no signal inside the coil maps' support")
     phase = smooth_phase(conventional)

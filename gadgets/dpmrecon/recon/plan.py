@@ -9,7 +9,6 @@ from ..errors import BadInputError
 from ..mrd.header import Header, acceleration, contrast_label, n_partitions
 from ..options import Options, printable
 from ..prior.checkpoint import Checkpoint, load_checkpoint, sampler_defaults, uncertainty_defaults, volume_defaults
-from ..prior.conditional import ConditionalDenoiser
 from ..prior.kinds import DENOISER, KINDS, ONE_STEP
 from .types import Sampling
 
@@ -28,8 +27,8 @@ def load(options: Options, *, final: bool = False) -> tuple[Checkpoint, torch.de
         checkpoint = load_checkpoint(ONE_STEP, device, checkpoint, later=later)
     if options.precision == "float32":
         checkpoint.model.bf16 = False
-        if isinstance(checkpoint.model, ConditionalDenoiser) and checkpoint.model.later is not None:
-            checkpoint.model.later.denoiser.bf16 = False
+        if checkpoint.prior is not None:
+            checkpoint.prior.model.bf16 = False
     return checkpoint, device
 
 

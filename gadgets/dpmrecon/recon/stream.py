@@ -13,7 +13,7 @@ from .deadline import Deadline
 from .sample import Progress, draw, fall_back, sample_group
 from .types import MappedSlice, MappedVolume, Reconstruction, Sampling
 
-# applications of the normal operator for a volume's CG-SENSE image, see `volume_scale`
+# applications of the normal operator for a volume's CG-SENSE image, see `scaled`
 CG_SENSE_STEPS = 2 * (VolumeModel.cg_steps + 2)
 
 

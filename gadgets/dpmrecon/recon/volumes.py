@@ -9,7 +9,7 @@ import torch
 from ..data import ESTIMATED, LostSlice, Volume
 from ..device import synchronize
 from ..errors import BadInputError
-from ..physics.cg_sense import volume_scale
+from ..physics.cg_sense import scaled
 from ..physics.coil_compression import compressed_volume
 from ..physics.fourier import origin_to_corner
 from ..physics.noise import estimated_volume_sigma
@@ -65,7 +65,7 @@ def mapped_volume(
     data = replace(data, kspace=hybrid(data.kspace.to(maps.device)), mask=data.mask.to(maps.device))
     model = (VolumeModel if maps.ndim == 4 else SoftVolume)(maps, data.mask)
     zero_filled = model.adjoint(data.kspace)
-    scale, conventional = volume_scale(model, zero_filled, data.sigma_n)
+    scale, conventional = scaled(model, zero_filled, data.sigma_n, go_on=True)
     if not (math.isfinite(scale) and scale > 0):
         return LostSlice(data.key, "its k-space holds no signal inside the coil maps' support")
     phase = smooth_phase(conventional, AXES)

@@ -333,9 +333,8 @@ def run(args: argparse.Namespace) -> int:
     from ..data import Slice
     from ..dicom.write import DicomOptions
     from ..mrd.collect import slices
-    from ..mrd.file import open_scan
     from ..mrd.header import check_supported
-    from ..mrd.receiving import Receiving
+    from ..mrd.receiving import Receiving, open_as
     from ..options import from_arguments
     from ..output.images_file import Outputs
     from ..physics.coil_compression import n_kept
@@ -347,7 +346,7 @@ def run(args: argparse.Namespace) -> int:
     options = from_arguments(args)
     checkpoint, device = plan.load(options, final=True)
     start, base = time.monotonic() - args.started, memory_peak(device)
-    with open_scan(args.scan, group=options.group, changes=options.set) as scan:
+    with open_as(args.scan, options) as scan:
         check_supported(scan.header)
         contrast, sampling = plan.asked(options, checkpoint, scan.header)
         whole = load_of(scan, sampling, combine_averages=options.combine_averages)

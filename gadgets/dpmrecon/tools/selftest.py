@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import BadInputError, DpmreconError
+from ..errors import DpmreconError
 from ..mrd.geometry import Plane, plane_of_partition
 from .phantom import Letters
 from .simulate import simulate
@@ -131,16 +131,11 @@ def folder_of(out: Path, orientation: str) -> Path:
 
 def mrd_images(path: Path) -> list[tuple[Plane, np.ndarray]]:
     """Planes and magnitudes (rows, columns) of `image_1` in images.h5, one a partition."""
-    import ismrmrd
+    from ..output.images_file import images_in
 
-    dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=False)
-    try:
-        images = [dataset.read_image("image_1", index) for index in range(dataset.number_of_images("image_1"))]
-    finally:
-        dataset.close()
     return [
         (plane_of_partition(image.getHead(), image.data.shape, number), np.asarray(pixels))
-        for image in images
+        for image in images_in(path, 1)
         for number, pixels in enumerate(image.data[0])
     ]
 
@@ -241,6 +236,7 @@ def selftest(
     from ..mrd.receiving import Receiving
     from ..options import Options
     from ..output.images_file import Outputs, has_nibabel
+    from ..output.writers import telling
     from ..recon.types import Sampling
     from ..replay import replay
     from ..results import Wanted
@@ -253,10 +249,8 @@ def selftest(
     for orientation in (*ORIENTATIONS, *VOLUMES) if orientations is None else orientations:
         settings = settings_of(orientation)
         folder = folders[orientation] = folder_of(out, orientation)
-        try:
+        with telling(out):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInputError(f"cannot write to {out} ({error}): choose another --out") from error
         simulate(folder / "scan.h5", settings)
         with open_scan(folder / "scan.h5") as scan:
             outputs = Outputs(nifti=has_nibabel())
