@@ -2,8 +2,8 @@
 
 import dpmrecon
 import numpy as np
-from dpmrecon.tools.simulated_slice import simulated_kspace
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.slices import simulated_kspace
 
 # any (n_coils, rows, cols) complex array, zero where not acquired, does in its place
 kspace, truth = simulated_kspace(SimulationSettings(contrast="flair", matrix=(192, 192), acceleration=4))

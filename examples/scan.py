@@ -5,8 +5,8 @@ import tempfile
 from pathlib import Path
 
 import dpmrecon
-from dpmrecon.tools.simulate import simulate
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.simulate import simulate
 
 with tempfile.TemporaryDirectory() as folder:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder, "scan.h5")

@@ -12,9 +12,9 @@ import pytest
 # before torch is imported, and for the processes that tests start: threads that spin wait long on a busy machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from dpmrecon.tools.epi_settings import EpiSettings
-from dpmrecon.tools.simulate import simulate
-from dpmrecon.tools.simulation_settings import SimulationSettings, VolumeSettings
+from dpmrecon.simulation.epi_settings import EpiSettings
+from dpmrecon.simulation.settings import SimulationSettings, VolumeSettings
+from dpmrecon.simulation.simulate import simulate
 
 from support.gaussian import GaussianWorld
 from support.models import SAMPLING, TINY, saved_model
@@ -34,7 +34,7 @@ def _simulated(settings: SimulationSettings, folder: Path, made: dict[Simulation
 
 @pytest.fixture(scope="session")
 def simulated_scan(tmp_path_factory):
-    """simulated_scan(**settings) -> Path of the scan; its truth lies at dpmrecon.tools.simulate.truth_path(path).
+    """simulated_scan(**settings) -> Path of the scan; its truth lies at dpmrecon.simulation.simulate.truth_path(path).
 
     Settings are those of SimulationSettings, with `partitions` those of VolumeSettings; what is not given is small: one
     slice of 64x64, 6 coils, R=2 with 16 calibration lines, or a volume of 26x24 with R=2x2 and a block of 12x12. Equal

@@ -7,8 +7,8 @@ import torch
 from dpmrecon.errors import BadInputError, DpmreconError
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.denoiser import Denoiser
-from dpmrecon.tools.simulated_slice import simulated_kspace
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.slices import simulated_kspace
 
 from support.results import images, replay
 

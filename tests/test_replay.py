@@ -9,7 +9,7 @@ import pytest
 from dpmrecon.cli import main
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.output import preview
-from dpmrecon.tools.simulate import truth_path
+from dpmrecon.simulation.simulate import truth_path
 
 from support.edited import edited
 from support.results import images, replay, report

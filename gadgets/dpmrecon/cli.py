@@ -301,7 +301,7 @@ def _bulk(args: argparse.Namespace) -> int:
 
 
 def _add_simulate(commands) -> None:
-    from .tools.simulate import add_arguments, run
+    from .simulation.simulate import add_arguments, run
 
     parser = add_command(
         commands,

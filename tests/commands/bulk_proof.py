@@ -24,8 +24,8 @@ from statistics import median
 import h5py
 import numpy as np
 from dpmrecon.bulk.job import PARTS, ROW
-from dpmrecon.tools.simulate import simulate
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.simulate import simulate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where support lies
 

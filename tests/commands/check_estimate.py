@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from dpmrecon.tools.simulate import simulate
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.simulate import simulate
 
 
 def command(*given: object) -> str:

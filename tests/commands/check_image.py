@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dpmrecon.tools.simulate import simulate
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.simulate import simulate
 from dpmrecon.version import __version__
 
 from support import fake_peer, openrecon

@@ -35,8 +35,8 @@ from pathlib import Path
 
 import ismrmrd
 import numpy as np
-from dpmrecon.tools.simulate import simulate
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.simulate import simulate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where support lies
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pydicom
 import pytest
 from dpmrecon.cli import main
-from dpmrecon.dicom.send import Peer, SendError, _association, dicom_files, peer_from_text, send
+from dpmrecon.dicom.send import Archive, SendError, _association, archive_from_text, dicom_files, send
 from dpmrecon.errors import BadInputError
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage, Verification
@@ -62,7 +62,7 @@ def test_orthanc_refuses_a_wrong_title(result, orthanc, capsys):
     assert "application entity title" in error
     pauses = []
     with pytest.raises(SendError):
-        send(dicom_files(result), Peer("OTHER", peer.host, peer.port), sleep=pauses.append)
+        send(dicom_files(result), Archive("OTHER", peer.host, peer.port), sleep=pauses.append)
     assert pauses == []  # another try would end the same way
 
 
@@ -73,7 +73,7 @@ def test_no_packet_waits_for_the_answer_to_another(orthanc):
 
 @pytest.fixture
 def scripted():
-    """scripted(statuses, context) -> (Peer, received): a peer that answers C-STORE with these statuses in turn."""
+    """scripted(statuses, context) -> (Archive, received): a peer that answers C-STORE with these statuses in turn."""
     servers = []
 
     def start(statuses, context=MRImageStorage):
@@ -91,7 +91,7 @@ def scripted():
         entity = AE(ae_title="PEER")
         entity.add_supported_context(context)
         servers.append(entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, store)]))
-        return Peer("PEER", "127.0.0.1", servers[-1].socket.getsockname()[1]), received
+        return Archive("PEER", "127.0.0.1", servers[-1].socket.getsockname()[1]), received
 
     yield start
     for server in servers:
@@ -155,12 +155,12 @@ def test_a_file_that_is_not_dicom_does_not_stop_the_others(result, scripted, tmp
 )
 def test_bad_addresses(text):
     with pytest.raises(BadInputError, match="AET@host:port"):
-        peer_from_text(text)
+        archive_from_text(text)
 
 
 def test_good_addresses_and_empty_folders(tmp_path):
-    assert peer_from_text("MY AET@pacs.example.org:11112") == Peer("MY AET", "pacs.example.org", 11112)
-    assert peer_from_text("A@[::1]:104").host == "::1"
+    assert archive_from_text("MY AET@pacs.example.org:11112") == Archive("MY AET", "pacs.example.org", 11112)
+    assert archive_from_text("A@[::1]:104").host == "::1"
     for folder in (tmp_path, Path("/nowhere")):
         with pytest.raises(BadInputError, match="no .dcm files"):
             dicom_files(folder)

@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 from dpmrecon.cli import main
-from dpmrecon.dicom.send import dicom_files, peer_from_text
+from dpmrecon.dicom.send import archive_from_text, dicom_files
 from dpmrecon.errors import BadInputError
 from dpmrecon.hosts.dicom_queue import FAILURES, DicomQueue
 from pynetdicom import AE, evt
@@ -208,7 +208,7 @@ def test_a_scan_that_fails_again_and_again_is_given_up_and_one_that_comes_ends_t
 
 
 def test_a_scan_whose_files_were_taken_away_holds_up_no_other(tmp_path):
-    queue = DicomQueue(tmp_path, peer_from_text("SCP@127.0.0.1:104"), pauses=(1e6,))
+    queue = DicomQueue(tmp_path, archive_from_text("SCP@127.0.0.1:104"), pauses=(1e6,))
     for name in ("queue/20260101T000000-0", "20260101T000000-0"):
         (tmp_path / name).mkdir()
     queue.start()
@@ -280,7 +280,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
     queue = DicomQueue(tmp_path, None)
     try:
         with pytest.raises(BadInputError, match="is another service's"):
-            DicomQueue(tmp_path, peer_from_text("SCP@127.0.0.1:104"))
+            DicomQueue(tmp_path, archive_from_text("SCP@127.0.0.1:104"))
     finally:
         queue.stop()
     (tmp_path / "file").write_text("")

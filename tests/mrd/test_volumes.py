@@ -13,7 +13,7 @@ from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import Limits, acceleration, coarser, n_partitions
 from dpmrecon.mrd.scan_log import ScanLog
 from dpmrecon.mrd.volumes import central_box, volume_completeness
-from dpmrecon.tools.simulated_sampling import Pattern
+from dpmrecon.simulation.sampling import Pattern
 
 from support.hand_made import (
     CAL,

@@ -15,7 +15,7 @@ from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import read_header
 from dpmrecon.output.images_file import without_patient
 from dpmrecon.output.preview import Preview
-from dpmrecon.tools.simulate import truth_path
+from dpmrecon.simulation.simulate import truth_path
 
 from support.edited import edited
 from support.forked import forked

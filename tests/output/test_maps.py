@@ -18,10 +18,10 @@ from dpmrecon.output.maps import adc_map, exponential_map, makes_trace, trace_of
 from dpmrecon.output.mrd_images import RESEARCH, image_of
 from dpmrecon.output.weighting import NONE, Weighted, Weighting, weighting_from_text, weighting_of
 from dpmrecon.prior.checkpoint import DEFAULT
-from dpmrecon.tools.phantom import TISSUES, Phantom
-from dpmrecon.tools.simulate import simulate, truth_path
-from dpmrecon.tools.simulated_slice import slice_points
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.phantom import TISSUES, Phantom
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.simulate import simulate, truth_path
+from dpmrecon.simulation.slices import slice_points
 
 from support.edited import edited
 from support.results import images, replay, report

@@ -21,8 +21,8 @@ from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.provenance import Provenance
 from dpmrecon.recon.types import Reconstruction
 from dpmrecon.results import Wanted
-from dpmrecon.tools.simulated_slice import coil_maps, object_phase, slice_points
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.slices import coil_maps, object_phase, slice_points
 
 from support.results import images, replay, report
 from support.volume_images import volume_header

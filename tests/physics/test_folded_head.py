@@ -12,8 +12,8 @@ from dpmrecon.mrd.file import open_scan
 from dpmrecon.physics.coil_compression import compressed
 from dpmrecon.physics.coil_maps import estimate_coil_maps, estimate_map_sets
 from dpmrecon.physics.fourier import to_image
-from dpmrecon.tools.simulate import simulate
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.simulate import simulate
 
 from support.bart import bart_maps
 

@@ -8,8 +8,8 @@ import torch
 from dpmrecon.physics.fourier import to_kspace, without_oversampling
 from dpmrecon.physics.noise import estimated_sigma
 from dpmrecon.physics.spikes import LARGEST, Spike, without_spikes
-from dpmrecon.tools.simulated_slice import coil_maps, simulated_kspace, slice_points
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.slices import coil_maps, simulated_kspace, slice_points
 
 COLS = 64
 

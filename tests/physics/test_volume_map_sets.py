@@ -8,8 +8,8 @@ import torch
 from dpmrecon.physics import volume_maps
 from dpmrecon.physics.fourier import origin_to_centre, to_image
 from dpmrecon.physics.volume_maps import estimate_volume_maps
-from dpmrecon.tools.simulated_volume import simulated_volume
-from dpmrecon.tools.simulation_settings import VolumeSettings
+from dpmrecon.simulation.settings import VolumeSettings
+from dpmrecon.simulation.volumes import simulated_volume
 
 AXES = (-3, -2, -1)
 SETTINGS = VolumeSettings(

@@ -22,8 +22,8 @@ from dpmrecon.recon.adapt import Adaptation, can_be_fitted, fitted, foreseen
 from dpmrecon.recon.held_back import held_back, outer_lines
 from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.prepare import with_maps
-from dpmrecon.tools.simulated_slice import simulated_kspace
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.slices import simulated_kspace
 
 from support.clock import Clock
 from support.models import SAMPLING, random_denoiser, saved_model

@@ -36,8 +36,8 @@ from dpmrecon.recon.held_back import can_be_held_back, held_back, outer_lines
 from dpmrecon.recon.planes import N_PLANES, planes_across_readout
 from dpmrecon.recon.prepare import with_maps
 from dpmrecon.recon.types import Agreement, MappedSlice, MappedVolume, Reconstruction
-from dpmrecon.tools.simulated_slice import simulated_kspace
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.slices import simulated_kspace
 
 from support.gate import gate_entry
 from support.models import SAMPLING, TINY, saved_model

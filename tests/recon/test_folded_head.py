@@ -16,7 +16,7 @@ from dpmrecon.recon.plan import load, sampling_of
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.sample import draw
 from dpmrecon.recon.stream import sampled
-from dpmrecon.tools.simulate import truth_path
+from dpmrecon.simulation.simulate import truth_path
 
 from support.results import replay
 

@@ -22,8 +22,8 @@ from dpmrecon.recon.gate import (
 from dpmrecon.recon.prepare import despiked, with_coil_maps
 from dpmrecon.recon.sample import fall_back
 from dpmrecon.recon.types import Reconstruction, Sampling
-from dpmrecon.tools.simulated_slice import simulated_kspace
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.slices import simulated_kspace
 
 from support.edited import with_spike
 from support.results import images, replay, report

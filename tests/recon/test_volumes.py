@@ -28,7 +28,7 @@ from dpmrecon.recon.sample import volume_problem
 from dpmrecon.recon.stream import sampled, try_out
 from dpmrecon.recon.types import MappedVolume, Sampling, planes_of
 from dpmrecon.recon.volumes import despiked_volume, mapped_volume
-from dpmrecon.tools.simulate import truth_path
+from dpmrecon.simulation.simulate import truth_path
 
 from support.clock import Clock
 from support.volumes import SHAPE, head, volume

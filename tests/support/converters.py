@@ -11,8 +11,8 @@ from pathlib import Path
 
 import ismrmrd
 import numpy as np
-from dpmrecon.tools.simulate import simulate, truth_path
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.simulate import simulate, truth_path
 
 from .acquisitions import read_lines, write_lines
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from dpmrecon.dicom.send import Peer
+from dpmrecon.dicom.send import Archive
 
 from support.waiting import LIMIT
 
@@ -36,7 +36,7 @@ def rest(address: str, path: str) -> bytes:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[tuple[Peer, str]]:
+def started(folder: Path) -> Iterator[tuple[Archive, str]]:
     """(peer, REST address) of an Orthanc of our own, started on free ports; skips where it is not installed."""
     if ORTHANC is None:
         pytest.skip("Orthanc is not installed (Debian package orthanc): nothing is sent to a real archive")
@@ -69,7 +69,7 @@ def started(folder: Path) -> Iterator[tuple[Peer, str]]:
                 time.sleep(0.1)
         else:
             pytest.fail((folder / "log").read_text())
-        yield Peer("ARCHIVE", "127.0.0.1", dicom), address
+        yield Archive("ARCHIVE", "127.0.0.1", dicom), address
     finally:
         process.kill()  # it takes seconds to end, and what it stores is no longer wanted
         process.wait(LIMIT)

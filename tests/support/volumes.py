@@ -7,7 +7,7 @@ from dpmrecon.data import SliceKey, Volume
 from dpmrecon.physics.fourier import to_kspace
 from dpmrecon.physics.volume import VolumeModel
 from dpmrecon.prior.denoiser import complex_noise
-from dpmrecon.tools.simulated_slice import coil_maps
+from dpmrecon.simulation.slices import coil_maps
 
 SHAPE = (28, 33, 42)  # partitions, rows, cols
 VOXEL_MM = (6.0, 6.0, 5.0)

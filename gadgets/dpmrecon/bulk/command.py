@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CORES = 4  # of a CPU for a process: more add little to one scan
 KEY = "bulk.key"  # of the names of anonymous scans: with it names can be tried
-MEGA = 1000  # MB in a GB
+MB_IN_GB = 1000
 
 
 def run(args: argparse.Namespace, wanted: Callable[[argparse.Namespace, Options], "Wanted"]) -> int:
@@ -74,7 +74,7 @@ def _reconstructed(sources: Mapping[str, Source], args: argparse.Namespace, opti
                 bar.write(f"{name}: FAILED: {row['error']}")
             count(name)
 
-        megabytes = None if args.memory is None else MEGA * args.memory
+        megabytes = None if args.memory is None else MB_IN_GB * args.memory
         progress = Progress(before, add, bar.write)
         return bulk(
             sources,

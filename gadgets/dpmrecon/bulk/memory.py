@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..memory import free_memory
+from ..memory import SHARE, free_memory
 from ..mrd.receiving import open_as
 from ..options import Options
 from ..prior.checkpoint import Checkpoint
@@ -19,7 +19,6 @@ from ..tools.estimate import MEGA, VOLUME_MEMORY, Load, cost_model, load_of, mem
 from .engines import Engine, Lost
 from .sources import Source
 
-SHARE = 0.8  # of what is free
 LOOKED_AT = 20  # scans, for one whose slices are the measurement's
 
 

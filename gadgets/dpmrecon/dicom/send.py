@@ -40,7 +40,7 @@ class SendError(DpmreconError):
 
 
 @dataclass(frozen=True)
-class Peer:
+class Archive:
     """An archive: application entity title, host and port."""
 
     title: str
@@ -64,7 +64,7 @@ class Report:
     temporary: set[Path] = field(default_factory=set)
 
 
-def peer_from_text(text: str) -> Peer:
+def archive_from_text(text: str) -> Archive:
     """AET@host:port; a title is printable ASCII without backslash. Raises BadInputError."""
     match = re.fullmatch(r"([ -?A-\[\]-~]{1,16})@(\[[0-9A-Fa-f:.]+\]|[^@:\s]+):(\d{1,5})", text)
     if not match or not match[1].strip() or not 0 < int(match[3]) < 65536:
@@ -72,7 +72,7 @@ def peer_from_text(text: str) -> Peer:
             f"archive '{text}' is not usable: give AET@host:port, as in ORTHANC@localhost:4242, with 1 to 16 ASCII "
             "characters before the @"
         )
-    return Peer(match[1].strip(), match[2].strip("[]"), int(match[3]))
+    return Archive(match[1].strip(), match[2].strip("[]"), int(match[3]))
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -85,7 +85,7 @@ def dicom_files(folder: Path) -> list[Path]:
 
 def send(
     files: list[Path],
-    peer: Peer,
+    archive: Archive,
     title: str = "DPMRECON",
     *,
     retries: int = RETRIES,
@@ -105,7 +105,7 @@ def send(
             if attempt:
                 sleep(pause)
             try:
-                with _association(peer, title) as association:
+                with _association(archive, title) as association:
                     left = _send_once(association, left, report, bar)
             except SendError as error:
                 if error.permanent or (attempt == retries and not report.stored):
@@ -147,7 +147,7 @@ def _send_once(association: Any, files: dict[Path, str], report: Report, bar: An
 
 
 @contextmanager
-def _association(peer: Peer, title: str) -> Iterator[Any]:
+def _association(archive: Archive, title: str) -> Iterator[Any]:
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, MRImageStorage
     from pynetdicom import AE, evt
 
@@ -155,7 +155,7 @@ def _association(peer: Peer, title: str) -> Iterator[Any]:
     entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = TIMEOUT_SECONDS
     entity.add_requested_context(MRImageStorage, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
     association = entity.associate(
-        peer.host, peer.port, ae_title=peer.title, evt_handlers=[(evt.EVT_CONN_OPEN, _at_once)]
+        archive.host, archive.port, ae_title=archive.title, evt_handlers=[(evt.EVT_CONN_OPEN, _at_once)]
     )
     if not association.is_established:
         answer: Any = association.acceptor.primitive
@@ -167,7 +167,7 @@ def _association(peer: Peer, title: str) -> Iterator[Any]:
             why = "it takes no MR images (SOP class or transfer syntax): allow MR Image Storage there"
         else:
             why = "no answer: check host and port, and that the archive runs"
-        raise SendError(f"archive {peer} cannot be used, {why}", permanent=permanent)
+        raise SendError(f"archive {archive} cannot be used, {why}", permanent=permanent)
     try:
         yield association
     finally:
@@ -226,11 +226,11 @@ def run(args: argparse.Namespace) -> int:
         raise BadInputError(
             f"--as is '{args.title}' and --retries {args.retries}: give 1 to 16 characters, and 0 or more"
         )
-    peer, files = peer_from_text(args.to), dicom_files(args.folder)
-    report = send(files, peer, args.title, retries=args.retries)
+    archive, files = archive_from_text(args.to), dicom_files(args.folder)
+    report = send(files, archive, args.title, retries=args.retries)
     for path, reason in report.warnings.items():
         print(f"stored with a warning: {path.relative_to(args.folder)}: {reason}", file=sys.stderr)
     for path, reason in report.refused.items():
         print(f"refused: {path.relative_to(args.folder)}: {reason}", file=sys.stderr)
-    print(f"{report.stored} of {len(files)} images stored at {peer}, {len(report.refused)} refused")
+    print(f"{report.stored} of {len(files)} images stored at {archive}, {len(report.refused)} refused")
     return 1 if report.refused else 0

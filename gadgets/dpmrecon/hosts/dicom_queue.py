@@ -25,7 +25,7 @@ from typing import Any
 import ismrmrd
 
 from ..data import LostSlice
-from ..dicom.send import Peer, SendError, dicom_files, send
+from ..dicom.send import Archive, SendError, dicom_files, send
 from ..dicom.write import DicomOptions, write_dicom
 from ..errors import BadInputError, DpmreconError
 from ..files import write_text
@@ -138,7 +138,7 @@ class DicomQueue:
     Raises BadInputError where the folder cannot be written or another service has it.
     """
 
-    def __init__(self, folder: Path, archive: Peer | None, pauses: tuple[float, ...] = PAUSES):
+    def __init__(self, folder: Path, archive: Archive | None, pauses: tuple[float, ...] = PAUSES):
         self.folder, self.waiting, self._refused = folder, folder / "queue", folder / "refused"
         self._archive, self._pauses = archive, pauses
         self._stopping, self._woken = threading.Event(), threading.Event()

@@ -119,10 +119,10 @@ class Server:
     def write_dicom(self, folder: Path, archive: str | None) -> None:
         """Write each scan's DICOM into the folder from now on, and send it. archive: AET@host:port. Raises
         BadInputError."""
-        from ..dicom.send import peer_from_text
+        from ..dicom.send import archive_from_text
         from .dicom_queue import DicomQueue
 
-        self.dicom = DicomQueue(folder, None if archive is None else peer_from_text(archive))
+        self.dicom = DicomQueue(folder, None if archive is None else archive_from_text(archive))
         self.dicom.start()
 
     def _begun(self) -> int:

@@ -1,1 +1,1 @@
-"""Beside the reconstruction: simulated scans, the geometry self-test, the estimate of costs."""
+"""Beside the reconstruction: the geometry self-test, the estimate of costs, the doctor, comparisons."""

@@ -208,7 +208,7 @@ def _slice(load: Load) -> "Slice":
     from ..data import Slice, SliceKey
     from ..physics.fourier import to_kspace
     from ..prior.denoiser import complex_noise
-    from .simulated_slice import coil_maps
+    from ..simulation.slices import coil_maps
 
     down, along = np.meshgrid(np.linspace(-115, 115, load.rows), np.linspace(-115, 115, load.cols), indexing="ij")
     maps = torch.from_numpy(coil_maps(np.stack([along, down, 0 * down], -1).astype(np.float32), load.n_coils))
@@ -232,7 +232,7 @@ def _volume(load: Load) -> "Volume":
     from ..data import SliceKey, Volume
     from ..physics.fourier import to_kspace
     from ..prior.denoiser import complex_noise
-    from .simulated_slice import coil_maps
+    from ..simulation.slices import coil_maps
 
     shape = (load.partitions, load.rows, load.cols)
     places = np.meshgrid(*(np.linspace(-115, 115, size) for size in shape), indexing="ij")

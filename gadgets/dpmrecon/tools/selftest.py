@@ -16,10 +16,10 @@ import numpy as np
 
 from ..errors import DpmreconError
 from ..mrd.geometry import Plane, plane_of_partition
-from .phantom import Letters
-from .simulate import simulate
-from .simulated_slice import the_object
-from .simulation_settings import SimulationSettings, VolumeSettings
+from ..simulation.phantom import Letters
+from ..simulation.settings import SimulationSettings, VolumeSettings
+from ..simulation.simulate import simulate
+from ..simulation.slices import the_object
 
 if TYPE_CHECKING:
     import torch

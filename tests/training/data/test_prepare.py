@@ -21,7 +21,7 @@ from dpmrecon.mrd.file import open_scan
 from dpmrecon.physics.fourier import crop_or_pad, to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.recon.prepare import with_maps
-from dpmrecon.tools.simulate import truth_path
+from dpmrecon.simulation.simulate import truth_path
 from dpmtrain.cli import main
 from dpmtrain.data import images, items, kinds, labelmaps, lesions, painted_foci
 from dpmtrain.data.dataset import OBLONG_RATIO, Cut, PreparedSlices, _cut, _matrix, affine, coarser

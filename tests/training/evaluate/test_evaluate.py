@@ -12,7 +12,7 @@ import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.checkpoint import load_checkpoint
-from dpmrecon.tools.simulate import truth_path
+from dpmrecon.simulation.simulate import truth_path
 from dpmtrain.cli import main
 from dpmtrain.data.kinds import known_patient
 from dpmtrain.evaluate.baselines import tuned_weight

@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 import pytest
-from dpmrecon.tools.simulate import simulate
+from dpmrecon.simulation.simulate import simulate
 from dpmtrain.cli import main
 from dpmtrain.evaluate import fault_injection
 from dpmtrain.evaluate.fault_injection import drawn_scan, reordered, row_of

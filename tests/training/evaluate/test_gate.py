@@ -10,8 +10,8 @@ from dpmrecon.data import LostSlice, Slice, SliceKey, Volume
 from dpmrecon.physics.fourier import to_kspace
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.recon.agreement import ANY, NAMES, SLICES, VOLUMES, Limits
-from dpmrecon.tools.simulated_slice import simulated_kspace
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.slices import simulated_kspace
 from dpmtrain.cli import main
 from dpmtrain.evaluate import gate, gate_cases, gate_volumes
 from dpmtrain.evaluate.gate import (

@@ -7,8 +7,8 @@ import pytest
 import torch
 from dpmrecon.data import Volume
 from dpmrecon.errors import BadInputError
-from dpmrecon.tools.simulate import simulate, truth_path
-from dpmrecon.tools.simulation_settings import VolumeSettings
+from dpmrecon.simulation.settings import VolumeSettings
+from dpmrecon.simulation.simulate import simulate, truth_path
 from dpmtrain.cli import main
 from dpmtrain.data.dataset import read_manifest
 from dpmtrain.data.items import Settings

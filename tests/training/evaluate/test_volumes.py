@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from dpmrecon.tools.simulation_settings import VolumeSettings
+from dpmrecon.simulation.settings import VolumeSettings
 from dpmtrain.evaluate.metrics import high_band_energy
 from dpmtrain.evaluate.validation_volumes import phantom_volume
 from dpmtrain.evaluate.volumes import partitions_as_rows

@@ -12,8 +12,8 @@ import pytest
 from dpmrecon.cli import main as dpmrecon
 from dpmrecon.mrd.patient import is_placeholder
 from dpmrecon.prior.checkpoint import load_checkpoint
-from dpmrecon.tools.simulate import simulate
-from dpmrecon.tools.simulation_settings import VolumeSettings
+from dpmrecon.simulation.settings import VolumeSettings
+from dpmrecon.simulation.simulate import simulate
 from dpmtrain.cli import main
 from dpmtrain.data.dataset import read_manifest
 from dpmtrain.data.items import Settings

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.tools.simulate import simulate, truth_path
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.simulate import simulate, truth_path
 
 from ..evaluate.engine import Group, Tuner, compare
 from ..evaluate.metrics import Moments

@@ -19,7 +19,7 @@ from dpmrecon.prior.kinds import settings_from
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import MappedSlice, Sampling
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
 
 from ..evaluate.references import simulated
 from ..evaluate.tables import fields_of, markdown, write_tables

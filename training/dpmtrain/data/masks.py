@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from dpmrecon.tools.simulated_sampling import Pattern
+from dpmrecon.simulation.sampling import Pattern
 
 FAMILIES = ("regular", "random", "gaussian", "lattice", "gaussian 2D", "jittered 2D")
 SHARES = (0.35, 0.1, 0.1, 0.25, 0.1, 0.1)

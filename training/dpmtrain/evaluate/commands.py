@@ -1,4 +1,4 @@
-"""`dpmtrain evaluate`, `sweep`, `calibrate`, `residuals` and `faults`: what a model is worth, what serves it best."""
+"""`dpmtrain evaluate`, `sweep`, `calibrate`, `residuals`, `gate`, `faults`: what a model is worth, what serves it."""
 
 import argparse
 import random

@@ -24,9 +24,9 @@ from dpmrecon.physics.epi import Ghost
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.types import MappedSlice
-from dpmrecon.tools.epi_settings import EpiSettings
-from dpmrecon.tools.simulate import simulate, truth_path
-from dpmrecon.tools.simulated_epi import DiffusionTruth, diffusion_truth
+from dpmrecon.simulation.epi import DiffusionTruth, diffusion_truth
+from dpmrecon.simulation.epi_settings import EpiSettings
+from dpmrecon.simulation.simulate import simulate, truth_path
 from scipy import ndimage
 
 from ..arguments import exit_code, module_parser

@@ -19,7 +19,7 @@ import torch
 from dpmrecon.cli import main
 from dpmrecon.mrd.flags import LAST_IN_SLICE
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
-from dpmrecon.tools.simulate import SimulationSettings, simulate, truth_path
+from dpmrecon.simulation.simulate import SimulationSettings, simulate, truth_path
 
 from .faults import FAULTS, ORDER, RawScan
 from .metrics import nrmse

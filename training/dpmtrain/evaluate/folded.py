@@ -16,8 +16,8 @@ from dpmrecon.api import load_model
 from dpmrecon.data import Slice
 from dpmrecon.physics.coil_maps import estimate_coil_maps
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.tools.simulated_slice import slice_points, the_object
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.slices import slice_points, the_object
 
 from ..arguments import exit_code, module_parser
 from .baselines import WAVELET_WEIGHTS, bart_maps, bart_pics, tuned_weight

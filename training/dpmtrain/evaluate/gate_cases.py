@@ -18,9 +18,9 @@ from dpmrecon.mrd.collect import slices
 from dpmrecon.physics.fourier import crop_or_pad, to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.denoiser import complex_noise
-from dpmrecon.tools.simulated_file import header_of
-from dpmrecon.tools.simulated_slice import simulated_kspace
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.file import header_of
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.slices import simulated_kspace
 
 from ..data.dataset import random_phase
 from ..data.images import axial, pixel_size

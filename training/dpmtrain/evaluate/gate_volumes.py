@@ -15,9 +15,9 @@ from dpmrecon.data import LostSlice, Slice
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.denoiser import complex_noise
-from dpmrecon.tools.simulated_file import header_of
-from dpmrecon.tools.simulated_slice import coil_maps, the_object
-from dpmrecon.tools.simulation_settings import SimulationSettings, VolumeSettings
+from dpmrecon.simulation.file import header_of
+from dpmrecon.simulation.settings import SimulationSettings, VolumeSettings
+from dpmrecon.simulation.slices import coil_maps, the_object
 
 from ..data.items import Item
 from ..data.labelmaps import read_label_map

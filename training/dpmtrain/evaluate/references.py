@@ -22,8 +22,8 @@ from dpmrecon.output.mrd_images import recon_shape, to_recon_space
 from dpmrecon.output.protocol_report import key_of
 from dpmrecon.output.scores import is_first, load_pictures
 from dpmrecon.output.weighting import weighting_of
-from dpmrecon.tools.simulate import simulate, truth_path
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.simulate import simulate, truth_path
 
 from ..data.kinds import known_patient
 from ..data.kspace import LARGEST_ACCELERATION

@@ -20,8 +20,8 @@ from dpmrecon.recon.plan import sampling_of
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.sample import draw
 from dpmrecon.recon.types import Reconstruction
-from dpmrecon.tools.simulated_slice import simulated_kspace
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.slices import simulated_kspace
 
 from .metrics import nrmse
 from .tables import fields_of, write_tables

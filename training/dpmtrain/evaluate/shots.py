@@ -13,7 +13,7 @@ import torch
 from dpmrecon.api import load_model
 from dpmrecon.data import Slice
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.tools.epi_settings import EpiSettings
+from dpmrecon.simulation.epi_settings import EpiSettings
 
 from ..arguments import exit_code, module_parser
 from .methods import by_card

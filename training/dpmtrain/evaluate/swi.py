@@ -18,7 +18,7 @@ import numpy as np
 from dpmrecon.api import load_model
 from dpmrecon.errors import DpmreconError
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.tools.simulated_slice import swi_masks
+from dpmrecon.simulation.slices import swi_masks
 
 from ..arguments import exit_code, module_parser
 from ..files import kept, save_figure

@@ -16,9 +16,9 @@ from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.recon.prepare import SWI_CROP
 from dpmrecon.recon.types import MappedVolume
 from dpmrecon.recon.volumes import mapped_volume, with_volume_maps
-from dpmrecon.tools.simulated_slice import coil_maps
-from dpmrecon.tools.simulated_volume import simulated_volume
-from dpmrecon.tools.simulation_settings import VolumeSettings
+from dpmrecon.simulation.settings import VolumeSettings
+from dpmrecon.simulation.slices import coil_maps
+from dpmrecon.simulation.volumes import simulated_volume
 
 from .references import CPU
 from .validation_volumes import calibration_block, two_by_two, volume_data

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from dpmrecon.output.swi import LOW_PASS, filtered_phase, minimum_projection, slab_count, weighted
-from dpmrecon.tools.simulated_slice import SwiMasks
+from dpmrecon.simulation.slices import SwiMasks
 from matplotlib.figure import Figure
 from scipy import ndimage
 

@@ -16,7 +16,7 @@ from dpmrecon.physics.coil_maps import CROP
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.prepare import SWI_CROP, with_coil_maps
 from dpmrecon.recon.types import MappedSlice, Reconstruction
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.settings import SimulationSettings
 
 from ..arguments import exit_code, module_parser
 from .methods import by_card

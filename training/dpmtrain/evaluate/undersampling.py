@@ -14,7 +14,7 @@ from dpmrecon.recon.conventional import mapped_slice
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.types import MappedSlice
 from dpmrecon.recon.volumes import mapped_volume
-from dpmrecon.tools.simulated_sampling import Pattern
+from dpmrecon.simulation.sampling import Pattern
 
 from ..data.masks import drawn_by_density, gaussian
 

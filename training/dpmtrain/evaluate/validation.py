@@ -19,7 +19,7 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.denoiser import complex_noise
-from dpmrecon.tools.simulated_slice import coil_maps
+from dpmrecon.simulation.slices import coil_maps
 
 from ..data.dataset import random_phase
 from ..data.images import axial, pixel_size

@@ -13,9 +13,9 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.physics.scale import image_scale
 from dpmrecon.prior.denoiser import complex_noise
-from dpmrecon.tools.simulated_slice import coil_maps
-from dpmrecon.tools.simulated_volume import simulated_volume
-from dpmrecon.tools.simulation_settings import VolumeSettings
+from dpmrecon.simulation.settings import VolumeSettings
+from dpmrecon.simulation.slices import coil_maps
+from dpmrecon.simulation.volumes import simulated_volume
 
 from ..data.labelmaps import simulate
 from ..data.lesions import smooth_field

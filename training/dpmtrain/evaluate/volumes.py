@@ -26,7 +26,7 @@ from dpmrecon.recon.prepare import SWI_CROP
 from dpmrecon.recon.sample import sample_seed, volume_problem
 from dpmrecon.recon.types import MappedVolume
 from dpmrecon.recon.volumes import mapped_volume, with_volume_maps
-from dpmrecon.tools.simulation_settings import VolumeSettings
+from dpmrecon.simulation.settings import VolumeSettings
 
 from ..arguments import exit_code, module_parser
 from .methods import label_for

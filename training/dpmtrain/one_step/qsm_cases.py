@@ -19,7 +19,7 @@ from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.recon.prepare import SWI_CROP
 from dpmrecon.recon.types import MappedVolume
 from dpmrecon.recon.volumes import mapped_volume
-from dpmrecon.tools.simulated_slice import coil_maps
+from dpmrecon.simulation.slices import coil_maps
 from scipy import ndimage
 
 from ..data.labelmaps import TISSUE_OF_LABEL, Sequence, head_labels, signal

@@ -27,7 +27,7 @@ from dpmrecon.prior.samplers.one_step import OneStepSettings, sample_one_step
 from dpmrecon.recon.plan import CPU_BATCH
 from dpmrecon.recon.sample import volume_problem
 from dpmrecon.recon.types import MappedVolume
-from dpmrecon.tools.simulation_settings import VolumeSettings
+from dpmrecon.simulation.settings import VolumeSettings
 
 from ..arguments import exit_code, module_parser
 from ..evaluate.methods import by_card, label_for

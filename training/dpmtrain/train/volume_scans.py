@@ -21,8 +21,8 @@ from dpmrecon.prior.problem import Planes, Problem
 from dpmrecon.recon.prepare import with_coil_maps
 from dpmrecon.recon.sample import volume_problem
 from dpmrecon.recon.types import MappedVolume
-from dpmrecon.tools.simulated_sampling import Pattern
-from dpmrecon.tools.simulated_slice import coil_maps
+from dpmrecon.simulation.sampling import Pattern
+from dpmrecon.simulation.slices import coil_maps
 from tqdm import tqdm
 
 from ..data.dataset import PreparedSlices

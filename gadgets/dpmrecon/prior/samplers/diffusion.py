@@ -27,7 +27,7 @@ class Prior(Protocol):
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """Settings of all samplers; the defaults of a model travel in its card.
+    """Settings of `prox` and `dps`; the defaults of a model travel in its card.
 
     steps: evaluations of the denoiser; sigma_max, sigma_min, rho: noise schedule; eta: share of fresh noise in every
     step of `prox`, 0 is deterministic; noise_scale: fresh noise and that of a warm start is this times sigma, below 1

@@ -10,14 +10,14 @@ import numpy as np
 
 from ..errors import BadInputError
 from ..files import replacing
+from .epi import EpiSlice, diffusion_truth
+from .epi_file import write_epi
 from .epi_settings import DIRECTIONS, EpiSettings
+from .file import write
 from .phantom import CONTRASTS, Letters, Phantom
-from .simulated_epi import EpiSlice, diffusion_truth
-from .simulated_epi_file import write_epi
-from .simulated_file import write
-from .simulated_slice import noise_mixing, slice_and_truth, the_object
-from .simulated_volume import volume_and_truth
-from .simulation_settings import SimulationSettings, VolumeSettings
+from .settings import SimulationSettings, VolumeSettings
+from .slices import noise_mixing, slice_and_truth, the_object
+from .volumes import volume_and_truth
 
 # options of one or two numbers: rows, and partitions
 _PAIRS = {"acceleration": "partition_acceleration", "partial_fourier": "partition_partial_fourier"}
@@ -33,7 +33,7 @@ def simulate(path: str | os.PathLike, settings: SimulationSettings) -> None:
     Of a swi scan the same with its phase is written too, PATH_truth_complex.npy, complex64 with the echoes before the
     other axes.
     Of an EPI scan PATH_truth_b.npy is that of every weighting, float32 (weightings, n_slices, rows, cols), and of a
-    head PATH_truth_adc.npy its mean ADC, float32 (n_slices, rows, cols) in mm^2/s, see `simulated_epi.diffusion_truth`.
+    head PATH_truth_adc.npy its mean ADC, float32 (n_slices, rows, cols) in mm^2/s, see `epi.diffusion_truth`.
     Raises BadInputError where the file cannot be written.
     """
     path = Path(path)

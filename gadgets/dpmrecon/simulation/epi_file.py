@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .epi import NAVIGATORS, EpiSlice, Shot, shots_of
 from .epi_settings import EpiSettings
-from .simulated_epi import NAVIGATORS, EpiSlice, Shot, shots_of
-from .simulated_file import NOISE_LINES, header_of, record_of, write_file
+from .file import NOISE_LINES, header_of, record_of, write_file
 
 
 def write_epi(path: Path, settings: EpiSettings, scanned: list[EpiSlice], mixing: np.ndarray) -> None:

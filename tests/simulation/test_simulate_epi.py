@@ -6,10 +6,10 @@ import ismrmrd
 import numpy as np
 import pytest
 from dpmrecon.errors import BadInputError
-from dpmrecon.tools.epi_settings import EpiSettings
-from dpmrecon.tools.simulate import add_arguments, run, settings_of, simulate, truth_path
-from dpmrecon.tools.simulated_epi import Ghost, diffusion_truth, ghost_of, shots_of
-from dpmrecon.tools.simulated_slice import (
+from dpmrecon.simulation.epi import Ghost, diffusion_truth, ghost_of, shots_of
+from dpmrecon.simulation.epi_settings import EpiSettings
+from dpmrecon.simulation.simulate import add_arguments, run, settings_of, simulate, truth_path
+from dpmrecon.simulation.slices import (
     coil_maps,
     cropped_kspace,
     noise_mixing,

@@ -15,7 +15,7 @@ from ..errors import BadInputError
 from .diffusion import DiffusionHead
 from .epi_settings import EpiSettings
 from .phantom import Letters, LetterVolume, Phantom, SmoothNoise
-from .simulation_settings import SimulationSettings, VolumeSettings
+from .settings import SimulationSettings, VolumeSettings
 from .susceptibility import GradientEchoHead
 
 FINER = 2

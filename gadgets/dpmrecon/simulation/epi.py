@@ -1,6 +1,6 @@
 """The physics of a simulated EPI diffusion scan: what the lines of a shot receive, and the truth.
 
-The object is `simulated_slice`'s, with emboli and white matter that diffuses along fibres. Each shot has the phase that
+The object is that of `slices.py`, with emboli and white matter that diffuses along fibres. Each shot has the phase that
 motion during the diffusion gradients leaves, and each direction the one of its eddy currents; lines are the exact
 transform of the object at their own positions in k-space, on ramps too. A forward line has the phase +p(x), a reversed
 one -p(x), constant and linear along the readout: that makes the N/2 ghost, and it drifts over the scan.
@@ -16,7 +16,7 @@ from ..errors import BadInputError
 from .diffusion import DiffusionHead, Embolus, mean_diffusion
 from .epi_settings import EpiSettings
 from .phantom import TISSUES, Letters, Phantom, SmoothNoise
-from .simulated_slice import (
+from .slices import (
     FINER,
     PLANES,
     coil_maps,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import BadInputError
-from .simulation_settings import SimulationSettings
+from .settings import SimulationSettings
 
 # unit vectors of the gradients, LPS, by their number; none: trace-weighted
 DIRECTIONS: dict[int, tuple[tuple[float, float, float], ...]] = {

@@ -10,10 +10,10 @@ from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.physics.fourier import crop_or_pad, to_image
-from dpmrecon.tools.phantom import TISSUES, Phantom
-from dpmrecon.tools.simulate import add_arguments, run, simulate, truth_path
-from dpmrecon.tools.simulated_slice import coil_maps, slice_points
-from dpmrecon.tools.simulation_settings import SimulationSettings
+from dpmrecon.simulation.phantom import TISSUES, Phantom
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.simulate import add_arguments, run, simulate, truth_path
+from dpmrecon.simulation.slices import coil_maps, slice_points
 
 from support.acquisitions import BOTH, CALIBRATION, NOISE, read
 
@@ -117,7 +117,7 @@ def test_the_head_is_asymmetric_and_the_lesion_on_its_side():
 
 
 def test_contrasts_order_the_tissues():
-    from dpmrecon.tools.phantom import tissue_signal
+    from dpmrecon.simulation.phantom import tissue_signal
 
     def order(contrast, b_value=0.0, names=("csf", "grey", "white", "lesion")):
         return sorted(names, key=lambda name: tissue_signal(name, contrast, b_value))

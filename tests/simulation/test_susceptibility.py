@@ -6,11 +6,11 @@ from dpmrecon.data import Slice
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.tools.phantom import gradient_echo
-from dpmrecon.tools.simulate import simulate, truth_path
-from dpmrecon.tools.simulated_slice import swi_masks, the_object
-from dpmrecon.tools.simulation_settings import SimulationSettings, VolumeSettings
-from dpmrecon.tools.susceptibility import (
+from dpmrecon.simulation.phantom import gradient_echo
+from dpmrecon.simulation.settings import SimulationSettings, VolumeSettings
+from dpmrecon.simulation.simulate import simulate, truth_path
+from dpmrecon.simulation.slices import swi_masks, the_object
+from dpmrecon.simulation.susceptibility import (
     BLEED_PPM,
     HZ_PER_PPM,
     VEIN_PPM,

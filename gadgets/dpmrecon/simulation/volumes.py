@@ -11,7 +11,8 @@ import dataclasses
 import numpy as np
 
 from .phantom import Letters, Phantom
-from .simulated_slice import (
+from .settings import VolumeSettings
+from .slices import (
     FOLDS,
     by_fold,
     coil_maps,
@@ -22,7 +23,6 @@ from .simulated_slice import (
     slice_points,
     the_object,
 )
-from .simulation_settings import VolumeSettings
 
 _FINER = 2
 _PLANES = 16  # of the fine grid at once

@@ -10,13 +10,13 @@ import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.geometry import Plane
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
-from dpmrecon.tools.phantom import Phantom
+from dpmrecon.simulation.phantom import Phantom
+from dpmrecon.simulation.sampling import Pattern
+from dpmrecon.simulation.settings import SimulationSettings, VolumeSettings
+from dpmrecon.simulation.simulate import add_arguments, settings_of, simulate, truth_path
+from dpmrecon.simulation.slices import coil_maps, noise_mixing, object_phase, slice_points, the_object
+from dpmrecon.simulation.volumes import simulated_volume, volume_and_truth
 from dpmrecon.tools.selftest import find_markers
-from dpmrecon.tools.simulate import add_arguments, settings_of, simulate, truth_path
-from dpmrecon.tools.simulated_sampling import Pattern
-from dpmrecon.tools.simulated_slice import coil_maps, noise_mixing, object_phase, slice_points, the_object
-from dpmrecon.tools.simulated_volume import simulated_volume, volume_and_truth
-from dpmrecon.tools.simulation_settings import SimulationSettings, VolumeSettings
 
 from support.acquisitions import BOTH, CALIBRATION, NOISE, read
 from support.paths import shared

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .phantom import CONTRASTS
-from .simulation_settings import SimulationSettings, VolumeSettings
+from .settings import SimulationSettings, VolumeSettings
 
 _Line = tuple[tuple[int, int], list[int]]  # (partition, row), flags
 NOISE_LINES = 64

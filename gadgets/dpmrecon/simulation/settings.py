@@ -7,7 +7,7 @@ import numpy as np
 
 from ..errors import BadInputError
 from .phantom import CONTRASTS
-from .simulated_sampling import Pattern
+from .sampling import Pattern
 
 # read and phase directions, LPS; the slice direction is their cross product
 _AXES = {
