@@ -110,6 +110,31 @@ def test_embedded_calibration_is_no_acquisition_of_its_own():
     assert not any("calibration lines are counted otherwise" in text for text in found.remarks)
 
 
+def test_a_line_of_both_flags_is_the_images_in_the_average_without_calibration_too():
+    """As readers of Siemens data have it, whose lines may bear both marks."""
+    first = sorted({*range(0, 33, 4), *range(12, 21)})
+
+    def scan(both):
+        flags = {n: both if flagged(n) == (BOTH,) else flagged(n) for n in first}
+        lines = [line(n, samples(n, 2, 3), flags[n], average=0) for n in first]
+        return [*lines, *(line(n, 1.02 * samples(n, 2, 3), (), average=1) for n in range(0, 33, 4))]
+
+    one, other = (
+        only(slices(scan(both), header(acceleration=4), combine_averages=True)) for both in ((BOTH,), (BOTH, CAL))
+    )
+    assert torch.equal(one.kspace, other.kspace) and torch.equal(one.calibration, other.calibration)
+    torch.testing.assert_close(other.kspace[:, 16], 1.01 * torch.from_numpy(samples(16, 2, 3)).to(torch.complex64))
+
+
+def test_embedded_calibration_that_the_header_calls_separate_is_embedded():
+    numbers = sorted({*range(0, 33, 4), *range(12, 21)})
+    lines, log = [line(n, samples(n, 2, 3), flagged(n)) for n in numbers], ScanLog()
+    found = only(slices(lines, header(acceleration=4, mode="separate"), log=log))
+    embedded = only(slices(lines, header(acceleration=4)))
+    assert torch.equal(found.kspace, embedded.kspace) and torch.equal(found.calibration, embedded.calibration)
+    assert any("it is taken as embedded" in text for text in log.remarks)
+
+
 @pytest.mark.parametrize("counter", ["repetition", "average", "set", "contrast"])
 def test_embedded_calibration_of_the_first_serves_later_images_of_its_slice_alone(counter):
     numbers = sorted({*range(0, 33, 4), *range(12, 21)})

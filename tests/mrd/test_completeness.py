@@ -1,11 +1,13 @@
 """Whether a slice is whole: the lines that limits and R announce, or that the lines themselves tell."""
 
+import re
+
 import numpy as np
 import pytest
 from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.completeness import announced_lines, missing_slices
-from dpmrecon.mrd.header import Limits, acceleration, read_header
+from dpmrecon.mrd.header import Limits, acceleration, line_limits, overridden, read_header
 
 from support import hand_made
 from support.hand_made import header, header_xml, line, only, point_scan, reason, samples
@@ -59,6 +61,21 @@ def test_acceleration_that_no_header_announces():
     # a header that says R = 1 is believed
     numbers = sorted({*range(0, 33, 4), *range(12, 21)})
     assert "R = 1 announce" in reason(slices(point_scan(1, 1, numbers=numbers), header()))
+
+
+def test_partial_fourier_without_limits_is_told_how_to_give_them():
+    xml = header_xml(acceleration=4)
+    start, end = xml.index("<kspace_encoding_step_1>"), xml.index("</kspace_encoding_step_1>")
+    without = xml[:start] + xml[end + len("</kspace_encoding_step_1>") :]
+    head = read_header(without)
+    numbers = sorted({*range(8, 33, 4), *range(12, 21)})
+    text = reason(slices(point_scan(1, 1, numbers=numbers), head))
+    (changes,) = re.findall("--set '(.*)'", text)
+    changed = read_header(overridden(without.encode(), changes))
+    assert line_limits(changed) == Limits(8, 32, 16)
+    assert only(slices(point_scan(1, 1, numbers=numbers), changed)).n_lines_got == len(numbers)
+    lost = sorted({*range(0, 33, 4), *range(12, 21)} - {24})
+    assert "partial Fourier" not in reason(slices(point_scan(1, 1, numbers=lost), head))
 
 
 def test_half_a_slice_is_lost_and_the_others_come_out():

@@ -163,6 +163,13 @@ def test_an_image_that_may_be_squeezed_is_told(x, squeezed):
     assert result.kspace.shape == (3, 33, 26) and result.remarks == ()
 
 
+@pytest.mark.parametrize(("x", "squeezed"), [(5, True), (16, False)])
+def test_oversampling_that_the_header_does_not_tell_at_all_is_told(x, squeezed):
+    """Its encoded field of view is the images', whose matrix is interpolated to another size than half of it."""
+    result = only(slices(point_scan(4, x, cols=52), header(x=52, fov_x=130.0, recon_x=60, recon_fov_x=130.0)))
+    assert any("encodedSpace.fieldOfView_mm.x=260" in remark for remark in result.remarks) == squeezed
+
+
 def test_samples_that_fit_no_grid():
     with pytest.raises(BadInputError, match="60 samples, centre 30"):
         list(slices([line(n, np.ones((3, 60))) for n in range(33)], header()))

@@ -50,6 +50,21 @@ def test_the_noise_counts_in_the_image_lines_bandwidth():
     assert next(iter(without)).found.remarks == ()
 
 
+@pytest.mark.parametrize("end", ["first", "last", None])
+def test_what_lies_where_an_asymmetric_echo_was_filled_up_is_no_data(end):
+    """Oversampling that is removed afterwards leaves something of the other samples there, but less than noise."""
+    rng = np.random.default_rng(4)
+    lines = scan(rng)
+    lacking = {"first": slice(0, 6), "last": slice(-6, None), None: slice(0, 0)}[end]
+    for one in lines:
+        one.data[:, lacking] *= 0.3
+    log = ScanLog()
+    item = only(slices([*noise(rng), *lines], header(), log=log))
+    assert any(f"the {end} 6 samples" in remark for remark in item.remarks) == (end is not None)
+    left = {"first": range(8, 26), "last": range(18), None: range(26)}[end]
+    assert item.mask[0].nonzero().squeeze(1).tolist() == list(left)
+
+
 @pytest.mark.parametrize("limit", [0.3, 0.6, None])
 def test_a_receiver_that_is_clipped_is_told(limit):
     rng = np.random.default_rng(2)

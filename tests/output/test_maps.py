@@ -12,6 +12,7 @@ import pytest
 from dpmrecon.cli import main
 from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.errors import BadInputError, UnsupportedScanError
+from dpmrecon.mrd.averages import may_be_weighted
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.output import images_file, maps
 from dpmrecon.output.maps import adc_map, exponential_map, makes_trace, trace_of
@@ -105,6 +106,14 @@ def test_b_values_come_from_the_header_or_the_user(simulated_scan):
     assert weighting_of(header(simulated_scan())) is None
     assert weighting_of(header(scan, diffusion=header(scan).sequenceParameters.diffusion[:1])) is None
     # contrast has three values
+    elsewhere = header(scan)
+    elsewhere.encoding[0].encodingLimits.contrast.maximum = 0
+    elsewhere.encoding[0].encodingLimits.repetition = ismrmrd.xsd.limitType(minimum=0, maximum=2, center=0)
+    with pytest.raises(
+        UnsupportedScanError, match="'contrast', of which it announces one value, and 3 of 'repetition'"
+    ):
+        weighting_of(elsewhere)
+    assert may_be_weighted(elsewhere, SliceKey(0))
     by_user = header(scan, diffusionDimension=ismrmrd.xsd.diffusionDimensionType.USER_3)
     assert weighting_of(by_user) == Weighting("set", by_header, "the header, which counts them by user_3")
     for name in ("set", "phase", "repetition"):

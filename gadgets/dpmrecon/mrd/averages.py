@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ..data import LostSlice, Slice, SliceKey
-from .diffusion import first_value, images_counter, weightings_of
+from .diffusion import counted_elsewhere, first_value, images_counter, weightings_of
 from .header import Header, contrast_label, is_epi, n_partitions
 from .lines import LineHeaders
 
@@ -28,6 +28,8 @@ def may_be_weighted(header: Header, key: SliceKey) -> bool:
     entries = weightings_of(header)
     if not entries:
         return contrast_label(header) == "dwi"
+    if counted_elsewhere(header):
+        return True
     counter = images_counter(header)
     number = getattr(key, str(counter), 0) - first_value(header, counter, len(entries))
     return not 0 <= number < len(entries) or entries[number].bvalue != 0

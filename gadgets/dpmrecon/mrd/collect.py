@@ -19,7 +19,16 @@ from .averages import have_phases, together
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, missing_slices
 from .diffusion import counted_for_images
 from .epi import EpiLine, Navigators, Readouts
-from .flags import CALIBRATION, LAST_IN_SLICE, LAST_OF_ALL, NOISE, PHASE_CORRECTION, REVERSED, SURFACE_COIL, names_of
+from .flags import (
+    LAST_IN_SLICE,
+    LAST_OF_ALL,
+    NOISE,
+    PHASE_CORRECTION,
+    REVERSED,
+    SURFACE_COIL,
+    calibrates_alone,
+    names_of,
+)
 from .header import (
     Header,
     Limits,
@@ -220,7 +229,7 @@ class _Collector:
 
     def _add_to(self, record: Record, line: ismrmrd.Acquisition, flags: int) -> None:
         counters = line.idx
-        only_calibration = bool(flags & CALIBRATION)
+        only_calibration = calibrates_alone(flags)
         limits, partition_limits = self.limits, self.partition_limits
         if line.encoding_space_ref:
             limits, partition_limits = self._other_space(line.encoding_space_ref, only_calibration and self.separate)

@@ -36,6 +36,17 @@ def images_counter(header: Header) -> str | None:
     return next((other for other, limit in announced.items() if limit is None or limit.maximum == limit.minimum), None)
 
 
+def counted_elsewhere(header: Header) -> str | None:
+    """Another counter that is announced with as many values as there are weightings, where theirs is with one: the
+    header contradicts itself, and does not tell which image has which. None where it does not."""
+    limits, count = header.encoding[0].encodingLimits, len(weightings_of(header))
+    announced = {name: getattr(limits, name, None) for name in COUNTERS}
+    values = {name: limit.maximum - limit.minimum + 1 for name, limit in announced.items() if limit is not None}
+    if count < 2 or values.get(str(lines_counter(header))) != 1:
+        return None
+    return next((name for name in COUNTERS if values.get(name) == count), None)
+
+
 def weightings_of(header: Header) -> list[Any]:
     """The entries that the header lists."""
     return getattr(header.sequenceParameters, "diffusion", None) or []

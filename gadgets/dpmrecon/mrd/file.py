@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import BadInputError, first_line
 from . import fastmri
 from .diffusion import counted_for_images
-from .flags import CALIBRATION, IGNORED, NOISE, PHASE_CORRECTION, names_of
+from .flags import IGNORED, NOISE, PHASE_CORRECTION, calibrates_alone, names_of
 from .header import Header, is_epi, overridden, read_header
 from .scan import LINES, Scan
 from .scan_log import ScanLog
@@ -268,7 +268,8 @@ def _correct(header: Header, heads: np.ndarray, ignored: int, log: ScanLog) -> N
     """Headers are wrong about averages and partitions; the image lines of a file know them. What is put right is
     said."""
     encoding = header.encoding[0]
-    image = heads["flags"] & np.uint64(NOISE | ignored | CALIBRATION | PHASE_CORRECTION) == 0
+    flags = heads["flags"]
+    image = (flags & np.uint64(NOISE | ignored | PHASE_CORRECTION) == 0) & ~calibrates_alone(flags)
     if not image.any():
         return
     _correct_partitions(header, heads["idx"][image], log)

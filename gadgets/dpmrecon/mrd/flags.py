@@ -1,5 +1,7 @@
 """Flags of ISMRMRD lines: bit masks, and their names."""
 
+from typing import Any
+
 import ismrmrd
 
 from ..errors import BadInputError
@@ -35,6 +37,12 @@ IGNORED = flags(
     ismrmrd.ACQ_IS_PHASE_STABILIZATION_REFERENCE,
     ismrmrd.ACQ_IS_PHASE_STABILIZATION,
 )
+
+
+def calibrates_alone(mask: Any) -> Any:
+    """Whether a line with these flags, or each of an array, is no image's. Lines that bear both marks are, as readers
+    of Siemens data have it (mapVBVD)."""
+    return (mask & CALIBRATION != 0) & (mask & CALIBRATION_AND_IMAGE == 0)
 
 
 def names_of(mask: int) -> list[str]:

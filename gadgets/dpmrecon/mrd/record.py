@@ -1,5 +1,6 @@
 """The lines of one slice while they come, and what they turn out to be once all are there."""
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
@@ -87,12 +88,15 @@ class Record:
 
     def calibration_apart(self, announced: bool) -> Lines | None:
         """The calibration lines where they are an acquisition of their own, else None. Headers fail to say so, but a
-        row that came once as calibration and once as image tells it: averaging both would mix two acquisitions."""
+        row that came once as calibration and once as image tells it: averaging both would mix two acquisitions. Where
+        the image's lines fill their gaps, they are the image's own, whatever is announced."""
         lines = self._largest("calibration", None)
         image = self._largest("image", None) or self._largest("doubtful", None)
-        if lines is None or not (announced or (image is not None and image.sums.keys() & lines.sums.keys())):
-            return None
-        return lines
+        if lines is None or image is None:
+            return lines if announced else None
+        if image.sums.keys() & lines.sums.keys():
+            return lines
+        return lines if announced and not _fills_gaps(image, lines) else None
 
     def channels(self, receiver: int | None) -> int | None:
         """How many channels the image's lines have: the header's number where such lines came, else the most frequent
@@ -161,6 +165,11 @@ class Record:
         calibration = self._largest("calibration", n_coils)
         _check_calibration_place(image, calibration, log)
         if image is not None and calibration is not None and self.calibration_apart(separate) is None:
+            if separate:
+                log.remark(
+                    "the header says that the calibration is separate, and the image's lines fill its gaps: it is "
+                    "taken as embedded"
+                )
             image.merge(calibration)
         if image is not None:
             image.zeros = self.zeros
@@ -188,6 +197,14 @@ class Record:
             "lines of one slice lie at several positions: see whether the scanner followed the head, or slices share a "
             "label (idx.slice)"
         )
+
+
+def _fills_gaps(image: Lines, calibration: Lines) -> bool:
+    """Whether the calibration is a block of adjacent lines, and partitions, with those of the image alone."""
+    places = places_of(calibration.sums)
+    block = itertools.product(*(range(first, last + 1) for first, last in zip(places.min(0), places.max(0))))
+    gaps = set(block) - set(map(tuple, places.tolist()))
+    return bool(gaps) and gaps <= set(map(tuple, places_of(image.sums).tolist()))
 
 
 def _are_slices(places: list[tuple[float, ...]], numbers: list[set[int]]) -> bool:

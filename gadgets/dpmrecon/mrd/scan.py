@@ -14,7 +14,7 @@ import numpy as np
 from ..data import SliceKey
 from ..errors import BadInputError
 from ..read_ahead import ReadAhead
-from .flags import CALIBRATION, LAST_IN_SLICE, LAST_OF_ALL, NOISE, PHASE_CORRECTION
+from .flags import LAST_IN_SLICE, LAST_OF_ALL, NOISE, PHASE_CORRECTION, calibrates_alone
 from .header import Header, calibration_is_separate, n_partitions
 from .scan_log import ScanLog
 
@@ -87,8 +87,9 @@ class Scan:
 
     def _of_image(self, index: np.ndarray) -> np.ndarray:
         """Whether lines are neither phase correction nor a calibration of its own."""
-        others = PHASE_CORRECTION | (CALIBRATION if calibration_is_separate(self.header) else 0)
-        return self.heads["flags"][index] & np.uint64(others) == 0
+        flags = self.heads["flags"][index]
+        own = calibrates_alone(flags) & calibration_is_separate(self.header)
+        return (flags & np.uint64(PHASE_CORRECTION) == 0) & ~own
 
     def read_ahead(self) -> None:
         """Read the first lines now, in a thread, while whoever takes them gets ready."""

@@ -5,7 +5,7 @@ ends in LostError, whose message is the reason.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ..errors import BadInputError
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, within
 from .epi import Readouts
 from .header import Header, Limits, acceleration, encoded_grid, line_limits, n_partitions, partition_limits, whole_rows
-from .lines import AROUND, Layout, Lines, LostError, line_name, places_of
+from .lines import AROUND, EDGE_MARGIN, Layout, Lines, LostError, line_name, places_of
 from .noise_lines import NoiseLines
 from .receiving import Receiving
 from .record import check_repeats, echo_centred, offsets, placed, placed_in_volume, renumbered, same_place
@@ -35,6 +35,11 @@ ELSEWHERE, COHERENT = 0.75, 0.3
 # Share of the brightest column, noise taken off, that columns without a head have at most: .03 in simulated heads whose
 # oversampling is there, .35 and more where it is gone. A head may be narrower than NARROW of its field of view
 EMPTY, NARROW = 0.2, 0.55
+FINER = 0.75  # of the lines' distance in the image, what pixels along lines of unknown oversampling are less than
+# Of the noise, what samples hold at most that a converter put in place of those that an asymmetric echo lacks, where it
+# removed the oversampling afterwards, and what the other end holds at least; share of a readout that lacks at least
+QUIETER, AS_LOUD, LACKING = 0.5, 0.8, 1 / 16
+MOST_LINES = 256  # that are looked at for it
 COUNTERS = ("contrast", "phase", "set", "repetition", "average")  # that tell the images of a slice apart
 
 
@@ -118,6 +123,7 @@ class Settler:
             factor, needed, gap = self._complete(lines.sums, acquired, limits, None)
             remarks.append(f"R = {announced} is announced, and lines of zeros among the others tell R = {factor}")
         if gap is not None:
+            gap += self._without_limits(lines, limits[1])
             raise LostError(gap if lines.fault is None else f"{gap}; {lines.fault}")
         if lines.fault is not None:
             remarks.append(f"{lines.fault}: it is left out")
@@ -125,6 +131,7 @@ class Settler:
         grid = self._with_oversampling(lines, limits, self.readout_grid(lines.layout), remarks)
         if self.readouts is None:
             lines = echo_centred(lines, limits, grid, remarks)
+            lines = self._without_filling(lines, grid, remarks)
         self.note_noise(lines)
         remarks += _clipping(lines)
         remarks += self._blind(lines, limits)
@@ -192,6 +199,20 @@ class Settler:
         if self._complete(every, self._acquired(every, limits), limits, self.acceleration)[2] is not None:
             return None
         return inner[0], inner[1]
+
+    def _without_limits(self, lines: Lines, limits: Limits) -> str:
+        """What is said of an incomplete slice of partial Fourier whose header has no limits, which would tell so."""
+        told = getattr(self.header.encoding[0].encodingLimits, "kspace_encoding_step_1", None)
+        if self.partitions > 1 or (told is not None and told.maximum > told.minimum):
+            return ""
+        numbers = np.array(sorted(lines.sums))
+        for name, value in (("minimum", int(numbers[0])), ("maximum", int(numbers[-1]))):
+            own = replace(limits, **{name: value})
+            if own.minimum < own.center < own.maximum and completeness(numbers, own, self.acceleration)[2] is None:
+                told = {**asdict(own), "center": self.limits.center}
+                changes = ";".join(f"encoding.encodingLimits.kspace_encoding_step_1.{key}={told[key]}" for key in told)
+                return f"; the header has no limits: if the scan is of partial Fourier, give them (--set '{changes}')"
+        return ""
 
     def _acquired(self, numbers: Iterable[int], limits: tuple[Limits, Limits]) -> np.ndarray:
         """(partitions, rows) bool: where lines of these numbers lie on the encoded matrix."""
@@ -287,7 +308,17 @@ class Settler:
         more samples than images have columns. So have those whose oversampling is gone: but their head is wider.
         """
         encoded, held = self.header.encoding[0].encodedSpace.matrixSize.x, lines.layout.end - lines.layout.first
-        if self.readouts is not None or not grid == self.cols < encoded or not lines.layout.is_symmetric:
+        if self.readouts is not None or grid != self.cols or not lines.layout.is_symmetric:
+            return grid
+        if self.cols == encoded:
+            view = self.header.encoding[0].encodedSpace.fieldOfView_mm
+            finer = view.x / encoded < FINER * view.y / self.rows
+            if finer and held == grid and _in_the_middle(lines, limits, 0.5):
+                remarks.append(
+                    f"the head fills no more than half of the lines, and the header tells of no oversampling: if the "
+                    f"image is squeezed, they have it, correct encodedSpace.fieldOfView_mm.x (or --set "
+                    f"encoding.encodedSpace.fieldOfView_mm.x={2 * view.x:g})"
+                )
             return grid
         if held < 1 or not _in_the_middle(lines, limits, grid / encoded):
             return grid
@@ -300,6 +331,31 @@ class Settler:
                 f"encodedSpace.matrixSize.x (or --set encoding.encodedSpace.matrixSize.x={held})"
             )
         return grid
+
+    def _without_filling(self, lines: Lines, grid: int, remarks: list[str]) -> Lines:
+        """The lines without samples at one end that hold less than noise: of an asymmetric echo that was filled up with
+        zeros before its oversampling was removed, which leaves something of the others there."""
+        layout = lines.layout
+        held = layout.end - layout.first
+        if not self.noise.fitting(lines.numbers) or not held == grid == self.cols:
+            return lines
+        assert lines.header is not None
+        some = list(lines.sums)[:: max(1, len(lines.sums) // MOST_LINES)]
+        energies = [np.square(np.abs(lines.sums[n][:, layout.first : layout.end])) / lines.counts[n] for n in some]
+        powers = self.noise.powers(lines.numbers, lines.header.sample_time_us)
+        levels = (np.mean(energies, 0) / powers[:, None]).mean(0)
+        fewest = max(1, round(LACKING * held))
+        for name, found in (("first", levels), ("last", levels[::-1])):
+            lacking = int(np.argmax(found >= QUIETER))
+            if fewest <= lacking < held // 2 and found[-fewest:].mean() >= AS_LOUD:
+                remarks.append(
+                    f"the {name} {lacking} samples of its lines hold less than the noise: they are taken as filled up "
+                    "with zeros before the oversampling was removed, as of an asymmetric echo, and are no data"
+                )
+                lacking += EDGE_MARGIN
+                cut = {"first": layout.first + lacking} if name == "first" else {"end": layout.end - lacking}
+                return replace(lines, layout=replace(layout, **cut), sums=dict(lines.sums))
+        return lines
 
     def _noise_energy(self, lines: Lines) -> float | None:
         """Expected |.|^2 of the noise of one line; None where it is not known."""

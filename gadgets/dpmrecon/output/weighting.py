@@ -9,7 +9,15 @@ import numpy as np
 
 from ..data import SliceKey
 from ..errors import BadInputError, UnsupportedScanError
-from ..mrd.diffusion import COUNTERS, STAND_INS, first_value, images_counter, lines_counter, weightings_of
+from ..mrd.diffusion import (
+    COUNTERS,
+    STAND_INS,
+    counted_elsewhere,
+    first_value,
+    images_counter,
+    lines_counter,
+    weightings_of,
+)
 from ..mrd.header import Header
 from ..options import printable
 
@@ -202,6 +210,11 @@ def weighting_of(header: Header, stated: Weighting | None = None) -> Weighting |
             raise UnsupportedScanError(
                 f"the header lists {len(weighted)} diffusion weightings on the counter '{told or 'none'}', and images "
                 f"are kept apart by {', '.join(COUNTERS)}{why}: say which of them it is, --b-values COUNTER:B0,B1,..."
+            )
+        if (other := counted_elsewhere(header)) is not None:
+            raise UnsupportedScanError(
+                f"the header lists {len(weighted)} diffusion weightings on the counter '{told}', of which it announces "
+                f"one value, and {len(weighted)} of '{other}': say which of them it is, --b-values COUNTER:B0,B1,..."
             )
         source = "the header" if name == told else f"the header, which counts them by {told}"
         stated = Weighting(name, weighted, source)
