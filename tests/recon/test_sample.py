@@ -113,7 +113,7 @@ def test_an_image_that_is_wrong_falls_back(simulated_scan, model, tmp_path, monk
     monkeypatch.setattr("dpmrecon.physics.forward.ForwardModel.prox", lambda self, adjoint, start, *settings: start)
     from dpmrecon.physics import cg_sense as conventional
 
-    monkeypatch.setattr(conventional, "cg_sense", lambda model, zero_filled, sigma_n, scale: zero_filled)
+    monkeypatch.setattr(conventional, "cg_sense", lambda model, zero_filled, *settings, **options: zero_filled)
     assert replay(simulated_scan(**SCAN, noise=0.001), tmp_path, model) == 3
     assert words in report(tmp_path)["slices"][0]["fallback"]
 

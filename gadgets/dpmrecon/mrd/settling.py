@@ -209,8 +209,8 @@ class Settler:
         for name, value in (("minimum", int(numbers[0])), ("maximum", int(numbers[-1]))):
             own = replace(limits, **{name: value})
             if own.minimum < own.center < own.maximum and completeness(numbers, own, self.acceleration)[2] is None:
-                told = {**asdict(own), "center": self.limits.center}
-                changes = ";".join(f"encoding.encodingLimits.kspace_encoding_step_1.{key}={told[key]}" for key in told)
+                values = {**asdict(own), "center": self.limits.center}.items()
+                changes = ";".join(f"encoding.encodingLimits.kspace_encoding_step_1.{key}={n}" for key, n in values)
                 return f"; the header has no limits: if the scan is of partial Fourier, give them (--set '{changes}')"
         return ""
 
