@@ -379,6 +379,11 @@ def line_limits(header: Header, space: int = 0) -> Limits:
     return _limits(header, space, "kspace_encoding_step_1", header.encoding[space].encodedSpace.matrixSize.y)
 
 
+def tells_line_limits(header: Header) -> bool:
+    """Whether `line_limits` are the header's own."""
+    return _told_limits(header, 0, "kspace_encoding_step_1") is not None
+
+
 def partition_limits(header: Header, space: int = 0) -> Limits:
     """The announced partitions of an encoding space, as `line_limits`; partition 0 alone of a 2D scan."""
     if n_partitions(header) == 1:
@@ -387,7 +392,11 @@ def partition_limits(header: Header, space: int = 0) -> Limits:
 
 
 def _limits(header: Header, space: int, name: str, size: int) -> Limits:
+    return _told_limits(header, space, name) or Limits(0, size - 1, size // 2)
+
+
+def _told_limits(header: Header, space: int, name: str) -> Limits | None:
     limit = getattr(header.encoding[space].encodingLimits, name, None)
     if limit is None or limit.maximum <= limit.minimum:
-        return Limits(0, size - 1, size // 2)
+        return None
     return Limits(limit.minimum, limit.maximum, limit.center)

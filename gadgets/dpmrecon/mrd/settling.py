@@ -13,7 +13,17 @@ from ..data import SliceKey
 from ..errors import BadInputError
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, within
 from .epi import Readouts
-from .header import Header, Limits, acceleration, encoded_grid, line_limits, n_partitions, partition_limits, whole_rows
+from .header import (
+    Header,
+    Limits,
+    acceleration,
+    encoded_grid,
+    line_limits,
+    n_partitions,
+    partition_limits,
+    tells_line_limits,
+    whole_rows,
+)
 from .lines import AROUND, EDGE_MARGIN, Layout, Lines, LostError, line_name, places_of
 from .noise_lines import NoiseLines
 from .receiving import Receiving
@@ -202,8 +212,7 @@ class Settler:
 
     def _without_limits(self, lines: Lines, limits: Limits) -> str:
         """What is said of an incomplete slice of partial Fourier whose header has no limits, which would tell so."""
-        told = getattr(self.header.encoding[0].encodingLimits, "kspace_encoding_step_1", None)
-        if self.partitions > 1 or (told is not None and told.maximum > told.minimum):
+        if self.partitions > 1 or tells_line_limits(self.header):
             return ""
         numbers = np.array(sorted(lines.sums))
         for name, value in (("minimum", int(numbers[0])), ("maximum", int(numbers[-1]))):
@@ -305,7 +314,8 @@ class Settler:
         """`grid`, or that of the header where lines that would fit without oversampling have it all the same.
 
         Some converters announce the images' matrix, which is interpolated, times the oversampling. Lines then have no
-        more samples than images have columns. So have those whose oversampling is gone: but their head is wider.
+        more samples than images have columns. So have those whose oversampling is gone: but their head is wider. Of
+        oversampling that the header does not tell at all, it is said alone.
         """
         encoded, held = self.header.encoding[0].encodedSpace.matrixSize.x, lines.layout.end - lines.layout.first
         if self.readouts is not None or grid != self.cols or not lines.layout.is_symmetric:
@@ -353,8 +363,11 @@ class Settler:
                     "with zeros before the oversampling was removed, as of an asymmetric echo, and are no data"
                 )
                 lacking += EDGE_MARGIN
-                cut = {"first": layout.first + lacking} if name == "first" else {"end": layout.end - lacking}
-                return replace(lines, layout=replace(layout, **cut), sums=dict(lines.sums))
+                if name == "first":
+                    layout = replace(layout, first=layout.first + lacking)
+                else:
+                    layout = replace(layout, end=layout.end - lacking)
+                return replace(lines, layout=layout, sums=dict(lines.sums))
         return lines
 
     def _noise_energy(self, lines: Lines) -> float | None:

@@ -292,13 +292,11 @@ def _derived(
     for name in {"average", "repetition"} - {counter}:  # all of them are in it
         setattr(head, name, 0)
     largest = float(np.percentile(pixels, 99.5))
-    limits = {"WindowCenter": f"{largest / 2:.6g}", "WindowWidth": f"{largest:.6g}"}
     title = text.split(" ")[0].upper()
     meta = {
         **derived_meta(without_weighting(meta), role, title, f"DERIVED\\PRIMARY\\OTHER\\{role.upper()}", text),
         "RescaleSlope": "1",
-        **limits,
-        **{f"GADGETRON_{name}": value for name, value in limits.items()},
+        **window(f"{largest / 2:.6g}", f"{largest:.6g}"),
     }
     if weighted is not None:
         meta |= weighted.meta

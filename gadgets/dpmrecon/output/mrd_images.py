@@ -247,7 +247,7 @@ def bright_window(pixels: np.ndarray) -> dict[str, str]:
     return window(max(1, width // 2), width)
 
 
-def window(center: int, width: int) -> dict[str, str]:
+def window(center: int | str, width: int | str) -> dict[str, str]:
     """How to show an image, in both key sets; hosts read whole numbers alone."""
     values = {"WindowCenter": str(center), "WindowWidth": str(width)}
     return {**values, **{f"GADGETRON_{name}": value for name, value in values.items()}}
