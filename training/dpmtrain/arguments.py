@@ -65,6 +65,17 @@ def checkpoint_path(path: Path) -> None:
         raise BadInputError(f"--out is {path}: give a name that ends in .safetensors")
 
 
+def changes_from(text: str) -> dict[str, float | int]:
+    """Raises BadInputError for what is no object of JSON, as --set of some evaluations wants it."""
+    try:
+        changes = json.loads(text)
+    except ValueError:
+        changes = None
+    if not isinstance(changes, dict):
+        raise BadInputError(f"""--set is {text!r}: give changes as '{{"noise_factor": 0.56, "samples": 1}}'""")
+    return changes
+
+
 def numbers(option: str, text: str, least: int) -> tuple[int, ...]:
     """Whole numbers with commas between them."""
     try:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import load_checkpoint
+from dpmtrain.arguments import changes_from
 from dpmtrain.evaluate import lesion_noise as command
 from dpmtrain.evaluate import lesions
 
@@ -56,7 +57,7 @@ def test_the_deviation_is_the_datas_and_the_samplers_apart():
 @pytest.mark.parametrize("text", ["noise_factor=0.5", "[1]"])
 def test_changes_that_are_no_object_are_refused(text):
     with pytest.raises(BadInputError, match="give changes as"):
-        command.changes_from(text)
+        changes_from(text)
 
 
 def test_the_command_goes_on_with_what_is_there(tiny_model, monkeypatch, tmp_path, capsys):

@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from dpmrecon.api import load_model
-from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import Checkpoint
 from dpmrecon.recon.types import MappedSlice
 
-from ..arguments import at_least, exit_code, module_parser
+from ..arguments import at_least, changes_from, exit_code, module_parser
 from .lesion_scores import Lesion, contrast, painted
 from .lesions import UNTUNED, R, data_of, methods, noise_of, scan_of, sites, tissue_of
 from .methods import by_card
@@ -49,17 +48,6 @@ def kept(image: torch.Tensor, truth: np.ndarray, lesions: list[Lesion]) -> tuple
     """The contrast of each lesion over the truth's, and the NRMSE."""
     found = on_scale(image.abs().numpy(), truth)
     return [contrast(found, lesion) / contrast(truth, lesion) for lesion in lesions], nrmse(found, truth)
-
-
-def changes_from(text: str) -> dict[str, float | int]:
-    """Raises BadInputError for what is no object of JSON."""
-    try:
-        changes = json.loads(text)
-    except ValueError:
-        changes = None
-    if not isinstance(changes, dict):
-        raise BadInputError(f"""--set is {text!r}: give changes as '{{"noise_factor": 0.56, "samples": 1}}'""")
-    return changes
 
 
 def with_changes(
