@@ -33,13 +33,13 @@ def test_a_row_is_the_mean_over_slices():
 def test_the_one_that_ships_beside_itself_and_with_other_settings(slices, tiny_model, monkeypatch, capsys):
     shipped = load_checkpoint(tiny_model(samples=1, prox={"steps": 2}), torch.device("cpu"))
     monkeypatch.setattr(command, "load_model", lambda *args: shipped)
-    options = ["--images", "x", "--checkpoint", "y", "--set", "{}", '{"noise_factor": 2.0}']
+    options = ["--images", "x", "--checkpoint", "y", "--set", "{}", '{"samples": 1}', '{"noise_factor": 2.0}']
     monkeypatch.setattr(sys, "argv", ["x", *options, "--contrasts", "t1", "--R", "3", "--sigma", "0.01"])
     command.main()
     *_, row = capsys.readouterr().out.strip().splitlines()
-    contrast, acceleration, sigma, own, same, other = (cell.strip() for cell in row.strip("|").split("|"))
+    contrast, acceleration, sigma, own, same, alike, other = (cell.strip() for cell in row.strip("|").split("|"))
     assert (contrast, acceleration, sigma) == ("t1", "3", "0.01")
-    assert same == re.sub(r" \(", " +0.0 % (", own)
+    assert same == alike == re.sub(r" \(", " +0.0 % (", own)  # one sample is what its card says
     assert other.split()[0] != own.split()[0]
     error = np.mean([command.error_and_gain(slices[n], "t1", 3, [(shipped, {})])[0][0] for n in (0, 2)])
     assert own.startswith(f"{error:.4f} (")

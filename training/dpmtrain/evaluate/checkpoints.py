@@ -14,13 +14,12 @@ from dpmrecon.prior.checkpoint import Checkpoint
 
 from ..arguments import changes_from, exit_code, module_parser, words
 from . import validation
-from .lesion_scores import gain_and_nrmse
 from .methods import by_card
 from .plan import Condition
 from .references import CPU, ReferenceSlice
 from .scoring import Undersampled
 from .tables import show
-from .trust import scores
+from .trust import mean_scores, scores
 
 Variant = tuple[Checkpoint, Mapping[str, float | int]]
 
@@ -35,34 +34,34 @@ def error_and_gain(
 
 def cells(scored: list[list[tuple[float, np.ndarray]]]) -> Iterator[str]:
     """Of each variant the mean over slices; scored: by slice, then by variant."""
-    first = float(np.mean([of_slice[0][0] for of_slice in scored]))
-    for number, several in enumerate(zip(*scored)):
-        error = float(np.mean([error for error, _ in several]))
-        gain, _ = gain_and_nrmse(np.sum([sums for _, sums in several], 0))[3]
-        change = f" {100 * (error / first - 1):+.1f} %" if number else ""
+    means = [mean_scores(several) for several in zip(*scored)]
+    for number, (error, gain) in enumerate(means):
+        change = f" {100 * (error / means[0][0] - 1):+.1f} %" if number else ""
         yield f"{error:.4f}{change} ({gain:.2f})"
 
 
 def main() -> None:
     parser = module_parser(__doc__, "images")
     parser.add_argument("--checkpoint", type=Path, nargs="+", required=True, help="compared with the one that ships")
-    parser.add_argument("--set", nargs="+", default=["{}"], help="changes to the cards' settings, in JSON")
+    parser.add_argument("--set", nargs="+", default=["{}"], help="changes to the cards' samples and settings, in JSON")
     parser.add_argument("--contrasts", default="flair,t1,t2,dwi,swi")
     parser.add_argument("--R", type=int, nargs="+", default=(4, 8))
     parser.add_argument("--sigma", type=float, nargs="+", default=(0.0075, 0.021, 0.04), help="over the scale")
     parser.add_argument("--slices", type=int, nargs="+", choices=range(3), default=(0, 2), help="of the three")
     args = parser.parse_args()
+    contrasts = words("--contrasts", args.contrasts, tuple(validation.SIGMA_N))
+    changes_of = {text: changes_from(text) for text in args.set}
     shipped = load_model(None, "cpu")
     variants: list[Variant] = [(shipped, {})]
     names = [shipped.model_id]
     for checkpoint in (load_model(path, "cpu") for path in args.checkpoint):
-        for text in args.set:
-            variants.append((checkpoint, changes_from(text)))
+        for text, changes in changes_of.items():
+            variants.append((checkpoint, changes))
             names.append(checkpoint.model_id if text == "{}" else f"{checkpoint.model_id} {text}")
 
     def rows() -> Iterator[list[str]]:
         for sigma in args.sigma:
-            for contrast in words("--contrasts", args.contrasts, tuple(validation.SIGMA_N)):
+            for contrast in contrasts:
                 slices = validation.validation_scan(args.images, contrast, sigma)
                 for acceleration in args.R:
                     scored = [error_and_gain(slices[n], contrast, acceleration, variants) for n in args.slices]

@@ -54,10 +54,7 @@ def with_changes(
     mapped: MappedSlice, checkpoint: Checkpoint, label: str, changes: Mapping[str, float | int]
 ) -> torch.Tensor:
     """(samples, rows, cols) by the card's samples and settings with these changes."""
-    settings = {name: value for name, value in changes.items() if name != "samples"}
-    samples = changes.get("samples")
-    assert samples is None or isinstance(samples, int)
-    found = by_card(mapped, checkpoint, label, settings, samples=samples, keep_samples=True)
+    found = by_card(mapped, checkpoint, label, changes, keep_samples=True)
     assert found.draws is not None
     return found.draws
 

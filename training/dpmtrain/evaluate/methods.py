@@ -91,11 +91,14 @@ def by_card(
     samples: int | None = None,
     keep_samples: bool = False,
 ) -> Reconstruction:
-    """The same by the card's settings for contrast and R, with changes."""
+    """The same by the card's settings for contrast and R, with changes, among which "samples" may be."""
+    settled = dict(changes or {})
+    count = settled.pop("samples", samples)
+    assert count is None or isinstance(count, int)
     device, label = mapped.conventional.device, label_for(checkpoint, contrast)
     is_volume = isinstance(mapped.data, Volume)
     sampling = sampling_of(
-        Options(samples=samples),
+        Options(samples=count),
         checkpoint,
         device,
         label,
@@ -103,7 +106,7 @@ def by_card(
         volume=is_volume,
         keep_samples=keep_samples,
     )
-    settings = settings_from({**vars(sampling.settings), **(changes or {})}, type(sampling.settings))
+    settings = settings_from({**vars(sampling.settings), **settled}, type(sampling.settings))
     return reconstructed(mapped, checkpoint, contrast, replace(sampling, settings=settings))
 
 

@@ -6,6 +6,7 @@ chooses, without a truth: every HELD_BACK-th line outside the calibration is kep
 best is taken (after Yaman et al., MRM 2020). One sample each.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -64,6 +65,12 @@ def scores(truth: np.ndarray, image: torch.Tensor) -> tuple[float, np.ndarray]:
     return nrmse(found, truth), bands(found, truth)
 
 
+def mean_scores(several: Sequence[tuple[float, np.ndarray]]) -> tuple[float, float]:
+    """(NRMSE, gain beyond 3/4 of Nyquist) over slices, of their `scores`."""
+    gain, _ = gain_and_nrmse(np.sum([sums for _, sums in several], 0))[3]
+    return float(np.mean([error for error, _ in several])), gain
+
+
 def main() -> None:
     parser = module_parser(__doc__, "images", "model")
     parser.add_argument("--device", default="cpu")
@@ -92,10 +99,7 @@ def main() -> None:
                         for name, pair in (("card", None), ("held back", own), *zip(names, pairs)):
                             item = image_of(mapped, checkpoint, contrast, pair)
                             found.setdefault(name, []).append(scores(truth, item.image))
-                    cells = []
-                    for several in found.values():
-                        gain, _ = gain_and_nrmse(np.sum([sums for _, sums in several], 0))[3]
-                        cells.append(f"{np.mean([error for error, _ in several]):.4f} ({gain:.2f})")
+                    cells = (f"{error:.4f} ({gain:.2f})" for error, gain in map(mean_scores, found.values()))
                     yield [contrast, f"{acceleration}", f"{sigma:g}", *cells]
 
     show(["contrast", "R", "sigma_n", "card", "held back", *names], rows())
