@@ -19,7 +19,7 @@ OUT = [*IMAGES, "--out", "out"]
 OPTIONS = {
     "bench.controls": ["nowhere.toml", *IMAGES, "--data", "nowhere", "--run", "run", "--minutes", "1"],
     "bench.latent": [*OUT, "--run", "run", "--model", "nowhere.safetensors"],
-    "evaluate.adapt": [*OUT, "--objects", "unknown"],
+    "robustness.adapt": [*OUT, "--objects", "unknown"],
     "evaluate.checkpoints": [*IMAGES, "--checkpoint", "nowhere.safetensors"],
     "evaluate.diffusion": ["--model", "nowhere.safetensors"],
     "evaluate.folded": [*IMAGES, "--model", "nowhere.safetensors"],

@@ -6,9 +6,10 @@ import sys
 from .arguments import exit_code
 from .bench.commands import add_bench, add_bench_gpu
 from .data.commands import add_prepare
-from .evaluate.commands import add_calibrate, add_evaluate, add_faults, add_gate, add_residuals, add_sweep
+from .evaluate.commands import add_calibrate, add_evaluate, add_sweep
 from .kit.commands import add_kit
 from .paper.commands import add_paper
+from .robustness.commands import add_faults, add_gate, add_residuals
 from .study.commands import add_study
 from .train.commands import add_distil, add_finetune, add_in_sampler, add_latent, add_one_step, add_pretrain
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.recon import adapt as fitting
-from dpmtrain.evaluate import adapt
-from dpmtrain.evaluate.adapt import Row, nrmse, object_scan, row_of, table
 from dpmtrain.evaluate.baselines import tuned_cg_sense
-from dpmtrain.evaluate.objects import OBJECTS
 from dpmtrain.evaluate.plan import Condition
 from dpmtrain.evaluate.references import CPU
 from dpmtrain.evaluate.scoring import Undersampled
+from dpmtrain.robustness import adapt
+from dpmtrain.robustness.adapt import Row, nrmse, object_scan, row_of, table
+from dpmtrain.robustness.objects import OBJECTS
 
 from support.models import SAMPLING, random_denoiser
 

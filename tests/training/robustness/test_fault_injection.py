@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from dpmrecon.simulation.simulate import simulate
 from dpmtrain.cli import main
-from dpmtrain.evaluate import fault_injection
-from dpmtrain.evaluate.fault_injection import drawn_scan, reordered, row_of
-from dpmtrain.evaluate.faults import FAULTS, RawScan
+from dpmtrain.robustness import fault_injection
+from dpmtrain.robustness.fault_injection import drawn_scan, reordered, row_of
+from dpmtrain.robustness.faults import FAULTS, RawScan
 
 # nothing in the data tells these from a sound scan: an object that is mirrored; a slice that lies elsewhere
 CANNOT_BE_SEEN = {"samples reversed", "shots moved"}

@@ -13,8 +13,9 @@ from dpmrecon.recon.agreement import ANY, NAMES, SLICES, VOLUMES, Limits
 from dpmrecon.simulation.settings import SimulationSettings
 from dpmrecon.simulation.slices import simulated_kspace
 from dpmtrain.cli import main
-from dpmtrain.evaluate import gate, gate_cases, gate_volumes
-from dpmtrain.evaluate.gate import (
+from dpmtrain.evaluate.score_lines import ScoreLines
+from dpmtrain.robustness import gate, gate_cases, gate_volumes
+from dpmtrain.robustness.gate import (
     SAID,
     Row,
     Scan,
@@ -27,8 +28,7 @@ from dpmtrain.evaluate.gate import (
     volume_row,
     volume_scans,
 )
-from dpmtrain.evaluate.gate_cases import KINDS, PAINTED, PATHOLOGY, SOUND, Head, case_of, slice_of
-from dpmtrain.evaluate.score_lines import ScoreLines
+from dpmtrain.robustness.gate_cases import KINDS, PAINTED, PATHOLOGY, SOUND, Head, case_of, slice_of
 
 from support.models import saved_model
 
@@ -131,7 +131,7 @@ def test_a_run_goes_on_with_what_was_judged(tmp_path, checkpoint):
 
 
 def test_refused_scans_count_as_found(checkpoint, monkeypatch, tmp_path):
-    monkeypatch.setattr("dpmtrain.evaluate.gate.slice_of", lambda case: LostSlice(SliceKey(0), "its lines are lost"))
+    monkeypatch.setattr("dpmtrain.robustness.gate.slice_of", lambda case: LostSlice(SliceKey(0), "its lines are lost"))
     make = partial(slice_row, checkpoint, [head()], SLICES)
     (found,) = judge(checkpoint, ["spike"], make, 0, ScoreLines(tmp_path / "scores.jsonl"))
     assert (found.verdict, found.score, found.text) == ("lost", SAID, "its lines are lost")

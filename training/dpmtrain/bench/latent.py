@@ -38,12 +38,12 @@ from dpmrecon.recon.types import MappedSlice
 
 from ..arguments import exit_code, module_parser
 from ..evaluate.methods import by_card, label_for
-from ..evaluate.objects import OBJECTS
 from ..evaluate.plan import CALIBRATION_LINES, Condition
 from ..evaluate.references import CPU, ReferenceSlice
 from ..evaluate.scoring import Undersampled, true_image
 from ..evaluate.validation import full_slice, subject_slices
 from ..files import kept
+from ..robustness.objects import OBJECTS
 from ..train.recipe import read_recipe
 from .controls import image_of, trained
 from .latent_report import FROM_NOISE, OURS, Case, Replayed, replayed, write_report

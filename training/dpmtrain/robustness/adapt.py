@@ -1,4 +1,4 @@
-"""The prior adapted to a scan: `python -m dpmtrain.evaluate.adapt --images DATA --out FOLDER`.
+"""The prior adapted to a scan: `python -m dpmtrain.robustness.adapt --images DATA --out FOLDER`.
 
 Five objects far from heads, two slices each, with the unlabelled prior; validation heads, three slices each, with their
 label; R = 4 with 24 calibration lines. CG-SENSE and L1-wavelet have the weight that is best by the truth of the very
@@ -21,16 +21,16 @@ from dpmrecon.recon.stream import sampled
 from dpmrecon.recon.types import Reconstruction
 
 from ..arguments import exit_code, module_parser, words
-from .baselines import SENSE_WEIGHTS, WAVELET_WEIGHTS, tuned_cg_sense, tuned_weight, wavelet_tool
-from .methods import label_for
-from .metrics import Moments, scan_factor
+from ..evaluate.baselines import SENSE_WEIGHTS, WAVELET_WEIGHTS, tuned_cg_sense, tuned_weight, wavelet_tool
+from ..evaluate.methods import label_for
+from ..evaluate.metrics import Moments, scan_factor
+from ..evaluate.plan import CALIBRATION_LINES, Condition
+from ..evaluate.references import CPU, ReferenceSlice
+from ..evaluate.score_lines import ScoreLines
+from ..evaluate.scoring import Undersampled
+from ..evaluate.tables import fields_of, joined, write_tables
+from ..evaluate.validation import SIGMA_N, full_slice, validation_scan
 from .objects import OBJECTS
-from .plan import CALIBRATION_LINES, Condition
-from .references import CPU, ReferenceSlice
-from .score_lines import ScoreLines
-from .scoring import Undersampled
-from .tables import fields_of, joined, write_tables
-from .validation import SIGMA_N, full_slice, validation_scan
 
 R, MATRIX, SIGMA, SLICES = 4, (192, 176), 0.01, 2  # of objects; sigma_n over the scale
 MARGIN = 0.02  # of NRMSE, that heads may lose

@@ -21,10 +21,10 @@ from dpmrecon.mrd.flags import LAST_IN_SLICE
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
 from dpmrecon.simulation.simulate import SimulationSettings, simulate, truth_path
 
+from ..evaluate.metrics import nrmse
+from ..evaluate.score_lines import ScoreLines
+from ..evaluate.tables import fields_of, write_tables
 from .faults import FAULTS, ORDER, RawScan
-from .metrics import nrmse
-from .score_lines import ScoreLines
-from .tables import fields_of, write_tables
 
 SIZES = (64, 72, 77, 80, 91, 96, 112)
 BAD = 2.0  # times the NRMSE of the sound scan: an image that the fault has spoilt

@@ -39,13 +39,13 @@ from dpmrecon.recon.sample import draw
 from dpmrecon.recon.types import MappedSlice, MappedVolume, Reconstruction
 from dpmrecon.recon.volumes import mapped_volume
 
+from ..evaluate.lesion_scores import auc
+from ..evaluate.metrics import nrmse
+from ..evaluate.score_lines import ScoreLines
+from ..evaluate.tables import fields_of, joined, write_tables
 from . import gate_cases, gate_volumes
 from .gate_cases import CALIBRATION, PATHOLOGY, PHANTOM, SOUND, WRAP_ONE_MAP, Case, Head, case_of, slice_of
 from .gate_volumes import VolumeCase, head_volume, protocol_of, volume_case, volume_of
-from .lesion_scores import auc
-from .metrics import nrmse
-from .score_lines import ScoreLines
-from .tables import fields_of, joined, write_tables
 
 R, SIGMA_N = (1, 2, 3, 4, 6, 8), (0.004, 0.06)  # that the limits are measured for; sigma_n over the scale
 FALSE_ALARMS = 0.01  # share of either group's sound slices beyond the largest distance

@@ -25,7 +25,7 @@ from dpmrecon.simulation.slices import simulated_kspace
 from ..data.dataset import random_phase
 from ..data.images import axial, pixel_size
 from ..data.labelmaps import SEQUENCES, simulated_slices
-from .validation import MATRIX, PIXEL_MM, at_pixel_size, unit_maps
+from ..evaluate.validation import MATRIX, PIXEL_MM, at_pixel_size, unit_maps
 
 CALIBRATION, NOISE_LINES = 24, 64
 LABEL_MAPS = tuple(f"training_seg_{number:02}" for number in (3, 5, 8, 11, 14, 17, 20))

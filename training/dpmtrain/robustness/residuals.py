@@ -23,8 +23,8 @@ from dpmrecon.recon.types import Reconstruction
 from dpmrecon.simulation.settings import SimulationSettings
 from dpmrecon.simulation.slices import simulated_kspace
 
-from .metrics import nrmse
-from .tables import fields_of, write_tables
+from ..evaluate.metrics import nrmse
+from ..evaluate.tables import fields_of, write_tables
 
 MATRICES = ((32, 32), (48, 64), (64, 64), (96, 80), (128, 128), (192, 160), (256, 256))
 NOISES = (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15)  # 0: the floor is the noise level
