@@ -131,6 +131,7 @@ BAD = [
     (lambda k: {"kspace": k, "noise_std": -1.0}, "noise_std is -1.0: give a number above 0"),
     (lambda k: {"kspace": k, "steps": 0}, "steps is 0: give 1 or more"),
     (lambda k: {"kspace": k, "samples": "two"}, "samples is 'two': give a whole number"),
+    (lambda k: {"kspace": k, "fallback": "off"}, "fallback is 'off': give True or False"),
     (lambda k: {"kspace": k, "mode": "slow"}, "mode is 'slow': valid ones are fast, uncertainty"),
     (lambda k: {"kspace": k, "contrast": "pd"}, "contrast 'pd' is unknown to the model: valid ones are flair"),
     (lambda k: {"kspace": k, "device": "cuda:77"}, "device 'cuda:77' cannot be used"),

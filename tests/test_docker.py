@@ -53,10 +53,10 @@ def test_the_dashboard_asks_for_what_the_service_counts():
     assert named - counted == set() and {name for name in counted if name.startswith("dpmrecon_")} <= named | {
         name for name in counted if name.endswith("_created")
     }
-    command = yaml.safe_load(COMPOSE[0].read_text())["services"]["dpmrecon"]["command"]
+    commands = [yaml.safe_load(path.read_text())["services"]["dpmrecon"]["command"] for path in COMPOSE]
     asked_at = yaml.safe_load((ROOT / "docker/metrics/prometheus.yml").read_text())["scrape_configs"][0]
     (target,) = asked_at["static_configs"][0]["targets"]
-    assert target == "dpmrecon:9021" and "--metrics 0.0.0.0:9021" in command
+    assert target == "dpmrecon:9021" and all("--metrics 0.0.0.0:9021" in command for command in commands)
     mounted = re.findall(r"- \./metrics/(\S+?):", COMPOSE[0].read_text())
     assert sorted(mounted) == sorted(path.name for path in (ROOT / "docker/metrics").iterdir())
 

@@ -356,6 +356,8 @@ def reconstruct_scan(
 
 
 def _options(*, fallback: bool, **given: Any) -> Options:
+    if not isinstance(fallback, bool):
+        raise BadInputError(f"fallback is {fallback!r}: give True or False")
     return checked(Options(fallback="on" if fallback else "off", **given))
 
 
