@@ -13,7 +13,7 @@ import torch
 from .data import LostSlice
 from .mrd.collect import slices
 from .mrd.lines import LineHeaders
-from .mrd.receiving import Receiving
+from .mrd.receiving import Receiving, untold
 from .mrd.scan import Scan
 from .output.mrd_images import mrd_images
 from .output.report import Report
@@ -66,7 +66,7 @@ def replay(
         sampling,
         combine_averages=combine_averages,
         conjugated=receiving.conjugate,
-        taken=receiving.taken,
+        taken=untold(receiving.taken) if wanted.outputs.anonymize else receiving.taken,
     )
     report, maps, writers = result_writers(wanted, scan, out, provenance, n_slices, combine_averages)
     line_headers: LineHeaders = {}

@@ -161,6 +161,17 @@ def test_the_report_of_an_anonymous_run_does_not_name_the_file(simulated_scan, m
     assert "the scan: line" in report(tmp_path / "out")["error"]
 
 
+def test_an_anonymous_report_keeps_no_values_that_may_name_the_patient(simulated_scan, model, tmp_path):
+    scan, name = simulated_scan(**SCAN), "subjectInformation.patientName"
+    told = []
+    for number, value in enumerate(("DOE^JANE", "DOE^JOHN")):
+        out = tmp_path / str(number)
+        assert replay(scan, out, model, "--anonymize", "--coils", "0-2", "--set", f"{name}={value}") == 0
+        assert b"DOE" not in (out / "report.json").read_bytes() + (out / "images.h5").read_bytes()
+        told.append(report(out)["taken"])
+    assert told[0]["coils"] == "0-2" and told[0]["set"] != told[1]["set"]  # two runs, which differ
+
+
 def test_anonymous_images_do_not_tell_the_time_of_day(simulated_scan, model, tmp_path):
     scan = simulated_scan(**SCAN)
     assert replay(scan, tmp_path / "named", model) == 0
@@ -211,15 +222,19 @@ def test_an_anonymous_header_lacks_the_patient_and_nothing_else(simulated_scan):
         xml, header = scan.xml, scan.header
     xml = xml.replace(
         b"</acquisitionSystemInformation>",
-        b"<institutionName>Ward</institutionName>\n<stationName/></acquisitionSystemInformation>",
+        b"<institutionName>Ward</institutionName>\n<stationName/><deviceID>S12</deviceID></acquisitionSystemInformation>",
     )
+    own = b"<userParameterString><name>%s</name><value>%s</value></userParameterString>"
+    parameters = own % (b"kept", b"this") + own % (b"PatientLOID", b"loid-7") + own % (b"strPatientAge", b"061Y")
+    xml = xml.replace(b"</ismrmrdHeader>", b"<userParameters>" + parameters + b"</userParameters></ismrmrdHeader>")
     xml = xml.replace(  # of Siemens scans: serial number, patient, study and measurement
         b"<measurementID>simulated_0_0</measurementID>",
         b"<measurementID>45387_30100_30103_12</measurementID>\n<measurementDependency><dependencyType>Noise"
         b"</dependencyType><measurementID>45387_30100_30103_11</measurementID></measurementDependency>",
     )
     bare = without_patient(xml)
-    for secret in (b"SIMULATED^", b"SIMULATED0", b"1970-01-01", b"2000-01-01", b"Ward", b"station", b"45387_30100"):
+    secrets = (b"SIMULATED^", b"SIMULATED0", b"1970-01-01", b"2000-01-01", b"Ward", b"station", b"45387_30100", b"S12")
+    for secret in (*secrets, b"loid-7", b"061Y"):
         assert secret in xml
         assert secret not in bare
     found = read_header(bare)
@@ -227,6 +242,7 @@ def test_an_anonymous_header_lacks_the_patient_and_nothing_else(simulated_scan):
     assert found.encoding == header.encoding
     assert found.sequenceParameters == header.sequenceParameters
     assert found.measurementInformation.protocolName == "T2_FLAIR"
+    assert [one.value for one in found.userParameters.userParameterString] == ["this"]
     assert without_patient(bare) == bare
 
 

@@ -31,8 +31,10 @@ TIME_OF_DAY = "acquisition_time_stamp"  # in ticks since midnight
 _PERSONAL = (
     *("subjectInformation", "studyInformation", "institutionName", "stationName", "deviceSerialNumber", "seriesDate"),
     *("seriesTime", "seriesDescription", "seriesInstanceUIDRoot", "frameOfReferenceUID", "referencedImageSequence"),
-    *("measurementDependency", MEASUREMENT),
+    *("measurementDependency", "deviceID", MEASUREMENT),
 )
+# and user parameters that do, by their names: Siemens's stylesheets write the patient's age and identifiers
+_PERSONAL_PARAMETERS = rb"patient|loid|birth|serial"
 
 
 def has_nibabel() -> bool:
@@ -190,4 +192,7 @@ def without_patient(xml: bytes) -> bytes:
     for name in _PERSONAL:
         pattern = rb"<((?:[\w.-]+:)?" + name.encode() + rb")\b[^>]*(?:/>|(?<!/)>.*?</\1\s*>)"
         xml = re.sub(pattern, b"", xml, flags=re.DOTALL)
-    return xml
+    prefix = rb"(?:[\w.-]+:)?"
+    named = rb"<" + prefix + rb"name\s*>[^<]*(?:" + _PERSONAL_PARAMETERS + rb")[^<]*<"
+    parameter = rb"<(" + prefix + rb"userParameter(?:Long|Double|String|Base64))\s*>\s*" + named + rb".*?</\1\s*>"
+    return re.sub(parameter, b"", xml, flags=re.DOTALL | re.IGNORECASE)
