@@ -102,6 +102,7 @@ def test_a_peculiar_scan_comes_out_right_or_is_refused(case, head, expected, tmp
     else:
         assert case.remark in remarks(tmp_path)
         assert case.remark in printed.err
+    assert {file.MRAcquisitionType for file in dicoms(tmp_path)} == {"2D"}
 
 
 def test_the_scan_without_peculiarity_is_what_the_table_says(head, tmp_path):

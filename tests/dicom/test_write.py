@@ -152,6 +152,25 @@ def test_times_and_angles_are_those_of_the_counter_that_tells_them(simulated_sca
     assert unknown == [(0, (None,) * 4), (1, (None,) * 4)]
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        # GE's stylesheet writes a second echo and an inversion of every scan, Siemens's what the protocol holds unused
+        ("sequenceParameters.TE[1]=0;sequenceParameters.TI[0]=0", (90, None, "RM")),
+        ("{name}=t1_tse_tra;sequenceParameters.sequence_type=TurboSpinEcho", (90, None, "SE")),
+        ("{name}=t1_tra;{sequence}=*tir2d1_16", (90, 2500, ["RM", "IR"])),
+        ("{name}=t2_tirm_tra;sequenceParameters.sequence_type=TurboSpinEcho", (90, 2500, ["SE", "IR"])),
+        ("{name}=;{sequence}=", (90, 2500, ["RM", "IR"])),
+    ],
+)
+def test_inversion_and_echo_are_those_of_the_sequence(simulated_scan, model, tmp_path, changes, told):
+    paths = {"name": "measurementInformation.protocolName", "sequence": "measurementInformation.sequenceName"}
+    changes = f"{paths['sequence']}=tse2d;" + changes.format(**paths)
+    assert replay(simulated_scan(**{**SCAN, "n_slices": 1}), tmp_path / "out", model, "--set", changes) == 0
+    (file,) = series(tmp_path / "out", 1)
+    assert (file.EchoTime, file.get("InversionTime"), file.ScanningSequence) == told
+
+
 @pytest.mark.parametrize(("places", "spacing"), [((0, 7, 14), 7), ((0, 7, 0), None), ((0, 0.007, 0.014), None)])
 def test_slices_that_share_a_place_have_no_spacing(simulated_scan, model, tmp_path, places, spacing):
     def edit(number, line):

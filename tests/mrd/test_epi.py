@@ -257,6 +257,13 @@ def test_a_calibration_whose_ghost_is_not_known_serves_nobody():
     assert lost.reason.startswith("its calibration lines are read in both directions")
 
 
+def test_whole_numbers_of_the_readout_may_be_written_as_floats():
+    floats = description(RAMPS, numSamples=f"{RAMPS.n_samples}.0", flatTopTime=f"{RAMPS.flat_top}")
+    lines = Readouts(RAMPS).shot(range(ROWS), GHOST)
+    found, expected = (only(slices(lines, header(trajectory=text))) for text in (floats, description(RAMPS)))
+    assert torch.equal(found.kspace, expected.kspace)
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "text"),
     [

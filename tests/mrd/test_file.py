@@ -22,6 +22,7 @@ from support.hand_made import (
     assert_point,
     average_limits,
     header_xml,
+    limits,
     line,
     noise_lines,
     only,
@@ -48,6 +49,26 @@ def test_a_file_knows_its_averages(tmp_path, announced):
         assert said == bool(announced)
     expected = torch.from_numpy((2 * samples(16, 2, 1)).astype(np.complex64))
     torch.testing.assert_close(first.kspace[:, 16], expected)
+
+
+@pytest.mark.parametrize("vendor", ["GE MEDICAL SYSTEMS", "Philips"])
+@pytest.mark.parametrize("name", ["repetition", "contrast"])
+def test_a_second_repetition_or_contrast_of_ge_is_none_where_none_came(tmp_path, name, vendor):
+    """Of another vendor the scan may have broken off."""
+    system = f"<acquisitionSystemInformation><systemVendor>{vendor}</systemVendor></acquisitionSystemInformation>"
+    xml = header_xml(extra_limits=limits(name, 1)).replace("<experimental", f"{system}<experimental")
+    path = write_scan(tmp_path / "scan.h5", point_scan(3, 4), xml)
+    with open_scan(path) as scan:
+        whole, *missing = slices(scan.acquisitions(), scan.header)
+        said = any(f"announces two {name}s, as GE's converter does" in remark for remark in scan.log.remarks)
+    assert_point(whole.kspace, 3, 4)
+    assert said == (vendor != "Philips")
+    assert [getattr(lost.key, name) for lost in missing] == ([1] if vendor == "Philips" else [])
+    for lost in missing:
+        assert (
+            f"if the scan has one {name}, none is missing (--set encoding.encodingLimits.{name}.maximum=0)"
+            in lost.reason
+        )
 
 
 def peak_memory(path, n_slices):

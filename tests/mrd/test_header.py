@@ -1,5 +1,6 @@
 """The XML header: what is read, what may be missing, what is refused; and the contrast of a protocol's name."""
 
+import re
 from contextlib import nullcontext
 
 import pytest
@@ -18,7 +19,7 @@ from dpmrecon.mrd.header import (
     read_header,
 )
 
-from support.hand_made import assert_point, header, header_xml, only, point_scan
+from support.hand_made import assert_point, header, header_xml, limits, only, point_scan
 
 
 def test_headers_without_optional_parts_are_read():
@@ -73,6 +74,27 @@ def test_a_multiband_factor_may_be_written_otherwise(factor, supported):
     refused = pytest.raises(UnsupportedScanError, match="multiband .factor (2|two)")
     with nullcontext() if supported else refused:
         check_supported(head)
+
+
+def test_a_volume_with_the_depth_of_one_partition_is_refused():
+    xml = header_xml(z=16, extra_limits=limits("kspace_encoding_step_2", 15, 8))
+    check_supported(read_header(xml))
+    with pytest.raises(
+        BadInputError, match="16 partitions 3 mm together, 0.19 mm each where pixels have 5 mm"
+    ) as caught:
+        check_supported(read_header(xml.replace("<z>48</z>", "<z>3</z>")))
+    changes = re.search("--set '(.*)'", str(caught.value))[1]
+    check_supported(read_header(overridden(xml.replace("<z>48</z>", "<z>3</z>").encode(), changes)))
+
+
+def test_whole_numbers_of_every_encoding_may_be_written_as_floats():
+    space = (
+        "<matrixSize><x>{0}</x><y>{0}</y><z>1</z></matrixSize><fieldOfView_mm><x>9</x><y>9</y><z>1</z></fieldOfView_mm>"
+    )
+    spaces = "".join(f"<{name}>{space.format('32.0')}</{name}>" for name in ("encodedSpace", "reconSpace"))
+    lines = limits("kspace_encoding_step_1", "31.0", "16.0")
+    second = f"<encoding>{spaces}<encodingLimits>{lines}</encodingLimits><trajectory>cartesian</trajectory></encoding>"
+    assert line_limits(read_header(header_xml(encodings=second)), 1) == Limits(0, 31, 16)
 
 
 @pytest.mark.parametrize(

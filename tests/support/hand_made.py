@@ -38,10 +38,10 @@ def header_xml(
     maximum = rows - 1 if maximum is None else maximum
     center = rows // 2 if center is None else center
     space = "<matrixSize><x>{}</x><y>{}</y><z>{}</z></matrixSize>"
-    space += "<fieldOfView_mm><x>{}</x><y>165</y><z>3</z></fieldOfView_mm>"
+    space += "<fieldOfView_mm><x>{}</x><y>165</y><z>{}</z></fieldOfView_mm>"
     return f"""<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">{measurement}{conditions}<encoding>
-    <encodedSpace>{space.format(x, rows, z, fov_x)}</encodedSpace>
-    <reconSpace>{space.format(recon_x, rows, z, recon_fov_x)}</reconSpace>
+    <encodedSpace>{space.format(x, rows, z, fov_x, 3 * z)}</encodedSpace>
+    <reconSpace>{space.format(recon_x, rows, z, recon_fov_x, 3 * z)}</reconSpace>
     <encodingLimits><kspace_encoding_step_1><minimum>{minimum}</minimum><maximum>{maximum}</maximum>
     <center>{center}</center></kspace_encoding_step_1>{extra_limits}</encodingLimits>{trajectory}
     <parallelImaging><accelerationFactor><kspace_encoding_step_1>{acceleration}</kspace_encoding_step_1>

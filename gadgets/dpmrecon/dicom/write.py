@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors import BadInputError
 from ..mrd.geometry import ORIENTATIONS, Plane, grid_of_mrd, plane_of_mrd, slice_spacing
-from ..mrd.header import Header, is_epi, n_partitions, read_header
+from ..mrd.header import Header, is_epi, read_header
 from ..mrd.stack import close_mm
 from ..output.images_file import series_of
 from ..output.maps import ADC_SLOPE, ADC_WINDOW, EXPONENTIAL_SLOPE
@@ -60,6 +60,12 @@ TYPES = {"Phase": ("P",), "FilteredPhase": ("P", "SWI"), "SWI": ("M", "SWI"), "M
 FALLBACK_TAG = "CGSENSE_FALLBACK"
 # parts of MRD sequence_type -> ScanningSequence; what is not known is RM
 _SEQUENCES = ((r"epi", "EP"), (r"flash|gre|gradient|spgr|mprage", "GR"), (r"tse|fse|rare|haste|spin", "SE"))
+
+# in names of protocols and sequences that invert
+_INVERSION = (
+    r"flair|tir|dark.?fluid|mpr|mp2|bravo|tfl|tfe|turbo.?flash|inver|(?<![a-z])ir(?![a-z])|"
+    r"ir.?(fspgr|spgr|tse|fse)"
+)
 
 
 @dataclass(frozen=True)
@@ -172,8 +178,10 @@ def write_dicom(
     dataset = ismrmrd.Dataset(str(images), "dataset", create_if_needed=False)
     try:
         written: list[Path] = []
-        scan = _Scan(header, digest, run, options, missing)
         numbers = [number for number in series_of(images) if number != COMPLEX]  # which a classic MR image cannot hold
+        # the header may be wrong about that
+        volume = bool(numbers) and dataset.read_image(f"image_{numbers[0]}", 0).data.shape[1] > 1
+        scan = _Scan(header, volume, digest, run, options, missing)
         for number in numbers:
             written += _write_series(dataset, number, scan, folder, None, note)
         if numbers and not written:
@@ -221,6 +229,7 @@ class _Scan:
     """What all series of a scan follow from, see `write_dicom`."""
 
     header: Header
+    volume: bool
     digest: str
     run: dict[str, Any]
     options: DicomOptions
@@ -265,7 +274,7 @@ def _write_series(
     kind = scan.options.tag + SUFFIXES.get(role, f"_{number}")
     series_uid = scan.series_uid(name, orientation, images[0].meta.get(VEIN_PHASE), content.hexdigest())
     study = scan.options.study or Study.of_scan(header, scan.digest, anonymize=scan.options.anonymize)
-    common = _common(header, study, anonymize=scan.options.anonymize)
+    common = _common(header, study, volume=scan.volume, anonymize=scan.options.anonymize)
     common.SeriesInstanceUID = series_uid
     common.SeriesNumber = 100 * study.number + number + (REFORMATTED if orientation else 0)
     description, plane_name = images[0].meta.get("SeriesDescription") or f"{kind} RESEARCH", (orientation or "").upper()
@@ -274,7 +283,7 @@ def _write_series(
     scale = _Scale.of(role, bright, largest)
     if 0 < bright < FEW_LEVELS * scale.slope and scale.unit == "US":
         note(f"{name} has few grey levels in DICOM: pixels of up to {largest:.3g} are among others of {bright:.3g}")
-    thickness = 0.0 if n_partitions(header) > 1 else header.encoding[0].reconSpace.fieldOfView_mm.z
+    thickness = 0.0 if scan.volume else header.encoding[0].reconSpace.fieldOfView_mm.z
     shared = any(one.shares_place(other, close_mm(thickness)) for one, other in pairwise(images))
     spacing = None if shared else slice_spacing([image.plane for image in images])
     names = (f"{number + (REFORMATTED if orientation else 0):02d}", kind.replace(" ", "_"), plane_name)
@@ -332,7 +341,7 @@ def _may_be_reformatted(
     return True
 
 
-def _common(header: Header, study: Study, *, anonymize: bool) -> Any:
+def _common(header: Header, study: Study, *, volume: bool, anonymize: bool) -> Any:
     """What all images of all series of a scan share: patient, study, frame of reference, equipment, sequence."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
@@ -399,6 +408,7 @@ def _common(header: Header, study: Study, *, anonymize: bool) -> Any:
     if frequency:
         file.ImagingFrequency = _decimal(frequency / 1e6)
     _add_sequence(file, header)
+    file.MRAcquisitionType = "3D" if volume else "2D"
 
     file.SamplesPerPixel = 1
     file.PhotometricInterpretation = "MONOCHROME2"
@@ -412,12 +422,10 @@ def _add_sequence(file: Any, header: Header) -> None:
     sequence, encoding = header.sequenceParameters, header.encoding[0]
     kind = "epi" if is_epi(header) else str(getattr(sequence, "sequence_type", None) or "").lower()
     scanning = next((code for pattern, code in _SEQUENCES if re.search(pattern, kind)), "RM")
-    inversion = _first(sequence, "TI")
-    file.ScanningSequence = scanning if inversion is None else [scanning, "IR"]
+    file.ScanningSequence = [scanning, "IR"] if _inverts(header) else scanning
     length = encoding.echoTrainLength if isinstance(encoding.echoTrainLength, int) else None
     file.SequenceVariant = "SK" if (length or 1) > 1 else "NONE"
     file.ScanOptions = ""
-    file.MRAcquisitionType = "3D" if n_partitions(header) > 1 else "2D"
     repetition = _first(sequence, "TR")
     file.RepetitionTime = "" if repetition is None else _decimal(repetition)
     file.EchoTrainLength = "" if length is None else str(length)
@@ -445,7 +453,9 @@ def _file(common: Any, image: _Image, header: Header, kind: str, *, reformatted:
     file.Rows, file.Columns = image.shape
     file.EchoTime = ""
     for keyword, name in (("EchoTime", "TE"), ("InversionTime", "TI"), ("FlipAngle", "flipAngle_deg")):
-        values = getattr(header.sequenceParameters, name, None) or []
+        values = _told(header.sequenceParameters, name)
+        if name == "TI" and not _inverts(header):
+            continue
         number = _number_in(values, image.head, header)
         if number is not None and (value := _finite(values[number])) is not None:
             setattr(file, keyword, _decimal(value))
@@ -574,19 +584,45 @@ def _number(element: Any, name: str) -> Any:
 def _number_in(values: Sequence[Any], head: ismrmrd.ImageHeader, header: Header) -> int | None:
     """Which of the sequence's times or angles an image has: the only one, or its contrast's; in a scan of one contrast,
     that of the one other counter that has as many values. None where the header does not tell."""
-    limits = header.encoding[0].encodingLimits
     if len(values) == 1:
         return 0
-    counted = {name: getattr(limits, name, None) for name in ("contrast", "set", "phase")}
-    first = {name: limit.minimum if limit else 0 for name, limit in counted.items()}
-    sizes = {name: limit.maximum - limit.minimum + 1 for name, limit in counted.items() if limit}
-    names = ["contrast"]
-    if sizes.get("contrast") == 1:
-        names = [name for name in ("set", "phase") if sizes.get(name) == len(values)]
-    if len(names) != 1:
+    name = _counter_of(values, header)
+    if name is None:
         return None
-    number = int(getattr(head, names[0])) - first[names[0]]
+    limit = getattr(header.encoding[0].encodingLimits, name, None)
+    number = int(getattr(head, name)) - (limit.minimum if limit else 0)
     return number if 0 <= number < len(values) else None
+
+
+def _counter_of(values: Sequence[Any], header: Header) -> str | None:
+    """The counter that tells an image's value among several."""
+    limits = header.encoding[0].encodingLimits
+    counted = {name: getattr(limits, name, None) for name in ("contrast", "set", "phase")}
+    sizes = {name: limit.maximum - limit.minimum + 1 for name, limit in counted.items() if limit}
+    if sizes.get("contrast") != 1:
+        return "contrast"
+    names = [name for name in ("set", "phase") if sizes.get(name) == len(values)]
+    return names[0] if len(names) == 1 else None
+
+
+def _inverts(header: Header) -> bool:
+    """Whether the header's inversion times are those of the images: Siemens's headers have what the protocol holds of
+    them unused. Names tell, where there are any, or a time for each of several images."""
+    measurement, sequence = header.measurementInformation, header.sequenceParameters
+    told = [getattr(measurement, name, None) for name in ("protocolName", "sequenceName")]
+    names = [str(name).lower() for name in (*told, getattr(sequence, "sequence_type", None)) if name]
+    times = _told(sequence, "TI")
+    if not times or not names or any(re.search(_INVERSION, name) for name in names):
+        return bool(times)
+    return len(times) > 1 and _counter_of(times, header) is not None
+
+
+def _told(sequence: Any, name: str) -> list[Any]:
+    """Times or angles without those at the end that are none: GE's headers have a second echo of 0."""
+    values = list(getattr(sequence, name, None) or [])
+    while values and not (_finite(values[-1]) or 0) > 0:
+        values.pop()
+    return values
 
 
 def _finite(value: Any) -> float | None:

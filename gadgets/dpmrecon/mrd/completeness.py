@@ -209,9 +209,17 @@ def missing_slices(
 
 
 def _why_missing(header: Header, key: SliceKey, came: Iterable[SliceKey]) -> str:
-    """The reason of one of `_missing_keys`. That limits announce one slice too many, the lines alone do not tell."""
+    """The reason of one of `_missing_keys`. That limits announce one slice too many, or a second contrast or repetition
+    that was not acquired, the lines alone do not tell."""
+    came = list(came)
     reason, numbers = MISSING, {other.slice for other in came}
-    limit = getattr(header.encoding[0].encodingLimits, "slice", None)
+    limits = header.encoding[0].encodingLimits
+    for name in ("contrast", "repetition"):
+        limit, there = getattr(limits, name, None), {getattr(other, name) for other in came}
+        if limit is not None and limit.maximum - limit.minimum == 1 and len(there) == 1:
+            path = f"encoding.encodingLimits.{name}"
+            reason += f"; if the scan has one {name}, none is missing (--set {path}.maximum={limit.minimum})"
+    limit = getattr(limits, "slice", None)
     if limit is None or len(numbers) != limit.maximum - limit.minimum:
         return reason
     path = "encoding.encodingLimits.slice"

@@ -134,12 +134,16 @@ def _described(header: Header, space: int) -> Trapezoid:
 
     def number(name: str, default: float | None = None) -> float:
         value = values.get(name, default)
-        if not isinstance(value, int | float) or not 0 <= value < 1e9:
+        try:  # 128.0 of a whole number is kept as text
+            found = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            found = -1.0
+        if not 0 <= found < 1e9:
             raise BadInputError(
                 f"the header's trajectoryDescription gives {name} as {value}: EPI needs a number of microseconds "
                 "(numSamples: of samples), convert the scan again with it"
             )
-        return float(value)
+        return found
 
     n_samples, flat_top = int(number("numSamples")), number("flatTopTime")
     ramps = number("rampUpTime", 0.0), number("rampDownTime", 0.0)

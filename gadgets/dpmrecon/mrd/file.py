@@ -1,6 +1,7 @@
 """ISMRMRD (MRD) raw files: opened once, each line's samples read once."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..errors import BadInputError, first_line
 from . import fastmri
-from .diffusion import counted_for_images
+from .diffusion import counted_for_images, weightings_of
 from .flags import IGNORED, NOISE, PHASE_CORRECTION, calibrates_alone, names_of
 from .header import Header, is_epi, overridden, read_header
 from .scan import LINES, Scan
@@ -20,6 +21,7 @@ from .scan_log import ScanLog
 from .version2 import MAGIC, EndsEarlyError, header_of, items
 
 SUFFIXES = (".h5", ".hdf5", ".mrd")  # of scans in a folder
+GE = r"\bge\b|general electric"
 COUNTERS = ("average", "slice", "repetition", "set", "phase", "contrast")  # the last sorts first
 
 
@@ -265,8 +267,8 @@ def _open_hdf5(path: Path) -> h5py.File:
 
 
 def _correct(header: Header, heads: np.ndarray, ignored: int, log: ScanLog) -> None:
-    """Headers are wrong about averages and partitions; the image lines of a file know them. What is put right is
-    said."""
+    """Headers are wrong about averages and partitions, and GE's about repetitions and contrasts; the image lines of a
+    file know them. What is put right is said."""
     encoding = header.encoding[0]
     flags = heads["flags"]
     image = (flags & np.uint64(NOISE | ignored | PHASE_CORRECTION) == 0) & ~calibrates_alone(flags)
@@ -281,6 +283,21 @@ def _correct(header: Header, heads: np.ndarray, ignored: int, log: ScanLog) -> N
                 f"the header's number of averages is {limits.average.maximum + 1} and {came} came: those are taken"
             )
         limits.average = ismrmrd.xsd.limitType(minimum=0, maximum=came - 1, center=0)
+        _correct_second(header, heads["idx"][image], log)
+
+
+def _correct_second(header: Header, counters: np.ndarray, log: ScanLog) -> None:
+    """ge_to_ismrmrd's stylesheet announces a second repetition and contrast of every scan: it asks for counts that the
+    converter does not write."""
+    vendor = str(getattr(header.acquisitionSystemInformation, "systemVendor", None) or "")
+    if not re.search(GE, vendor, re.IGNORECASE):
+        return
+    for name in ("repetition", "contrast"):
+        limit = getattr(header.encoding[0].encodingLimits, name)
+        told = limit is not None and (limit.minimum, limit.maximum) == (0, 1)
+        if told and not counters[name].any() and not weightings_of(header):
+            log.remark(f"the header announces two {name}s, as GE's converter does of every scan, and lines of one came")
+            limit.maximum = 0
 
 
 def _correct_partitions(header: Header, counters: np.ndarray, log: ScanLog) -> None:

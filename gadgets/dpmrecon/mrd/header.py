@@ -17,6 +17,7 @@ Header: TypeAlias = ismrmrd.xsd.ismrmrdHeader
 
 SMALLEST_VIEW_MM = 5.0  # a smaller field of view is one in metres
 COARSER = 0.9  # share of the pixels that data must fill for full resolution
+FLAT = 0.25  # of the pixels, below which partitions have the depth of all divided by their number once too often
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 ROUNDING = 1e-3  # that a whole number of a header may be off
 WHOLE = 0.05  # of a pixel that a field of view of whole pixels may be off
@@ -145,6 +146,8 @@ def _create(kind: type, values: dict[str, Any]) -> Any:
 
 
 def _check_numbers(header: Header) -> None:
+    for other in header.encoding[1:]:  # which lines may not refer to
+        _numbers_of(other)
     encoding = header.encoding[0] if header.encoding else None
     for space in ("encodedSpace", "reconSpace"):
         for part in ("matrixSize", "fieldOfView_mm"):
@@ -179,6 +182,18 @@ def _check_numbers(header: Header) -> None:
                     f"the scan's header gives encodingLimits.{field.name} as {dataclasses.asdict(limit)}; whole "
                     "numbers are needed"
                 )
+
+
+def _numbers_of(encoding: Any) -> None:
+    """Puts the numbers of an encoding's matrices, fields of view and limits there as such."""
+    for space in (encoding.encodedSpace, encoding.reconSpace):
+        for part in ("matrixSize", "fieldOfView_mm"):
+            for axis in "xyz":
+                _number(getattr(space, part, None), axis, whole=part == "matrixSize")
+    limits = encoding.encodingLimits
+    for field in dataclasses.fields(limits) if limits else ():
+        for name in ("minimum", "maximum", "center"):
+            _number(getattr(limits, field.name), name, whole=True)
 
 
 def _number(element: Any, name: str, *, whole: bool) -> Any:
@@ -254,6 +269,7 @@ def _check_volume(header: Header) -> None:
             f"the scan is 3D with {partitions} partitions and its header asks for images of one: correct reconSpace "
             "(or --set encoding.reconSpace.matrixSize.z and encoding.reconSpace.fieldOfView_mm.z)"
         )
+    _check_depth(encoding)
     slabs = getattr(encoding.encodingLimits, "slice", None)
     if slabs is not None and slabs.maximum > 0:
         raise UnsupportedScanError(
@@ -264,6 +280,22 @@ def _check_volume(header: Header) -> None:
         raise UnsupportedScanError(
             "the scan is 3D with interleaved calibration (TPAT), which is done for 2D scans alone: acquire it with "
             "calibration lines"
+        )
+
+
+def _check_depth(encoding: Any) -> None:
+    """Some converters give the field of view of one partition: the volume would come out flat."""
+    changes, told = [], ""
+    for space in ("encodedSpace", "reconSpace"):
+        view, matrix = getattr(encoding, space).fieldOfView_mm, getattr(encoding, space).matrixSize
+        depth, pixel = view.z / matrix.z, min(view.x / matrix.x, view.y / matrix.y)
+        if depth < FLAT * pixel:
+            changes.append(f"encoding.{space}.fieldOfView_mm.z={matrix.z * view.z:g}")
+            told = f"{matrix.z} partitions {view.z:g} mm together, {depth:.2g} mm each where pixels have {pixel:.2g} mm"
+    if changes:
+        raise BadInputError(
+            f"the scan is 3D and its header gives {told}: if that is the thickness of one, give fieldOfView_mm.z of "
+            f"all (--set '{';'.join(changes)}')"
         )
 
 
