@@ -42,6 +42,18 @@ def test_equal_names_are_told_apart_and_stay_as_they_are(archive, tmp_path):
     assert sorted(name for name in again if "two" in name) == ["a__two"]  # a scan is done once
 
 
+def test_linked_folders_are_walked_once(archive, tmp_path):
+    elsewhere = tmp_path / "volume"
+    elsewhere.mkdir()
+    (elsewhere / "three.h5").write_text("three")
+    (archive / "a/linked").symlink_to(elsewhere)
+    (archive / "a/b/back").symlink_to(archive)
+    (archive / "0_again").symlink_to(archive / "a")  # its own name is the one that counts
+    (archive / "results").symlink_to(archive / "out")
+    found = listed([str(archive)], archive / "out")
+    assert sorted(found) == ["a__b__one", "a__linked__three", "a__one", "a__two"]
+
+
 def test_a_pipe_is_no_scan(archive, tmp_path):
     before = listed([str(archive)], tmp_path / "out")
     os.mkfifo(archive / "pipe.h5")

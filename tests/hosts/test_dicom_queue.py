@@ -29,12 +29,12 @@ from support.waiting import LIMIT, until
 
 
 @contextlib.contextmanager
-def archive(port: int, statuses=lambda n: 0x0000):
-    """An SCP; yields the UIDs that it took. statuses: of the n-th image."""
+def archive(port: int, statuses=lambda n: 0x0000, never=lambda uid: False):
+    """An SCP; yields the UIDs that it took. statuses: of the n-th image; never: whether it lacks resources for one."""
     taken, seen = [], []
 
     def store(event):
-        status = statuses(len(seen))
+        status = 0xA700 if never(event.dataset.SOPInstanceUID) else statuses(len(seen))
         seen.append(status)
         if status == 0x0000:
             taken.append(event.dataset.SOPInstanceUID)
@@ -274,6 +274,26 @@ def test_an_archive_is_tried_again_and_a_refusal_is_told(start, scan, tmp_path, 
     (told,) = (tmp_path / "refused").iterdir()
     assert "cannot understand" in told.read_text()
     assert len(set(taken)) == 3 and len(uids(tmp_path)) == 4
+
+
+def test_a_scan_that_the_archive_does_not_take_holds_up_no_other(start, scan, tmp_path, caplog):
+    server, port, first = start(), free_port(), []
+
+    def of_the_first(uid: str) -> bool:
+        first[:] = first or jobs(tmp_path)[:1]
+        return uid in {pydicom.dcmread(path).SOPInstanceUID for path in (tmp_path / first[0]).rglob("*.dcm")}
+
+    server.write_dicom(tmp_path, f"SCP@127.0.0.1:{port}")
+    server.dicom._pauses = (0.01,)
+    with archive(port, never=of_the_first) as taken:
+        assert exchange(server, *raw_stream(scan)).images
+        until(lambda: first)
+        assert exchange(server, *raw_stream(scan, "dpm_t1")).images
+        until(lambda: len(taken) == 4)
+        until(lambda: jobs(tmp_path) == first)
+        until(lambda: f"{first[0]}: archive" in caplog.text)
+        server.dicom.stop()
+    assert not any(map(of_the_first, taken))
 
 
 def test_what_cannot_be_used_is_named(tmp_path):

@@ -31,8 +31,17 @@ def test_a_silent_peer_is_let_go(patience):
     peer = Wire(silent, silent.clock)
     peer.patience = patience
     with pytest.raises(PeerGoneError, match=f"the peer said nothing for {patience:g} s"):
-        peer.read(1)
+        peer.message_id()
     assert patience < silent.now <= patience + 2 * wire.LOOK_AGAIN and peer.closed
+
+
+def test_a_peer_that_falls_silent_within_a_message_is_let_go_sooner():
+    silent = Silent()
+    peer = Wire(silent, silent.clock)
+    peer.patience, peer.framed = wire.SCAN, False
+    with pytest.raises(PeerGoneError, match=f"the peer said nothing for {wire.WITHIN:g} s"):
+        peer.read(1)
+    assert wire.WITHIN < silent.now < wire.SCAN
 
 
 def test_a_peer_that_never_reads_is_given_up(monkeypatch):

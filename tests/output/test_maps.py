@@ -346,6 +346,27 @@ def test_more_images_than_announced_take_a_slice_its_maps(simulated_scan):
     assert notes == ["slice 0: no diffusion maps, more images came than the header's limits announce"]
 
 
+def test_images_of_one_weighting_that_another_counter_tells_apart_are_its_directions(simulated_scan):
+    put, notes = [], []
+    head = header(simulated_scan(**SMALL))
+    head.encoding[0].encodingLimits.set.maximum = 2
+    writer = maps.Maps(head, weighting_from_text("contrast:0,1000"), put.append, notes.append)
+    levels = {(0, 0): 100.0, (1, 0): 60.0, (1, 1): 20.0, (1, 2): 30.0}
+    for (contrast, number), level in levels.items():
+        of_image = ismrmrd.ImageHeader()
+        of_image.contrast, of_image.set, of_image.image_series_index = contrast, number, 1
+        image = image_of(np.full((4, 5), level, np.float32), of_image, {"SeriesDescription": "DWI"})
+        writer.add(SimpleNamespace(key=SliceKey(0, contrast, set=number)), [image])
+    for number in (1, 2):  # which b = 0 does not have
+        writer.add(LostSlice(SliceKey(0, 0, set=number), "announced"), [])
+    assert not writer.open
+    writer.close(None)
+    trace, adc, _ = put
+    assert trace.data == pytest.approx(36000 ** (1 / 3)) and notes == []
+    assert adc.data == pytest.approx(np.log(100 / 36000 ** (1 / 3)) / 1000)
+    assert "differ in set, phase: they are taken as directions" in str(trace.meta["dpmrecon_remarks"])
+
+
 def test_a_scan_that_broke_off_has_no_maps(simulated_scan):
     put, notes = [], []
     writer = maps.Maps(header(simulated_scan(**SMALL)), weighting_from_text("contrast:0,1"), put.append, notes.append)

@@ -117,11 +117,18 @@ def _below(given: Path, out: Path) -> list[tuple[str, Source]]:
     def refuse(error: OSError) -> None:  # rather than to pass over whatever scans it holds
         raise BadInputError(f"the folder {error.filename} cannot be read ({error.strerror})") from error
 
+    passed = {os.path.realpath(given), os.path.realpath(out)}
+
+    def is_new(path: Path) -> bool:  # a link may lead back, or to what is listed elsewhere
+        real = os.path.realpath(path)
+        return real not in passed and not passed.add(real)  # type: ignore[func-returns-value]
+
     found = []
-    for folder, folders, names in os.walk(given, onerror=refuse):
-        folders[:] = sorted(
-            name for name in folders if name[0] != "." and _absolute(Path(folder, name)) != _absolute(out)
+    for folder, folders, names in os.walk(given, onerror=refuse, followlinks=True):
+        paths = sorted(
+            (Path(folder, name) for name in folders if name[0] != "."), key=lambda path: (path.is_symlink(), path)
         )
+        folders[:] = [path.name for path in paths if is_new(path)]
         paths = (Path(folder, name) for name in sorted(names) if _is_scan(name))
         # a pipe would be waited for without end
         found += [(path.relative_to(given).as_posix(), _at(path)) for path in paths if not path.is_fifo()]

@@ -25,7 +25,7 @@ from typing import Any
 import ismrmrd
 
 from ..data import LostSlice
-from ..dicom.send import Archive, SendError, dicom_files, send
+from ..dicom.send import Archive, dicom_files, send
 from ..dicom.write import DicomOptions, write_dicom
 from ..errors import BadInputError, DpmreconError
 from ..files import write_text
@@ -129,6 +129,10 @@ class DicomJob:
             self._queue.wake()
 
 
+class _NotTakenError(DpmreconError):
+    """The archive was there and did not take a scan's images this time: others may fare better."""
+
+
 class DicomQueue:
     """Works on the scans in DIR/queue, in the order they came, in a thread, from `start` on.
 
@@ -211,6 +215,8 @@ class DicomQueue:
             try:
                 self._one(job)
                 done += 1
+            except _NotTakenError as error:
+                failure = f"{job.name}: {error}"
             except DpmreconError as error:  # of the archive or the disk: no other scan would fare better
                 return str(error), done, len(jobs) - done
             except Exception as error:  # whose text may hold values from the header
@@ -238,7 +244,7 @@ class DicomQueue:
             report = send(files, self._archive, retries=0, sleep=self._stopping.wait, quiet=True)
             if report.temporary:
                 reason = next(report.refused[path] for path in report.temporary)
-                raise SendError(f"archive {self._archive}: {reason}", permanent=False)
+                raise _NotTakenError(f"archive {self._archive}: {reason}")
             refused = {str(path.relative_to(target)): reason for path, reason in report.refused.items()}
             log.info("%d images of %s stored at %s", report.stored, job.name, self._archive)
         if refused:

@@ -18,7 +18,7 @@ import ismrmrd
 
 from ..data import LostSlice, Slice
 from ..errors import UNEXPECTED, BadInputError, DpmreconError
-from ..mrd.completeness import announced_ends, announced_slices
+from ..mrd.completeness import announced_ends, announced_last, announced_slices
 from ..mrd.header import n_partitions, overridden, read_header
 from ..mrd.lines import LineHeaders
 from ..mrd.receiving import CONJUGATION
@@ -203,7 +203,14 @@ class Session:
         waiting = 1 if n_partitions(header) > 1 else slices_at_once(sampling.batch, sampling.samples)
         self.reader = ReadAhead(stream, waiting)
         stated = None if options.b_values is None else weighting_from_text(options.b_values)
-        maps = Maps(header, stated, self._send_map, self._note, combine_averages=options.combine_averages)
+        maps = Maps(
+            header,
+            stated,
+            self._send_map,
+            self._note,
+            combine_averages=options.combine_averages,
+            last=lambda counter: announced_last(header, counter),
+        )
         for remark in maps.weighting.remarks if maps.weighting else ():
             lines.remark(remark)
         swi = SwiSeries(header, provenance, options.vein_phase, self._send_map, self._note)

@@ -25,8 +25,10 @@ ACQUISITION, IMAGE, RECON_DATA, IMAGE_ARRAY, WAVEFORM, BUCKET = 1008, 1022, 1023
 CONFIG_NAME_BYTES = 1024
 LARGEST_TEXT = 64 << 20  # bytes: no header or configuration is longer
 LARGEST_ARRAY = 8 << 30  # bytes: of one array of k-space
-# Seconds of silence before a scan, within it, after an error
-GREETING, SCAN, FAREWELL = 30.0, 900.0, 60.0
+# Seconds of silence before a scan, within it, after an error; a Gadgetron says nothing until its buffers are full,
+# which may be the end of the scan. A peer whose machine is gone is found by its connection
+GREETING, SCAN, FAREWELL = 30.0, 7200.0, 60.0
+WITHIN = 900.0  # a message
 LOOK_AGAIN = 1.0  # seconds between two looks at the patience, which may change while we wait
 FIRST_PIECE = 16 << 20  # bytes: room for most messages at once
 SAMPLING_BYTES = 56  # 6 floats, 15 uint16, padding: the header says the same
@@ -39,6 +41,10 @@ class WireError(DpmreconError):
 
 class PeerGoneError(WireError):
     """The connection ended before the peer said CLOSE."""
+
+
+class PeerSilentError(PeerGoneError):
+    """The peer is there, as far as the connection tells, and said nothing for too long."""
 
 
 @dataclass
@@ -99,9 +105,10 @@ class Wire:
         """Until there is something to read."""
         began = self.clock()
         while not self.stream.wait(LOOK_AGAIN):
-            if self.closed or self.clock() - began > self.patience:
+            patience = self.patience if self.framed else min(self.patience, WITHIN)
+            if self.closed or self.clock() - began > patience:
                 self._lost()
-                raise PeerGoneError(f"the peer said nothing for {self.patience:g} s: it is let go, send the scan again")
+                raise PeerSilentError(f"the peer said nothing for {patience:g} s: it is let go, send the scan again")
 
     def _lost(self) -> None:
         self.closed, self.framed = True, False
@@ -113,6 +120,8 @@ class Wire:
             return number
         try:
             (number,) = struct.unpack("<H", self.read(2))
+        except PeerSilentError:
+            raise
         except PeerGoneError as error:
             raise PeerGoneError(
                 "the connection ended without a CLOSE message: the scan is not complete, send it again"

@@ -171,6 +171,12 @@ def announced_ends(header: Header, *, combine_averages: bool) -> tuple[SliceKey,
     return SliceKey(**first), SliceKey(**last)
 
 
+def announced_last(header: Header, counter: str) -> int:
+    """The largest value of a counter that the limits announce; 0 where they say nothing of it."""
+    limit = getattr(header.encoding[0].encodingLimits, counter, None)
+    return 0 if limit is None else limit.maximum
+
+
 def check_announced(header: Header, *, combine_averages: bool) -> None:
     """Raises BadInputError for limits that announce more than any scan has, as those of 65535 that mean nothing."""
     count = announced_slices(header, combine_averages=combine_averages)

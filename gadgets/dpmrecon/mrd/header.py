@@ -269,7 +269,6 @@ def _check_volume(header: Header) -> None:
             f"the scan is 3D with {partitions} partitions and its header asks for images of one: correct reconSpace "
             "(or --set encoding.reconSpace.matrixSize.z and encoding.reconSpace.fieldOfView_mm.z)"
         )
-    _check_depth(encoding)
     slabs = getattr(encoding.encodingLimits, "slice", None)
     if slabs is not None and slabs.maximum > 0:
         raise UnsupportedScanError(
@@ -281,6 +280,7 @@ def _check_volume(header: Header) -> None:
             "the scan is 3D with interleaved calibration (TPAT), which is done for 2D scans alone: acquire it with "
             "calibration lines"
         )
+    _check_depth(encoding)
 
 
 def _check_depth(encoding: Any) -> None:

@@ -1,6 +1,7 @@
 """Trace, apparent diffusion coefficient (ADC) and exponential map of scans of several b-values.
 
-Images of one weighting are put together by their mean magnitude. The directions of one b-value have their geometric
+Images of one weighting are put together by their mean magnitude, but for those that differ in another counter of
+DIRECTIONS. The directions of one b-value have their geometric
 mean: the trace-weighted image, whose ADC is the mean of theirs. ADC is the slope of ln S = ln S0 - b ADC, by least
 squares with the weights S^2 that make the noise of ln S even. The exponential map is exp(-b ADC) at the largest b: what
 diffusion alone leaves of the signal, without T2. A voxel that one of the images lacks is 0 in all maps.
@@ -27,6 +28,7 @@ EXPONENTIAL_SLOPE = 1e-4  # for one unit where the exponential map is one
 ADC_WINDOW = 2.5e-3  # mm^2/s: from 0 to that of half free water, half tissue
 # ADC is 0 below this share of the lowest b's 99th percentile
 AIR = 0.05
+DIRECTIONS = ("contrast", "set", "phase")  # counters of images that are no averages of each other
 UNEVEN = 0.05  # of the mean of g g^T, whose diagonal is 1/3
 
 
@@ -58,36 +60,39 @@ def exponential_map(adc: np.ndarray, b: float, where: np.ndarray) -> np.ndarray:
     return np.where(where, np.exp(-b * adc), 0).astype(np.float32)
 
 
+Key = tuple[int, tuple[int, ...]]
+
+
 @dataclass
 class _Slice:
-    """What came of a slice. By value of the weighting's counter: the sum of its magnitudes (partitions, rows, cols)
-    float64; how many they are; header and meta of the first; the first reason for a conventional one. remarks: all,
-    each once; trusted: whether all are; came: images, lost ones too."""
+    """What came of a slice. By place of the weighting and the other counters of DIRECTIONS: the sum of its magnitudes
+    (partitions, rows, cols) float64; how many they are; header and meta of the first; the first reason for a
+    conventional one. remarks: all, each once; trusted: whether all are; came: images, lost ones too."""
 
-    sums: dict[int, np.ndarray] = field(default_factory=dict)
-    counts: dict[int, int] = field(default_factory=dict)
-    firsts: dict[int, tuple[ismrmrd.ImageHeader, dict[str, Any]]] = field(default_factory=dict)
-    fallbacks: dict[int, str] = field(default_factory=dict)
+    sums: dict[Key, np.ndarray] = field(default_factory=dict)
+    counts: dict[Key, int] = field(default_factory=dict)
+    firsts: dict[Key, tuple[ismrmrd.ImageHeader, dict[str, Any]]] = field(default_factory=dict)
+    fallbacks: dict[Key, str] = field(default_factory=dict)
     remarks: dict[str, None] = field(default_factory=dict)
     trusted: bool = True
     came: int = 0
 
-    def take(self, number: int, image: ismrmrd.Image) -> None:
+    def take(self, key: Key, image: ismrmrd.Image) -> None:
         pixels, meta = image.data[0], dict(image.meta)
-        self.sums[number] = self.sums[number] + pixels if number in self.sums else pixels.astype(float)
-        self.counts[number] = self.counts.get(number, 0) + 1
-        self.firsts.setdefault(number, (ismrmrd.ImageHeader.from_buffer_copy(image.getHead()), meta))
+        self.sums[key] = self.sums[key] + pixels if key in self.sums else pixels.astype(float)
+        self.counts[key] = self.counts.get(key, 0) + 1
+        self.firsts.setdefault(key, (ismrmrd.ImageHeader.from_buffer_copy(image.getHead()), meta))
         if "dpmrecon_fallback" in meta:
-            self.fallbacks.setdefault(number, str(meta["dpmrecon_fallback"]))
+            self.fallbacks.setdefault(key, str(meta["dpmrecon_fallback"]))
         self.remarks |= dict.fromkeys(remarks_of(meta))
         self.trusted = self.trusted and "dpmrecon_trusted" not in meta
 
     def gap(self, weighting: Weighting) -> str | None:
         """Which b-values lack images, in words."""
-        parts = []
+        parts, there = [], {number for number, _ in self.sums}
         for b in sorted(set(weighting.b_values)):
             numbers = [number for number, value in enumerate(weighting.b_values) if value == b]
-            lost = sum(number not in self.sums for number in numbers)
+            lost = sum(number not in there for number in numbers)
             if lost:
                 what = f"{lost} of {len(numbers)} directions of " if lost < len(numbers) else ""
                 parts.append(f"{what}b = {b:g} s/mm^2 {'are' if what and lost > 1 else 'is'} missing")
@@ -96,16 +101,22 @@ class _Slice:
     def maps(self, weighting: Weighting) -> list[ismrmrd.Image]:
         """Trace images, one for each b above 0, ADC and exponential map."""
         directions: dict[float, list[np.ndarray]] = {}
-        example: dict[float, int] = {}
-        for number in sorted(self.sums):
-            b = weighting.b_values[number]
-            directions.setdefault(b, []).append(self.sums[number] / self.counts[number])
-            example.setdefault(b, number)
+        example: dict[float, Key] = {}
+        for key in sorted(self.sums):
+            b = weighting.b_values[key[0]]
+            directions.setdefault(b, []).append(self.sums[key] / self.counts[key])
+            example.setdefault(b, key)
         traces = {b: trace_of(np.stack(found)) for b, found in directions.items()}
         signals, b_values = np.stack(list(traces.values())), np.array(list(traces))
         lowest, highest = min(traces), max(traces)
         adc, where = adc_map(signals, b_values), measured(signals, b_values)
         remarks = list(self.remarks)
+        if len(self.sums) > len({number for number, _ in self.sums}):
+            others = ", ".join(name for name in DIRECTIONS if name != weighting.counter)
+            remarks.append(
+                f"images of one weighting differ in {others}: they are taken as directions, trace and ADC are those of "
+                "their geometric mean, which is a trace where they are three at right angles"
+            )
         lacking = int(((traces[lowest] >= AIR * np.percentile(traces[lowest], 99)) & ~where).sum())
         if lacking:
             remarks.append(
@@ -215,7 +226,8 @@ class Maps:
         found = self.open.setdefault(number, _Slice())
         found.came += 1
         if images:
-            found.take(weighting.number(item.key), images[0])
+            others = tuple(getattr(item.key, name) for name in DIRECTIONS if name != weighting.counter)
+            found.take((weighting.number(item.key), others), images[0])
         if found.came == self.announced:
             self._finish(number, weighting)
 
