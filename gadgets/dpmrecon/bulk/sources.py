@@ -119,16 +119,15 @@ def _below(given: Path, out: Path) -> list[tuple[str, Source]]:
 
     passed = {os.path.realpath(given), os.path.realpath(out)}
 
-    def is_new(path: Path) -> bool:  # a link may lead back, or to what is listed elsewhere
-        real = os.path.realpath(path)
-        return real not in passed and not passed.add(real)  # type: ignore[func-returns-value]
-
     found = []
     for folder, folders, names in os.walk(given, onerror=refuse, followlinks=True):
-        paths = sorted(
-            (Path(folder, name) for name in folders if name[0] != "."), key=lambda path: (path.is_symlink(), path)
-        )
-        folders[:] = [path.name for path in paths if is_new(path)]
+        below = [Path(folder, name) for name in folders if name[0] != "."]
+        folders.clear()
+        for path in sorted(below, key=lambda path: (path.is_symlink(), path)):
+            real = os.path.realpath(path)
+            if real not in passed:  # a link may lead back, or to what is listed elsewhere
+                folders.append(path.name)
+                passed.add(real)
         paths = (Path(folder, name) for name in sorted(names) if _is_scan(name))
         # a pipe would be waited for without end
         found += [(path.relative_to(given).as_posix(), _at(path)) for path in paths if not path.is_fifo()]
