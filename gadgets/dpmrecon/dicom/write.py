@@ -63,7 +63,7 @@ _SEQUENCES = ((r"epi", "EP"), (r"flash|gre|gradient|spgr|mprage", "GR"), (r"tse|
 
 # in names of protocols and sequences that invert
 _INVERSION = (
-    r"flair|tir|dark.?fluid|mpr|mp2|bravo|tfl|tfe|turbo.?flash|inver|(?<![a-z])ir(?![a-z])|"
+    r"flair|tir|dark.?fluid|da.?fl|mpr|mp2|bravo|tfl|tfe|turbo.?flash|inver|(?<![a-z])(d|ps)?ir(?![a-z])|"
     r"ir.?(fspgr|spgr|tse|fse)"
 )
 
