@@ -3,8 +3,8 @@
 Images of one weighting are put together by their mean magnitude; where another counter of DIRECTIONS tells them apart
 they are its directions. The directions of one b-value have their geometric mean: the trace-weighted image, whose ADC is
 the mean of theirs. ADC is the slope of ln S = ln S0 - b ADC, by least squares with the weights S^2 that make the noise
-of ln S even. The exponential map is exp(-b ADC) at the largest b: what diffusion alone leaves of the signal, without T2. A
-voxel that one of the images lacks is 0 in all maps.
+of ln S even. The exponential map is exp(-b ADC) at the largest b: what diffusion alone leaves of the signal without T2.
+A voxel that one of the images lacks is 0 in all maps.
 """
 
 from collections.abc import Callable
