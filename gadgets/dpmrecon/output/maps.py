@@ -98,6 +98,16 @@ class _Slice:
                 parts.append(f"{what}b = {b:g} s/mm^2 {'are' if what and lost > 1 else 'is'} missing")
         return ", ".join(parts) or None
 
+    def told_apart(self, weighting: Weighting) -> str | None:
+        """What to say of images of one weighting that another counter tells apart."""
+        if len(self.sums) == len({number for number, _ in self.sums}):
+            return None
+        others = " or ".join(name for name in DIRECTIONS if name != weighting.counter)
+        return (
+            f"images of one weighting differ in {others}: they are taken as directions, trace and ADC are those of "
+            "their geometric mean, which is a trace where they are three at right angles"
+        )
+
     def maps(self, weighting: Weighting) -> list[ismrmrd.Image]:
         """Trace images, one for each b above 0, ADC and exponential map."""
         directions: dict[float, list[np.ndarray]] = {}
@@ -111,12 +121,8 @@ class _Slice:
         lowest, highest = min(traces), max(traces)
         adc, where = adc_map(signals, b_values), measured(signals, b_values)
         remarks = list(self.remarks)
-        if len(self.sums) > len({number for number, _ in self.sums}):
-            others = ", ".join(name for name in DIRECTIONS if name != weighting.counter)
-            remarks.append(
-                f"images of one weighting differ in {others}: they are taken as directions, trace and ADC are those of "
-                "their geometric mean, which is a trace where they are three at right angles"
-            )
+        if (apart := self.told_apart(weighting)) is not None:
+            remarks.append(apart)
         lacking = int(((traces[lowest] >= AIR * np.percentile(traces[lowest], 99)) & ~where).sum())
         if lacking:
             remarks.append(
@@ -191,6 +197,7 @@ class Maps:
         self.open: dict[int, _Slice] = {}
         self.done: dict[int, list[ismrmrd.Image] | str] = {}  # maps, or why there are none
         self.lacks_magnitudes = False
+        self.told_apart = False  # whether it was said
         try:
             self.weighting = weighting_of(header, stated)
             if self.weighting is None and contrast_label(header) == "dwi":
@@ -250,6 +257,10 @@ class Maps:
 
     def _finish(self, number: int, weighting: Weighting) -> None:
         found = self.open.pop(number)
+        told = found.told_apart(weighting)
+        if told is not None and not self.told_apart:
+            self.note(f"diffusion maps: {told}")
+            self.told_apart = True
         if found.sums:  # else all of it is missing, which is said elsewhere
             self.done[number] = found.gap(weighting) or found.maps(weighting)
 
