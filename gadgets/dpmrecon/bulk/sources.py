@@ -118,7 +118,6 @@ def _below(given: Path, out: Path) -> list[tuple[str, Source]]:
         raise BadInputError(f"the folder {error.filename} cannot be read ({error.strerror})") from error
 
     passed = {os.path.realpath(given), os.path.realpath(out)}
-
     found = []
     for folder, folders, names in os.walk(given, onerror=refuse, followlinks=True):
         below = [Path(folder, name) for name in folders if name[0] != "."]

@@ -175,12 +175,12 @@ def write_dicom(
     """
     with h5py.File(images, "r") as file:
         header = read_header(np.ravel(file["dataset/xml"][()])[0])
+        numbers = [number for number in series_of(images) if number != COMPLEX]  # which a classic MR image cannot hold
+        # the header may be wrong about that
+        volume = bool(numbers) and file[f"dataset/image_{numbers[0]}/data"].shape[-3] > 1
     dataset = ismrmrd.Dataset(str(images), "dataset", create_if_needed=False)
     try:
         written: list[Path] = []
-        numbers = [number for number in series_of(images) if number != COMPLEX]  # which a classic MR image cannot hold
-        # the header may be wrong about that
-        volume = bool(numbers) and dataset.read_image(f"image_{numbers[0]}", 0).data.shape[1] > 1
         scan = _Scan(header, volume, digest, run, options, missing)
         for number in numbers:
             written += _write_series(dataset, number, scan, folder, None, note)
@@ -453,9 +453,9 @@ def _file(common: Any, image: _Image, header: Header, kind: str, *, reformatted:
     file.Rows, file.Columns = image.shape
     file.EchoTime = ""
     for keyword, name in (("EchoTime", "TE"), ("InversionTime", "TI"), ("FlipAngle", "flipAngle_deg")):
-        values = _told(header.sequenceParameters, name)
-        if name == "TI" and not _inverts(header):
+        if name == "TI" and "IR" not in common.ScanningSequence:
             continue
+        values = _told(header.sequenceParameters, name)
         number = _number_in(values, image.head, header)
         if number is not None and (value := _finite(values[number])) is not None:
             setattr(file, keyword, _decimal(value))

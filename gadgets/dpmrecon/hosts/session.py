@@ -18,7 +18,7 @@ import ismrmrd
 
 from ..data import LostSlice, Slice
 from ..errors import UNEXPECTED, BadInputError, DpmreconError
-from ..mrd.completeness import announced_ends, announced_last, announced_slices
+from ..mrd.completeness import announced_ends, announced_slices
 from ..mrd.header import n_partitions, overridden, read_header
 from ..mrd.lines import LineHeaders
 from ..mrd.receiving import CONJUGATION
@@ -203,13 +203,14 @@ class Session:
         waiting = 1 if n_partitions(header) > 1 else slices_at_once(sampling.batch, sampling.samples)
         self.reader = ReadAhead(stream, waiting)
         stated = None if options.b_values is None else weighting_from_text(options.b_values)
+        ends = announced_ends(header, combine_averages=combine)
         maps = Maps(
             header,
             stated,
             self._send_map,
             self._note,
-            combine_averages=options.combine_averages,
-            last=lambda counter: announced_last(header, counter),
+            combine_averages=combine,
+            last=lambda counter: getattr(ends[1], counter),
         )
         for remark in maps.weighting.remarks if maps.weighting else ():
             lines.remark(remark)
@@ -218,7 +219,7 @@ class Session:
         if self.dicom is not None:
             self._job = DicomJob(self.dicom, header, xml, options, provenance, maps.weighting, self._digest, self._note)
             writers.append(self._job)  # after all that sends, and before what tells of missing slices
-        names = Names.of(announced_ends(header, combine_averages=combine), header)
+        names = Names.of(ends, header)
         writers.append(Books(record, sampling, lines, names))
         if self.metrics is not None:
             writers.append(self.metrics)

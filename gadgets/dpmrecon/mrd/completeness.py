@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -171,12 +171,6 @@ def announced_ends(header: Header, *, combine_averages: bool) -> tuple[SliceKey,
     return SliceKey(**first), SliceKey(**last)
 
 
-def announced_last(header: Header, counter: str) -> int:
-    """The largest value of a counter that the limits announce; 0 where they say nothing of it."""
-    limit = getattr(header.encoding[0].encodingLimits, counter, None)
-    return 0 if limit is None else limit.maximum
-
-
 def check_announced(header: Header, *, combine_averages: bool) -> None:
     """Raises BadInputError for limits that announce more than any scan has, as those of 65535 that mean nothing."""
     count = announced_slices(header, combine_averages=combine_averages)
@@ -214,10 +208,9 @@ def missing_slices(
         yield LostSlice(key, _why_missing(header, key, came) if can_be_set else MISSING)
 
 
-def _why_missing(header: Header, key: SliceKey, came: Iterable[SliceKey]) -> str:
+def _why_missing(header: Header, key: SliceKey, came: Collection[SliceKey]) -> str:
     """The reason of one of `_missing_keys`. That limits announce one slice too many, or a second contrast or repetition
     that was not acquired, the lines alone do not tell."""
-    came = list(came)
     reason, numbers = MISSING, {other.slice for other in came}
     limits = header.encoding[0].encodingLimits
     for name in ("contrast", "repetition"):

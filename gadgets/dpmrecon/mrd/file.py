@@ -15,13 +15,12 @@ from ..errors import BadInputError, first_line
 from . import fastmri
 from .diffusion import counted_for_images, weightings_of
 from .flags import IGNORED, NOISE, PHASE_CORRECTION, calibrates_alone, names_of
-from .header import Header, is_epi, overridden, read_header
+from .header import GE, Header, is_epi, overridden, read_header
 from .scan import LINES, Scan
 from .scan_log import ScanLog
 from .version2 import MAGIC, EndsEarlyError, header_of, items
 
 SUFFIXES = (".h5", ".hdf5", ".mrd")  # of scans in a folder
-GE = r"\bge\b|general electric"
 COUNTERS = ("average", "slice", "repetition", "set", "phase", "contrast")  # the last sorts first
 
 

@@ -17,6 +17,7 @@ Header: TypeAlias = ismrmrd.xsd.ismrmrdHeader
 
 SMALLEST_VIEW_MM = 5.0  # a smaller field of view is one in metres
 COARSER = 0.9  # share of the pixels that data must fill for full resolution
+GE = r"\bge\b|general electric"  # in a vendor's name
 FLAT = 0.25  # of the pixels, below which partitions have the depth of all divided by their number once too often
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 ROUNDING = 1e-3  # that a whole number of a header may be off
@@ -146,21 +147,21 @@ def _create(kind: type, values: dict[str, Any]) -> Any:
 
 
 def _check_numbers(header: Header) -> None:
-    for other in header.encoding[1:]:  # which lines may not refer to
-        _numbers_of(other)
+    for each in header.encoding:
+        _numbers_of(each)
     encoding = header.encoding[0] if header.encoding else None
     for space in ("encodedSpace", "reconSpace"):
         for part in ("matrixSize", "fieldOfView_mm"):
             element = getattr(getattr(encoding, space, None), part, None)
             for axis in "xy":
-                value = _number(element, axis, whole=part == "matrixSize")
+                value = getattr(element, axis, None)
                 if not isinstance(value, int | float) or not 0 < value < 1e6:
                     raise BadInputError(
                         f"the scan's header gives {space}.{part}.{axis} as {value}; a positive number is needed"
                     )
             assert element is not None
             # a 2D scan's z is slice thickness alone, and may be left out
-            z = _number(element, "z", whole=part == "matrixSize")
+            z = element.z
             if z is None:
                 element.z = 1 if part == "matrixSize" else 0.0
             elif not isinstance(z, int | float) or not 0 <= z < 1e6:
@@ -177,7 +178,7 @@ def _check_numbers(header: Header) -> None:
         if limit is None:
             continue
         for name in ("minimum", "maximum", "center"):
-            if not isinstance(_number(limit, name, whole=True), int):
+            if not isinstance(getattr(limit, name, None), int):
                 raise BadInputError(
                     f"the scan's header gives encodingLimits.{field.name} as {dataclasses.asdict(limit)}; whole "
                     "numbers are needed"

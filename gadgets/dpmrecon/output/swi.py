@@ -15,7 +15,7 @@ import torch
 from ..data import LostSlice
 from ..errors import BadInputError
 from ..mrd.geometry import plane_of_mrd, slice_spacing
-from ..mrd.header import Header, view_pixels
+from ..mrd.header import GE, Header, view_pixels
 from ..mrd.receiving import vendor_of
 from ..physics.fourier import to_image, to_kspace
 from ..recon.provenance import Provenance
@@ -47,7 +47,7 @@ SLAB_MM = 16.0  # that a projection is thick, about: 8 partitions of 2 mm
 VEINS = (
     ("Siemens", r"siemens", 1),
     ("Philips", r"philips", 1),
-    ("GE", r"\bge\b|general electric", -1),
+    ("GE", GE, -1),
     ("simulate", r"simulated", -1),
 )
 SIGNS = {"positive": 1, "negative": -1}
