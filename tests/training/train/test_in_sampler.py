@@ -12,7 +12,7 @@ from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox
 from dpmtrain.cli import main
 from dpmtrain.train import in_sampler
 from dpmtrain.train.in_sampler import Shown, in_sampler_loss, squared
-from dpmtrain.train.undersampled import undersampled
+from dpmtrain.train.undersampled import calibrated_coils, drawn_coils, undersampled
 
 from support.paths import ROOT
 from support.recipes import TIMED
@@ -136,7 +136,8 @@ def test_scans_have_maps_of_their_own_calibration_where_the_head_ends_within_the
     whole = torch.stack([inside.float(), torch.ones(rows, cols)]).to(torch.complex64)
     mask = torch.ones(2, rows, cols)
     plain, own = (
-        undersampled(whole, mask, mask, "cg-sense", generator(4), calibrated=calibrated) for calibrated in (False, True)
+        undersampled(whole, mask, mask, "cg-sense", generator(5), coils(whole, generator(4)))
+        for coils in (drawn_coils, calibrated_coils)
     )
     assert torch.equal(own.model.coil_maps[1], plain.model.coil_maps[1])
     assert not torch.equal(own.model.coil_maps[0], plain.model.coil_maps[0])

@@ -72,6 +72,7 @@ class PreparedSlices:
     """
 
     def __init__(self, folder: Path, real_fraction: float, patterns: Sequence[str] = ("*",)):
+        self.given = folder, real_fraction, patterns
         found = read_manifest(folder)["volumes"]
         self.volumes = [v for v in found if any(fnmatch(v["file"].removesuffix(".npy"), p) for p in patterns)]
         if not self.volumes:
@@ -89,6 +90,9 @@ class PreparedSlices:
             [len(v["spans"]) / totals[k] * share[k[0]] / contrasts[k[0]] for k, v in zip(kinds, self.volumes)],
             dtype=torch.float64,
         )
+
+    def __reduce__(self):
+        return type(self), self.given  # each process maps the files: a map would be copied
 
     @property
     def digest(self) -> str:

@@ -49,10 +49,6 @@ class Batches(Dataset):
         share = settings["batch"] // processes
         self.numbers = range(rank * share, (rank + 1) * share)
 
-    def __getstate__(self) -> dict:
-        # a memory map would be copied into every loader process: each opens its own
-        return {name: value for name, value in self.__dict__.items() if name != "slices"}
-
     @cached_property
     def slices(self) -> PreparedSlices:
         return PreparedSlices(self.data, self.settings["real_fraction"], self.settings["volumes"])

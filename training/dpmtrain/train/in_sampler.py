@@ -31,7 +31,7 @@ LEAST_ERROR = 3e-3  # of an image that the network is shown, so that those witho
 PLAIN, DRAWS = 1.0, 2  # weight of plain denoising, its draws of noise for each image
 P_MEAN, P_STD = -1.8, 1.2  # of the logarithm of its noise
 # of volumes: steps of a run, which are dear, evaluations that are trained, planes of each
-VOLUME_STEPS, VOLUMES_TRAINED, PLANES = (6, 14), 3, 10
+VOLUME_STEPS, VOLUMES_TRAINED, PLANES = (6, 14), 4, 24
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def volume_loss(model: Denoiser, scan: VolumeScan, label: torch.Tensor, generato
     settings = _drawn(VOLUME_STEPS, generator)
     trained = _trained(settings.steps, VOLUMES_TRAINED, generator)
     prior = ShownPlanes(model, label, uncounted, scan, trained, generator)
-    sample_prox(scan.problem, prior, replace(settings, turns=True), _noise(1, generator))
+    sample_prox(scan.problem, prior, replace(settings, turns=True), _Noise(1, generator))
     return torch.stack(prior.losses).mean()
 
 
@@ -137,7 +137,7 @@ def in_sampler_loss(
     settings = _drawn(STEPS, generator)
     prior = Shown(model, label, uncounted, batch, _trained(settings.steps, TRAINED, generator))
     problem = Problem(batch.model, batch.zero_filled, batch.zero_filled, batch.sigma_n, batch.conventional)
-    sample_prox(problem, prior, settings, _noise(len(batch.clean), generator))
+    sample_prox(problem, prior, settings, _Noise(len(batch.clean), generator))
     return torch.stack(prior.losses).mean() + PLAIN * plain_loss(model, batch, label, generator)
 
 
@@ -164,9 +164,14 @@ def _trained(steps: int, number: int, generator: torch.Generator) -> set[int]:
     return {steps - 1, *others.tolist()}
 
 
-def _noise(batch: int, generator: torch.Generator) -> NoiseSource:
-    device = generator.device
-    return NoiseSource(torch.randint(2**62, (batch,), generator=generator, device=device).tolist(), device)
+class _Noise(NoiseSource):
+    """Drawn where the network is trained: a GPU would wait for numbers of the CPU."""
+
+    def __init__(self, batch: int, generator: torch.Generator):
+        self.batch, self.generator = batch, generator
+
+    def draw(self, *shape: int) -> torch.Tensor:
+        return complex_noise((self.batch, *shape), self.generator)
 
 
 def plain_loss(model: Denoiser, batch: Undersampled, label: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

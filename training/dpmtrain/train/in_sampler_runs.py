@@ -10,7 +10,7 @@ from ..files import writing
 from .in_sampler import InSamplerLoss
 from .keeper import read_start
 from .pretrain import data_card
-from .scan_runs import ScanRun, blend, check_kept, kept_text
+from .scan_runs import CalibratedBatches, ScanRun, blend, check_kept, kept_text
 from .volume_scans import VolumeScans
 
 KIND = "in-sampler"
@@ -20,12 +20,12 @@ def train_in_sampler(args: argparse.Namespace) -> None:
     """The averaged weights, with the start's settings in their card: choose those anew (docs/training.md)."""
     check_kept(args.keep)
     start = read_start(args.start)
-    run = ScanRun(args, KIND, start.config, calibrated=True)
+    run = ScanRun(args, KIND, start.config, CalibratedBatches)
     settings, loss = run.settings, InSamplerLoss()
     torch.manual_seed(settings["seed"])
     if settings["volume_scans"] > 0:
         volumes = VolumeScans(run.folder / "volumes", settings["volume_scans"])
-        volumes.make(run.batches.slices, settings["seed"])
+        volumes.make(run.batches.slices, settings["seed"], max(1, args.workers))
         loss = InSamplerLoss(volumes, settings["volume_share"], settings["volume_weight"], settings["label_dropout"])
     model = Denoiser(start.config)
     model.load_state_dict(start.weights)

@@ -21,7 +21,7 @@ from .batches import Batches, example_seed, focus_weight, load
 from .muon import optimizers
 from .recipe import read_recipe
 from .timed import TimedRun
-from .undersampled import Undersampled, undersampled
+from .undersampled import COILS, Coils, Undersampled, calibrated_coils, undersampled
 
 EMA = 0.999
 ENDLESS = 10**9  # steps: the time ends a stage
@@ -36,13 +36,15 @@ class Crops(NamedTuple):
     weight: torch.Tensor
     mask: torch.Tensor
     label: torch.Tensor
+    coils: Coils | None = None
 
 
 class CropBatches(Batches):
     """`batches[k]`: clean crops, each `draws` times, with a mask of its own every time."""
 
     def joined(self, examples: list[tuple[torch.Tensor, ...]]) -> Crops:
-        return Crops(*(torch.cat(column) for column in zip(*examples)))
+        clean, weight, mask, label, *coils = (torch.cat(column) for column in zip(*examples))
+        return Crops(clean, weight, mask, label, Coils(*coils) if coils else None)
 
     def example(self, step: int, number: int, crop: int) -> tuple[torch.Tensor, ...]:
         seed, draws = example_seed(self.settings["seed"], step, number), self.settings["draws"]
@@ -52,6 +54,18 @@ class CropBatches(Batches):
         kept = torch.rand(draws, 1, generator=generator) >= self.settings["label_dropout"]
         weight = focus_weight(foci, self.settings)
         return clean.expand(draws, -1, -1), weight.expand(draws, -1, -1), masks, kept * self.label_of(contrast)
+
+
+class CalibratedBatches(CropBatches):
+    """With coil maps of each crop's own calibration, which take a core longer than a GPU takes for a step: loader
+    processes make them."""
+
+    def example(self, step: int, number: int, crop: int) -> tuple[torch.Tensor, ...]:
+        clean, *others = super().example(step, number, crop)
+        generator = torch.Generator().manual_seed(example_seed(self.settings["seed"], step, -1 - number))
+        n_coils = COILS[example_seed(self.settings["seed"], step, 0) % len(COILS)]  # those of a step have as many
+        coils = calibrated_coils(clean[:1].to(torch.complex64), generator, n_coils)
+        return clean, *others, *(part.expand(len(clean), *part.shape[1:]) for part in coils)
 
 
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
@@ -102,8 +116,7 @@ class ScanStage:
 class ScanRun:
     """Stages, one after the other, on the scans of a recipe; `folder` holds the state of each.
 
-    kind: of the recipe; model: the configuration, where the recipe has no table [model]; calibrated: the scans' maps,
-    see `undersampled`.
+    kind: of the recipe; model: the configuration, where the recipe has no table [model]; batches: of which kind.
     """
 
     def __init__(
@@ -111,10 +124,8 @@ class ScanRun:
         args: argparse.Namespace,
         kind: str,
         model: dict[str, Any] | None = None,
-        *,
-        calibrated: bool = False,
+        batches: type[CropBatches] = CropBatches,
     ):
-        self.calibrated = calibrated
         self.recipe = read_recipe(args.recipe, kind)
         self.recipe.setdefault("model", model)
         read_manifest(args.data)
@@ -127,7 +138,7 @@ class ScanRun:
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         self.settings = self.recipe["train"]
-        self.batches = CropBatches(args.data, self.settings, self.recipe["model"]["labels"], None)
+        self.batches = batches(args.data, self.settings, self.recipe["model"]["labels"], None)
         self.crops: Iterator[Any] | None = None  # begun once: loader processes take seconds to start
 
     def train(self, name: str, model: T, loss: Loss, minutes: float, begun_with: dict[str, Any]) -> tuple[T, int]:
@@ -149,9 +160,9 @@ class ScanRun:
         for crops in self.crops:
             if isinstance(crops, DpmreconError):
                 yield crops
-            clean, weight, mask, label = (part.to(self.device, non_blocking=True) for part in crops)
-            scans = undersampled(clean, weight, mask, conditioning, generator, calibrated=self.calibrated)
-            yield scans, label
+            clean, weight, mask, label = (part.to(self.device, non_blocking=True) for part in crops[:4])
+            coils = crops.coils and Coils(*(part.to(self.device, non_blocking=True) for part in crops.coils))
+            yield undersampled(clean, weight, mask, conditioning, generator, coils), label
 
 
 def check_kept(share: float) -> None:

@@ -37,35 +37,54 @@ class Undersampled(NamedTuple):
     model: ForwardModel
 
 
+class Coils(NamedTuple):
+    """maps: (batch, n_coils, rows, cols) complex64, sum of squares 1; known: like them, what a calibration finds, 0
+    where it finds no head; sigma_n: (batch,) float32."""
+
+    maps: torch.Tensor
+    known: torch.Tensor
+    sigma_n: torch.Tensor
+
+
+def drawn_coils(clean: torch.Tensor, generator: torch.Generator, n_coils: int | None = None) -> Coils:
+    """Coils around each crop (batch, rows, cols) complex64, with smooth errors on its head; n_coils: None draws it."""
+    batch, device = len(clean), clean.device
+    low, high = (math.log(value) for value in SIGMA_N)
+    sigma_n = torch.exp(low + (high - low) * torch.rand(batch, generator=generator, device=device))
+    n_coils = n_coils or COILS[int(torch.randint(len(COILS), (1,), generator=generator, device=device))]
+    maps = coil_maps((batch, n_coils, *clean.shape[1:]), generator)
+    return Coils(maps, with_errors(maps, generator) * head(clean, generator)[:, None], sigma_n)
+
+
+def calibrated_coils(clean: torch.Tensor, generator: torch.Generator, n_coils: int | None = None) -> Coils:
+    """`drawn_coils` with ESPIRiT maps of each crop's own calibration, as a reconstruction has them, where the head ends
+    within the crop."""
+    maps, known, sigma_n = drawn_coils(clean, generator, n_coils)
+    kspace = ForwardModel(maps, torch.ones_like(clean[:, None].real)).forward(clean)
+    kspace = kspace + sigma_n.view(-1, 1, 1, 1) * complex_noise(tuple(maps.shape), generator)
+    crops = zip(border(clean) < EDGE, kspace, maps, known)
+    found = [estimated(one, true, other) if fits else other for fits, one, true, other in crops]
+    return Coils(maps, torch.stack(found), sigma_n)
+
+
 def undersampled(
     clean: torch.Tensor,
     weight: torch.Tensor,
     mask: torch.Tensor,
     conditioning: str,
     generator: torch.Generator,
-    *,
-    calibrated: bool = False,
+    coils: Coils | None = None,
 ) -> Undersampled:
     """A scan of each crop: coils, noise, and CG-SENSE or the zero-filled image.
 
     clean: (batch, rows, cols) complex64; weight, of each pixel's error, and mask: like it, float32; generator: on
-    their device; calibrated: with ESPIRiT maps of the crop's own calibration, as a reconstruction has them, where the
-    head ends within the crop; else with smooth errors of the true ones on the head.
+    their device; coils: None draws them.
     """
-    batch, device = len(clean), clean.device
-    low, high = (math.log(value) for value in SIGMA_N)
-    sigma_n = torch.exp(low + (high - low) * torch.rand(batch, generator=generator, device=device))
-    n_coils = COILS[int(torch.randint(len(COILS), (1,), generator=generator, device=device))]
-    maps = coil_maps((batch, n_coils, *clean.shape[1:]), generator)
+    maps, known, sigma_n = drawn_coils(clean, generator) if coils is None else coils
     mask = mask[:, None]
     noise = complex_noise(tuple(maps.shape), generator)
     kspace = ForwardModel(maps, torch.ones_like(mask)).forward(clean) + sigma_n.view(-1, 1, 1, 1) * noise
-    inside = head(clean, generator)
-    known = with_errors(maps, generator) * inside[:, None]
-    if calibrated:
-        crops = zip(border(clean) < EDGE, kspace, maps, known)
-        known = torch.stack([estimated(one, true, other) if fits else other for fits, one, true, other in crops])
-        inside = (known.abs().sum(1) > 0).float()
+    inside = (known != 0).any(1).float()
     model = ForwardModel(known, mask)
     zero_filled = model.adjoint(kspace)  # which leaves out what the mask does
     image = cg_sense(model, zero_filled, sigma_n) if conditioning == "cg-sense" else zero_filled

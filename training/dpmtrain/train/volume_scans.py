@@ -6,6 +6,7 @@ Coil maps of a volume take longer than a step of training: a run makes its scans
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +24,10 @@ from dpmrecon.recon.sample import volume_problem
 from dpmrecon.recon.types import MappedVolume
 from dpmrecon.simulation.sampling import Pattern
 from dpmrecon.simulation.slices import coil_maps
-from tqdm import tqdm
 
 from ..data.dataset import PreparedSlices
 from ..data.lesions import smooth_field
+from ..data.workers import Workers
 from ..files import writing
 from .batches import example_seed
 from .keeper import read_tensors, write_state
@@ -40,7 +41,7 @@ POISSON, SHIFTED = 0.3, 0.6  # shares: of all, and of the regular ones
 CALIBRATION = (7, 12)  # half its side
 SIGMA_N = (0.006, 0.07)  # log-uniform
 PHASE = 1.2  # rad, the largest standard deviation of its smooth part
-AT_ONCE = 8  # planes that the network sees
+AT_ONCE = 8, 64  # planes that the network sees, on a CPU and on a GPU
 ATTEMPTS = 50  # one in ten scans of heads folds
 TENSORS = ("maps", "zero_filled", "start", "clean")
 
@@ -61,8 +62,9 @@ class VolumeScans:
     folder: Path
     number: int
 
-    def make(self, slices: PreparedSlices, seed: int) -> None:
-        """Raises BadInputError where no prepared volume is cut in three directions, or the scans are of others."""
+    def make(self, slices: PreparedSlices, seed: int, jobs: int = 1) -> None:
+        """By so many processes. Raises BadInputError where no prepared volume is cut in three directions, or the scans
+        are of others."""
         weights = slices.weights * torch.tensor([float(len(volume["spans"]) == 3) for volume in slices.volumes])
         if not weights.any():
             raise BadInputError(
@@ -75,11 +77,13 @@ class VolumeScans:
         missing = [number for number in range(self.number) if not self._file(number).exists()]
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        for number in tqdm(
-            missing, "volume scans", self.number, initial=self.number - len(missing), disable=not missing
-        ):
-            with writing(self.folder):
-                write_state(self._file(number), {**_drawn(slices, weights, seed, number), "made of": made_of})
+        with Workers(min(jobs, len(missing))) as workers:
+            made = workers.run(
+                partial(_drawn, slices, weights, seed), missing, "volume scans", self.number - len(missing)
+            )
+            for number, found in made:
+                with writing(self.folder):
+                    write_state(self._file(number), {**found, "made of": made_of})
 
     def draw(self, generator: torch.Generator) -> VolumeScan:
         """One of them, on the generator's device."""
@@ -91,7 +95,7 @@ class VolumeScans:
         axes = tuple(found["planes"])
         problem = Problem(
             VolumeModel(maps, mask), zero_filled[:, None], zero_filled, found["sigma_n"].to(device), start,
-            Planes(axes, AT_ONCE),
+            Planes(axes, AT_ONCE[device.type == "cuda"]),
         )  # fmt: skip
         return VolumeScan(problem, clean, found["contrast"])
 
@@ -140,7 +144,7 @@ def scanned(data: np.ndarray, voxel_mm: Sequence[float], seed: int) -> dict[str,
     (mapped,) = with_coil_maps([scan], torch.device("cpu"))
     if not isinstance(mapped, MappedVolume) or type(mapped.model) is not VolumeModel:
         return None
-    problem, model = volume_problem(mapped, AT_ONCE), mapped.model
+    problem, model = volume_problem(mapped, AT_ONCE[0]), mapped.model
     # at the phase that the known maps leave the image
     phase = torch.sgn(VolumeModel(model.coil_maps, torch.ones(shape)).adjoint(hybrid(seen)))
     clean = image.abs() * phase / mapped.scale
