@@ -26,7 +26,7 @@ from support.epi import (
     gradient_echo,
     truth,
 )
-from support.hand_made import average_limits, limits, line, only, write_scan
+from support.hand_made import average_limits, header_xml, limits, line, only, write_scan
 
 GHOST = (0.2, 0.9)  # about .1 of the signal
 CENTRE = range(11, 22)
@@ -175,8 +175,52 @@ def test_navigators_of_zeros_are_none():
 def test_lines_of_one_direction_need_no_navigators():
     readouts = Readouts(RAMPS)
     lines = [line(n, readouts.samples(n - ROWS // 2, False, (0, 0))) for n in range(ROWS)]
-    found = only(slices(lines, header()))
+    log = ScanLog()
+    found = only(slices(lines, header(), log=log))
     assert found.ghost is None and error(found.kspace, truth()) < 0.004
+    assert any("all are taken as read in one direction" in remark for remark in log.remarks)
+
+
+def turned_before(lines):
+    """As readers of Siemens data hand them over: reversed ones turned, without the flag."""
+    for item in lines:
+        if item.is_flag_set(REVERSE):
+            item.data[:] = item.data[:, ::-1].copy()
+            item.clear_flag(REVERSE)
+    return lines
+
+
+@pytest.mark.parametrize("trapezoid", [FLAT, RAMPS, UNEVEN])
+@pytest.mark.parametrize("first", [False, True])
+def test_lines_that_lost_their_flag_get_their_directions_from_their_navigators(trapezoid, first):
+    readouts, log = Readouts(trapezoid, noise=0.02), ScanLog()
+    lines = [
+        item
+        for shot, ghost in enumerate([(0.2, 0.9), (-0.4, 0.7)])
+        for item in readouts.shot(range(shot, ROWS, 2), ghost, first=first, drift=0.3)
+    ]
+    wanted = error(only(slices(lines, header(trapezoid))).kspace, truth())
+    found = only(slices(turned_before(lines), header(trapezoid), log=log))
+    assert error(found.kspace, truth()) == pytest.approx(wanted, abs=0.005) and found.ghost[1] > 0.05
+    assert any("as reversed by turns" in remark for remark in log.remarks)
+
+
+def test_lines_that_lost_their_flag_and_whose_echoes_lie_together_are_no_image():
+    """Half a sample to either side, by which reversed lines lie apart, made good for."""
+    lines = Readouts(FLAT, noise=0.02).shot(range(ROWS), (0.9, -np.pi))
+    (lost,) = slices(turned_before(lines), header(FLAT))
+    assert "nothing tells which lines are reversed" in lost.reason
+
+
+def test_epi_that_its_header_calls_cartesian_is_said():
+    readouts, log = Readouts(FLAT, noise=0.02), ScanLog()
+    xml = header_xml(rows=ROWS, x=2 * COLS, recon_x=COLS)
+    list(slices(turned_before(readouts.shot(range(ROWS), GHOST)), read_header(xml), log=log))
+    assert any("echoes of the phase-correction lines differ by turns" in remark for remark in log.remarks)
+    log = ScanLog()
+    alike = [line(ROWS // 2, readouts.samples(0, False, GHOST), (NAVIGATOR,)) for _ in range(3)]
+    list(slices(alike + readouts.shot(range(ROWS), GHOST, navigators=0)[::2], read_header(xml), log=log))
+    assert not any("phase-correction" in remark for remark in log.remarks)
 
 
 def test_half_a_shot_is_no_image():

@@ -52,6 +52,8 @@ from .settling import Settled, Settler
 from .stack import remark_on_stack
 from .waiting import Waiting
 
+CORRECTIONS = 3  # phase-correction lines that are looked at
+
 
 def slices(
     acquisitions: Iterable[ismrmrd.Acquisition],
@@ -138,6 +140,7 @@ class _Collector:
             self._add_noise(line)
         self.readouts = Readouts(header, fixed_receiver=by_vendor(header)) if is_epi(header) else None
         self.navigators: dict[int, Navigators] = {}  # the last ones of each slice number
+        self.corrections = Navigators()  # the first phase-correction lines of a scan that is no EPI
         self.maker: Any = maker(header, self.noise, receiving, log, self.readouts, averaged=combine_averages)
         self.open: dict[SliceKey, Record] = {}
         self.calibration: dict[int, tuple[SliceKey, Lines]] = {}
@@ -175,6 +178,7 @@ class _Collector:
             self._add_navigator(line, flags)
         elif flags & PHASE_CORRECTION:
             self.log.count("left out: phase correction", flags)
+            self._add_correction(line)
         elif flags & self.receiving.ignored:
             self.log.count(f"left out: {names_of(flags & self.receiving.ignored)[0]}", flags)
         else:
@@ -221,6 +225,19 @@ class _Collector:
         data = self._data(line, flags)
         if data.any() and np.isfinite(data).all():
             navigators.lines.append((bool(flags & REVERSED), data))
+
+    def _add_correction(self, line: ismrmrd.Acquisition) -> None:
+        """Of a scan that is no EPI by its header: the first ones tell whether echoes differ."""
+        found = self.corrections.lines
+        if len(found) >= CORRECTIONS:
+            return
+        found.append((False, line.data.copy()))
+        if len(found) == CORRECTIONS and self.corrections.alternate(line.data.shape):
+            self.log.remark(
+                "echoes of the phase-correction lines differ by turns, and these lines are left out: the image has "
+                "ghosts if they were not corrected before; of EPI, give the header's trajectory (--set "
+                "encoding.trajectory=epi) with a trajectoryDescription"
+            )
 
     def _data(self, line: ismrmrd.Acquisition, flags: int) -> np.ndarray:
         """(n_coils, n_samples), conjugated and turned where that is due."""

@@ -28,6 +28,9 @@ FARTHEST = 1.02
 LATE_ECHO = 3.0
 # Rows from the centre of k-space on which lines are like their navigators
 NEAR = 1
+# Samples between echoes of both directions, below which they tell no direction, and of this distance, what the echo of
+# a line lies off one of them at most
+TOGETHER, UNLIKE = 0.03, 0.25
 # A readout may end this many dwell times after its gradient, by rounding
 LATE = 1.0
 
@@ -225,6 +228,45 @@ class Navigators:
             self._ghost = ghost_of(*directions)
         return self._ghost
 
+    def take_turns(self) -> None:
+        """Every other one is reversed."""
+        self.lines = [(bool(number % 2), data) for number, (_, data) in enumerate(self.lines)]
+
+    def alternate(self, shape: tuple[int, ...]) -> bool:
+        """Whether those without the flag REVERSE, of a shape (n_coils, n_samples), differ by turns as two directions
+        do."""
+        from ..physics.epi import ghost_of
+
+        first, second = self._by_turns(shape)
+        ghost = None if first is None or second is None else ghost_of(first, second)
+        return ghost is not None and ghost.before > LARGE_GHOST
+
+    def is_like_the_second(self, line: np.ndarray) -> bool | None:
+        """Of those that alternate, whether a line beside the centre of k-space has its echo where the second one has,
+        not where the first one has; None where that cannot be told. Phases grow with time, echoes stay."""
+        import torch
+
+        from ..physics.epi import ghost_of
+
+        first, second = self._by_turns(line.shape)
+        assert first is not None and second is not None
+        found = [ghost_of(first, other) for other in (second, torch.from_numpy(line))]
+        if found[0] is None or found[1] is None:
+            return None
+        apart, own = found[0].slope, found[1].slope
+        samples = abs(apart) * line.shape[1] / (2 * np.pi)
+        if samples < TOGETHER or min(abs(own), abs(own - apart)) > UNLIKE * abs(apart):
+            return None
+        return abs(own - apart) < abs(own)
+
+    def _by_turns(self, shape: tuple[int, ...]) -> list[torch.Tensor | None]:
+        """The mean of the first, third ... and of the others; twice None where some bear REVERSE."""
+        if any(backwards for backwards, _ in self.lines):
+            return [None, None]
+        turns = Navigators(lines=self.lines)
+        turns.take_turns()
+        return [turns.mean(shape, backwards=backwards) for backwards in (False, True)]
+
     def mean(self, shape: tuple[int, ...], *, backwards: bool) -> torch.Tensor | None:
         """Of those of a direction and a shape (n_coils, n_samples); None without any."""
         import torch
@@ -266,10 +308,12 @@ class Gridded:
 def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterator[Gridded]:
     """The lines of a slice.
 
-    Calibration lines of one direction alone are a gradient echo: unchanged.
+    Calibration lines of one direction alone are a gradient echo: unchanged. Lines that were turned and lost the flag
+    REVERSE, as some readers of Siemens data leave them, get their directions back.
     """
     import torch
 
+    unknown = _find_directions(lines, log)
     trains = {(line.kind, line.head.encoding_space_ref) for line in lines if line.backwards}
     # some scanners count directions there, from either on, others shots, which have lines of both
     segments = {(line.kind, line.head.encoding_space_ref, line.head.idx.segment, line.backwards) for line in lines}
@@ -304,6 +348,11 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
                 "fit their navigators only when they are mirrored: the flag REVERSE is wrong on either, and nothing "
                 "tells left from right, convert the scan again with the right flags"
             )
+        elif train in unknown:
+            lost = (
+                "bear no flag REVERSE and have navigators of two directions, and nothing tells which lines are "
+                "reversed: convert the scan again with the flag"
+            )
         elif ghost is not None:
             data = ghost.removed(data, backwards=line.backwards) * readout.covered
         elif train in trains:
@@ -312,6 +361,48 @@ def cartesian(lines: list[EpiLine], readouts: Readouts, log: ScanLog) -> Iterato
                 "of the noise: their ghost cannot be corrected, acquire the scan with them"
             )
         yield Gridded(line, data.numpy(), layout, number, ghost, lost)
+
+
+def _find_directions(lines: list[EpiLine], log: ScanLog) -> set[tuple[str, int]]:
+    """Lets lines without the flag REVERSE, and their navigators, be reversed by turns where the navigators differ as
+    those of two directions do. Returns the trains of which none tells where to begin.
+
+    Which of the two directions is called reversed makes no difference but half a sample.
+    """
+    trains: dict[tuple[str, int], dict[int, list[EpiLine]]] = {}
+    for line, shot in zip(lines, _shots(lines, counts_shots=False)):
+        trains.setdefault((line.kind, line.head.encoding_space_ref), {}).setdefault(shot, []).append(line)
+    unknown = set()
+    for train, shots in trains.items():
+        if any(line.backwards for own in shots.values() for line in own):
+            continue
+        shot, place = min(
+            ((shot, place) for shot, own in shots.items() for place in range(len(own))),
+            key=lambda where: shots[where[0]][where[1]].distance,
+        )
+        nearest = shots[shot][place]
+        if nearest.navigators is None or not nearest.navigators.alternate(nearest.data.shape):
+            if train[0] != "calibration":
+                log.remark(
+                    "no line of EPI bears the flag REVERSE: all are taken as read in one direction; if they were not, "
+                    "the image has a ghost, convert the scan again with the flag"
+                )
+            continue
+        second = nearest.navigators.is_like_the_second(nearest.data) if nearest.distance <= NEAR else None
+        if second is None:
+            unknown.add(train)
+            continue
+        log.remark(
+            "no line of EPI bears the flag REVERSE and its navigators differ as those of two directions do: lines are "
+            "taken as turned by the converter, and as reversed by turns"
+        )
+        for own in shots.values():
+            for number, line in enumerate(own):
+                line.backwards = (number - place + second) % 2 == 1
+        for line in (line for own in shots.values() for line in own):
+            if line.navigators is not None:
+                line.navigators.take_turns()
+    return unknown
 
 
 def _contrary(lines: list[EpiLine]) -> set[tuple[str, int]]:
