@@ -170,6 +170,15 @@ def test_oversampling_that_the_header_does_not_tell_at_all_is_told(x, squeezed):
     assert any("encodedSpace.fieldOfView_mm.x=260" in remark for remark in result.remarks) == squeezed
 
 
+def test_lines_freed_of_an_oversampling_whose_field_of_view_the_header_kept_are_refused():
+    """Of half the distance between columns that lines have: the head would be twice as wide and cut off."""
+    told = {"x": 26, "fov_x": 260.0, "recon_x": 26, "recon_fov_x": 130.0}
+    with pytest.raises(BadInputError, match=r"encodedSpace.fieldOfView_mm.x=130"):
+        list(slices(point_scan(4, 9), header(**told)))
+    half = only(slices(point_scan(4, 5, oversampling=2, low=-13, high=13, center_sample=13), header(**told)))
+    assert half.kspace.shape == (3, 33, 13)
+
+
 def test_samples_that_fit_no_grid():
     with pytest.raises(BadInputError, match="60 samples, centre 30"):
         list(slices([line(n, np.ones((3, 60))) for n in range(33)], header()))

@@ -260,7 +260,11 @@ def test_header_of_a_volume():
     assert acceleration(header(acceleration=2, acceleration_2=3)) == 2  # of a 2D scan
     assert n_partitions(header(z=2, extra_limits=limits("kspace_encoding_step_2", 0))) == 1
     head.encoding[0].reconSpace.matrixSize.z = 6
-    assert coarser(head) == [("z", 13, 6)]
+    (told,) = coarser(head)
+    assert "6 pixels along z where 13 are" in told and "encodedSpace.fieldOfView_mm.z=84.5" in told
+    head.encoding[0].reconSpace.matrixSize.z = 12  # a single partition of oversampling
+    assert "12 pixels along z where 13 are" in coarser(head)[0]
+    head.encoding[0].reconSpace.matrixSize.z = 6
     head.encoding[0].reconSpace.fieldOfView_mm.z *= 6 / 13  # slice oversampling, which stays in k-space
     assert coarser(head) == []
     head.encoding[0].parallelImaging = None

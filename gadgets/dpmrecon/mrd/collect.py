@@ -53,6 +53,7 @@ from .stack import remark_on_stack
 from .waiting import Waiting
 
 CORRECTIONS = 3  # phase-correction lines that are looked at
+ECHOES_APART = 0.1  # samples, of EPI that its header calls Cartesian
 
 
 def slices(
@@ -150,11 +151,8 @@ class _Collector:
         self.channels: set[int] = set()  # numbers of channels of image lines
         for remark in receiving.remarks:
             log.remark(remark)
-        for axis, has, asked in coarser(header):
-            log.remark(
-                f"the header asks for images of {asked} pixels along {axis} where {has} are encoded in their "
-                "field of view: they have less resolution than the data"
-            )
+        for remark in coarser(header):
+            log.remark(remark)
 
     def slices(self, acquisitions: Iterable[ismrmrd.Acquisition]) -> Iterator[Any]:
         """Of all the lines: what the maker makes of each slice, or a LostSlice."""
@@ -232,7 +230,7 @@ class _Collector:
         if len(found) >= CORRECTIONS:
             return
         found.append((False, line.data.copy()))
-        if len(found) == CORRECTIONS and self.corrections.alternate(line.data.shape):
+        if len(found) == CORRECTIONS and self.corrections.alternate(line.data.shape, ECHOES_APART):
             self.log.remark(
                 "echoes of the phase-correction lines differ by turns, and these lines are left out: the image has "
                 "ghosts if they were not corrected before; of EPI, give the header's trajectory (--set "

@@ -232,40 +232,33 @@ class Navigators:
         """Every other one is reversed."""
         self.lines = [(bool(number % 2), data) for number, (_, data) in enumerate(self.lines)]
 
-    def alternate(self, shape: tuple[int, ...]) -> bool:
+    def alternate(self, shape: tuple[int, ...], echoes: float = 0.0) -> bool:
         """Whether those without the flag REVERSE, of a shape (n_coils, n_samples), differ by turns as two directions
-        do."""
-        from ..physics.epi import ghost_of
-
-        first, second = self._by_turns(shape)
-        ghost = None if first is None or second is None else ghost_of(first, second)
-        return ghost is not None and ghost.before > LARGE_GHOST
+        do. echoes: samples that these lie apart at least; those of turbo spin echoes differ in phase alone."""
+        found = self._second_over_first(shape)
+        return found is not None and found.before > LARGE_GHOST and abs(found.slope) >= _slope(echoes, shape)
 
     def is_like_the_second(self, line: np.ndarray) -> bool | None:
         """Of those that alternate, whether a line beside the centre of k-space has its echo where the second one has,
         not where the first one has; None where that cannot be told. Phases grow with time, echoes stay."""
         import torch
 
+        found, own = self._second_over_first(line.shape), self._second_over_first(line.shape, torch.from_numpy(line))
+        if found is None or own is None or abs(found.slope) < _slope(TOGETHER, line.shape):
+            return None
+        beside = abs(own.slope), abs(own.slope - found.slope)
+        return None if min(beside) > UNLIKE * abs(found.slope) else beside[1] < beside[0]
+
+    def _second_over_first(self, shape: tuple[int, ...], second: torch.Tensor | None = None) -> Ghost | None:
+        """What the second, fourth ... have over the others, or `second` has; None where some bear REVERSE."""
         from ..physics.epi import ghost_of
 
-        first, second = self._by_turns(line.shape)
-        assert first is not None and second is not None
-        found = [ghost_of(first, other) for other in (second, torch.from_numpy(line))]
-        if found[0] is None or found[1] is None:
-            return None
-        apart, own = found[0].slope, found[1].slope
-        samples = abs(apart) * line.shape[1] / (2 * np.pi)
-        if samples < TOGETHER or min(abs(own), abs(own - apart)) > UNLIKE * abs(apart):
-            return None
-        return abs(own - apart) < abs(own)
-
-    def _by_turns(self, shape: tuple[int, ...]) -> list[torch.Tensor | None]:
-        """The mean of the first, third ... and of the others; twice None where some bear REVERSE."""
-        if any(backwards for backwards, _ in self.lines):
-            return [None, None]
         turns = Navigators(lines=self.lines)
         turns.take_turns()
-        return [turns.mean(shape, backwards=backwards) for backwards in (False, True)]
+        first, other = (turns.mean(shape, backwards=backwards) for backwards in (False, True))
+        second = other if second is None else second
+        told = any(backwards for backwards, _ in self.lines)
+        return None if told or first is None or second is None else ghost_of(first, second)
 
     def mean(self, shape: tuple[int, ...], *, backwards: bool) -> torch.Tensor | None:
         """Of those of a direction and a shape (n_coils, n_samples); None without any."""
@@ -276,6 +269,11 @@ class Navigators:
         fitting = fitting[:-1] if len(fitting) > 2 and len(fitting) % 2 == 0 else fitting
         data = [torch.from_numpy(data) for own, data in fitting if own == backwards]
         return torch.stack(data).mean(0) if data else None
+
+
+def _slope(samples: float, shape: tuple[int, ...]) -> float:
+    """Of a ghost, rad a sample of the image, where echoes lie so many samples apart."""
+    return 2 * np.pi * samples / shape[1]
 
 
 @dataclass

@@ -45,6 +45,7 @@ ELSEWHERE, COHERENT = 0.75, 0.3
 # Share of the brightest column, noise taken off, that columns without a head have at most: .03 in simulated heads whose
 # oversampling is there, .35 and more where it is gone. A head may be narrower than NARROW of its field of view
 EMPTY, NARROW = 0.2, 0.55
+LONGER = 1.5  # times the lines' distance in the image, what pixels along lines are whose oversampling is gone
 FINER = 0.75  # of the lines' distance in the image, what pixels along lines of unknown oversampling are less than
 # Of the noise, what samples hold at most that a converter put in place of those that an asymmetric echo lacks, where it
 # removed the oversampling afterwards, and what the other end holds at least; share of a readout that lacks at least
@@ -318,6 +319,7 @@ class Settler:
         oversampling that the header does not tell at all, it is said alone.
         """
         encoded, held = self.header.encoding[0].encodedSpace.matrixSize.x, lines.layout.end - lines.layout.first
+        self._check_view(lines, limits, grid)
         if self.readouts is not None or grid != self.cols or not lines.layout.is_symmetric:
             return grid
         if self.cols == encoded:
@@ -341,6 +343,22 @@ class Settler:
                 f"encodedSpace.matrixSize.x (or --set encoding.encodedSpace.matrixSize.x={held})"
             )
         return grid
+
+    def _check_view(self, lines: Lines, limits: tuple[Limits, Limits], grid: int) -> None:
+        """Raises BadInputError where the header has the field of view of an oversampling that is gone: its pixels along
+        the lines are far longer than the images', which have as many, and the head fills what would be cut off."""
+        encoded, recon = self.header.encoding[0].encodedSpace, self.header.encoding[0].reconSpace
+        held, size, view = lines.layout.end - lines.layout.first, encoded.matrixSize.x, encoded.fieldOfView_mm
+        if self.readouts is not None or not held == grid == size == recon.matrixSize.x != self.cols:
+            return
+        longer = view.x / size > LONGER * view.y / self.rows
+        if longer and not _in_the_middle(lines, limits, self.cols / size):
+            asked = recon.fieldOfView_mm.x
+            raise BadInputError(
+                f"the header gives lines of {size} samples {view.x:g} mm and their images, of as many columns, "
+                f"{asked:g} mm, and the head fills more of them than that: if they are freed of their oversampling, "
+                f"correct encodedSpace.fieldOfView_mm.x (--set encoding.encodedSpace.fieldOfView_mm.x={asked:g})"
+            )
 
     def _without_filling(self, lines: Lines, grid: int, remarks: list[str]) -> Lines:
         """The lines without samples at one end that hold less than noise: of an asymmetric echo that was filled up with
