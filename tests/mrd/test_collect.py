@@ -340,6 +340,26 @@ def test_signs_that_alternate_are_said(axis):
 
 
 @pytest.mark.parametrize("sign", [1, -1])
+def test_signs_that_alternate_along_the_partitions_of_a_full_slab_are_said(sign):
+    """A head that grows from its first partition to the last: no partition is empty."""
+    grid = np.indices((14, 33, 26)) - np.array([7, 16, 13])[:, None, None, None]
+    width = 0.6 + 0.03 * grid[0]
+    inside = np.square(grid[1] / 14) + np.square(grid[2] / 11) < np.square(width)
+    kspace = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(inside)))
+    lines = [
+        line(
+            n,
+            sign**partition * np.array([1, 0.5j, -0.3])[:, None] * kspace[partition, n],
+            kspace_encode_step_2=partition,
+        )
+        for partition in range(14)
+        for n in range(33)
+    ]
+    said = [remark for remark in only(slices(lines, volume_header(14))).remarks if "along the partitions" in remark]
+    assert len(said) == (sign == -1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
 def test_signs_of_a_separate_calibration_that_alternate_are_said(sign):
     """The lines of an image at R = 3 tell nothing along them."""
     rows, cols = np.indices((33, 26)) - np.array([16, 13])[:, None, None]

@@ -6,6 +6,7 @@ ends in LostError, whose message is the reason.
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 
 import numpy as np
 
@@ -42,6 +43,8 @@ CENTRE, NOISE_ALONE = 4, 2.0
 # Where the head lies by the phase from each line and sample around the centre to the next, in half fields of view. A
 # head in the middle has at most .3, one that folds any at a coherence of .22 at most
 ELSEWHERE, COHERENT = 0.75, 0.3
+# Of a slab that begins in its middle: how alike planes at its edges are at least, and how much more than in the middle
+ALIKE, LESS_ALIKE = 0.5, 0.15
 # Share of the brightest column, noise taken off, that columns without a head have at most: .03 in simulated heads whose
 # oversampling is there, .35 and more where it is gone. A head may be narrower than NARROW of its field of view
 EMPTY, NARROW = 0.2, 0.55
@@ -486,7 +489,10 @@ def _halved(lines: Lines, limits: tuple[Limits, Limits], whose: str = "") -> lis
     told = []
     for name, step in (("lines", (0, 1)), ("partitions", (1, 0))):
         pairs = [(data, found.get((place[0] + step[0], place[1] + step[1]))) for place, data in found.items()]
-        if _across_the_edge([(one, other) for one, other in pairs if other is not None]):
+        centres = [own.center for own in limits]
+        if _across_the_edge([(one, other) for one, other in pairs if other is not None]) or _seamed(
+            found, centres, step.index(1)
+        ):
             told.append(name)
     if _across_the_edge([(data[:, :-1], data[:, 1:]) for data in found.values()]):
         told.append("samples of a line")
@@ -495,6 +501,33 @@ def _halved(lines: Lines, limits: tuple[Limits, Limits], whose: str = "") -> lis
         "see the image, and convert the scan again with k-space as it is centred"
         for name in told
     ]
+
+
+def _seamed(found: dict[tuple[int, int], np.ndarray], centre: list[int], axis: int) -> bool:
+    """Whether planes beside each other in the middle of the field of view are less alike than those at its two edges,
+    as far as the lines around the k-space centre tell: of a slab whose partitions begin in its middle. In sound heads
+    the middle has .77 or more, the edges at least .13 less.
+
+    found: lines (n_coils, n_samples) by (partition, row); axis: which of them counts the planes.
+    """
+    rows: dict[int, dict[int, np.ndarray]] = {}
+    for place, data in found.items():
+        rows.setdefault(place[1 - axis], {})[place[axis] - centre[axis]] = data
+    reach = {
+        row: min(next(n for n in count() if n not in lines), next(n for n in count() if -1 - n not in lines))
+        for row, lines in rows.items()
+    }
+    longest = max(reach.values(), default=0)
+    if 2 * longest < FEWEST_CALIBRATION_LINES:
+        return False
+    whole = [[lines[n] for n in range(-longest, longest)] for row, lines in rows.items() if reach[row] == longest]
+    planes = np.fft.ifft(np.fft.ifftshift(np.array(whole), 1), axis=1)  # the first one is in the middle
+
+    def likeness(one: int, other: int) -> float:
+        size = float(np.linalg.norm(planes[:, one]) * np.linalg.norm(planes[:, other]))
+        return abs(complex(np.vdot(planes[:, one], planes[:, other]))) / max(size, 1e-30)
+
+    return likeness(longest - 1, longest) > max(ALIKE, likeness(-1, 0) + LESS_ALIKE)
 
 
 def _across_the_edge(pairs: list[tuple[np.ndarray, np.ndarray]]) -> bool:
