@@ -339,6 +339,78 @@ def test_signs_that_alternate_are_said(axis):
     assert [axis in remark for remark in said] == [True] * (axis is not None)
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_slabs_and_partitions_may_be_counted_from_1(told):
+    places = [(partition, n) for partition in range(13) for n in range(33)]
+    lines = volume_scan(2, 3, 4, places)
+    wanted = only(slices(volume_scan(2, 3, 4, places), volume_header()))
+    for item in lines:
+        item.idx.slice = 1
+    own = {"extra_limits": limits("slice", 1, minimum=1)} if told else {}
+    assert only(slices(lines, volume_header(**own))).kspace.equal(wanted.kspace)
+    lines[-1].idx.slice = 2
+    with pytest.raises(UnsupportedScanError, match="several slabs .lines of slabs 1 and 2"):
+        list(slices(lines, volume_header(**own)))
+    flat = point_scan(3, 4)
+    for item in flat:
+        item.idx.kspace_encode_step_2 = 1
+    own = {"extra_limits": limits("kspace_encoding_step_2", 1, minimum=1)} if told else {}
+    assert_point(only(slices(flat, header(**own))).kspace, 3, 4)
+    flat[-1].idx.kspace_encode_step_2 = 0
+    with pytest.raises(BadInputError, match="announces a 2D scan"):
+        list(slices(flat, header(**own)))
+
+
+def test_lines_may_be_counted_from_the_centre_on():
+    """MRD's counters have no sign."""
+    lines = point_scan(3, 4)
+    for item in lines:
+        item.idx.kspace_encode_step_1 = (item.idx.kspace_encode_step_1 - 16) % 2**16
+    assert_point(only(slices(lines, header(minimum=-16, maximum=16, center=0))).kspace, 3, 4)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_averages_may_be_counted_from_1(tmp_path, told):
+    lines = point_scan(3, 4)
+    for item in lines:
+        item.idx.average = 1
+    xml = header_xml(extra_limits=limits("average", 1, minimum=1) if told else average_limits(0))
+    with open_scan(write_scan(tmp_path / "scan.h5", lines, xml)) as scan:
+        assert only(slices(scan.acquisitions(), scan.header)).key.average == 1 and not scan.log.remarks
+
+
+@pytest.mark.parametrize("counter", ["set", "repetition"])
+def test_calibration_lines_of_another_counter_are_a_separate_calibration(tmp_path, counter):
+    lines = point_scan(3, 4, range(1, 33, 3)) + point_scan(3, 4, range(10, 24))
+    for item in lines[11:]:
+        item.set_flag(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION)
+        setattr(item.idx, counter, 1)
+    xml = header_xml(acceleration=3, extra_limits=limits(counter, 1))
+    with open_scan(write_scan(tmp_path / "scan.h5", lines, xml)) as scan:
+        found = only(slices(scan.acquisitions(), scan.header, log=scan.log))
+        assert found.calibration.shape[1] == 13 and int(found.mask[:, 0].sum()) == 11
+        assert any("taken as a separate calibration" in remark for remark in scan.log.remarks)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "acceleration", "told"),
+    [
+        (range(10, 33), 1, "kspace_encoding_step_1.minimum=10"),
+        (range(24), 1, None),  # the end may be missing
+        ([*range(0, 12, 2), *range(12, 22), *range(22, 33, 2)], 1, "accelerationFactor.kspace_encoding_step_1=2"),
+        ([*range(12), *range(14, 33)], 1, None),
+    ],
+)
+def test_an_incomplete_slice_tells_what_would_mend_its_header(numbers, acceleration, told):
+    (lost,) = slices(point_scan(3, 4, numbers), header(acceleration=acceleration))
+    assert "incomplete" in lost.reason and ((told in lost.reason) if told else ("--set" not in lost.reason))
+
+
+def test_an_acceleration_of_0_is_none():
+    numbers = [*range(0, 12, 2), *range(12, 22), *range(22, 33, 2)]
+    assert only(slices(point_scan(3, 4, numbers), header(acceleration=0))).acceleration == 2
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_signs_that_alternate_along_the_partitions_of_a_full_slab_are_said(sign):
     """A head that grows from its first partition to the last: no partition is empty."""
@@ -662,9 +734,9 @@ def test_lines_that_belie_the_header_are_refused():
         list(slices([acquisition], header()))
     with pytest.raises(BadInputError, match="16 partitions and its matrixSize.z is 1"):
         list(slices([acquisition], header(extra_limits=limits("kspace_encoding_step_2", 15))))
-    acquisition.idx.slice = 1
+    other = line(3, samples(3, 1, 1), slice=1)
     with pytest.raises(UnsupportedScanError, match="several slabs"):
-        list(slices([acquisition], header(z=9)))
+        list(slices([acquisition, other], header(z=9)))
     spiral = ismrmrd.Acquisition.from_array(np.ones((3, 26), np.complex64), np.zeros((26, 2), np.float32))
     with pytest.raises(UnsupportedScanError, match="trajectory"):
         list(slices([spiral], header(trajectory="")))

@@ -295,7 +295,7 @@ def _check_chain(bit: ReconBit, headers: Heads, header: Header, epi: bool) -> No
             f"{partitions} partitions came and the header announces a 2D scan: correct its matrixSize.z and "
             "encodingLimits.kspace_encoding_step_2"
         )
-    if n_partitions(header) > 1 and any(head.idx.slice for head in headers.values()):
+    if n_partitions(header) > 1 and len({head.idx.slice for head in headers.values()}) > 1:
         raise UnsupportedScanError(
             "the scan is 3D with several slabs; one is reconstructed: send each slab as a scan of its own"
         )

@@ -149,6 +149,7 @@ class _Collector:
         self.waiting = Waiting()  # for it, or for a calibration that comes later
         self.came: dict[SliceKey, tuple[float, ...] | None] = {}  # and where it lies
         self.channels: set[int] = set()  # numbers of channels of image lines
+        self.alone: dict[str, int] = {}  # the slab of a 3D scan, the partition of a 2D one
         for remark in receiving.remarks:
             log.remark(remark)
         for remark in coarser(header):
@@ -252,18 +253,21 @@ class _Collector:
             raise UnsupportedScanError(
                 "the lines carry a trajectory and the header names none; only Cartesian scans are reconstructed"
             )
-        if self.partitions == 1 and counters.kspace_encode_step_2:
+        plane = counters.kspace_encode_step_2  # 1 where it is counted from 1
+        if self.partitions == 1 and (plane > 1 or not self._is_alone("partition", plane)):
             raise BadInputError(
-                f"a line of partition {counters.kspace_encode_step_2} came and the header announces a 2D scan: correct "
-                "its matrixSize.z and encodingLimits.kspace_encoding_step_2 (or --set their values)"
+                f"a line of partition {plane} came and the header announces a 2D scan: correct its matrixSize.z and "
+                "encodingLimits.kspace_encoding_step_2 (or --set their values)"
             )
-        if self.partitions > 1 and counters.slice:
+        if self.partitions > 1 and not self._is_alone("slab", counters.slice):
             raise UnsupportedScanError(
-                f"the scan is 3D with several slabs (a line of slab {counters.slice} came); one is reconstructed: "
-                "convert each slab to a scan of its own"
+                f"the scan is 3D with several slabs (lines of slabs {self.alone['slab']} and {counters.slice} came); "
+                "one is reconstructed: convert each slab to a scan of its own"
             )
-        row = counters.kspace_encode_step_1 - limits.center
-        partition = counters.kspace_encode_step_2 - partition_limits.center
+        row = _signed(counters.kspace_encode_step_1, limits) - limits.center
+        partition = 0
+        if self.partitions > 1:
+            partition = _signed(plane, partition_limits) - partition_limits.center
         number = number_of(row + self.limits.center, partition + self.partition_limits.center)
         backwards = bool(flags & REVERSED)
         if not line.data.any():
@@ -284,6 +288,10 @@ class _Collector:
         if navigators is not None:
             navigators.used = True
         record.held.append(EpiLine(kind, head, data, layout, number, distance, backwards, navigators))
+
+    def _is_alone(self, what: str, number: int) -> bool:
+        """Whether no other number of what there may be one of came before."""
+        return self.alone.setdefault(what, number) == number
 
     def _other_space(self, number: int, separate: bool) -> tuple[Limits, Limits]:
         """Limits of lines and partitions of another encoding space, which a calibration of the image's geometry may
@@ -446,3 +454,8 @@ class _Collector:
             return self.calibration[number]
         found = ((key, self._settled(key).calibration_apart(self.separate)) for key in self.open if key.slice == number)
         return next(((key, lines) for key, lines in found if lines is not None), None)
+
+
+def _signed(number: int, limits: Limits) -> int:
+    """Of a line or partition: some count from the k-space centre on, and MRD's counters have no sign."""
+    return number - 2**16 if limits.minimum < 0 and number >= 2**15 else number

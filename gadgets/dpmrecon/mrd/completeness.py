@@ -188,9 +188,10 @@ def _missing_keys(header: Header, came: Iterable[SliceKey], *, combine_averages:
     announced.
     """
     announced, found = _announced(header, combine_averages), set(came)
-    counted_from_1 = range(announced["slice"].start + 1, announced["slice"].stop + 1)
-    if {key.slice for key in found} == set(counted_from_1):  # as many as announced
-        announced["slice"] = counted_from_1
+    for name, numbers in announced.items():
+        counted_from_1 = range(numbers.start + 1, numbers.stop + 1)
+        if {getattr(key, name) for key in found} == set(counted_from_1):  # as many as announced
+            announced[name] = counted_from_1
     every = {SliceKey(**dict(zip(announced, numbers))) for numbers in itertools.product(*announced.values())}
     if have_phases(header):
         planned = {replace(key, slice=0) for key in found}

@@ -15,7 +15,7 @@ from ..errors import BadInputError, first_line
 from . import fastmri
 from .diffusion import counted_for_images, weightings_of
 from .flags import IGNORED, NOISE, PHASE_CORRECTION, calibrates_alone, names_of
-from .header import GE, Header, is_epi, overridden, read_header
+from .header import GE, Header, calibration_is_separate, is_epi, overridden, read_header
 from .scan import LINES, Scan
 from .scan_log import ScanLog
 from .version2 import MAGIC, EndsEarlyError, header_of, items
@@ -274,15 +274,36 @@ def _correct(header: Header, heads: np.ndarray, ignored: int, log: ScanLog) -> N
     if not image.any():
         return
     _correct_partitions(header, heads["idx"][image], log)
+    _correct_calibration(header, heads[~image & calibrates_alone(flags)], heads[image], log)
     limits = encoding.encodingLimits
     if limits is not None:
-        came = int(heads["idx"]["average"][image].max()) + 1
-        if limits.average is not None and limits.average.maximum + 1 != came:
-            log.remark(
-                f"the header's number of averages is {limits.average.maximum + 1} and {came} came: those are taken"
-            )
-        limits.average = ismrmrd.xsd.limitType(minimum=0, maximum=came - 1, center=0)
+        numbers = heads["idx"]["average"][image]
+        first, last = int(numbers.min()), int(numbers.max())
+        came, told = last - first + 1, limits.average and limits.average.maximum - limits.average.minimum + 1
+        if told not in (None, came):
+            log.remark(f"the header's number of averages is {told} and {came} came: those are taken")
+        limits.average = ismrmrd.xsd.limitType(minimum=first, maximum=last, center=0)
         _correct_second(header, heads["idx"][image], log)
+
+
+def _correct_calibration(header: Header, calibration: np.ndarray, image: np.ndarray, log: ScanLog) -> None:
+    """Calibration lines that no image has under its counters are of an acquisition of their own, whatever is told; what
+    they alone are counted by is no image's."""
+    if calibration_is_separate(header) or not len(calibration):
+        return
+    own, others = ({tuple(one) for one in heads["idx"][list(COUNTERS)].tolist()} for heads in (calibration, image))
+    numbers = {one[1] for one in own}, {one[1] for one in others}
+    if own & others or not numbers[0] & numbers[1]:
+        return
+    log.remark("calibration lines bear other counters than the image's: they are taken as a separate calibration")
+    encoding = header.encoding[0]
+    if encoding.parallelImaging is None:
+        encoding.parallelImaging = ismrmrd.xsd.parallelImagingType(accelerationFactor=None, calibrationMode=None)
+    encoding.parallelImaging.calibrationMode = ismrmrd.xsd.calibrationModeType("separate")
+    for name in ("contrast", "phase", "set", "repetition"):
+        limit = getattr(encoding.encodingLimits, name, None)
+        if limit is not None:
+            limit.minimum, limit.maximum = int(image["idx"][name].min()), int(image["idx"][name].max())
 
 
 def _correct_second(header: Header, counters: np.ndarray, log: ScanLog) -> None:

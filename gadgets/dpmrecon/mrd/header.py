@@ -271,10 +271,10 @@ def _check_volume(header: Header) -> None:
             "(or --set encoding.reconSpace.matrixSize.z and encoding.reconSpace.fieldOfView_mm.z)"
         )
     slabs = getattr(encoding.encodingLimits, "slice", None)
-    if slabs is not None and slabs.maximum > 0:
+    if slabs is not None and slabs.maximum > slabs.minimum:
         raise UnsupportedScanError(
-            f"the scan is 3D with {slabs.maximum + 1} slabs; one is reconstructed: convert each slab to a scan of its "
-            "own (or --set encoding.encodingLimits.slice.maximum=0 if there is one)"
+            f"the scan is 3D with {slabs.maximum - slabs.minimum + 1} slabs; one is reconstructed: convert each slab "
+            f"to a scan of its own (or --set encoding.encodingLimits.slice.maximum={slabs.minimum} if there is one)"
         )
     if calibration_is_interleaved(header):
         raise UnsupportedScanError(
@@ -308,9 +308,10 @@ def n_partitions(header: Header) -> int:
     size = max(1, encoding.encodedSpace.matrixSize.z)
     if limit is None:
         return size
-    if limit.maximum <= 0:  # of no partitions, -1
+    count = limit.maximum - limit.minimum + 1
+    if count <= 1:  # 0 to -1 of no partitions, 1 to 1 of those that are counted from 1
         return 1
-    return size if size > 1 else limit.maximum + 1
+    return size if size > 1 else count
 
 
 def acceleration(header: Header) -> int | None:
@@ -318,8 +319,8 @@ def acceleration(header: Header) -> int | None:
     factor = getattr(header.encoding[0].parallelImaging, "accelerationFactor", None)
     steps = ["kspace_encoding_step_1", *(["kspace_encoding_step_2"] if n_partitions(header) > 1 else [])]
     values = [_number(factor, step, whole=True) for step in steps]
-    if not all(isinstance(value, int) for value in values):
-        return None  # 2.7 is a net factor: the lines tell R
+    if not all(isinstance(value, int) for value in values) or values[0] == 0:
+        return None  # 2.7 is a net factor, 0 nobody's: the lines tell R
     return math.prod(max(1, value) for value in values)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data import SliceKey
 from ..errors import BadInputError
-from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, within
+from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, regular_acceleration, within
 from .epi import Readouts
 from .header import (
     Header,
@@ -137,7 +137,7 @@ class Settler:
             factor, needed, gap = self._complete(lines.sums, acquired, limits, None)
             remarks.append(f"R = {announced} is announced, and lines of zeros among the others tell R = {factor}")
         if gap is not None:
-            gap += self._without_limits(lines, limits[1])
+            gap += self._advice(lines, limits[1])
             raise LostError(gap if lines.fault is None else f"{gap}; {lines.fault}")
         if lines.fault is not None:
             remarks.append(f"{lines.fault}: it is left out")
@@ -214,17 +214,24 @@ class Settler:
             return None
         return inner[0], inner[1]
 
-    def _without_limits(self, lines: Lines, limits: Limits) -> str:
-        """What is said of an incomplete slice of partial Fourier whose header has no limits, which would tell so."""
-        if self.partitions > 1 or tells_line_limits(self.header):
+    def _advice(self, lines: Lines, limits: Limits) -> str:
+        """What is said of an incomplete slice with which nothing is wrong but the header: another R, or limits that
+        partial Fourier has. Of limits that are told the last may be missing because the scan broke off."""
+        if self.partitions > 1:
             return ""
         numbers = np.array(sorted(lines.sums))
-        for name, value in (("minimum", int(numbers[0])), ("maximum", int(numbers[-1]))):
+        factor = regular_acceleration(numbers, limits)
+        if factor > 1 and completeness(numbers, limits, factor)[2] is None:
+            path = "encoding.parallelImaging.accelerationFactor.kspace_encoding_step_1"
+            return f"; its lines come at R = {factor}: if that is right, give it (--set {path}={factor})"
+        told = tells_line_limits(self.header)
+        for name, value in (("minimum", int(numbers[0])), *([] if told else [("maximum", int(numbers[-1]))])):
             own = replace(limits, **{name: value})
             if own.minimum < own.center < own.maximum and completeness(numbers, own, self.acceleration)[2] is None:
                 values = {**asdict(own), "center": self.limits.center}.items()
                 changes = ";".join(f"encoding.encodingLimits.kspace_encoding_step_1.{key}={n}" for key, n in values)
-                return f"; the header has no limits: if the scan is of partial Fourier, give them (--set '{changes}')"
+                has = "limits of all lines" if told else "no limits"
+                return f"; the header has {has}: if the scan is of partial Fourier, give its own (--set '{changes}')"
         return ""
 
     def _acquired(self, numbers: Iterable[int], limits: tuple[Limits, Limits]) -> np.ndarray:
