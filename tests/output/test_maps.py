@@ -17,7 +17,14 @@ from dpmrecon.mrd.file import open_scan
 from dpmrecon.output import images_file, maps
 from dpmrecon.output.maps import adc_map, exponential_map, makes_trace, trace_of
 from dpmrecon.output.mrd_images import RESEARCH, image_of
-from dpmrecon.output.weighting import NONE, Weighted, Weighting, weighting_from_text, weighting_of
+from dpmrecon.output.weighting import (
+    NONE,
+    Weighted,
+    Weighting,
+    nominal_b_values,
+    weighting_from_text,
+    weighting_of,
+)
 from dpmrecon.prior.checkpoint import DEFAULT
 from dpmrecon.simulation.phantom import TISSUES, Phantom
 from dpmrecon.simulation.settings import SimulationSettings
@@ -224,6 +231,8 @@ def test_the_table_of_weightings_is_in_the_report_and_on_the_screen(simulated_sc
     printed = capsys.readouterr()
     assert printed.out.count("0: b = 0; 1: b = 400, trace-weighted; 2: b = 1000 along 0.6, 0, 0.8") == 1
     assert printed.err.count("it counts as trace-weighted") == 1
+    assert printed.err.count("b = 1000 s/mm^2 do not make a trace") == 1
+    assert sum("b = 1000 s/mm^2 do not make a trace" in note for note in told["notes"]) == 1
     first, second, third = (image for image in images(tmp_path, 1) if image.slice == 0)
     assert third.meta["DiffusionGradientOrientation"] == ["0.6", "0", "0.8"]
     assert third.meta["ImageComments"].endswith("; b = 1000 s/mm2 along 0.6, 0, 0.8")
@@ -284,6 +293,64 @@ def test_directions_are_combined_geometrically_and_a_stated_counter_is_used(simu
     mine = {r.getHead().contrast: r.data[0, 0] for r in images(tmp_path, 1) if r.getHead().slice == 0}
     assert trace.data[0, 0] == pytest.approx(np.sqrt(mine[1] * mine[2]), rel=1e-5)
     assert report(tmp_path)["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("b_values", "nominal"),
+    [
+        ((0, 996, 1000, 1004), (0, 1000, 1000, 1000)),
+        ((1007, 0, 996, 1000), (1001, 0, 1001, 1001)),
+        ((0, 711, 700, 1990, 2010), (0, 705.5, 705.5, 2000, 2000)),
+        ((2, 5, 0, 1000), (0, 0, 0, 1000)),
+        ((4, 1000), (0, 1000)),
+        *[(b, b) for b in ((0, 50, 100), (0, 900, 1000), (0, 500, 520), (0, 1), (0, 5, 10), (0, 10, 20, 50, 800))],
+        *[(b, b) for b in ((0.4,), tuple(range(1000, 3000, 25)))],  # a chain is no weighting
+    ],
+)
+def test_effective_b_values_count_as_nominal_ones_and_true_weightings_stay_apart(b_values, nominal):
+    assert nominal_b_values(b_values) == nominal
+
+
+def test_effective_b_values_of_directions_make_one_trace_and_the_mean_of_their_adc(simulated_scan):
+    put, notes = [], []
+    head = header(simulated_scan(**SMALL))
+    axes = ("@1/0/0", "@0/1/0", "@0/0/1")
+    b_values = (4.0, 996.0, 1000.0, 1007.0)
+    stated = weighting_from_text("contrast:4," + ",".join(f"{b:g}{axis}" for b, axis in zip(b_values[1:], axes)))
+    assert stated.remarks == [
+        "b = 4 s/mm^2 counts as b = 0 in trace and ADC, whose fit takes the mean",
+        "b = 996 to 1007 s/mm^2 counts as b = 1001 in trace and ADC, whose fit takes the mean",
+    ]
+    writer = maps.Maps(head, stated, put.append, notes.append)
+    for contrast, b in enumerate(b_values):
+        of_image = ismrmrd.ImageHeader()
+        of_image.contrast, of_image.image_series_index = contrast, 1
+        pixels = np.full((4, 5), 100 * np.exp(-b * 0.8e-3), np.float32)
+        image = image_of(pixels, of_image, {"SeriesDescription": "DWI", **stated.weighted[contrast].meta})
+        writer.add(SimpleNamespace(key=SliceKey(0, contrast)), [image])
+    writer.close(None)
+    trace, adc, exponential = put
+    assert (trace.meta["DiffusionBValue"], trace.meta["DiffusionDirectionality"]) == ("1001", "ISOTROPIC")
+    assert trace.data == pytest.approx(100 * np.exp(-1001 * 0.8e-3), rel=1e-6)
+    assert adc.data == pytest.approx(0.8e-3, rel=1e-5)
+    assert exponential.data == pytest.approx(np.exp(-1001 * 0.8e-3), rel=1e-5)
+    assert notes == []
+
+
+def test_a_scan_of_effective_b_values_has_the_maps_of_the_nominal_ones_and_says_so(
+    simulated_scan, model, tmp_path, capsys
+):
+    scan, found = simulated_scan(**SMALL), {}
+    for b_values in ("850,850", "846,854"):
+        assert replay(scan, tmp_path / b_values, model, "--b-values", f"contrast:0,{b_values}") == 0
+        found[b_values] = [image for series in (4, 5, 11) for image in images(tmp_path / b_values, series)]
+    for one, other in zip(*found.values(), strict=True):
+        assert np.array_equal(one.data, other.data)
+        assert one.meta.get("DiffusionBValue") == other.meta.get("DiffusionBValue")
+    says = "b = 846 to 854 s/mm^2 counts as b = 850 in trace and ADC, whose fit takes the mean"
+    assert says in report(tmp_path / "846,854")["remarks"] and capsys.readouterr().err.count(says) == 1
+    own = [image.meta["DiffusionBValue"] for image in images(tmp_path / "846,854", 1) if image.slice == 0]
+    assert own == ["0", "846", "854"]  # of images the effective one
 
 
 def without_contrast_2_of_slice_1(scan, target):

@@ -1,10 +1,10 @@
 """Trace, apparent diffusion coefficient (ADC) and exponential map of scans of several b-values.
 
 Images of one weighting are put together by their mean magnitude; where another counter of DIRECTIONS tells them apart
-they are its directions. The directions of one b-value have their geometric mean: the trace-weighted image, whose ADC is
-the mean of theirs. ADC is the slope of ln S = ln S0 - b ADC, by least squares with the weights S^2 that make the noise
-of ln S even. The exponential map is exp(-b ADC) at the largest b: what diffusion alone leaves of the signal without T2.
-A voxel that one of the images lacks is 0 in all maps.
+they are its directions. The directions of one nominal b-value have their geometric mean: the trace-weighted image,
+whose ADC is the mean of theirs, at the mean of their b. ADC is the slope of ln S = ln S0 - b ADC, by least squares with
+the weights S^2 that make the noise of ln S even. The exponential map is exp(-b ADC) at the largest b: what diffusion
+alone leaves of the signal without T2. A voxel that one of the images lacks is 0 in all maps.
 """
 
 from collections.abc import Callable
@@ -90,50 +90,50 @@ class _Slice:
     def gap(self, weighting: Weighting) -> str | None:
         """Which b-values lack images, in words."""
         parts, there = [], {number for number, _ in self.sums}
-        for b in sorted(set(weighting.b_values)):
-            numbers = [number for number, value in enumerate(weighting.b_values) if value == b]
+        for b in sorted(set(weighting.nominal)):
+            numbers = [number for number, value in enumerate(weighting.nominal) if value == b]
             lost = sum(number not in there for number in numbers)
             if lost:
                 what = f"{lost} of {len(numbers)} directions of " if lost < len(numbers) else ""
                 parts.append(f"{what}b = {b:g} s/mm^2 {'are' if what and lost > 1 else 'is'} missing")
         return ", ".join(parts) or None
 
-    def told_apart(self, weighting: Weighting) -> str | None:
-        """What to say of images of one weighting that another counter tells apart."""
-        if len(self.sums) == len({number for number, _ in self.sums}):
-            return None
-        others = " or ".join(name for name in DIRECTIONS if name != weighting.counter)
-        return (
-            f"images of one weighting differ in {others}: they are taken as directions, trace and ADC are those of "
-            "their geometric mean, which is a trace where they are three at right angles"
-        )
+    def on_directions(self, weighting: Weighting) -> list[str]:
+        """What to say of them: that another counter tells them apart, that they make no trace."""
+        told = []
+        if len(self.sums) > len({number for number, _ in self.sums}):
+            others = " or ".join(name for name in DIRECTIONS if name != weighting.counter)
+            told.append(
+                f"images of one weighting differ in {others}: they are taken as directions, trace and ADC are those of "
+                "their geometric mean, which is a trace where they are three at right angles"
+            )
+        if odd := without_trace(weighting):
+            told.append(
+                f"the directions of b = {', '.join(f'{b:g}' for b in odd)} s/mm^2 do not make a trace: ADC and the "
+                "image that is named trace are those of these directions"
+            )
+        return told
 
     def maps(self, weighting: Weighting) -> list[ismrmrd.Image]:
-        """Trace images, one for each b above 0, ADC and exponential map."""
-        directions: dict[float, list[np.ndarray]] = {}
-        example: dict[float, Key] = {}
+        """Trace images, one for each nominal b above 0, ADC and exponential map."""
+        keys: dict[float, list[Key]] = {}
         for key in sorted(self.sums):
-            b = weighting.b_values[key[0]]
-            directions.setdefault(b, []).append(self.sums[key] / self.counts[key])
-            example.setdefault(b, key)
-        traces = {b: trace_of(np.stack(found)) for b, found in directions.items()}
-        signals, b_values = np.stack(list(traces.values())), np.array(list(traces))
+            keys.setdefault(weighting.nominal[key[0]], []).append(key)
+        traces = {
+            b: trace_of(np.stack([self.sums[key] / self.counts[key] for key in found])) for b, found in keys.items()
+        }
+        signals = np.stack(list(traces.values()))
+        # of a geometric mean, whose nominal b is rounded
+        b_values = np.array([np.mean([weighting.b_values[number] for number, _ in found]) for found in keys.values()])
         lowest, highest = min(traces), max(traces)
         adc, where = adc_map(signals, b_values), measured(signals, b_values)
-        remarks = list(self.remarks)
-        if (apart := self.told_apart(weighting)) is not None:
-            remarks.append(apart)
+        remarks = [*self.remarks, *self.on_directions(weighting)]
         lacking = int(((traces[lowest] >= AIR * np.percentile(traces[lowest], 99)) & ~where).sum())
         if lacking:
             remarks.append(
                 f"{lacking} voxels lack a direction or b-value: they are 0 in trace, ADC and exponential map"
             )
-        odd = [b for b in sorted(traces) if b > 0 and not makes_trace(weighting.directions_of(b))]
-        if odd:
-            remarks.append(
-                f"the directions of b = {', '.join(f'{b:g}' for b in odd)} s/mm^2 do not make a trace: ADC and the "
-                "image that is named trace are those of these directions"
-            )
+        odd = without_trace(weighting)
         told = remarks_meta(remarks, trusted=self.trusted)
         if self.fallbacks:
             told["dpmrecon_fallback"] = self.fallbacks[min(self.fallbacks)]
@@ -141,7 +141,7 @@ class _Slice:
         def derived(
             b: float, pixels: np.ndarray, series: int, role: str, text: str, weighted: Weighted | None = None
         ) -> ismrmrd.Image:
-            source, meta = self.firsts[example[b]]
+            source, meta = self.firsts[keys[b][0]]
             return _derived(
                 source, meta, pixels.astype(np.float32), series, role, text, weighted, weighting.counter, told
             )
@@ -173,6 +173,11 @@ def makes_trace(directions: list[tuple[float, float, float] | None]) -> bool:
     return bool(vectors.any(1).all() and np.abs(vectors.T @ vectors / len(vectors) - np.eye(3) / 3).max() <= UNEVEN)
 
 
+def without_trace(weighting: Weighting) -> list[float]:
+    """The nominal b-values above 0 whose directions make none."""
+    return [b for b in sorted(set(weighting.nominal)) if b > 0 and not makes_trace(weighting.directions_of(b))]
+
+
 class Maps:
     """A writer that makes trace, ADC and exponential map of the images that pass, and hands them to `put` when the scan
     is done.
@@ -197,7 +202,7 @@ class Maps:
         self.open: dict[int, _Slice] = {}
         self.done: dict[int, list[ismrmrd.Image] | str] = {}  # maps, or why there are none
         self.lacks_magnitudes = False
-        self.told_apart = False  # whether it was said
+        self.said: set[str] = set()
         try:
             self.weighting = weighting_of(header, stated)
             if self.weighting is None and contrast_label(header) == "dwi":
@@ -257,12 +262,14 @@ class Maps:
 
     def _finish(self, number: int, weighting: Weighting) -> None:
         found = self.open.pop(number)
-        told = found.told_apart(weighting)
-        if told is not None and not self.told_apart:
-            self.note(f"diffusion maps: {told}")
-            self.told_apart = True
-        if found.sums:  # else all of it is missing, which is said elsewhere
-            self.done[number] = found.gap(weighting) or found.maps(weighting)
+        if not found.sums:  # all of it is missing, which is said elsewhere
+            return
+        gap = found.gap(weighting)
+        self.done[number] = gap or found.maps(weighting)
+        for told in [] if gap else found.on_directions(weighting):
+            if told not in self.said:
+                self.note(f"diffusion maps: {told}")
+                self.said.add(told)
 
     def _give_up(self, error: BadInputError) -> None:
         self.note(f"no diffusion maps: {error}")

@@ -1,8 +1,9 @@
 """The diffusion weighting of each image: which counter tells it, its b-value in s/mm^2 and its direction."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,28 @@ DIRECTIONALITY, DIRECTION = "DiffusionDirectionality", "DiffusionGradientOrienta
 META = (*B_VALUE, DIRECTIONALITY, DIRECTION)
 FORM = "COUNTER:B0,B1,... in s/mm^2, one for each value of the counter, with a direction as B@X/Y/Z where it is known"
 
+SAME = 0.03  # of b: between directions, effective b-values of one nominal one differ by less
+LOW, HIGH = 10, 100  # s/mm^2: b up to LOW is b = 0 where all others are HIGH or more
+
 Direction = tuple[float, float, float]
 NONE: Direction = (0.0, 0.0, 0.0)
+
+
+def nominal_b_values(b_values: Sequence[float]) -> tuple[float, ...]:
+    """What each of a scan's b-values, s/mm^2, counts as in maps: scanners may list effective ones.
+
+    Neighbours within SAME are one weighting, whose b is their mean to four digits; a chain of them that is wider than
+    twice that is left as it is. Those up to LOW are 0 where all others are HIGH or more.
+    """
+    numbers = np.array(b_values, float)
+    found, values = numbers.copy(), np.unique(numbers)
+    for group in np.split(values, np.flatnonzero(np.diff(values) > SAME * values[1:]) + 1):
+        if 0 < group[-1] - group[0] <= 2 * SAME * group[-1]:
+            inside = np.isin(numbers, group)
+            found[inside] = float(f"{numbers[inside].mean():.4g}")
+    if min((b for b in b_values if b > LOW), default=0) >= HIGH:
+        found[numbers <= LOW] = 0
+    return tuple(found.tolist())
 
 
 @dataclass(frozen=True)
@@ -83,10 +104,15 @@ class Weighting:
     def b_values(self) -> tuple[float, ...]:
         return tuple(one.b for one in self.weighted)
 
+    @cached_property
+    def nominal(self) -> tuple[float, ...]:
+        """The b-value that each counts as in maps, see `nominal_b_values`."""
+        return nominal_b_values(self.b_values)
+
     @property
     def has_several(self) -> bool:
-        """b-values, so that there is an ADC."""
-        return len(set(self.b_values)) > 1
+        """Nominal b-values, so that there is an ADC."""
+        return len(set(self.nominal)) > 1
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -109,15 +135,21 @@ class Weighting:
     @property
     def remarks(self) -> list[str]:
         """What to know of it, in words."""
-        isotropic = sorted({one.b for one in self.weighted if one.directionality == "ISOTROPIC"})
-        if not isotropic:
-            return []
-        told = ", ".join(f"{b:g}" for b in isotropic)
-        return [f"b = {told} s/mm^2 has the direction (0, 0, 0) by {self.source}: it counts as trace-weighted"]
+        found, pairs = [], list(zip(self.weighted, self.nominal))
+        for nominal in sorted(set(self.nominal)):
+            values = sorted({one.b for one, of in pairs if of == nominal})
+            if values != [nominal]:
+                span = f"{values[0]:g} to {values[-1]:g}" if len(values) > 1 else f"{values[0]:g}"
+                found.append(f"b = {span} s/mm^2 counts as b = {nominal:g} in trace and ADC, whose fit takes the mean")
+        isotropic = sorted({one.b for one, nominal in pairs if nominal > 0 and one.directionality == "ISOTROPIC"})
+        if isotropic:
+            told = ", ".join(f"{b:g}" for b in isotropic)
+            found.append(f"b = {told} s/mm^2 has the direction (0, 0, 0) by {self.source}: it counts as trace-weighted")
+        return found
 
     def directions_of(self, b: float) -> list[Direction | None]:
-        """Of all weightings of a b-value."""
-        return [one.direction for one in self.weighted if one.b == b]
+        """Of all weightings of a nominal b-value."""
+        return [one.direction for one, nominal in zip(self.weighted, self.nominal) if nominal == b]
 
     def of(self, counters: Any) -> Weighted:
         """That of an MRD image's header or a slice's key. Raises BadInputError where the counter runs past the
