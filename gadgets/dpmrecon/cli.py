@@ -83,7 +83,8 @@ def _add_replay(commands) -> None:
     parser.add_argument(
         "--truth",
         type=Path,
-        help=".npy (slices or partitions, rows, cols) of the first echo or b-value, to score and show errors against",
+        help=".npy (slices or partitions, rows, cols) of the first echo or b-value, from the scan's first slice on, to "
+        "score and show errors against",
     )
     parser.add_argument("--mask", type=Path, help=".npy, where to score")
     parser.set_defaults(run=_replay)

@@ -6,6 +6,7 @@ from typing import Any
 
 from .dicom.folder import DicomFolder
 from .dicom.write import DicomOptions
+from .mrd.completeness import first_slice
 from .mrd.header import Header, n_partitions
 from .mrd.scan import Scan
 from .options import Options
@@ -67,10 +68,11 @@ def result_writers(
     """The report, the diffusion maps and all writers of `out`, which is cleared. Raises BadInputError where it cannot
     be."""
     header, hidden = scan.header, wanted.outputs.anonymize
-    truth = Truth(wanted.truth, wanted.mask, header)
+    keys = scan.keys(combine_averages)
+    truth = Truth(wanted.truth, wanted.mask, header, first_slice(header, {key.slice for key in keys}))
     folder = cleared(out, scan.path)
     name, secret = (None, str(scan.path)) if hidden else (scan.path.name, None)
-    names = Names.of(scan.keys(combine_averages), header)
+    names = Names.of(keys, header)
     report = Report(folder / "report.json", name, provenance, scan.log, secret, names=names)
     images = ImagesFile(folder / "images.h5", scan.header, scan.xml, wanted.outputs)
     maps = Maps(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from dpmrecon.data import LostSlice, SliceKey
 from dpmrecon.mrd.collect import slices
-from dpmrecon.mrd.completeness import announced_lines, missing_slices
+from dpmrecon.mrd.completeness import announced_lines, first_slice, missing_slices
 from dpmrecon.mrd.header import Limits, acceleration, line_limits, overridden, read_header
 
 from support import hand_made
@@ -84,6 +84,30 @@ def test_half_a_slice_is_lost_and_the_others_come_out():
     assert [isinstance(item, LostSlice) for item in items] == [False, True, False]
     assert items[1].reason == "incomplete: 5 of the 9 lines came that the limits (0 to 32) and R = 4 announce"
     assert items[1].key.slice == 1
+
+
+@pytest.mark.parametrize(
+    ("announced", "came", "first"),
+    [
+        ((0, 2), (0, 1, 2), 0),
+        ((0, 2), (1, 2, 3), 1),  # three are announced and three came
+        ((0, 2), (1, 2), 0),  # slice 0 is lost
+        ((1, 3), (2, 3), 1),
+        ((1, 3), (), 1),
+        (None, (1, 2), 1),
+        (None, (), 0),
+    ],
+)
+def test_the_first_slice_is_the_announced_one_or_the_least(announced, came, first):
+    head = header(
+        extra_limits="" if announced is None else hand_made.limits("slice", announced[1], minimum=announced[0])
+    )
+    assert first_slice(head, came) == first
+
+
+def test_without_limits_no_slice_0_is_missing_of_slices_that_are_counted_from_1():
+    came = [SliceKey(1), SliceKey(2)]
+    assert list(missing_slices(header(), came, combine_averages=False)) == []
 
 
 @pytest.mark.parametrize(

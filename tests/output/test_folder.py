@@ -146,6 +146,26 @@ def test_truth_and_mask_of_one_slice_may_be_images(simulated_scan, model, tmp_pa
     assert report(tmp_path / "out")["nrmse"]["DPM"]["mean"] < 0.25
 
 
+@pytest.mark.parametrize("announced", [(0, 2), (1, 3)])
+def test_the_truth_of_slices_that_are_counted_from_1_begins_with_the_first(simulated_scan, model, tmp_path, announced):
+    def edit(number, line):
+        line.idx.slice += not line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+        return line
+
+    scan, place = simulated_scan(**SCAN), "encoding.encodingLimits.slice"
+    counted_from_1 = edited(scan, tmp_path, edit)
+    limits = ";".join(f"{place}.{name}={value}" for name, value in zip(("minimum", "maximum"), announced))
+    truth = np.load(truth_path(scan))
+    np.save(tmp_path / "mask.npy", truth > 0.1 * np.arange(1, 4)[:, None, None])  # another one for each slice
+    options = ("--truth", str(truth_path(scan)), "--mask", str(tmp_path / "mask.npy"))
+    assert replay(scan, tmp_path / "from_0", model, *options) == 0
+    assert replay(counted_from_1, tmp_path / "from_1", model, *options, "--set", limits) == 0
+    wanted, found = (report(tmp_path / name)["nrmse"] for name in ("from_0", "from_1"))
+    for method in ("zero-filled", "CG-SENSE"):  # DPM draws noise by the slice's number
+        assert len(wanted[method]["slices"]) == 3
+        assert found[method]["slices"] == pytest.approx(wanted[method]["slices"], rel=1e-6)
+
+
 def test_a_run_names_only_what_it_wrote(simulated_scan, model, tmp_path, capsys):
     def cut(number, line):
         noise = line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)

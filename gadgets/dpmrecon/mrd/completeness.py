@@ -181,6 +181,16 @@ def check_announced(header: Header, *, combine_averages: bool) -> None:
         )
 
 
+def first_slice(header: Header, came: Collection[int]) -> int:
+    """The number of a scan's first slice: the announced minimum, the next where as many as announced came from there
+    on, and the least of those that `came` where nothing is announced."""
+    if getattr(header.encoding[0].encodingLimits, "slice", None) is None:
+        return min(came, default=0)
+    announced = _announced(header, combine_averages=True)["slice"]
+    counted_from_1 = range(announced.start + 1, announced.stop + 1)
+    return announced.start + (set(came) == set(counted_from_1))
+
+
 def _missing_keys(header: Header, came: Iterable[SliceKey], *, combine_averages: bool) -> list[SliceKey]:
     """The slices that the limits announce and that are not among `came`, in order.
 
@@ -192,6 +202,8 @@ def _missing_keys(header: Header, came: Iterable[SliceKey], *, combine_averages:
         counted_from_1 = range(numbers.start + 1, numbers.stop + 1)
         if {getattr(key, name) for key in found} == set(counted_from_1):  # as many as announced
             announced[name] = counted_from_1
+    first = first_slice(header, {key.slice for key in found})
+    announced["slice"] = range(first, first + len(announced["slice"]))
     every = {SliceKey(**dict(zip(announced, numbers))) for numbers in itertools.product(*announced.values())}
     if have_phases(header):
         planned = {replace(key, slice=0) for key in found}

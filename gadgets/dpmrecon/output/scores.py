@@ -33,30 +33,38 @@ def is_first(key: SliceKey, weighting: Weighting | None) -> bool:
 
 class Truth:
     """What a scan's images should be. truth, mask: .npy files (slices, rows, cols) of the recon space; one slice may
-    be (rows, cols), a volume is (partitions, rows, cols), and a mask of one slice serves all; weighting: the scan's,
-    where it is known. Raises BadInputError for files that do not fit the scan."""
+    be (rows, cols), a volume is (partitions, rows, cols), and a mask of one slice serves all; first: the number of the
+    scan's first slice, which theirs are of; weighting: the scan's, where it is known. Raises BadInputError for files
+    that do not fit the scan."""
 
     weighting: Weighting | None = None
 
-    def __init__(self, truth: Path | None, mask: Path | None, header: Header):
+    def __init__(self, truth: Path | None, mask: Path | None, header: Header, first: int = 0):
+        self.first = first
         shape = recon_shape(header)
         self.slices = None if truth is None else load_pictures(truth, shape)
         self.masks = None if mask is None else load_pictures(mask, shape) > 0
         if self.masks is not None and (self.slices is None or len(self.masks) not in (1, len(self.slices))):
             raise BadInputError(f"mask {mask} needs a truth of as many slices: give --truth as well, or a mask of one")
 
+    def place(self, key: SliceKey) -> int | None:
+        """Of an image's truth among `slices`; None where there is none."""
+        place = key.slice - self.first
+        if self.slices is None or not 0 <= place < len(self.slices) or not is_first(key, self.weighting):
+            return None
+        return place
+
     def of(self, key: SliceKey) -> np.ndarray | None:
         """The truth of an image, None where there is none."""
-        if self.slices is None or key.slice >= len(self.slices) or not is_first(key, self.weighting):
-            return None
-        return self.slices[key.slice]
+        place = self.place(key)
+        return None if self.slices is None or place is None else self.slices[place]
 
-    def mask_of(self, number: int) -> np.ndarray:
-        """Where a slice is scored."""
+    def mask_of(self, place: int) -> np.ndarray:
+        """Where the slice of a truth is scored."""
         assert self.slices is not None
         if self.masks is None:
             return np.ones(self.slices.shape[1:], dtype=bool)
-        return self.masks[number if len(self.masks) > 1 else 0]
+        return self.masks[place if len(self.masks) > 1 else 0]
 
 
 class Scores:
@@ -67,8 +75,8 @@ class Scores:
         self.found: list[tuple[int, dict[str, np.ndarray]]] = []
 
     def add(self, item: Reconstruction | LostSlice, images: list[ismrmrd.Image]) -> None:
-        if not isinstance(item, LostSlice) and self.truth.of(item.key) is not None:
-            self.found.append((item.key.slice, pictures_of(item, self.header)))
+        if not isinstance(item, LostSlice) and (place := self.truth.place(item.key)) is not None:
+            self.found.append((place, pictures_of(item, self.header)))
 
     def close(self, failure: BaseException | None) -> None:
         if self.found:
@@ -78,8 +86,8 @@ class Scores:
         assert self.truth.slices is not None
         per_slice = nrmse(
             np.stack([pictures[method] for _, pictures in self.found]),
-            self.truth.slices[[number for number, _ in self.found]],
-            np.stack([self.truth.mask_of(number) for number, _ in self.found]),
+            self.truth.slices[[place for place, _ in self.found]],
+            np.stack([self.truth.mask_of(place) for place, _ in self.found]),
         )
         return {"mean": float(np.mean(per_slice)), "slices": [float(value) for value in per_slice]}
 

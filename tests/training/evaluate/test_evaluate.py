@@ -4,7 +4,9 @@ import csv
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import ismrmrd
 import nibabel
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from dpmtrain.evaluate.scoring import Undersampled
 from dpmtrain.evaluate.undersampling import MASKS, OF_ROWS, sampling_mask, undersampled
 from dpmtrain.evaluate.validation import subject_slices, validation_scan
 
+from support.edited import edited
 from support.models import TINY, saved_model
 from support.phantoms import head
 
@@ -301,6 +304,17 @@ def test_a_measured_scan_and_its_truth(simulated_scan):
     assert Plan((4,)).conditions(round(twice.data.acceleration)) == [Condition("regular", 4, 24, 2)]
     with pytest.raises(BadInputError, match="at most 2.5"):
         measured_slices(simulated_scan(acceleration=4, contrast="t1"))
+
+
+def test_the_truth_of_slices_that_are_counted_from_1_begins_with_the_first(simulated_scan, tmp_path):
+    def edit(number, line):
+        line.idx.slice += not line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+        return line
+
+    scan = simulated_scan(acceleration=1, contrast="t1", n_slices=2)
+    counted_from_1 = Path(edited(scan, tmp_path, edit))
+    for one, other in zip(*(measured_slices(path, truth_path(scan)) for path in (scan, counted_from_1)), strict=True):
+        assert other.number == one.number + 1 and other.truth == pytest.approx(one.truth, rel=1e-5)
 
 
 def scores(out, *scans, model):

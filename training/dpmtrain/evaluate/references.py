@@ -14,6 +14,7 @@ import torch
 from dpmrecon.data import LostSlice, Slice, Volume
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.completeness import first_slice
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import contrast_label
 from dpmrecon.mrd.receiving import Receiving
@@ -135,8 +136,9 @@ def measured_slices(
             raise BadInputError(f"{path}: the protocol names no known contrast: give it as --contrast")
         receiving = Receiving.of(Options(), scan.header)
         weighting = None if truth is None else weighting_of(scan.header)
+        first = first_slice(scan.header, {key.slice for key in scan.keys(combine_averages=True)})
         for data in slices(scan.acquisitions(), scan.header, combine_averages=True, receiving=receiving):
-            number = data.key.slice
+            number, place = data.key.slice, data.key.slice - first
             if isinstance(data, LostSlice):
                 raise BadInputError(f"{path}: slice {number}: {data.reason}; give a complete scan")
             if data.others:
@@ -151,9 +153,11 @@ def measured_slices(
                 )
             if truth is not None and not is_first(data.key, weighting):
                 continue
-            if truth is not None and number >= len(truth):
-                raise BadInputError(f"{truth_file} holds {len(truth)} slices and the scan has a slice {number}")
-            where = np.ones(shape, bool) if mask is None else mask[number if len(mask) > number else 0] > 0
+            if truth is not None and not 0 <= place < len(truth):
+                raise BadInputError(
+                    f"{truth_file} holds {len(truth)} slices from {first} on and the scan has a slice {number}"
+                )
+            where = np.ones(shape, bool) if mask is None else mask[place if 0 <= place < len(mask) else 0] > 0
             here = ReferenceSlice(path.stem, number, contrast, data, np.empty(0), where, header=scan.header)
             here.subject = known_patient(scan.header) or ""
             here.content = key_of(scan.digest, data.key.seed_key, scored)
@@ -162,7 +166,7 @@ def measured_slices(
             here.truth = here.picture(mapped.model.combined(mapped.zero_filled if full else mapped.conventional))
             found.append(here)
     if truth is not None:
-        given = [truth[here.number].astype(np.float32) for here in found]
+        given = [truth[here.number - first].astype(np.float32) for here in found]
         factor = scan_factor([Moments.of(picture, here.truth, here.mask) for picture, here in zip(given, found)])
         for picture, here in zip(given, found):
             here.truth = np.float32(factor) * picture
