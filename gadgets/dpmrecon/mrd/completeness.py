@@ -186,9 +186,13 @@ def first_slice(header: Header, came: Collection[int]) -> int:
     on, and the least of those that `came` where nothing is announced."""
     if getattr(header.encoding[0].encodingLimits, "slice", None) is None:
         return min(came, default=0)
-    announced = _announced(header, combine_averages=True)["slice"]
-    counted_from_1 = range(announced.start + 1, announced.stop + 1)
-    return announced.start + (set(came) == set(counted_from_1))
+    return _counted(_announced(header, combine_averages=True)["slice"], set(came)).start
+
+
+def _counted(announced: range, came: set[int]) -> range:
+    """The numbers that are announced, or those from the next one on where as many of these came."""
+    from_1 = range(announced.start + 1, announced.stop + 1)
+    return from_1 if came == set(from_1) else announced
 
 
 def _missing_keys(header: Header, came: Iterable[SliceKey], *, combine_averages: bool) -> list[SliceKey]:
@@ -199,9 +203,8 @@ def _missing_keys(header: Header, came: Iterable[SliceKey], *, combine_averages:
     """
     announced, found = _announced(header, combine_averages), set(came)
     for name, numbers in announced.items():
-        counted_from_1 = range(numbers.start + 1, numbers.stop + 1)
-        if {getattr(key, name) for key in found} == set(counted_from_1):  # as many as announced
-            announced[name] = counted_from_1
+        if name != "contrast":  # the header lists what each contrast is
+            announced[name] = _counted(numbers, {getattr(key, name) for key in found})
     first = first_slice(header, {key.slice for key in found})
     announced["slice"] = range(first, first + len(announced["slice"]))
     every = {SliceKey(**dict(zip(announced, numbers))) for numbers in itertools.product(*announced.values())}
