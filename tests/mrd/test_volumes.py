@@ -10,7 +10,8 @@ from dpmrecon.data import LostSlice, Volume
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.mrd.header import Limits, acceleration, coarser, n_partitions
+from dpmrecon.mrd.doubts import doubts
+from dpmrecon.mrd.header import Limits, acceleration, n_partitions
 from dpmrecon.mrd.scan_log import ScanLog
 from dpmrecon.mrd.volumes import central_box, volume_completeness
 from dpmrecon.simulation.sampling import Pattern
@@ -260,13 +261,13 @@ def test_header_of_a_volume():
     assert acceleration(header(acceleration=2, acceleration_2=3)) == 2  # of a 2D scan
     assert n_partitions(header(z=2, extra_limits=limits("kspace_encoding_step_2", 0))) == 1
     head.encoding[0].reconSpace.matrixSize.z = 6
-    (told,) = coarser(head)
+    (told,) = doubts(head)
     assert "6 pixels along z where 13 are" in told and "encodedSpace.fieldOfView_mm.z=84.5" in told
     head.encoding[0].reconSpace.matrixSize.z = 12  # a single partition of oversampling
-    assert "12 pixels along z where 13 are" in coarser(head)[0]
+    assert "12 pixels along z where 13 are" in doubts(head)[0]
     head.encoding[0].reconSpace.matrixSize.z = 6
     head.encoding[0].reconSpace.fieldOfView_mm.z *= 6 / 13  # slice oversampling, which stays in k-space
-    assert coarser(head) == []
+    assert doubts(head) == []
     head.encoding[0].parallelImaging = None
     assert only(slices(volume_scan(*PLACE, ALL), head)).kspace.shape == (3, 13, 33, 26)
     head.encoding[0].reconSpace.matrixSize.z = 1

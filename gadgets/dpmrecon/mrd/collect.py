@@ -18,6 +18,7 @@ from ..memory import nearly_full_of
 from .averages import have_phases, together
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, missing_slices
 from .diffusion import counted_for_images
+from .doubts import doubts
 from .epi import EpiLine, Navigators, Readouts
 from .flags import (
     LAST_IN_SLICE,
@@ -35,7 +36,6 @@ from .header import (
     calibration_is_interleaved,
     calibration_is_separate,
     check_supported,
-    coarser,
     is_epi,
     line_limits,
     n_partitions,
@@ -152,7 +152,7 @@ class _Collector:
         self.alone: dict[str, int] = {}  # the slab of a 3D scan, the partition of a 2D one
         for remark in receiving.remarks:
             log.remark(remark)
-        for remark in coarser(header):
+        for remark in doubts(header):
             log.remark(remark)
 
     def slices(self, acquisitions: Iterable[ismrmrd.Acquisition]) -> Iterator[Any]:

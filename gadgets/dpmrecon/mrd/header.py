@@ -16,7 +16,6 @@ from ..errors import BadInputError, UnsupportedScanError, first_line
 Header: TypeAlias = ismrmrd.xsd.ismrmrdHeader
 
 SMALLEST_VIEW_MM = 5.0  # a smaller field of view is one in metres
-COARSER = 0.9  # share of the pixels that data must fill for full resolution
 GE = r"\bge\b|general electric"  # in a vendor's name
 FLAT = 0.25  # of the pixels, below which partitions have the depth of all divided by their number once too often
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
@@ -398,31 +397,6 @@ def voxel_mm(header: Header) -> tuple[float, float, float]:
     encoded = header.encoding[0].encodedSpace
     view, rows = encoded.fieldOfView_mm, encoded.matrixSize.y
     return view.z / encoded.matrixSize.z, view.y / rows, view_mm(header)[0] / view_pixels(header)[-1]
-
-
-def coarser(header: Header) -> list[str]:
-    """What is said where images are asked for with less resolution than the data have.
-
-    Along phase encodings of one field of view any pixel less may be oversampling whose field of view was not told: the
-    image is squeezed then.
-    """
-    encoded, recon, pixels = header.encoding[0].encodedSpace, header.encoding[0].reconSpace, view_pixels(header)
-    told = []
-    for axis, has in zip("yxz", (*pixels[-2:], *pixels[:-2])):
-        asked = getattr(recon.matrixSize, axis)
-        view, own = (getattr(space.fieldOfView_mm, axis) for space in (encoded, recon))
-        alike = axis != "x" and abs(view - own) < ROUNDING * own
-        if asked >= (has if alike else COARSER * has):
-            continue
-        text = (
-            f"the header asks for images of {asked} pixels along {axis} where {has} are encoded in their field of "
-            "view: they have less resolution than the data"
-        )
-        if alike:
-            path = f"encoding.encodedSpace.fieldOfView_mm.{axis}={view * has / asked:g}"
-            text += f"; if it is oversampling, the image is squeezed, give its field of view (--set {path})"
-        told.append(text)
-    return told
 
 
 def line_limits(header: Header, space: int = 0) -> Limits:
