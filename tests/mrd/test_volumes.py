@@ -9,9 +9,9 @@ import torch
 from dpmrecon.data import LostSlice, Volume
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.collect import slices
-from dpmrecon.mrd.doubts import doubts
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.header import Limits, acceleration, n_partitions
+from dpmrecon.mrd.header_doubts import doubts
 from dpmrecon.mrd.scan_log import ScanLog
 from dpmrecon.mrd.volumes import central_box, volume_completeness
 from dpmrecon.simulation.sampling import Pattern

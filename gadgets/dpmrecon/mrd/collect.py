@@ -18,8 +18,7 @@ from ..memory import nearly_full_of
 from .averages import have_phases, together
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, check_announced, missing_slices
 from .diffusion import counted_for_images
-from .doubts import doubts
-from .epi import EpiLine, Navigators, Readouts
+from .epi import EpiLine
 from .flags import (
     LAST_IN_SLICE,
     LAST_OF_ALL,
@@ -42,9 +41,12 @@ from .header import (
     partition_limits,
     receiver_channels,
 )
+from .header_doubts import doubts
 from .lines import Layout, LineHeaders, Lines, LostError, number_of
 from .making import Maker
+from .navigators import Navigators
 from .noise_lines import NoiseLines
+from .readouts import Readouts
 from .receiving import Receiving, by_vendor
 from .record import Record, same_place
 from .scan_log import ScanLog

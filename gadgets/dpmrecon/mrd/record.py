@@ -10,9 +10,10 @@ import numpy as np
 from ..data import SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from .completeness import AGREES, NEAR, energy_peak, nearby_centre, within
-from .epi import EpiLine, Readouts, cartesian
+from .epi import EpiLine, cartesian
 from .header import Limits
 from .lines import AROUND, Layout, Lines, LostError, line_name, places_of
+from .readouts import Readouts
 from .scan_log import ScanLog
 
 SAME_PLACE_MM = 0.1  # rounding of positions in headers

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from dpmrecon.api import load_model
 from dpmrecon.mrd.collect import slices
-from dpmrecon.mrd.epi import Navigators, Readouts
 from dpmrecon.mrd.file import open_scan
+from dpmrecon.mrd.navigators import Navigators
+from dpmrecon.mrd.readouts import Readouts
 from dpmrecon.output.maps import adc_map, trace_of
 from dpmrecon.physics.epi import Ghost
 from dpmrecon.prior.checkpoint import Checkpoint

@@ -1,8 +1,8 @@
 """What is said of a header that can be used and is doubtful."""
 
 import pytest
-from dpmrecon.mrd.doubts import doubts
 from dpmrecon.mrd.header import overridden, read_header
+from dpmrecon.mrd.header_doubts import doubts
 
 from support.hand_made import header_xml
 
