@@ -11,7 +11,7 @@ from dpmrecon.prior.problem import NoiseSource, Problem
 from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox
 from dpmtrain.cli import main
 from dpmtrain.train import in_sampler
-from dpmtrain.train.in_sampler import Shown, in_sampler_loss, squared
+from dpmtrain.train.in_sampler import Shown, slices_loss, squared
 from dpmtrain.train.undersampled import calibrated_coils, drawn_coils, undersampled
 
 from support.paths import ROOT
@@ -65,18 +65,21 @@ def test_the_last_evaluation_is_always_trained(monkeypatch):
     monkeypatch.setattr(in_sampler, "Shown", noted)
     batch, model = scans(), denoiser()
     for seed in range(4):
-        in_sampler_loss(model, batch, torch.zeros(2, 2), generator(seed))
+        slices_loss(model, batch, torch.zeros(2, 2), generator(seed))
     for prior in made:
         assert next(prior.numbers) - 1 in prior.trained and len(prior.losses) == in_sampler.TRAINED
 
 
 def test_a_share_of_the_steps_has_a_volume(monkeypatch):
-    monkeypatch.setattr(in_sampler, "in_sampler_loss", lambda *given: torch.tensor(1.0))
+    monkeypatch.setattr(in_sampler, "slices_loss", lambda *given: torch.tensor(1.0))
     monkeypatch.setattr(in_sampler, "volume_loss", lambda *given: torch.tensor(3.0))
+    monkeypatch.setattr(in_sampler, "plain_loss", lambda *given: torch.tensor(0.0))
     volumes = Mock(draw=Mock(return_value=Mock(contrast="t2")))
-    loss = in_sampler.InSamplerLoss(volumes, share=0.25, weight=2.0)
+    loss = in_sampler.InSamplerLoss(volumes=volumes, share=0.25, weight=2.0)
     found = [loss(denoiser(), None, None, generator(seed)).item() for seed in range(200)]
     assert set(found) == {1.0, 7.0} and 30 <= found.count(7.0) == volumes.draw.call_count <= 70
+    alone = in_sampler.InSamplerLoss(0.0, volumes, share=1.0, weight=2.0)
+    assert alone(denoiser(), None, None, generator()).item() == 6.0
 
 
 def test_training_lowers_the_loss_of_runs_that_it_has_not_seen():
@@ -84,19 +87,19 @@ def test_training_lowers_the_loss_of_runs_that_it_has_not_seen():
 
     def loss():
         with torch.no_grad():
-            return sum(in_sampler_loss(model, batch, label, generator(seed)).item() for seed in (100, 101, 102))
+            return sum(slices_loss(model, batch, label, generator(seed)).item() for seed in (100, 101, 102))
 
     before, optimizer = loss(), torch.optim.Adam(model.parameters(), 3e-3)
     for step in range(40):
         optimizer.zero_grad()
-        in_sampler_loss(model, batch, label, generator(step)).backward()
+        slices_loss(model, batch, label, generator(step)).backward()
         optimizer.step()
     assert loss() < 0.6 * before
 
 
 def test_a_run_goes_on_and_its_card_tells_where_it_began(prepared, tmp_path):
     recipe, start, out, run = (tmp_path / name for name in ("r.toml", "start.safetensors", "out.safetensors", "run"))
-    recipe.write_text(TIMED + "volume_scans = 0\nvolume_share = 0\nvolume_weight = 0\n")
+    recipe.write_text(TIMED + "slice_weight = 1.0\nvolume_scans = 0\nvolume_share = 0\nvolume_weight = 0\n")
     save_checkpoint(start, denoiser(), {"sampling": {"prox": {"steps": 4}}, "history": "begun"})
     given = [str(recipe), "--start", str(start), "--data", str(prepared), "--run", str(run), "--out", str(out)]
     assert main(["in-sampler", *given, "--minutes", "0.001", "--workers", "0"]) == 0

@@ -151,7 +151,7 @@ def test_training_lowers_the_loss_of_volumes(scans):
 
 def test_a_run_makes_its_scans_and_keeps_a_share_of_its_start(prepared, tmp_path, capsys):
     recipe, start, out = (tmp_path / name for name in ("r.toml", "start.safetensors", "out.safetensors"))
-    recipe.write_text(TIMED + "volume_scans = 1\nvolume_share = 1.0\nvolume_weight = 0.5\n")
+    recipe.write_text(TIMED + "slice_weight = 1.0\nvolume_scans = 1\nvolume_share = 1.0\nvolume_weight = 0.5\n")
     save_checkpoint(start, denoiser(), {"sampling": {"prox": {"steps": 4}}, "history": "begun"})
     given = [
         "in-sampler", str(recipe), "--start", str(start), "--data", str(prepared), "--run", str(tmp_path / "run"),

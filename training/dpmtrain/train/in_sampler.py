@@ -111,9 +111,10 @@ def volume_loss(model: Denoiser, scan: VolumeScan, label: torch.Tensor, generato
 
 @dataclass(frozen=True)
 class InSamplerLoss:
-    """Of slices, and in a share of the steps of a volume among `volumes` too, with a weight; label_dropout: share of
-    the volumes without a label."""
+    """Of plain denoising and, with a weight, of runs on slices; in a share of the steps of a volume among `volumes`
+    too, with a weight; label_dropout: share of the volumes without a label."""
 
+    slices: float = 1.0
     volumes: VolumeScans | None = None
     share: float = 1.0
     weight: float = 0.0
@@ -122,7 +123,9 @@ class InSamplerLoss:
     def __call__(
         self, model: Denoiser, batch: Undersampled, label: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        loss = in_sampler_loss(model, batch, label, generator)
+        loss = PLAIN * plain_loss(model, batch, label, generator)
+        if self.slices > 0:
+            loss = loss + self.slices * slices_loss(model, batch, label, generator)
         if self.volumes is None or _uniform(0, 1, generator) >= self.share:
             return loss
         scan = self.volumes.draw(generator)
@@ -130,15 +133,13 @@ class InSamplerLoss:
         return loss + self.weight * volume_loss(model, scan, known * model.one_hot([scan.contrast]), generator)
 
 
-def in_sampler_loss(
-    model: Denoiser, batch: Undersampled, label: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
-    """Of TRAINED evaluations of one run of `prox`, and of plain denoising."""
+def slices_loss(model: Denoiser, batch: Undersampled, label: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Of TRAINED evaluations of one run of `prox`."""
     settings = _drawn(STEPS, generator)
     prior = Shown(model, label, uncounted, batch, _trained(settings.steps, TRAINED, generator))
     problem = Problem(batch.model, batch.zero_filled, batch.zero_filled, batch.sigma_n, batch.conventional)
     sample_prox(problem, prior, settings, _Noise(len(batch.clean), generator))
-    return torch.stack(prior.losses).mean() + PLAIN * plain_loss(model, batch, label, generator)
+    return torch.stack(prior.losses).mean()
 
 
 def _drawn(steps: tuple[int, int], generator: torch.Generator) -> SamplerSettings:

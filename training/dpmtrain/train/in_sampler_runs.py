@@ -1,6 +1,7 @@
 """`dpmtrain in-sampler`: from a recipe, a denoiser and prepared slices to a denoiser that was trained in use."""
 
 import argparse
+from dataclasses import replace
 
 import torch
 from dpmrecon.prior.checkpoint import save_checkpoint
@@ -21,12 +22,19 @@ def train_in_sampler(args: argparse.Namespace) -> None:
     check_kept(args.keep)
     start = read_start(args.start)
     run = ScanRun(args, KIND, start.config, CalibratedBatches)
-    settings, loss = run.settings, InSamplerLoss()
+    settings = run.settings
+    loss = InSamplerLoss(settings["slice_weight"])
     torch.manual_seed(settings["seed"])
     if settings["volume_scans"] > 0:
         volumes = VolumeScans(run.folder / "volumes", settings["volume_scans"])
         volumes.make(run.batches.slices, settings["seed"], max(1, args.workers))
-        loss = InSamplerLoss(volumes, settings["volume_share"], settings["volume_weight"], settings["label_dropout"])
+        loss = replace(
+            loss,
+            volumes=volumes,
+            share=settings["volume_share"],
+            weight=settings["volume_weight"],
+            label_dropout=settings["label_dropout"],
+        )
     model = Denoiser(start.config)
     model.load_state_dict(start.weights)
     model = model.to(run.device)

@@ -36,14 +36,15 @@ TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
     "save_every": (int, 1),  # steps
     "sheet_every": (int, 0),  # steps; 0: at the end only
     "save_seconds": (float, 0),
+    "slice_weight": (float, 0),  # of runs on slices; 0: of volumes alone, and of plain denoising
     "volume_scans": (int, 0),  # 0: of slices alone
     "volume_share": (float, 0),  # of the steps that have one
     "volume_weight": (float, 0),  # of their loss
 }
 # of training for a number of steps, for a time, and inside the sampler
 COUNTED = ("steps", "ema_half_life", "p_mean", "p_std", "save_every", "sheet_every")
-OF_VOLUMES = ("volume_scans", "volume_share", "volume_weight")
-TIMED = ("save_seconds", *OF_VOLUMES)
+IN_SAMPLER = ("slice_weight", "volume_scans", "volume_share", "volume_weight")
+TIMED = ("save_seconds", *IN_SAMPLER)
 RECIPE_TABLES = {
     "pretrain": {
         "model": ("widths", "blocks", "embedding", "labels", "sigma_data"),
@@ -53,7 +54,7 @@ RECIPE_TABLES = {
     "finetune": {"target": ("label", "slot"), "train": tuple(key for key in TRAIN_KEYS if key not in TIMED)},
     "one-step": {
         "model": ("widths", "blocks", "embedding", "labels", "conditioning"),
-        "train": tuple(key for key in TRAIN_KEYS if key not in (*COUNTED, *OF_VOLUMES)),
+        "train": tuple(key for key in TRAIN_KEYS if key not in (*COUNTED, *IN_SAMPLER)),
         "sampling": ("samples", "one-step"),
     },
     "in-sampler": {"train": tuple(key for key in TRAIN_KEYS if key not in COUNTED)},
