@@ -31,7 +31,9 @@ from dpmtrain.evaluate.references import measured_slices
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from support.forked import forked
+from support.nifti import dcm2niix
 from support.paths import shared
+from support.results import replay
 from support.waiting import until
 
 FASTMRI_HEADER = """<?xml version="1.0" encoding="UTF-8"?>
@@ -284,6 +286,15 @@ def test_dicom_series_in_order_of_position_whatever_the_files_are_called(tmp_pat
         ({"ImageType": ["DERIVED", "SECONDARY"], "SeriesDescription": "DWI eADC"}, "of the type eADC", 0),
         ({"ImageType": ["DERIVED", "PRIMARY", "M", "ND", "MNIP"]}, "of the type MNIP", 0),
         ({"Modality": "CT"}, "of the modality CT", 0),
+        ({"SeriesDescription": "T1 map", "ImageType": ["ORIGINAL", "PRIMARY", "M"]}, "of the type T1 map", 0),
+        ({"SeriesDescription": "t2_mapping_dwi"}, "", 0),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, "largest values are black (MONOCHROME1); export them as", 3),
+        (
+            {"ImageComments": "RESEARCH: not for diagnostic use; b = 0 s/mm2"},
+            "that dpmrecon made, which are left out",
+            0,
+        ),
+        ({"InstanceNumber": None}, "", 0),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "M"], "SeriesDescription": "DWI_ADC"}, "", 0),
         ({"ImageType": ["DERIVED", "PRIMARY", "TRACEW"], "SeriesDescription": "ep2d_diff_TRACEW"}, "", 0),
         ({"Manufacturer": "GE MEDICAL SYSTEMS", "0043102F": 0}, "", 0),
@@ -300,6 +311,30 @@ def test_dicom_that_is_no_magnitude_of_an_anatomy_is_left_out(tmp_path, capsys, 
     error = capsys.readouterr().err
     assert told in error
     assert len(volumes(tmp_path / "out")) == (1 if told else 2)
+
+
+def test_a_dicom_mask_is_refused_as_a_nifti_one_is(tmp_path, capsys):
+    for number in range(3):
+        mask = head((41, 36), (20 + number, 9)) > 0.5
+        dicom(tmp_path / "in" / f"a{number}.dcm", mask.astype(float), (0, -3 * number, 4 * number))
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 2
+    assert "its data have only two values: it is a mask, not an image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["dicom", "nifti", "dcm2niix"])
+def test_a_prior_does_not_learn_from_its_own_images(simulated_scan, model, tmp_path, capsys, folder):
+    """Spread, conventional images and copies in other planes among them."""
+    scan = simulated_scan(partitions=20, matrix=(26, 24), contrast="flair")
+    assert replay(scan, tmp_path / "o", model, "--conventional", "--nifti", "--reformat", "coronal") == 0
+    if folder == "dcm2niix":
+        dcm2niix(tmp_path / "o" / "dicom", tmp_path / "o" / "dcm2niix")
+    flair(tmp_path / "o" / folder / "theirs_flair.nii.gz")
+    capsys.readouterr()
+    assert run(tmp_path / "o" / folder, "--out", tmp_path / "out", "--contrast", "flair") == 0
+    assert list(volumes(tmp_path / "out")) == ["theirs_flair"]
+    assert (
+        "that dpmrecon made, which are left out: a prior does not learn from its own images" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("syntax", [pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian])

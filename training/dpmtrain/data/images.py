@@ -2,12 +2,14 @@
 
 import gzip
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from dpmrecon.errors import BadInputError, first_line
 from dpmrecon.mrd.geometry import plane_of_dicom
+from dpmrecon.output.mrd_images import RESEARCH
 
 from .items import Fault, Item, Volume
 
@@ -34,8 +36,7 @@ def read_nifti(item: Item) -> tuple[list[Volume], list[Fault]]:
     data = np.asarray(data, dtype=np.float32)
     if data.ndim not in (3, 4):
         raise BadInputError(f"its data have shape {data.shape}; three dimensions, or four, are needed")
-    if len(np.unique(data)) == 2:
-        raise BadInputError("its data have only two values: it is a mask, not an image")
+    _check_values([data])
     volumes = [data] if data.ndim == 3 else list(np.moveaxis(data, 3, 0))
     made = []
     for number, volume in enumerate(volumes, 1):
@@ -49,8 +50,8 @@ def read_dicom(item: Item) -> tuple[list[Volume], list[Fault]]:
     """The volumes of a series (of one b-value), slices in the plane of acquisition, in order of position.
 
     Files at the same position (directions, repetitions, echoes) make volumes of their own, in order of
-    InstanceNumber; copies of a file count once. A file that cannot be read is left out and named. A volume in which
-    slices lack is not cut across them.
+    InstanceNumber, then of names; copies of a file count once. A file that cannot be read is left out and named. A
+    volume in which slices lack is not cut across them.
     """
     positions = defaultdict(list)
     faults = []
@@ -74,9 +75,10 @@ def read_dicom(item: Item) -> tuple[list[Volume], list[Fault]]:
         if copy in known:
             continue
         known.add(copy)
-        positions[place].append((int(dataset.get("InstanceNumber", 0)), image, plane))
+        positions[place].append((int(dataset.get("InstanceNumber") or 0), image, plane))
     if not positions:
         raise BadInputError(f"none of its {len(item.files)} files can be read; the first: {faults[0].reason}")
+    _check_values(image for found in positions.values() for _, image, _ in found)
     for found in positions.values():
         found.sort(key=lambda entry: entry[0])
     count = max(map(len, positions.values()))
@@ -139,6 +141,21 @@ def _unpacked(path: Path) -> BinaryIO:
     return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]
 
 
+def is_ours(dataset: Any) -> bool:
+    """Whether dpmrecon made a DICOM image; a Gadgetron's files of ours have the comment alone."""
+    makers = [str(item.get("Manufacturer", "")) for item in dataset.get("ContributingEquipmentSequence") or ()]
+    return "dpmrecon" in makers or RESEARCH in str(dataset.get("ImageComments", ""))
+
+
+def is_our_nifti(path: Path) -> bool:
+    """Whether a file is dpmrecon's, or what dcm2niix made of its DICOM, which keeps the comment's beginning."""
+    import nibabel
+
+    header: Any = nibabel.load(path).header
+    told = [bytes(header[name].item()).rstrip(b"\0") for name in ("descrip", "aux_file") if name in header]
+    return any(text.startswith(RESEARCH[:20].encode()) for text in told)
+
+
 def b_value(dataset: Any) -> int | None:
     """b in s/mm^2, rounded; None where the image does not say."""
     for tag in B_VALUE_TAGS:
@@ -182,6 +199,17 @@ def oriented(
         slices, order = canonical[:, ::-1, ::-1], (0, 2, 1)
     step, row, col = (float(spacing[of]) for of in order)
     return np.ascontiguousarray(slices.transpose(order), np.float32).clip(min=0), (step, row, col)
+
+
+def _check_values(images: Iterable[np.ndarray]) -> None:
+    """Raises BadInputError for a mask."""
+    values: np.ndarray = np.empty(0, np.float32)
+    for image in images:
+        values = np.union1d(values, image)
+        if len(values) > 2:
+            return
+    if len(values) == 2:
+        raise BadInputError("its data have only two values: it is a mask, not an image")
 
 
 def _check_magnitudes(volume: np.ndarray) -> None:

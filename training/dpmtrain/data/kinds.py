@@ -31,6 +31,9 @@ MAP_SERIES = re.compile(
     rf"(?<![a-z])({_MAP}|sub(traction)?)(?![a-z0-9])|apparent.diffusion|fractional.anis", re.IGNORECASE
 )
 MAP_FILE = re.compile(rf"_part-(phase|real|imag)|(^|[_-])({_MAP}|ph|pha|phase|real|imag|imaginary)$", re.IGNORECASE)
+# ... of which these are no derived images on some scanners
+ORIGINAL_MAP = re.compile(r"(?<![a-z])t[12][ _-]?map(?![a-z0-9])", re.IGNORECASE)
+OURS = "dpmrecon made, which are left out: a prior does not learn from its own images"
 GE_COMPONENT = (0x0043, 0x102F)
 COMPONENTS = ("MAGNITUDE", "PHASE", "REAL", "IMAGINARY")
 
@@ -184,6 +187,8 @@ def _named(patient_id: Any) -> str | None:
 def _nifti(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
     if found := MAP_FILE.search(_stem(path)):
         return [Fault(str(path), f"is named as a map or a phase image ({found[0]}): not used", expected=True)]
+    if images.is_our_nifti(path):
+        return [Fault(str(path), f"holds images that {OURS}", expected=True)]
     facts = _path_facts(path, root, settings)
     folders = [parent.name for parent in path.relative_to(root).parents]  # flair/patient7.nii.gz
     contrast = _contrast(settings, "file name", _stem(path), *folders)
@@ -217,6 +222,8 @@ def _dicom(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
         if int(dataset.get("NumberOfFrames", 1)) > 1:
             return [Fault(where, "holds multi-frame DICOM files; export them as single-frame MR images")]
         return [Fault(where, "holds DICOM files that are no images with a position in the patient", expected=True)]
+    if images.is_ours(dataset):
+        return [Fault(where, f"holds DICOM images that {OURS}", expected=True)]
     if "MOSAIC" in kinds:
         return [
             Fault(
@@ -227,6 +234,10 @@ def _dicom(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
         ]
     if named := ", ".join(sorted(kinds & NO_MAGNITUDE)) or _no_magnitude(dataset, kinds):
         return [Fault(where, f"holds DICOM images of the type {named}, which are left out", expected=True)]
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        return [
+            Fault(where, "holds DICOM images whose largest values are black (MONOCHROME1); export them as MONOCHROME2")
+        ]
     known, _ = _known(path)
     patient, options = _named(dataset.get("PatientID")), {}
     if known is None and patient is not None:
@@ -259,7 +270,8 @@ def _no_magnitude(dataset: Any, kinds: set[str]) -> str | None:
         component = COMPONENTS[number] if number in range(len(COMPONENTS)) else component
     if component in COMPONENTS[1:]:
         return component
-    found = MAP_SERIES.search(str(dataset.get("SeriesDescription", ""))) if "DERIVED" in kinds else None
+    maps = MAP_SERIES if "DERIVED" in kinds else ORIGINAL_MAP
+    found = maps.search(str(dataset.get("SeriesDescription", "")))
     return found[0] if found else None
 
 
