@@ -1,7 +1,7 @@
 """What a slice is, with no host in it: k-space, where it was acquired, and how noisy it is."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,11 @@ class SliceKey:
     set: int = 0
     repetition: int = 0
     average: int = 0
+
+    @classmethod
+    def of(cls, counters: Any) -> "SliceKey":
+        """That of an MRD image's header."""
+        return cls(*(int(getattr(counters, part.name)) for part in fields(cls)))
 
     @property
     def seed_key(self) -> tuple[int, ...]:

@@ -247,6 +247,30 @@ def test_the_conventional_image_tells_its_own_verdict_and_weighting(simulated_sc
     assert not any("prior" in file.DerivationDescription for file in series(tmp_path, 3))
 
 
+def test_images_of_one_place_say_which_they_are(diffusion_result, result):
+    """In the words of the screen, and by numbers that viewers sort by."""
+    files = series(diffusion_result, 1)
+    told = [str(file.ImageComments).split("; ")[1] for file in files]
+    numbers = [int(file.AcquisitionNumber) for file in files]
+    names = [f"contrast {contrast}, average {average}" for contrast in (0, 1) for average in (0, 1)]
+    assert told == list(np.repeat(names, 2)) and numbers == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert [str(file.ImageComments).partition(";")[0] for file in files] == ["RESEARCH: not for diagnostic use"] * 8
+    for file in [*series(result, 1), *series(diffusion_result, 5)]:
+        assert file.AcquisitionNumber == 1 and "average" not in file.ImageComments
+
+
+def test_echoes_are_of_one_acquisition(diffusion_result, tmp_path):
+    """Readers part them by their number and time."""
+    shutil.copy(diffusion_result / "images.h5", tmp_path / "images.h5")
+    with h5py.File(tmp_path / "images.h5", "r+") as file:
+        xml = np.ravel(file["dataset/xml"][()])[0]
+        file["dataset/xml"][0] = xml.replace(b"</TE>", b"</TE><TE>120</TE>", 1)
+    write_dicom(tmp_path / "images.h5", tmp_path / "dicom", "digest", {}, DicomOptions())
+    files = series(tmp_path, 1)
+    assert [(file.EchoNumbers, file.AcquisitionNumber) for file in files[::2]] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert "; echo 1, average 0; " in files[4].ImageComments
+
+
 def test_stored_units_are_powers_of_ten_that_fit():
     assert stored_unit(1200.0, 3000.0) == 1
     assert stored_unit(45.0, 80.0) == 0.01

@@ -21,6 +21,7 @@ import h5py
 import ismrmrd
 import numpy as np
 
+from ..data import SliceKey
 from ..errors import BadInputError
 from ..mrd.geometry import ORIENTATIONS, Plane, grid_of_mrd, plane_of_mrd, slice_spacing
 from ..mrd.header import Header, is_epi, read_header
@@ -28,6 +29,7 @@ from ..mrd.stack import close_mm
 from ..output.images_file import series_of
 from ..output.maps import ADC_SLOPE, ADC_WINDOW, EXPONENTIAL_SLOPE
 from ..output.mrd_images import COMPLEX, COUNTERS, THICKNESS, remarks_of
+from ..output.names import Names
 from ..output.swi import MINIP, VEIN_PHASE
 from ..output.whole_numbers import FIRST_MRAD, MRAD_PER_STEP, phase_steps
 from .diffusion import add_weighting
@@ -149,6 +151,10 @@ class _Image:
         """By counters, then by place along the slice direction."""
         counters = tuple(int(getattr(self.head, name)) for name in COUNTERS)
         return (*counters, round(float(self.plane.first @ self.plane.normal), 3), self.index)
+
+    @property
+    def key(self) -> SliceKey:
+        return SliceKey.of(self.head)
 
     def shares_place(self, following: "_Image", within_mm: float) -> bool:
         """Whether the next one by `order` has the same counters and lies no further off."""
@@ -286,15 +292,20 @@ def _write_series(
     thickness = 0.0 if scan.volume else header.encoding[0].reconSpace.fieldOfView_mm.z
     shared = any(one.shares_place(other, close_mm(thickness)) for one, other in pairwise(images))
     spacing = None if shared else slice_spacing([image.plane for image in images])
-    names = (f"{number + (REFORMATTED if orientation else 0):02d}", kind.replace(" ", "_"), plane_name)
-    target = folder / "_".join(filter(None, names))
+    parts = (f"{number + (REFORMATTED if orientation else 0):02d}", kind.replace(" ", "_"), plane_name)
+    target = folder / "_".join(filter(None, parts))
     target.mkdir(parents=True, exist_ok=True)
     files, held, stored = [], -1, np.empty(0)
-    for instance, image in enumerate(images, 1):
+    names = Names.of([image.key for image in images], header)
+    for instance, (image, acquisition) in enumerate(zip(images, _acquisitions(images, names)), 1):
         if image.index != held:  # a volume's slices follow each other
             held = image.index
             stored = scale.stored(_slices(dataset.read_image(name, held), orientation)[1])
         file = _file(common, image, header, kind, reformatted=orientation is not None)
+        file.AcquisitionNumber = acquisition
+        if counters := names.counters(image.key):
+            notice, *others = str(file.ImageComments).split("; ")
+            file.ImageComments = _text("; ".join([notice, counters, *others]), LONGEST_TEXT)
         if scan.missing:
             comment = f"INCOMPLETE SCAN: {_text(scan.missing, LONGEST_MISSING)}; {file.ImageComments}"
             file.ImageComments = _text(comment, LONGEST_TEXT)
@@ -310,6 +321,14 @@ def _write_series(
         file.save_as(path, enforce_file_format=True)
         files.append(path)
     return files
+
+
+def _acquisitions(images: Sequence[_Image], names: Names) -> list[int]:
+    """AcquisitionNumber of each: from 1 on, one for each setting of the counters; echoes are of one acquisition."""
+    counted = [name for name in COUNTERS if names.words.get(name) != "echo"]
+    found = [tuple(getattr(image.key, name) for name in counted) for image in images]
+    numbers = {setting: number for number, setting in enumerate(sorted(set(found)), 1)}
+    return [numbers[setting] for setting in found]
 
 
 def _place(head: ismrmrd.ImageHeader, part: int, n_parts: int) -> str:
@@ -461,7 +480,6 @@ def _file(common: Any, image: _Image, header: Header, kind: str, *, reformatted:
             setattr(file, keyword, _decimal(value))
             if keyword == "EchoTime" and len(values) > 1:
                 file.EchoNumbers = 1 + number  # by which readers part echoes
-    file.AcquisitionNumber = 1 + int(image.head.repetition)
     file.BurnedInAnnotation = "NO"
     file.ContentQualification = "RESEARCH"
     file.ImageComments = _text(meta.get("ImageComments"), LONGEST_TEXT)

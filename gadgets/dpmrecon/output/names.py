@@ -1,6 +1,6 @@
 """Which image is meant, in words: its slice, and the counters in which the scan's images differ."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..data import SliceKey
@@ -26,9 +26,15 @@ class Names:
     def image(self, key: SliceKey, volume: str | None = None) -> str:
         """volume: what is said of one, or of a plane of it, in place of the slice."""
         names = COUNTERS if volume is None else ("slice", *COUNTERS)
-        told = [(name, getattr(key, name)) for name in names]
-        counters = [f"{self.words.get(name, name)} {n}" for name, n in told if self.values.get(name, {n}) != {n}]
-        return ", ".join([volume or f"slice {key.slice}", *counters])
+        return ", ".join([volume or f"slice {key.slice}", *self._told(key, names)])
+
+    def counters(self, key: SliceKey) -> str:
+        """What tells an image from the others of its slice; nothing where there is one of each."""
+        return ", ".join(self._told(key, COUNTERS))
+
+    def _told(self, key: SliceKey, names: Sequence[str]) -> list[str]:
+        values = [(name, getattr(key, name)) for name in names]
+        return [f"{self.words.get(name, name)} {n}" for name, n in values if self.values.get(name, {n}) != {n}]
 
     def images(self, keys: Iterable[SliceKey], others: Iterable[SliceKey]) -> str:
         """Several at once; a slice that has no image among the others is told without counters."""
