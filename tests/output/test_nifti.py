@@ -1,5 +1,6 @@
 """nifti/: the volumes and affines that dcm2niix makes of our DICOM, what is no stack, and the scale."""
 
+import json
 import math
 import shutil
 
@@ -10,7 +11,8 @@ import pytest
 from dpmrecon.cli import main
 from dpmrecon.errors import BadInputError
 from dpmrecon.output import images_file
-from dpmrecon.output.nifti import stack, write_nifti
+from dpmrecon.output.names import Names
+from dpmrecon.output.nifti import _beside, stack, write_nifti
 
 from support.nifti import dcm2niix, same
 from support.results import images, replay
@@ -35,7 +37,7 @@ def diffusion_result(simulated_scan, model, tmp_path_factory):
 
 
 def files(out) -> dict[str, nibabel.Nifti1Image]:
-    return {path.name.removesuffix(".nii.gz"): nibabel.load(path) for path in sorted((out / "nifti").glob("*"))}
+    return {path.name.removesuffix(".nii.gz"): nibabel.load(path) for path in sorted((out / "nifti").glob("*.nii.gz"))}
 
 
 def test_every_series_is_a_file_in_the_scale_of_images_h5(result):
@@ -98,6 +100,47 @@ def test_counters_are_the_fourth_dimension(diffusion_result):
     for image in series:
         expected.setdefault(tuple(getattr(image.getHead(), name) for name in counters), []).append(image.data.mean())
     assert bright == pytest.approx([np.mean(expected[key]) for key in sorted(expected)], rel=1e-5)
+
+
+def test_each_volume_is_named(diffusion_result, result):
+    """In the words of the screen."""
+    told = json.loads((diffusion_result / "nifti" / "01_reconstruction.json").read_text())["Volumes"]
+    assert told == [f"contrast {contrast}, average {average}" for contrast in (0, 1) for average in (0, 1)]
+    assert not (diffusion_result / "nifti" / "05_adc.json").exists()
+    assert not [path for path in (result / "nifti").iterdir() if not path.name.endswith(".nii.gz")]
+
+
+@pytest.mark.parametrize("vendor", ["SIMULATED", "SIEMENS", ""])
+def test_gradients_are_those_that_dcm2niix_finds_in_our_dicom(simulated_epi, diffusion_result, model, tmp_path, vendor):
+    """Of tilted slices, for every series: trace images have no direction, ADC has no b-value. Without a vendor: of
+    averages and b-values whose direction is not known."""
+    out = tmp_path / "out" if vendor else diffusion_result
+    if vendor:
+        scan = simulated_epi(b_values=(0.0, 500.0, 1000.0), n_slices=2)
+        options = ("--set", f"acquisitionSystemInformation.systemVendor={vendor}", "--conjugate", "off")
+        assert replay(scan, out, model, "--nifti", "--steps", "2", *options) == 0
+    dcm2niix(out / "dicom", tmp_path / "theirs")
+    ours = {f"{int(path.name[:2])}{path.suffix}": path for path in (out / "nifti").glob("*.bv*")}
+    theirs = {path.name: path for path in (tmp_path / "theirs").glob("*.bv*")}
+    assert sorted(ours) == sorted(theirs) and "1.bvec" in ours
+    for name, path in ours.items():
+        assert np.loadtxt(path) == pytest.approx(np.loadtxt(theirs[name]), abs=2e-5), name
+
+
+def test_gradients_turn_with_the_affine(diffusion_result):
+    """FSL's definition: b's direction in voxels, whose first axis is turned where the determinant is positive."""
+    found = images(diffusion_result, 1)
+    for image in found:
+        image.meta = {**dict(image.meta), "DiffusionGradientOrientation": ["0.6", "0", "0.8"]}
+    _, affine = stack(found)
+    vectors = np.array([row.split() for row in _beside(found, affine, Names())["bvec"].splitlines()], float)
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    assert np.linalg.det(axes) < 0
+    assert axes @ vectors == pytest.approx(np.outer((-0.6, 0, 0.8), np.ones(4)), abs=1e-5)
+    turned = np.array(
+        [row.split() for row in _beside(found, affine @ np.diag([-1, 1, 1, 1]), Names())["bvec"].splitlines()], float
+    )
+    assert np.array_equal(turned, vectors)
 
 
 def test_one_slice_is_as_thick_as_the_scan_says(simulated_scan, model, tmp_path):

@@ -2,8 +2,12 @@
 
 That order is of our DICOM series: columns from the first one on; rows from the last one on; slices (partitions of a 3D
 scan) along DICOM's normal; then volumes, one for each setting of the counters. The affine takes voxels to mm, RAS+.
+
+Beside a series of several volumes NAME.json says which they are; of a diffusion scan NAME.bval and NAME.bvec hold b in
+s/mm^2 and the directions in FSL's convention.
 """
 
+import json
 import shutil
 from itertools import groupby
 from pathlib import Path
@@ -11,13 +15,15 @@ from pathlib import Path
 import ismrmrd
 import numpy as np
 
-from ..data import LostSlice
+from ..data import LostSlice, SliceKey
 from ..errors import BadInputError
 from ..mrd.geometry import Plane, plane_of_partition, slice_spacing
 from ..recon.types import Reconstruction
 from .images_file import images_in, series_of
 from .mrd_images import COUNTERS, RESEARCH
+from .names import Names
 from .report import Report
+from .weighting import B_VALUE, DIRECTION
 from .writers import telling
 
 NAMES = {"Image": "reconstruction", "Uncertainty": "spread"}  # by the meta's DataRole; others keep its word
@@ -41,18 +47,18 @@ class NiftiFolder:
             return
         folder = self.images.with_name("nifti")
         try:
-            self.report.notes += write_nifti(self.images, folder)
+            self.report.notes += write_nifti(self.images, folder, self.report.names)
         except BadInputError as error:
             shutil.rmtree(folder, ignore_errors=True)
             self.report.notes.append(f"no NIfTI: {error}")
         self.report.write()
 
 
-def write_nifti(images: Path, folder: Path) -> list[str]:
+def write_nifti(images: Path, folder: Path, names: Names = Names()) -> list[str]:  # noqa: B008, it is frozen
     """Write every series of `images` (images.h5) to folder/NUMBER_NAME.nii.gz, in its scale: phase in radians.
 
-    Returns a line for each series that is left out. Memory holds one series. Raises BadInputError where the folder
-    cannot be written.
+    names: of the scan's images. Returns a line for each series that is left out. Memory holds one series. Raises
+    BadInputError where the folder cannot be written.
     """
     import nibabel
 
@@ -74,7 +80,38 @@ def write_nifti(images: Path, folder: Path) -> list[str]:
             file.header.set_xyzt_units("mm")
             file.header["descrip"] = RESEARCH
             nibabel.save(file, folder / f"{name}.nii.gz")
+            for ending, text in _beside(found, affine, names).items():
+                (folder / f"{name}.{ending}").write_text(text)
     return complaints
+
+
+def _beside(images: list[ismrmrd.Image], affine: np.ndarray, names: Names) -> dict[str, str]:
+    """Texts beside a series of several volumes, by the ending of their file's name."""
+    volumes = {_setting(image): image for image in images}
+    first = [volumes[setting] for setting in sorted(volumes)]
+    if len(first) < 2:
+        return {}
+    found, metas = {}, [dict(image.meta) for image in first]
+    told = [names.counters(SliceKey.of(image.getHead())) for image in first]
+    if any(told):
+        found["json"] = json.dumps({"ImageComments": RESEARCH, "Volumes": told}, indent=1) + "\n"
+    if all(B_VALUE[0] in meta for meta in metas):
+        found["bval"] = _rows([[float(meta[B_VALUE[0]]) for meta in metas]])
+        directions = np.array([meta.get(DIRECTION, (0, 0, 0)) for meta in metas], float)
+        axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+        vectors = axes.T @ _LPS_TO_RAS @ directions.T
+        vectors[0] *= -np.sign(np.linalg.det(axes))  # FSL's first axis runs to the left
+        found["bvec"] = _rows(vectors.tolist())
+    return found
+
+
+def _rows(rows: list[list[float]]) -> str:
+    return "".join(" ".join(f"{value + 0.0:.6g}" for value in row) + "\n" for row in rows)
+
+
+def _setting(image: ismrmrd.Image) -> tuple[int, ...]:
+    """Of the counters, by which volumes are told apart and ordered."""
+    return tuple(int(getattr(image.getHead(), name)) for name in COUNTERS)
 
 
 def stack(images: list[ismrmrd.Image]) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +124,7 @@ def stack(images: list[ismrmrd.Image]) -> tuple[np.ndarray, np.ndarray]:
     planes = [plane_of_partition(image.getHead(), image.data.shape, partition) for image, partition in slices]
     normal = planes[0].normal
     placed = sorted(
-        (tuple(int(getattr(image.getHead(), name)) for name in COUNTERS), round(float(plane.first @ normal), 3), index)
+        (_setting(image), round(float(plane.first @ normal), 3), index)
         for index, ((image, _), plane) in enumerate(zip(slices, planes))
     )
     volumes = [list(group) for _, group in groupby(placed, lambda entry: entry[0])]
