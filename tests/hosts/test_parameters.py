@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from dpmrecon.hosts.adapters import Gadgetron
+from dpmrecon.hosts.adapters import LATE, Gadgetron
 from dpmrecon.hosts.audit import AuditLog
 from dpmrecon.hosts.parameters import parameters_of
 
@@ -76,6 +76,34 @@ def test_a_text_that_is_of_a_log_is_passed_over(start, scan):
     assert all(np.array_equal(one.data, other.data) for one, other in zip(answer.images, plain.images))
 
 
+def test_parameters_may_come_before_the_header_and_after_a_log(scan, engine):
+    """Over those of a text before them."""
+    stream, log = raw_stream(scan), fake_peer.text_message(fake_peer.TEXT, b"scanner: table moved\0")
+    one, other = (text({"parameters": given}) for given in ({"seed": 4, "contrast": "t1"}, {"seed": 5}))
+    plain = Here(engine).exchange(
+        fake_peer.text_message(2, b'{"parameters": {"seed": 5, "contrast": "t1"}}\0'), *stream[1:]
+    )
+    for texts in ([log, one, other, stream[1]], [one, stream[1], log, other], [stream[1], one, log, other, log]):
+        session = Here(engine)
+        answer = session.exchange(stream[0], *texts, *stream[2:])
+        assert answer.texts == [] and session.session.record["contrast"] == "t1"
+        assert LATE not in session.session.record["decisions"]
+        assert len(answer.images) == len(plain.images) > 0
+        assert all(np.array_equal(one.data, other.data) for one, other in zip(answer.images, plain.images))
+
+
+def test_parameters_that_come_among_the_lines_are_told_and_not_used(scan, engine):
+    """Once, in the record and to the peer; texts of a log are nobody's."""
+    stream, log = raw_stream(scan), fake_peer.text_message(fake_peer.TEXT, b"scanner: table moved\0")
+    plain = Here(engine).exchange(*stream)
+    session, late = Here(engine), text({"parameters": {"seed": 5}})
+    answer = session.exchange(*stream[:4], log, late, *stream[4:-1], late, stream[-1])
+    assert answer.texts == [f"REMARK: {LATE}\0".encode()]
+    assert session.session.record["decisions"] == [LATE] and session.session.record["error"] is None
+    assert len(answer.images) == len(plain.images) > 0
+    assert all(np.array_equal(one.data, other.data) for one, other in zip(answer.images, plain.images))
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"parameters": 3}', b'{"parameters": [1]}', b"\xff\xfe{"])
 def test_what_is_no_json_of_parameters_states_nothing(body):
     assert parameters_of(body) == (None, {})
@@ -98,4 +126,4 @@ def test_the_hash_of_a_scan_leaves_its_parameters_out(start, scan, tmp_path):
 
 def test_a_gadgetrons_next_message_is_not_waited_for():
     """Its configuration is all there is, and its data come when the scan is over."""
-    assert Gadgetron().added(None) == b""
+    assert Gadgetron().added(None) == []

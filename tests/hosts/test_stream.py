@@ -14,6 +14,7 @@ import pydicom
 import pytest
 from dpmrecon.cli import main
 from dpmrecon.hosts import wire
+from dpmrecon.hosts.adapters import LATE
 from dpmrecon.hosts.stream import exit_code
 from dpmrecon.hosts.wire import Wire
 from dpmrecon.tools.doctor import foreign
@@ -140,6 +141,14 @@ def test_replay_of_a_stream_is_the_replay_of_its_scan(model, simulated_scan, tmp
         assert np.array_equal(one.data, other.data) and bytes(one.getHead()) == bytes(other.getHead())
     assert report(tmp_path / "stream")["contrast"] == report(tmp_path / "file")["contrast"] == "t1"
     assert list((tmp_path / "stream").glob("dicom/**/*.dcm"))
+
+
+def test_replay_of_a_stream_takes_its_parameters_and_names_late_ones(model, simulated_scan, tmp_path):
+    messages = raw_stream(simulated_scan())
+    given, late = (text_message(wire.TEXT, b'{"parameters": {"seed": %d}}' % seed) for seed in (3, 4))
+    data = b"".join([*messages[:2], given, *messages[2:5], late, *messages[5:]])
+    assert replay_of(data, tmp_path, "--model", str(model)).returncode in (0, 3)
+    assert report(tmp_path)["seed"] == 3 and any(LATE in remark for remark in report(tmp_path)["remarks"])
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,11 @@ class Gadgetron:
 
     name = "Gadgetron"
 
-    def added(self, peer: Wire) -> bytes:
-        """What comes after the header and tells options: nothing."""
-        return b""
+    def added(self, peer: Wire) -> list[bytes]:
+        """What comes beside the header and tells options: nothing."""
+        return []
 
-    def options(self, config: bytes, engine: Engine, added: bytes = b"") -> Options:
+    def options(self, config: bytes, engine: Engine, added: Iterable[bytes] = ()) -> Options:
         # the service's convention is that of MRD clients
         defaults = dataclasses.replace(engine.defaults, conjugate=Options().conjugate)
         return from_properties(config, defaults, service=engine.service)
@@ -103,21 +103,26 @@ class Gadgetron:
     def fail(self, peer: Wire, message: str) -> None:
         peer.send_error(message)
 
+    def remark(self, peer: Wire, message: str) -> None:
+        """It is in the log: a text would end the server's stream."""
+
 
 class MrdClient:
     """A client that sends a config name, the header and raw acquisitions; uint16 images go back, errors are TEXT."""
 
     name = "MRD client"
 
-    def added(self, peer: Wire) -> bytes:
-        """A text of parameters that comes after the header, see parameters.py."""
-        return peer.text_ahead()
+    def added(self, peer: Wire) -> list[bytes]:
+        """Texts between configuration and first line, which may be of parameters, see parameters.py."""
+        return [*peer.early, *peer.texts_ahead()]
 
-    def options(self, config: bytes, engine: Engine, added: bytes = b"") -> Options:
-        """Those of the configuration, and over them those of the parameters."""
-        name, pairs = parameters_of(added)
-        configured = self._configured(name or config.decode("utf-8", "replace"), engine)
-        return from_pairs(pairs, configured, service=engine.service)
+    def options(self, config: bytes, engine: Engine, added: Iterable[bytes] = ()) -> Options:
+        """Those of the configuration, and over them those of the parameters, the last ones first."""
+        name, pairs = config.decode("utf-8", "replace"), dict[str, str]()
+        for text in added:
+            other, stated = parameters_of(text)
+            name, pairs = other or name, pairs | stated
+        return from_pairs(pairs, self._configured(name, engine), service=engine.service)
 
     def _configured(self, config: str, engine: Engine) -> Options:
         text = config.strip("\0 \r\n\t")
@@ -172,9 +177,22 @@ class MrdClient:
     def fail(self, peer: Wire, message: str) -> None:
         peer.send_text(f"ERROR: {message}")
 
+    def remark(self, peer: Wire, message: str) -> None:
+        peer.send_text(f"REMARK: {message}")
+
 
 Host = Gadgetron | MrdClient
 NO_CONFIG = b"dpm"  # what says nothing but who we are
+LATE = "parameters came among the scan's data and were not used: send them before its first line"
+
+
+def without_texts(messages: Iterable[tuple[int, Any]], remark: Callable[[str], None]) -> Iterator[tuple[int, Any]]:
+    """Lines and ReconData. remark: gets LATE for each text of parameters."""
+    for number, item in messages:
+        if number != wire.TEXT:
+            yield number, item
+        elif any(parameters_of(item)):
+            remark(LATE)
 
 
 def _our_configuration(text: str) -> bytes:
@@ -238,7 +256,7 @@ def greet(
         raise WireError(f"a message with id {number} came first: a configuration (id 1 or 2) is needed")
     number = peer.message_id()
     while number == wire.TEXT:
-        peer.text()
+        peer.early.append(peer.text())
         number = peer.message_id()
     if number != wire.HEADER:
         peer.framed = peer.closed

@@ -38,7 +38,7 @@ from ..recon.provenance import Provenance
 from ..recon.stream import slices_at_once
 from ..recon.types import Reconstruction, Sampling
 from . import wire
-from .adapters import Gadgetron, Host
+from .adapters import Gadgetron, Host, without_texts
 from .audit import AuditLog, header_digest, origin
 from .dicom_queue import DicomJob, DicomQueue
 from .engine import Engine, SampleRequest
@@ -163,6 +163,7 @@ class Session:
     begun: bool = False  # a scan is in hand
     done: bool = False  # nothing is left but the CLOSE
     exit_code: int = 0  # of a command whose one scan this is, where the scan breaks off
+    remarks: list[str] = field(default_factory=list)  # for the peer, at the end
     _job: DicomJob | None = None
 
     def scan(self, config: bytes, header_xml: bytes) -> None:
@@ -195,7 +196,7 @@ class Session:
         n_slices = announced_slices(header, combine_averages=options.combine_averages)
         line_headers: LineHeaders = {}
         lines = ScanLog()
-        combine, messages = options.combine_averages, self.peer.messages()
+        combine, messages = options.combine_averages, without_texts(self.peer.messages(), self._late)
         stream: Iterator[Any] = self.host.slices(
             messages, header, line_headers, receiving, lines, combine_averages=combine
         )
@@ -232,6 +233,12 @@ class Session:
     def _note(self, text: str) -> None:
         self.record["decisions"].append(text)
         log.warning("%s", text)
+
+    def _late(self, text: str) -> None:
+        """Noted once, and told at the end: lines are read in a thread of their own, and images go out meanwhile."""
+        if text not in self.remarks:
+            self.remarks.append(text)
+            self._note(text)
 
     def _send_map(self, image: ismrmrd.Image) -> None:
         self.host.send(self.peer, in_whole_numbers(image))
@@ -290,6 +297,8 @@ class Session:
         if message is not None:
             log.error("%s", message)
         try:
+            for remark in list(self.remarks):
+                self.host.remark(self.peer, remark)
             if message is not None:
                 self.host.fail(self.peer, message)
         except PeerGoneError as gone:

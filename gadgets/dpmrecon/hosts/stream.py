@@ -24,7 +24,7 @@ from ..mrd.receiving import open_as
 from ..mrd.scan import Scan
 from ..options import Options, from_arguments
 from . import wire
-from .adapters import Host, MrdClient, greet
+from .adapters import Host, MrdClient, greet, without_texts
 from .engine import Engine
 from .session import Session
 from .version2 import opened
@@ -41,6 +41,9 @@ class Pipe(MrdClient):
 
     def fail(self, peer: Wire, message: str) -> None:
         """It is in the log and the exit code."""
+
+    def remark(self, peer: Wire, message: str) -> None:
+        """It is in the log."""
 
 
 def greeting(peer: Wire) -> tuple[Host, bytes, bytes]:
@@ -77,15 +80,18 @@ def received(engine: Engine) -> Iterator[Received]:
         host, config, xml = greeting(peer)
         if not isinstance(host, Pipe):
             raise BadInputError("a Gadgetron's messages came: `replay -` takes raw acquisitions, `stream` takes these")
-        options, cut = host.options(config, replace(engine, service=True)), None
+        options, cut = host.options(config, replace(engine, service=True), host.added(peer)), None
+        remarks: list[str] = []
         file.write_xml_header(xml)
         try:
-            for line in host.acquisitions(peer.messages()):
+            for line in host.acquisitions(without_texts(peer.messages(), remarks.append)):
                 file.append_acquisition(line)
         except PeerGoneError as gone:
             cut = str(gone)
         file._file.flush()
         with open_as(STANDARD_INPUT, options, file._file) as scan:
+            for remark in remarks:
+                scan.log.remark(remark)
             yield Received(scan, options, cut)
 
 

@@ -72,6 +72,7 @@ class Wire:
         self.closed = False  # the peer said CLOSE, or is gone
         self.patience = GREETING
         self.hash: Any = None  # of hashlib's kind: takes all that is read
+        self.early: list[bytes] = []  # texts that came before the header
         self._ahead: int | None = None  # the id of a message whose body is still to come
 
     # reading
@@ -137,42 +138,46 @@ class Wire:
             raise WireError(f"a text of {length} bytes was announced: at most {LARGEST_TEXT} are taken")
         return bytes(self.read(length))
 
-    def text_ahead(self) -> bytes:
-        """The text of the next message, which the hash leaves out; nothing where it is another: that is not taken."""
+    def texts_ahead(self) -> list[bytes]:
+        """The texts up to the next message of another kind, which is not taken; the hash leaves them out."""
         hashed, self.hash = self.hash, None
+        found = []
         try:
-            self._ahead = self.message_id()
-            if self._ahead != TEXT:
-                if hashed is not None:
-                    hashed.update(struct.pack("<H", self._ahead))
-                return b""
-            self._ahead, self.framed = None, False  # until the whole body is read
-            found = self.text()
-            self.framed = True
-            return found
+            while (number := self.message_id()) == TEXT:
+                self.framed = False  # until the whole body is read
+                found.append(self.text())
+                self.framed = True
+            self._ahead = number
+            if hashed is not None:
+                hashed.update(struct.pack("<H", number))
         except PeerGoneError:  # which whoever reads on is told, if nothing else is wrong with what came
-            return b""
+            pass
         finally:
             self.hash = hashed
+        return found
 
     def config_name(self) -> str:
         """The body of CONFIG_NAME: a file name in 1024 bytes, filled up with zeros."""
         return self.read(CONFIG_NAME_BYTES).split(b"\0")[0].decode("utf-8", "replace")
 
     def messages(self) -> Iterator[tuple[int, Any]]:
-        """(id, item) until CLOSE: acquisitions, lists of ReconBit; waveforms and texts are skipped.
+        """(id, item) until CLOSE: acquisitions, lists of ReconBit, texts; waveforms are skipped.
 
         Raises WireError for every other id, because the length of its body is unknown.
         """
-        readers = {ACQUISITION: self._acquisition, RECON_DATA: self._recon_bits}
-        skipped = {WAVEFORM: self._waveform, TEXT: self.text}
+        readers: dict[int, Callable[[], Any]] = {
+            ACQUISITION: self._acquisition,
+            RECON_DATA: self._recon_bits,
+            TEXT: self.text,
+            WAVEFORM: self._waveform,
+        }
         while (number := self.message_id()) != CLOSE:
             self.framed = False  # until the whole body is read
-            if number not in readers and number not in skipped:
+            if number not in readers:
                 raise WireError(refusal(number))
-            item = (readers.get(number) or skipped[number])()
+            item = readers[number]()
             self.framed = True
-            if number in readers:
+            if number != WAVEFORM:
                 yield number, item
 
     def _acquisition(self) -> ismrmrd.Acquisition:
