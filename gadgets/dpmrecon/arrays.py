@@ -1,0 +1,149 @@
+"""Arrays that were given, as a slice or a volume; what cannot be one is said in one sentence."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .data import ESTIMATED, Slice, SliceKey, Volume
+from .errors import BadInputError
+from .mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, regular_acceleration
+from .mrd.header import Limits
+from .mrd.volumes import central_box
+from .physics.noise import estimated_sigma, estimated_volume_sigma
+
+UNIT = 0.05  # sum |s|^2 of coil maps that were given may be this far from 1
+
+
+def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: float | None) -> Slice:
+    """The arrays of `reconstruct` as a slice or a volume. Raises BadInputError."""
+    samples = complex_of(
+        kspace,
+        "the k-space",
+        "(n_coils, rows, cols) of a slice or (n_coils, partitions, rows, cols)",
+        dimensions=(3, 4),
+    ).cpu()
+    n_coils, *shape = samples.shape
+    acquired = _acquired(samples) if mask is None else _mask(mask, tuple(shape))
+    if not bool(acquired.any()) or not bool((samples[:, acquired] != 0).any()):
+        raise BadInputError("the k-space is zero wherever it was acquired: give the measured samples")
+    samples = samples * acquired
+    if noise_std is not None and not (isinstance(noise_std, int | float) and 0 < noise_std < float("inf")):
+        raise BadInputError(f"noise_std is {noise_std}: give a number above 0, or None to have it estimated")
+    block = _centre(samples, acquired)
+    if calibration is not None:
+        wanted = "(n_coils, lines, samples)" if samples.ndim == 3 else "(n_coils, partitions, lines, samples)"
+        block = complex_of(calibration, "the calibration", wanted, dimensions=(samples.ndim,)).cpu()
+        if len(block) != n_coils:
+            raise BadInputError(
+                f"the calibration has {len(block)} coils and the k-space {n_coils}: give the same coils"
+            )
+    key, mask = SliceKey(0), acquired.float()
+    lines = acquired.any(-1)
+    net, kind, sigma = acquired.numel() / int(acquired.sum()), Slice, estimated_sigma
+    if samples.ndim == 4:
+        kind, sigma = Volume, estimated_volume_sigma
+    elif (pattern := regular_acceleration(np.flatnonzero(lines.numpy()), Limits(0, shape[0] - 1, shape[0] // 2))) > 1:
+        net = float(pattern)
+    return kind(
+        key=key,
+        kspace=samples,
+        mask=mask,
+        calibration=block,
+        sigma_n=noise_std or sigma(samples, mask),
+        noise_source="given" if noise_std else ESTIMATED,
+        acceleration=net,
+        n_lines_got=int(lines.sum()),
+        n_lines_needed=int(lines.sum()),
+        seed_key=key.seed_key,
+    )
+
+
+def _acquired(kspace: torch.Tensor) -> torch.Tensor:
+    """Where samples came: of a volume, the columns that its lines have, in every line that came."""
+    came = (kspace != 0).any(0)
+    return came if came.ndim == 2 else came.any(-1, keepdim=True) & came.any(0).any(0)
+
+
+def _mask(mask: Any, shape: tuple[int, ...]) -> torch.Tensor:
+    given = _tensor(mask)
+    found = given.cpu()
+    if found.shape == shape[:-1]:
+        found = found[..., None].expand(shape)
+    if found.shape != shape or not bool(((found == 0) | (found == 1)).all()):
+        raise BadInputError(
+            f"the mask has shape {tuple(given.shape)}: zeros and ones of shape {shape} or {shape[:-1]} are needed, "
+            "1 where k-space was acquired"
+        )
+    found = found != 0
+    if found.ndim == 3 and not torch.equal(found, found.any(-1, keepdim=True) & found.any(0).any(0)):
+        raise BadInputError(
+            "the mask of the volume has other columns in some lines than in others: every acquired line needs the same"
+        )
+    return found
+
+
+def voxel_of(voxel_mm: Any) -> tuple[float, float, float]:
+    if voxel_mm is None:
+        return 1.0, 1.0, 1.0
+    if len(voxel_mm) != 3 or not all(0 < side < float("inf") for side in voxel_mm):
+        raise BadInputError(f"voxel_mm is {voxel_mm}: three lengths above 0, of partitions, rows and cols, are needed")
+    return tuple(float(side) for side in voxel_mm)  # type: ignore[return-value]
+
+
+def _centre(kspace: torch.Tensor, acquired: torch.Tensor) -> torch.Tensor | None:
+    """The fully sampled centre: whole lines, else a square, as with 2D undersampling; None where it is too small."""
+    if acquired.ndim == 3:
+        box = central_box(acquired.any(-1).numpy())
+        return None if box is None else kspace[:, box[0], box[1]]
+    rows, cols = acquired.shape
+    columns = acquired.any(0)
+    block = central_block(np.flatnonzero((acquired | ~columns).all(1).numpy()).tolist(), rows // 2)
+    if len(block) >= FEWEST_CALIBRATION_LINES:
+        return kspace[:, block.start : block.stop]
+    half = 0
+    while half < min(rows, cols) // 2 and bool(_square(acquired, half + 1).all()):
+        half += 1
+    return _square(kspace, half) if 2 * half >= FEWEST_CALIBRATION_LINES else None
+
+
+def _square(array: torch.Tensor, half: int) -> torch.Tensor:
+    row, col = array.shape[-2] // 2, array.shape[-1] // 2
+    return array[..., row - half : row + half, col - half : col + half]
+
+
+def maps_of(maps: Any, data: Slice) -> torch.Tensor:
+    found = complex_of(maps, "the coil maps", str(tuple(data.kspace.shape)), dimensions=(data.kspace.ndim,))
+    if found.shape != data.kspace.shape:
+        raise BadInputError(
+            f"the coil maps have shape {tuple(found.shape)} and the k-space {tuple(data.kspace.shape)}: give the same"
+        )
+    energy = found.abs().square().sum(0)
+    inside = energy > 0
+    if not bool(inside.any()) or float((energy[inside] - 1).abs().max()) > UNIT:
+        raise BadInputError(
+            f"the coil maps have sum |s|^2 from {float(energy.min()):.3g} to {float(energy.max()):.3g}: divide them by "
+            "its root on the head, and set them to 0 outside it"
+        )
+    return found
+
+
+def complex_of(array: Any, what: str, shape: str, dimensions: tuple[int, ...] = (3,)) -> torch.Tensor:
+    """A complex64 tensor of so many dimensions and finite values. Raises BadInputError."""
+    if not isinstance(array, np.ndarray | torch.Tensor):
+        raise BadInputError(f"{what} is a {type(array).__name__}: a numpy array or torch tensor {shape} is needed")
+    found = _tensor(array)
+    if found.ndim not in dimensions or 0 in found.shape:
+        raise BadInputError(f"{what} has shape {tuple(found.shape)}: {shape} is needed")
+    if not found.is_complex():
+        raise BadInputError(f"{what} is {found.dtype}: complex values are needed")
+    found = found.to(torch.complex64)
+    if not bool(torch.isfinite(torch.view_as_real(found)).all()):
+        raise BadInputError(f"{what} has values that are not finite: leave out what was not measured")
+    return found
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    """A view of it, where torch can have one: not of read-only arrays."""
+    writeable = not isinstance(array, np.ndarray) or array.flags.writeable
+    return torch.as_tensor(array if writeable else array.copy())
