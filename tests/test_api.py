@@ -80,6 +80,20 @@ def test_maps_and_mask_and_noise_may_be_given(kspace, loaded):
     assert quiet.residual > 20 * loud.residual  # in units of the noise that is given
 
 
+@pytest.mark.parametrize(("rows", "cols"), [(48, 24), (24, 24), (24, 64), (48, 64)])
+def test_a_calibration_may_be_any_block_of_the_centre(loaded, rows, cols):
+    """Lines of other columns are no lines of the image, and serve the maps."""
+    full, truth = simulated_kspace(SimulationSettings(**{**SMALL, "acceleration": 1}))
+    undersampled = full.copy()
+    undersampled[:, 1::2] = 0
+    block = full[:, 24 - rows // 2 : 24 + rows // 2, 32 - cols // 2 : 32 + cols // 2]
+    found = dpmrecon.reconstruct(undersampled, calibration=block, model=loaded)
+    assert np.linalg.norm(np.abs(found.conventional) - truth) < 0.12 * np.linalg.norm(truth)
+    maps = dpmrecon.estimate_coil_maps(block, (48, 64))
+    given = dpmrecon.reconstruct(undersampled, maps, model=loaded)
+    assert np.array_equal(found.image, given.image) == (cols < 64)
+
+
 @pytest.mark.parametrize("size", [(45, 47), (64, 41)])
 def test_odd_sizes_and_2d_undersampling(loaded, size):
     rng = np.random.default_rng(0)
@@ -127,6 +141,12 @@ BAD = [
     (lambda k: {"kspace": k, "maps": k[:, :40]}, r"coil maps have shape \(6, 40, 64\) and the k-space \(6, 48, 64\)"),
     (lambda k: {"kspace": k, "maps": k}, r"the coil maps have sum \|s\|\^2 from"),
     (lambda k: {"kspace": k, "calibration": k[:2, 16:32]}, "the calibration has 2 coils and the k-space 6"),
+    (
+        lambda k: {"kspace": k, "calibration": np.tile(k[:, 16:32], (1, 6, 1))},
+        "the calibration is 96 x 64 and the k-space 48 x 64",
+    ),
+    (lambda k: {"kspace": k, "calibration": k[:, 12:36]}, "4 of the calibration's 24 lines are zero: give fully"),
+    (lambda k: {"kspace": k, "calibration": 0 * k}, "48 of the calibration's 48 lines are zero"),
     (lambda k: {"kspace": k * (np.arange(48) % 2)[:, None]}, "has no fully sampled centre of 8 lines"),
     (lambda k: {"kspace": k, "noise_std": -1.0}, "noise_std is -1.0: give a number above 0"),
     (lambda k: {"kspace": k, "steps": 0}, "steps is 0: give 1 or more"),
@@ -143,6 +163,13 @@ def test_a_mistake_is_one_sentence(kspace, loaded, arguments, words):
     with pytest.raises(BadInputError, match=words) as caught:
         dpmrecon.reconstruct(**{"model": loaded, **arguments(kspace)})
     assert "\n" not in str(caught.value)
+
+
+def test_coil_maps_are_of_fully_sampled_lines_alone(kspace):
+    with pytest.raises(
+        BadInputError, match="16 of the calibration's 48 lines are zero: give fully sampled lines alone"
+    ):
+        dpmrecon.estimate_coil_maps(kspace, (48, 64))
 
 
 def test_a_scan_is_taken_as_the_options_say(simulated_scan, model):

@@ -48,6 +48,16 @@ def test_maps_and_calibration_may_be_given(loaded):
     assert error(apart.conventional.numpy()) < 0.05
 
 
+def test_a_calibration_of_fewer_columns_makes_the_same_maps(loaded):
+    """Which are of the middle 24 samples at most, and its lines are no lines of the image."""
+    data = volume()
+    found, same = (
+        dpmrecon.reconstruct(data.kspace, calibration=calibration, model=loaded, noise_std=0.01)
+        for calibration in (data.calibration[..., 9:33], data.calibration)
+    )
+    np.testing.assert_array_equal(found.conventional, same.conventional)
+
+
 def test_what_a_volume_cannot_be_is_said(loaded):
     data = volume()
     uneven = data.mask.clone()
@@ -58,6 +68,8 @@ def test_what_a_volume_cannot_be_is_said(loaded):
         ({"mask": data.mask[0]}, "mask has shape"),
         ({"voxel_mm": (1, 0, 1)}, "voxel_mm"),
         ({"calibration": data.calibration[:, 0]}, "calibration has shape"),
+        ({"calibration": data.kspace[:, 4:20, 9:24]}, "of the calibration's 240 lines are zero"),
+        ({"calibration": data.calibration.repeat(1, 2, 1, 1)}, "calibration is 32 x 15 x 42 and the k-space 28 x 33"),
         ({"maps": head()[1][:, 0]}, "coil maps"),
     ):
         with pytest.raises(BadInputError, match=told):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from .arrays import complex_of, maps_of, slice_of_arrays, voxel_of
+from .arrays import calibration_of, maps_of, slice_of_arrays, voxel_of
 from .data import LostSlice, SliceKey, Volume
 from .device import device_of
 from .errors import BadInputError
@@ -144,9 +144,9 @@ def estimate_coil_maps(
     Raises
     ------
     BadInputError
-        The calibration is too small, zero, not finite or not complex.
+        The calibration is too small, not finite or not complex, or has lines of zeros.
     """
-    given = complex_of(calibration, "the calibration", "(n_coils, lines, samples)")
+    given = calibration_of(calibration)
     maps = coil_maps.estimate_coil_maps(
         given, shape, kernel=kernel, threshold=threshold, crop=crop, max_calibration=max_calibration
     )
@@ -187,7 +187,9 @@ def reconstruct(
     mask : (rows, cols) or (rows,), of a volume (partitions, rows, cols) or (partitions, rows), optional
         1 where k-space was acquired; None takes it from the k-space. Every line of a volume has the same columns.
     calibration : (n_coils, lines, samples) or (n_coils, partitions, lines, samples) complex, optional
-        Fully sampled lines to estimate coil maps from; None takes the fully sampled centre of the k-space.
+        Fully sampled lines of the image's field of view to estimate coil maps from, no more along any axis than the
+        k-space has; None takes its fully sampled centre. Where the columns are those of the k-space and the lines are
+        shown to be the same data, they are used as such too.
     voxel_mm : (float, float, float), optional
         Of a volume, along partitions, rows and cols: the model is shown planes of nearly square pixels. None is a cube.
     noise_std : float, optional

@@ -32,11 +32,15 @@ def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: float |
         raise BadInputError(f"noise_std is {noise_std}: give a number above 0, or None to have it estimated")
     block = _centre(samples, acquired)
     if calibration is not None:
-        wanted = "(n_coils, lines, samples)" if samples.ndim == 3 else "(n_coils, partitions, lines, samples)"
-        block = complex_of(calibration, "the calibration", wanted, dimensions=(samples.ndim,)).cpu()
+        block = calibration_of(calibration, samples.ndim).cpu()
         if len(block) != n_coils:
             raise BadInputError(
                 f"the calibration has {len(block)} coils and the k-space {n_coils}: give the same coils"
+            )
+        if any(size > all_of_them for size, all_of_them in zip(block.shape, samples.shape)):
+            raise BadInputError(
+                f"the calibration is {_size(block)} and the k-space {_size(samples)}: give its centre alone, of the "
+                "image's field of view"
             )
     key, mask = SliceKey(0), acquired.float()
     lines = acquired.any(-1)
@@ -57,6 +61,24 @@ def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: float |
         n_lines_needed=int(lines.sum()),
         seed_key=key.seed_key,
     )
+
+
+def calibration_of(calibration: Any, dimensions: int = 3) -> torch.Tensor:
+    """(n_coils, lines, samples), or with partitions before the lines. Raises BadInputError, of lines that are empty
+    too: they would be measured zeros."""
+    wanted = "(n_coils, lines, samples)" if dimensions == 3 else "(n_coils, partitions, lines, samples)"
+    found = complex_of(calibration, "the calibration", wanted, dimensions=(dimensions,))
+    came = (found != 0).any(0).any(-1)
+    if not bool(came.all()):
+        raise BadInputError(
+            f"{int((~came).sum())} of the calibration's {came.numel()} lines are zero: give fully sampled lines alone"
+        )
+    return found
+
+
+def _size(array: torch.Tensor) -> str:
+    """Without the coils, such as 24 x 64."""
+    return " x ".join(map(str, array.shape[1:]))
 
 
 def _acquired(kspace: torch.Tensor) -> torch.Tensor:
