@@ -1,11 +1,19 @@
 """The front door for Python takes volumes as it takes slices."""
 
+from dataclasses import replace
+
 import dpmrecon
 import numpy as np
 import pytest
+import torch
+from dpmrecon.arrays import slice_of_arrays
+from dpmrecon.data import Volume
 from dpmrecon.errors import BadInputError, DpmreconError
+from dpmrecon.physics.fourier import to_kspace
+from dpmrecon.simulation.settings import SimulationSettings
+from dpmrecon.simulation.slices import simulated_kspace
 
-from support.volumes import SHAPE, VOXEL_MM, head, volume
+from support.volumes import AXES, SHAPE, VOXEL_MM, head, volume
 
 pytestmark = pytest.mark.usefixtures("short_kernel")
 
@@ -56,6 +64,26 @@ def test_a_calibration_of_fewer_columns_makes_the_same_maps(loaded):
         for calibration in (data.calibration[..., 9:33], data.calibration)
     )
     np.testing.assert_array_equal(found.conventional, same.conventional)
+
+
+def test_slices_are_no_volume(loaded):
+    """Of shape (slices, coils, rows, cols), as fastMRI stores them, or (coils, slices, rows, cols)."""
+    settings = SimulationSettings(matrix=(48, 64), n_coils=8, calibration_lines=16, acceleration=2)
+    slices = np.stack([simulated_kspace(replace(settings, subject=subject))[0] for subject in range(8)])
+    for kspace in (slices, slices.swapaxes(0, 1)):
+        with pytest.raises(BadInputError, match="has no peak at the middle of its second axis") as caught:
+            dpmrecon.reconstruct(kspace, model=loaded)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("sigma_n", "partitions"), [(1.0, 28), (0.5, 9), (0.0, 8)])
+def test_a_noisy_or_thin_volume_is_one(sigma_n, partitions):
+    image, maps = head()
+    first = (SHAPE[0] - partitions) // 2
+    part = (maps * image)[:, first : first + partitions]
+    noise = sigma_n * torch.randn(part.shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    data = slice_of_arrays(to_kspace(part, AXES) + 2**0.5 * noise, None, None, None)
+    assert isinstance(data, Volume)
 
 
 def test_what_a_volume_cannot_be_is_said(loaded):
