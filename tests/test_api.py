@@ -4,6 +4,7 @@ import dpmrecon
 import numpy as np
 import pytest
 import torch
+from dpmrecon.arrays import slice_of_arrays
 from dpmrecon.errors import BadInputError, DpmreconError
 from dpmrecon.mrd.file import open_scan
 from dpmrecon.prior.denoiser import Denoiser
@@ -45,6 +46,39 @@ def test_numpy_in_numpy_out_and_torch_in_torch_out(kspace, loaded):
     np.testing.assert_array_equal(theirs.image.numpy(), again.image)
     other = dpmrecon.reconstruct(kspace, model=loaded, contrast="flair", seed=1)
     assert np.abs(other.image - again.image).max() > 0
+
+
+LIKE = {
+    "negative strides": lambda k: np.flip(np.flip(k, 1).copy(), 1),
+    "big-endian": lambda k: k.astype(">c8"),
+    "read-only": lambda k: np.frombuffer(k.tobytes(), k.dtype).reshape(k.shape),
+    "longer": lambda k: k.astype(np.clongdouble),
+    "a field of records": lambda k: np.rec.fromarrays([k, np.zeros(k.shape, np.int32)], names="k,n")["k"],
+    "conjugated": lambda k: torch.from_numpy(k.conj()).conj(),
+    "adjoint": lambda k: torch.from_numpy(np.ascontiguousarray(k.conj().swapaxes(1, 2))).mH,
+    "in a graph": lambda k: torch.from_numpy(k).requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("kind", LIKE)
+def test_arrays_of_every_kind_are_the_same_data(kspace, loaded, kind):
+    given = LIKE[kind](kspace)
+    plain, found = (slice_of_arrays(one, None, one[:, 16:32], None) for one in (kspace, given))
+    assert torch.equal(found.kspace, plain.kspace) and found.sigma_n == plain.sigma_n
+    assert torch.equal(found.calibration, plain.calibration)
+    maps = dpmrecon.estimate_coil_maps(given[:, 16:32], (48, 64))
+    np.testing.assert_array_equal(np.asarray(maps), dpmrecon.estimate_coil_maps(kspace[:, 16:32], (48, 64)))
+
+
+@pytest.mark.parametrize("of", [np.float32, np.array, torch.tensor])
+def test_numbers_of_numpy_and_torch_are_numbers(kspace, loaded, of):
+    level = float(np.float32(0.01))
+    found = dpmrecon.reconstruct(
+        kspace, model=loaded, noise_std=of(level), seed=np.int64(3), steps=torch.tensor(2), samples=np.array(1),
+        fallback=np.True_,
+    )  # fmt: skip
+    same = dpmrecon.reconstruct(kspace, model=loaded, noise_std=level, seed=3, steps=2, samples=1)
+    np.testing.assert_array_equal(found.image, same.image)
 
 
 def test_the_image_has_its_phase_on_the_fallback_too(loaded, monkeypatch):
@@ -149,6 +183,14 @@ BAD = [
     (lambda k: {"kspace": k, "calibration": 0 * k}, "48 of the calibration's 48 lines are zero"),
     (lambda k: {"kspace": k * (np.arange(48) % 2)[:, None]}, "has no fully sampled centre of 8 lines"),
     (lambda k: {"kspace": k, "noise_std": -1.0}, "noise_std is -1.0: give a number above 0"),
+    (lambda k: {"kspace": k, "noise_std": np.ones(2)}, r"noise_std is array\(\[1., 1.\]\): give a number above 0"),
+    (lambda k: {"kspace": k, "noise_std": True}, "noise_std is True: give a number above 0"),
+    (lambda k: {"kspace": k.astype(object)}, "the k-space is an array of type object: numbers are needed"),
+    (lambda k: {"kspace": k, "mask": ["1"] * 48}, "the mask is an array of type <U1: numbers are needed"),
+    (lambda k: {"kspace": k, "mask": [[1], [1, 1]]}, "the mask is no array of numbers .*: give rows of equal length"),
+    (lambda k: {"kspace": k, "model": 5}, "model is 5: give the path of a file"),
+    (lambda k: {"kspace": k, "seed": True}, "seed is True: give a whole number"),
+    (lambda k: {"kspace": k, "adapt": "yes"}, "adapt is 'yes': give True or False"),
     (lambda k: {"kspace": k, "steps": 0}, "steps is 0: give 1 or more"),
     (lambda k: {"kspace": k, "samples": "two"}, "samples is 'two': give a whole number"),
     (lambda k: {"kspace": k, "fallback": "off"}, "fallback is 'off': give True or False"),
@@ -170,6 +212,37 @@ def test_coil_maps_are_of_fully_sampled_lines_alone(kspace):
         BadInputError, match="16 of the calibration's 48 lines are zero: give fully sampled lines alone"
     ):
         dpmrecon.estimate_coil_maps(kspace, (48, 64))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"shape": 64}, r"shape is 64: \(rows, cols\) of the image"),
+        ({"shape": (64,)}, r"shape is \(64,\)"),
+        ({"shape": (64.0, 64.0)}, "whole numbers, are needed"),
+        ({"kernel": 0}, "The kernel of the coil maps is 0, but 1 or more"),
+        ({"kernel": 2.5}, "kernel is 2.5: give a whole number"),
+        ({"max_calibration": 2}, "At most 2 lines of the calibration may be used, but at least 8"),
+        ({"max_calibration": "all"}, "max_calibration is 'all': give a whole number"),
+        ({"threshold": 2}, "The threshold of the coil maps is 2, but 0 to 1"),
+    ],
+)
+def test_a_mistake_at_coil_maps_is_one_sentence(kspace, arguments, words):
+    with pytest.raises(BadInputError, match=words):
+        dpmrecon.estimate_coil_maps(kspace[:, 16:32], **{"shape": (48, 64), **arguments})
+    assert dpmrecon.estimate_coil_maps(kspace[:, 16:32], np.array([48, 64])).shape == (6, 48, 64)
+
+
+@pytest.mark.parametrize("scan", [5, None])
+def test_a_scan_is_a_path(loaded, scan):
+    with pytest.raises(BadInputError, match=f"scan is {scan}: give the path of a file"):
+        list(dpmrecon.reconstruct_scan(scan, model=loaded))
+    with pytest.raises(BadInputError, match=f"scan is {scan}"), dpmrecon.open_scan(scan):
+        pass
+    with pytest.raises(BadInputError, match=f"scan is {scan}"):
+        dpmrecon.doctor(scan)
+    with pytest.raises(BadInputError, match="prior is 'x': give what load_model gave"):
+        dpmrecon.load_model("one-step", "cpu", prior="x")
 
 
 def test_a_scan_is_taken_as_the_options_say(simulated_scan, model):

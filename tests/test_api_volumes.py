@@ -94,7 +94,10 @@ def test_what_a_volume_cannot_be_is_said(loaded):
     for kwargs, told in (
         ({"mask": uneven}, "other columns"),
         ({"mask": data.mask[0]}, "mask has shape"),
-        ({"voxel_mm": (1, 0, 1)}, "voxel_mm"),
+        *(
+            ({"voxel_mm": voxel}, "voxel_mm is .*: three lengths")
+            for voxel in ((1, 0, 1), 5, "123", (1, None, 1), (1,))
+        ),
         ({"calibration": data.calibration[:, 0]}, "calibration has shape"),
         ({"calibration": data.kspace[:, 4:20, 9:24]}, "of the calibration's 240 lines are zero"),
         ({"calibration": data.calibration.repeat(1, 2, 1, 1)}, "calibration is 32 x 15 x 42 and the k-space 28 x 33"),

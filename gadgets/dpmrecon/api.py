@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,7 +18,7 @@ from .mrd.completeness import FEWEST_CALIBRATION_LINES
 from .mrd.header import acceleration, n_partitions
 from .mrd.receiving import Receiving, open_as
 from .mrd.scan import Scan
-from .options import Options, checked
+from .options import Options, checked, path_of, plain
 from .output.mrd_images import to_recon_space
 from .physics import coil_maps
 from .physics.volume_maps import packed_maps
@@ -107,7 +106,9 @@ def load_model(
     BadInputError
         The device cannot be used.
     """
-    return load_checkpoint(None if model is None else Path(model), device_of(device), prior)
+    if prior is not None and not isinstance(prior, Checkpoint):
+        raise BadInputError(f"prior is {prior!r}: give what load_model gave")
+    return load_checkpoint(None if model is None else path_of("model", model), device_of(device), prior)
 
 
 def estimate_coil_maps(
@@ -144,11 +145,16 @@ def estimate_coil_maps(
     Raises
     ------
     BadInputError
-        The calibration is too small, not finite or not complex, or has lines of zeros.
+        The calibration is too small, not finite or not complex, or has lines of zeros; an argument is out of range.
     """
-    given = calibration_of(calibration)
+    given, size = calibration_of(calibration), [plain(n) for n in shape] if np.ndim(shape) == 1 else []
+    if len(size) != 2 or not all(isinstance(n, int) for n in size):
+        raise BadInputError(f"shape is {shape!r}: (rows, cols) of the image, whole numbers, are needed")
+    for name, number in (("kernel", plain(kernel)), ("max_calibration", plain(max_calibration))):
+        if number is not None and not isinstance(number, int):
+            raise BadInputError(f"{name} is {number!r}: give a whole number")
     maps = coil_maps.estimate_coil_maps(
-        given, shape, kernel=kernel, threshold=threshold, crop=crop, max_calibration=max_calibration
+        given, (size[0], size[1]), kernel=kernel, threshold=threshold, crop=crop, max_calibration=max_calibration
     )
     return _like(maps, calibration)
 
@@ -321,7 +327,7 @@ def reconstruct_scan(
         gate=gate,
         adapt=adapt,
         conjugate=conjugate,
-        noise=None if noise is None else Path(noise),
+        noise=None if noise is None else path_of("noise", noise),
         coils=coils,
         ignore_flags=ignore_flags,
         group=group,
@@ -355,6 +361,7 @@ def reconstruct_scan(
 
 
 def _options(*, fallback: bool, **given: Any) -> Options:
+    fallback = plain(fallback)
     if not isinstance(fallback, bool):
         raise BadInputError(f"fallback is {fallback!r}: give True or False")
     return checked(Options(fallback="on" if fallback else "off", **given))

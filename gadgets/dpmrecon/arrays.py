@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from .data import ESTIMATED, Slice, SliceKey, Volume
-from .errors import BadInputError
+from .errors import BadInputError, first_line
 from .mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, regular_acceleration
 from .mrd.header import Limits
 from .mrd.volumes import central_box
+from .options import plain
 from .physics.noise import estimated_sigma, estimated_volume_sigma
 
 UNIT = 0.05  # sum |s|^2 of coil maps that were given may be this far from 1
@@ -19,7 +20,7 @@ UNIT = 0.05  # sum |s|^2 of coil maps that were given may be this far from 1
 PEAK, NEAR, FEWEST_PARTITIONS = 2.0, 2, 8
 
 
-def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: float | None) -> Slice:
+def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: Any) -> Slice:
     """The arrays of `reconstruct` as a slice or a volume. Raises BadInputError."""
     samples = complex_of(
         kspace,
@@ -37,8 +38,7 @@ def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: float |
     if not bool(acquired.any()) or not bool((samples[:, acquired] != 0).any()):
         raise BadInputError("the k-space is zero wherever it was acquired: give the measured samples")
     samples = samples * acquired
-    if noise_std is not None and not (isinstance(noise_std, int | float) and 0 < noise_std < float("inf")):
-        raise BadInputError(f"noise_std is {noise_std}: give a number above 0, or None to have it estimated")
+    noise_std = _noise_level(noise_std)
     block = _centre(samples, acquired)
     if calibration is not None:
         block = calibration_of(calibration, samples.ndim).cpu()
@@ -85,6 +85,14 @@ def calibration_of(calibration: Any, dimensions: int = 3) -> torch.Tensor:
     return found
 
 
+def _noise_level(noise_std: Any) -> float | None:
+    level = plain(noise_std)
+    number = isinstance(level, int | float) and not isinstance(level, bool)
+    if level is not None and not (number and 0 < level < float("inf")):
+        raise BadInputError(f"noise_std is {level!r}: give a number above 0, or None to have it estimated")
+    return level
+
+
 def _size(array: torch.Tensor) -> str:
     """Without the coils, such as 24 x 64."""
     return " x ".join(map(str, array.shape[1:]))
@@ -110,7 +118,7 @@ def _acquired(kspace: torch.Tensor) -> torch.Tensor:
 
 
 def _mask(mask: Any, shape: tuple[int, ...]) -> torch.Tensor:
-    given = _tensor(mask)
+    given = _tensor(mask, "the mask")
     found = given.cpu()
     if found.shape == shape[:-1]:
         found = found[..., None].expand(shape)
@@ -130,9 +138,15 @@ def _mask(mask: Any, shape: tuple[int, ...]) -> torch.Tensor:
 def voxel_of(voxel_mm: Any) -> tuple[float, float, float]:
     if voxel_mm is None:
         return 1.0, 1.0, 1.0
-    if len(voxel_mm) != 3 or not all(0 < side < float("inf") for side in voxel_mm):
-        raise BadInputError(f"voxel_mm is {voxel_mm}: three lengths above 0, of partitions, rows and cols, are needed")
-    return tuple(float(side) for side in voxel_mm)  # type: ignore[return-value]
+    try:
+        sides = () if isinstance(voxel_mm, str | bytes) else tuple(float(side) for side in voxel_mm)
+    except (TypeError, ValueError):
+        sides = ()
+    if len(sides) != 3 or not all(0 < side < float("inf") for side in sides):
+        raise BadInputError(
+            f"voxel_mm is {voxel_mm!r}: three lengths above 0, of partitions, rows and cols, are needed"
+        )
+    return sides
 
 
 def _centre(kspace: torch.Tensor, acquired: torch.Tensor) -> torch.Tensor | None:
@@ -176,7 +190,7 @@ def complex_of(array: Any, what: str, shape: str, dimensions: tuple[int, ...] = 
     """A complex64 tensor of so many dimensions and finite values. Raises BadInputError."""
     if not isinstance(array, np.ndarray | torch.Tensor):
         raise BadInputError(f"{what} is a {type(array).__name__}: a numpy array or torch tensor {shape} is needed")
-    found = _tensor(array)
+    found = _tensor(array, what)
     if found.ndim not in dimensions or 0 in found.shape:
         raise BadInputError(f"{what} has shape {tuple(found.shape)}: {shape} is needed")
     if not found.is_complex():
@@ -187,7 +201,21 @@ def complex_of(array: Any, what: str, shape: str, dimensions: tuple[int, ...] = 
     return found
 
 
-def _tensor(array: Any) -> torch.Tensor:
-    """A view of it, where torch can have one: not of read-only arrays."""
-    writeable = not isinstance(array, np.ndarray) or array.flags.writeable
-    return torch.as_tensor(array if writeable else array.copy())
+def _tensor(array: Any, what: str) -> torch.Tensor:
+    """A view of it, where torch can have one. Raises BadInputError for anything but numbers."""
+    if isinstance(array, torch.Tensor):
+        return array.detach().resolve_conj().resolve_neg()
+    try:
+        found = np.asarray(array)
+    except ValueError as error:
+        raise BadInputError(
+            f"{what} is no array of numbers ({first_line(error)}): give rows of equal length"
+        ) from error
+    if found.dtype.kind not in "biufc":
+        raise BadInputError(f"{what} is an array of type {found.dtype}: numbers are needed")
+    wide = {"f": np.float64, "c": np.complex128}.get(found.dtype.kind, found.dtype)
+    native = np.dtype(wide) if found.dtype.itemsize > np.dtype(wide).itemsize else found.dtype.newbyteorder("=")
+    as_it_is = native == found.dtype and found.flags.writeable
+    if not as_it_is or any(step < 0 or step % found.itemsize for step in found.strides):
+        found = np.array(found, native, order="C")
+    return torch.from_numpy(found)
