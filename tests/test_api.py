@@ -233,6 +233,27 @@ def test_a_mistake_at_coil_maps_is_one_sentence(kspace, arguments, words):
     assert dpmrecon.estimate_coil_maps(kspace[:, 16:32], np.array([48, 64])).shape == (6, 48, 64)
 
 
+def test_an_open_scan_is_taken_as_it_was_opened(simulated_scan, loaded):
+    path = simulated_scan(n_coils=6)
+    with open_scan(path) as opened:
+        for name in ("group", "header_values", "ignore_flags"):
+            with pytest.raises(BadInputError, match=f"{name} is of the opening and the scan is open already"):
+                next(dpmrecon.reconstruct_scan(opened, model=loaded, **{name: "encoding.reconSpace.matrixSize.x=32"}))
+
+
+def test_a_closed_scan_says_so(simulated_scan, loaded):
+    path = simulated_scan(matrix=(48, 64), n_slices=3)
+    taken = {"model": loaded, "steps": 1, "samples": 4}
+    with open_scan(path) as opened:
+        untouched, begun, done = (dpmrecon.reconstruct_scan(opened, **taken) for _ in range(3))
+        next(begun)
+        assert [next(done).key.slice for _ in range(3)] == [0, 1, 2]
+    for results in (untouched, begun, dpmrecon.reconstruct_scan(opened, **taken)):
+        with pytest.raises(BadInputError, match="the scan was closed: read its results inside the `with`"):
+            list(results)
+    assert list(done) == []
+
+
 @pytest.mark.parametrize("scan", [5, None])
 def test_a_scan_is_a_path(loaded, scan):
     with pytest.raises(BadInputError, match=f"scan is {scan}: give the path of a file"):

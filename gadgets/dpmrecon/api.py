@@ -299,7 +299,7 @@ def reconstruct_scan(
         One image of all averages.
     conjugate, noise, coils, ignore_flags, group, header_values
         How the lines are taken, as the options of `dpmrecon replay`; header_values is its `--set`. The last two and
-        flags are of the opening: an open Scan has them already.
+        flags are of the opening: with an open Scan they are refused.
     model, mode, steps, samples, seed, device, fallback, gate, adapt, keep_samples
         See `reconstruct`.
 
@@ -333,6 +333,10 @@ def reconstruct_scan(
         group=group,
         set=header_values,
     )
+    if isinstance(scan, Scan):
+        for name, value in (("ignore_flags", ignore_flags), ("group", group), ("header_values", header_values)):
+            if value is not None:
+                raise BadInputError(f"{name} is of the opening and the scan is open already: give the file's path")
     with ExitStack() as stack:
         opened = scan if isinstance(scan, Scan) else stack.enter_context(open_as(scan, options))
         header = opened.header
