@@ -128,6 +128,47 @@ def test_a_calibration_may_be_any_block_of_the_centre(loaded, rows, cols):
     assert np.array_equal(found.image, given.image) == (cols < 64)
 
 
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+@pytest.mark.parametrize("skipped", [0, 12])
+def test_rounding_is_not_acquired(kspace, loaded, dtype, skipped):
+    """What a Fourier transform and its inverse leave in lines, and columns, that are empty."""
+    kspace = kspace.copy()
+    kspace[..., :skipped] = 0
+    image = np.fft.ifft2(np.fft.ifftshift(kspace, axes=(1, 2))).astype(dtype)
+    again = np.fft.fftshift(np.fft.fft2(image), axes=(1, 2)).astype(dtype)
+    assert (again != 0).mean() > 0.99 and (kspace != 0).mean() < 0.7
+    found, plain = (slice_of_arrays(one, None, None, None) for one in (again, kspace))
+    assert torch.equal(found.mask, plain.mask) and found.calibration.shape == plain.calibration.shape
+    assert not plain.remarks and "hold nothing but rounding" in found.remarks[0]
+    result, same = (dpmrecon.reconstruct(one, model=loaded, noise_std=0.01) for one in (again, kspace))
+    np.testing.assert_allclose(result.image, same.image, rtol=0, atol=1e-3)
+    assert result.verdict.startswith("caution: ")
+    with pytest.raises(BadInputError, match="of the calibration's 48 lines are zero"):
+        dpmrecon.estimate_coil_maps(again, (48, 64))
+
+
+def test_lines_of_a_smooth_object_are_not_taken_for_rounding():
+    """Without noise they fall below it without a gap."""
+    row, col = np.meshgrid(np.arange(48) - 24, np.arange(64) - 32, indexing="ij")
+    kspace = np.exp(-(row**2) / 30 - np.abs(col) / 9)[None].astype(np.complex64)
+    level = np.abs(kspace).max((0, 2))
+    assert 0 < level.min() < 1e-7 * level.max()
+    data = slice_of_arrays(kspace, None, None, None)
+    assert bool(data.mask.all()) and not data.remarks
+
+
+def test_what_a_mask_marks_and_is_zero_is_not_acquired(kspace, loaded):
+    cut = kspace.copy()
+    cut[..., :12] = 0
+    for data, mask in ((kspace, np.ones(48)), (cut, np.abs(kspace).sum((0, 2)) > 0)):
+        plain, found = slice_of_arrays(data, None, None, None), slice_of_arrays(data, mask, None, None)
+        assert torch.equal(found.mask, plain.mask) and found.sigma_n == plain.sigma_n
+        (remark,) = found.remarks
+        assert "samples that the mask marks as acquired are zero: they are left out" in remark and not plain.remarks
+    assert remark.startswith("384 of the 2048 samples")
+    assert remark in dpmrecon.reconstruct(cut, mask=mask, model=loaded).remarks
+
+
 @pytest.mark.parametrize("size", [(45, 47), (64, 41)])
 def test_odd_sizes_and_2d_undersampling(loaded, size):
     rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import torch
 from dpmrecon.arrays import slice_of_arrays
 from dpmrecon.data import Volume
 from dpmrecon.errors import BadInputError, DpmreconError
-from dpmrecon.physics.fourier import to_kspace
+from dpmrecon.physics.fourier import to_image, to_kspace
 from dpmrecon.simulation.settings import SimulationSettings
 from dpmrecon.simulation.slices import simulated_kspace
 
@@ -64,6 +64,16 @@ def test_a_calibration_of_fewer_columns_makes_the_same_maps(loaded):
         for calibration in (data.calibration[..., 9:33], data.calibration)
     )
     np.testing.assert_array_equal(found.conventional, same.conventional)
+
+
+def test_rounding_of_a_volume_is_not_acquired():
+    data = volume(first_col=9)
+    again = to_kspace(to_image(data.kspace, AXES), AXES)
+    assert (again != 0).any(0).float().mean() > 0.99
+    found, given = slice_of_arrays(again, None, None, None), slice_of_arrays(again, np.ones(SHAPE), None, None)
+    assert torch.equal(found.mask, data.mask) and "nothing but rounding" in found.remarks[0]
+    assert torch.equal(given.mask, data.mask) and "that the mask marks" in given.remarks[0]
+    assert not slice_of_arrays(data.kspace, data.mask, None, None).remarks
 
 
 def test_slices_are_no_volume(loaded):

@@ -192,6 +192,7 @@ def reconstruct(
         Coil maps with sum |s|^2 of 1 on the head and 0 outside it; None estimates them.
     mask : (rows, cols) or (rows,), of a volume (partitions, rows, cols) or (partitions, rows), optional
         1 where k-space was acquired; None takes it from the k-space. Every line of a volume has the same columns.
+        Zeros, and lines that hold nothing but rounding, are not acquired, and a remark tells of those.
     calibration : (n_coils, lines, samples) or (n_coils, partitions, lines, samples) complex, optional
         Fully sampled lines of the image's field of view to estimate coil maps from, no more along any axis than the
         k-space has; None takes its fully sampled centre. Where the columns are those of the k-space and the lines are

@@ -19,6 +19,10 @@ UNIT = 0.05  # sum |s|^2 of coil maps that were given may be this far from 1
 # at most. FEWEST_PARTITIONS show it, fewer have no calibration
 PEAK, NEAR, FEWEST_PARTITIONS = 2.0, 2, 8
 
+# A line, or column, that was not acquired and has been through Fourier transforms in single precision holds some 1e-7
+# of the root mean square of all: less than ROUNDING, and GAP times less than those that were. Noise has 1e-4 or more
+ROUNDING, GAP = 1e-5, 10.0
+
 
 def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: Any) -> Slice:
     """The arrays of `reconstruct` as a slice or a volume. Raises BadInputError."""
@@ -34,7 +38,7 @@ def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: Any) ->
             f"the k-space of shape {tuple(samples.shape)} has no peak at the middle of its second axis, as a volume's "
             "(n_coils, partitions, rows, cols) has: of slices (slices, n_coils, rows, cols) give one at a time"
         )
-    acquired = _acquired(samples) if mask is None else _mask(mask, tuple(shape))
+    acquired, remarks = _acquired(samples) if mask is None else _marked(samples, _mask(mask, tuple(shape)))
     if not bool(acquired.any()) or not bool((samples[:, acquired] != 0).any()):
         raise BadInputError("the k-space is zero wherever it was acquired: give the measured samples")
     samples = samples * acquired
@@ -69,6 +73,7 @@ def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: Any) ->
         n_lines_got=int(lines.sum()),
         n_lines_needed=int(lines.sum()),
         seed_key=key.seed_key,
+        remarks=remarks,
     )
 
 
@@ -77,7 +82,7 @@ def calibration_of(calibration: Any, dimensions: int = 3) -> torch.Tensor:
     too: they would be measured zeros."""
     wanted = "(n_coils, lines, samples)" if dimensions == 3 else "(n_coils, partitions, lines, samples)"
     found = complex_of(calibration, "the calibration", wanted, dimensions=(dimensions,))
-    came = (found != 0).any(0).any(-1)
+    came = ((found != 0).any(0) & ~_rounding(found)).any(-1)
     if not bool(came.all()):
         raise BadInputError(
             f"{int((~came).sum())} of the calibration's {came.numel()} lines are zero: give fully sampled lines alone"
@@ -111,10 +116,48 @@ def _is_flat(kspace: torch.Tensor) -> bool:
     return float(amplitude[middle - 1 : middle + 2].max()) < PEAK * float(found.median())
 
 
-def _acquired(kspace: torch.Tensor) -> torch.Tensor:
-    """Where samples came: of a volume, the columns that its lines have, in every line that came."""
+def _acquired(kspace: torch.Tensor) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Where samples came, and what is to be said of those that hold nothing but rounding."""
+    rounding = _rounding(kspace)
+    found = _nonzero(kspace) & ~rounding
+    if not bool(rounding.any()):
+        return found, ()
+    return found, (
+        f"{int(rounding.sum())} of {found.numel()} samples of k-space hold nothing but rounding, as a Fourier "
+        "transform and its inverse leave where nothing was acquired: they are left out, give k-space as it was taken",
+    )
+
+
+def _marked(kspace: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Where samples came that the mask marks, and what is to be said of the others."""
+    found = mask & _nonzero(kspace) & ~_rounding(kspace)
+    if torch.equal(found, mask):
+        return found, ()
+    return found, (
+        f"{int((mask & ~found).sum())} of the {int(mask.sum())} samples that the mask marks as acquired are zero: they "
+        "are left out, see whether the mask is of this k-space",
+    )
+
+
+def _nonzero(kspace: torch.Tensor) -> torch.Tensor:
+    """Where samples are: of a volume, the columns that its lines have, in every line that came."""
     came = (kspace != 0).any(0)
     return came if came.ndim == 2 else came.any(-1, keepdim=True) & came.any(0).any(0)
+
+
+def _rounding(kspace: torch.Tensor) -> torch.Tensor:
+    """Samples of lines, or columns, that hold nothing but rounding, without the coils."""
+    energy = torch.zeros(kspace.shape[1:], dtype=torch.float64, device=kspace.device)
+    for coil in kspace:
+        energy += coil.abs().double().square()
+    return _is_rounding(energy.mean(-1))[..., None] | _is_rounding(energy.flatten(0, -2).mean(0))
+
+
+def _is_rounding(energy: torch.Tensor) -> torch.Tensor:
+    found = (energy > 0) & (energy < ROUNDING**2 * energy.mean())
+    if not bool(found.any()) or energy[~found & (energy > 0)].min() < GAP**2 * energy[found].max():
+        return torch.zeros_like(found)
+    return found
 
 
 def _mask(mask: Any, shape: tuple[int, ...]) -> torch.Tensor:
