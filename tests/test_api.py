@@ -128,6 +128,36 @@ def test_a_calibration_may_be_any_block_of_the_centre(loaded, rows, cols):
     assert np.array_equal(found.image, given.image) == (cols < 64)
 
 
+def test_a_wrong_noise_level_is_told(kspace, loaded):
+    level = slice_of_arrays(kspace, None, None, None).sigma_n
+    for factor, told in ((1 / 30, True), (1 / 5, True), (1 / 2, False), (1, False), (2, False), (5, True), (30, True)):
+        found = dpmrecon.reconstruct(kspace, model=loaded, noise_std=factor * level)
+        remarks = [remark for remark in found.remarks if remark.startswith("noise_std is")]
+        assert len(remarks) == told and (found.verdict != "trusted") >= told
+    assert f"the periphery of k-space has {level:.3g}: give the standard deviation" in remarks[0]
+
+
+@pytest.mark.parametrize("noise", [5e-4, 1e-3, 5e-3])
+@pytest.mark.parametrize("fov", [170.0, 150.0])
+def test_signal_at_the_edge_is_no_wrong_noise_level(loaded, noise, fov):
+    """A head that fills its columns leaves none beside it: the estimate is too high."""
+    settings = SimulationSettings(**SMALL, fov_mm=(220.0, fov), noise=noise, noise_correlation=0.0)
+    kspace, truth = simulated_kspace(settings)
+    given = noise * float(np.percentile(truth, 99))
+    assert slice_of_arrays(kspace, None, None, None).sigma_n > 1.8 * given
+    found = dpmrecon.reconstruct(kspace, model=loaded, noise_std=given)
+    assert not any(remark.startswith("noise_std") for remark in found.remarks)
+
+
+def test_what_became_of_adapting_is_told(kspace, loaded):
+    found = dpmrecon.reconstruct(kspace, model=loaded, adapt=True)
+    assert sum(remark.startswith(("prior adapted to the scan", "prior not adapted")) for remark in found.remarks) == 1
+    assert not any("adapted" in remark for remark in dpmrecon.reconstruct(kspace, model=loaded).remarks)
+    few = kspace[:, 15:33]
+    found = dpmrecon.reconstruct(few, model=loaded, adapt=True)
+    assert found.remarks[-1] == "prior not adapted to the scan: no slice so far can be fitted to"
+
+
 @pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
 @pytest.mark.parametrize("skipped", [0, 12])
 def test_rounding_is_not_acquired(kspace, loaded, dtype, skipped):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from .arrays import calibration_of, maps_of, slice_of_arrays, voxel_of
+from .arrays import calibration_of, estimated_level, maps_of, slice_of_arrays, voxel_of, with_noise_doubt
 from .data import LostSlice, SliceKey, Volume
 from .device import device_of
 from .errors import BadInputError
@@ -200,7 +200,8 @@ def reconstruct(
     voxel_mm : (float, float, float), optional
         Of a volume, along partitions, rows and cols: the model is shown planes of nearly square pixels. None is a cube.
     noise_std : float, optional
-        Standard deviation of the noise in one real channel of the k-space; None estimates it.
+        Standard deviation of the noise in one real channel of the k-space; None estimates it. A remark tells where it
+        is off by a factor of 3 or more.
     model : Checkpoint or path, optional
         What `load_model` gave, or a file; None is the one that ships.
     contrast : str, optional
@@ -219,7 +220,7 @@ def reconstruct(
         Ask whether prior and data agree: "off", "warn" or "fallback", which gives the CG-SENSE image where an image is
         not to be trusted.
     adapt : bool
-        Fit the prior to the scan first: slices alone.
+        Fit the prior to the scan first: slices alone. A remark tells what became of it.
     keep_samples : bool
         Return the samples as well.
 
@@ -248,6 +249,7 @@ def reconstruct(
     sampling = sampling_of(
         options, checkpoint, where, label, data.acceleration, volume=isinstance(data, Volume), keep_samples=keep_samples
     )
+    level = None if noise_std is None else estimated_level(data)  # a volume's k-space is used up
     if maps is None:
         if data.calibration is None:
             raise BadInputError(
@@ -263,7 +265,7 @@ def reconstruct(
         raise BadInputError(f"the slice cannot be reconstructed: {mapped.reason}")
     (item,) = sampled([mapped], checkpoint, label, sampling)
     assert isinstance(item, Reconstruction)
-    return _result(item, kspace)
+    return _result(item if level is None else with_noise_doubt(item, level), kspace)
 
 
 def reconstruct_scan(
@@ -394,7 +396,7 @@ def _result(item: Reconstruction, like: Any, placed: Any = lambda image: image) 
         item.fallback,
         None if draws is None else _like(draws, like),
         item.key,
-        remarks=item.remarks,
+        remarks=item.remarks if item.adaptation is None else (*item.remarks, item.adaptation),
         trusted=item.trusted,
         verdict=item.verdict,
     )

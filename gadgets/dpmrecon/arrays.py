@@ -1,5 +1,6 @@
 """Arrays that were given, as a slice or a volume; what cannot be one is said in one sentence."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from .mrd.header import Limits
 from .mrd.volumes import central_box
 from .options import plain
 from .physics.noise import estimated_sigma, estimated_volume_sigma
+from .recon.types import Reconstruction
 
 UNIT = 0.05  # sum |s|^2 of coil maps that were given may be this far from 1
 # The middle partition's amplitude over the median one's, of samples within NEAR of the centre along rows and columns:
@@ -22,6 +24,11 @@ PEAK, NEAR, FEWEST_PARTITIONS = 2.0, 2, 8
 # A line, or column, that was not acquired and has been through Fourier transforms in single precision holds some 1e-7
 # of the root mean square of all: less than ROUNDING, and GAP times less than those that were. Noise has 1e-4 or more
 ROUNDING, GAP = 1e-5, 10.0
+
+# A noise level that was given is wrong where it is WRONG times the estimated one or more and the image misses its data
+# by less than TOO_LITTLE times it, or that much less and the image misses its data by AS_MUCH of the estimated one:
+# signal beside the head, of a tight field of view, misleads the estimate alone
+WRONG, TOO_LITTLE, AS_MUCH = 3.0, 0.5, 0.7
 
 
 def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: Any) -> Slice:
@@ -88,6 +95,26 @@ def calibration_of(calibration: Any, dimensions: int = 3) -> torch.Tensor:
             f"{int((~came).sum())} of the calibration's {came.numel()} lines are zero: give fully sampled lines alone"
         )
     return found
+
+
+def estimated_level(data: Slice) -> float:
+    """The noise level that would be taken where none was given."""
+    estimate = estimated_volume_sigma if isinstance(data, Volume) else estimated_sigma
+    return estimate(data.kspace, data.mask)
+
+
+def with_noise_doubt(item: Reconstruction, estimated: float) -> Reconstruction:
+    """With a remark on a noise level that was given and that k-space and the image contradict."""
+    given = item.mapped.data.sigma_n
+    too_high = given >= WRONG * estimated and item.residual < TOO_LITTLE
+    too_low = given <= estimated / WRONG and item.residual * given > AS_MUCH * estimated
+    if not (too_high or too_low):
+        return item
+    doubt = (
+        f"noise_std is {given:.3g}, and the periphery of k-space has {estimated:.3g}: give the standard deviation of a "
+        "real channel, in the units of the k-space, or None to have it estimated"
+    )
+    return replace(item, remarks=(*item.remarks, doubt))
 
 
 def _noise_level(noise_std: Any) -> float | None:
