@@ -4,25 +4,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from .data import ESTIMATED, LostSlice, Slice, SliceKey, Volume
+from .arrays import calibration_of, estimated_level, maps_of, slice_of_arrays, voxel_of, with_noise_doubt
+from .data import LostSlice, SliceKey, Volume
 from .device import device_of
 from .errors import BadInputError
 from .mrd.collect import slices
-from .mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, regular_acceleration
-from .mrd.header import Limits, acceleration, n_partitions
+from .mrd.completeness import FEWEST_CALIBRATION_LINES
+from .mrd.header import acceleration, n_partitions
 from .mrd.receiving import Receiving, open_as
 from .mrd.scan import Scan
-from .mrd.volumes import central_box
-from .options import Options, checked
+from .options import Options, checked, path_of, plain
 from .output.mrd_images import to_recon_space
 from .physics import coil_maps
-from .physics.noise import estimated_sigma, estimated_volume_sigma
 from .physics.volume_maps import packed_maps
 from .prior.checkpoint import Checkpoint, load_checkpoint
 from .recon.conventional import mapped_slice
@@ -35,8 +33,6 @@ from .recon.volumes import despiked_volume, mapped_volume
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 Model = Checkpoint | str | PathLike | None
-
-UNIT = 0.05  # sum |s|^2 of coil maps that were given may be this far from 1
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,9 @@ def load_model(
     BadInputError
         The device cannot be used.
     """
-    return load_checkpoint(None if model is None else Path(model), device_of(device), prior)
+    if prior is not None and not isinstance(prior, Checkpoint):
+        raise BadInputError(f"prior is {prior!r}: give what load_model gave")
+    return load_checkpoint(None if model is None else path_of("model", model), device_of(device), prior)
 
 
 def estimate_coil_maps(
@@ -147,11 +145,16 @@ def estimate_coil_maps(
     Raises
     ------
     BadInputError
-        The calibration is too small, zero, not finite or not complex.
+        The calibration is too small, not finite or not complex, or has lines of zeros; an argument is out of range.
     """
-    given = _complex(calibration, "the calibration", "(n_coils, lines, samples)")
+    given, size = calibration_of(calibration), [plain(n) for n in shape] if np.ndim(shape) == 1 else []
+    if len(size) != 2 or not all(isinstance(n, int) for n in size):
+        raise BadInputError(f"shape is {shape!r}: (rows, cols) of the image, whole numbers, are needed")
+    for name, number in (("kernel", plain(kernel)), ("max_calibration", plain(max_calibration))):
+        if number is not None and not isinstance(number, int):
+            raise BadInputError(f"{name} is {number!r}: give a whole number")
     maps = coil_maps.estimate_coil_maps(
-        given, shape, kernel=kernel, threshold=threshold, crop=crop, max_calibration=max_calibration
+        given, (size[0], size[1]), kernel=kernel, threshold=threshold, crop=crop, max_calibration=max_calibration
     )
     return _like(maps, calibration)
 
@@ -189,12 +192,16 @@ def reconstruct(
         Coil maps with sum |s|^2 of 1 on the head and 0 outside it; None estimates them.
     mask : (rows, cols) or (rows,), of a volume (partitions, rows, cols) or (partitions, rows), optional
         1 where k-space was acquired; None takes it from the k-space. Every line of a volume has the same columns.
+        Zeros, and lines that hold nothing but rounding, are not acquired, and a remark tells of those.
     calibration : (n_coils, lines, samples) or (n_coils, partitions, lines, samples) complex, optional
-        Fully sampled lines to estimate coil maps from; None takes the fully sampled centre of the k-space.
+        Fully sampled lines of the image's field of view to estimate coil maps from, no more along any axis than the
+        k-space has; None takes its fully sampled centre. Where the columns are those of the k-space and the lines are
+        shown to be the same data, they are used as such too.
     voxel_mm : (float, float, float), optional
         Of a volume, along partitions, rows and cols: the model is shown planes of nearly square pixels. None is a cube.
     noise_std : float, optional
-        Standard deviation of the noise in one real channel of the k-space; None estimates it.
+        Standard deviation of the noise in one real channel of the k-space; None estimates it. A remark tells where it
+        is off by a factor of 3 or more.
     model : Checkpoint or path, optional
         What `load_model` gave, or a file; None is the one that ships.
     contrast : str, optional
@@ -213,7 +220,7 @@ def reconstruct(
         Ask whether prior and data agree: "off", "warn" or "fallback", which gives the CG-SENSE image where an image is
         not to be trusted.
     adapt : bool
-        Fit the prior to the scan first: slices alone.
+        Fit the prior to the scan first: slices alone. A remark tells what became of it.
     keep_samples : bool
         Return the samples as well.
 
@@ -232,7 +239,7 @@ def reconstruct(
     checkpoint, where = _loaded(model, device)
     data = slice_of_arrays(kspace, mask, calibration, noise_std)
     if isinstance(data, Volume):
-        data = replace(data, voxel_mm=_voxel(voxel_mm))
+        data = replace(data, voxel_mm=voxel_of(voxel_mm))
     elif voxel_mm is not None:
         raise BadInputError("voxel_mm is of a volume, and the k-space is one slice's: leave it out")
     options = _options(
@@ -242,6 +249,7 @@ def reconstruct(
     sampling = sampling_of(
         options, checkpoint, where, label, data.acceleration, volume=isinstance(data, Volume), keep_samples=keep_samples
     )
+    level = None if noise_std is None else estimated_level(data)  # a volume's k-space is used up
     if maps is None:
         if data.calibration is None:
             raise BadInputError(
@@ -250,14 +258,14 @@ def reconstruct(
             )
         (mapped,) = with_coil_maps([data], where, label)
     elif isinstance(data, Volume):
-        mapped = mapped_volume(despiked_volume(data), packed_maps(_maps(maps, data).to(where)), {})
+        mapped = mapped_volume(despiked_volume(data), packed_maps(maps_of(maps, data).to(where)), {})
     else:
-        mapped = mapped_slice(despiked(data), _maps(maps, data).to(where), {})
+        mapped = mapped_slice(despiked(data), maps_of(maps, data).to(where), {})
     if isinstance(mapped, LostSlice):
         raise BadInputError(f"the slice cannot be reconstructed: {mapped.reason}")
     (item,) = sampled([mapped], checkpoint, label, sampling)
     assert isinstance(item, Reconstruction)
-    return _result(item, kspace)
+    return _result(item if level is None else with_noise_doubt(item, level), kspace)
 
 
 def reconstruct_scan(
@@ -294,7 +302,7 @@ def reconstruct_scan(
         One image of all averages.
     conjugate, noise, coils, ignore_flags, group, header_values
         How the lines are taken, as the options of `dpmrecon replay`; header_values is its `--set`. The last two and
-        flags are of the opening: an open Scan has them already.
+        flags are of the opening: with an open Scan they are refused.
     model, mode, steps, samples, seed, device, fallback, gate, adapt, keep_samples
         See `reconstruct`.
 
@@ -322,12 +330,16 @@ def reconstruct_scan(
         gate=gate,
         adapt=adapt,
         conjugate=conjugate,
-        noise=None if noise is None else Path(noise),
+        noise=None if noise is None else path_of("noise", noise),
         coils=coils,
         ignore_flags=ignore_flags,
         group=group,
         set=header_values,
     )
+    if isinstance(scan, Scan):
+        for name, value in (("ignore_flags", ignore_flags), ("group", group), ("header_values", header_values)):
+            if value is not None:
+                raise BadInputError(f"{name} is of the opening and the scan is open already: give the file's path")
     with ExitStack() as stack:
         opened = scan if isinstance(scan, Scan) else stack.enter_context(open_as(scan, options))
         header = opened.header
@@ -356,6 +368,7 @@ def reconstruct_scan(
 
 
 def _options(*, fallback: bool, **given: Any) -> Options:
+    fallback = plain(fallback)
     if not isinstance(fallback, bool):
         raise BadInputError(f"fallback is {fallback!r}: give True or False")
     return checked(Options(fallback="on" if fallback else "off", **given))
@@ -371,140 +384,6 @@ def _loaded(model: Model, device: str | None) -> tuple[Checkpoint, torch.device]
     return model, model.model.device
 
 
-def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: float | None) -> Slice:
-    """The arrays of `reconstruct` as a slice or a volume. Raises BadInputError."""
-    samples = _complex(
-        kspace,
-        "the k-space",
-        "(n_coils, rows, cols) of a slice or (n_coils, partitions, rows, cols)",
-        dimensions=(3, 4),
-    ).cpu()
-    n_coils, *shape = samples.shape
-    acquired = _acquired(samples) if mask is None else _mask(mask, tuple(shape))
-    if not bool(acquired.any()) or not bool((samples[:, acquired] != 0).any()):
-        raise BadInputError("the k-space is zero wherever it was acquired: give the measured samples")
-    samples = samples * acquired
-    if noise_std is not None and not (isinstance(noise_std, int | float) and 0 < noise_std < float("inf")):
-        raise BadInputError(f"noise_std is {noise_std}: give a number above 0, or None to have it estimated")
-    block = _centre(samples, acquired)
-    if calibration is not None:
-        wanted = "(n_coils, lines, samples)" if samples.ndim == 3 else "(n_coils, partitions, lines, samples)"
-        block = _complex(calibration, "the calibration", wanted, dimensions=(samples.ndim,)).cpu()
-        if len(block) != n_coils:
-            raise BadInputError(
-                f"the calibration has {len(block)} coils and the k-space {n_coils}: give the same coils"
-            )
-    key, mask = SliceKey(0), acquired.float()
-    lines = acquired.any(-1)
-    net, kind, sigma = acquired.numel() / int(acquired.sum()), Slice, estimated_sigma
-    if samples.ndim == 4:
-        kind, sigma = Volume, estimated_volume_sigma
-    elif (pattern := regular_acceleration(np.flatnonzero(lines.numpy()), Limits(0, shape[0] - 1, shape[0] // 2))) > 1:
-        net = float(pattern)
-    return kind(
-        key=key,
-        kspace=samples,
-        mask=mask,
-        calibration=block,
-        sigma_n=noise_std or sigma(samples, mask),
-        noise_source="given" if noise_std else ESTIMATED,
-        acceleration=net,
-        n_lines_got=int(lines.sum()),
-        n_lines_needed=int(lines.sum()),
-        seed_key=key.seed_key,
-    )
-
-
-def _acquired(kspace: torch.Tensor) -> torch.Tensor:
-    """Where samples came: of a volume, the columns that its lines have, in every line that came."""
-    came = (kspace != 0).any(0)
-    return came if came.ndim == 2 else came.any(-1, keepdim=True) & came.any(0).any(0)
-
-
-def _mask(mask: Any, shape: tuple[int, ...]) -> torch.Tensor:
-    given = _tensor(mask)
-    found = given.cpu()
-    if found.shape == shape[:-1]:
-        found = found[..., None].expand(shape)
-    if found.shape != shape or not bool(((found == 0) | (found == 1)).all()):
-        raise BadInputError(
-            f"the mask has shape {tuple(given.shape)}: zeros and ones of shape {shape} or {shape[:-1]} are needed, "
-            "1 where k-space was acquired"
-        )
-    found = found != 0
-    if found.ndim == 3 and not torch.equal(found, found.any(-1, keepdim=True) & found.any(0).any(0)):
-        raise BadInputError(
-            "the mask of the volume has other columns in some lines than in others: every acquired line needs the same"
-        )
-    return found
-
-
-def _voxel(voxel_mm: Any) -> tuple[float, float, float]:
-    if voxel_mm is None:
-        return 1.0, 1.0, 1.0
-    if len(voxel_mm) != 3 or not all(0 < side < float("inf") for side in voxel_mm):
-        raise BadInputError(f"voxel_mm is {voxel_mm}: three lengths above 0, of partitions, rows and cols, are needed")
-    return tuple(float(side) for side in voxel_mm)  # type: ignore[return-value]
-
-
-def _centre(kspace: torch.Tensor, acquired: torch.Tensor) -> torch.Tensor | None:
-    """The fully sampled centre: whole lines, else a square, as with 2D undersampling; None where it is too small."""
-    if acquired.ndim == 3:
-        box = central_box(acquired.any(-1).numpy())
-        return None if box is None else kspace[:, box[0], box[1]]
-    rows, cols = acquired.shape
-    columns = acquired.any(0)
-    block = central_block(np.flatnonzero((acquired | ~columns).all(1).numpy()).tolist(), rows // 2)
-    if len(block) >= FEWEST_CALIBRATION_LINES:
-        return kspace[:, block.start : block.stop]
-    half = 0
-    while half < min(rows, cols) // 2 and bool(_square(acquired, half + 1).all()):
-        half += 1
-    return _square(kspace, half) if 2 * half >= FEWEST_CALIBRATION_LINES else None
-
-
-def _square(array: torch.Tensor, half: int) -> torch.Tensor:
-    row, col = array.shape[-2] // 2, array.shape[-1] // 2
-    return array[..., row - half : row + half, col - half : col + half]
-
-
-def _maps(maps: Any, data: Slice) -> torch.Tensor:
-    found = _complex(maps, "the coil maps", str(tuple(data.kspace.shape)), dimensions=(data.kspace.ndim,))
-    if found.shape != data.kspace.shape:
-        raise BadInputError(
-            f"the coil maps have shape {tuple(found.shape)} and the k-space {tuple(data.kspace.shape)}: give the same"
-        )
-    energy = found.abs().square().sum(0)
-    inside = energy > 0
-    if not bool(inside.any()) or float((energy[inside] - 1).abs().max()) > UNIT:
-        raise BadInputError(
-            f"the coil maps have sum |s|^2 from {float(energy.min()):.3g} to {float(energy.max()):.3g}: divide them by "
-            "its root on the head, and set them to 0 outside it"
-        )
-    return found
-
-
-def _complex(array: Any, what: str, shape: str, dimensions: tuple[int, ...] = (3,)) -> torch.Tensor:
-    """A complex64 tensor of so many dimensions and finite values. Raises BadInputError."""
-    if not isinstance(array, np.ndarray | torch.Tensor):
-        raise BadInputError(f"{what} is a {type(array).__name__}: a numpy array or torch tensor {shape} is needed")
-    found = _tensor(array)
-    if found.ndim not in dimensions or 0 in found.shape:
-        raise BadInputError(f"{what} has shape {tuple(found.shape)}: {shape} is needed")
-    if not found.is_complex():
-        raise BadInputError(f"{what} is {found.dtype}: complex values are needed")
-    found = found.to(torch.complex64)
-    if not bool(torch.isfinite(torch.view_as_real(found)).all()):
-        raise BadInputError(f"{what} has values that are not finite: leave out what was not measured")
-    return found
-
-
-def _tensor(array: Any) -> torch.Tensor:
-    """A view of it, where torch can have one: not of read-only arrays."""
-    writeable = not isinstance(array, np.ndarray) or array.flags.writeable
-    return torch.as_tensor(array if writeable else array.copy())
-
-
 def _result(item: Reconstruction, like: Any, placed: Any = lambda image: image) -> Result:
     """placed: takes an image to the grid that is wanted."""
     mapped, phase = item.mapped, item.mapped.phase
@@ -517,7 +396,7 @@ def _result(item: Reconstruction, like: Any, placed: Any = lambda image: image) 
         item.fallback,
         None if draws is None else _like(draws, like),
         item.key,
-        remarks=item.remarks,
+        remarks=item.remarks if item.adaptation is None else (*item.remarks, item.adaptation),
         trusted=item.trusted,
         verdict=item.verdict,
     )

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Collection
@@ -237,14 +238,30 @@ def from_pairs(pairs: dict[str, str], defaults: Options | None = None, *, servic
 
 
 def checked(options: Options) -> Options:
-    """The same options. Raises BadInputError where one has a value that it cannot have."""
+    """The same options, numbers of numpy or torch as Python's own. Raises BadInputError where one has a value that it
+    cannot have."""
+    options = dataclasses.replace(options, **{_field(name): plain(getattr(options, _field(name))) for name in OPTIONS})
     for name, option in OPTIONS.items():
         value = getattr(options, _field(name))
         kinds = (int, float) if option.kind is float else (option.kind,)
-        if value is not None and not isinstance(value, kinds):
-            raise BadInputError(f"{_field(name)} is {value!r}: give {_NEEDED.get(option.kind, option.kind.__name__)}")
+        taken = isinstance(value, kinds) and (option.kind is bool or not isinstance(value, bool))
+        if value is not None and not taken:
+            needed = "True or False" if option.kind is bool else _NEEDED.get(option.kind, option.kind.__name__)
+            raise BadInputError(f"{_field(name)} is {value!r}: give {needed}")
         _check(name, value, _field(name))
     return options
+
+
+def plain(value: Any) -> Any:
+    """A single number of numpy or torch, as `x.std()` gives, as Python's own; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def path_of(name: str, value: Any) -> Path:
+    """What was given as `name`. Raises BadInputError where it is no path."""
+    if not isinstance(value, str | os.PathLike):
+        raise BadInputError(f"{name} is {value!r}: give the path of a file")
+    return Path(value)
 
 
 def printable(text: str) -> str:

@@ -75,13 +75,13 @@ class FastMriScan(Scan):
         """A slice is read at once: its lines lie across the file."""
         if not len(group):
             return
+        self._must_be_open()
         n_lines = self._lines.shape[3]
         kspace = self._lines[int(group[0]) // n_lines]
         for index in group:
+            self._must_be_open()
             line = np.ascontiguousarray(kspace[:, :, index % n_lines], np.complex64)
             yield int(index), line.view(np.float32).ravel()
-            if self._closing:
-                return
 
 
 def _limit(maximum: int, center: int = 0) -> ismrmrd.xsd.limitType:

@@ -12,6 +12,7 @@ import ismrmrd
 import numpy as np
 
 from ..errors import BadInputError, first_line
+from ..options import path_of
 from . import fastmri
 from .diffusion import counted_for_images, weightings_of
 from .flags import IGNORED, NOISE, PHASE_CORRECTION, calibrates_alone, names_of
@@ -46,7 +47,7 @@ def open_scan(
     it is open already and stays so, `path` being what it is called. Raises BadInputError, in one sentence, for anything
     that is not a readable scan.
     """
-    path, remark = Path(path), None
+    path, remark = path_of("scan", path), None
     with ExitStack() as stack:
         if file is None and _is_version2(path):
             spool = stack.enter_context(closing(nameless()))

@@ -96,7 +96,7 @@ class Scan:
         self._ahead = ReadAhead(self._acquisitions(), LINES)
 
     def close(self) -> None:
-        """End the reading ahead."""
+        """End the reading, also ahead."""
         self._closing = True
         if self._ahead is not None:
             self._ahead.close()
@@ -105,8 +105,9 @@ class Scan:
         """The lines: noise measurements first, then slice by slice, each slice's last one flagged LAST_IN_SLICE.
 
         A few lines are read at a time: memory grows with what is kept. Lines that are neither noise, calibration nor
-        image are left out. Raises BadInputError when a line cannot be read.
+        image are left out. Raises BadInputError when a line cannot be read, or the scan was closed.
         """
+        self._must_be_open()
         if self._ahead is None or self._taken:
             return self._acquisitions()
         self._taken = True
@@ -137,13 +138,18 @@ class Scan:
         for first in range(0, len(group), LINES):
             part = group[first : first + LINES]
             found: Iterable[np.ndarray]
+            self._must_be_open()
             try:
                 found = self._at(part)
             except (OSError, RuntimeError):  # one of them: those before it are whole
                 found = (self._one(index) for index in part)
-            yield from zip(map(int, part), found)
-            if self._closing:
-                return
+            for line in zip(map(int, part), found):
+                self._must_be_open()
+                yield line
+
+    def _must_be_open(self) -> None:
+        if self._closing:
+            raise BadInputError("the scan was closed: read its results inside the `with`")
 
     def _at(self, index: np.ndarray) -> np.ndarray:
         """The samples of lines (n_lines,), an array each. Chosen by points, which HDF5 reads in one call: the slices

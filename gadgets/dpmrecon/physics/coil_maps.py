@@ -54,7 +54,7 @@ def estimate_coil_maps(
     the coils nor the scale of the data matters.
 
     Raises BadInputError for a calibration, or an image, too small for the kernel, for one that is zero or not finite,
-    and for a crop out of range.
+    and for a crop, threshold, kernel or largest calibration out of range.
     """
     return _Espirit(calibration, shape, kernel, threshold, crop, max_calibration).first().permute(2, 0, 1).contiguous()
 
@@ -85,6 +85,12 @@ class _Espirit:
     ):
         if not 0.6 <= crop <= 1:
             raise BadInputError(f"The crop of the coil maps is {crop}, but .6 to 1 is needed: choose about .9.")
+        if not 0 <= threshold < 1:
+            raise BadInputError(
+                f"The threshold of the coil maps is {threshold}, but 0 to 1 is needed: choose about .02."
+            )
+        if kernel is not None and kernel < 1:
+            raise BadInputError(f"The kernel of the coil maps is {kernel}, but 1 or more is needed: choose about 6.")
         sizes = (kernel,) * 2 if kernel is not None else tuple(kernel_size(size) for size in calibration.shape[-2:])
         calibration = _middle(calibration, shape, sizes, FEWEST if kernel is None else kernel + 2, max_calibration)
         self.shape, self.crop, self.n_coils = shape, crop, len(calibration)
@@ -202,6 +208,11 @@ def _middle(
     if calibration.ndim != 3:
         raise BadInputError(
             f"The calibration has shape {tuple(calibration.shape)}, but (n_coils, lines, samples) is needed."
+        )
+    if largest < fewest:
+        raise BadInputError(
+            f"At most {largest} lines of the calibration may be used, but at least {fewest} are needed for coil maps: "
+            "allow more with max_calibration."
         )
     for size, name in zip(calibration.shape[1:], ("lines", "samples")):
         if size < fewest:

@@ -120,12 +120,15 @@ def with_calibration_as_data(data: AnySlice) -> AnySlice:
 
     A separate calibration may have another contrast. Rows that came both ways tell: their difference is that of
     noise, to AGREEMENT in variance, or the calibration serves the maps alone. A factor that all have in common is taken
-    off first where they differ: phase and size drift from one acquisition to the next.
+    off first where they differ: phase and size drift from one acquisition to the next. Blocks of other columns, or
+    with more rows than the k-space has, have no lines of the image.
     """
     if data.calibration is None or data.pooled:
         return data
-    # all columns: those of the calibration are all that it has
-    block = (*centre_block(data.kspace, data.calibration)[:-1], slice(None))
+    beyond = [size - other for size, other in zip(data.calibration.shape[1:], data.kspace.shape[1:])]
+    if beyond[-1] != 0 or max(beyond) > 0:
+        return data
+    block = centre_block(data.kspace, data.calibration)
     columns = data.mask.flatten(0, -2).amax(0) > 0
     acquired = data.mask[block[1:]].amax(-1) > 0
     if bool(acquired.all()) or not bool(acquired.any()):

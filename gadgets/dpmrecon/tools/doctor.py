@@ -26,7 +26,7 @@ from ..mrd.noise_lines import NoiseLines
 from ..mrd.receiving import CONJUGATION, Receiving, open_as
 from ..mrd.scan import Scan
 from ..mrd.version2 import MAGIC
-from ..options import Options, checked
+from ..options import Options, checked, path_of
 from .diagnosis import REFUSED, SUPPORTED, Diagnosis
 
 ENOUGH_CALIBRATION = 16  # lines; fewer give coil maps that explain the data less well
@@ -55,9 +55,9 @@ def doctor(scan: str | Path, options: Options = Options(), *, page: bool = False
     Raises
     ------
     BadInputError
-        For options that cannot be had.
+        For options that cannot be had, and a scan that is no path.
     """
-    path, found = Path(scan), Diagnosis()
+    path, found = path_of("scan", scan), Diagnosis()
     options = checked(options)
     try:
         other = foreign(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dpmrecon.api import slice_of_arrays
+from dpmrecon.arrays import slice_of_arrays
 from dpmrecon.data import LostSlice
 from dpmrecon.errors import BadInputError
 from dpmrecon.options import Options
