@@ -242,6 +242,7 @@ def reconstruct(
         data = replace(data, voxel_mm=voxel_of(voxel_mm))
     elif voxel_mm is not None:
         raise BadInputError("voxel_mm is of a volume, and the k-space is one slice's: leave it out")
+    checkpoint = checkpoint.of_scan(volume=isinstance(data, Volume))
     options = _options(
         contrast=contrast, mode=mode, steps=steps, samples=samples, seed=seed, fallback=fallback, gate=gate, adapt=adapt
     )
@@ -343,6 +344,7 @@ def reconstruct_scan(
     with ExitStack() as stack:
         opened = scan if isinstance(scan, Scan) else stack.enter_context(open_as(scan, options))
         header = opened.header
+        checkpoint = checkpoint.of_scan(volume=n_partitions(header) > 1)
         label = contrast_of(options, checkpoint, header)
         sampling = sampling_of(
             options,

@@ -160,7 +160,7 @@ def _replay_scan(
     from .recon.plan import asked
     from .replay import Progress, replay
 
-    contrast, sampling = asked(options, checkpoint, scan.header)
+    checkpoint, contrast, sampling = asked(options, checkpoint, scan.header)
     if contrast is None:
         print("dpmrecon: the protocol names no known contrast: the unlabelled prior is used", file=sys.stderr)
     if sampling.adapt:

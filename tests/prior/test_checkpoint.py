@@ -22,6 +22,15 @@ def test_checkpoint_round_trip(tmp_path):
     assert loaded.model_id.startswith("m-")
 
 
+def test_the_model_that_ships_has_another_one_for_volumes(tmp_path):
+    shipped = load_checkpoint()
+    assert shipped.of_scan(volume=False) is shipped and shipped.model_id.startswith("default-")
+    assert shipped.of_scan(volume=True).model_id.startswith("volumes-")
+    save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), {})
+    own = load_checkpoint(tmp_path / "m.safetensors")
+    assert own.of_scan(volume=True) is own
+
+
 def test_a_large_network_is_stored_in_half_precision(tmp_path):
     model = Denoiser({**THREE_LEVELS, "widths": [64, 256, 512]})
     assert sum(p.numel() for p in model.parameters()) > 4_000_000

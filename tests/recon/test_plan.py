@@ -8,8 +8,10 @@ from dpmrecon.errors import BadInputError, CheckpointError
 from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.prior.samplers.diffusion import SamplerSettings
-from dpmrecon.recon.plan import contrast_of, sampling_of
+from dpmrecon.recon.plan import asked, contrast_of, sampling_of
 
+from support.hand_made import header as slice_header
+from support.hand_made import volume_header
 from support.models import THREE_LEVELS, random_denoiser
 
 
@@ -19,6 +21,14 @@ def test_a_card_without_sampler_defaults_gets_those_of_the_samplers(tmp_path, ca
     checkpoint = load_checkpoint(tmp_path / "m.safetensors")
     sampling = sampling_of(Options(sampler="dps"), checkpoint, torch.device("cpu"))
     assert sampling.settings == SamplerSettings() and sampling.samples == 1
+
+
+def test_a_3d_scan_is_sampled_by_the_model_of_volumes():
+    shipped = load_checkpoint()
+    for found, header in ((shipped, slice_header()), (shipped.of_scan(volume=True), volume_header())):
+        checkpoint, contrast, sampling = asked(Options(contrast="t1"), shipped, header)
+        assert checkpoint is found and contrast == "t1"
+        assert ("volumes" in sampling.source) == (found is not shipped)
 
 
 def test_a_label_that_the_model_lacks_is_not_used(tmp_path):

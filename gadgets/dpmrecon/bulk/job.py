@@ -84,7 +84,7 @@ def reconstructed(job: Job) -> Row:
             if scan.n_slices == 0:
                 raise BadInputError(f"{path} holds no line of an image: it is no scan to reconstruct")
             checkpoint = _loaded(job.options)
-            row["contrast"], sampling = plan.asked(job.options, checkpoint, scan.header)
+            checkpoint, row["contrast"], sampling = plan.asked(job.options, checkpoint, scan.header)
             report = replay(
                 scan,
                 part,

@@ -83,7 +83,7 @@ class Memory:
             source, found = self._sources[name], None
             if source.files is None:  # that of an address is not fetched to be looked at
                 with contextlib.suppress(Exception), open_as(source.where, self._options) as scan:
-                    _, sampling = plan.asked(self._options, self._checkpoint, scan.header)
+                    _, _, sampling = plan.asked(self._options, self._checkpoint, scan.header)
                     combine = self._options.combine_averages
                     found = sampling, load_of(scan, sampling, combine_averages=combine)
             self._looks[name] = found

@@ -80,7 +80,7 @@ class Server:
         engine = Engine.of(options, self._device.run)
         checkpoint, device = engine.checkpoint, engine.device
         for kind in (SLICES, VOLUMES) if options.gate != "off" else ():
-            if (reason := without_limits(checkpoint, kind)) is not None:
+            if (reason := without_limits(checkpoint.of_scan(volume=kind == VOLUMES), kind)) is not None:
                 log.warning("whether prior and data agree is not asked: %s", reason)
         sampling_of(options, checkpoint, device)  # what cannot be sampled is said now, not at the first scan
         if options.contrast is not None:

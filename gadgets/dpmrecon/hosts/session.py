@@ -11,7 +11,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import ismrmrd
@@ -171,14 +171,15 @@ class Session:
         record = self.record
         record.update(peer=self.host.name, slices=0, fallbacks=0, missing=0, images=0, contrast=None, seconds={})
         engine = self.engine()
-        checkpoint = engine.checkpoint
-        record.update(origin(checkpoint, engine.device))
+        record.update(origin(engine.checkpoint, engine.device))
         self.peer.patience = wire.SCAN
         options = self.host.options(config, engine, self.host.added(self.peer))
         xml = overridden(header_xml, options.set)
         header = read_header(xml)
         record["header"] = header_digest(header)
-        contrast, sampling = asked(options, checkpoint, header)
+        checkpoint, contrast, sampling = asked(options, engine.checkpoint, header)
+        engine = replace(engine, checkpoint=checkpoint)
+        record.update(origin(checkpoint, engine.device))
         record.update(contrast=contrast, parameters=asdict(sampling), residuals=[], decisions=[], verdicts={})
         if contrast is None:
             self._note("the protocol names no known contrast: the unlabelled prior is used")

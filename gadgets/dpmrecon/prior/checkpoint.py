@@ -23,7 +23,7 @@ from .denoiser import Denoiser
 from .kinds import DENOISER, KINDS, LATENT, ONE_STEP, Kind, Model
 from .samplers.latent import SKETCH, Sketcher
 
-DEFAULT = "default"
+DEFAULT, VOLUMES = "default", "volumes"
 UNCERTAINTY = "uncertainty"  # the mode's entry among the samplers of a card
 # of models that are too large for the package, by name
 MODELS = Path("~/.dpmrecon/models")
@@ -32,13 +32,19 @@ MODELS = Path("~/.dpmrecon/models")
 @dataclass(frozen=True)
 class Checkpoint:
     """A loaded model in evaluation mode, its card, its id (name and start of the checksum), and its kind. prior: what
-    makes a one-step model's later evaluations, where there are any."""
+    makes a one-step model's later evaluations, where there are any; volumes: the model of 3D scans, where that is
+    another."""
 
     model: Model
     card: dict
     model_id: str
     kind: Kind = KINDS[DENOISER]
     prior: "Checkpoint | None" = None
+    volumes: "Checkpoint | None" = None
+
+    def of_scan(self, *, volume: bool) -> "Checkpoint":
+        """The one for a scan of slices or of volumes."""
+        return self.volumes if volume and self.volumes is not None else self
 
     @property
     def denoiser(self) -> Denoiser:
@@ -87,7 +93,7 @@ def _replace(contents: dict[Path, bytes]) -> None:
 
 
 def default_path() -> Path:
-    """The checkpoint that ships with the package."""
+    """The checkpoint that ships with the package; the one for volumes lies beside it."""
     return Path(str(files("dpmrecon.checkpoints") / f"{DEFAULT}.safetensors"))
 
 
@@ -123,6 +129,8 @@ def load_checkpoint(
     Raises CheckpointError when either file is missing, damaged or of another format.
     """
     found = _alone(path, device)
+    if model_path(path) == default_path():
+        found = replace(found, volumes=_alone(default_path().with_name(f"{VOLUMES}.safetensors"), device))
     asks = "sigma_max" in found.card.get("sampling", {}).get(ONE_STEP, {})
     if isinstance(found.model, ConditionalDenoiser) and asks:
         if not later:

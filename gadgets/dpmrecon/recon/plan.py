@@ -26,19 +26,21 @@ def load(options: Options, *, final: bool = False) -> tuple[Checkpoint, torch.de
         # another model's sampler: this one is its prior
         checkpoint = load_checkpoint(ONE_STEP, device, checkpoint, later=later)
     if options.precision == "float32":
-        checkpoint.model.bf16 = False
-        if checkpoint.prior is not None:
-            checkpoint.prior.model.bf16 = False
+        for one in (checkpoint, checkpoint.prior, checkpoint.volumes):
+            if one is not None:
+                one.model.bf16 = False
     return checkpoint, device
 
 
-def asked(options: Options, checkpoint: Checkpoint, header: Header) -> tuple[str | None, Sampling]:
-    """Contrast and sampling of a scan with this header. Raises BadInputError."""
+def asked(options: Options, checkpoint: Checkpoint, header: Header) -> tuple[Checkpoint, str | None, Sampling]:
+    """Model, contrast and sampling of a scan with this header. Raises BadInputError."""
     if options.mode == "uncertainty" and options.samples == 1:
         raise BadInputError("mode uncertainty tells the spread of samples, and 1 is asked for: give 2 samples or more")
-    contrast = contrast_of(options, checkpoint, header)
-    volume, device = n_partitions(header) > 1, checkpoint.model.device
-    return contrast, sampling_of(options, checkpoint, device, contrast, acceleration(header), volume=volume)
+    volume = n_partitions(header) > 1
+    checkpoint = checkpoint.of_scan(volume=volume)
+    contrast, device = contrast_of(options, checkpoint, header), checkpoint.model.device
+    sampling = sampling_of(options, checkpoint, device, contrast, acceleration(header), volume=volume)
+    return checkpoint, contrast, sampling
 
 
 def sampling_of(

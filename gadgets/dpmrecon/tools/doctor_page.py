@@ -94,7 +94,7 @@ def _tell_cost(
 ) -> None:
     """From a few evaluations of the network on the middle slice. start: seconds before the first one."""
     header = scan.header
-    contrast, sampling = plan.asked(options, checkpoint, header)
+    checkpoint, contrast, sampling = plan.asked(options, checkpoint, header)
     n_images = scan.n_images(options.combine_averages)
     files = Wanted(Outputs(options.outputs), DicomOptions(reformat=options.reformat))
     finish = files.seconds_to_finish(header, contrast, n_images)

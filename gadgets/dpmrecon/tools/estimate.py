@@ -348,7 +348,7 @@ def run(args: argparse.Namespace) -> int:
     start, base = time.monotonic() - args.started, memory_peak(device)
     with open_as(args.scan, options) as scan:
         check_supported(scan.header)
-        contrast, sampling = plan.asked(options, checkpoint, scan.header)
+        checkpoint, contrast, sampling = plan.asked(options, checkpoint, scan.header)
         whole = load_of(scan, sampling, combine_averages=options.combine_averages)
         rows, cols, partitions = whole.rows, whole.cols, whole.partitions
         n_coils, n_slices = whole.n_coils, whole.n_slices

@@ -194,8 +194,9 @@ def read_ismrmrd(item: Item) -> tuple[list[Volume], list[Fault]]:
 
 def default_image(mapped: MappedSlice, prior: Checkpoint, contrast: str) -> torch.Tensor:
     """As the product makes it, without the smooth phase."""
-    label = contrast if contrast in prior.model.labels else None
     is_volume = isinstance(mapped.data, DataVolume)
+    prior = prior.of_scan(volume=is_volume)
+    label = contrast if contrast in prior.model.labels else None
     how = sampling_of(Options(), prior, CPU, label, mapped.data.acceleration, volume=is_volume)
     (found,) = sampled([mapped], prior, label, how)
     assert isinstance(found, Reconstruction)

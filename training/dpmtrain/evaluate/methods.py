@@ -58,7 +58,8 @@ def own_methods(
     if len(set(names)) < len(names):
         names = [checkpoint.model_id for checkpoint in checkpoints]
     found = []
-    for own_name, checkpoint in zip(names, checkpoints):
+    for own_name, given in zip(names, checkpoints):
+        checkpoint = given.of_scan(volume=condition.is_volume)
         label = label_for(checkpoint, contrast)
         for name in plan.samplers:
             options = Options(samples=plan.samples, seed=plan.seed)
@@ -95,8 +96,9 @@ def by_card(
     settled = dict(changes or {})
     count = settled.pop("samples", samples)
     assert count is None or isinstance(count, int)
-    device, label = mapped.conventional.device, label_for(checkpoint, contrast)
     is_volume = isinstance(mapped.data, Volume)
+    checkpoint = checkpoint.of_scan(volume=is_volume)
+    device, label = mapped.conventional.device, label_for(checkpoint, contrast)
     sampling = sampling_of(
         Options(samples=count),
         checkpoint,

@@ -157,7 +157,8 @@ def main() -> None:
     parser.add_argument("--try", dest="tries", type=changes_of, nargs="*", default=[], metavar="KEY=VALUE,...")
     args = parser.parse_args()
     args.tries = [{}, *args.tries]
-    (phantom_report if args.images is None else measured_report)(args, load_model(args.model, "cpu"))
+    checkpoint = load_model(args.model, "cpu").of_scan(volume=True)
+    (phantom_report if args.images is None else measured_report)(args, checkpoint)
 
 
 if __name__ == "__main__":

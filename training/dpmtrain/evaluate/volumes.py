@@ -352,7 +352,7 @@ def main() -> None:
         "--coarse", nargs="+", choices=tuple(VOLUMES), default=[], help="volumes with voxels of 3 mm, or 4 x 2 x 2 mm"
     )
     args = parser.parse_args()
-    checkpoint = load_checkpoint(args.model)
+    checkpoint = load_checkpoint(args.model).of_scan(volume=True)
     if args.part == "planes":
         planes(args.images, checkpoint, args.out)
         return

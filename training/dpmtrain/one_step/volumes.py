@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="model whose card gets the settings")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    checkpoint, default = load_model(args.model or ONE_STEP, "cpu"), load_model(None, "cpu")
+    checkpoint, default = load_model(args.model or ONE_STEP, "cpu"), load_model(None, "cpu").of_scan(volume=True)
     of = [simulated_case(contrast) for contrast in CONTRASTS]
     of += [label_map_case(args.images, contrast) for contrast in LABEL_MAP]
     card = OneStepSettings(**checkpoint.card["sampling"][ONE_STEP])

@@ -106,7 +106,7 @@ def _gate(args: argparse.Namespace) -> int:
         raise BadInputError("--write needs --model: name a copy of the shipped model")
     if args.each and args.out is None:
         raise BadInputError("the tables need a folder: give --out, or --each 0")
-    checkpoint = load_checkpoint(args.model, device_of(args.device))
+    checkpoint = load_checkpoint(args.model, device_of(args.device)).of_scan(volume=args.of == "volumes")
     card = checkpoint.card.get("gate", {})
     if args.of == "folded" and not args.keep:
         raise BadInputError("heads that fold are judged with the limits of slices: give --keep with --of folded")
