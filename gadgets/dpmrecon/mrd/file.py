@@ -271,29 +271,29 @@ def _correct(header: Header, heads: np.ndarray, ignored: int, log: ScanLog) -> N
     file know them. What is put right is said."""
     encoding = header.encoding[0]
     flags = heads["flags"]
-    image = (flags & np.uint64(NOISE | ignored | PHASE_CORRECTION) == 0) & ~calibrates_alone(flags)
+    alone = calibrates_alone(flags)
+    image = (flags & np.uint64(NOISE | ignored | PHASE_CORRECTION) == 0) & ~alone
     if not image.any():
         return
-    _correct_partitions(header, heads["idx"][image], log)
-    _correct_calibration(header, heads[~image & calibrates_alone(flags)], heads[image], log)
+    counters = heads["idx"][image]
+    _correct_partitions(header, counters, log)
+    if alone.any() and not calibration_is_separate(header):
+        _correct_calibration(header, heads["idx"][alone], counters, log)
     limits = encoding.encodingLimits
     if limits is not None:
-        numbers = heads["idx"]["average"][image]
-        first, last = int(numbers.min()), int(numbers.max())
+        first, last = int(counters["average"].min()), int(counters["average"].max())
         came, told = last - first + 1, limits.average and limits.average.maximum - limits.average.minimum + 1
         if told not in (None, came):
             log.remark(f"the header's number of averages is {told} and {came} came: those are taken")
         limits.average = ismrmrd.xsd.limitType(minimum=first, maximum=last, center=0)
-        _correct_second(header, heads["idx"][image], log)
+        _correct_second(header, counters, log)
 
 
 def _correct_calibration(header: Header, calibration: np.ndarray, image: np.ndarray, log: ScanLog) -> None:
     """Calibration lines that no image has under its counters are of an acquisition of their own, whatever is told; what
     they alone are counted by is no image's."""
-    if calibration_is_separate(header) or not len(calibration):
-        return
-    own, others = ({tuple(one) for one in heads["idx"][list(COUNTERS)].tolist()} for heads in (calibration, image))
-    numbers = {one[1] for one in own}, {one[1] for one in others}
+    own, others = (set(counters[list(COUNTERS)].tolist()) for counters in (calibration, image))
+    numbers = [{one[COUNTERS.index("slice")] for one in keys} for keys in (own, others)]
     if own & others or not numbers[0] & numbers[1]:
         return
     log.remark("calibration lines bear other counters than the image's: they are taken as a separate calibration")
@@ -304,7 +304,7 @@ def _correct_calibration(header: Header, calibration: np.ndarray, image: np.ndar
     for name in ("contrast", "phase", "set", "repetition"):
         limit = getattr(encoding.encodingLimits, name, None)
         if limit is not None:
-            limit.minimum, limit.maximum = int(image["idx"][name].min()), int(image["idx"][name].max())
+            limit.minimum, limit.maximum = int(image[name].min()), int(image[name].max())
 
 
 def _correct_second(header: Header, counters: np.ndarray, log: ScanLog) -> None:

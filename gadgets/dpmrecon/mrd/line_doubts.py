@@ -72,13 +72,11 @@ def halved(lines: Lines, limits: tuple[Limits, Limits], whose: str = "") -> list
         (int(partition), int(row)): lines.sums[number][:, columns]
         for (partition, row), number in zip(places_of(near), near)
     }
-    told = []
-    for name, step in (("lines", (0, 1)), ("partitions", (1, 0))):
-        pairs = [(data, found.get((place[0] + step[0], place[1] + step[1]))) for place, data in found.items()]
-        centres = [own.center for own in limits]
-        if _across_the_edge([(one, other) for one, other in pairs if other is not None]) or _seamed(
-            found, centres, step.index(1)
-        ):
+    told, centre = [], [own.center for own in limits]
+    for axis, name in ((1, "lines"), (0, "partitions")):
+        pairs = [(data, found.get((place[0] + (axis == 0), place[1] + axis))) for place, data in found.items()]
+        turned = _across_the_edge([(one, other) for one, other in pairs if other is not None])
+        if turned or _seamed(found, centre, axis):
             told.append(name)
     if _across_the_edge([(data[:, :-1], data[:, 1:]) for data in found.values()]):
         told.append("samples of a line")

@@ -57,11 +57,13 @@ class CropBatches(Batches):
 
 
 class CalibratedBatches(CropBatches):
-    """With coil maps of each crop's own calibration, which take a core longer than a GPU takes for a step: loader
-    processes make them."""
+    """With coil maps of each crop's own calibration, where runs on slices count. They take a core longer than a GPU
+    takes for a step: loader processes make them."""
 
     def example(self, step: int, number: int, crop: int) -> tuple[torch.Tensor, ...]:
         clean, *others = super().example(step, number, crop)
+        if self.settings["slice_weight"] == 0:
+            return clean, *others
         generator = torch.Generator().manual_seed(example_seed(self.settings["seed"], step, -1 - number))
         n_coils = COILS[example_seed(self.settings["seed"], step, 0) % len(COILS)]  # those of a step have as many
         coils = calibrated_coils(clean[:1].to(torch.complex64), generator, n_coils)
