@@ -64,9 +64,9 @@ def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: Any) ->
             )
     key, mask = SliceKey(0), acquired.float()
     lines = acquired.any(-1)
-    net, kind, sigma = acquired.numel() / int(acquired.sum()), Slice, estimated_sigma
+    net, kind = acquired.numel() / int(acquired.sum()), Slice
     if samples.ndim == 4:
-        kind, sigma = Volume, estimated_volume_sigma
+        kind = Volume
     elif (pattern := regular_acceleration(np.flatnonzero(lines.numpy()), Limits(0, shape[0] - 1, shape[0] // 2))) > 1:
         net = float(pattern)
     return kind(
@@ -74,7 +74,7 @@ def slice_of_arrays(kspace: Any, mask: Any, calibration: Any, noise_std: Any) ->
         kspace=samples,
         mask=mask,
         calibration=block,
-        sigma_n=noise_std or sigma(samples, mask),
+        sigma_n=noise_std or _level(samples, mask),
         noise_source="given" if noise_std else ESTIMATED,
         acceleration=net,
         n_lines_got=int(lines.sum()),
@@ -99,8 +99,11 @@ def calibration_of(calibration: Any, dimensions: int = 3) -> torch.Tensor:
 
 def estimated_level(data: Slice) -> float:
     """The noise level that would be taken where none was given."""
-    estimate = estimated_volume_sigma if isinstance(data, Volume) else estimated_sigma
-    return estimate(data.kspace, data.mask)
+    return _level(data.kspace, data.mask)
+
+
+def _level(kspace: torch.Tensor, mask: torch.Tensor) -> float:
+    return (estimated_volume_sigma if kspace.ndim == 4 else estimated_sigma)(kspace, mask)
 
 
 def with_noise_doubt(item: Reconstruction, estimated: float) -> Reconstruction:
