@@ -127,7 +127,7 @@ def with_a_loud_one(head) -> list[ismrmrd.Acquisition]:
     return lines
 
 
-FROM_0 = "give channel numbers from 0 on, as 0-5,7"
+FROM_0 = "give channel numbers from 0 to 65535, as 0-5,7"
 
 
 def test_channels_are_chosen(head, model, tmp_path, capsys):
@@ -136,7 +136,8 @@ def test_channels_are_chosen(head, model, tmp_path, capsys):
     assert replay(fewer, tmp_path / "fewer", model) == 0
     assert replay(scan, tmp_path / "out", model, "--coils", "0-1,3-5") == 0
     assert error(tmp_path / "out", head) == pytest.approx(error(tmp_path / "fewer", head), rel=NEAR)
-    for text, words in (("0-8", "the scan has 6"), ("all", FROM_0), ("5-2", FROM_0)):
+    wrong = (("0-8", "coils up to 8 are asked for and the scan has 6"), ("all", FROM_0), ("5-2", FROM_0))
+    for text, words in (*wrong, ("0-999999999999", FROM_0), ("0-65536", FROM_0), ("9" * 5000, FROM_0)):
         capsys.readouterr()
         assert replay(scan, tmp_path / "bad", model, "--coils", text) == 2
         assert words in capsys.readouterr().err

@@ -40,6 +40,7 @@ NO_VENDOR = (
     "180 degrees then (--conjugate on)"
 )
 CONJUGATION = "k-space is conjugated, as the vendor's files need it (--conjugate off leaves it as it is)"
+MOST = 2**16 - 1  # channel that MRD can count
 TAKEN = ("noise", "coils", "ignore_flags", "group", "set")  # options that say which data an image is of
 
 
@@ -124,15 +125,15 @@ def is_conjugated(vendor: str | None) -> bool:
 
 
 def coils_of(text: str) -> tuple[int, ...]:
-    """Channel numbers from 0 on, as 0-5,7. Raises BadInputError."""
-    found: list[int] = []
+    """Channel numbers from 0 to MOST, as 0-5,7. Raises BadInputError."""
+    found: set[int] = set()
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if last < first:
-            raise BadInputError(f"coils are '{text}': give channel numbers from 0 on, as 0-5,7")
-        found += range(first, last + 1)
-    return tuple(sorted(set(found)))
+        if not first <= last <= MOST:
+            raise BadInputError(f"coils are '{text}': give channel numbers from 0 to {MOST}, as 0-5,7")
+        found.update(range(first, last + 1))
+    return tuple(sorted(found))
 
 
 def noise_of(path: Path) -> tuple[ismrmrd.Acquisition, ...]:

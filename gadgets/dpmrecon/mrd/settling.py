@@ -283,9 +283,9 @@ class Settler:
         n_coils = len(lines.numbers)
         asked = self.receiving.coils
         if asked is not None and not set(asked) <= set(range(n_coils)):
-            told = ", ".join(map(str, asked))
             raise BadInputError(
-                f"coils {told} are asked for and the scan has {n_coils}: give numbers from 0 to {n_coils - 1}"
+                f"coils up to {max(asked)} are asked for and the scan has {n_coils}: give numbers from 0 to "
+                f"{n_coils - 1}"
             )
         silent = [place for place in range(n_coils) if not any(data[place].any() for data in lines.sums.values())]
         dead = sorted({*silent, *self.noise.dead(lines.numbers)} if len(silent) < n_coils else set())
