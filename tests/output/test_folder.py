@@ -121,6 +121,11 @@ def test_another_programs_images_are_kept_and_those_of_a_replay_that_was_killed_
         ("--truth", np.ones((1, 3, 48, 64)), "(48, 64)"),
         ("--truth", np.ones((3, 48, 64), complex), "real numbers"),
         ("--truth", {"a": np.ones((3, 48, 64))}, ".npy"),
+        (
+            "--truth",
+            np.array([None]),
+            "given.npy is not a readable .npy file: give one (slices, rows, cols) of numbers",
+        ),
         ("--mask", np.ones((3, 40, 64)), "(48, 64)"),
         ("--mask", np.ones((2, 48, 64)), "as many slices"),
     ],

@@ -109,8 +109,9 @@ def load_pictures(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     axes = "(slices, rows, cols)" if len(shape) == 2 else "(partitions, rows, cols)"
     try:
         found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise BadInputError(f"{path} is not a readable .npy file ({error})") from error
+    except (OSError, ValueError, EOFError) as error:  # numpy's words advise to trust pickled files
+        why = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise BadInputError(f"{path} is not a readable .npy file{why}: give one {axes} of numbers") from error
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
         raise BadInputError(f"{path} holds no single array of real numbers: a .npy file {axes} is needed")
     array = found[None] if found.ndim == len(shape) else found
