@@ -61,6 +61,7 @@ def edit_card(folder, **changes):
         (truncate_weights, "damaged"),
         (lambda f: (f / "m.safetensors").unlink(), "does not exist"),
         (lambda f: (f / "m.json").unlink(), "does not exist"),
+        (lambda f: (f / "m.json").unlink() or (f / "m.json").mkdir(), "m.json is a folder: a model is"),
         (lambda f: (f / "m.json").write_text("{"), "not a dpmrecon card"),
         (lambda f: (f / "m.json").write_text("[]"), "not a dpmrecon card"),
         (lambda f: edit_card(f, scale_rule="maximum is 1"), "scale rule"),

@@ -153,9 +153,8 @@ def _alone(path: Path | str | None, device: torch.device | str) -> Checkpoint:
     card_path = path.with_suffix(".json")
     for needed in (path, card_path):
         if not needed.is_file():
-            raise CheckpointError(
-                f"model file {needed} does not exist: a model is NAME.safetensors with NAME.json beside it"
-            )
+            what = "is a folder" if needed.is_dir() else "does not exist"
+            raise CheckpointError(f"model file {needed} {what}: a model is NAME.safetensors with NAME.json beside it")
     try:
         card = from_json(card_path.read_text())
         config, checksum, rule = card["model"], card["checksum_sha256"], card["scale_rule"]
