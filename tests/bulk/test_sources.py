@@ -3,9 +3,12 @@
 import os
 import zipfile
 
+import h5py
 import pytest
 from dpmrecon.bulk.sources import anonymous, listed
 from dpmrecon.errors import BadInputError
+
+from support.results import replay
 
 
 @pytest.fixture
@@ -30,6 +33,17 @@ def test_scans_are_found_at_any_depth_and_not_among_the_results(archive):
     assert sorted(found) == ["a__b__one", "a__one", "a__two"]
     assert found["a__two"].where == str(archive / "a/two.MRD")
     assert found["a__two"].size == len("a/two.MRD")
+
+
+def test_results_of_a_replay_are_no_scans(archive, simulated_scan, model, tmp_path):
+    assert replay(simulated_scan(), archive / "a/results", model) == 0
+    (archive / "a/images.h5").write_text("a scan that is called so")
+    (archive / "a/b/images.h5").write_text("another")
+    (archive / "a/b/report.json").write_text("{}")
+    with h5py.File(archive / "a/b/images.h5", "w"):
+        pass
+    found = listed([str(archive)], archive / "out")
+    assert sorted(found) == ["a__b__images", "a__b__one", "a__images", "a__one", "a__two"]
 
 
 def test_equal_names_are_told_apart_and_stay_as_they_are(archive, tmp_path):

@@ -66,8 +66,9 @@ def files_at(address: str) -> tuple[Any, str]:
 def listed(inputs: Sequence[str], out: Path) -> dict[str, Source]:
     """The scans of folders and addresses, subfolders included, and of files, by the names of their result folders.
 
-    out: the folder of the results, which is passed over. A name tells the path below the folder that was given, behind
-    that folder's own name where there are several. Raises BadInputError for an input without any scan.
+    out: the folder of the results, which is passed over, as images.h5 of a replay is. A name tells the path below the
+    folder that was given, behind that folder's own name where there are several. Raises BadInputError for an input
+    without any scan.
     """
     found: dict[str, tuple[str, Source]] = {}
     for given in inputs:
@@ -127,10 +128,18 @@ def _below(given: Path, out: Path) -> list[tuple[str, Source]]:
             if real not in passed:  # a link may lead back, or to what is listed elsewhere
                 folders.append(path.name)
                 passed.add(real)
+        if {"images.h5", "report.json"} <= set(names) and _of_a_replay(Path(folder, "images.h5")):
+            names.remove("images.h5")
         paths = (Path(folder, name) for name in sorted(names) if _is_scan(name))
         # a pipe would be waited for without end
         found += [(path.relative_to(given).as_posix(), _at(path)) for path in paths if not path.is_fifo()]
     return found
+
+
+def _of_a_replay(images: Path) -> bool:
+    from ..output.images_file import is_ours  # it imports torch
+
+    return is_ours(images)
 
 
 def _at(path: Path) -> Source:
