@@ -261,6 +261,8 @@ BAD = [
     (lambda k: {"kspace": k, "mask": [[1], [1, 1]]}, "the mask is no array of numbers .*: give rows of equal length"),
     (lambda k: {"kspace": k, "model": 5}, "model is 5: give the path of a file"),
     (lambda k: {"kspace": k, "seed": True}, "seed is True: give a whole number"),
+    (lambda k: {"kspace": k, "seed": None}, "seed is None: give a whole number"),
+    (lambda k: {"kspace": k, "gate": None}, "gate is None: give a text"),
     (lambda k: {"kspace": k, "adapt": "yes"}, "adapt is 'yes': give True or False"),
     (lambda k: {"kspace": k, "steps": 0}, "steps is 0: give 1 or more"),
     (lambda k: {"kspace": k, "samples": "two"}, "samples is 'two': give a whole number"),
@@ -295,6 +297,8 @@ def test_coil_maps_are_of_fully_sampled_lines_alone(kspace):
         ({"kernel": 2.5}, "kernel is 2.5: give a whole number"),
         ({"max_calibration": 2}, "At most 2 lines of the calibration may be used, but at least 8"),
         ({"max_calibration": "all"}, "max_calibration is 'all': give a whole number"),
+        ({"threshold": "2"}, "threshold is '2': give a number"),
+        ({"crop": None}, "crop is None: give a number"),
         ({"threshold": 2}, "The threshold of the coil maps is 2, but 0 to 1"),
     ],
 )
@@ -323,6 +327,18 @@ def test_a_closed_scan_says_so(simulated_scan, loaded):
         with pytest.raises(BadInputError, match="the scan was closed: read its results inside the `with`"):
             list(results)
     assert list(done) == []
+
+
+def test_a_scan_that_is_not_open_yet_is_told(simulated_scan, loaded):
+    with pytest.raises(BadInputError, match=r"scan is what open_scan gave, and not open: `with open_scan\(path\) as"):
+        next(dpmrecon.reconstruct_scan(open_scan(simulated_scan()), model=loaded))
+
+
+def test_what_was_given_is_not_told_at_length(kspace, loaded):
+    with pytest.raises(BadInputError, match="^scan is of type ndarray: give the path of a file$"):
+        next(dpmrecon.reconstruct_scan(kspace, model=loaded))
+    with pytest.raises(BadInputError, match="^model is of type Denoiser: give the path of a file$"):
+        dpmrecon.reconstruct(kspace, model=loaded.model)
 
 
 @pytest.mark.parametrize("scan", [5, None])

@@ -1,7 +1,7 @@
 """The front door for Python: arrays, or a scan's file, to images. What is public is listed in `dpmrecon.__all__`."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from .mrd.completeness import FEWEST_CALIBRATION_LINES
 from .mrd.header import acceleration, n_partitions
 from .mrd.receiving import Receiving, open_as
 from .mrd.scan import Scan
-from .options import Options, checked, path_of, plain
+from .options import Options, checked, path_of, plain, shown
 from .output.mrd_images import to_recon_space
 from .physics import coil_maps
 from .physics.volume_maps import packed_maps
@@ -107,7 +107,7 @@ def load_model(
         The device cannot be used.
     """
     if prior is not None and not isinstance(prior, Checkpoint):
-        raise BadInputError(f"prior is {prior!r}: give what load_model gave")
+        raise BadInputError(f"prior is {shown(prior)}: give what load_model gave")
     return load_checkpoint(None if model is None else path_of("model", model), device_of(device), prior)
 
 
@@ -152,7 +152,10 @@ def estimate_coil_maps(
         raise BadInputError(f"shape is {shape!r}: (rows, cols) of the image, whole numbers, are needed")
     for name, number in (("kernel", plain(kernel)), ("max_calibration", plain(max_calibration))):
         if number is not None and not isinstance(number, int):
-            raise BadInputError(f"{name} is {number!r}: give a whole number")
+            raise BadInputError(f"{name} is {shown(number)}: give a whole number")
+    for name, number in (("threshold", plain(threshold)), ("crop", plain(crop))):
+        if not isinstance(number, int | float):
+            raise BadInputError(f"{name} is {shown(number)}: give a number")
     maps = coil_maps.estimate_coil_maps(
         given, (size[0], size[1]), kernel=kernel, threshold=threshold, crop=crop, max_calibration=max_calibration
     )
@@ -337,6 +340,8 @@ def reconstruct_scan(
         group=group,
         set=header_values,
     )
+    if isinstance(scan, AbstractContextManager) and not isinstance(scan, Scan | PathLike):
+        raise BadInputError("scan is what open_scan gave, and not open: `with open_scan(path) as scan` opens it")
     if isinstance(scan, Scan):
         for name, value in (("ignore_flags", ignore_flags), ("group", group), ("header_values", header_values)):
             if value is not None:
@@ -372,7 +377,7 @@ def reconstruct_scan(
 def _options(*, fallback: bool, **given: Any) -> Options:
     fallback = plain(fallback)
     if not isinstance(fallback, bool):
-        raise BadInputError(f"fallback is {fallback!r}: give True or False")
+        raise BadInputError(f"fallback is {shown(fallback)}: give True or False")
     return checked(Options(fallback="on" if fallback else "off", **given))
 
 

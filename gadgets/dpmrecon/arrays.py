@@ -11,7 +11,7 @@ from .errors import BadInputError, first_line
 from .mrd.completeness import FEWEST_CALIBRATION_LINES, central_block, regular_acceleration
 from .mrd.header import Limits
 from .mrd.volumes import central_box
-from .options import plain
+from .options import plain, shown
 from .physics.noise import estimated_sigma, estimated_volume_sigma
 from .recon.types import Reconstruction
 
@@ -124,7 +124,7 @@ def _noise_level(noise_std: Any) -> float | None:
     level = plain(noise_std)
     number = isinstance(level, int | float) and not isinstance(level, bool)
     if level is not None and not (number and 0 < level < float("inf")):
-        raise BadInputError(f"noise_std is {level!r}: give a number above 0, or None to have it estimated")
+        raise BadInputError(f"noise_std is {shown(level)}: give a number above 0, or None to have it estimated")
     return level
 
 

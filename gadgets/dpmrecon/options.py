@@ -245,9 +245,9 @@ def checked(options: Options) -> Options:
         value = getattr(options, _field(name))
         kinds = (int, float) if option.kind is float else (option.kind,)
         taken = isinstance(value, kinds) and (option.kind is bool or not isinstance(value, bool))
-        if value is not None and not taken:
+        if not (taken or (value is None and getattr(Options, _field(name)) is None)):
             needed = "True or False" if option.kind is bool else _NEEDED.get(option.kind, option.kind.__name__)
-            raise BadInputError(f"{_field(name)} is {value!r}: give {needed}")
+            raise BadInputError(f"{_field(name)} is {shown(value)}: give {needed}")
         _check(name, value, _field(name))
     return options
 
@@ -260,8 +260,14 @@ def plain(value: Any) -> Any:
 def path_of(name: str, value: Any) -> Path:
     """What was given as `name`. Raises BadInputError where it is no path."""
     if not isinstance(value, str | os.PathLike):
-        raise BadInputError(f"{name} is {value!r}: give the path of a file")
+        raise BadInputError(f"{name} is {shown(value)}: give the path of a file")
     return Path(value)
+
+
+def shown(value: Any) -> str:
+    """What was given, short enough for a sentence."""
+    text = repr(value)
+    return text if len(text) <= 64 and "\n" not in text else f"of type {type(value).__name__}"
 
 
 def printable(text: str) -> str:
