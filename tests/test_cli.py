@@ -1,4 +1,4 @@
-"""Both commands: their help shows an example."""
+"""Both commands: their help shows an example; an empty folder and Ctrl-C are told."""
 
 import pytest
 from dpmrecon.cli import main
@@ -11,3 +11,32 @@ def test_both_commands_show_an_example(capsys):
         with pytest.raises(SystemExit):
             command(["replay" if command is main else "sweep", "--help"])
         assert "example:\n  dpm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["replay", "scan.h5"], ["protocol", "scan.h5"], ["bulk", "."], ["selftest"]])
+def test_an_empty_folder_is_not_the_one_we_are_in(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--out", ""])
+    assert stopped.value.code == 2 and list(tmp_path.iterdir()) == []
+    assert "argument --out: it is empty: name a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "place", "words"),
+    [
+        (
+            ["replay", "scan.h5", "--out", "out"],
+            "dpmrecon.mrd.receiving.open_as",
+            "; the slices finished so far are kept",
+        ),
+        (["doctor", "scan.h5"], "dpmrecon.tools.doctor.doctor", ""),
+    ],
+)
+def test_an_interrupted_command_says_what_is_kept(command, place, words, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupted)
+    assert main(command) == 130
+    assert capsys.readouterr().err == f"dpmrecon: interrupted{words}\n"

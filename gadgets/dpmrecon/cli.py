@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from .results import Wanted
 
 
+KEPT = {"replay": "slices", "protocol": "scans", "bulk": "scans"}  # what is there of a command that was interrupted
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 1 the device failed (one line) or something unexpected did, 2 bad input (one
     line, no traceback), 3 some slices by the conventional fallback, 4 some slices missing."""
     started = time.monotonic()  # a deadline counts what is loaded as well
     parser = argparse.ArgumentParser("dpmrecon", description="Accelerated brain MRI with a diffusion prior")
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_replay(commands)
     _add_protocol(commands)
     _add_bulk(commands)
@@ -50,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("dpmrecon: interrupted; the slices finished so far are kept", file=sys.stderr)
+        kept = KEPT.get(args.command)
+        print("dpmrecon: interrupted" + (f"; the {kept} finished so far are kept" if kept else ""), file=sys.stderr)
         return 130
 
 
@@ -66,7 +70,7 @@ def add_command(commands, name: str, summary: str, example: str) -> argparse.Arg
 
 
 def _add_replay(commands) -> None:
-    from .options import add_arguments
+    from .options import add_arguments, out_folder
 
     parser = add_command(
         commands,
@@ -77,7 +81,7 @@ def _add_replay(commands) -> None:
     parser.add_argument(
         "scan", type=Path, help="ISMRMRD file with raw acquisitions, or MRD version 2; - takes a stream, see `stream`"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for the results")
     add_arguments(parser)
     _add_writing(parser)
     parser.add_argument(
@@ -206,7 +210,7 @@ def _replay_scan(
 
 
 def _add_protocol(commands) -> None:
-    from .options import add_arguments
+    from .options import add_arguments, out_folder
 
     parser = add_command(
         commands,
@@ -217,7 +221,9 @@ def _add_protocol(commands) -> None:
         "exit code: 0 all well; else the worst of the scans', 3 < 4 < 2 < 1 (docs/results.md has their list)",
     )
     parser.add_argument("scans", type=Path, nargs="+", metavar="FOLDER|SCAN", help="ISMRMRD files, or folders of them")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results, one for each scan inside")
+    parser.add_argument(
+        "--out", type=out_folder, required=True, help="folder for the results, one for each scan inside"
+    )
     parser.add_argument(
         "--reference",
         type=Path,
@@ -267,7 +273,7 @@ def _protocol(args: argparse.Namespace) -> int:
 
 
 def _add_bulk(commands) -> None:
-    from .options import OPTIONS, add_arguments
+    from .options import OPTIONS, add_arguments, out_folder
 
     parser = add_command(
         commands,
@@ -280,7 +286,9 @@ def _add_bulk(commands) -> None:
     parser.add_argument(
         "scans", nargs="+", metavar="FOLDER", help="of ISMRMRD files, at any depth; a file; an address as s3://bucket/x"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results, one for each scan inside")
+    parser.add_argument(
+        "--out", type=out_folder, required=True, help="folder for the results, one for each scan inside"
+    )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="scans at a time (default: one for each GPU or 4 cores)"
     )

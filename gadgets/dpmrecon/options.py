@@ -264,6 +264,13 @@ def path_of(name: str, value: Any) -> Path:
     return Path(value)
 
 
+def out_folder(text: str) -> Path:
+    """A folder of the command line. Empty, as a shell's variable that is not set, is not the folder one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: name a folder, . is the one you are in")
+    return Path(text)
+
+
 def shown(value: Any) -> str:
     """What was given, short enough for a sentence."""
     text = repr(value)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import DpmreconError
 from ..mrd.geometry import Plane, plane_of_partition
+from ..options import out_folder
 from ..simulation.phantom import Letters
 from ..simulation.settings import SimulationSettings, VolumeSettings
 from ..simulation.simulate import simulate
@@ -307,7 +308,7 @@ def _draw(path: Path, folders: dict[str, Path]) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `dpmrecon selftest`."""
-    parser.add_argument("--out", type=Path, required=True, help="folder for scans, images and selftest.png")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for scans, images and selftest.png")
     parser.add_argument("--model", type=Path, help="checkpoint .safetensors (default: the one that ships)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda ... (default: cpu)")
 
