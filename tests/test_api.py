@@ -270,6 +270,11 @@ BAD = [
     (lambda k: {"kspace": k, "mode": "slow"}, "mode is 'slow': valid ones are fast, uncertainty"),
     (lambda k: {"kspace": k, "contrast": "pd"}, "contrast 'pd' is unknown to the model: valid ones are flair"),
     (lambda k: {"kspace": k, "device": "cuda:77"}, "device 'cuda:77' cannot be used"),
+    (lambda k: {"kspace": k, "device": "gpu"}, "^device 'gpu' is unknown: give cpu, cuda, or cuda:1 and so on$"),
+    (lambda k: {"kspace": k, "device": ""}, "device '' is unknown"),
+    (lambda k: {"kspace": k, "device": 0}, "device 0 is unknown"),
+    (lambda k: {"kspace": k, "device": True}, "device True is unknown"),
+    (lambda k: {"kspace": k, "model": None, "device": "meta"}, "device 'meta' cannot be used"),
 ]
 
 

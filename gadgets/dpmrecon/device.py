@@ -10,12 +10,17 @@ from .errors import BadInputError, first_line
 DEVICE_ERRORS = (RuntimeError, MemoryError)
 
 
-def device_of(name: str | None) -> torch.device:
+def device_of(name: str | torch.device | None) -> torch.device:
     """The device of this name, usable; None is cuda where there is one, else cpu. Raises BadInputError."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name is None else name
     try:
+        if not isinstance(name, str | torch.device):  # torch takes 0 for a GPU
+            raise TypeError
         device = torch.device(name)
-        torch.zeros(1, device=device)
+    except (RuntimeError, TypeError) as error:
+        raise BadInputError(f"device {name!r} is unknown: give cpu, cuda, or cuda:1 and so on") from error
+    try:
+        torch.zeros(1, device=device).cpu()  # some, as meta, can make it and not compute
     except (RuntimeError, AssertionError) as error:
         raise BadInputError(
             f"device '{name}' cannot be used ({first_line(error)}): leave --device out or name another"
