@@ -174,3 +174,18 @@ def test_a_reader_that_has_enough_is_no_traceback(simulated_scan):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
         process.stdout.close()  # before a word is written
         assert process.stderr.read() == b"" and process.wait() == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("--contrast", "t3"), "contrast 't3' is unknown to the model"),
+        (("--model", "nosuch"), "model file nosuch does not exist"),
+        (("--sampler", "latent"), "the model has no sampler 'latent'"),
+        (("--device", "gpu"), "device 'gpu' is unknown"),
+    ],
+)
+def test_options_that_the_model_does_not_take_are_refused_as_replay_refuses_them(simulated_scan, given, words, capsys):
+    assert main(["doctor", str(simulated_scan()), *given]) == 2
+    told = capsys.readouterr().out
+    assert told.startswith(f"verdict: refused\n  {words}") and "can be reconstructed" not in told

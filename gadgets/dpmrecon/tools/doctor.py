@@ -9,6 +9,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ ENOUGH_CALIBRATION = 16  # lines; fewer give coil maps that explain the data les
 COILS_PER_R = 1.5  # fewer coils for each fold leave CG-SENSE, and the prior, little to go on
 FAINT_DB = 10.0  # of the loudest channel over its noise: below, a scan is very noisy
 WIDE, HIGH = 64, 20  # characters of a drawn pattern
+OF_THE_MODEL = ("contrast", "model", "sampler", "mode", "adapt", "device")  # options that it may not take
 
 
 def doctor(scan: str | Path, options: Options = Options(), *, page: bool = False) -> Diagnosis:  # noqa: B008
@@ -66,6 +68,8 @@ def doctor(scan: str | Path, options: Options = Options(), *, page: bool = False
             return found
         with open_as(path, options) as opened:
             _look(opened, options, found)
+            if any(getattr(options, name) != getattr(Options, name) for name in OF_THE_MODEL):
+                _ask_model(opened.header, options, found)
             if page and found.verdict != REFUSED:
                 from .doctor_page import examine
 
@@ -75,6 +79,25 @@ def doctor(scan: str | Path, options: Options = Options(), *, page: bool = False
         # the file's name may be the patient's
         found.reasons = [str(error).replace(f"{path}: ", "").replace(str(path), "the file"), *found.reasons]
     return found
+
+
+@lru_cache(maxsize=1)
+def _model(options: Options) -> Any:
+    """Loaded once for many scans."""
+    from ..recon import plan  # it imports torch
+
+    return plan.load(options, final=True)[0]
+
+
+def _ask_model(header: Header, options: Options, found: Diagnosis) -> None:
+    """Whether the model takes these options. Raises DpmreconError."""
+    from ..recon import plan
+
+    try:
+        plan.asked(options, _model(options), header)
+    except DpmreconError:
+        found.reasons.clear()  # what would be done without them
+        raise
 
 
 def _look(scan: Scan, options: Options, found: Diagnosis) -> None:
