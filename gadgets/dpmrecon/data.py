@@ -48,7 +48,8 @@ class Slice:
     its correction, of the shot that has most left; others: its further averages, each with a phase of its own; shots:
     (rows,) int64, the shot of each acquired row, where each shot has a phase of its own, else None; n_averages: that
     are in `kspace`, whose coils are then those of each in turn; channels: the receiver's numbers of those in `kspace`,
-    empty where not known.
+    empty where not known; calibration_noise: standard deviation of the noise in `calibration` over sigma_n, where
+    averages of the image's lines have less, else 1.
     """
 
     key: SliceKey
@@ -68,6 +69,7 @@ class Slice:
     shots: "torch.Tensor | None" = None
     n_averages: int = 1
     channels: tuple[int, ...] = ()
+    calibration_noise: float = 1.0
 
 
 AnySlice = TypeVar("AnySlice", bound=Slice)

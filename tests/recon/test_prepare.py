@@ -106,6 +106,20 @@ def test_a_calibration_that_differs_by_a_factor_is_data(simulated_scan, factor, 
         assert float((found.kspace - same.kspace).norm() / same.kspace.norm()) < 0.01
 
 
+@pytest.mark.parametrize("volume", [{}, {"partitions": 20, "slice_thickness_mm": 8.0}])
+def test_a_calibration_of_one_average_is_data_beside_averages(simulated_scan, volume):
+    """It is noisier than they are. The level of all lines together is their mean."""
+    scanned = {"matrix": (44, 40), "calibration": "separate", "calibration_lines": 16, "noise": 0.01, **volume}
+    with open_scan(simulated_scan(n_slices=1, averages=4, **scanned)) as scan:
+        (part,) = slices(scan.acquisitions(), scan.header, combine_averages=True)
+    assert part.calibration_noise == 2.0
+    found = with_calibration_as_data(part)
+    joined = found.n_lines_got - part.n_lines_got
+    assert joined > 0
+    expected = (part.n_lines_got + 4 * joined) / found.n_lines_got * part.sigma_n**2
+    assert found.sigma_n**2 == pytest.approx(expected)
+
+
 def test_swi_keeps_what_its_quick_phase_hides(simulated_scan):
     """No voxel is lost, some are won, and the maps that both have are the same."""
     with open_scan(simulated_scan(contrast="swi", matrix=(96, 90), n_slices=1, acceleration=2)) as scan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -121,8 +120,7 @@ class ChannelNoise:
         """Of the k-space: as it was measured for single lines, else as it is estimated."""
         if measured is None:
             return estimate(kspace, mask)
-        # the variance of a mean of n lines is 1/n of one line's
-        sigma_n = measured * math.sqrt(np.mean([1 / count for count in lines.counts.values()]))
+        sigma_n = measured * lines.noise
         self._check(sigma_n, estimate, kspace, mask)
         return sigma_n
 

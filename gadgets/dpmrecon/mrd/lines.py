@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -234,6 +235,11 @@ class Lines:
             counts={number: self.counts[number] for number in kept},
             repeats=[repeat for repeat in self.repeats if repeat.number not in numbers],
         )
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the noise in the lines' means, over that of one line."""
+        return math.sqrt(np.mean([1 / count for count in self.counts.values()]))
 
     def quietest(self) -> float:
         """The smallest |.|^2 of a line before its repeats were added to it."""

@@ -98,6 +98,7 @@ class Maker(Settler):
             shots=shots,
             ghost=max(((ghost.after, ghost.before) for ghost in lines.ghosts), default=None),
             channels=lines.numbers,
+            calibration_noise=_calibration_noise(found),
         )
 
     def _volume(self, key: SliceKey, found: Settled) -> Volume:
@@ -130,6 +131,7 @@ class Maker(Settler):
             seed_key=key.seed_key,
             remarks=tuple(remarks),
             channels=lines.numbers,
+            calibration_noise=_calibration_noise(found),
             voxel_mm=voxel_mm(self.header),
         )
 
@@ -183,3 +185,8 @@ class Maker(Settler):
         if not calibration.layout.fits(grid):
             raise LostError(f"its calibration lines have {calibration.layout}, its image lines {lines.layout}")
         return calibration.mean(grid, self.cols)[0]
+
+
+def _calibration_noise(found: Settled) -> float:
+    """See `Slice`."""
+    return 1.0 if found.calibration is None else max(1.0, found.calibration.noise / found.lines.noise)

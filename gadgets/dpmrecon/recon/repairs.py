@@ -1,5 +1,6 @@
 """Repairs of a slice's data before it is reconstructed: spikes are taken out, calibration lines join the image's."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -135,11 +136,11 @@ def with_calibration_as_data(data: AnySlice) -> AnySlice:
         return data
     own, theirs = (part[:, acquired][..., columns] for part in (data.kspace[block], data.calibration))
     calibration = data.calibration
-    if _excess(own, theirs, data.sigma_n) > AGREEMENT:
+    if _excess(own, theirs, data) > AGREEMENT:
         factor = complex(torch.vdot(theirs.flatten(), own.flatten()) / theirs.abs().square().sum().clamp_min(1e-30))
         if not 1 / LARGEST_DRIFT <= abs(factor) <= LARGEST_DRIFT:
             return data
-        if _excess(own, theirs, data.sigma_n, factor) > DRIFTED:
+        if _excess(own, theirs, data, factor) > DRIFTED:
             return data
         calibration = factor * calibration
     kspace, mask = data.kspace, data.mask.clone()
@@ -147,11 +148,14 @@ def with_calibration_as_data(data: AnySlice) -> AnySlice:
         kspace = kspace.clone()
     kspace[block][:, ~acquired] = calibration[:, ~acquired] * columns
     mask[block[1:]][~acquired] = columns.float()
-    return replace(data, kspace=kspace, mask=mask, n_lines_got=int(mask.amax(-1).sum()))
+    lines, joined = int(mask.amax(-1).sum()), int((~acquired).sum())
+    sigma_n = data.sigma_n * math.sqrt((lines - joined + joined * data.calibration_noise**2) / lines)
+    return replace(data, kspace=kspace, mask=mask, sigma_n=sigma_n, n_lines_got=lines)
 
 
-def _excess(own: torch.Tensor, theirs: torch.Tensor, sigma_n: float, factor: complex = 1.0) -> float:
+def _excess(own: torch.Tensor, theirs: torch.Tensor, data: Slice, factor: complex = 1.0) -> float:
     """Variance of the difference of samples, once theirs are taken times a factor, over what noise alone has: their
     noise may have the receiver's gain too, so that less is not expected of it."""
     difference = factor * theirs - own
-    return float(torch.view_as_real(difference).square().mean()) / ((1 + max(1, abs(factor) ** 2)) * sigma_n**2)
+    expected = (1 + data.calibration_noise**2 * max(1, abs(factor) ** 2)) * data.sigma_n**2
+    return float(torch.view_as_real(difference).square().mean()) / expected
