@@ -105,6 +105,21 @@ def test_spikes_are_taken_out_and_named():
     assert despiked_volume(volume()).remarks == ()
 
 
+@pytest.mark.parametrize("first_col", [0, 14])
+def test_spikes_of_a_separate_calibration_are_taken_out_and_named(first_col):
+    data = volume(first_col=first_col)
+    clean = volume(first_col=first_col, seed=1).kspace[:, 6:22, 9:24].clone()
+    apart = replace(data, calibration=clean.clone())
+    assert despiked_volume(apart) is apart
+    place = (3, 4, 3, 24)  # coil, partition, row, sample
+    apart.calibration[place] += 40 * clean.abs().mean()
+    found = despiked_volume(apart)
+    assert found.kspace is data.kspace
+    assert (found.calibration - clean)[place].abs() < 0.2 * (apart.calibration - clean)[place].abs()
+    (remark,) = found.remarks
+    assert "in the calibration" in remark and "coil 3" in remark and "line 3, sample 24 of partition 4" in remark
+
+
 def test_a_block_of_its_own_joins_the_data_where_it_is_the_same(short_kernel):
     data, full = volume(), volume(seed=1)
     apart = replace(data, calibration=full.kspace[:, 6:22, 9:24].clone())

@@ -15,7 +15,7 @@ from ..physics.fourier import origin_to_corner
 from ..physics.noise import estimated_volume_sigma
 from ..physics.phase import smooth_phase
 from ..physics.soft_sense import SoftVolume
-from ..physics.spikes import Spike, without_spikes
+from ..physics.spikes import without_spikes
 from ..physics.volume import VolumeModel, hybrid
 from ..physics.volume_maps import CROP, central, estimate_volume_maps
 from .repairs import centre_block, reduced_volume, spike_remark, two_sets, with_calibration_as_data
@@ -79,28 +79,38 @@ def mapped_volume(
 
 
 def despiked_volume(data: Volume) -> Volume:
-    """The volume without spikes in its k-space and embedded calibration, and a remark; the same object where there are
-    none. Lines follow from themselves alone, so they are searched some at a time."""
-    kspace, lines = data.kspace, data.mask.amax(-1).nonzero()
-    found: list[tuple[Spike, int, int]] = []
-    for some in lines.split(LINES):
-        partitions, rows = some.unbind(1)
-        part, spikes = without_spikes(kspace[:, partitions, rows], data.mask[partitions, rows], data.sigma_n)
-        if spikes:
-            if kspace is data.kspace:
-                kspace = kspace.clone()
-            kspace[:, partitions, rows] = part
-            found += [(spike, *some[spike.row].tolist()) for spike in spikes]
-    if not found:
-        return data
-    calibration = data.calibration
+    """The volume without spikes in its k-space and calibration, and remarks; the same object where there are none."""
+    kspace, found = _despiked(data.kspace, data.mask, data.sigma_n)
+    calibration, apart = data.calibration, list[str]()
     if calibration is not None:
-        block = centre_block(data.kspace, calibration)
+        block = centre_block(kspace, calibration)
         if torch.equal(calibration, data.kspace[block]):  # embedded
             calibration = kspace[block]
+        elif calibration.shape[-1] == kspace.shape[-1]:
+            calibration, apart = _despiked(calibration, (calibration != 0).any(0).float(), data.sigma_n)
+    remarks = [
+        spike_remark(places, where) for places, where in ((found, "k-space"), (apart, "the calibration")) if places
+    ]
+    if not remarks:
+        return data
     sigma_n = data.sigma_n
-    if data.noise_source == ESTIMATED:
+    if found and data.noise_source == ESTIMATED:
         sigma_n = estimated_volume_sigma(kspace, data.mask)
-    places = [f"{spike} of partition {partition}" for spike, partition in ((replace(s, row=r), p) for s, p, r in found)]
-    remarks = (*data.remarks, spike_remark(places, "k-space"))
-    return replace(data, kspace=kspace, calibration=calibration, sigma_n=sigma_n, remarks=remarks)
+    return replace(data, kspace=kspace, calibration=calibration, sigma_n=sigma_n, remarks=(*data.remarks, *remarks))
+
+
+def _despiked(kspace: torch.Tensor, mask: torch.Tensor, sigma_n: float) -> tuple[torch.Tensor, list[str]]:
+    """K-space (n_coils, partitions, rows, cols) without its spikes, and where they were; the same object where there
+    are none. Lines follow from themselves alone, so they are searched some at a time."""
+    cleaned, places = kspace, []
+    for some in mask.amax(-1).nonzero().split(LINES):
+        partitions, rows = some.unbind(1)
+        part, spikes = without_spikes(kspace[:, partitions, rows], mask[partitions, rows], sigma_n)
+        if spikes:
+            if cleaned is kspace:
+                cleaned = kspace.clone()
+            cleaned[:, partitions, rows] = part
+            for spike in spikes:
+                partition, row = some[spike.row].tolist()
+                places.append(f"{replace(spike, row=row)} of partition {partition}")
+    return cleaned, places
