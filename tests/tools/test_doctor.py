@@ -49,6 +49,22 @@ def test_a_volume_has_a_block(simulated_scan):
     assert len(found.pattern) == 20 and set("".join(found.pattern)) == {"#", "."}
 
 
+@pytest.mark.parametrize(
+    ("scanned", "told"),
+    [
+        ({"partitions": 24, "partition_partial_fourier": 0.75}, "0.77 of the partitions"),
+        (
+            {"partitions": 24, "partition_partial_fourier": 0.75, "partial_fourier": 0.75},
+            "0.73 of the lines and 0.77 of the partitions",
+        ),
+        ({"partitions": 13}, "none"),
+        ({"partition_acceleration": 3, "partitions": 13}, "none"),
+    ],
+)
+def test_partial_fourier_of_a_volume_is_told_of_both_directions(simulated_scan, scanned, told):
+    assert dpmrecon.doctor(simulated_scan(**scanned)).sampling["partial Fourier"] == told
+
+
 @pytest.mark.parametrize("gone, code, word", [("lines", 4, "incomplete"), ("calibration", 2, "no calibration")])
 def test_the_exit_code_is_that_of_replay(simulated_scan, model, tmp_path, gone, code, word):
     # one slice of two, or all of them, cannot be reconstructed

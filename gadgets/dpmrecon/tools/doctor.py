@@ -212,17 +212,25 @@ def _verdict(looks: list[_Look], lost: list[LostSlice], found: Diagnosis) -> Non
         found.verdict, found.exit_code, found.reasons = REFUSED, 2 if looks else 4, reasons
 
 
+def _partial_fourier(acquired: np.ndarray) -> str:
+    """Of lines, and of a volume's partitions; acquired: ([partitions,] rows) bool."""
+    told = []
+    for axis, name in enumerate(("lines", "partitions")[: acquired.ndim]):
+        there = np.flatnonzero(acquired if acquired.ndim == 1 else acquired.any(axis)) - acquired.shape[-1 - axis] // 2
+        low, high = -int(there[0]), int(there[-1]) + 1
+        share = (low + high) / (2 * max(low, high)) if max(low, high) > 0 else 1.0
+        # undersampling alone leaves out less at one end than its step
+        if share <= 0.95 and abs(low - high) > np.diff(there).max(initial=1):
+            told.append(f"{share:.2f} of the {name}")
+    return " and ".join(told) or "none"
+
+
 def _describe(looks: list[_Look], noise: NoiseLines, header: Header, found: Diagnosis) -> None:
     first = looks[0]
     size, came = first.acquired.size, int(first.acquired.sum())
     if first.acquired.ndim == 1:
         size = first.span[1] - first.span[0] + 1
     found.R, found.R_net = float(first.acceleration), size / max(1, came)
-    rows: np.ndarray = first.acquired if first.acquired.ndim == 1 else np.any(first.acquired, 0)
-    centre = rows.size // 2
-    reach = np.flatnonzero(rows) - centre
-    low, high = -int(reach[0]), int(reach[-1]) + 1
-    share = (low + high) / (2 * max(low, high)) if max(low, high) > 0 else 1.0
     samples, grid = first.echo
     found.sampling = {
         "R announced": acceleration(header),
@@ -230,7 +238,7 @@ def _describe(looks: list[_Look], noise: NoiseLines, header: Header, found: Diag
         "R net": found.R_net,
         "lines": f"{came} of {size}",
         "pattern": _pattern_name(first),
-        "partial Fourier": "none" if share > 0.95 else f"{share:.2f} of the lines",
+        "partial Fourier": _partial_fourier(first.acquired),
         "echo": "full" if samples >= grid else f"asymmetric, {samples} of {grid} samples",
         "patterns that differ": len({look.acquired.tobytes() for look in looks}) - 1,
     }
