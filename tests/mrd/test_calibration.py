@@ -269,6 +269,37 @@ def test_separate_calibration_that_is_counted_from_0_on(n_lines):
     assert found.remarks[0].startswith("calibration lines are counted otherwise than the image's")
 
 
+@pytest.mark.parametrize("moved", [(6, 0), (0, 12), (6, 12)])
+@pytest.mark.parametrize("off", [0, 1])
+def test_separate_calibration_of_a_volume_that_is_counted_from_0_on(moved, off):
+    """The peak of the energy is `off` the block's middle, as the head's phase moves it."""
+
+    def soft(lines):
+        for one in lines:
+            far = one.idx.kspace_encode_step_2 - 10 - off, one.idx.kspace_encode_step_1 - 16 - off
+            one.data[:] *= np.exp(-np.square(far).sum() / 2) + 1e-4
+        return lines
+
+    image = soft(volume_scan(2, -5, 4, [(p, n) for p in range(21) for n in range(0, 33, 2)], 21))
+    calibration = soft(volume_scan(2, -5, 4, [(p, n) for p in range(6, 15) for n in range(12, 21)], 21))
+    for one in calibration:
+        one.set_flag(CAL)
+    head = volume_header(21, acceleration=2, mode="separate")
+    right = only(slices([*calibration, *image], head))
+    for one in calibration:
+        one.idx.kspace_encode_step_2 -= moved[0]
+        one.idx.kspace_encode_step_1 -= moved[1]
+    found = only(slices([*calibration, *image], head))
+    assert torch.equal(found.calibration, right.calibration) and torch.equal(found.kspace, right.kspace)
+    assert right.remarks == ()
+    (remark,) = found.remarks
+    assert remark.startswith("calibration lines are counted otherwise than the image's")
+    told = zip(("partition", "line"), moved, (10, 16))
+    assert all(
+        (f"{name} {centre - shift} is taken for {centre}" in remark) == bool(shift) for name, shift, centre in told
+    )
+
+
 def test_separate_calibration_of_another_encoding_space():
     # the same geometry with limits of its own
     xml = header_xml(acceleration=4, mode="separate")

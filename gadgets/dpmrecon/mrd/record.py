@@ -12,7 +12,7 @@ from ..errors import BadInputError, UnsupportedScanError
 from .completeness import AGREES, NEAR, energy_peak, nearby_centre, within
 from .epi import EpiLine, cartesian
 from .header import Limits
-from .lines import AROUND, Layout, Lines, LostError, line_name, places_of
+from .lines import AROUND, Layout, Lines, LostError, line_name, number_of, places_of
 from .readouts import Readouts
 from .scan_log import ScanLog
 
@@ -23,6 +23,7 @@ SLICE_STEP_MM = 1.0  # slices lie farther apart, in the mean
 DRIFT = 0.05
 NOISE_MARGIN = 1.5  # times the expected energy of the noise
 TOLD = {"line": "idx.user[5]", "partition": "idx.user[6]"}  # where lines tell the k-space centre's number
+AXES = ("partition", "line")  # of a volume's places
 KINDS = ("image", "doubtful", "calibration")
 
 
@@ -309,16 +310,10 @@ def placed_in_volume(
     lines: Lines, limits: tuple[Limits, Limits], shape: tuple[int, int], remarks: list[str]
 ) -> tuple[Lines, tuple[Limits, Limits]]:
     """The same of a volume whose matrix has the `shape` (partitions, rows): limits of partitions and of lines."""
-    places, found = places_of(lines.sums), []
-    energies = np.array(list(lines.energies().values()))
-    told = lines.told_centre[::-1]
-    for axis, name in enumerate(("partition", "line")):
-        largest = np.full(np.ptp(places[:, axis]) + 1, -1.0)
-        first = places[:, axis].min()
-        np.maximum.at(largest, places[:, axis] - first, energies)
-        by_number = {int(first + index): float(largest[index]) for index in np.flatnonzero(largest >= 0)}
-        found.append(within(_centred(by_number, limits[axis], told[axis], name, remarks, shape[axis]), shape[axis]))
-    index = places + offsets((found[0], found[1]), shape)
+    found, told = [], lines.told_centre[::-1]
+    for energies, limit, centre, name, size in zip(_largest_by_number(lines), limits, told, AXES, shape):
+        found.append(within(_centred(energies, limit, centre, name, remarks, size), size))
+    index = places_of(lines.sums) + offsets((found[0], found[1]), shape)
     outside = ((index < 0) | (index >= shape)).any(1)
     if outside.any():
         remarks.append(
@@ -327,6 +322,48 @@ def placed_in_volume(
         )
         lines = lines.without(set(np.array(list(lines.sums))[outside].tolist()))
     return lines, (found[0], found[1])
+
+
+def _largest_by_number(lines: Lines) -> list[dict[int, float]]:
+    """The largest energy of a line in each partition, and in each line of all partitions."""
+    energies, found = np.array(list(lines.energies().values())), []
+    for numbers in places_of(lines.sums).T:
+        first = numbers.min()
+        largest = np.full(np.ptp(numbers) + 1, -1.0)
+        np.maximum.at(largest, numbers - first, energies)
+        found.append({int(first + index): float(largest[index]) for index in np.flatnonzero(largest >= 0)})
+    return found
+
+
+def renumbered_in_volume(calibration: Lines, limits: tuple[Limits, Limits], remarks: list[str]) -> Lines:
+    """As `renumbered`, of a volume: limits of its partitions and lines. The middle of the block is its centre where the
+    peak lies beside it: the head's phase moves that by one."""
+    told, shift = [], 0
+    centres = calibration.told_centre[::-1]
+    for energies, limit, centre, name in zip(_largest_by_number(calibration), limits, centres, AXES):
+        own = _centred(energies, limit, centre, name, []).center
+        middle = min(energies) + (max(energies) + 1 - min(energies)) // 2
+        if own != limit.center and abs(middle - own) <= AGREES:
+            own = middle
+        if own != limit.center:
+            told.append(f"{name} {own} is taken for {limit.center}")
+            shift += (limit.center - own) * number_of(int(name == "line"), int(name == "partition"))
+    if not told:
+        return calibration
+    remarks.append(
+        f"calibration lines are counted otherwise than the image's: their {' and their '.join(told)}, by the energy's "
+        "peak"
+    )
+    return _shifted(calibration, shift)
+
+
+def _shifted(lines: Lines, shift: int) -> Lines:
+    """The lines under numbers that are `shift` larger."""
+    return replace(
+        lines,
+        sums={number + shift: data for number, data in lines.sums.items()},
+        counts={number + shift: count for number, count in lines.counts.items()},
+    )
 
 
 def renumbered(calibration: Lines, limits: Limits, remarks: list[str]) -> Lines:
@@ -341,12 +378,7 @@ def renumbered(calibration: Lines, limits: Limits, remarks: list[str]) -> Lines:
         f"calibration lines are counted otherwise than the image's: their line {own.center} is taken for its "
         f"{limits.center}, by the energy's peak"
     )
-    shift = limits.center - own.center
-    return replace(
-        calibration,
-        sums={number + shift: data for number, data in calibration.sums.items()},
-        counts={number + shift: count for number, count in calibration.counts.items()},
-    )
+    return _shifted(calibration, limits.center - own.center)
 
 
 def offsets(limits: tuple[Limits, Limits], shape: tuple[int, int]) -> np.ndarray:

@@ -28,7 +28,16 @@ from .lines import EDGE_MARGIN, Layout, Lines, LostError, line_name, places_of
 from .noise_lines import NoiseLines
 from .readouts import Readouts
 from .receiving import Receiving
-from .record import check_repeats, echo_centred, offsets, placed, placed_in_volume, renumbered, same_place
+from .record import (
+    check_repeats,
+    echo_centred,
+    offsets,
+    placed,
+    placed_in_volume,
+    renumbered,
+    renumbered_in_volume,
+    same_place,
+)
 from .scan_log import ScanLog
 from .volumes import central_box, fills_its_lattice, on_matrix, volume_completeness
 
@@ -143,7 +152,9 @@ class Settler:
         block = None
         if calibration is not None:
             calibration = self._checked(calibration, lines)
-            if self.partitions == 1:
+            if self.partitions > 1:
+                calibration = renumbered_in_volume(calibration, limits, remarks)
+            else:
                 calibration = renumbered(calibration, limits[1], remarks)
             remarks += halved(calibration, limits, " of its calibration")
             block = self._block(self._acquired(calibration.sums, limits))
