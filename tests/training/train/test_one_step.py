@@ -474,6 +474,15 @@ def test_the_recipes_in_the_tree_make_networks(name):
     )
 
 
+def test_volumes_without_a_label_are_refused(prepared, recipe, tmp_path, capsys):
+    """They were trained on as scans of no known contrast."""
+    recipe.write_text(recipe.read_text().replace('"t1", "t2"]', '"t1"]'))
+    given = ["--minutes", "0.001", "--data", str(prepared), "--run", str(tmp_path)]
+    given += ["--out", str(tmp_path / "m.safetensors")]
+    assert main(["one-step", str(recipe), "regression", *given]) == 2
+    assert "the model has no label for t2: name other volumes" in capsys.readouterr().err
+
+
 def test_a_recipe_without_conditioning_is_refused(recipe):
     from dpmtrain.train.recipe import read_recipe
 

@@ -69,7 +69,7 @@ steps = 10
 steps = 30
 """
 )
-FINETUNE = '[target]\nlabel = "swi"\nslot = "spare1"\n' + TRAIN.replace('["*"]', '["*FLAIR"]')
+FINETUNE = '[target]\nlabel = "site"\nslot = "spare1"\n' + TRAIN.replace('["*"]', '["*FLAIR"]')
 
 
 @pytest.fixture
@@ -411,7 +411,7 @@ def test_fine_tuning_goes_on_from_a_run_with_its_optimizer(straight, prepared, t
     state = read_state(straight[0] / "state.pt")
     start = read_start(straight[0])
     recipe = completed(read_recipe(written(tmp_path / "r.toml", FINETUNE), "finetune"), start)
-    assert recipe["model"]["labels"] == ["flair", "t1", "t2", "dwi", "swi"]
+    assert recipe["model"]["labels"] == ["flair", "t1", "t2", "dwi", "site"]
     assert recipe["sampling"] == read_recipe(written(tmp_path / "p.toml", PRETRAIN))["sampling"]
     trainer = Trainer(recipe, start, "cpu")
     assert start.history["images"] == 24
@@ -430,18 +430,18 @@ def test_fine_tuning_from_a_model_alone_says_that_the_optimizer_begins_afresh(st
     recipe, run = written(tmp_path / "r.toml", FINETUNE), tmp_path / "run"
     assert main(command(recipe, prepared, run, "--start", str(model), kind="finetune")) == 0
     tuned = load_checkpoint(run / "model.safetensors")
-    assert tuned.card["model"]["labels"][4] == "swi"
+    assert tuned.card["model"]["labels"][4] == "site"
     assert tuned.card["sampling"] == {"samples": 3}
     history = tuned.card["history"]
     assert history["images"] == 24 + 24
-    assert history["target"] == {"label": "swi", "slot": "spare1"}
+    assert history["target"] == {"label": "site", "slot": "spare1"}
     assert history["start_checksum_sha256"] == load_checkpoint(model).card["checksum_sha256"]
     assert "begun afresh" in history["optimizer"]
     assert not torch.equal(tuned.denoiser.unet.head.weight, straight[1].unet.head.weight)
     # the run's folder is a start as well, whose optimizer goes on
     again = tmp_path / "again"
     more = ["--start", str(run)]
-    recipe.write_text(FINETUNE.replace('slot = "spare1"', 'slot = "swi"'))
+    recipe.write_text(FINETUNE.replace('slot = "spare1"', 'slot = "site"'))
     assert main(command(recipe, prepared, again, *more, kind="finetune")) == 0
     assert "gone on with" in load_checkpoint(again / "model.safetensors").card["history"]["optimizer"]
 
@@ -464,6 +464,15 @@ def test_a_target_of_several_contrasts_is_refused(straight, prepared, tmp_path):
     recipe = written(tmp_path / "r.toml", FINETUNE.replace('["*FLAIR"]', '["*"]'))
     start = read_start(straight[0])
     with pytest.raises(BadInputError, match="the volumes are of flair, t2"):
+        train(completed(read_recipe(recipe, "finetune"), start), prepared, tmp_path / "run", 1, start, device="cpu")
+
+
+def test_a_target_of_another_contrast_is_refused(straight, prepared, tmp_path):
+    """The recipe's label stayed, its volumes were others: T2 was learnt as FLAIR."""
+    text = FINETUNE.replace('label = "site"\nslot = "spare1"', 'label = "flair"\nslot = "flair"')
+    recipe = written(tmp_path / "r.toml", text.replace('["*FLAIR"]', '["*T2W"]'))
+    start = read_start(straight[0])
+    with pytest.raises(BadInputError, match="examples are to be 'flair', and the volumes are of t2"):
         train(completed(read_recipe(recipe, "finetune"), start), prepared, tmp_path / "run", 1, start, device="cpu")
 
 

@@ -21,6 +21,7 @@ from .batches import Batches, example_seed, focus_weight, load
 from .muon import optimizers
 from .recipe import read_recipe
 from .timed import TimedRun
+from .train import check_contrasts
 from .undersampled import COILS, Coils, Undersampled, calibrated_coils, undersampled
 
 EMA = 0.999
@@ -141,6 +142,7 @@ class ScanRun:
             torch.set_float32_matmul_precision("high")
         self.settings = self.recipe["train"]
         self.batches = batches(args.data, self.settings, self.recipe["model"]["labels"], None)
+        check_contrasts(self.batches.slices, self.batches.labels)
         self.crops: Iterator[Any] | None = None  # begun once: loader processes take seconds to start
 
     def train(self, name: str, model: T, loss: Loss, minutes: float, begun_with: dict[str, Any]) -> tuple[T, int]:

@@ -9,14 +9,17 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from dpmrecon.contrasts import CONTRAST_LABELS
 from dpmrecon.errors import BadInputError, DpmreconError
 from dpmrecon.prior.denoiser import Denoiser
 from tqdm import tqdm
 
+from ..data.dataset import PreparedSlices
 from .batches import Batch, Batches, load
 from .keeper import Keeper, Start
 from .muon import optimizers
@@ -132,7 +135,7 @@ def train(
         data, settings, recipe["model"]["labels"], recipe.get("target", {}).get("label"),
         accelerator.num_processes, accelerator.process_index,
     )  # fmt: skip
-    _check_contrasts(batches)
+    check_contrasts(batches.slices, batches.labels, batches.target)
     identity = None if start is None else start.checksum
     keeper = Keeper(run, recipe, identity, batches.slices.digest, accelerator.is_main_process)
     first, state = keeper.go_on()
@@ -169,18 +172,25 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _check_contrasts(batches: Batches) -> None:
-    found = {volume["contrast"] for volume in batches.slices.volumes}
-    if batches.target is not None:
+def check_contrasts(slices: PreparedSlices, labels: Sequence[str], target: str | None = None) -> None:
+    """Raises BadInputError where volumes have no label, or not the one that all examples get."""
+    found = {volume["contrast"] for volume in slices.volumes}
+    named = ", ".join(sorted(found))
+    if target is not None:
         if len(found) > 1:
             raise BadInputError(
-                f"all examples are to be '{batches.target}', and the volumes are of {', '.join(sorted(found))}: "
-                "name those of one contrast in the recipe (volumes)"
+                f"all examples are to be '{target}', and the volumes are of {named}: name those of one contrast in the "
+                "recipe (volumes)"
             )
-    elif found - set(batches.labels):
+        if target in CONTRAST_LABELS and found != {target}:
+            raise BadInputError(
+                f"all examples are to be '{target}', and the volumes are of {named}: name others in the recipe "
+                "(volumes), or give their label"
+            )
+    elif found - set(labels):
         raise BadInputError(
-            f"the model has no label for {', '.join(sorted(found - set(batches.labels)))}: name other volumes in the "
-            f"recipe, or add to its labels ({', '.join(batches.labels)})"
+            f"the model has no label for {', '.join(sorted(found - set(labels)))}: name other volumes in the recipe, "
+            f"or add to its labels ({', '.join(labels)})"
         )
 
 
