@@ -87,6 +87,14 @@ def test_the_shipped_checkpoint_names_its_data():
     assert {"flair", "t1", "t2", "dwi", "swi"} <= set(checkpoint.denoiser.labels)
 
 
+def test_a_card_is_written_beside_a_file_alone(tmp_path, monkeypatch):
+    """By its name, the model that ships was found, and its card begun in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="default is no file, and nothing is written"):
+        write_card(Path("default"), more=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_leaves_the_checkpoint_that_was(tmp_path, monkeypatch):
     path = tmp_path / "m.safetensors"
     save_checkpoint(path, random_denoiser(), {})

@@ -59,10 +59,21 @@ def at_least(args: argparse.Namespace, **least: int) -> None:
             raise BadInputError(f"--{name.replace('_', '-')} is {value}: give {smallest} or more")
 
 
-def checkpoint_path(path: Path) -> None:
-    """Raises BadInputError where --out is no name of a checkpoint."""
+def checkpoint_path(path: Path, *begun: Path | None) -> None:
+    """Raises BadInputError where --out is no name of a checkpoint, or that of a model which training begins with."""
     if path.suffix != ".safetensors":
         raise BadInputError(f"--out is {path}: give a name that ends in .safetensors")
+    if path.resolve() in [start.resolve() for start in begun if start is not None]:
+        raise BadInputError(f"--out is {path}, with which training begins and which would be lost: give another name")
+
+
+def writable(models: Sequence[Path]) -> None:
+    """Raises BadInputError where --write would find no file whose card it could change."""
+    if not models:
+        raise BadInputError("--write needs --model: name a copy of the shipped model")
+    for path in models:
+        if not path.is_file():
+            raise BadInputError(f"--write changes the card of a file, and {path} is none: name a copy of that model")
 
 
 def changes_from(text: str) -> dict[str, float | int]:

@@ -262,8 +262,11 @@ def uncertainty_defaults(card: dict, contrast: str | None, acceleration: float |
 def write_card(path: Path, **entries: Any) -> None:
     """Put entries, such as `sampling`, into the card of the checkpoint `path`; weights and all else of the card stay.
 
-    Raises CheckpointError where the checkpoint cannot be loaded or its card written, and leaves the card as it is.
+    Raises CheckpointError where the checkpoint is no file or cannot be loaded, or its card written, and leaves the card
+    as it is.
     """
+    if not path.is_file():  # the name of a model that ships loads too, and its card would be begun in this folder
+        raise CheckpointError(f"{path} is no file, and nothing is written: give a copy of the model, NAME.safetensors")
     card = {**load_checkpoint(path).card, **entries}
     card_path = path.with_suffix(".json")
     try:

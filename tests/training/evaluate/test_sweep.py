@@ -115,6 +115,8 @@ def test_the_card_of_the_model_that_ships_is_not_written(command, tmp_path, caps
     monkeypatch.chdir(tmp_path)
     assert main([*command, "--images", str(tmp_path), "--write"]) == 2
     assert "--write needs --model: name a copy of the shipped model" in capsys.readouterr().err
+    assert main([*command, "--images", str(tmp_path), "--write", "--model", "default"]) == 2
+    assert "and default is none: name a copy of that model" in capsys.readouterr().err
 
 
 def test_a_latent_model_is_swept_with_the_settings_of_its_kind(tmp_path):

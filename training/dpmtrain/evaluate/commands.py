@@ -8,7 +8,7 @@ from dpmrecon.cli import add_command
 from dpmrecon.contrasts import CONTRAST_LABELS
 from dpmrecon.errors import BadInputError
 
-from ..arguments import add_usual, at_least, numbers, read_grid, words
+from ..arguments import add_usual, at_least, numbers, read_grid, words, writable
 from .plan import CONVENTIONAL
 
 # What each grid runs: the sampler, and the settings that it combines
@@ -139,8 +139,8 @@ def _sweep(args: argparse.Namespace) -> int:
     from .validation import validation_scan
 
     at_least(args, slices=1, samples=1)
-    if args.write and args.model is None:
-        raise BadInputError("--write needs --model: name a copy of the shipped model")
+    if args.write:
+        writable(args.model or [])
     paths = args.model or [default_path()]
     if args.name == "models" and len(paths) < 2:
         raise BadInputError("the grid `models` compares checkpoints: name at least two as --model")
@@ -188,8 +188,8 @@ def _calibrate(args: argparse.Namespace) -> int:
     from .validation import validation_scan
 
     at_least(args, samples=2, slices=1, R=2)
-    if args.write and args.model is None:
-        raise BadInputError("--write needs --model: name a copy of the shipped model")
+    if args.write:
+        writable([args.model] if args.model else [])
     grid = read_grid(args.grid)
     names = words("--contrasts", args.contrasts, CONTRAST_LABELS)
     slices = [found for name in names for found in validation_scan(args.images, name)[: args.slices]]

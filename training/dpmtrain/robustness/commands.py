@@ -8,7 +8,7 @@ from pathlib import Path
 from dpmrecon.cli import add_command
 from dpmrecon.errors import BadInputError
 
-from ..arguments import add_usual, at_least, words
+from ..arguments import add_usual, at_least, words, writable
 
 
 def add_residuals(commands) -> None:
@@ -102,8 +102,8 @@ def _gate(args: argparse.Namespace) -> int:
     from .gate_cases import JUDGING, SETTING, SOUND, heads
 
     at_least(args, heads=1, sound=1, each=0, seed=0)
-    if args.write and args.model is None:
-        raise BadInputError("--write needs --model: name a copy of the shipped model")
+    if args.write:
+        writable([args.model] if args.model else [])
     if args.each and args.out is None:
         raise BadInputError("the tables need a folder: give --out, or --each 0")
     checkpoint = load_checkpoint(args.model, device_of(args.device)).of_scan(volume=args.of == "volumes")
