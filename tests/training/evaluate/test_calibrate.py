@@ -22,7 +22,9 @@ def test_settings_of_one_contrast_lie_beside_those_of_all():
     other = {**entry, "R": 8}
     sampling = {"uncertainty": {"samples": 4, "steps": 30, "eta": 0.0}, "by_contrast_R": [entry, other]}
     chosen = {"samples": 4, "steps": 20, "eta": 0.0}
-    assert with_chosen(sampling, chosen, None, 4) == {**sampling, "uncertainty": chosen}
+    prox = {**entry, "sampler": "prox"}
+    whole = with_chosen({**sampling, "by_contrast_R": [entry, prox, other]}, chosen, None, 4)
+    assert whole == {"uncertainty": chosen, "by_contrast_R": [prox]}  # the old ones of t1 would win over those chosen
     assert with_chosen({}, chosen, "t1", 4) == {"uncertainty": chosen}
     found = with_chosen(sampling, chosen, "t1", 4)
     assert found == {**sampling, "by_contrast_R": [{**entry, "settings": {"steps": 20}}, other]}

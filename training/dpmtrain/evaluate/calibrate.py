@@ -58,9 +58,12 @@ def calibrate(
 
 def with_chosen(sampling: dict, chosen: dict, contrast: str | None, acceleration: int) -> dict:
     """The card's `sampling` with the settings chosen for the uncertainty mode: of all scans, or what differs from those
-    for one contrast at R."""
+    for one contrast at R. What differed from the settings of all before goes with them."""
     if contrast is None or UNCERTAINTY not in sampling:
-        return {**sampling, UNCERTAINTY: chosen}
+        found = {**sampling, UNCERTAINTY: chosen}
+        if entries := sampling.get("by_contrast_R"):
+            found["by_contrast_R"] = [entry for entry in entries if entry["sampler"] != UNCERTAINTY]
+        return found
     common = sampling[UNCERTAINTY]
     own = {name: value for name, value in chosen.items() if name != "samples" and common.get(name) != value}
     return with_entries(sampling, [{"sampler": UNCERTAINTY, "contrast": contrast, "R": acceleration, "settings": own}])
