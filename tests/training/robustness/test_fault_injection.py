@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from dpmrecon.simulation.simulate import simulate
 from dpmtrain.cli import main
+from dpmtrain.evaluate.score_lines import ScoreLines
 from dpmtrain.robustness import fault_injection
-from dpmtrain.robustness.fault_injection import drawn_scan, reordered, row_of
+from dpmtrain.robustness.fault_injection import Row, drawn_scan, injected, reordered, row_of
 from dpmtrain.robustness.faults import FAULTS, RawScan
+
+from support.models import TINY, saved_model
 
 # nothing in the data tells these from a sound scan: an object that is mirrored; a slice that lies elsewhere
 CANNOT_BE_SEEN = {"samples reversed", "shots moved"}
@@ -63,3 +66,18 @@ def test_the_command_writes_both_tables(tmp_path, capsys):
         (row,) = csv.DictReader(file)
     assert row["fault"] == "noise lost" and "no noise measurement came" in row["text"] and row["verdict"] == "said"
     assert "Without the fault: 1 of 1 with exit 0 and no remark." in capsys.readouterr().out
+
+
+def test_another_model_of_the_same_name_is_asked_anew(tmp_path, monkeypatch):
+    asked = []
+
+    def row_of(seed, model):
+        asked.append(seed)
+        return Row(seed, "scan", "spike", "it", 0, "", 0.1, 0, 1.0, "harmless", "")
+
+    monkeypatch.setattr(fault_injection, "row_of", row_of)
+    model, path = tmp_path / "m.safetensors", tmp_path / "scores.jsonl"
+    for embedding in (8, 8, 12):
+        saved_model(model, {**TINY, "embedding": embedding})
+        list(injected([3], model, ScoreLines(path)))
+    assert asked == [3, 3]

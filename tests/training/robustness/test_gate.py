@@ -1,6 +1,7 @@
 """`dpmtrain gate`: cases that are what they are called, limits that sound slices keep, and the table."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -125,9 +126,25 @@ def test_a_run_goes_on_with_what_was_judged(tmp_path, checkpoint):
     first = list(judge(checkpoint, list(rows), lambda kind, rng: rows[kind], 0, ScoreLines(path)))
     again = list(judge(checkpoint, list(rows), refused, 0, ScoreLines(path)))
     assert [repr(one) for one in again] == [repr(one) for one in first]  # nan is not nan
-    other = type(checkpoint)(checkpoint.model, checkpoint.card, "other", checkpoint.kind)
-    with pytest.raises(pytest.fail.Exception, match="judged again"):
-        list(judge(other, list(rows), refused, 0, ScoreLines(path)))
+    others = [
+        replace(checkpoint, model_id="other"),
+        replace(checkpoint, card={**checkpoint.card, "gate": {"fits": []}}),
+        replace(checkpoint, card={**checkpoint.card, "sampling": {"samples": 9}}),
+    ]
+    for other, heads in [*((other, 0) for other in others), (checkpoint, 12)]:
+        with pytest.raises(pytest.fail.Exception, match="judged again"):
+            list(judge(other, list(rows), refused, 0, ScoreLines(path), heads))
+
+
+def test_limits_are_of_the_scans_that_are_asked_for(checkpoint, tmp_path, monkeypatch):
+    """With more --heads the first numbers were those of other slices."""
+    monkeypatch.setattr(gate, "agreement", lambda *given: {})
+    path, found = tmp_path / "scores.jsonl", []
+    for count in (2, 3):
+        scans = slice_scans([head(count * 10 + n, (66, 54), "t1") for n in range(count)], 5, checkpoint.model.device)
+        made = [Scan(f"{count}", scan.contrast, scan.make) for scan in scans]
+        found.append([one["subject"] for one in numbers_of(checkpoint, made, SLICES, 5, ScoreLines(path))])
+    assert found == [["2"] * 2, ["3"] * 3]
 
 
 def test_refused_scans_count_as_found(checkpoint, monkeypatch, tmp_path):

@@ -99,7 +99,7 @@ def _gate(args: argparse.Namespace) -> int:
 
     from ..evaluate.score_lines import ScoreLines
     from .gate import KINDS, judge, limits_of, numbers_of, slice_row, slice_scans, volume_row, volume_scans, write_gate
-    from .gate_cases import JUDGING, SETTING, SOUND, heads
+    from .gate_cases import JUDGING, SETTING, SOUND, Head, heads
 
     at_least(args, heads=1, sound=1, each=0, seed=0)
     if args.write:
@@ -130,11 +130,12 @@ def _gate(args: argparse.Namespace) -> int:
         kinds = [SOUND] * args.sound
         kinds += [kind for kind in KINDS[args.of] if kind != SOUND for _ in range(args.each)]
         random.Random(args.seed).shuffle(kinds)
+        others: list[Head] = []
         if args.of == "volumes":
             row = partial(volume_row, checkpoint, args.images, args.seed + 2)
         else:
             others = list(heads(args.images, JUDGING, args.heads, args.seed + 1))
             row = partial(slice_row, checkpoint, others, args.of)
-        judged = tqdm(judge(checkpoint, kinds, row, args.seed, lines), total=len(kinds), unit="scan")
+        judged = tqdm(judge(checkpoint, kinds, row, args.seed, lines, len(others)), total=len(kinds), unit="scan")
         write_gate(args.out, list(judged), checkpoint.model_id, args.seed, args.of)
     return 0

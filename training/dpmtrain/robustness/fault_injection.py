@@ -19,6 +19,7 @@ import torch
 from dpmrecon.cli import main
 from dpmrecon.mrd.flags import LAST_IN_SLICE
 from dpmrecon.physics.fourier import crop_or_pad, to_image, to_kspace
+from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.simulation.simulate import SimulationSettings, simulate, truth_path
 
 from ..evaluate.metrics import nrmse
@@ -163,8 +164,9 @@ def _resampled(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def injected(seeds: Sequence[int], model: Path | None, lines: ScoreLines) -> Iterator[Row]:
     """A row for each seed, but for those that the results file holds."""
+    model_id = load_checkpoint(model).model_id  # another model may have the same name
     for seed in seeds:
-        yield lines.row(Row, {"seed": seed, "model": str(model)}, partial(row_of, seed, model))
+        yield lines.row(Row, {"seed": seed, "model": model_id}, partial(row_of, seed, model))
 
 
 def row_of(seed: int, model: Path | None) -> Row:

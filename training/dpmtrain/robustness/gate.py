@@ -5,10 +5,12 @@ Volumes have limits of their own; those of slices serve heads that fold too. Cas
 user gets. The network runs at default settings but for two samples of four steps, of a volume one.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +192,7 @@ def numbers_of(
         return {"subject": scan.subject, "contrast": scan.contrast, "parts": parts}
 
     for number, scan in enumerate(scans):
-        key = {"model": checkpoint.model_id, "seed": seed, "limits": kind, "number": number}
+        key = {"model": checkpoint.model_id, "seed": seed, "limits": kind, "of": len(scans), "number": number}
         yield asked(scan) if lines is None else lines.get(key, partial(asked, scan))
 
 
@@ -291,11 +293,15 @@ def judge(
     row: Callable[[str, np.random.Generator], Row],
     seed: int,
     lines: ScoreLines,
+    heads: int = 0,
 ) -> Iterator[Row]:
-    """A row for each kind, but for those that the results file holds. row: makes one, with what it draws."""
+    """A row for each kind, but for those that the results file holds by the same limits and settings. row: makes one,
+    with what it draws; heads: how many it draws from."""
+    by = json.dumps([checkpoint.card.get(name) for name in ("gate", "sampling")], sort_keys=True)
+    known = {"model": checkpoint.model_id, "card": sha256(by.encode()).hexdigest()[:12], "heads": heads, "seed": seed}
     for number, kind in enumerate(kinds):
         rng = np.random.default_rng([seed, 1, number])
-        key = {"model": checkpoint.model_id, "seed": seed, "number": number, "kind": kind}
+        key = {**known, "number": number, "kind": kind}
         yield lines.row(Row, key, partial(row, kind, rng))
 
 
