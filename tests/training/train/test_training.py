@@ -476,6 +476,16 @@ def test_a_target_of_another_contrast_is_refused(straight, prepared, tmp_path):
         train(completed(read_recipe(recipe, "finetune"), start), prepared, tmp_path / "run", 1, start, device="cpu")
 
 
+def test_the_model_that_a_training_begins_with_stays(straight, prepared, tmp_path, capsys):
+    model, recipe = tmp_path / "run" / "model.safetensors", written(tmp_path / "r.toml", FINETUNE)
+    model.parent.mkdir()
+    save_checkpoint(model, straight[1], {})
+    before = model.read_bytes()
+    assert main(command(recipe, prepared, model.parent, "--start", str(model), kind="finetune")) == 2
+    assert "with which training begins and which would be lost" in capsys.readouterr().err
+    assert model.read_bytes() == before
+
+
 def test_the_model_that_ships_is_a_start():
     start = read_start(None)
     assert start.model_id.startswith("default-")

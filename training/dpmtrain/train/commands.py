@@ -56,7 +56,7 @@ def _train(args: argparse.Namespace) -> int:
 
     recipe = read_recipe(args.recipe, args.kind)
     read_manifest(args.data)
-    checkpoint_path(args.out)
+    checkpoint_path(args.out, args.start)
     if args.start is not None:
         completed(recipe, read_start(args.start))
     return launch.launch(run, args)
@@ -173,7 +173,7 @@ def _latent(args: argparse.Namespace) -> int:
     at_least(args, workers=0)
     if not args.minutes > 0:
         raise BadInputError(f"--minutes is {args.minutes:g}: give more than 0")
-    checkpoint_path(args.out)
+    checkpoint_path(args.out, args.start)
     train_stage(
         args.recipe, args.data, args.folder, args.out, args.start, args.minutes, device_of(args.device), args.workers
     )

@@ -132,7 +132,7 @@ class ScanRun:
         self.recipe = read_recipe(args.recipe, kind)
         self.recipe.setdefault("model", model)
         read_manifest(args.data)
-        checkpoint_path(args.out)
+        checkpoint_path(args.out, args.start, getattr(args, "refine", None))
         if args.minutes <= 0:
             raise BadInputError(f"--minutes is {args.minutes:g}: give a time above 0")
         if args.threads is not None:
