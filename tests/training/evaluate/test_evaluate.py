@@ -271,6 +271,12 @@ def test_scores_on_subjects_that_the_model_was_trained_on_are_said(tmp_path, cap
         for text in (capsys.readouterr().out, (tmp_path / str(told) / "report.md").read_text()):
             assert ("was trained on patient01: its scores there say nothing of others" in text) == told
             assert ("(95 % of 2 subjects; 5 or more)" in text) == told
+    patient = [replace(full, scan="export_17", subject="id-0123") for full in slices[:1]]  # a scan of a known patient
+    saved_model(
+        path, TINY, sampling={"samples": 1, "prox": {"steps": 2}}, data={"begun_with": [{"subjects": ["id-0123"]}]}
+    )
+    evaluate(patient, lambda contrast: [], [load_checkpoint(path)], plan, tmp_path / "patient", CPU)
+    assert "was trained on id-0123: its scores" in capsys.readouterr().out
 
 
 def test_models_are_sampled_as_the_product_does(tmp_path):

@@ -100,7 +100,9 @@ def test_training_lowers_the_loss_of_runs_that_it_has_not_seen():
 def test_a_run_goes_on_and_its_card_tells_where_it_began(prepared, tmp_path):
     recipe, start, out, run = (tmp_path / name for name in ("r.toml", "start.safetensors", "out.safetensors", "run"))
     recipe.write_text(TIMED + "slice_weight = 1.0\nvolume_scans = 0\nvolume_share = 0\nvolume_weight = 0\n")
-    save_checkpoint(start, denoiser(), {"sampling": {"prox": {"steps": 4}}, "history": "begun"})
+    save_checkpoint(
+        start, denoiser(), {"sampling": {"prox": {"steps": 4}}, "history": "begun", "data": {"subjects": ["a"]}}
+    )
     given = [str(recipe), "--start", str(start), "--data", str(prepared), "--run", str(run), "--out", str(out)]
     assert main(["in-sampler", *given, "--minutes", "0.001", "--workers", "0"]) == 0
     first = load_checkpoint(out)
@@ -112,6 +114,7 @@ def test_a_run_goes_on_and_its_card_tells_where_it_began(prepared, tmp_path):
     assert card["history"]["start"] == begun.model_id and card["history"]["start_history"] == "begun"
     assert card["sampling"] == begun.card["sampling"] and "gate" not in card
     assert set(card["data"]["subjects"]) == {"patient01", "patient03"}
+    assert card["data"]["begun_with"] == [{"subjects": ["a"]}]
     assert load_checkpoint(out).model_id != first.model_id
     weights = zip(load_checkpoint(out).model.state_dict().values(), begun.model.state_dict().values())
     assert not all(torch.equal(one, other) for one, other in weights)

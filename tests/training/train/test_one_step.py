@@ -199,6 +199,7 @@ def test_from_slices_to_a_student_and_on_after_a_stop(prepared, recipe, tmp_path
               "--evaluations", "4,1"]  # fmt: skip
     assert main(distil) == 0
     card = load_checkpoint(student).card
+    assert card["data"]["begun_with"] == [load_checkpoint(teacher).card["data"]]
     assert card["sampling"]["one-step"]["steps"] == 1 and card["kind"] == "one-step"
     assert load_checkpoint(tmp_path / "student_4.safetensors").card["sampling"]["one-step"]["steps"] == 4
     with (tmp_path / "student" / "log.csv").open() as file:
@@ -228,6 +229,8 @@ def test_a_refiner_is_trained_after_a_network_that_stays(prepared, recipe, tmp_p
     assert all(value.numpy().tobytes() == after[name].numpy().tobytes() for name, value in before.items())
     assert after["refiner.head.weight"].abs().max() > 0  # where it begins
     card = load_checkpoint(refined).card
+    assert card["data"]["subjects"] == ["patient01", "patient03"] and "CC-BY" in card["data"]["licences"]
+    assert card["data"]["begun_with"] == [load_checkpoint(twin).card["data"]]
     assert card["model"]["refiner"] == {"widths": [6, 4], "blocks": [1, 1], "embedding": 8}
     assert card["history"].startswith("refiner: ") and "twin-" in card["history"]
     assert trained(str(refined), again) == 0 and "refined-" in load_checkpoint(again).card["history"]

@@ -426,7 +426,8 @@ def test_fine_tuning_goes_on_from_a_run_with_its_optimizer(straight, prepared, t
 
 def test_fine_tuning_from_a_model_alone_says_that_the_optimizer_begins_afresh(straight, prepared, tmp_path):
     model = tmp_path / "model.safetensors"
-    save_checkpoint(model, straight[1], {"history": {"images": 24}, "sampling": {"samples": 3}})
+    known = {"sources": ["open_ms, CC-BY"], "subjects": ["patient07"]}
+    save_checkpoint(model, straight[1], {"history": {"images": 24}, "sampling": {"samples": 3}, "data": known})
     recipe, run = written(tmp_path / "r.toml", FINETUNE), tmp_path / "run"
     assert main(command(recipe, prepared, run, "--start", str(model), kind="finetune")) == 0
     tuned = load_checkpoint(run / "model.safetensors")
@@ -437,6 +438,7 @@ def test_fine_tuning_from_a_model_alone_says_that_the_optimizer_begins_afresh(st
     assert history["target"] == {"label": "site", "slot": "spare1"}
     assert history["start_checksum_sha256"] == load_checkpoint(model).card["checksum_sha256"]
     assert "begun afresh" in history["optimizer"]
+    assert tuned.card["data"]["begun_with"] == [known] and "patient01" in tuned.card["data"]["subjects"]
     assert not torch.equal(tuned.denoiser.unet.head.weight, straight[1].unet.head.weight)
     # the run's folder is a start as well, whose optimizer goes on
     again = tmp_path / "again"

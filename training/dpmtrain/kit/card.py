@@ -52,6 +52,7 @@ def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> di
             "references": references,
             "trained_on": f"images that {start.model_id} makes of them by default",
             **counts,
+            **({"begun_with": [start.data]} if start.data else {}),
         },
         "length_by_lines_left_out": {str(steps): round(missed, 5) for steps, missed in best.missed.items()},
         "intended_use": f"Research. Reconstruction of {contrast} scans of the head, {dimensions} Cartesian, about R = "

@@ -50,7 +50,7 @@ def train_in_sampler(args: argparse.Namespace) -> None:
         "recipe": settings,
         "history": history,
         "sampling": start.sampling,
-        "data": data_card(args.data, settings),
+        "data": data_card(args.data, settings, start.data),
     }
     with writing(args.out):
         save_checkpoint(args.out, found, card)

@@ -30,7 +30,7 @@ class Start:
 
     config: of the model; weights, ema: its state dicts; optimizers: their states, or None where only weights exist;
     made_with: name of those optimizers; sampling: the sampler's defaults; history: of the card, or None; gate: its
-    limits, of these weights, or None.
+    limits, of these weights, or None; data: what its card says of those, or None.
     """
 
     model_id: str
@@ -43,6 +43,7 @@ class Start:
     sampling: dict
     history: dict | str | None
     gate: dict | None = None
+    data: dict | None = None
 
     def optimizers_for(self, name: str) -> list[dict] | None:
         """The states to go on with, where they are of these optimizers."""
@@ -60,7 +61,7 @@ def read_start(path: Path | None) -> Start:
         weights, card = checkpoint.denoiser.state_dict(), checkpoint.card
         return Start(
             checkpoint.model_id, card["checksum_sha256"], checkpoint.denoiser.config, weights, weights, None, None,
-            card.get("sampling", {}), card.get("history"), card.get("gate"),
+            card.get("sampling", {}), card.get("history"), card.get("gate"), card.get("data"),
         )  # fmt: skip
     file = path / "state.pt"
     if not file.is_file():

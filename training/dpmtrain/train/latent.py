@@ -116,7 +116,8 @@ def _start(recipe: dict, start: Path | None) -> tuple[LatentModel | SwinSketcher
                 f"--start {start} is of kind '{loaded.card.get('kind')}': give a model of kind {LATENT}"
             )
         spent = {name: loaded.card[name] for name in ("minutes", "steps") if name in loaded.card}
-        return loaded.model, {"model": loaded.model_id, **spent, **loaded.card.get("history", {})}
+        known = {**spent, **loaded.card.get("history", {}), "data": loaded.card.get("data")}
+        return loaded.model, {"model": loaded.model_id, **known}
     if recipe["stage"] != "autoencoder":
         raise BadInputError(f"the stage {recipe['stage']} needs --start: give the model of the stage before")
     torch.manual_seed(recipe["train"]["seed"])
@@ -127,11 +128,12 @@ def _start(recipe: dict, start: Path | None) -> tuple[LatentModel | SwinSketcher
 
 
 def _card(recipe: dict, data: Path, before: dict | None) -> dict[str, Any]:
-    history = {"stage": recipe["stage"], "start": before or "random weights"}
+    known = {name: value for name, value in (before or {}).items() if name != "data"}
+    history = {"stage": recipe["stage"], "start": known or "random weights"}
     return {
         "kind": "sketcher" if recipe["stage"] == "sketcher" else LATENT,
         "recipe": recipe["train"],
         "history": history,
         "sampling": recipe.get("sampling", {}),
-        "data": data_card(data, recipe["train"]),
+        "data": data_card(data, recipe["train"], (before or {}).get("data")),
     }

@@ -21,6 +21,7 @@ from .one_step import (
     regression_loss,
     teacher_loss,
 )
+from .pretrain import data_card
 from .refiner import both_of, refiner_loss, together_loss, with_refiner
 from .scan_runs import Loss, ScanRun, blend, check_kept, kept_text
 
@@ -49,14 +50,16 @@ def train_stage(args: argparse.Namespace) -> None:
     run = ScanRun(args, ONE_STEP)
     torch.manual_seed(run.settings["seed"])
     model = ConditionalDenoiser(run.recipe["model"])
-    begun = "random weights"
+    begun, data = "random weights", []
     if args.start is not None:
         start = load_checkpoint(args.start)
         begin_with(model, start.denoiser)
         begun = start.model_id
+        data.append(start.card.get("data"))
     begun_with, made_by = {"the start": begun}, begun
     if args.refine is not None:
         refined = load_checkpoint(args.refine)
+        data.append(refined.card.get("data"))
         together = args.stage == "together"
         model = both_of(refined, run.recipe["model"]) if together else with_refiner(refined, model)
         begun_with["the model to refine"] = refined.model_id
@@ -70,13 +73,14 @@ def train_stage(args: argparse.Namespace) -> None:
         blend(found.cpu(), begun_model.state_dict(), args.keep)
         made_by += kept_text(args.keep)
     own: dict[str, Any] = {"steps": TEACHER_STEPS} if args.stage == "teacher" else {"noise_scale": 0.0}
-    save(run, args.out, found.cpu(), f"{args.stage}: {steps} steps from {made_by}", **own)
+    known = data_card(args.data, run.settings, *data)
+    save(run, args.out, found.cpu(), f"{args.stage}: {steps} steps from {made_by}", known, **own)
 
 
-def save(run: ScanRun, path: Path, model: ConditionalDenoiser, history: str, **own: Any) -> None:
-    """own: sampler settings that are not the recipe's."""
+def save(run: ScanRun, path: Path, model: ConditionalDenoiser, history: str, data: dict[str, Any], **own: Any) -> None:
+    """data: of the card; own: sampler settings that are not the recipe's."""
     sampling = {**run.recipe["sampling"], ONE_STEP: {**run.recipe["sampling"][ONE_STEP], **own}}
-    card = {"kind": ONE_STEP, "recipe": run.settings, "history": history, "sampling": sampling}
+    card = {"kind": ONE_STEP, "recipe": run.settings, "history": history, "sampling": sampling, "data": data}
     with writing(path):
         save_checkpoint(path, model, card)
 
@@ -92,6 +96,7 @@ def distil(args: argparse.Namespace) -> None:
     start = load_checkpoint(args.start)
     if not isinstance(start.model, ConditionalDenoiser) or start.model.config != run.recipe["model"]:
         raise BadInputError(f"{args.start} is no network of the recipe's [model]: give the teacher of this recipe")
+    data = data_card(args.data, run.settings, start.card.get("data"))
     teacher, known = start.model.to(run.device), TIMES
     for number, steps in enumerate(counts):
         model = copy.deepcopy(teacher).requires_grad_(True)
@@ -101,4 +106,4 @@ def distil(args: argparse.Namespace) -> None:
         known = steps
         last = steps == counts[-1]
         path = args.out if last else args.out.with_name(f"{args.out.stem}_{steps}.safetensors")
-        save(run, path, teacher, f"distilled to {steps} evaluations from {start.model_id}", steps=steps)
+        save(run, path, teacher, f"distilled to {steps} evaluations from {start.model_id}", data, steps=steps)

@@ -77,7 +77,12 @@ def card(recipe: dict, data: Path, folder: Path, start: Start | None) -> dict[st
     plans = read_state(folder / "state.pt")["plans"]
     if len(plans) > 1:
         history["lengths"] = [f"from step {first} as of {steps} steps" for first, steps in plans]
-    return {"recipe": settings, "history": history, "sampling": recipe["sampling"], "data": data_card(data, settings)}
+    return {
+        "recipe": settings,
+        "history": history,
+        "sampling": recipe["sampling"],
+        "data": data_card(data, settings, start.data if start else None),
+    }
 
 
 def history_of(recipe: dict, start: Start | None) -> dict[str, Any]:
@@ -105,8 +110,9 @@ def history_of(recipe: dict, start: Start | None) -> dict[str, Any]:
     return history
 
 
-def data_card(data: Path, settings: dict) -> dict[str, Any]:
-    """Sources, licences and subjects of the recipe's volumes, and who was left out."""
+def data_card(data: Path, settings: dict, *begun: dict | None) -> dict[str, Any]:
+    """Sources, licences and subjects of the recipe's volumes, who was left out, and the same of the models that it
+    began with, as their cards have it."""
     volumes = PreparedSlices(data, settings["real_fraction"], settings["volumes"]).volumes
 
     def distinct(key: str) -> list[str]:
@@ -119,5 +125,6 @@ def data_card(data: Path, settings: dict) -> dict[str, Any]:
         "subjects": distinct("subject"),
         "excluded": read_manifest(data).get("exclude", []),
         "slices": sum(end - first for volume in volumes for first, end in volume["spans"]),
+        "begun_with": [known for known in begun if known],
     }
     return {key: value for key, value in found.items() if value or key == "excluded"}
