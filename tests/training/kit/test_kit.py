@@ -16,7 +16,7 @@ from dpmrecon.simulation.settings import VolumeSettings
 from dpmrecon.simulation.simulate import simulate
 from dpmtrain.cli import main
 from dpmtrain.data.dataset import read_manifest
-from dpmtrain.data.items import Settings
+from dpmtrain.data.items import Settings, pseudonym
 from dpmtrain.data.kinds import inspect
 from dpmtrain.data.kspace import read_ismrmrd
 from dpmtrain.evaluate.plan import Condition
@@ -275,6 +275,20 @@ def test_the_same_command_goes_on_without_doing_anything_twice(made, scans, star
     # another plan in the same folder is refused
     assert main(command(scans, made, start, recipe, "--contrast", "flair", "--R", "2")) == 2
     assert "was begun with other R" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_scan_that_was_changed_is_not_taken_for_the_one_that_was_trained_on(
+    made, scans, start, recipe, simulated_scan, tmp_path, capsys
+):
+    """The same file with other lines: the models of before were taken for those of it."""
+    hospital, out = tmp_path / "hospital", tmp_path / "out"
+    shutil.copytree(scans, hospital)
+    shutil.copytree(made, out)
+    trained = json.loads((out / "kit.json").read_text())["patients"]["train"]
+    number = next(n for n in range(1, 4) if pseudonym(f"SIMULATED{n}") in trained)
+    shutil.copy(simulated_scan(**SCAN, subject=number, seed=77), hospital / f"p{number}" / "flair.h5")
+    assert main(command(hospital, out, start, recipe, "--contrast", "flair")) == 2
+    assert "was begun with other scans to train on" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_check_names_every_file_that_cannot_be_used(scans, start, recipe, tmp_path, capsys):

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from dpmrecon.errors import BadInputError, DpmreconError
@@ -387,6 +389,23 @@ def test_a_state_of_other_volumes_is_not_gone_on_with(prepared, recipe, tmp_path
     state = torch.load(run / "state.pt", weights_only=True)
     torch.save({name: value for name, value in state.items() if name != "data"}, run / "state.pt")
     train(settings, data, run, 1, device="cpu")  # a state of an earlier version
+
+
+def test_a_state_of_volumes_of_the_same_name_and_size_is_not_gone_on_with(recipe, tmp_path):
+    images, data, run, settings = tmp_path / "images", tmp_path / "data", tmp_path / "run", read_recipe(recipe)
+    settings["train"]["steps"] = 2
+
+    def prepare(seed):
+        images.mkdir(exist_ok=True)
+        volume = np.random.default_rng(seed).uniform(300, 900, (40, 44, 4)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(volume, np.diag([-0.7, -0.7, 3, 1])), images / "patient1_flair.nii.gz")
+        assert main(["prepare", str(images), "--out", str(data), "--jobs", "1"]) == 0
+
+    prepare(1)
+    train(settings, data, run, 1, device="cpu")
+    prepare(2)
+    with pytest.raises(BadInputError, match="is of other volumes than --data has now"):
+        train(settings, data, run, 1, device="cpu")
 
 
 def test_two_processes_train_as_one_does(straight, prepared, recipe, tmp_path):

@@ -96,8 +96,8 @@ class PreparedSlices:
 
     @property
     def digest(self) -> str:
-        """Of the volumes' entries in the manifest, hex: other names, patients or sizes are other data."""
-        return hashlib.sha256(json.dumps(self.volumes, sort_keys=True).encode()).hexdigest()
+        """See `digest_of`."""
+        return digest_of(self.volumes)
 
     def example(self, crop: int, generator: torch.Generator) -> Example:
         """A crop of a slice, scaled by the rule, with the foci that were painted into it."""
@@ -269,6 +269,11 @@ def smooth_field(shape: Sequence[int], amplitude: float, generator: torch.Genera
     points = int(torch.randint(3, 7, (1,), generator=generator))
     bumps = torch.randn(1, 1, points, points, generator=generator) * amplitude
     return F.interpolate(bumps, tuple(shape), mode="bicubic", align_corners=True)[0, 0]
+
+
+def digest_of(volumes: Sequence[dict]) -> str:
+    """Of volumes' entries in the manifest, hex: other names, patients, sizes or contents are other data."""
+    return hashlib.sha256(json.dumps(volumes, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(data: Path) -> dict:

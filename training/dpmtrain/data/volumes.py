@@ -51,7 +51,7 @@ def prepare_item(task: tuple[str, Item], out: Path) -> tuple[list[dict], list[Fa
             faults.append(Fault(place, named + str(error)))
             continue
         _write(out / f"{volume.name}.npy", slices)
-        entries.append(_entry(item, volume, slices.shape[:3], spans))
+        entries.append(_entry(item, volume, slices, spans))
     return entries, faults
 
 
@@ -94,7 +94,7 @@ def _kind_and_text(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _entry(item: Item, volume: Volume, shape: tuple[int, ...], spans: list[list[int]]) -> dict[str, Any]:
+def _entry(item: Item, volume: Volume, slices: np.ndarray, spans: list[list[int]]) -> dict[str, Any]:
     return {
         "file": f"{volume.name}.npy",
         "contrast": item.contrast,
@@ -104,8 +104,9 @@ def _entry(item: Item, volume: Volume, shape: tuple[int, ...], spans: list[list[
         "reference": volume.reference,
         "simulated": item.kind == "label map",
         "voxel_mm": [round(size, 4) for size in volume.voxel_mm],
-        "shape": list(shape),
+        "shape": list(slices.shape[:3]),
         "spans": spans,
+        "sha256": hashlib.sha256(slices.tobytes()).hexdigest(),
     }
 
 

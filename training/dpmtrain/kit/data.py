@@ -276,7 +276,8 @@ def remember(path: Path, plan: dict[str, Any]) -> None:
             before = json.loads(path.read_text())
         except ValueError:
             before = {}
-        changed = [name for name, value in json.loads(text).items() if before.get(name) != value]
+        named = json.loads(text).items()  # of which those of earlier versions have fewer
+        changed = [name for name, value in named if (name in before or not before) and before.get(name) != value]
         if changed:
             raise BadInputError(
                 f"{path.parent} was begun with other {', '.join(changed)}: give another --out, or what it was begun "

@@ -11,6 +11,7 @@ import torch
 from dpmrecon.device import device_of
 
 from ..arguments import numbers
+from ..data.dataset import digest_of
 from ..evaluate.evaluation import evaluate
 from ..train.keeper import read_start
 from ..train.pretrain import completed
@@ -42,7 +43,8 @@ def kit(args: argparse.Namespace) -> int:
     recipe = completed({**recipe, "train": tuning.settings(recipe["train"], split)}, start)
     plan = tuning.plan(accelerations, args.acs)
     same = {"start": start.checksum, "recipe": recipe, "patients": split.patients, "R": args.R, "acs": args.acs}
-    data.remember(args.out / "kit.json", {**same, "slices": args.slices, "images": "of the start"})
+    same |= {"slices": args.slices, "images": "of the start", "scans to train on": digest_of(split.volumes["train"])}
+    data.remember(args.out / "kit.json", same)
 
     say("3/5 images to train on, fine-tuning; its length is chosen on the validation patients")
     others = split.patients["validation"] + split.patients["test"]
