@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from dpmrecon.cli import main as dpmrecon
+from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.patient import is_placeholder
 from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.simulation.settings import VolumeSettings
@@ -166,6 +167,23 @@ def test_3d_scans_are_trained_on_and_scored_whole(start, recipe, tmp_path, short
     lines = [json.loads(line) for line in (out / "evaluation" / "scores.jsonl").read_text().splitlines()]
     assert {line["key"]["mask"] for line in lines} == {"caipirinha"}
     assert len({line["key"]["scan"] for line in lines if "scan" in line["key"]}) == 1  # of the test patient
+
+
+def test_3d_scans_begin_with_the_model_of_volumes(scans, recipe, tmp_path, monkeypatch):
+    """With the model of slices as start, the comparison with it said nothing of what 3D scans have without a kit."""
+    begun = []
+
+    def target(_, start):
+        begun.append(start.model_id)
+        raise BadInputError("enough")
+
+    monkeypatch.setattr("dpmtrain.kit.tuning.target", target)
+    for subject in range(3):
+        (tmp_path / "scans" / f"p{subject}").mkdir(parents=True)
+        simulate(tmp_path / "scans" / f"p{subject}" / "t1.h5", VolumeSettings(**SCAN_3D, subject=subject))
+    for given, more in ((tmp_path / "scans", []), (scans, ["--contrast", "flair"])):
+        assert main(["kit", str(given), "--out", str(tmp_path / "out"), "--recipe", str(recipe), *more]) == 2
+    assert [model_id.split("-")[0] for model_id in begun] == ["volumes", "default"]
 
 
 def test_patients_are_split_and_none_is_in_two_parts(made):

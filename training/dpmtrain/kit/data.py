@@ -16,7 +16,7 @@ import numpy as np
 from dpmrecon.errors import BadInputError
 from dpmrecon.mrd.averages import have_phases
 from dpmrecon.mrd.file import open_scan
-from dpmrecon.mrd.header import acceleration, check_supported
+from dpmrecon.mrd.header import acceleration, check_supported, n_partitions
 from tqdm import tqdm
 
 from ..data.dataset import read_manifest
@@ -191,6 +191,15 @@ def _enough(patients: Sequence[str] | dict, contrast: str) -> None:
             "are needed at least, for training, validation and test, and about 20 are advised (--patients says what "
             "tells patients apart)"
         )
+
+
+def are_volumes(items: Sequence[Item]) -> bool:
+    """Whether all scans are 3D."""
+    for item in items:
+        with open_scan(item.files[0]) as scan:
+            if n_partitions(scan.header) == 1:
+                return False
+    return True
 
 
 def prepared(scans: Scans, data: Path, jobs: int, prior: Path | None = None, exclude: Sequence[str] = ()) -> bool:

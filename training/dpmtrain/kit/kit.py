@@ -32,6 +32,8 @@ def kit(args: argparse.Namespace) -> int:
     scans = data.check(args.scans, args.contrast, args.patients)
     if args.check:
         return 3 if scans.broken else 0
+    if data.are_volumes(scans.items):
+        start = read_start(args.start, volume=True)
     recipe["target"] = tuning.target(scans.contrast, start)
     if card.tuned_before(start):
         print(f"dpmtrain: {card.TUNED_BEFORE}", file=sys.stderr)

@@ -50,14 +50,14 @@ class Start:
         return self.optimizers if self.made_with == name else None
 
 
-def read_start(path: Path | None) -> Start:
+def read_start(path: Path | None, *, volume: bool = False) -> Start:
     """A model (.safetensors with its card; None: the one that ships), or the folder of a run, which has the optimizers'
-    state as well.
+    state as well. volume: that of 3D scans, where a model has another for those.
 
     Raises CheckpointError and BadInputError where it is damaged or follows another scale rule.
     """
     if path is None or not path.is_dir():
-        checkpoint = load_checkpoint(path)
+        checkpoint = load_checkpoint(path).of_scan(volume=volume)
         weights, card = checkpoint.denoiser.state_dict(), checkpoint.card
         return Start(
             checkpoint.model_id, card["checksum_sha256"], checkpoint.denoiser.config, weights, weights, None, None,
