@@ -286,6 +286,7 @@ def test_dicom_series_in_order_of_position_whatever_the_files_are_called(tmp_pat
         ({"ImageType": ["DERIVED", "SECONDARY"], "SeriesDescription": "DWI eADC"}, "of the type eADC", 0),
         ({"ImageType": ["DERIVED", "PRIMARY", "M", "ND", "MNIP"]}, "of the type MNIP", 0),
         ({"Modality": "CT"}, "of the modality CT", 0),
+        ({"NumberOfFrames": 2}, "holds multi-frame DICOM files; export them as single-frame", 3),
         ({"SeriesDescription": "T1 map", "ImageType": ["ORIGINAL", "PRIMARY", "M"]}, "of the type T1 map", 0),
         ({"SeriesDescription": "t2_mapping_dwi"}, "", 0),
         ({"PhotometricInterpretation": "MONOCHROME1"}, "largest values are black (MONOCHROME1); export them as", 3),
@@ -572,13 +573,50 @@ def test_a_broken_file_among_good_ones_is_named_and_the_rest_goes_through(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "name", ["flair_ph", "sub-01_part-phase_flair", "dwi_adc", "t1_map", "sub-01_T1map", "swi_minip"]
+    "name",
+    [
+        "flair_ph",
+        "sub-01_part-phase_flair",
+        "dwi_adc",
+        "t1_map",
+        "sub-01_T1map",
+        "swi_minip",
+        "ep2d_diff_ADC_20240131120000_7",
+        "dwi_ADCmap",
+        "swi_phase_1",
+        "swi_mIP_Images(SW)",
+        "phase/swi",
+    ],
 )
 def test_nifti_maps_and_phase_images_are_left_out_by_their_names(tmp_path, capsys, name):
     flair(tmp_path / "in" / "p1" / "flair.nii.gz")
     flair(tmp_path / "in" / "p1" / f"{name}.nii.gz")
     assert run(tmp_path / "in", "--out", tmp_path / "out") == 0
     assert "is named as a map or a phase image" in capsys.readouterr().err
+    assert list(volumes(tmp_path / "out")) == ["p1_flair"]
+
+
+def test_nifti_that_is_no_magnitude_by_the_json_beside_it(tmp_path, capsys):
+    """dcm2niix names files by the protocol, which ADC and phase have of the images that they were made of."""
+    for number, types in enumerate(
+        (["ORIGINAL", "PRIMARY", "M"], ["DERIVED", "ADC"], ["ORIGINAL", "P"], "PHASE", None)
+    ):
+        flair(tmp_path / "in" / f"p{number}_flair.nii.gz", number)
+        (tmp_path / "in" / f"p{number}_flair.json").write_text(json.dumps({"ImageType": types}))
+    (tmp_path / "in" / "p4_flair.json").write_text("no JSON")
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 0
+    told = capsys.readouterr().err
+    assert "p1_flair.nii.gz: is of the type ADC, as the JSON" in told and "p2_flair.nii.gz: is of the type P," in told
+    assert set(volumes(tmp_path / "out")) == {"p0_flair", "p3_flair", "p4_flair"}
+
+
+def test_a_segmentation_of_few_labels_is_no_image(tmp_path, capsys):
+    """Lesions in grades, or tissues, were taken for a FLAIR image."""
+    flair(tmp_path / "in" / "p1" / "flair.nii.gz")
+    labels = np.rint(4 * np.stack([head((40, 36), (12 + k, 20)) for k in range(3)], -1)).astype(np.uint8)
+    nifti(tmp_path / "in" / "p1" / "flair_dseg.nii.gz", labels)
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 3
+    assert f"its data have only {len(np.unique(labels))} values: it is a segmentation" in capsys.readouterr().err
     assert list(volumes(tmp_path / "out")) == ["p1_flair"]
 
 

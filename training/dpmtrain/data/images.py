@@ -18,6 +18,8 @@ MAGNITUDE = "magnitude images, random smooth phase in training"
 THICK = 1.5
 # Difference of a series' steps from slice to slice, over the usual one, from which slices lack
 UNEVEN = 0.2
+# Values of a segmentation at most; images have more
+LABELS = 32
 # Share of negative values, of the sum of all magnitudes, that interpolation does not make
 NEGATIVE = 0.1
 B_VALUE_TAGS = ((0x0018, 0x9087), (0x2001, 0x1003), (0x0019, 0x100C))  # DICOM's own, Philips, Siemens
@@ -202,14 +204,16 @@ def oriented(
 
 
 def _check_values(images: Iterable[np.ndarray]) -> None:
-    """Raises BadInputError for a mask."""
+    """Raises BadInputError for a mask or a segmentation."""
     values: np.ndarray = np.empty(0, np.float32)
     for image in images:
         values = np.union1d(values, image)
-        if len(values) > 2:
+        if len(values) > LABELS:
             return
     if len(values) == 2:
         raise BadInputError("its data have only two values: it is a mask, not an image")
+    if len(values) > 2:
+        raise BadInputError(f"its data have only {len(values)} values: it is a segmentation, not an image")
 
 
 def _check_magnitudes(volume: np.ndarray) -> None:

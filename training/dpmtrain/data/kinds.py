@@ -1,6 +1,7 @@
 """The kinds of input files: each becomes items, and one function per kind reads an item's volumes."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,16 @@ NO_MAGNITUDE = {
     *("PROJECTION IMAGE", "MIP", "MIN_IP", "MNIP", "SUB", "SUBTRACTION", "T1 MAP", "T1_MAP", "T2 MAP", "T2_MAP"),
 }
 # The same, as the description of a derived series or a NIfTI file's last words tell it
-_MAP = r"e?adc|(col)?fa|t[12][ _-]?map|m(in|n)?ip"
+_MAP = r"e?adc([ _-]?map)?|(col)?fa|[tr][12](star)?[ _-]?map|m(in|n)?ip"
 MAP_SERIES = re.compile(
     rf"(?<![a-z])({_MAP}|sub(traction)?)(?![a-z0-9])|apparent.diffusion|fractional.anis", re.IGNORECASE
 )
-MAP_FILE = re.compile(rf"_part-(phase|real|imag)|(^|[_-])({_MAP}|ph|pha|phase|real|imag|imaginary)$", re.IGNORECASE)
+# ... before the numbers of a series and an echo too, as converters write them
+MAP_FILE = re.compile(
+    rf"_part-(phase|real|imag)|(pha|mip)_images|(^|[_-])({_MAP}|ph|pha|phase|real|imag|imaginary)$"
+    r"|(^|[_-])(e?adc|pha|phase|imaginary)([_-]e?\d+)+$",
+    re.IGNORECASE,
+)
 # ... of which these are no derived images on some scanners
 ORIGINAL_MAP = re.compile(r"(?<![a-z])t[12][ _-]?map(?![a-z0-9])", re.IGNORECASE)
 OURS = "dpmrecon made, which are left out: a prior does not learn from its own images"
@@ -185,14 +191,26 @@ def _named(patient_id: Any) -> str | None:
 
 
 def _nifti(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
-    if found := MAP_FILE.search(_stem(path)):
+    if found := MAP_FILE.search(_stem(path)) or MAP_FILE.fullmatch(path.parent.name):
         return [Fault(str(path), f"is named as a map or a phase image ({found[0]}): not used", expected=True)]
+    if told := ", ".join(sorted(_types_beside(path) & NO_MAGNITUDE)):
+        return [Fault(str(path), f"is of the type {told}, as the JSON beside it says: not used", expected=True)]
     if images.is_our_nifti(path):
         return [Fault(str(path), f"holds images that {OURS}", expected=True)]
     facts = _path_facts(path, root, settings)
     folders = [parent.name for parent in path.relative_to(root).parents]  # flair/patient7.nii.gz
     contrast = _contrast(settings, "file name", _stem(path), *folders)
     return [Item("NIfTI", contrast=contrast, files=(path,), **facts)]
+
+
+def _types_beside(path: Path) -> set[str]:
+    """The image types that dcm2niix writes into a JSON beside a NIfTI file."""
+    try:
+        told = json.loads(path.with_name(f"{_stem(path)}.json").read_text())
+    except (OSError, ValueError):
+        return set()
+    types = told.get("ImageType") if isinstance(told, dict) else None
+    return {str(kind).upper() for kind in types} if isinstance(types, list) else set()
 
 
 def _label_map(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
@@ -218,9 +236,9 @@ def _dicom(path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
     where = str(path.parent)  # one sentence for a folder of them
     if (modality := dataset.get("Modality", "MR")) != "MR":
         return [Fault(where, f"holds DICOM files of the modality {modality}, which are left out", expected=True)]
+    if int(dataset.get("NumberOfFrames") or 1) > 1:
+        return [Fault(where, "holds multi-frame DICOM files; export them as single-frame MR images")]
     if "PixelSpacing" not in dataset or "ImagePositionPatient" not in dataset:
-        if int(dataset.get("NumberOfFrames", 1)) > 1:
-            return [Fault(where, "holds multi-frame DICOM files; export them as single-frame MR images")]
         return [Fault(where, "holds DICOM files that are no images with a position in the patient", expected=True)]
     if images.is_ours(dataset):
         return [Fault(where, f"holds DICOM images that {OURS}", expected=True)]
