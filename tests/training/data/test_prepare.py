@@ -688,14 +688,24 @@ def test_a_patient_stays_on_one_side_whatever_the_files_are_called(simulated_sca
 
 
 def test_patients_for_validation_and_test_are_never_prepared(tmp_path):
-    for patient in ("patient01", "patient03", *HELD_OUT[:2]):
-        flair(tmp_path / "open_ms" / patient / "study1_FLAIR.nii.gz")
+    for number, patient in enumerate(("patient01", "patient03", *HELD_OUT[:2])):
+        flair(tmp_path / "open_ms" / patient / "study1_FLAIR.nii.gz", number)
     label_map(tmp_path / "synthseg_labels" / f"{HELD_OUT[2]}.nii.gz")
     assert run(tmp_path, "--out", tmp_path / "out", "--exclude", "patient03") == 0
     ((name, volume),) = volumes(tmp_path / "out").items()
     assert (name, volume["subject"], volume["licence"]) == ("patient01_study1_FLAIR", "patient01", "CC-BY")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["exclude"] == sorted(["patient03", *HELD_OUT])
+
+
+def test_a_copy_of_an_excluded_patients_file_is_left_out_under_any_name(tmp_path, capsys):
+    for patient in (1, 2):
+        flair(tmp_path / "in" / f"patient{patient}" / "flair.nii.gz", patient)
+    (tmp_path / "in" / "research7").mkdir()
+    shutil.copy(tmp_path / "in" / "patient2" / "flair.nii.gz", tmp_path / "in" / "research7" / "t2_flair.nii.gz")
+    assert run(tmp_path / "in", "--out", tmp_path / "out", "--exclude", "patient2") == 0
+    assert "research7/t2_flair.nii.gz: is a copy of an excluded subject's file" in capsys.readouterr().err
+    assert list(volumes(tmp_path / "out")) == ["patient1_flair"]
 
 
 def test_what_is_done_is_kept_until_its_file_or_the_settings_change(tmp_path):

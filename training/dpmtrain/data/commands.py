@@ -34,7 +34,7 @@ def add_prepare(commands) -> None:
         nargs="*",
         metavar="SUBJECT",
         default=[],
-        help="subjects or patient IDs to leave out, all their scans. Of the open sets "
+        help="subjects or patient IDs to leave out, all their scans and copies of these. Of the open sets "
         f"{', '.join(HELD_OUT)} are always left out: they are for validation and test",
     )
     parser.add_argument("--contrast", choices=CONTRAST_LABELS, help="of all inputs (default: what each says of itself)")

@@ -51,6 +51,8 @@ def prepare(
         items = _grouped(_by_study([entry for entry in seen if isinstance(entry, Item)]))
         faults = [entry for entry in seen if isinstance(entry, Fault)]
         wanted, left_out = _split(items, exclude)
+        wanted, copies = _without_copies(wanted, left_out)
+        faults += copies
         journal = Journal(out)
         keys = {key_of(item): item for item in wanted}
         todo = {key: item for key, item in keys.items() if key not in journal.records}
@@ -153,6 +155,36 @@ def _split(items: list[Item], exclude: Sequence[str]) -> tuple[list[Item], list[
         held_out = item.subject in HELD_OUT and item.source in open_sources
         (left_out if held_out or item.subject in excluded else wanted).append(item)
     return wanted, left_out
+
+
+def _without_copies(wanted: list[Item], left_out: list[Item]) -> tuple[list[Item], list[Fault]]:
+    """Without copies of excluded subjects' files under other names. Files of one size are read and compared."""
+    held: dict[int, set[str]] = {}
+    sizes = {path.stat().st_size for item in wanted for path in item.files}
+    for path in {path for item in left_out for path in item.files}:
+        if (size := path.stat().st_size) in sizes:
+            held.setdefault(size, set()).add(_content(path))
+    kept, faults = [], []
+    for item in wanted:
+        copied = next((path for path in item.files if _content_in(path, held)), None)
+        if copied is None:
+            kept.append(item)
+        else:
+            faults.append(Fault(str(copied), "is a copy of an excluded subject's file: not used", expected=True))
+    return kept, faults
+
+
+def _content_in(path: Path, held: dict[int, set[str]]) -> bool:
+    same = held.get(path.stat().st_size)
+    return same is not None and _content(path) in same
+
+
+def _content(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _summary(out: Path, volumes: list[dict], kept: int, without: list[str], broken: list[Fault]) -> str:
