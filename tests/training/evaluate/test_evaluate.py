@@ -277,6 +277,9 @@ def test_scores_on_subjects_that_the_model_was_trained_on_are_said(tmp_path, cap
     )
     evaluate(patient, lambda contrast: [], [load_checkpoint(path)], plan, tmp_path / "patient", CPU)
     assert "was trained on id-0123: its scores" in capsys.readouterr().out
+    tuned = [replace(full, subject="patient09") for full in slices[1:]]
+    evaluate(tuned, lambda contrast: [], [load_checkpoint(path)], plan, tmp_path / "tuned", CPU)
+    assert "settings are chosen on patient09: scores there flatter" in (tmp_path / "tuned" / "report.md").read_text()
 
 
 def test_models_are_sampled_as_the_product_does(tmp_path):

@@ -19,6 +19,7 @@ from dpmrecon.errors import BadInputError, DpmreconError
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.prior.denoiser import Denoiser
 from dpmtrain.cli import main
+from dpmtrain.data.dataset import PreparedSlices
 from dpmtrain.train.batches import Batches
 from dpmtrain.train.keeper import Start, read_start, read_state
 from dpmtrain.train.muon import Muon, orthogonal
@@ -133,8 +134,13 @@ def test_the_fine_tuning_recipe_keeps_a_quarter_of_the_pre_trained_weights():
         ("[model]\n", "[target]\n[model]\n", "unknown target"),
         ("batch = 4", "batch = 0", "batch is 0, give a whole number of 1 or more"),
         ("batch = 4", "batch = 4.5", "batch is 4.5, give a whole number"),
-        ("rate = 1e-3", "rate = nan", "rate is nan, give a number of 0 or more"),
+        ("rate = 1e-3", "rate = nan", "rate is nan, give a number of 1e-12 or more"),
         ("crops = [16, 24]", "crops = []", "crops is [], give a list of 1 or more entries"),
+        ("crops = [16, 24]", "crops = [16, 0]", "crops is [16, 0], give whole numbers of 1 or more"),
+        ('["*"]', "[1]", "volumes is [1], give texts"),
+        ("clip = 1.0", "clip = 0", "clip is 0, give a number of 1e-12 or more"),
+        ("label_dropout = 0.25", "label_dropout = 25", "label_dropout is 25, give a share of 1 at most"),
+        ("real_fraction = 1.0", "real_fraction = 100", "real_fraction is 100, give a share of 1 at most"),
         ('"muon"', '"sgd"', "optimizer is 'sgd', give adam or muon"),
         ('"float32"', '"fp8"', "precision is 'fp8', give float32 or bf16"),
     ],
@@ -145,6 +151,12 @@ def test_a_wrong_recipe_is_refused(tmp_path, prepared, capsys, old, new, words):
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
     assert str(recipe) in line
+
+
+def test_volumes_that_the_recipe_takes_none_of_are_refused(prepared, recipe):
+    settings = read_recipe(recipe)["train"]
+    with pytest.raises(BadInputError, match="real_fraction = 0 takes none of the 3 volumes, which are real"):
+        PreparedSlices(prepared, 0.0, settings["volumes"])
 
 
 def test_the_rate_rises_stays_and_falls_to_nothing():

@@ -90,6 +90,11 @@ class PreparedSlices:
             [len(v["spans"]) / totals[k] * share[k[0]] / contrasts[k[0]] for k, v in zip(kinds, self.volumes)],
             dtype=torch.float64,
         )
+        if not self.weights.any():
+            raise BadInputError(
+                f"real_fraction = {real_fraction:g} takes none of the {len(self.volumes)} volumes, which are "
+                f"{kinds[0][0]}: change it in the recipe, or name others (volumes)"
+            )
 
     def __reduce__(self):
         return type(self), self.given  # each process maps the files: a map would be copied

@@ -34,3 +34,4 @@ FASTMRI = KnownSet(
 )
 # Never trained on, whatever --exclude says. Nothing is tuned on patient12 either
 HELD_OUT = ("patient09", "patient12", "training_seg_02")
+TUNED_ON = ("patient09", "training_seg_02")

@@ -11,6 +11,7 @@ import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import Checkpoint
 
+from ..data.open_sets import TUNED_ON
 from .engine import Tuner, compare
 from .methods import conventional, own_methods
 from .plan import Condition, Plan
@@ -58,6 +59,8 @@ def evaluate(
     n_methods = len(plan.conventional) + len(checkpoints) * len(plan.samplers)
     rows = compare(groups, lines, n_methods * sum(map(len, asked.values())))
     remarks = [text for checkpoint in checkpoints if (text := _seen(checkpoint, slices))]
+    if tuned := sorted(set(TUNED_ON) & {full.subject for full in slices}):
+        remarks.append(f"Weights and settings are chosen on {', '.join(tuned)}: scores there flatter all methods.")
     write_report(out, rows, [checkpoint.model_id for checkpoint in checkpoints], tuner.found, remarks)
     return rows
 

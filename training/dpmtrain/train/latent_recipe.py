@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dpmrecon.errors import BadInputError
 
-from .recipe import check, read_toml
+from .recipe import LEAST, check, read_toml
 
 COMMON: dict[str, tuple[type, float | None]] = {
     "seed": (int, 0),
@@ -12,10 +12,10 @@ COMMON: dict[str, tuple[type, float | None]] = {
     "batch": (int, 1),
     "crop": (int, 16),
     "pool": (int, 1),  # crops that stay on the device
-    "rate": (float, 0),
+    "rate": (float, LEAST),
     "warmup": (int, 1),  # steps
     "decay_fraction": (float, 0),  # of the budget
-    "clip": (float, 0),
+    "clip": (float, LEAST),
     "volumes": (list, 1),
     "held_back": (list, 1),  # volumes for the round trip, which no stage may train on
     "real_fraction": (float, 0),

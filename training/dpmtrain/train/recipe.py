@@ -13,6 +13,9 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef]
 
+LEAST = 1e-12  # of what would train nothing at 0
+SHARES = ("decay_fraction", "label_dropout", "real_fraction", "volume_share")  # 1 at most
+ENTRIES = {"crops": int, "volumes": str, "held_back": str}  # of lists
 # of table [train]: kind of value, and the smallest one
 TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
     "seed": (int, 0),
@@ -22,10 +25,10 @@ TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
     "batch": (int, 1),  # examples of a step, over all processes
     "draws": (int, 1),  # of noise, for each example
     "crops": (list, 1),
-    "rate": (float, 0),
+    "rate": (float, LEAST),
     "warmup": (int, 1),  # steps
     "decay_fraction": (float, 0),
-    "clip": (float, 0),
+    "clip": (float, LEAST),
     "ema_half_life": (float, 1),  # images
     "label_dropout": (float, 0),
     "p_mean": (float, None),
@@ -83,6 +86,8 @@ def read_recipe(path: Path, kind: str = "pretrain") -> dict:
             )
     for key in tables["train"]:
         check(path, key, recipe["train"][key], *TRAIN_KEYS[key])
+    for key, value in recipe.get("target", {}).items():
+        check(path, key, value, str, None)
     for key, valid in (("optimizer", OPTIMIZERS), ("precision", tuple(PRECISIONS))):
         if recipe["train"][key] not in valid:
             raise BadInputError(f"recipe {path}: {key} is '{recipe['train'][key]}', give {' or '.join(valid)}")
@@ -106,6 +111,15 @@ def check(path: Path, key: str, value: Any, wanted: type, smallest: float | None
         needed = {int: "a whole number", float: "a number", str: "a text", list: "a list"}[wanted]
         least = "" if smallest is None else f" of {smallest:g} or more" + (" entries" if wanted is list else "")
         raise BadInputError(f"recipe {path}: {key} is {value!r}, give {needed}{least}")
+    if key in SHARES and value > 1:
+        raise BadInputError(f"recipe {path}: {key} is {value!r}, give a share of 1 at most")
+    if wanted is list and not all(_fits(entry, ENTRIES[key]) for entry in value):
+        needed = {int: "whole numbers of 1 or more", str: "texts"}[ENTRIES[key]]
+        raise BadInputError(f"recipe {path}: {key} is {value!r}, give {needed}")
+
+
+def _fits(entry: Any, kind: type) -> bool:
+    return isinstance(entry, str) if kind is str else type(entry) is int and entry > 0
 
 
 def learning_rate(step: int, settings: dict) -> float:
