@@ -88,6 +88,13 @@ def rows(folder):
     return (folder / "log.csv").read_text().splitlines()
 
 
+def test_a_volume_that_is_held_back_is_not_trained_on(tmp_path, data):
+    """The round trip was measured on it all the same."""
+    path = recipe(tmp_path, "autoencoder", volumes=["*"])
+    with pytest.raises(BadInputError, match="other is of volumes and held_back: leave it out of one of them"):
+        train_stage(path, data, tmp_path, tmp_path / "m.safetensors", None, 1.0, CPU, 0)
+
+
 def test_two_steps_of_each_stage_and_then_two_more(tmp_path, data, capsys):
     pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e .[latent]")
     before = run(tmp_path, data, "autoencoder")

@@ -1,6 +1,7 @@
 """`dpmtrain latent`: a stage of a latent model's training, for a given time; a run that was stopped goes on."""
 
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,19 @@ def train_stage(
     """
     recipe = read_latent_recipe(recipe_file)
     settings = recipe["train"]
+    slices = PreparedSlices(data, settings["real_fraction"], settings["volumes"])
+    for name in (volume["file"].removesuffix(".npy") for volume in slices.volumes):
+        if any(fnmatch(name, pattern) for pattern in settings["held_back"]):
+            raise BadInputError(
+                f"recipe {recipe_file}: {name} is of volumes and held_back: leave it out of one of them"
+            )
     model, before = _start(recipe, start)
     torch.manual_seed(settings["seed"])
     model.requires_grad_(False).train().to(device)
     stage = STAGES[recipe["stage"]](model, settings, device)
     made_with = {name: table for name, table in recipe.items() if name != "sampling"}
     made_with["the start"] = before["model"] if before else None
-    made_with["the data"] = PreparedSlices(data, settings["real_fraction"], settings["volumes"]).digest[:12]
+    made_with["the data"] = slices.digest[:12]
     card = {**_card(recipe, data, before), "minutes": minutes}
     if recipe["stage"] == "control":
         model.sketcher, card["sketcher"] = shipped_sketcher(device)
