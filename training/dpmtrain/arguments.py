@@ -111,6 +111,8 @@ def read_grid(texts: list[str]) -> dict[str, list]:
     """KEY=V1,V2 ... as JSON values, .5 as well. Raises BadInputError where it cannot be read."""
     try:
         pairs = [text.split("=") for text in texts]
+        if len({key for key, _ in pairs}) < len(pairs):
+            raise ValueError("a setting is named twice")
         zero = re.compile(r"(?<!\d)\.")
         return {key: [json.loads(zero.sub("0.", value)) for value in values.split(",")] for key, values in pairs}
     except ValueError as error:

@@ -14,7 +14,7 @@ from dpmtrain.arguments import read_grid
 from dpmtrain.cli import main
 from dpmtrain.evaluate.plan import Condition
 from dpmtrain.evaluate.scoring import Row
-from dpmtrain.evaluate.sweep import Candidate, Plan, ranked, sweep
+from dpmtrain.evaluate.sweep import Candidate, Plan, check_grid, ranked, sweep
 
 from support.latent import latent_model
 from support.models import TINY, saved_model
@@ -163,6 +163,17 @@ def test_bad_requests_are_one_sentence(tmp_path, capsys):
     with pytest.raises(BadInputError, match="write KEY=V1,V2"):
         read_grid(["steps=10,x"])
     assert read_grid(["zeta=.35,1.5,-.5", "turns=true"]) == {"zeta": [0.35, 1.5, -0.5], "turns": [True]}
+    for grid, words in (
+        (["steps=-1"], "steps=-1: give a whole number of 1 or more"),
+        (["steps=2.5"], "steps=2.5: give a whole number"),
+        (["eta=null"], "eta=null: give a number"),
+        (["turns=1"], "turns=1: give true or false"),
+        (["speed=1"], "'speed'. are unknown: valid ones are steps"),
+    ):
+        with pytest.raises(BadInputError, match=words):
+            check_grid(read_grid(grid), SamplerSettings)
+    with pytest.raises(BadInputError, match="steps=1 steps=2 cannot be read"):
+        read_grid(["steps=1", "steps=2"])
     common = ["--images", str(tmp_path), "--out", str(tmp_path / "out")]
     for options, message in (
         (["models"], "at least two"),

@@ -15,13 +15,14 @@ from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import UNCERTAINTY, Checkpoint
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.prior.kinds import settings_from
+from dpmrecon.prior.samplers.diffusion import SamplerSettings
 from dpmrecon.recon.plan import sampling_of
 
 from .methods import label_for, reconstructed
 from .plan import Condition
 from .references import CPU, ReferenceSlice
 from .scoring import Undersampled, true_image
-from .sweep import with_entries
+from .sweep import check_grid, with_entries
 
 SIGMAS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2)
 # of the noise itself, for the derivative; bfloat16 would drown a smaller step
@@ -42,6 +43,7 @@ def calibrate(
 
     The fit to these slices sets the prior of the data consistency, where the grid does not.
     """
+    check_grid(grid, SamplerSettings)
     base = {**START, **checkpoint.card.get("sampling", {}).get("uncertainty", {})}
     base.pop("samples", None)
     if "prior_std" not in grid:

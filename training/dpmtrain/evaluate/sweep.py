@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import Checkpoint, sampler_defaults, write_card
 from dpmrecon.prior.kinds import Settings, settings_from
 from dpmrecon.recon.types import Sampling
@@ -74,6 +76,8 @@ def sweep(
 
     Of several checkpoints the best on average over contrasts and R is chosen.
     """
+    for checkpoint in checkpoints.values():
+        check_grid(plan.grid, checkpoint.kind.sampler(plan.sampler)[1].settings)
     lines = ScoreLines(out / "scores.jsonl")
     contrasts = list(dict.fromkeys(full.contrast for full in slices))
     places = [(contrast, R) for contrast in contrasts for R in plan.accelerations]
@@ -110,6 +114,20 @@ def sweep(
         else:
             write_card(winner, selection=selection(choices, checkpoints))
     return choices
+
+
+def check_grid(grid: Mapping[str, list], form: type[Settings]) -> None:
+    """Raises BadInputError for settings that a sampler does not have, or values that they cannot have."""
+    settings_from(dict.fromkeys(grid), form)
+    usual = form()
+    for name, values in grid.items():
+        kind = type(getattr(usual, name))
+        valid = {bool: (bool,), int: (int,)}.get(kind, (int, float))
+        least = min(1, getattr(usual, name)) if kind is int else -math.inf
+        for value in values:
+            if type(value) not in valid or value < least:
+                needed = {bool: "true or false", int: f"a whole number of {least} or more"}.get(kind, "a number")
+                raise BadInputError(f"--grid has {name}={json.dumps(value)}: give {needed}")
 
 
 def candidates_of(checkpoints: Mapping[Path, Checkpoint], plan: Plan, contrast: str, R: int) -> list[Candidate]:
