@@ -351,6 +351,14 @@ def test_files_of_one_name_are_scored_each(simulated_scan, tiny_model, tmp_path)
     assert scores(tmp_path / "each", patients[0], model=model) == both
 
 
+def test_a_scan_under_two_names_is_scored_once(simulated_scan, tiny_model, tmp_path, capsys):
+    scan = simulated_scan(acceleration=1, contrast="t1")
+    model, copy = tiny_model(prox={"steps": 2}, samples=1), shutil.copy(scan, tmp_path / "copy.h5")
+    given = [str(scan), str(copy), "--images", "none", "--model", str(model), "--out", str(tmp_path / "out")]
+    assert main(["evaluate", *given, "--conventional", "", "--R", "4"]) == 2
+    assert "slice 0 of copy is that of" in capsys.readouterr().err
+
+
 def test_each_b_value_is_scored(simulated_scan, tiny_model, tmp_path):
     scan = simulated_scan(acceleration=1, contrast="dwi", b_values=(0.0, 1000.0))
     found = scores(tmp_path / "out", scan, model=tiny_model(prox={"steps": 2}, samples=1))
@@ -368,6 +376,9 @@ def test_each_b_value_is_scored(simulated_scan, tiny_model, tmp_path):
         ([], "nothing to evaluate"),
         (["--subjects", "patient99"], "name a subject that is there"),
         (["a.h5", "--truth", "a.npy", "b.npy"], "--truth names 2 files for 1 scans"),
+        (["--samples", "0"], "--samples is 0: give 1 or more"),
+        (["--slices", "0"], "--slices is 0: give 1 or more"),
+        (["--contrast", "pd"], "--contrast is pd, which no model knows: give one of dwi, flair"),
     ],
 )
 def test_bad_requests_are_one_sentence(options, message, tmp_path, capsys):

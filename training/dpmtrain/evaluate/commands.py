@@ -70,6 +70,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from .validation import subject_slices, validation_scan
     from .validation_volumes import full_volume
 
+    at_least(args, slices=1, samples=1, seed=0)
     plan = Plan(
         numbers("--R", args.R, 2),
         words("--sampling", args.sampling, MASKS),
@@ -82,11 +83,16 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
     device = device_of(args.device)
     checkpoints = [load_checkpoint(path, device) for path in args.model or [None]]
+    labels = {*CONTRAST_LABELS, *(label for checkpoint in checkpoints for label in checkpoint.model.labels)}
+    if args.contrast is not None and args.contrast not in labels:
+        raise BadInputError(
+            f"--contrast is {args.contrast}, which no model knows: give one of {', '.join(sorted(labels))}"
+        )
     slices: list[ReferenceSlice] = []
     files = zip(args.scans, _of_each(args, "truth"), _of_each(args, "mask"))
     for name, (path, truth, mask) in zip(scan_names(args.scans), files):
         slices += [replace(full, scan=name) for full in measured_slices(path, truth, mask, args.contrast)]
-    for subject in args.subjects:
+    for subject in dict.fromkeys(args.subjects):
         slices += subject_slices(args.images, subject, args.slices)
     if not slices:
         raise BadInputError("there is nothing to evaluate: name scans, or --subjects such as patient12")

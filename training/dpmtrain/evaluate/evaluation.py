@@ -6,6 +6,7 @@ model's settings are those of its card.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from dpmrecon.errors import BadInputError
@@ -35,6 +36,11 @@ def evaluate(
     """
     if len({checkpoint.model_id for checkpoint in checkpoints}) < len(checkpoints):
         raise BadInputError("two of the models are the same: name each once")
+    places: dict[Any, ReferenceSlice] = {}
+    for full in slices:
+        same = places.setdefault(full.place if full.header is None else full.content, full)
+        if same is not full:
+            raise BadInputError(f"slice {full.number} of {full.scan} is that of {same.scan} too: name each scan once")
     asked: dict[tuple[str, Condition], list[ReferenceSlice]] = {}
     for full in slices:
         for condition in plan.conditions(round(full.data.acceleration), full.is_volume):
