@@ -359,6 +359,13 @@ def test_a_scan_under_two_names_is_scored_once(simulated_scan, tiny_model, tmp_p
     assert "slice 0 of copy is that of" in capsys.readouterr().err
 
 
+def test_calibration_lines_that_are_all_lines_are_no_undersampling():
+    """A fully sampled image was scored as one of R = 4."""
+    here = Undersampled(replace(head(40, 36), scan="small"), Condition("regular", 4, 40), CPU)
+    with pytest.raises(BadInputError, match="R = 4 with 40 calibration lines is all that small has"):
+        here.mapped  # noqa: B018
+
+
 def test_each_b_value_is_scored(simulated_scan, tiny_model, tmp_path):
     scan = simulated_scan(acceleration=1, contrast="dwi", b_values=(0.0, 1000.0))
     found = scores(tmp_path / "out", scan, model=tiny_model(prox={"steps": 2}, samples=1))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from dpmrecon.data import Slice, Volume
+from dpmrecon.errors import BadInputError
 from dpmrecon.physics.coil_maps import estimate_coil_maps
 from dpmrecon.physics.volume_maps import estimate_volume_maps
 from dpmrecon.recon.types import MappedSlice
@@ -34,10 +35,16 @@ class Undersampled:
 
     @cached_property
     def data(self) -> Slice:
-        """What is left of the reference's lines."""
+        """What is left of the reference's lines. Raises BadInputError where that is all."""
         data, condition = self.reference.data, self.condition
         chosen = (condition.R, condition.calibration_lines)
-        return undersampled(data, sampling_mask(condition.mask, data.mask, *chosen, self.full.number), *chosen)
+        mask = sampling_mask(condition.mask, data.mask, *chosen, self.full.number)
+        if torch.equal(mask, data.mask):
+            raise BadInputError(
+                f"R = {condition.R} with {condition.calibration_lines} calibration lines is all that {self.full.scan} "
+                "has: give fewer (--acs)"
+            )
+        return undersampled(data, mask, *chosen)
 
     @cached_property
     def mapped(self) -> MappedSlice:
