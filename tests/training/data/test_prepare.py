@@ -610,6 +610,20 @@ def test_nifti_that_is_no_magnitude_by_the_json_beside_it(tmp_path, capsys):
     assert set(volumes(tmp_path / "out")) == {"p0_flair", "p3_flair", "p4_flair"}
 
 
+def test_nifti_in_other_units_has_its_voxels_in_mm(tmp_path, capsys):
+    """Metres were taken for millimetres."""
+    image = np.stack([head((40, 36), (12 + k, 20)) for k in range(3)], -1).astype(np.float32)
+    (tmp_path / "in").mkdir()
+    for unit, factor in (("meter", 1e-3), ("micron", 1e3), ("mm", 1.0), ("unknown", 1.0), ("mm", 1e-3)):
+        volume = nibabel.Nifti1Image(image, np.diag([-0.9 * factor, -0.9 * factor, 4 * factor, 1]))
+        volume.header.set_xyzt_units(unit)
+        nibabel.save(volume, tmp_path / "in" / f"{unit}_{factor:g}_flair.nii")
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 3
+    assert "its voxels have 0.0009 x 0.0009 x 0.004 mm, which no head is scanned with" in capsys.readouterr().err
+    found = [volume["voxel_mm"] for volume in volumes(tmp_path / "out").values()]
+    assert found == [pytest.approx([4, 0.9, 0.9], rel=1e-3)] * 4
+
+
 def test_a_segmentation_of_few_labels_is_no_image(tmp_path, capsys):
     """Lesions in grades, or tissues, were taken for a FLAIR image."""
     flair(tmp_path / "in" / "p1" / "flair.nii.gz")

@@ -18,6 +18,10 @@ MAGNITUDE = "magnitude images, random smooth phase in training"
 THICK = 1.5
 # Difference of a series' steps from slice to slice, over the usual one, from which slices lack
 UNEVEN = 0.2
+# Millimetres of NIfTI's units
+UNITS = {"meter": 1e3, "micron": 1e-3}
+# Voxels that heads are scanned with, mm
+VOXEL_MM = 0.05, 30.0
 # Values of a segmentation at most; images have more
 LABELS = 32
 # Share of negative values, of the sum of all magnitudes, that interpolation does not make
@@ -39,11 +43,13 @@ def read_nifti(item: Item) -> tuple[list[Volume], list[Fault]]:
     if data.ndim not in (3, 4):
         raise BadInputError(f"its data have shape {data.shape}; three dimensions, or four, are needed")
     _check_values([data])
+    affine = image.affine.copy()
+    affine[:3] *= UNITS.get(image.header.get_xyzt_units()[0], 1.0)
     volumes = [data] if data.ndim == 3 else list(np.moveaxis(data, 3, 0))
     made = []
     for number, volume in enumerate(volumes, 1):
         _check_magnitudes(volume)
-        slices, voxel = oriented(volume, image.affine)
+        slices, voxel = oriented(volume, affine)
         made.append(Volume(_numbered(item.name, number, len(volumes)), slices, voxel, MAGNITUDE))
     return made, []
 
@@ -187,6 +193,9 @@ def oriented(
     target = orientation[:, 0].astype(int)  # of each axis of the volume
     spacing = np.empty(3)
     spacing[target] = np.linalg.norm(affine[:3, :3], axis=0)
+    if spacing.min() < VOXEL_MM[0] or spacing.max() > VOXEL_MM[1]:
+        told = " x ".join(f"{size:.3g}" for size in spacing)
+        raise BadInputError(f"its voxels have {told} mm, which no head is scanned with: correct its header")
     if slice_axis is None:
         thickest = int(spacing.argmax())
         axis = thickest if spacing[thickest] > THICK * np.delete(spacing, thickest).max() else 2
