@@ -23,7 +23,7 @@ from dpmtrain.data.kspace import read_ismrmrd
 from dpmtrain.evaluate.plan import Condition
 from dpmtrain.evaluate.scoring import Row
 from dpmtrain.kit import data as kit_data
-from dpmtrain.kit.card import findings, limits
+from dpmtrain.kit.card import findings, limits, nameless, tuned_before
 from dpmtrain.kit.data import patterns
 from dpmtrain.train.keeper import read_start
 
@@ -231,6 +231,20 @@ def test_the_card_tells_use_limits_and_findings_and_names_nobody(made):
     patients = json.loads((made / "kit.json").read_text())["patients"]
     for secret in (*sum(patients.values(), []), "SIMULATED0", "SIMULATED1", "p0_", "p1_", "p2_", "p3_"):
         assert secret not in text
+
+
+def test_a_start_that_was_trained_on_who_is_tested_on_is_refused(made, scans, recipe, tmp_path, capsys):
+    """Of a model that `finetune` made of the same patients nothing was said where it had gone on in between."""
+    patients = json.loads((made / "kit.json").read_text())["patients"]
+    data = {"sources": ["own data"], "begun_with": [{"subjects": [*patients["train"], *patients["test"]]}]}
+    again = saved_model(tmp_path / "own.safetensors", MODEL, data=data)
+    assert main(command(scans, tmp_path / "out", again, recipe, "--contrast", "flair")) == 2
+    assert f"was trained on {patients['test'][0]}, on whom it is to be judged" in capsys.readouterr().err
+    saved_model(again, MODEL, history={"start_history": {"target": {"label": "flair"}}})
+    assert tuned_before(read_start(again)) and not tuned_before(read_start(None))
+    one = {"sources": ["own data"], "subjects": ["a name"]}
+    assert nameless({**one, "begun_with": [one]}) == {**nameless(one), "begun_with": [{"sources": ["own data"]}]}
+    assert nameless(load_checkpoint().card["data"])["subjects"]
 
 
 def test_a_start_that_was_fine_tuned_itself_is_said(made, scans, recipe, tmp_path, capsys):

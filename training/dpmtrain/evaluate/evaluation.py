@@ -73,12 +73,13 @@ def evaluate(
 
 def _seen(checkpoint: Checkpoint, slices: Sequence[ReferenceSlice]) -> str:
     """A sentence where a model is scored on subjects that its card names, for it or what it began with; else empty."""
-    known = _subjects(checkpoint.card.get("data", {}))
+    known = subjects_of(checkpoint.card.get("data", {}))
     seen = sorted(known & {full.subject or full.scan.split("/")[0] for full in slices})
     if not seen:
         return ""
     return f"{checkpoint.model_id} was trained on {', '.join(seen)}: its scores there say nothing of others."
 
 
-def _subjects(data: dict) -> set[str]:
-    return set(data.get("subjects", ())).union(*map(_subjects, data.get("begun_with", ())))
+def subjects_of(data: dict) -> set[str]:
+    """Whom a model, or one that it began with, was trained on, by its card's entry `data`."""
+    return set(data.get("subjects", ())).union(*map(subjects_of, data.get("begun_with", ())))

@@ -9,6 +9,7 @@ import torch
 from dpmrecon.prior.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dpmrecon.prior.denoiser import Denoiser
 
+from ..data.open_sets import KNOWN_SETS
 from ..evaluate.plan import Plan
 from ..evaluate.scoring import Row
 from ..files import writing
@@ -24,7 +25,13 @@ TUNED_BEFORE = (
 
 
 def tuned_before(start: Start) -> bool:
-    return isinstance(start.history, dict) and "target" in start.history
+    """Whether the start was fine-tuned, or a model that it went on from."""
+    history: Any = start.history
+    while isinstance(history, dict):
+        if "target" in history:
+            return True
+        history = history.get("start_history")
+    return False
 
 
 def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> dict[str, Any]:
@@ -52,7 +59,7 @@ def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> di
             "references": references,
             "trained_on": f"images that {start.model_id} makes of them by default",
             **counts,
-            **({"begun_with": [start.data]} if start.data else {}),
+            **({"begun_with": [nameless(start.data)]} if start.data else {}),
         },
         "length_by_lines_left_out": {str(steps): round(missed, 5) for steps, missed in best.missed.items()},
         "intended_use": f"Research. Reconstruction of {contrast} scans of the head, {dimensions} Cartesian, about R = "
@@ -61,6 +68,15 @@ def card(recipe: dict, start: Start, best: Best, split: Split, plan: Plan) -> di
         + [TUNED_BEFORE] * tuned_before(start),
         **({"gate": start.gate} if start.gate is not None and not best.steps else {}),  # measured with these weights
     }
+
+
+def nameless(data: dict[str, Any]) -> dict[str, Any]:
+    """A card's entry `data` without subjects, but for those of open sets."""
+    known = set(data.get("sources", ())) <= {known.source for known in KNOWN_SETS.values()}
+    found = {name: value for name, value in data.items() if name != "subjects" or known}
+    if before := data.get("begun_with"):
+        found["begun_with"] = [nameless(each) for each in before]
+    return found
 
 
 def limits(contrast: str, counts: dict, references: list[str], accelerations: str, *, tuned: bool) -> list[str]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from dpmrecon.device import device_of
+from dpmrecon.errors import BadInputError
 
 from ..arguments import numbers
 from ..data.dataset import digest_of
-from ..evaluate.evaluation import evaluate
+from ..evaluate.evaluation import evaluate, subjects_of
 from ..train.keeper import read_start
 from ..train.pretrain import completed
 from ..train.recipe import read_recipe
@@ -42,6 +43,12 @@ def kit(args: argparse.Namespace) -> int:
     folder = args.out / "prepared"
     broken = data.prepared(scans, folder, args.jobs)
     split = data.split(scans, folder)
+    others = split.patients["validation"] + split.patients["test"]
+    if seen := sorted(subjects_of(start.data or {}) & set(others)):
+        raise BadInputError(
+            f"{start.model_id} was trained on {', '.join(seen)}, on whom it is to be judged: begin with another model, "
+            "such as the one that ships"
+        )
     recipe = completed({**recipe, "train": tuning.settings(recipe["train"], split)}, start)
     plan = tuning.plan(accelerations, args.acs)
     same = {"start": start.checksum, "recipe": recipe, "patients": split.patients, "R": args.R, "acs": args.acs}
@@ -49,7 +56,6 @@ def kit(args: argparse.Namespace) -> int:
     data.remember(args.out / "kit.json", same)
 
     say("3/5 images to train on, fine-tuning; its length is chosen on the validation patients")
-    others = split.patients["validation"] + split.patients["test"]
     data.prepared(scans, args.out / "train", args.jobs, tuning.begun(start, args.out), others)
     validation = data.references(split.scans["validation"], scans.contrast, args.slices)
     best = tuning.tune(recipe, start, args.out / "train", args.out, validation, plan, device)
