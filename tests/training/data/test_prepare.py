@@ -624,6 +624,16 @@ def test_nifti_in_other_units_has_its_voxels_in_mm(tmp_path, capsys):
     assert found == [pytest.approx([4, 0.9, 0.9], rel=1e-3)] * 4
 
 
+def test_a_contrast_that_the_file_contradicts_is_said(tmp_path, capsys):
+    """Every T1 of a folder became FLAIR without a word."""
+    for name in ("p1_flair", "p2_t1", "p3"):
+        flair(tmp_path / "in" / f"{name}.nii.gz")
+    assert run(tmp_path / "in", "--out", tmp_path / "out", "--contrast", "flair") == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "of itself" in line)
+    assert line.endswith("p2_t1.nii.gz: says t1 of itself, and is taken for flair all the same")
+    assert {volume["contrast"] for volume in volumes(tmp_path / "out").values()} == {"flair"}
+
+
 def test_a_segmentation_of_few_labels_is_no_image(tmp_path, capsys):
     """Lesions in grades, or tissues, were taken for a FLAIR image."""
     flair(tmp_path / "in" / "p1" / "flair.nii.gz")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,29 @@ def inspect(path: Path, root: Path, settings: Settings, *, in_folder: bool) -> l
                     "it again",
                 )
             ]
-        return _INSPECT[kind](path, root, settings)
+        return _INSPECT[kind](path, root, settings) + _contradicted(kind, path, root, settings)
     except BadInputError as error:
         return [Fault(str(path), _without(path, str(error)))]
     except Exception as error:  # readers of foreign formats raise all kinds
         return [Fault(str(path), f"cannot be read ({type(error).__name__}: {first_line(error)})")]
+
+
+def _contradicted(kind: str, path: Path, root: Path, settings: Settings) -> list[Item | Fault]:
+    """A remark on a file that says another contrast of itself than is asked for."""
+    if settings.contrast is None or kind == "label map":
+        return []
+    try:
+        own = _INSPECT[kind](path, root, replace(settings, contrast=None))
+    except BadInputError:  # it says nothing
+        return []
+    place = str(path.parent if kind == "DICOM" else path)
+    return [
+        Fault(
+            place, f"says {item.contrast} of itself, and is taken for {settings.contrast} all the same", expected=True
+        )
+        for item in own
+        if isinstance(item, Item) and item.contrast != settings.contrast
+    ]
 
 
 def read(item: Item) -> tuple[list[Volume], list[Fault]]:
