@@ -106,6 +106,41 @@ def test_a_calibration_that_differs_by_a_factor_is_data(simulated_scan, factor, 
         assert float((found.kspace - same.kspace).norm() / same.kspace.norm()) < 0.01
 
 
+@pytest.mark.parametrize(
+    ("volume", "cut", "told"),
+    [
+        ({}, np.s_[:, 2:], "line 1 below"),
+        ({}, np.s_[:, :-6], "line 3 above"),
+        ({"partitions": 20, "slice_thickness_mm": 8.0}, np.s_[:, :-2, 4:], "partition 1 above and line 2 below"),
+        ({}, np.s_[:, 8:], None),
+    ],
+)
+def test_a_calibration_that_is_counted_a_few_lines_off_is_data_in_its_place(simulated_scan, volume, cut, told):
+    """Rows cut off at one end move the middle, which is taken for the centre of k-space."""
+    scanned = {"matrix": (44, 40), "calibration": "separate", "calibration_lines": 16, "noise": 0.003, **volume}
+    with open_scan(simulated_scan(n_slices=1, **scanned)) as scan:
+        (part,) = slices(scan.acquisitions(), scan.header)
+    whole, expected = with_calibration_as_data(replace(part, kspace=part.kspace.clone())), part.kspace.clone()
+    found = with_calibration_as_data(replace(part, kspace=part.kspace.clone(), calibration=part.calibration[cut]))
+    if told is None:
+        assert found.n_lines_got == part.n_lines_got and found.remarks == part.remarks
+        return
+    assert told in found.remarks[-1] and part.n_lines_got < found.n_lines_got < whole.n_lines_got
+    came = found.mask > 0
+    expected[:, came] = whole.kspace[:, came]
+    assert torch.equal(found.kspace, expected)
+
+
+def test_noise_alone_puts_no_calibration_elsewhere(simulated_scan):
+    """Lines that hold nothing else agree in any place."""
+    with open_scan(simulated_scan(n_slices=1, matrix=(44, 40), calibration="separate")) as scan:
+        (part,) = slices(scan.acquisitions(), scan.header)
+    generator = torch.Generator().manual_seed(1)
+    noisy = part.sigma_n * part.mask * torch.randn(part.kspace.shape, generator=generator, dtype=torch.complex64)
+    found = with_calibration_as_data(replace(part, kspace=noisy * 2**0.5))
+    assert found.n_lines_got == part.n_lines_got and found.remarks == part.remarks
+
+
 @pytest.mark.parametrize("volume", [{}, {"partitions": 20, "slice_thickness_mm": 8.0}])
 def test_a_calibration_of_one_average_is_data_beside_averages(simulated_scan, volume):
     """It is noisier than they are. The level of all lines together is their mean."""

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import torch
 
@@ -19,6 +20,9 @@ DRIFTED, LARGEST_DRIFT = 1.2, 2.2
 # from R = 2 on: .46, of volumes .31, of thin slabs .14 along their partitions. .24 and .22 where a field of view of
 # 140 mm cuts the head off
 REDUCED, FOLDED_OVER, FOLDED_OVER_3D = 0.75, 0.35, 0.25
+# Lines or partitions that the numbers of a separate calibration are off by at most; and energy of those that then agree
+# with it, over the noise
+COUNTED_OFF, SHOWN = 3, 20.0
 TOLD = 3  # spikes whose places a remark has room for
 
 
@@ -121,7 +125,8 @@ def with_calibration_as_data(data: AnySlice) -> AnySlice:
 
     A separate calibration may have another contrast. Rows that came both ways tell: their difference is that of
     noise, to AGREEMENT in variance, or the calibration serves the maps alone. A factor that all have in common is taken
-    off first where they differ: phase and size drift from one acquisition to the next. Blocks of other columns, or
+    off first where they differ: phase and size drift from one acquisition to the next. Lines that are the same data
+    under numbers COUNTED_OFF apart at most are taken for those of the image, with a remark. Blocks of other columns, or
     with more rows than the k-space has, have no lines of the image.
     """
     if data.calibration is None or data.pooled:
@@ -129,20 +134,41 @@ def with_calibration_as_data(data: AnySlice) -> AnySlice:
     beyond = [size - other for size, other in zip(data.calibration.shape[1:], data.kspace.shape[1:])]
     if beyond[-1] != 0 or max(beyond) > 0:
         return data
-    block = centre_block(data.kspace, data.calibration)
+    centre = centre_block(data.kspace, data.calibration)[1:-1]
     columns = data.mask.flatten(0, -2).amax(0) > 0
-    acquired = data.mask[block[1:]].amax(-1) > 0
+    acquired = data.mask[centre].amax(-1) > 0
     if bool(acquired.all()) or not bool(acquired.any()):
         return data
-    own, theirs = (part[:, acquired][..., columns] for part in (data.kspace[block], data.calibration))
-    calibration = data.calibration
-    if _excess(own, theirs, data) > AGREEMENT:
-        factor = complex(torch.vdot(theirs.flatten(), own.flatten()) / theirs.abs().square().sum().clamp_min(1e-30))
-        if not 1 / LARGEST_DRIFT <= abs(factor) <= LARGEST_DRIFT:
-            return data
-        if _excess(own, theirs, data, factor) > DRIFTED:
-            return data
-        calibration = factor * calibration
+    reach = range(-COUNTED_OFF, COUNTED_OFF + 1)
+    for off in sorted(product(*[reach] * len(centre)), key=lambda off: sum(map(abs, off))):
+        block = (slice(None), *(slice(rows.start + by, rows.stop + by) for rows, by in zip(centre, off)), slice(None))
+        inside = all(rows.start >= 0 and rows.stop <= size for rows, size in zip(block[1:-1], data.kspace.shape[1:]))
+        calibration = _same_data(data, block, columns, shown=any(off)) if inside else None
+        if calibration is not None:
+            told = _counted_off(off) if any(off) else ()
+            return replace(_joined(data, calibration, block, columns), remarks=(*data.remarks, *told))
+    return data
+
+
+def _same_data(data: Slice, block: tuple[slice, ...], columns: torch.Tensor, *, shown: bool) -> torch.Tensor | None:
+    """The calibration, times a factor if need be, where it is the same data as the k-space in `block`; else None.
+    columns: (cols,) bool, acquired; shown: by more than noise."""
+    calibration, acquired = data.calibration, data.mask[block[1:]].amax(-1) > 0
+    assert calibration is not None
+    own, theirs = (part[:, acquired][..., columns] for part in (data.kspace[block], calibration))
+    if shown and float(torch.view_as_real(own).square().mean()) < SHOWN * data.sigma_n**2:
+        return None
+    if _excess(own, theirs, data) <= AGREEMENT:
+        return calibration
+    factor = complex(torch.vdot(theirs.flatten(), own.flatten()) / theirs.abs().square().sum().clamp_min(1e-30))
+    if not 1 / LARGEST_DRIFT <= abs(factor) <= LARGEST_DRIFT or _excess(own, theirs, data, factor) > DRIFTED:
+        return None
+    return factor * calibration
+
+
+def _joined(data: AnySlice, calibration: torch.Tensor, block: tuple[slice, ...], columns: torch.Tensor) -> AnySlice:
+    """The slice with the rows of a calibration that did not come otherwise, in `block`."""
+    acquired = data.mask[block[1:]].amax(-1) > 0
     kspace, mask = data.kspace, data.mask.clone()
     if not isinstance(data, Volume):  # whose k-space is used up, see `with_volume_maps`
         kspace = kspace.clone()
@@ -151,6 +177,16 @@ def with_calibration_as_data(data: AnySlice) -> AnySlice:
     lines, joined = int(mask.amax(-1).sum()), int((~acquired).sum())
     sigma_n = data.sigma_n * math.sqrt((lines - joined + joined * data.calibration_noise**2) / lines)
     return replace(data, kspace=kspace, mask=mask, sigma_n=sigma_n, n_lines_got=lines)
+
+
+def _counted_off(off: tuple[int, ...]) -> tuple[str]:
+    """off: of the last axis lines, of the one before partitions."""
+    names = ("partition", "line")[-len(off) :]
+    told = [f"{name} {abs(by)} {'below' if by > 0 else 'above'}" for name, by in zip(names, off) if by]
+    return (
+        f"calibration lines are counted otherwise than the image's, by their {' and '.join(told)}: they are taken for "
+        "those that they agree with",
+    )
 
 
 def _excess(own: torch.Tensor, theirs: torch.Tensor, data: Slice, factor: complex = 1.0) -> float:
