@@ -65,6 +65,22 @@ def test_a_contrast_may_have_its_own_settings_of_the_uncertainty_mode(tmp_path):
     assert [(one.samples, one.settings.steps, one.settings.eta) for one in found] == [(5, 4, 0.0), (5, 9, 0.0)]
 
 
+def test_volumes_have_settings_of_the_uncertainty_mode(tmp_path):
+    """What is measured of slices of a contrast at R is not theirs."""
+    entry = {"sampler": "uncertainty", "contrast": "t1", "R": 4, "settings": {"steps": 4}}
+    sampling = {"uncertainty": {"samples": 5, "steps": 9, "eta": 0.0}, "by_contrast_R": [entry]}
+    volumes = {"t2": {"steps": 7}}
+    for volume, told in (({"samples": 1}, (5, 4, 0.0)), ({"uncertainty": volumes}, (5, 9, 0.0))):
+        save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), {"sampling": {**sampling, "volume": volume}})
+        checkpoint, options = load_checkpoint(tmp_path / "m.safetensors"), Options(mode="uncertainty")
+        found = sampling_of(options, checkpoint, torch.device("cpu"), "t1", 4.0, volume=True)
+        assert (found.samples, found.settings.steps, found.settings.eta) == told
+        found = sampling_of(options, checkpoint, torch.device("cpu"), "t1", 4.0)
+        assert (found.samples, found.settings.steps) == (5, 4)
+    found = sampling_of(options, checkpoint, torch.device("cpu"), "t2", 4.0, volume=True)
+    assert found.settings.steps == 7 and "for volumes of t2" in found.source
+
+
 def test_volumes_have_settings_of_their_own(tmp_path):
     volume = {"samples": 1, "prox": {"noise_scale": 0.2}, "by_contrast": {"swi": {"noise_factor": 0.6}}}
     sampling = {"samples": 3, "prox": {"steps": 7, "noise_scale": 0.4}, "volume": volume}

@@ -246,11 +246,20 @@ def volume_defaults(card: dict, sampler: str, contrast: str | None) -> tuple[dic
     return settings, volume.get("samples", 1), f"model card, for volumes{f' of {contrast}' if own else ''}"
 
 
-def uncertainty_defaults(card: dict, contrast: str | None, acceleration: float | None) -> tuple[dict, int, str] | None:
+def uncertainty_defaults(
+    card: dict, contrast: str | None, acceleration: float | None, *, volume: bool = False
+) -> tuple[dict, int, str] | None:
     """Settings of the uncertainty mode, number of samples, and where they come from; None where the card has none,
-    CheckpointError where it lacks the number. It is a sampler to `sampler_defaults`."""
-    chosen, source = sampler_defaults(card, UNCERTAINTY, contrast, acceleration)
-    if UNCERTAINTY not in card.get("sampling", {}):
+    CheckpointError where it lacks the number. It is a sampler to `sampler_defaults`. Volumes have those of every scan
+    and, on top, what card["sampling"]["volume"]["uncertainty"], where that is, has for their contrast."""
+    sampling = card.get("sampling", {})
+    own = sampling.get("volume", {}).get(UNCERTAINTY) if volume else None
+    if own is not None:
+        chosen = {**sampling.get(UNCERTAINTY, {}), **own.get(contrast, {})}
+        source = f"model card, for volumes{f' of {contrast}' if contrast in own else ''}"
+    else:
+        chosen, source = sampler_defaults(card, UNCERTAINTY, contrast, acceleration)
+    if UNCERTAINTY not in sampling:
         return None
     if "samples" not in chosen:
         raise CheckpointError(

@@ -64,7 +64,7 @@ def sampling_of(
             f"the sampler {name} is for slices, and the scan is a volume: choose {_of_volumes(checkpoint)}"
         )
     if options.mode == "uncertainty":
-        found = uncertainty_defaults(checkpoint.card, contrast, acceleration)
+        found = uncertainty_defaults(checkpoint.card, contrast, acceleration, volume=volume)
         found = found if name == checkpoint.kind.sampler(None)[0] else None
         if found is None:
             raise BadInputError(

@@ -1,12 +1,18 @@
 """What volumes are judged by."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.simulation.settings import VolumeSettings
+from dpmtrain.evaluate import volume_spread
 from dpmtrain.evaluate.metrics import high_band_energy
 from dpmtrain.evaluate.validation_volumes import phantom_volume
-from dpmtrain.evaluate.volumes import partitions_as_rows
+from dpmtrain.evaluate.volumes import Case, partitions_as_rows
+
+from support.models import random_denoiser
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -37,3 +43,23 @@ def test_partitions_take_the_place_of_rows_in_all_that_a_volume_has():
     back = partitions_as_rows(turned)
     assert np.array_equal(back.truth, given.truth) and torch.equal(back.data.calibration, given.data.calibration)
     assert torch.equal(back.data.kspace, given.data.kspace) and torch.equal(back.data.mask, given.data.mask)
+
+
+def test_the_spread_of_a_volume_is_over_the_error_of_its_image_in_the_head(tmp_path, monkeypatch):
+    """Known of both; outside of the head neither counts."""
+    case = Case(phantom_volume(VolumeSettings(matrix=(30, 26), partitions=19, calibration_lines=10, n_coils=3)))
+    head = torch.from_numpy(case.truth > volume_spread.HEAD)
+    asked = []
+
+    def made(mapped, checkpoint, contrast, sampling):
+        asked.append((sampling.mode, sampling.samples, sampling.settings.eta, sampling.settings.steps))
+        image = torch.from_numpy(case.truth) + torch.where(head, 0.1, 5.0)
+        return SimpleNamespace(image=image.to(torch.complex64), spread=torch.where(head, 0.2, 9.0))
+
+    monkeypatch.setattr(volume_spread, "reconstructed", made)
+    mode = {"samples": 5, "steps": 9, "eta": 0.0}
+    save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), {"sampling": {"uncertainty": mode}})
+    checkpoint = load_checkpoint(tmp_path / "m.safetensors")
+    ratio, spread, error, _ = volume_spread.spread(case, checkpoint, 4, {"eta": 0.25})
+    assert (ratio, float(spread) / float(error)) == ("4.00", pytest.approx(2, rel=1e-3))
+    assert asked == [("uncertainty", 4, 0.25, 9)]

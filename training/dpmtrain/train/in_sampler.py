@@ -30,8 +30,10 @@ NOISE_FACTOR, MODEL_ERROR = (0.5, 1.6), 0.003  # drawn log-uniform; as the cards
 LEAST_ERROR = 3e-3  # of an image that the network is shown, so that those without any do not count for all
 PLAIN, DRAWS = 1.0, 2  # weight of plain denoising, its draws of noise for each image
 P_MEAN, P_STD = -1.8, 1.2  # of the logarithm of its noise
-# of volumes: steps of a run, which are dear, evaluations that are trained, planes of each
-VOLUME_STEPS, VOLUMES_TRAINED, PLANES = (6, 14), 4, 24
+# of volumes: evaluations that are trained, planes of each, and runs near that of the card: a network that saw these alone
+# did better than one that saw all others too
+VOLUMES_TRAINED, PLANES = 4, 24
+VOLUME_STEPS, VOLUME_NOISE_SCALE, VOLUME_NOISE_FACTOR = (10, 20), (0.0, 0.15), (0.7, 1.4)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class ShownPlanes(ContrastDenoiser):
 
 def volume_loss(model: Denoiser, scan: VolumeScan, label: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Of VOLUMES_TRAINED evaluations of one run of `prox` on a volume. label: (1, n_labels)."""
-    settings = _drawn(VOLUME_STEPS, generator)
+    settings = _drawn(VOLUME_STEPS, VOLUME_NOISE_SCALE, VOLUME_NOISE_FACTOR, generator)
     trained = _trained(settings.steps, VOLUMES_TRAINED, generator)
     prior = ShownPlanes(model, label, uncounted, scan, trained, generator)
     sample_prox(scan.problem, prior, replace(settings, turns=True), _Noise(1, generator))
@@ -135,22 +137,25 @@ class InSamplerLoss:
 
 def slices_loss(model: Denoiser, batch: Undersampled, label: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Of TRAINED evaluations of one run of `prox`."""
-    settings = _drawn(STEPS, generator)
+    settings = _drawn(STEPS, NOISE_SCALE, NOISE_FACTOR, generator)
     prior = Shown(model, label, uncounted, batch, _trained(settings.steps, TRAINED, generator))
     problem = Problem(batch.model, batch.zero_filled, batch.zero_filled, batch.sigma_n, batch.conventional)
     sample_prox(problem, prior, settings, _Noise(len(batch.clean), generator))
     return torch.stack(prior.losses).mean()
 
 
-def _drawn(steps: tuple[int, int], generator: torch.Generator) -> SamplerSettings:
+def _drawn(
+    steps: tuple[int, int], scale: tuple[float, float], factor: tuple[float, float], generator: torch.Generator
+) -> SamplerSettings:
+    """steps, noise_scale and noise_factor: from and to."""
     return SamplerSettings(
         steps=round(_uniform(*steps, generator)),
         sigma_max=SIGMA_MAX,
         sigma_min=SIGMA_MIN,
-        noise_scale=_uniform(*NOISE_SCALE, generator),
+        noise_scale=_uniform(*scale, generator),
         cg_steps=4,
         cg_tolerance=0.04,
-        noise_factor=math.exp(_uniform(math.log(NOISE_FACTOR[0]), math.log(NOISE_FACTOR[1]), generator)),
+        noise_factor=math.exp(_uniform(math.log(factor[0]), math.log(factor[1]), generator)),
         model_error=MODEL_ERROR,
     )
 
