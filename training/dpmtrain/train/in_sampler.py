@@ -30,8 +30,8 @@ NOISE_FACTOR, MODEL_ERROR = (0.5, 1.6), 0.003  # drawn log-uniform; as the cards
 LEAST_ERROR = 3e-3  # of an image that the network is shown, so that those without any do not count for all
 PLAIN, DRAWS = 1.0, 2  # weight of plain denoising, its draws of noise for each image
 P_MEAN, P_STD = -1.8, 1.2  # of the logarithm of its noise
-# of volumes: evaluations that are trained, planes of each, and runs near that of the card: a network that saw these alone
-# did better than one that saw all others too
+# of volumes: evaluations that are trained, planes of each, and runs near that of the card: a network that saw these
+# alone did better than one that saw all others too
 VOLUMES_TRAINED, PLANES = 4, 24
 VOLUME_STEPS, VOLUME_NOISE_SCALE, VOLUME_NOISE_FACTOR = (10, 20), (0.0, 0.15), (0.7, 1.4)
 
