@@ -29,7 +29,7 @@ from .recon.prepare import with_coil_maps
 from .recon.repairs import despiked
 from .recon.stream import sampled
 from .recon.types import Reconstruction
-from .recon.volumes import despiked_volume, mapped_volume
+from .recon.volumes import mapped_volume
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 Model = Checkpoint | str | PathLike | None
@@ -262,7 +262,7 @@ def reconstruct(
             )
         (mapped,) = with_coil_maps([data], where, label)
     elif isinstance(data, Volume):
-        mapped = mapped_volume(despiked_volume(data), packed_maps(maps_of(maps, data).to(where)), {})
+        mapped = mapped_volume(despiked(data), packed_maps(maps_of(maps, data).to(where)), {})
     else:
         mapped = mapped_slice(despiked(data), maps_of(maps, data).to(where), {})
     if isinstance(mapped, LostSlice):

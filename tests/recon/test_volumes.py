@@ -23,11 +23,11 @@ from dpmrecon.prior.samplers.diffusion import SamplerSettings, sample_prox
 from dpmrecon.prior.samplers.one_step import OneStepSettings
 from dpmrecon.recon.deadline import Deadline
 from dpmrecon.recon.prepare import with_maps
-from dpmrecon.recon.repairs import reduced_volume, two_sets
+from dpmrecon.recon.repairs import despiked, reduced_volume, two_sets
 from dpmrecon.recon.sample import volume_problem
 from dpmrecon.recon.stream import sampled, try_out
 from dpmrecon.recon.types import MappedVolume, Sampling, planes_of
-from dpmrecon.recon.volumes import despiked_volume, mapped_volume
+from dpmrecon.recon.volumes import mapped_volume
 from dpmrecon.simulation.simulate import truth_path
 
 from support.clock import Clock
@@ -97,12 +97,12 @@ def test_spikes_are_taken_out_and_named():
     clean = data.kspace.clone()
     place = (3, 10, 12, 20)  # coil, partition, row, sample
     data.kspace[place] += 40 * data.kspace.abs().mean()
-    found = despiked_volume(replace(data, noise_source=ESTIMATED))
+    found = despiked(replace(data, noise_source=ESTIMATED))
     assert (found.kspace - clean)[place].abs() < 0.2 * (data.kspace - clean)[place].abs()
     assert torch.equal(found.calibration, found.kspace[:, 6:22, 9:24])
     (remark,) = found.remarks
     assert "coil 3" in remark and "line 12, sample 20 of partition 10" in remark
-    assert despiked_volume(volume()).remarks == ()
+    assert despiked(volume()).remarks == ()
 
 
 @pytest.mark.parametrize("first_col", [0, 14])
@@ -110,10 +110,10 @@ def test_spikes_of_a_separate_calibration_are_taken_out_and_named(first_col):
     data = volume(first_col=first_col)
     clean = volume(first_col=first_col, seed=1).kspace[:, 6:22, 9:24].clone()
     apart = replace(data, calibration=clean.clone())
-    assert despiked_volume(apart) is apart
+    assert despiked(apart) is apart
     place = (3, 4, 3, 24)  # coil, partition, row, sample
     apart.calibration[place] += 40 * clean.abs().mean()
-    found = despiked_volume(apart)
+    found = despiked(apart)
     assert found.kspace is data.kspace
     assert (found.calibration - clean)[place].abs() < 0.2 * (apart.calibration - clean)[place].abs()
     (remark,) = found.remarks

@@ -67,11 +67,11 @@ def checkpoint_path(path: Path, *begun: Path | None) -> None:
         raise BadInputError(f"--out is {path}, with which training begins and which would be lost: give another name")
 
 
-def writable(models: Sequence[Path]) -> None:
+def writable(*models: Path | None) -> None:
     """Raises BadInputError where --write would find no file whose card it could change."""
-    if not models:
+    if None in models:
         raise BadInputError("--write needs --model: name a copy of the shipped model")
-    for path in models:
+    for path in filter(None, models):
         if not path.is_file():
             raise BadInputError(f"--write changes the card of a file, and {path} is none: name a copy of that model")
 

@@ -7,8 +7,8 @@ from itertools import product
 import torch
 
 from ..data import ESTIMATED, AnySlice, Slice, Volume
-from ..physics.noise import estimated_sigma
-from ..physics.spikes import Spike, without_spikes
+from ..physics.noise import estimated_sigma, estimated_volume_sigma
+from ..physics.spikes import without_spikes
 from ..physics.volume_maps import folded_part
 
 # Variance of two equal lines' difference, over what noise alone has, at most
@@ -24,6 +24,7 @@ REDUCED, FOLDED_OVER, FOLDED_OVER_3D = 0.75, 0.35, 0.25
 # with it, over the noise
 COUNTED_OFF, SHOWN = 3, 20.0
 TOLD = 3  # spikes whose places a remark has room for
+LINES = 2048  # of a volume that are searched for spikes at once
 
 
 def two_sets(data: Slice) -> str:
@@ -79,28 +80,53 @@ def _inner_lines(mask: torch.Tensor) -> str | None:
     )
 
 
-def despiked(data: Slice) -> Slice:
-    """The slice without spikes in its k-space and calibration, and a remark; the same object where there are none."""
-    kspace, found = without_spikes(data.kspace, data.mask, data.sigma_n)
-    calibration = data.calibration
-    apart: list[Spike] = []
+def despiked(data: AnySlice) -> AnySlice:
+    """The slice or volume without spikes in its k-space and calibration, and remarks; the same object where there are
+    none."""
+    volume = isinstance(data, Volume)
+    without = _without_in_volume if volume else _without_in_slice
+    kspace, found = without(data.kspace, data.mask, data.sigma_n)
+    calibration, apart = data.calibration, list[str]()
     if calibration is not None:
         block = centre_block(kspace, calibration)
         if torch.equal(calibration, data.kspace[block]):  # embedded
             calibration = kspace[block]
-        elif calibration.shape[2] == kspace.shape[2]:
-            calibration, apart = without_spikes(calibration, torch.ones(calibration.shape[1:]), data.sigma_n)
+        elif calibration.shape[-1] == kspace.shape[-1]:
+            # a volume's may have an asymmetric echo
+            came = (calibration != 0).any(0).float() if volume else torch.ones(calibration.shape[1:])
+            calibration, apart = without(calibration, came, data.sigma_n)
     remarks = [
-        spike_remark([str(spike) for spike in spikes], where)
-        for spikes, where in ((found, "k-space"), (apart, "the calibration"))
-        if spikes
+        spike_remark(places, where) for places, where in ((found, "k-space"), (apart, "the calibration")) if places
     ]
     if not remarks:
         return data
     sigma_n = data.sigma_n
     if found and data.noise_source == ESTIMATED:
-        sigma_n = estimated_sigma(kspace, data.mask)
+        sigma_n = (estimated_volume_sigma if volume else estimated_sigma)(kspace, data.mask)
     return replace(data, kspace=kspace, calibration=calibration, sigma_n=sigma_n, remarks=(*data.remarks, *remarks))
+
+
+def _without_in_slice(kspace: torch.Tensor, mask: torch.Tensor, sigma_n: float) -> tuple[torch.Tensor, list[str]]:
+    """K-space (n_coils, rows, cols) without its spikes, and where they were; the same object where there are none."""
+    cleaned, spikes = without_spikes(kspace, mask, sigma_n)
+    return cleaned, [str(spike) for spike in spikes]
+
+
+def _without_in_volume(kspace: torch.Tensor, mask: torch.Tensor, sigma_n: float) -> tuple[torch.Tensor, list[str]]:
+    """The same of (n_coils, partitions, rows, cols). Lines follow from themselves alone, so they are searched some at a
+    time."""
+    cleaned, places = kspace, []
+    for some in mask.amax(-1).nonzero().split(LINES):
+        partitions, rows = some.unbind(1)
+        part, spikes = without_spikes(kspace[:, partitions, rows], mask[partitions, rows], sigma_n)
+        if spikes:
+            if cleaned is kspace:
+                cleaned = kspace.clone()
+            cleaned[:, partitions, rows] = part
+            for spike in spikes:
+                partition, row = some[spike.row].tolist()
+                places.append(f"{replace(spike, row=row)} of partition {partition}")
+    return cleaned, places
 
 
 def centre_block(kspace: torch.Tensor, part: torch.Tensor) -> tuple[slice, ...]:
@@ -145,7 +171,7 @@ def with_calibration_as_data(data: AnySlice) -> AnySlice:
         inside = all(rows.start >= 0 and rows.stop <= size for rows, size in zip(block[1:-1], data.kspace.shape[1:]))
         calibration = _same_data(data, block, columns, shown=any(off)) if inside else None
         if calibration is not None:
-            told = _counted_off(off) if any(off) else ()
+            told = [_counted_off(off)] if any(off) else []
             return replace(_joined(data, calibration, block, columns), remarks=(*data.remarks, *told))
     return data
 
@@ -179,13 +205,13 @@ def _joined(data: AnySlice, calibration: torch.Tensor, block: tuple[slice, ...],
     return replace(data, kspace=kspace, mask=mask, sigma_n=sigma_n, n_lines_got=lines)
 
 
-def _counted_off(off: tuple[int, ...]) -> tuple[str]:
-    """off: of the last axis lines, of the one before partitions."""
+def _counted_off(off: tuple[int, ...]) -> str:
+    """The remark; off: of the last axis lines, of the one before partitions."""
     names = ("partition", "line")[-len(off) :]
     told = [f"{name} {abs(by)} {'below' if by > 0 else 'above'}" for name, by in zip(names, off) if by]
     return (
         f"calibration lines are counted otherwise than the image's, by their {' and '.join(told)}: they are taken for "
-        "those that they agree with",
+        "those that they agree with"
     )
 
 

@@ -6,22 +6,19 @@ from dataclasses import replace
 
 import torch
 
-from ..data import ESTIMATED, LostSlice, Volume
+from ..data import LostSlice, Volume
 from ..device import synchronize
 from ..errors import BadInputError
 from ..physics.cg_sense import scaled
 from ..physics.coil_compression import compressed_volume
 from ..physics.fourier import origin_to_corner
-from ..physics.noise import estimated_volume_sigma
 from ..physics.phase import smooth_phase
 from ..physics.soft_sense import SoftVolume
-from ..physics.spikes import without_spikes
 from ..physics.volume import VolumeModel, hybrid
 from ..physics.volume_maps import CROP, central, estimate_volume_maps
-from .repairs import centre_block, reduced_volume, spike_remark, two_sets, with_calibration_as_data
+from .repairs import despiked, reduced_volume, two_sets, with_calibration_as_data
 from .types import MappedVolume
 
-LINES = 2048  # that are searched for spikes at once
 AXES = (-3, -2, -1)
 
 
@@ -34,7 +31,7 @@ def with_volume_maps(data: Volume, device: torch.device, crop: float = CROP) -> 
     assert data.calibration is not None
     started = time.perf_counter()
     n_coils = len(data.kspace)
-    data = with_calibration_as_data(despiked_volume(data))
+    data = with_calibration_as_data(despiked(data))
     assert data.calibration is not None
     # a copy: a view would keep the k-space, which is used up
     data = compressed_volume(replace(data, calibration=central(data.calibration).clone()))
@@ -76,41 +73,3 @@ def mapped_volume(
     seconds = {**seconds, "conventional": time.perf_counter() - started}
     phase = phase if phase.ndim == 3 else phase[0]
     return MappedVolume(data, model, phase, scale, zero_filled, conventional, seconds, n_coils)
-
-
-def despiked_volume(data: Volume) -> Volume:
-    """The volume without spikes in its k-space and calibration, and remarks; the same object where there are none."""
-    kspace, found = _despiked(data.kspace, data.mask, data.sigma_n)
-    calibration, apart = data.calibration, list[str]()
-    if calibration is not None:
-        block = centre_block(kspace, calibration)
-        if torch.equal(calibration, data.kspace[block]):  # embedded
-            calibration = kspace[block]
-        elif calibration.shape[-1] == kspace.shape[-1]:
-            calibration, apart = _despiked(calibration, (calibration != 0).any(0).float(), data.sigma_n)
-    remarks = [
-        spike_remark(places, where) for places, where in ((found, "k-space"), (apart, "the calibration")) if places
-    ]
-    if not remarks:
-        return data
-    sigma_n = data.sigma_n
-    if found and data.noise_source == ESTIMATED:
-        sigma_n = estimated_volume_sigma(kspace, data.mask)
-    return replace(data, kspace=kspace, calibration=calibration, sigma_n=sigma_n, remarks=(*data.remarks, *remarks))
-
-
-def _despiked(kspace: torch.Tensor, mask: torch.Tensor, sigma_n: float) -> tuple[torch.Tensor, list[str]]:
-    """K-space (n_coils, partitions, rows, cols) without its spikes, and where they were; the same object where there
-    are none. Lines follow from themselves alone, so they are searched some at a time."""
-    cleaned, places = kspace, []
-    for some in mask.amax(-1).nonzero().split(LINES):
-        partitions, rows = some.unbind(1)
-        part, spikes = without_spikes(kspace[:, partitions, rows], mask[partitions, rows], sigma_n)
-        if spikes:
-            if cleaned is kspace:
-                cleaned = kspace.clone()
-            cleaned[:, partitions, rows] = part
-            for spike in spikes:
-                partition, row = some[spike.row].tolist()
-                places.append(f"{replace(spike, row=row)} of partition {partition}")
-    return cleaned, places

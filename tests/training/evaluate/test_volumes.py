@@ -7,7 +7,7 @@ import pytest
 import torch
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint
 from dpmrecon.simulation.settings import VolumeSettings
-from dpmtrain.evaluate import volume_spread
+from dpmtrain.evaluate import methods, volume_spread
 from dpmtrain.evaluate.metrics import high_band_energy
 from dpmtrain.evaluate.validation_volumes import phantom_volume
 from dpmtrain.evaluate.volumes import Case, partitions_as_rows
@@ -56,7 +56,7 @@ def test_the_spread_of_a_volume_is_over_the_error_of_its_image_in_the_head(tmp_p
         image = torch.from_numpy(case.truth) + torch.where(head, 0.1, 5.0)
         return SimpleNamespace(image=image.to(torch.complex64), spread=torch.where(head, 0.2, 9.0))
 
-    monkeypatch.setattr(volume_spread, "reconstructed", made)
+    monkeypatch.setattr(methods, "reconstructed", made)
     mode = {"samples": 5, "steps": 9, "eta": 0.0}
     save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), {"sampling": {"uncertainty": mode}})
     checkpoint = load_checkpoint(tmp_path / "m.safetensors")

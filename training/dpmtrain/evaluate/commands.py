@@ -146,7 +146,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     at_least(args, slices=1, samples=1)
     if args.write:
-        writable(args.model or [])
+        writable(*(args.model or [None]))
     paths = args.model or [default_path()]
     if args.name == "models" and len(paths) < 2:
         raise BadInputError("the grid `models` compares checkpoints: name at least two as --model")
@@ -195,7 +195,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     at_least(args, samples=2, slices=1, R=2)
     if args.write:
-        writable([args.model] if args.model else [])
+        writable(args.model)
     grid = read_grid(args.grid)
     names = words("--contrasts", args.contrasts, CONTRAST_LABELS)
     slices = [found for name in names for found in validation_scan(args.images, name)[: args.slices]]

@@ -91,6 +91,7 @@ def by_card(
     *,
     samples: int | None = None,
     keep_samples: bool = False,
+    mode: str = Options.mode,
 ) -> Reconstruction:
     """The same by the card's settings for contrast and R, with changes, among which "samples" may be."""
     settled = dict(changes or {})
@@ -100,7 +101,7 @@ def by_card(
     checkpoint = checkpoint.of_scan(volume=is_volume)
     device, label = mapped.conventional.device, label_for(checkpoint, contrast)
     sampling = sampling_of(
-        Options(samples=count),
+        Options(samples=count, mode=mode),
         checkpoint,
         device,
         label,

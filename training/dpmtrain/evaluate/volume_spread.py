@@ -10,16 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from dpmrecon.api import load_model
-from dpmrecon.options import Options
 from dpmrecon.prior.checkpoint import Checkpoint
-from dpmrecon.recon.plan import sampling_of
 
 from ..arguments import at_least, changes_from, exit_code, module_parser
-from .methods import label_for, reconstructed
-from .references import CPU
+from .methods import by_card
 from .tables import show
 from .validation_volumes import COARSE, phantom_volume, slab_with_field, validation_volume
-from .volumes import HEAD, Case, R, head_settings
+from .volumes import HEAD, Case, head_settings
 
 PHANTOMS = {"flair": 0.0155, "t1": 0.006}  # noise by contrast
 FIELD_MM, SUBJECT = 224.0, 2
@@ -35,11 +32,7 @@ def cases(images: Path) -> Iterator[Case]:
 
 
 def spread(case: Case, checkpoint: Checkpoint, samples: int | None, changes: dict[str, float | int]) -> list[str]:
-    label = label_for(checkpoint, case.contrast)
-    options = Options(mode="uncertainty", samples=samples, gate="off")
-    sampling = sampling_of(options, checkpoint, CPU, label, R, volume=True)
-    sampling = replace(sampling, settings=replace(sampling.settings, **changes), fallback=False)
-    found = reconstructed(case.mapped, checkpoint, case.contrast, sampling)
+    found = by_card(case.mapped, checkpoint, case.contrast, changes, samples=samples, mode="uncertainty")
     assert found.spread is not None
     image, std = found.image.abs().numpy(), found.spread.numpy()
     head = case.truth > HEAD

@@ -103,7 +103,7 @@ def _gate(args: argparse.Namespace) -> int:
 
     at_least(args, heads=1, sound=1, each=0, seed=0)
     if args.write:
-        writable([args.model] if args.model else [])
+        writable(args.model)
     if args.each and args.out is None:
         raise BadInputError("the tables need a folder: give --out, or --each 0")
     checkpoint = load_checkpoint(args.model, device_of(args.device)).of_scan(volume=args.of == "volumes")
