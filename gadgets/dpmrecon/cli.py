@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import DpmreconError
+from .errors import WORST, DpmreconError
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _replay_stream(args: argparse.Namespace, options: "Options") -> int:
     if came.cut is None:
         return report.exit_code
     print(f"dpmrecon: {came.cut}", file=sys.stderr)
-    return 4
+    return max(4, report.exit_code, key=WORST.index)
 
 
 def _replay_scan(

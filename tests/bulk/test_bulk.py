@@ -12,7 +12,7 @@ from dpmrecon.bulk import job
 from dpmrecon.bulk.engines import Lost
 from dpmrecon.bulk.job import PARTS, ROW
 from dpmrecon.cli import main
-from dpmrecon.errors import UNEXPECTED, DeviceError
+from dpmrecon.errors import UNEXPECTED, BadInputError, DeviceError
 
 from support.forked import Forked
 from support.protocols import with_header
@@ -212,6 +212,19 @@ def test_an_interrupted_run_reports_what_is_done(archive, model, tmp_path):
     assert b"interrupted" in told.stderr and b"Traceback" not in told.stderr
     until(lambda: not os.path.exists(f"/proc/{worker}") or "\tZ" in _status(worker))
     assert outcomes(out) == {"first": "done", "second": "not reached"}
+
+
+def test_a_scan_whose_dicom_found_no_room_is_taken_again(archive, model, tmp_path, monkeypatch):
+    def full(*given):
+        raise BadInputError("cannot write to dicom (No space left on device): make room") from OSError(28)
+
+    monkeypatch.setattr("dpmrecon.dicom.folder.write_dicom", full)
+    assert bulk(archive / "a/first.h5", tmp_path, model) == 2
+    (row,) = rows(tmp_path).values()
+    assert row["outcome"] == "failed" and row["error"].startswith("no DICOM: cannot write to dicom")
+    monkeypatch.undo()
+    assert bulk(archive / "a/first.h5", tmp_path, model) == 0
+    assert list(tmp_path.rglob("*.dcm"))
 
 
 def _status(process: int) -> str:

@@ -542,6 +542,26 @@ def test_an_interrupted_run_leaves_no_half_series(simulated_scan, model, tmp_pat
     assert len(list((tmp_path / "dicom").rglob("*.dcm"))) == report(tmp_path)["dicom_files"] > 3
 
 
+def test_a_disk_without_room_for_dicom_is_an_error_and_the_images_and_nifti_stay(
+    simulated_scan, model, tmp_path, monkeypatch, capsys
+):
+    save, saved = pydicom.dataset.FileDataset.save_as, []
+
+    def full(file, path, **options):
+        saved.append(path)
+        if len(saved) == 3:
+            raise OSError(28, "No space left on device")
+        save(file, path, **options)
+
+    monkeypatch.setattr(pydicom.dataset.FileDataset, "save_as", full)
+    assert replay(simulated_scan(**SCAN), tmp_path, model, "--nifti") == 2
+    assert "no DICOM: cannot write to" in capsys.readouterr().err
+    assert len(images(tmp_path)) == 3 and (tmp_path / "nifti/01_reconstruction.nii.gz").exists()
+    assert not list(tmp_path.rglob("*.dcm"))
+    found = report(tmp_path)
+    assert found["error"].startswith("no DICOM: cannot write to") and found["dicom_files"] == 0
+
+
 def test_a_second_run_leaves_no_files_of_the_first(simulated_scan, model, tmp_path):
     assert replay(simulated_scan(**SCAN), tmp_path, model) == 0
     assert replay(simulated_scan(**SCAN), tmp_path, model, "--samples", "1", "--image-type", "ONE") == 0

@@ -192,3 +192,13 @@ def test_a_second_run_without_it_leaves_no_nifti(simulated_scan, result, model, 
     scan = str(simulated_scan(**SCAN))
     assert main(["replay", scan, "--out", str(tmp_path / "mine"), "--model", str(model), "--device", "cpu"]) == 2
     assert (tmp_path / "mine" / "nifti").exists()
+
+
+def test_a_disk_without_room_for_nifti_is_an_error(simulated_scan, model, tmp_path, monkeypatch, capsys):
+    def full(file, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nibabel, "save", full)
+    assert replay(simulated_scan(**SCAN), tmp_path, model, "--nifti") == 2
+    assert "no NIfTI: cannot write to" in capsys.readouterr().err
+    assert not (tmp_path / "nifti").exists() and list(tmp_path.rglob("*.dcm"))

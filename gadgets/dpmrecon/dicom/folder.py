@@ -49,7 +49,7 @@ class DicomFolder:
                     os.replace(part, self.images.with_name("dicom"))
         except BadInputError as error:
             files = []
-            report.notes.append(f"no DICOM: {error}")
+            report.not_made("DICOM", error)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         report.scan_sha256, report.dicom_files = self.scan.digest, len(files)

@@ -50,7 +50,7 @@ class NiftiFolder:
             self.report.notes += write_nifti(self.images, folder, self.report.names)
         except BadInputError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            self.report.notes.append(f"no NIfTI: {error}")
+            self.report.not_made("NIfTI", error)
         self.report.write()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import ismrmrd
 
 from ..data import LostSlice, SliceKey, Volume
+from ..errors import BAD_INPUT, BadInputError
 from ..files import write_text
 from ..mrd.scan_log import ScanLog
 from ..physics.epi import ghost_outside
@@ -50,7 +51,9 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0: every slice by the model; 3: some by the conventional fallback; 4: some are missing."""
+        """0: every slice by the model; 3: some by the conventional fallback; 4: some are missing; 2: files are."""
+        if self.error is not None:
+            return BAD_INPUT
         if any("missing" in entry for entry in self.slices):
             return 4
         return 3 if any(entry["fallback"] is not None for entry in self.slices) else 0
@@ -119,6 +122,12 @@ class Report:
                 self.error = self.error.replace(self.secret, "the scan")
         self.write()
 
+    def not_made(self, what: str, error: BadInputError) -> None:
+        """Note files that cannot be made: an error where the disk is at fault, because another run can make them."""
+        self.notes.append(f"no {what}: {error}")
+        if isinstance(error.__cause__, OSError):
+            self.error = self.error or self.notes[-1]
+
     def write(self) -> None:
         """Write report.json as things stand. Raises BadInputError."""
         with telling(self.path.parent, "make room or choose another --out"):
@@ -162,6 +171,7 @@ class Report:
             "missing": sorted({entry["missing"] for entry in self.slices if "missing" in entry}),
             "remarks": [*self.remarks, *self.notes],
             "seconds": self.seconds,
+            "error": self.error,
         }
 
     def deciding(self) -> dict[str, Any]:
