@@ -420,6 +420,13 @@ def with_header(scan, folder, edit) -> Path:
     return copy
 
 
+@pytest.mark.parametrize(("told", "written"), [("ffs", "FFS"), ("on the back", ""), ("H\\S", ""), ("", "")])
+def test_a_patient_position_is_one_of_the_standards_or_none(simulated_scan, model, tmp_path, told, written):
+    change = f"measurementInformation.patientPosition={told}"
+    assert replay(simulated_scan(**{**SCAN, "n_slices": 1}), tmp_path / "out", model, "--set", change) == 0
+    assert series(tmp_path / "out", 1)[0].PatientPosition == written
+
+
 @pytest.mark.parametrize("value", ["INF", "NaN"])
 def test_a_time_that_is_no_number_is_left_out(simulated_scan, model, tmp_path, value):
     def edit(xml):

@@ -60,6 +60,7 @@ SUFFIXES = {
 # DataRole -> ImageType's third value and what follows it
 TYPES = {"Phase": ("P",), "FilteredPhase": ("P", "SWI"), "SWI": ("M", "SWI"), "MinIP": ("MNIP", "SWI")}
 FALLBACK_TAG = "CGSENSE_FALLBACK"
+POSITIONS = {position.value for position in ismrmrd.xsd.patientPositionType}
 # parts of MRD sequence_type -> ScanningSequence; what is not known is RM
 _SEQUENCES = ((r"epi", "EP"), (r"flash|gre|gradient|spgr|mprage", "GR"), (r"tse|fse|rare|haste|spin", "SE"))
 
@@ -403,7 +404,8 @@ def _common(header: Header, study: Study, *, volume: bool, anonymize: bool) -> A
         file.SeriesDate = _date(measurement.seriesDate)
         file.SeriesTime = _time(measurement.seriesTime)
     position = getattr(measurement, "patientPosition", None)
-    file.PatientPosition = str(getattr(position, "value", position) or "")
+    word = str(getattr(position, "value", position) or "").strip().upper()
+    file.PatientPosition = word if word in POSITIONS else ""
     file.FrameOfReferenceUID = study.frame
     file.PositionReferenceIndicator = ""
     if getattr(measurement, "protocolName", None):
