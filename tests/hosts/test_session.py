@@ -54,6 +54,7 @@ CUT = "the connection ended within a message, after {} of {} bytes: send the sca
 NEEDED = "ReconData (id 1023) or raw acquisitions (id 1008) are needed"
 NO_LINES = "no image lines came: the chain in front of this gadget lost them, or the scan holds none"
 BUCKET = f"a message with id 1050 came (a bucket of acquisitions (the chain lacks BucketToBufferGadget)): {NEEDED}"
+SECOND = f"a message with id {{}} came (a second {{}}: a connection carries one scan): {NEEDED}"
 WIDE = struct.pack("<HQQ", 1023, 1, 2**60)
 NO_XML = "the scan's XML header cannot be read (syntax error: line 1, column 0); an ISMRMRD header is needed"
 
@@ -69,6 +70,12 @@ NO_XML = "the scan's XML header cannot be read (syntax error: line 1, column 0);
         (lambda s: [s[0], s[1][:50]], CUT.format(44, "{header}")),
         (lambda s: [*s[:2], struct.pack("<H", 4711), bytes(9)], f"a message with id 4711 came (unknown): {NEEDED}"),
         (lambda s: [*s[:2], struct.pack("<H", 1050)], BUCKET),
+        (lambda s: [*s[:3], *s[1:]], SECOND.format(3, "header")),
+        (lambda s: [*s[:3], *s], SECOND.format(2, "configuration")),
+        (
+            lambda s: [*s[:2], fake_peer.error("no coil")],
+            f"a message with id 8 came (an error of the peer's own: its log tells which): {NEEDED}",
+        ),
         (lambda s: [*s[:2], WIDE], f"an array of {2**60} dimensions was announced: at most 16 are taken"),
         (
             lambda s: [s[0], struct.pack("<HI", 3, 2**32 - 1)],

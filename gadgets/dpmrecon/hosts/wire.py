@@ -297,6 +297,9 @@ class Wire:
 def refusal(number: int) -> str:
     """Why a message that is neither ReconData nor an acquisition cannot be used."""
     names = {
+        **dict.fromkeys((CONFIG_NAME, CONFIG), "a second configuration: a connection carries one scan"),
+        HEADER: "a second header: a connection carries one scan",
+        ERROR: "an error of the peer's own: its log tells which",
         IMAGE: "an image",
         IMAGE_ARRAY: "an image array",
         BUCKET: "a bucket of acquisitions (the chain lacks BucketToBufferGadget)",
