@@ -173,7 +173,8 @@ def test_a_chain_in_full_and_json_configure_an_mrd_client(start, scan):
         "</configuration>"
     )
     server = start()
-    for text in (chain, '{"parameters": {"samples": 1, "seed": 3}}'):
+    beside = '{"version": "1.1.0", "seed": 3, "parameters": {"samples": 1}}'
+    for text in (chain, '{"parameters": {"samples": 1, "seed": 3}}', beside):
         answer = exchange(server, fake_peer.text_message(2, text.encode() + b"\0"), *raw_stream(scan)[1:])
         assert len(answer.images) == 2
         assert answer.images[0].meta["dpmrecon_seed"] == "3"

@@ -215,12 +215,13 @@ def _our_configuration(text: str) -> bytes:
 
 
 def _parameters(text: str) -> dict[str, str]:
-    """Options in JSON, at the top or under "parameters"."""
+    """Options in JSON, at the top or under "parameters", beside which a host's own entries may stand."""
     try:
         found = from_json(text)
-        found = found.get("parameters", found)
+        if "parameters" in found:
+            found = {name: value for name, value in found.items() if name in OPTIONS} | found["parameters"]
         return {name: str(value) for name, value in found.items()}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise BadInputError("the configuration is no JSON object of options: send a config name") from error
 
 
