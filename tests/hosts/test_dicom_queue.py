@@ -152,6 +152,20 @@ def test_a_disk_that_takes_nothing_costs_the_dicom_and_not_the_scan(start, scan,
     (tmp_path / "queue").mkdir()
 
 
+def test_a_disk_without_room_for_the_files_is_told_in_words_of_the_service(start, scan, tmp_path, monkeypatch):
+    def full(*given):
+        raise BadInputError("cannot write to x: make room or choose another --out") from OSError(28, "No space left")
+
+    server = start()
+    monkeypatch.setattr("dpmrecon.hosts.dicom_queue.write_dicom", full)
+    server.write_dicom(tmp_path, None)
+    assert len(exchange(server, *raw_stream(scan)).images) == 4
+    until(lambda: server.status()["dicom"])
+    assert server.status()["dicom"] == f"cannot write to {tmp_path} ([Errno 28] No space left): make room"
+    assert len(jobs(tmp_path)) == 1
+    server.dicom.stop()
+
+
 def test_a_folder_that_is_gone_costs_the_dicom_until_it_is_back(start, scan, tmp_path, caplog):
     folder = tmp_path / "dicom"
     server = start()

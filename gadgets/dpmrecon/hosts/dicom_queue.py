@@ -236,7 +236,7 @@ class DicomQueue:
             files = dicom_files(target)
         except BadInputError as error:
             if isinstance(error.__cause__, OSError):  # no room
-                raise
+                raise DpmreconError(f"cannot write to {self.folder} ({error.__cause__}): make room") from error
             self._give_up(job, {"": f"no DICOM: {error}"})
             return
         refused: dict[str, str] = {}
