@@ -18,6 +18,7 @@ from dpmrecon.mrd.file import open_scan
 from dpmrecon.mrd.flags import LAST_IN_SLICE, NOISE
 from dpmrecon.mrd.scan import LINES, Scan
 
+from support.acquisitions import write_lines
 from support.hand_made import (
     assert_point,
     average_limits,
@@ -278,6 +279,19 @@ def test_files_that_are_no_scans(tmp_path):
         broken["data"] = broken["data"][:60]
         file["dataset/data"][3] = broken
     assert "line 4 holds 30 samples where its header announces 3 channels of 26" in refused(scan)
+
+
+def test_a_second_scan_in_the_file_is_named(tmp_path):
+    scan = write_scan(tmp_path / "scan.h5", point_scan(1, 1))
+    write_lines(scan, header_xml(), noise_lines(np.random.default_rng(0)), "noise")
+    with open_scan(scan) as opened:
+        assert not any("another scan" in remark for remark in opened.log.remarks)
+    write_lines(scan, header_xml(), point_scan(2, 2), "second")
+    said = "the file holds another scan in second: that in dataset is taken, as long as --group names no other"
+    with open_scan(scan) as opened:
+        assert said in opened.log.remarks
+    with open_scan(scan, group="dataset") as opened:
+        assert said not in opened.log.remarks
 
 
 def test_reading_leaves_the_file_alone(tmp_path):

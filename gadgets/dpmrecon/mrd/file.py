@@ -59,6 +59,12 @@ def open_scan(
         else:
             chosen = _group(file, path, group, noise_alone)
             scan = _scan(chosen, path, changes, ignored)
+            others = [] if group is not None or noise_alone else _other_scans(file, chosen)
+            if others:
+                scan.log.remark(
+                    f"the file holds another scan in {', '.join(others)}: that in {chosen.name[1:]} is taken, as long "
+                    "as --group names no other"
+                )
             if own_noise and not noise_alone and not np.any(scan.heads["flags"] & np.uint64(NOISE)):
                 scan.noise_elsewhere = _noise_beside(file, chosen, scan)
         if remark is not None:
@@ -161,6 +167,12 @@ def _noise_beside(file: h5py.File, chosen: h5py.Group, scan: Scan) -> Scan | Non
     _, name, heads, lines = ([entry for entry in found if entry[0]] or found)[-1]
     scan.log.remark(f"the noise measurement is that of the file's group '{name}': the scan's own group has none")
     return Scan(scan.path, scan.xml, scan.header, heads, [], lines, scan.log)
+
+
+def _other_scans(file: h5py.File, chosen: h5py.Group) -> list[str]:
+    """Groups with lines of an image beside the one that is taken."""
+    groups = _measurements(file).items()
+    return [name for name, group in groups if group != chosen and _holds_image(group["data"])]
 
 
 def _measurements(file: h5py.File) -> dict[str, h5py.Group]:
