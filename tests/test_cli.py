@@ -1,5 +1,8 @@
 """Both commands: their help shows an example; an empty folder and Ctrl-C are told."""
 
+import os
+import signal
+
 import pytest
 from dpmrecon.cli import main
 
@@ -40,3 +43,18 @@ def test_an_interrupted_command_says_what_is_kept(command, place, words, monkeyp
     monkeypatch.setattr(place, interrupted)
     assert main(command) == 130
     assert capsys.readouterr().err == f"dpmrecon: interrupted{words}\n"
+
+
+def test_a_sigterm_is_told_as_ctrl_c_is(monkeypatch, capsys):
+    def ended(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+    monkeypatch.setattr("dpmrecon.mrd.receiving.open_as", ended)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert main(["replay", "scan.h5", "--out", "out"]) == 130
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "dpmrecon: interrupted; the slices finished so far are kept\n"

@@ -2,8 +2,12 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     args.started = started
     try:
-        code = args.run(args)
+        with _reporting_at_sigterm(args.command):
+            code = args.run(args)
         sys.stdout.flush()  # what cannot be written is found here, not at the interpreter's end
         return code
     except DpmreconError as error:
@@ -56,6 +61,19 @@ def main(arguments: list[str] | None = None) -> int:
         kept = KEPT.get(args.command)
         print("dpmrecon: interrupted" + (f"; the {kept} finished so far are kept" if kept else ""), file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _reporting_at_sigterm(command: str) -> Iterator[None]:
+    """A scheduler or a container ends a command by SIGTERM: one that keeps something ends as at Ctrl-C."""
+    if command not in KEPT or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def add_command(commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
