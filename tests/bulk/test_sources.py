@@ -56,6 +56,15 @@ def test_equal_names_are_told_apart_and_stay_as_they_are(archive, tmp_path):
     assert sorted(name for name in again if "two" in name) == ["a__two"]  # a scan is done once
 
 
+@pytest.mark.parametrize("letter", ["x", "脳"])
+def test_names_are_as_long_as_a_file_system_takes(archive, letter):
+    scan = archive / (60 * letter) / (60 * letter + ".h5")
+    scan.parent.mkdir()
+    scan.write_text("a scan")
+    (name,) = (name for name in listed([str(archive)], archive / "out") if name.startswith(letter))
+    (archive / "out" / f"host-12345-{name}").mkdir()
+
+
 def test_linked_folders_are_walked_once(archive, tmp_path):
     elsewhere = tmp_path / "volume"
     elsewhere.mkdir()

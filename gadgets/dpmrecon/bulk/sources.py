@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import BadInputError, first_line
 from ..mrd.file import SUFFIXES
 
-LONGEST = 120  # characters of a result folder's name
+LONGEST = 120  # bytes of a result folder's name
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def listed(inputs: Sequence[str], out: Path) -> dict[str, Source]:
             found.setdefault(source.where, ("__".join(parts), source))
     often = Counter(name for name, _ in found.values())
     return {
-        name if often[name] == 1 and len(name) <= LONGEST else f"{name[:LONGEST]}-{_short(source.where)}": source
+        name if often[name] == 1 and len(_bytes(name)) <= LONGEST else f"{_cut(name)}-{_short(source.where)}": source
         for name, source in found.values()
     }
 
@@ -90,6 +90,10 @@ def listed(inputs: Sequence[str], out: Path) -> dict[str, Source]:
 def anonymous(sources: Mapping[str, Source], key: bytes) -> dict[str, Source]:
     """The same under names that tell nothing to who has not the key."""
     return {f"scan-{hmac.new(key, _bytes(one.where), 'sha256').hexdigest()[:16]}": one for one in sources.values()}
+
+
+def _cut(name: str) -> str:
+    return _bytes(name)[:LONGEST].decode("utf-8", "ignore")
 
 
 def _short(text: str) -> str:
