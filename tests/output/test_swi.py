@@ -282,6 +282,16 @@ def test_slices_are_projected_at_the_end_of_the_scan(result, tmp_path):
     same(theirs, nibabel.load(result / "nifti" / "10_minip.nii.gz"))
 
 
+def test_a_projection_over_a_conventional_slice_says_so(result):
+    stack = {image.slice: image for image in images(result, SWI)}
+    stack[1].attribute_string = ismrmrd.Meta({**stack[1].meta, "dpmrecon_fallback": "it failed"}).serialize()
+    writer = SwiSeries(volume_header(matrix=SHAPE, fov=FOV), with_contrast("swi"), "negative", print, print)
+    for lowest, there in zip(writer._of_slices(list(stack.values())), (True, True, False), strict=True):
+        for name in ("ImageComments", "GADGETRON_ImageComment"):
+            assert ("; CG-SENSE FALLBACK: it failed" in lowest.meta[name]) == there
+        assert ("dpmrecon_fallback" in lowest.meta) == there
+
+
 def test_slices_with_a_gap_have_no_projection(simulated_scan, model, tmp_path):
     def cut(number, line):
         noise = line.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)

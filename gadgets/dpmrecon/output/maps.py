@@ -19,7 +19,7 @@ from ..errors import BadInputError
 from ..mrd.diffusion import COUNTERS
 from ..mrd.header import Header, contrast_label
 from ..recon.types import Reconstruction
-from .mrd_images import RECONSTRUCTION, commented, derived_meta, image_of, remarks_meta, remarks_of, window
+from .mrd_images import RECONSTRUCTION, derived_meta, image_of, remarks_meta, remarks_of, window, with_sources
 from .weighting import NONE, Weighted, Weighting, weighting_comment, weighting_of, without_b_values, without_weighting
 
 TRACE, ADC, EXPONENTIAL = 4, 5, 11  # series index: image_4 and so on in images.h5
@@ -332,11 +332,7 @@ def _derived(
         meta |= weighted.meta
         for name in ("ImageComments", "GADGETRON_ImageComment"):
             meta[name] = f"{meta.get(name, '')}{weighting_comment(meta)}"
-    meta |= told
-    for name in ("ImageComments", "GADGETRON_ImageComment"):
-        if name in meta:
-            meta[name] = commented(str(meta[name]), remarks_of(told))
-    return image_of(pixels, head, meta)
+    return image_of(pixels, head, with_sources(meta, told))
 
 
 def in_whole_numbers(image: ismrmrd.Image) -> ismrmrd.Image:

@@ -258,6 +258,15 @@ def commented(comment: str, remarks: Iterable[str]) -> str:
     return "; ".join([comment, *(remark for remark in remarks if remark not in comment)])
 
 
+def with_sources(meta: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """The meta of an image that is computed of several: `told`, the fallback and remarks of any, is in its comment
+    too."""
+    said = [f"CG-SENSE FALLBACK: {told['dpmrecon_fallback']}"] if "dpmrecon_fallback" in told else []
+    said += remarks_of(told)
+    names = [name for name in ("ImageComments", "GADGETRON_ImageComment") if name in meta]
+    return {**meta, **told, **{name: commented(str(meta[name]), said) for name in names}}
+
+
 def remarks_meta(remarks: Sequence[str], *, trusted: bool) -> dict[str, Any]:
     """Remarks as entries of an image's meta; nothing where there is nothing to say."""
     found: dict[str, Any] = {"dpmrecon_remarks": list(remarks)} if remarks else {}

@@ -25,13 +25,13 @@ from .mrd_images import (
     RECONSTRUCTION,
     THICKNESS,
     bright_window,
-    commented,
     derived_meta,
     image_of,
     radians_meta,
     remarks_meta,
     remarks_of,
     to_recon_space,
+    with_sources,
 )
 
 CONTRAST = "swi"  # the label whose scans get these series
@@ -219,10 +219,7 @@ class SwiSeries:
             part = slices[number : number + count]
             thickness = (count - 1) * spacing + part[0].getHead().field_of_view[2]
             image = self._projection(part[0], lowest, count, thickness)
-            told = _told(part)
-            comment = commented(str(image.meta.get("ImageComments", "")), remarks_of(told))
-            told |= {"ImageComments": comment, "GADGETRON_ImageComment": comment}
-            image.attribute_string = ismrmrd.Meta({**image.meta, **told}).serialize()
+            image.attribute_string = ismrmrd.Meta(with_sources(image.meta, _told(part))).serialize()
             middle = np.mean([image.getHead().position[:] for image in part], 0)
             images.append(_moved(image, middle, thickness))
         return images
