@@ -1,11 +1,13 @@
 """Where voxels lie in the patient: the conversion, and headers that do not tell."""
 
+from dataclasses import replace
+
 import ismrmrd
 import numpy as np
 import pytest
 import torch
 from dpmrecon.errors import BadInputError
-from dpmrecon.mrd.geometry import orientation_letters, plane_of_mrd
+from dpmrecon.mrd.geometry import orientation_letters, plane_of_mrd, slice_spacing
 from dpmrecon.physics.fourier import to_image
 
 
@@ -62,3 +64,12 @@ def test_orientation_letters():
     assert orientation_letters(np.array([1.0, 0, 0])) == "L"
     assert orientation_letters(np.array([0, -0.9, 0.4])) == "AH"
     assert orientation_letters(np.array([-0.5, 0.2, -0.84])) == "FRP"
+
+
+def test_slices_that_are_turned_in_their_plane_are_no_stack():
+    planes = [plane_of_mrd(head((0, -0.6 * 7 * n, 0.8 * 7 * n), angle=0.0), (75, 90)) for n in range(3)]
+    assert slice_spacing(planes) == pytest.approx(7)
+    one = planes[1]
+    planes[1] = replace(one, along_columns=-one.along_columns, along_rows=-one.along_rows)
+    assert planes[1].normal == pytest.approx(one.normal)
+    assert slice_spacing(planes) is None

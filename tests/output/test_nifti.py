@@ -161,6 +161,13 @@ def test_what_is_no_stack_is_refused(result, diffusion_result):
         image.setHead(head)
     with pytest.raises(BadInputError, match="its 3 slices do not lie evenly in one stack"):
         stack(three)
+    turned = images(result, 1)
+    head = turned[1].getHead()
+    for name in ("read_dir", "phase_dir"):  # by 180 degrees, about the same normal
+        getattr(head, name)[:] = [-part for part in getattr(head, name)]
+    turned[1].setHead(head)
+    with pytest.raises(BadInputError, match="its 3 images are turned against one another"):
+        stack(turned)
     with pytest.raises(BadInputError, match="7 images are not 4 volumes of 2 slices each"):
         stack(images(diffusion_result, 1)[:-1])
 

@@ -195,11 +195,17 @@ def plane_of_dicom(dataset: Any) -> Plane:
     )
 
 
+def are_parallel(planes: list[Plane]) -> bool:
+    """Whether rows and columns of all point the same way."""
+    axes = [np.stack([plane.along_columns, plane.along_rows]) for plane in planes]
+    return all(np.abs(both - axes[0]).max() <= 1e-4 for both in axes)
+
+
 def slice_spacing(planes: list[Plane]) -> float | None:
     """The distance of neighbouring slices in mm; None for an uneven stack."""
-    normal = planes[0].normal
-    if any(np.abs(plane.normal - normal).max() > 1e-4 for plane in planes):
+    if not are_parallel(planes):
         return None
+    normal = planes[0].normal
     places = np.unique(np.round([plane.first @ normal for plane in planes], 3))
     steps = np.diff(places)
     return float(steps.mean()) if len(steps) and np.ptp(steps) < 0.01 else None

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..data import LostSlice, SliceKey
 from ..errors import BadInputError
-from ..mrd.geometry import Plane, plane_of_partition, slice_spacing
+from ..mrd.geometry import Plane, are_parallel, plane_of_partition, slice_spacing
 from ..recon.types import Reconstruction
 from .images_file import images_in, series_of
 from .mrd_images import COUNTERS, RESEARCH
@@ -117,11 +117,13 @@ def _setting(image: ismrmrd.Image) -> tuple[int, ...]:
 def stack(images: list[ismrmrd.Image]) -> tuple[np.ndarray, np.ndarray]:
     """(columns, rows, slices[, volumes]) of a series, and its affine (4, 4) to RAS+ mm.
 
-    Raises BadInputError where slices are no even stack or some are missing.
+    Raises BadInputError where slices are no even stack, are turned, or some are missing.
     """
     shapes = {image.data.shape for image in images}
     slices = [(image, partition) for image in images for partition in range(image.data.shape[-3])]
     planes = [plane_of_partition(image.getHead(), image.data.shape, partition) for image, partition in slices]
+    if not are_parallel(planes):
+        raise BadInputError(f"its {len(slices)} images are turned against one another")
     normal = planes[0].normal
     placed = sorted(
         (_setting(image), round(float(plane.first @ normal), 3), index)
