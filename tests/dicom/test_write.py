@@ -178,8 +178,55 @@ def test_slices_that_share_a_place_have_no_spacing(simulated_scan, model, tmp_pa
         return line
 
     assert replay(edited(simulated_scan(**SCAN), tmp_path, edit), tmp_path / "out", model) == 0
-    found = [file.get("SpacingBetweenSlices") for file in series(tmp_path / "out", 1)]
+    files = series(tmp_path / "out", 1)
+    found = [file.get("SpacingBetweenSlices") for file in files]
     assert found == [spacing if spacing is None else pytest.approx(spacing, abs=1e-3)] * 3
+    assert {"SLICES SHARE A PLACE" in file.ImageComments for file in files} == {spacing is None}
+
+
+def reordered(out, folder, numbers, change=lambda head: None) -> list[pydicom.Dataset]:
+    """DICOM files of the reconstruction's slices, which come in the order of `numbers`; change: of their headers."""
+    by_slice = {image.getHead().slice: image for image in images(out, 1)}
+    dataset = ismrmrd.Dataset(str(folder / "images.h5"), "dataset", create_if_needed=True)
+    with h5py.File(out / "images.h5") as file:
+        dataset.write_xml_header(file["dataset/xml"][0])
+    for number in numbers:
+        head = by_slice[number].getHead()
+        change(head)
+        by_slice[number].setHead(head)
+        dataset.append_image("image_1", by_slice[number])
+    dataset.close()
+    files = write_dicom(folder / "images.h5", folder / "dicom", "0" * 64, {"seed": 0}, DicomOptions())
+    return [pydicom.dcmread(path) for path in files]
+
+
+def test_slices_without_a_place_stand_in_the_order_of_their_numbers(result, tmp_path):
+    def change(head):
+        head.position[:] = (0, 0, 0)
+
+    files = reordered(result, tmp_path, (1, 0, 2), change)
+    expected = [image.data[0, 0] for image in sorted(images(result, 1), key=lambda image: image.getHead().slice)]
+    for file, pixels in zip(files, expected, strict=True):
+        assert np.abs(values(file) - pixels).max() <= float(file.RescaleSlope)
+
+
+def test_stacks_follow_one_another(simulated_scan, model, tmp_path):
+    assert replay(simulated_scan(**{**SCAN, "n_slices": 6}), tmp_path / "out", model) == 0
+
+    def change(head):  # every other slice is of a stack that is turned by 90 degrees
+        if head.slice % 2:
+            read, phase, normal = (list(getattr(head, name)) for name in ("read_dir", "phase_dir", "slice_dir"))
+            head.read_dir[:], head.phase_dir[:] = phase, normal
+            head.position[:] = [(head.slice - 2) * part for part in read]
+        else:
+            head.position[:] = [head.slice * part for part in head.slice_dir]
+
+    files = reordered(tmp_path / "out", tmp_path, range(6), change)
+    turned = [file.ImageOrientationPatient != files[0].ImageOrientationPatient for file in files]
+    assert turned == [False] * 3 + [True] * 3
+    places = [float(file.SliceLocation) for file in files]
+    assert places[:3] == sorted(places[:3]) and places[3:] == sorted(places[3:])
+    assert [file.InstanceNumber for file in files] == [1, 2, 3, 4, 5, 6]
 
 
 def test_every_file_of_an_incomplete_scan_says_what_is_missing(simulated_scan, model, tmp_path, result):

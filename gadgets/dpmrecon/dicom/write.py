@@ -23,7 +23,7 @@ import numpy as np
 
 from ..data import SliceKey
 from ..errors import BadInputError
-from ..mrd.geometry import ORIENTATIONS, Plane, grid_of_mrd, plane_of_mrd, slice_spacing
+from ..mrd.geometry import ORIENTATIONS, Plane, are_parallel, grid_of_mrd, plane_of_mrd, slice_spacing
 from ..mrd.header import Header, is_epi, read_header
 from ..mrd.stack import close_mm
 from ..output.images_file import series_of
@@ -42,6 +42,7 @@ FINENESS = 1000
 FEW_LEVELS = 100  # of the bright parts
 LONGEST_TEXT = 1024  # bytes of a comment or derivation
 LONGEST_MISSING = 200  # of what is missing, before the comment's other parts
+SHARED = "SLICES SHARE A PLACE: their positions are missing or repeated"
 LONGEST_WORDS = 64  # of a name or a series' description
 SMALL_WINDOW = 100
 # DataRole of the MRD image -> what is added to the tag in ImageType
@@ -276,7 +277,7 @@ def _write_series(
             content.update(np.ascontiguousarray(pixels[part]).tobytes())
     if not images:
         return []
-    images.sort(key=lambda image: image.order)
+    images = _in_order(images)
     role = str(images[0].meta.get("DataRole", "Image"))
     kind = scan.options.tag + SUFFIXES.get(role, f"_{number}")
     series_uid = scan.series_uid(name, orientation, images[0].meta.get(VEIN_PHASE), content.hexdigest())
@@ -293,6 +294,8 @@ def _write_series(
     thickness = 0.0 if scan.volume else header.encoding[0].reconSpace.fieldOfView_mm.z
     shared = any(one.shares_place(other, close_mm(thickness)) for one, other in pairwise(images))
     spacing = None if shared else slice_spacing([image.plane for image in images])
+    doubts = [f"INCOMPLETE SCAN: {_text(scan.missing, LONGEST_MISSING)}"] if scan.missing else []
+    doubts += [SHARED] if shared else []
     parts = (f"{number + (REFORMATTED if orientation else 0):02d}", kind.replace(" ", "_"), plane_name)
     target = folder / "_".join(filter(None, parts))
     target.mkdir(parents=True, exist_ok=True)
@@ -307,9 +310,8 @@ def _write_series(
         if counters := names.counters(image.key):
             notice, *others = str(file.ImageComments).split("; ")
             file.ImageComments = _text("; ".join([notice, counters, *others]), LONGEST_TEXT)
-        if scan.missing:
-            comment = f"INCOMPLETE SCAN: {_text(scan.missing, LONGEST_MISSING)}; {file.ImageComments}"
-            file.ImageComments = _text(comment, LONGEST_TEXT)
+        if doubts:
+            file.ImageComments = _text("; ".join([*doubts, file.ImageComments]), LONGEST_TEXT)
         file.InstanceNumber = instance
         file.SOPInstanceUID = reproducible_uid("image", series_uid, image.order, file.ImageType[-1])
         file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID
@@ -322,6 +324,20 @@ def _write_series(
         file.save_as(path, enforce_file_format=True)
         files.append(path)
     return files
+
+
+def _in_order(images: Sequence[_Image]) -> list[_Image]:
+    """By counters, stack by stack, then by place; what shares a place by its slice's number, however it was
+    acquired."""
+    stacks: list[Plane] = []
+    found = []
+    for image in images:
+        number = next((n for n, plane in enumerate(stacks) if are_parallel([plane, image.plane])), len(stacks))
+        if number == len(stacks):
+            stacks.append(image.plane)
+        *counters, place, index = image.order
+        found.append(((*counters, number, place, image.head.slice, index), image))
+    return [image for _, image in sorted(found, key=lambda entry: entry[0])]
 
 
 def _acquisitions(images: Sequence[_Image], names: Names) -> list[int]:
