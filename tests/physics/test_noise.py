@@ -7,11 +7,24 @@ import numpy as np
 import pytest
 import torch
 from dpmrecon.mrd.collect import slices
+from dpmrecon.mrd.noise_lines import NoiseLines
 from dpmrecon.physics.covariance import quiet_covariance
 from dpmrecon.physics.fourier import to_image, to_kspace
 from dpmrecon.physics.noise import estimated_sigma, estimated_volume_sigma, whitening
 
 from support.hand_made import MIXING, OVERSAMPLED, header, line, noise_lines, noisy, only
+
+
+@pytest.mark.parametrize("dwells", [(5.0, math.inf), (5.0, math.nan), (math.inf, 5.0), (0.0, 5.0)])
+def test_a_dwell_time_that_is_none_scales_nothing(dwells):
+    of_noise, of_image = dwells
+    measured = NoiseLines()
+    for noise in noise_lines(np.random.default_rng(0), dwell=of_noise):
+        measured.add(noise)
+    matrix, level = measured.whitener((0, 1, 2), of_image, 52, 26)
+    expected, same = measured.whitener((0, 1, 2), of_noise, 52, 52)
+    torch.testing.assert_close(matrix, expected)
+    assert level == pytest.approx(math.sqrt(0.5), rel=0.05) and same == pytest.approx(math.sqrt(0.5), rel=0.01)
 
 
 @pytest.mark.parametrize("dwell", [5.0, 20.0])

@@ -86,8 +86,8 @@ class NoiseLines:
 
 
 def _ratio(noise_dwell: float, dwell: float) -> float:
-    """Scale of the noise's variance, because the bandwidth is 1 / dwell time."""
-    return noise_dwell / dwell if dwell > 0 and noise_dwell > 0 else 1.0
+    """Scale of the noise's variance, because the bandwidth is 1 / dwell time; 1 where one is not told."""
+    return noise_dwell / dwell if 0 < dwell < math.inf and 0 < noise_dwell < math.inf else 1.0
 
 
 def _whitener(lines: list[tuple[float, np.ndarray]], dwell: float, grid: int, cols: int) -> tuple[torch.Tensor, float]:
