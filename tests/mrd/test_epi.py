@@ -448,3 +448,42 @@ def test_weighted_shots_that_tell_no_phase_are_refused():
     assert "in 2 shots" in found.reason and "some of its lines came in several" in found.reason
     (found,) = weighted_shots(range(ROWS // 2 + 1), range(ROWS // 2 + 1, ROWS), navigators=3)
     assert "does not reach the centre of k-space" in found.reason
+
+
+UNCALIBRATED = {"shots": 2, "acceleration": 1, "calibration": "none", "directions_per_b": 1, "matrix": (47, 43)}
+
+
+@pytest.mark.parametrize("weighted_first", [False, True])
+def test_weighted_shots_are_calibrated_by_the_unweighted_image_of_their_slice(simulated_epi, weighted_first):
+    """Together they have several phases, whose coil maps are wrong."""
+    with open_scan(simulated_epi(**UNCALIBRATED)) as scan:
+        lines = sorted(scan.acquisitions(), key=lambda item: weighted_first * -item.idx.contrast)
+        plain, weighted = sorted(slices(lines, scan.header), key=lambda item: item.key)
+    assert plain.calibration.equal(plain.kspace) and plain.remarks == ()
+    assert weighted.calibration.equal(plain.calibration)
+    assert [remark for remark in weighted.remarks if "those of contrast 0 of its slice calibrate it" in remark]
+
+
+def test_weighted_shots_that_nothing_calibrates_are_lost(simulated_epi):
+    with open_scan(simulated_epi(**UNCALIBRATED, b_values=(500.0, 1000.0))) as scan:
+        found = list(slices(scan.acquisitions(), scan.header))
+    assert len(found) == 2
+    for lost in found:
+        assert "they calibrate nothing together" in lost.reason and "\n" not in lost.reason
+
+
+def test_where_no_weighting_is_told_the_first_image_calibrates_its_slice_and_it_is_said(simulated_epi):
+    with open_scan(simulated_epi(**UNCALIBRATED)) as scan:
+        scan.header.sequenceParameters.diffusion = []
+        first, second = slices(scan.acquisitions(), scan.header)
+    assert any("it came first" in remark for remark in first.remarks)
+    assert first.calibration.equal(first.kspace) and second.calibration.equal(first.kspace)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_phases_of_weighted_shots_are_no_head_across_the_edge(simulated_epi, seed):
+    """They alternate by half a turn."""
+    settings = {**UNCALIBRATED, "calibration": "separate", "n_slices": 2, "seed": seed}
+    with open_scan(simulated_epi(**settings)) as scan:
+        for item in slices(scan.acquisitions(), scan.header):
+            assert not any("across the edge" in remark for remark in item.remarks)

@@ -216,6 +216,11 @@ class Lines:
         """That the samples take; one layout has one size."""
         return len(self.sums) * next((data.nbytes for data in self.sums.values()), 0)
 
+    @property
+    def n_shots(self) -> int:
+        """In how many shots of EPI they came."""
+        return len(set().union(*self.shots.values()))
+
     def energies(self) -> dict[int, float]:
         """|.|^2 of each line, all its samples and channels."""
         return {number: _energy(self.sums[number]) / self.counts[number] ** 2 for number in self.sums}

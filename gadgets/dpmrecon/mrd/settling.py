@@ -11,7 +11,9 @@ import numpy as np
 
 from ..data import SliceKey
 from ..errors import BadInputError
+from .averages import may_be_weighted, tells_weightings
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, regular_acceleration, within
+from .epi import FIRST_CALIBRATES
 from .header import (
     Header,
     Limits,
@@ -148,7 +150,8 @@ class Settler:
         self.note_noise(lines)
         remarks += clipping(lines)
         remarks += self._blind(lines, limits)
-        remarks += halved(lines, limits)
+        alike = self._of_one_phase(key, lines, limits)
+        remarks += halved(alike, limits)
         block = None
         if calibration is not None:
             calibration = self._checked(calibration, lines)
@@ -161,13 +164,29 @@ class Settler:
             if block is not None and late is not None:
                 remarks += _borrowed(key, lines, late, calibration)
         if block is None:
-            calibration, block = None, self._block(acquired)
-            if block is not None and factor > 1:
+            calibration, block = None, self._block(self._acquired(alike.sums, limits))
+            if block is None and alike is not lines and not tells_weightings(self.header):
+                block = self._of_the_first(key, acquired, remarks)
+            if block is not None and (factor > 1 or lines.n_shots > 1):
                 self._keep_embedded(key, lines, limits, block)
             elif block is None:
                 calibration, block = self._embedded(key, lines, limits, remarks)
         acquired = acquired if self.partitions > 1 else acquired[0]
         return Settled(lines, acquired, limits, factor, needed, grid, calibration, block, tuple(remarks))
+
+    def _of_one_phase(self, key: SliceKey, lines: Lines, limits: tuple[Limits, Limits]) -> Lines:
+        """Of weighted shots, which have a phase each, the lines of the one that has the k-space centre; else all."""
+        if lines.n_shots < 2 or not may_be_weighted(self.header, key):
+            return lines
+        nearest = min(lines.shots, key=lambda number: abs(number - limits[1].center))
+        return lines.without({number for number, shots in lines.shots.items() if shots != lines.shots[nearest]})
+
+    def _of_the_first(self, key: SliceKey, acquired: np.ndarray, remarks: list[str]) -> tuple[slice, slice] | None:
+        """The block of all shots, of the first image of its slice alone."""
+        block = None if key.slice in self.embedded else self._block(acquired)
+        if block is not None:
+            remarks.append(FIRST_CALIBRATES)
+        return block
 
     def _keep_embedded(
         self, key: SliceKey, lines: Lines, limits: tuple[Limits, Limits], block: tuple[slice, slice]
