@@ -487,3 +487,15 @@ def test_phases_of_weighted_shots_are_no_head_across_the_edge(simulated_epi, see
     with open_scan(simulated_epi(**settings)) as scan:
         for item in slices(scan.acquisitions(), scan.header):
             assert not any("across the edge" in remark for remark in item.remarks)
+
+
+def test_a_scan_that_a_file_holds_twice_is_one_scan(simulated_epi):
+    """A converter adds to the file that is there."""
+    with open_scan(simulated_epi(directions_per_b=1)) as scan:
+        lines, log = list(scan.acquisitions()), ScanLog()
+        for item in lines:
+            item.clear_flag(ismrmrd.ACQ_LAST_IN_SLICE)
+        once, twice = list(slices(lines, scan.header)), list(slices(2 * lines, scan.header, log=log))
+    assert len(twice) == 2 and any("they are copies" in remark for remark in log.remarks)
+    for one, other in zip(once, twice, strict=True):
+        assert other.kspace.equal(one.kspace) and other.shots is None

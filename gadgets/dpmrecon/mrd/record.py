@@ -68,23 +68,25 @@ class Record:
         number: int,
         distance: float,
         backwards: bool,
-    ) -> None:
-        """Keep one line. backwards: its samples came in reversed order."""
-        self.groups.setdefault((kind, layout), Lines(layout)).add(head, data, number, distance)
+    ) -> bool:
+        """Keep one line, or say that it is a copy. backwards: its samples came in reversed order."""
+        new = self.groups.setdefault((kind, layout), Lines(layout)).add(head, data, number, distance)
         if kind != "calibration":
             place = (*head.position[:], *head.read_dir[:], *head.phase_dir[:])
             self.places.setdefault(place, set()).add(number)
             self.backwards.add(backwards)
+        return new
 
     def settle(self, readouts: Readouts, log: ScanLog) -> None:
         """Add the lines of EPI that are held, as Cartesian ones without ghost."""
         held, self.held = self.held, []
         for found in cartesian(held, readouts, log):
             line = found.line
-            self.add(line.kind, line.head, found.data, found.layout, line.number, line.distance, False)
+            new = self.add(line.kind, line.head, found.data, found.layout, line.number, line.distance, False)
             lines = self.groups[line.kind, found.layout]
             lines.lost = lines.lost or found.lost
-            lines.shots.setdefault(line.number, set()).add(found.shot)
+            if new:
+                lines.shots.setdefault(line.number, set()).add(found.shot)
             if found.ghost is not None and found.ghost not in lines.ghosts:
                 lines.ghosts.append(found.ghost)
 
