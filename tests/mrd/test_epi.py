@@ -499,3 +499,18 @@ def test_a_scan_that_a_file_holds_twice_is_one_scan(simulated_epi):
     assert len(twice) == 2 and any("they are copies" in remark for remark in log.remarks)
     for one, other in zip(once, twice, strict=True):
         assert other.kspace.equal(one.kspace) and other.shots is None
+
+
+def test_weighted_images_have_the_centre_of_the_unweighted_ones(simulated_epi):
+    """Their peak is that of a head that moved, and the header's centre is wrong."""
+    settings = {"partial_fourier": 0.75, "matrix": (51, 47), "motion": 4.0, "directions_per_b": 3}
+    with open_scan(simulated_epi(**settings)) as scan:
+        lines = list(scan.acquisitions())
+        right = list(slices(lines, scan.header))
+        limit = scan.header.encoding[0].encodingLimits.kspace_encoding_step_1
+        told, limit.center = limit.center, 25
+        wrong = list(slices(lines, scan.header))
+    assert len(wrong) == 4 and told == 13
+    for one, other in zip(right, wrong, strict=True):
+        assert other.kspace.equal(one.kspace) and other.mask.equal(one.mask)
+        assert any("centre line 25 is not the k-space centre: line 13 is taken" in remark for remark in other.remarks)

@@ -247,12 +247,28 @@ def distinct(places: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
 
 
 def placed(
-    lines: Lines, limits: Limits, rows: int, remarks: list[str], whole: int | None = None
+    lines: Lines,
+    limits: Limits,
+    rows: int,
+    remarks: list[str],
+    whole: int | None = None,
+    unweighted: int | None = None,
 ) -> tuple[Lines, Limits]:
     """The lines that lie in the matrix of `rows` lines, and the limits there. The k-space centre is put right where the
-    lines' energies contradict the header; whole: lines that the images' matrix has in the same field of view."""
+    lines' energies contradict the header; whole: lines that the images' matrix has in the same field of view;
+    unweighted: the centre of an image without diffusion weighting, which a weighted one has too: a head that moves
+    meanwhile shifts its peak."""
     whole = rows if whole is None else whole
-    inside = within(_centred(lines.energies(), limits, lines.told_centre[0], "line", remarks, rows, whole), rows)
+    if unweighted is None:
+        own = _centred(lines.energies(), limits, lines.told_centre[0], "line", remarks, rows, whole)
+    else:
+        own = replace(limits, center=unweighted)
+        if own != limits:
+            remarks.append(
+                f"the header's centre line {limits.center} is not the k-space centre: line {unweighted} is taken, by "
+                "the image without diffusion weighting"
+            )
+    inside = within(own, rows)
     outside = {
         number for number in lines.sums if not inside.center - rows // 2 <= number < inside.center - rows // 2 + rows
     }

@@ -97,6 +97,7 @@ class Settler:
         self.limits, self.partition_limits = line_limits(header), partition_limits(header)
         self.acceleration = acceleration(header)
         self.repeats = "averages" if averaged else "lines of one label"
+        self.centre: int | None = None  # line of the k-space centre in the last image without diffusion weighting
         self.embedded: dict[int, tuple[SliceKey, Lines]] = {}  # calibration of the first image of each slice number
 
     def is_whole(self, numbers: set[int], *, last: bool) -> bool:
@@ -119,7 +120,10 @@ class Settler:
         if self.partitions > 1:
             lines, limits = placed_in_volume(lines, (self.partition_limits, self.limits), shape, remarks)
         else:
-            lines, own = placed(lines, self.limits, self.rows, remarks, whole_rows(self.header))
+            weighted = may_be_weighted(self.header, key)
+            unweighted = self.centre if weighted else None
+            lines, own = placed(lines, self.limits, self.rows, remarks, whole_rows(self.header), unweighted)
+            self.centre = self.centre if weighted else own.center
             limits = self.partition_limits, own
             _check(lines, "")
         acquired = self._acquired(lines.sums, limits)
