@@ -405,6 +405,18 @@ def test_weighted_shots_are_kept_apart(simulated_epi):
     assert set(weighted.shots[~weighted.mask.any(1)].tolist()) == {-1}
 
 
+@pytest.mark.parametrize("dimension", [None, "segment"])
+@pytest.mark.parametrize(("b_values", "kept"), [((0.0, 1000.0), True), ((0.0,), False)])
+def test_weighted_shots_are_kept_apart_where_no_counter_tells_them(simulated_epi, dimension, b_values, kept):
+    settings = {"shots": 2, "acceleration": 1, "matrix": (47, 43), "directions_per_b": 1}
+    with open_scan(simulated_epi(b_values=b_values, **settings)) as scan:
+        scan.header.sequenceParameters.diffusionDimension = dimension
+        found = list(slices(scan.acquisitions(), scan.header))
+    assert len(found) == len(b_values)
+    for item in found:
+        assert (item.shots is not None) == kept
+
+
 @pytest.mark.parametrize("wrong", [True, False])
 def test_lines_that_are_their_navigators_mirror_images_are_no_image(simulated_epi, wrong):
     """Navigators alone, or all but them, bear REVERSE on the wrong ones."""
