@@ -294,6 +294,25 @@ def test_calibrations(kind):
         assert error(item.kspace[:, numbers], truth()[:, numbers]) < 0.004
 
 
+@pytest.mark.parametrize(("flags", "advised"), [((CALIBRATION,), True), ((), False)])
+def test_a_calibration_of_another_space_that_the_header_does_not_call_separate(tmp_path, flags, advised):
+    calibration, options = one_to_one()
+    for item in calibration:
+        item.clear_all_flags()
+        for flag in flags:
+            item.set_flag(flag)
+    lines = calibration + Readouts(RAMPS).shot(range(0, ROWS, 2), GHOST)
+    path = write_scan(tmp_path / "scan.h5", lines, epi_header_xml(RAMPS, acceleration=2, mode="embedded", **options))
+    with open_scan(path) as scan, pytest.raises(UnsupportedScanError, match="lines of encoding space 1 came") as caught:
+        list(slices(scan.acquisitions(), scan.header))
+    changes = "encoding.parallelImaging.calibrationMode=separate"
+    assert (changes in str(caught.value)) == advised
+    if advised:
+        with open_scan(path, changes=changes) as scan:
+            found = only(slices(scan.acquisitions(), scan.header))
+        assert error(found.calibration[..., 2:-2], truth()[:, CENTRE][..., 2:-2]) < 0.02
+
+
 def test_a_calibration_whose_ghost_is_not_known_serves_nobody():
     lines = Readouts(RAMPS).shot(CENTRE, GHOST, flags=(CALIBRATION,), navigators=0)
     lines += Readouts(RAMPS).shot(range(0, ROWS, 2), GHOST)
