@@ -291,6 +291,32 @@ def test_shots_of_weighted_epi_are_told_by_the_order_of_lines(scan):
         assert all(item.shots is None for item in recon(scan, edit, xml))
 
 
+def as_it_leaves_the_server(bits):
+    """Full k-space in two shots, of which `ref` holds a copy."""
+    for bit in bits:
+        for head in bit.data.headers.ravel():
+            head.flags = 0
+        bit.ref = bit.data
+    return in_two_shots(bits)
+
+
+@pytest.mark.parametrize(
+    ("b_values", "calibrated", "said"), [(b"0 1000", [0, 0], False), (b"5 1000", [], False), (b"", [0, 0], True)]
+)
+def test_weighted_shots_have_their_calibration_from_an_unweighted_image(simulated_epi, b_values, calibrated, said):
+    full = simulated_epi(shots=2, acceleration=1, calibration="none", directions_per_b=1, matrix=(47, 43))
+
+    def xml(text):
+        values = b"".join(b"<diffusion><bvalue>%s</bvalue></diffusion>" % value for value in b_values.split())
+        return re.sub(b"<diffusion>.*</diffusion>", values, text, flags=re.DOTALL)
+
+    items = recon(full, as_it_leaves_the_server, xml)
+    found = [item for item in items if isinstance(item, Slice)]
+    assert all(item.calibration.equal(found[of].kspace) for item, of in zip(found, calibrated, strict=True))
+    assert any("it came first" in remark for item in found for remark in item.remarks) == said
+    assert all("they calibrate nothing together" in item.reason for item in items if item not in found)
+
+
 def cut_echo(bits):
     """An asymmetric echo as buffers hold it without parallel imaging: the samples discarded have no place."""
     for bit in bits:

@@ -294,6 +294,25 @@ def test_calibrations(kind):
         assert error(item.kspace[:, numbers], truth()[:, numbers]) < 0.004
 
 
+@pytest.mark.parametrize(("flags", "advised"), [((CALIBRATION,), True), ((), False)])
+def test_a_calibration_of_another_space_that_the_header_does_not_call_separate(tmp_path, flags, advised):
+    calibration, options = one_to_one()
+    for item in calibration:
+        item.clear_all_flags()
+        for flag in flags:
+            item.set_flag(flag)
+    lines = calibration + Readouts(RAMPS).shot(range(0, ROWS, 2), GHOST)
+    path = write_scan(tmp_path / "scan.h5", lines, epi_header_xml(RAMPS, acceleration=2, mode="embedded", **options))
+    with open_scan(path) as scan, pytest.raises(UnsupportedScanError, match="lines of encoding space 1 came") as caught:
+        list(slices(scan.acquisitions(), scan.header))
+    changes = "encoding.parallelImaging.calibrationMode=separate"
+    assert (changes in str(caught.value)) == advised
+    if advised:
+        with open_scan(path, changes=changes) as scan:
+            found = only(slices(scan.acquisitions(), scan.header))
+        assert error(found.calibration[..., 2:-2], truth()[:, CENTRE][..., 2:-2]) < 0.02
+
+
 def test_a_calibration_whose_ghost_is_not_known_serves_nobody():
     lines = Readouts(RAMPS).shot(CENTRE, GHOST, flags=(CALIBRATION,), navigators=0)
     lines += Readouts(RAMPS).shot(range(0, ROWS, 2), GHOST)
@@ -405,6 +424,18 @@ def test_weighted_shots_are_kept_apart(simulated_epi):
     assert set(weighted.shots[~weighted.mask.any(1)].tolist()) == {-1}
 
 
+@pytest.mark.parametrize("dimension", [None, "segment"])
+@pytest.mark.parametrize(("b_values", "kept"), [((0.0, 1000.0), True), ((0.0,), False)])
+def test_weighted_shots_are_kept_apart_where_no_counter_tells_them(simulated_epi, dimension, b_values, kept):
+    settings = {"shots": 2, "acceleration": 1, "matrix": (47, 43), "directions_per_b": 1}
+    with open_scan(simulated_epi(b_values=b_values, **settings)) as scan:
+        scan.header.sequenceParameters.diffusionDimension = dimension
+        found = list(slices(scan.acquisitions(), scan.header))
+    assert len(found) == len(b_values)
+    for item in found:
+        assert (item.shots is not None) == kept
+
+
 @pytest.mark.parametrize("wrong", [True, False])
 def test_lines_that_are_their_navigators_mirror_images_are_no_image(simulated_epi, wrong):
     """Navigators alone, or all but them, bear REVERSE on the wrong ones."""
@@ -448,3 +479,69 @@ def test_weighted_shots_that_tell_no_phase_are_refused():
     assert "in 2 shots" in found.reason and "some of its lines came in several" in found.reason
     (found,) = weighted_shots(range(ROWS // 2 + 1), range(ROWS // 2 + 1, ROWS), navigators=3)
     assert "does not reach the centre of k-space" in found.reason
+
+
+UNCALIBRATED = {"shots": 2, "acceleration": 1, "calibration": "none", "directions_per_b": 1, "matrix": (47, 43)}
+
+
+@pytest.mark.parametrize("weighted_first", [False, True])
+def test_weighted_shots_are_calibrated_by_the_unweighted_image_of_their_slice(simulated_epi, weighted_first):
+    """Together they have several phases, whose coil maps are wrong."""
+    with open_scan(simulated_epi(**UNCALIBRATED)) as scan:
+        lines = sorted(scan.acquisitions(), key=lambda item: weighted_first * -item.idx.contrast)
+        plain, weighted = sorted(slices(lines, scan.header), key=lambda item: item.key)
+    assert plain.calibration.equal(plain.kspace) and plain.remarks == ()
+    assert weighted.calibration.equal(plain.calibration)
+    assert [remark for remark in weighted.remarks if "those of contrast 0 of its slice calibrate it" in remark]
+
+
+def test_weighted_shots_that_nothing_calibrates_are_lost(simulated_epi):
+    with open_scan(simulated_epi(**UNCALIBRATED, b_values=(500.0, 1000.0))) as scan:
+        found = list(slices(scan.acquisitions(), scan.header))
+    assert len(found) == 2
+    for lost in found:
+        assert "they calibrate nothing together" in lost.reason and "\n" not in lost.reason
+
+
+def test_where_no_weighting_is_told_the_first_image_calibrates_its_slice_and_it_is_said(simulated_epi):
+    with open_scan(simulated_epi(**UNCALIBRATED)) as scan:
+        scan.header.sequenceParameters.diffusion = []
+        first, second = slices(scan.acquisitions(), scan.header)
+    assert any("it came first" in remark for remark in first.remarks)
+    assert first.calibration.equal(first.kspace) and second.calibration.equal(first.kspace)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_phases_of_weighted_shots_are_no_head_across_the_edge(simulated_epi, seed):
+    """They alternate by half a turn."""
+    settings = {**UNCALIBRATED, "calibration": "separate", "n_slices": 2, "seed": seed}
+    with open_scan(simulated_epi(**settings)) as scan:
+        for item in slices(scan.acquisitions(), scan.header):
+            assert not any("across the edge" in remark for remark in item.remarks)
+
+
+def test_a_scan_that_a_file_holds_twice_is_one_scan(simulated_epi):
+    """A converter adds to the file that is there."""
+    with open_scan(simulated_epi(directions_per_b=1)) as scan:
+        lines, log = list(scan.acquisitions()), ScanLog()
+        for item in lines:
+            item.clear_flag(ismrmrd.ACQ_LAST_IN_SLICE)
+        once, twice = list(slices(lines, scan.header)), list(slices(2 * lines, scan.header, log=log))
+    assert len(twice) == 2 and any("they are copies" in remark for remark in log.remarks)
+    for one, other in zip(once, twice, strict=True):
+        assert other.kspace.equal(one.kspace) and other.shots is None
+
+
+def test_weighted_images_have_the_centre_of_the_unweighted_ones(simulated_epi):
+    """Their peak is that of a head that moved, and the header's centre is wrong."""
+    settings = {"partial_fourier": 0.75, "matrix": (51, 47), "motion": 4.0, "directions_per_b": 3}
+    with open_scan(simulated_epi(**settings)) as scan:
+        lines = list(scan.acquisitions())
+        right = list(slices(lines, scan.header))
+        limit = scan.header.encoding[0].encodingLimits.kspace_encoding_step_1
+        told, limit.center = limit.center, 25
+        wrong = list(slices(lines, scan.header))
+    assert len(wrong) == 4 and told == 13
+    for one, other in zip(right, wrong, strict=True):
+        assert other.kspace.equal(one.kspace) and other.mask.equal(one.mask)
+        assert any("centre line 25 is not the k-space centre: line 13 is taken" in remark for remark in other.remarks)

@@ -19,7 +19,7 @@ import torch
 
 from ..data import ESTIMATED, LostSlice, Slice, SliceKey, Volume
 from ..errors import BadInputError, UnsupportedScanError
-from ..mrd.averages import may_be_weighted
+from ..mrd.averages import may_be_weighted, tells_weightings
 from ..mrd.completeness import (
     FEWEST_CALIBRATION_LINES,
     MOST_SLICES,
@@ -29,7 +29,7 @@ from ..mrd.completeness import (
     missing_slices,
     within,
 )
-from ..mrd.epi import ShotCounter, weighted_shots
+from ..mrd.epi import FIRST_CALIBRATES, UNCALIBRATED, ShotCounter, weighted_shots
 from ..mrd.flags import CALIBRATION, CALIBRATION_AND_IMAGE, GHOST_CORRECTION, NOISE
 from ..mrd.header import (
     Header,
@@ -180,7 +180,14 @@ def _slice(
     columns = _columns(lines, oversampled=header.encoding[0].encodedSpace.matrixSize.x > cols)
     mask = torch.from_numpy((acquired[..., None] & columns).astype(np.float32))
     kspace = torch.from_numpy(lines).mul_(mask)
-    centre = _centre(kspace, acquired)
+    shots = _shots(headers) if epi and shape[0] == 1 else {}
+    weighted = bool(shots) and may_be_weighted(header, key)
+    several = len(set().union(*shots.values())) > 1
+    first = key.slice not in kept and not tells_weightings(header)
+    apart = several and weighted and not first
+    centre = _centre(kspace, _of_one_phase(acquired, shots) if apart else acquired)
+    if several and not apart and centre is not None:
+        kept.setdefault(key.slice, centre.clone())
     if calibration is not None and not separate and centre is not None:
         own, kept[key.slice] = centre, centre.clone()  # a view would keep the whole slice
     found = next((block for block in (own, kept.get(key.slice), centre) if block is not None), None)
@@ -193,11 +200,13 @@ def _slice(
     else:
         kspace, mask, found = kspace[:, 0], mask[0], None if found is None else found[:, 0]
         kind, sigma_n = Slice, estimated_sigma(kspace, mask)
-        if epi and may_be_weighted(header, key):
+        if weighted:
             try:
-                kind = functools.partial(Slice, shots=weighted_shots(_shots(headers), rows))
+                kind = functools.partial(Slice, shots=weighted_shots(shots, rows))
             except LostError as lost:
                 return LostSlice(key, str(lost))
+            if found is None and _centre(kspace[:, None], acquired) is not None:
+                return LostSlice(key, UNCALIBRATED)
     return kind(
         key=key,
         kspace=kspace,
@@ -210,6 +219,7 @@ def _slice(
         n_lines_got=int(acquired.sum()),
         n_lines_needed=needed,
         seed_key=key.seed_key,
+        remarks=(FIRST_CALIBRATES,) if several and weighted and first and own is None and centre is not None else (),
     )
 
 
@@ -219,6 +229,12 @@ def _shots(headers: Heads) -> dict[int, set[int]]:
     counter = ShotCounter()
     in_time = sorted(headers.items(), key=lambda found: found[1].scan_counter)
     return {row: {counter.of(row)} for (_, row), _ in in_time}
+
+
+def _of_one_phase(acquired: np.ndarray, shots: dict[int, set[int]]) -> np.ndarray:
+    """(1, rows) bool: those of the shot that has the k-space centre."""
+    nearest = min(shots, key=lambda row: abs(row - acquired.shape[1] // 2))
+    return acquired & [shots.get(row) == shots[nearest] for row in range(acquired.shape[1])]
 
 
 def _completeness(acquired: np.ndarray, limits: tuple[Limits, Limits], header: Header) -> tuple[int, int, str | None]:

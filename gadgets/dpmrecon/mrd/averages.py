@@ -23,13 +23,16 @@ def have_phases(header: Header) -> bool:
     )
 
 
+def tells_weightings(header: Header) -> bool:
+    """Whether the header's table of diffusion tells which images are weighted."""
+    return bool(weightings_of(header)) and images_counter(header) is not None and not counted_elsewhere(header)
+
+
 def may_be_weighted(header: Header, key: SliceKey) -> bool:
     """Whether the image may have a b-value above 0: the header's table of diffusion says so, or there is none."""
     entries = weightings_of(header)
-    if not entries:
-        return contrast_label(header) == "dwi"
-    if counted_elsewhere(header):
-        return True
+    if not tells_weightings(header):
+        return any(entry.bvalue != 0 for entry in entries) if entries else contrast_label(header) == "dwi"
     counter = images_counter(header)
     number = getattr(key, str(counter), 0) - first_value(header, counter, len(entries))
     return not 0 <= number < len(entries) or entries[number].bvalue != 0

@@ -250,7 +250,7 @@ class _Collector:
         only_calibration = calibrates_alone(flags)
         limits, partition_limits = self.limits, self.partition_limits
         if line.encoding_space_ref:
-            limits, partition_limits = self._other_space(line.encoding_space_ref, only_calibration and self.separate)
+            limits, partition_limits = self._other_space(line.encoding_space_ref, only_calibration)
         if line.trajectory_dimensions and self.header.encoding[0].trajectory is None:
             raise UnsupportedScanError(
                 "the lines carry a trajectory and the header names none; only Cartesian scans are reconstructed"
@@ -295,7 +295,7 @@ class _Collector:
         """Whether no other number of what there may be one of came before."""
         return self.alone.setdefault(what, number) == number
 
-    def _other_space(self, number: int, separate: bool) -> tuple[Limits, Limits]:
+    def _other_space(self, number: int, only_calibration: bool) -> tuple[Limits, Limits]:
         """Limits of lines and partitions of another encoding space, which a calibration of the image's geometry may
         use."""
         encodings = self.header.encoding
@@ -309,10 +309,12 @@ class _Collector:
             other.fieldOfView_mm.x == own.fieldOfView_mm.x and other.matrixSize.x == own.matrixSize.x
         )
         same_view = (other.fieldOfView_mm.y, other.fieldOfView_mm.z) == (own.fieldOfView_mm.y, own.fieldOfView_mm.z)
-        if not separate or not same_view or not same_readout:
+        usable = only_calibration and same_view and same_readout
+        if not usable or not self.separate:
+            advice = " (--set encoding.parallelImaging.calibrationMode=separate, if they are)" if usable else ""
             raise UnsupportedScanError(
                 f"lines of encoding space {number} came; only space 0, and separate calibration lines of the same "
-                "readout and field of view, are reconstructed"
+                f"readout and field of view, are reconstructed{advice}"
             )
         return line_limits(self.header, number), partition_limits(self.header, number)
 

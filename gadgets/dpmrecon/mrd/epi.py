@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 LATE_ECHO = 3.0
 # Rows from the centre of k-space on which lines are like their navigators
 NEAR = 1
+FIRST_CALIBRATES = (
+    "its shots calibrate its slice together, as those without diffusion weighting can: the header does not tell which "
+    "images are weighted, and it came first"
+)
+UNCALIBRATED = (
+    "its shots are diffusion-weighted and have a phase each, so that they calibrate nothing together: calibration "
+    "lines, or an image of its slice without weighting, are needed"
+)
 
 
 @dataclass

@@ -171,8 +171,8 @@ class Lines:
     shots: dict[int, set[int]] = field(default_factory=dict)  # of EPI, in which a number came
     copied: bool = False  # whether a line came again, bit by bit
 
-    def add(self, head: ismrmrd.AcquisitionHeader, data: np.ndarray, number: int, distance: float) -> None:
-        """Keep one line; its header stays when no line was nearer to the k-space centre."""
+    def add(self, head: ismrmrd.AcquisitionHeader, data: np.ndarray, number: int, distance: float) -> bool:
+        """Keep one line; its header stays when no line was nearer to the k-space centre. False for a copy."""
         if self.header is None or distance < self.nearest:
             self.header, self.nearest = LineHeader.of(head), distance
         if not self.numbers:
@@ -183,12 +183,13 @@ class Lines:
             difference = data - self.sums[number] / np.float32(count)
             if not difference.any():
                 self.copied = True
-                return
+                return False
             self.repeats.append(Repeat(number, count, _energy_by_channel(difference), _energy_by_channel(data)))
             self.sums[number] = self.sums[number] + data
             self.counts[number] += 1
         else:
             self.sums[number], self.counts[number] = data, 1
+        return True
 
     def merge(self, other: Lines) -> None:
         """Take in lines of other numbers, unless their layout is another; of their header the time alone, where they
@@ -215,6 +216,11 @@ class Lines:
     def nbytes(self) -> int:
         """That the samples take; one layout has one size."""
         return len(self.sums) * next((data.nbytes for data in self.sums.values()), 0)
+
+    @property
+    def n_shots(self) -> int:
+        """In how many shots of EPI they came."""
+        return len(set().union(*self.shots.values()))
 
     def energies(self) -> dict[int, float]:
         """|.|^2 of each line, all its samples and channels."""

@@ -13,7 +13,7 @@ import numpy as np
 from ..data import ESTIMATED, MEASURED, Slice, SliceKey, Volume
 from .averages import may_be_weighted
 from .channel_noise import ChannelNoise
-from .epi import ghost_remarks, weighted_shots
+from .epi import UNCALIBRATED, ghost_remarks, weighted_shots
 from .header import Limits, voxel_mm
 from .lines import Lines, LostError, places_of
 from .noise_lines import whitened
@@ -75,6 +75,8 @@ class Maker(Settler):
             shots = weighted_shots(
                 {row: lines.shots[number] for row, number in zip(rows.tolist(), lines.sums)}, self.rows
             )
+        if shots is not None and found.block is None and self._block(found.acquired[None]) is not None:
+            raise LostError(UNCALIBRATED)
         if found.calibration is not None:
             remarks += ghost_remarks(found.calibration, "calibration shots")
         whitener, measured = self._whitener(lines, found.limits, found.grid, remarks)

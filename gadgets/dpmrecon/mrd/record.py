@@ -68,23 +68,25 @@ class Record:
         number: int,
         distance: float,
         backwards: bool,
-    ) -> None:
-        """Keep one line. backwards: its samples came in reversed order."""
-        self.groups.setdefault((kind, layout), Lines(layout)).add(head, data, number, distance)
+    ) -> bool:
+        """Keep one line, or say that it is a copy. backwards: its samples came in reversed order."""
+        new = self.groups.setdefault((kind, layout), Lines(layout)).add(head, data, number, distance)
         if kind != "calibration":
             place = (*head.position[:], *head.read_dir[:], *head.phase_dir[:])
             self.places.setdefault(place, set()).add(number)
             self.backwards.add(backwards)
+        return new
 
     def settle(self, readouts: Readouts, log: ScanLog) -> None:
         """Add the lines of EPI that are held, as Cartesian ones without ghost."""
         held, self.held = self.held, []
         for found in cartesian(held, readouts, log):
             line = found.line
-            self.add(line.kind, line.head, found.data, found.layout, line.number, line.distance, False)
+            new = self.add(line.kind, line.head, found.data, found.layout, line.number, line.distance, False)
             lines = self.groups[line.kind, found.layout]
             lines.lost = lines.lost or found.lost
-            lines.shots.setdefault(line.number, set()).add(found.shot)
+            if new:
+                lines.shots.setdefault(line.number, set()).add(found.shot)
             if found.ghost is not None and found.ghost not in lines.ghosts:
                 lines.ghosts.append(found.ghost)
 
@@ -245,12 +247,28 @@ def distinct(places: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
 
 
 def placed(
-    lines: Lines, limits: Limits, rows: int, remarks: list[str], whole: int | None = None
+    lines: Lines,
+    limits: Limits,
+    rows: int,
+    remarks: list[str],
+    whole: int | None = None,
+    unweighted: int | None = None,
 ) -> tuple[Lines, Limits]:
     """The lines that lie in the matrix of `rows` lines, and the limits there. The k-space centre is put right where the
-    lines' energies contradict the header; whole: lines that the images' matrix has in the same field of view."""
+    lines' energies contradict the header; whole: lines that the images' matrix has in the same field of view;
+    unweighted: the centre of an image without diffusion weighting, which a weighted one has too: a head that moves
+    meanwhile shifts its peak."""
     whole = rows if whole is None else whole
-    inside = within(_centred(lines.energies(), limits, lines.told_centre[0], "line", remarks, rows, whole), rows)
+    if unweighted is None:
+        own = _centred(lines.energies(), limits, lines.told_centre[0], "line", remarks, rows, whole)
+    else:
+        own = replace(limits, center=unweighted)
+        if own != limits:
+            remarks.append(
+                f"the header's centre line {limits.center} is not the k-space centre: line {unweighted} is taken, by "
+                "the image without diffusion weighting"
+            )
+    inside = within(own, rows)
     outside = {
         number for number in lines.sums if not inside.center - rows // 2 <= number < inside.center - rows // 2 + rows
     }

@@ -11,7 +11,9 @@ import numpy as np
 
 from ..data import SliceKey
 from ..errors import BadInputError
+from .averages import may_be_weighted, tells_weightings
 from .completeness import FEWEST_CALIBRATION_LINES, central_block, completeness, regular_acceleration, within
+from .epi import FIRST_CALIBRATES
 from .header import (
     Header,
     Limits,
@@ -95,6 +97,7 @@ class Settler:
         self.limits, self.partition_limits = line_limits(header), partition_limits(header)
         self.acceleration = acceleration(header)
         self.repeats = "averages" if averaged else "lines of one label"
+        self.centre: int | None = None  # line of the k-space centre in the last image without diffusion weighting
         self.embedded: dict[int, tuple[SliceKey, Lines]] = {}  # calibration of the first image of each slice number
 
     def is_whole(self, numbers: set[int], *, last: bool) -> bool:
@@ -117,7 +120,10 @@ class Settler:
         if self.partitions > 1:
             lines, limits = placed_in_volume(lines, (self.partition_limits, self.limits), shape, remarks)
         else:
-            lines, own = placed(lines, self.limits, self.rows, remarks, whole_rows(self.header))
+            weighted = may_be_weighted(self.header, key)
+            unweighted = self.centre if weighted else None
+            lines, own = placed(lines, self.limits, self.rows, remarks, whole_rows(self.header), unweighted)
+            self.centre = self.centre if weighted else own.center
             limits = self.partition_limits, own
             _check(lines, "")
         acquired = self._acquired(lines.sums, limits)
@@ -148,7 +154,8 @@ class Settler:
         self.note_noise(lines)
         remarks += clipping(lines)
         remarks += self._blind(lines, limits)
-        remarks += halved(lines, limits)
+        alike = self._of_one_phase(key, lines, limits)
+        remarks += halved(alike, limits)
         block = None
         if calibration is not None:
             calibration = self._checked(calibration, lines)
@@ -161,13 +168,29 @@ class Settler:
             if block is not None and late is not None:
                 remarks += _borrowed(key, lines, late, calibration)
         if block is None:
-            calibration, block = None, self._block(acquired)
-            if block is not None and factor > 1:
+            calibration, block = None, self._block(self._acquired(alike.sums, limits))
+            if block is None and alike is not lines and not tells_weightings(self.header):
+                block = self._of_the_first(key, acquired, remarks)
+            if block is not None and (factor > 1 or lines.n_shots > 1):
                 self._keep_embedded(key, lines, limits, block)
             elif block is None:
                 calibration, block = self._embedded(key, lines, limits, remarks)
         acquired = acquired if self.partitions > 1 else acquired[0]
         return Settled(lines, acquired, limits, factor, needed, grid, calibration, block, tuple(remarks))
+
+    def _of_one_phase(self, key: SliceKey, lines: Lines, limits: tuple[Limits, Limits]) -> Lines:
+        """Of weighted shots, which have a phase each, the lines of the one that has the k-space centre; else all."""
+        if lines.n_shots < 2 or not may_be_weighted(self.header, key):
+            return lines
+        nearest = min(lines.shots, key=lambda number: abs(number - limits[1].center))
+        return lines.without({number for number, shots in lines.shots.items() if shots != lines.shots[nearest]})
+
+    def _of_the_first(self, key: SliceKey, acquired: np.ndarray, remarks: list[str]) -> tuple[slice, slice] | None:
+        """The block of all shots, of the first image of its slice alone."""
+        block = None if key.slice in self.embedded else self._block(acquired)
+        if block is not None:
+            remarks.append(FIRST_CALIBRATES)
+        return block
 
     def _keep_embedded(
         self, key: SliceKey, lines: Lines, limits: tuple[Limits, Limits], block: tuple[slice, slice]
