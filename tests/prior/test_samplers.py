@@ -126,23 +126,23 @@ def test_the_noise_that_the_data_are_taken_to_have(world):
     assert not torch.allclose(found, sample_prox(problem, world.prior, plain, NoiseSource([1])), atol=1e-3)
 
 
-def test_the_last_image_is_taken_to_have_some_error_where_noise_is_high(world):
-    """argmin ||A x - y||^2 / sigma^2 + ||x - D(x)||^2 / (least_error sigma)^2, sigma being the data's noise."""
+@pytest.mark.parametrize("changes", [{"least_error": 0.5}, {"error_floor": 0.5 * 0.9 * SIGMA_N}])
+def test_the_last_image_is_taken_to_have_some_error(world, changes):
+    """argmin ||A x - y||^2 / sigma^2 + ||x - D(x)||^2 / (sigma / 2)^2, sigma being the data's noise."""
     problem, clean = world.problem(), 0.5 * torch.ones(1, ROWS, COLS, dtype=torch.complex64)
     settings = dataclasses.replace(
         SETTINGS, steps=1, sigma_max=1e-3, sigma_min=1e-3, noise_factor=0.6, model_error=0.3 * SIGMA_N, cg_steps=60
     )
     given = GivenPrior(lambda x, sigma: clean.expand_as(x))
-    found = sample_prox(problem, given, dataclasses.replace(settings, least_error=0.5), NoiseSource([1]))
+    found = sample_prox(problem, given, dataclasses.replace(settings, **changes), NoiseSource([1]))
     matrix = world.matrix
     normal = matrix.mH @ matrix + 0.5**-2 * torch.eye(ROWS * COLS, dtype=matrix.dtype)
     expected = torch.linalg.solve(normal, matrix.mH @ world.y + 0.5**-2 * clean.flatten().to(matrix.dtype))
     assert torch.allclose(found.flatten().to(matrix.dtype), expected, atol=1e-4)
     free = sample_prox(problem, given, settings, NoiseSource([1]))
     assert torch.allclose(free, clean, atol=1e-2)  # the prior's image, as certain as sigma_min says
-    assert torch.equal(
-        sample_prox(problem, given, dataclasses.replace(settings, least_error=1e-3), NoiseSource([1])), free
-    )
+    small = dataclasses.replace(settings, **dict.fromkeys(changes, 1e-4))
+    assert torch.equal(sample_prox(problem, given, small, NoiseSource([1])), free)
 
 
 def test_complex_noise_has_unit_deviation_per_real_channel():

@@ -39,11 +39,12 @@ class SamplerSettings:
     noise in proportion to sigma comes on top of what is left; noise_factor, model_error: `prox` takes the data's noise
     to be noise_factor * sigma_n + model_error: the factor is below 1 to trust an imperfect prior less than the data;
     the rest is what coil maps and model leave unexplained where noise is low; least_error: of the last denoised image,
-    over that noise, as `prox` takes it: above 0 the data keep a say where noise is high; turns: `prox` shows the
-    network each step's image in another of the 8 orientations it was trained in, so that its preferences for one
-    average out; across: weight, over sigma, of the total variation across the planes that the network has just seen
-    of a volume and cannot make agree (after DiffusionMBIR: Chung et al., CVPR 2023); zeta: step size of the data term
-    of `dps`.
+    over that noise, as `prox` takes it: above 0 the data keep a say where noise is high; error_floor: the same error at
+    least, where noise is low and the network's last error above sigma_min; turns: `prox` shows the network each step's
+    image in another of the 8 orientations it was trained in, so that its preferences for one average out; across:
+    weight, over sigma, of the total variation across the planes that the network has just seen of a volume and cannot
+    make agree (after DiffusionMBIR: Chung et al., CVPR 2023); zeta: step size of the data
+    term of `dps`.
     """
 
     steps: int = 20
@@ -60,6 +61,7 @@ class SamplerSettings:
     noise_factor: float = 1.0
     model_error: float = 0.0
     least_error: float = 0.0
+    error_floor: float = 0.0
     turns: bool = False
     across: float = 0.0
     zeta: float = 2.0
@@ -140,8 +142,8 @@ def sample_prox(
         orientation = step // n_axes % 8 if settings.turns else 0
         denoised = denoised_step(prior, x, sigma, orientation, problem, settings, step) * problem.model.support
         weight, tolerance = data_weight(problem, prior, settings, sigma), max(settings.cg_tolerance * sigma, TOLERANCE)
-        if sigma_next == 0 and settings.least_error > 0:
-            weight = weight.clamp_max(settings.least_error**-2)
+        if sigma_next == 0:
+            weight = last_weight(weight, problem, settings)
         x0 = problem.model.prox(problem.zero_filled, denoised, weight, settings.cg_steps, tolerance)
         if sigma_next == 0 or stop():
             break
@@ -151,9 +153,22 @@ def sample_prox(
 
 def data_weight(problem: Problem, prior: Prior, settings: SamplerSettings, sigma: float) -> torch.Tensor:
     """sigma_n^2 / r^2 of `sample_prox`, (batch,)."""
-    sigma_n = settings.noise_factor * problem.sigma_n + settings.model_error
     white = (prior.sigma_data if settings.prior_std is None else settings.prior_std) * sigma**settings.prior_power
-    return sigma_n.square() / (sigma**2 * white**2 / (sigma**2 + white**2))
+    return data_noise(problem, settings).square() / (sigma**2 * white**2 / (sigma**2 + white**2))
+
+
+def data_noise(problem: Problem, settings: SamplerSettings) -> torch.Tensor:
+    """sigma_n as `prox` takes it, (batch,)."""
+    return settings.noise_factor * problem.sigma_n + settings.model_error
+
+
+def last_weight(weight: torch.Tensor, problem: Problem, settings: SamplerSettings) -> torch.Tensor:
+    """No larger than the errors that the last denoised image has at least allow."""
+    if settings.least_error > 0:
+        weight = weight.clamp_max(settings.least_error**-2)
+    if settings.error_floor > 0:
+        weight = weight.minimum((data_noise(problem, settings) / settings.error_floor).square())
+    return weight
 
 
 def next_image(
