@@ -72,12 +72,11 @@ def test_the_last_evaluation_is_always_trained(monkeypatch):
 
 def test_a_share_of_the_steps_has_a_volume(monkeypatch):
     monkeypatch.setattr(in_sampler, "slices_loss", lambda *given: torch.tensor(1.0))
-    monkeypatch.setattr(in_sampler, "volume_loss", lambda *given: torch.tensor(3.0))
     monkeypatch.setattr(in_sampler, "plain_loss", lambda *given: torch.tensor(0.0))
-    volumes = Mock(draw=Mock(return_value=Mock(contrast="t2")))
+    volumes = Mock(return_value=torch.tensor(3.0))
     loss = in_sampler.InSamplerLoss(volumes=volumes, share=0.25, weight=2.0)
     found = [loss(denoiser(), None, None, generator(seed)).item() for seed in range(200)]
-    assert set(found) == {1.0, 7.0} and 30 <= found.count(7.0) == volumes.draw.call_count <= 70
+    assert set(found) == {1.0, 7.0} and 30 <= found.count(7.0) == volumes.call_count <= 70
     alone = in_sampler.InSamplerLoss(0.0, volumes, share=1.0, weight=2.0)
     assert alone(denoiser(), None, None, generator()).item() == 6.0
 
@@ -99,7 +98,9 @@ def test_training_lowers_the_loss_of_runs_that_it_has_not_seen():
 
 def test_a_run_goes_on_and_its_card_tells_where_it_began(prepared, tmp_path):
     recipe, start, out, run = (tmp_path / name for name in ("r.toml", "start.safetensors", "out.safetensors", "run"))
-    recipe.write_text(TIMED + "slice_weight = 1.0\nvolume_scans = 0\nvolume_share = 0\nvolume_weight = 0\n")
+    recipe.write_text(
+        TIMED + "slice_weight = 1.0\nvolume_scans = 0\nvolume_shapes = 0\nvolume_share = 0\nvolume_weight = 0\n"
+    )
     save_checkpoint(
         start, denoiser(), {"sampling": {"prox": {"steps": 4}}, "history": "begun", "data": {"subjects": ["a"]}}
     )
@@ -120,8 +121,8 @@ def test_a_run_goes_on_and_its_card_tells_where_it_began(prepared, tmp_path):
     assert not all(torch.equal(one, other) for one, other in weights)
 
 
-def test_the_recipe_that_comes_along_is_read(tmp_path, capsys):
-    recipe = ROOT / "training/recipes/in_sampler.toml"
+@pytest.mark.parametrize("name", ["in_sampler", "in_sampler_volumes"])
+def test_the_recipes_that_come_along_are_read(name, tmp_path, capsys):
     given = [
         "--minutes",
         "1",
@@ -132,7 +133,7 @@ def test_the_recipe_that_comes_along_is_read(tmp_path, capsys):
         "--out",
         str(tmp_path / "m.safetensors"),
     ]
-    assert main(["in-sampler", str(recipe), *given]) == 2
+    assert main(["in-sampler", str(ROOT / f"training/recipes/{name}.toml"), *given]) == 2
     assert "has no manifest.json" in capsys.readouterr().err
 
 

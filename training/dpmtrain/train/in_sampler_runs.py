@@ -12,6 +12,7 @@ from .in_sampler import InSamplerLoss
 from .keeper import read_start
 from .pretrain import data_card
 from .scan_runs import CalibratedBatches, ScanRun, blend, check_kept, kept_text
+from .volume_runs import VolumeRuns
 from .volume_scans import VolumeScans
 
 KIND = "in-sampler"
@@ -26,14 +27,13 @@ def train_in_sampler(args: argparse.Namespace) -> None:
     loss = InSamplerLoss(settings["slice_weight"])
     torch.manual_seed(settings["seed"])
     if settings["volume_scans"] > 0:
-        volumes = VolumeScans(run.folder / "volumes", settings["volume_scans"])
-        volumes.make(run.batches.slices, settings["seed"], max(1, args.workers))
+        scans = VolumeScans(run.folder / "volumes", settings["volume_scans"], settings["volume_shapes"])
+        scans.make(run.batches.slices, settings["seed"], max(1, args.workers))
         loss = replace(
             loss,
-            volumes=volumes,
+            volumes=VolumeRuns(scans, settings["label_dropout"]),
             share=settings["volume_share"],
             weight=settings["volume_weight"],
-            label_dropout=settings["label_dropout"],
         )
     model = Denoiser(start.config)
     model.load_state_dict(start.weights)

@@ -14,7 +14,7 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef]
 
 LEAST = 1e-12  # of what would train nothing at 0
-SHARES = ("decay_fraction", "label_dropout", "real_fraction", "volume_share")  # 1 at most
+SHARES = ("decay_fraction", "label_dropout", "real_fraction", "volume_shapes", "volume_share")  # 1 at most
 ENTRIES = {"crops": int, "volumes": str, "held_back": str}  # of lists
 # of table [train]: kind of value, and the smallest one
 TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
@@ -41,12 +41,13 @@ TRAIN_KEYS: dict[str, tuple[type, float | None]] = {
     "save_seconds": (float, 0),
     "slice_weight": (float, 0),  # of runs on slices; 0: of volumes alone, and of plain denoising
     "volume_scans": (int, 0),  # 0: of slices alone
+    "volume_shapes": (float, 0),  # share of the scans: of random shapes, no heads
     "volume_share": (float, 0),  # of the steps that have one
     "volume_weight": (float, 0),  # of their loss
 }
 # of training for a number of steps, for a time, and inside the sampler
 COUNTED = ("steps", "ema_half_life", "p_mean", "p_std", "save_every", "sheet_every")
-IN_SAMPLER = ("slice_weight", "volume_scans", "volume_share", "volume_weight")
+IN_SAMPLER = ("slice_weight", "volume_scans", "volume_shapes", "volume_share", "volume_weight")
 TIMED = ("save_seconds", *IN_SAMPLER)
 RECIPE_TABLES = {
     "pretrain": {

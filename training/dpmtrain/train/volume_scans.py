@@ -1,6 +1,7 @@
-"""Coarse scans of prepared volumes, for training inside the sampler, which asks the network for planes in turn there.
+"""Coarse scans of prepared volumes and random shapes, for training inside the sampler.
 
-Coil maps of a volume take longer than a step of training: a run makes its scans once, and keeps them in its folder.
+The network is asked for their planes in turn there. Coil maps of a volume take longer than a step of training: a run
+makes its scans once, and keeps them in its folder.
 """
 
 import math
@@ -27,6 +28,7 @@ from dpmrecon.simulation.slices import coil_maps
 
 from ..data.dataset import PreparedSlices
 from ..data.lesions import smooth_field
+from ..data.shapes import LABELS, random_shapes
 from ..data.workers import Workers
 from ..files import writing
 from .batches import example_seed
@@ -52,15 +54,19 @@ class VolumeScan(NamedTuple):
 
     problem: Problem
     clean: torch.Tensor
-    contrast: str
+    contrast: str | None
 
 
 @dataclass(frozen=True)
 class VolumeScans:
-    """`number` scans of prepared volumes in `folder`, made where they are not there."""
+    """`number` scans of prepared volumes in `folder`, made where they are not there.
+
+    shapes: share of them that are of random shapes instead.
+    """
 
     folder: Path
     number: int
+    shapes: float = 0.0
 
     def make(self, slices: PreparedSlices, seed: int, jobs: int = 1) -> None:
         """By so many processes. Raises BadInputError where no prepared volume is cut in three directions, or the scans
@@ -71,15 +77,17 @@ class VolumeScans:
                 f"no prepared volume is cut in three directions, as volume_scans = {self.number} needs: give it 0, or "
                 "add volumes of thin slices"
             )
-        made_of = {"data": slices.digest, "seed": seed}
+        made_of = {"data": slices.digest, "seed": seed, "shapes": self.shapes}
         if self._file(0).exists() and read_tensors(self._file(0), {"made of"})["made of"] != made_of:
-            raise BadInputError(f"{self.folder} has scans of other volumes or another seed: take another --run")
+            raise BadInputError(
+                f"{self.folder} has scans of other volumes, another seed or other volume_shapes: take another --run"
+            )
         missing = [number for number in range(self.number) if not self._file(number).exists()]
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with Workers(min(jobs, len(missing))) as workers:
             made = workers.run(
-                partial(_drawn, slices, weights, seed), missing, "volume scans", self.number - len(missing)
+                partial(_drawn, slices, weights, seed, self.shapes), missing, "volume scans", self.number - len(missing)
             )
             for number, found in made:
                 with writing(self.folder):
@@ -103,22 +111,38 @@ class VolumeScans:
         return self.folder / f"{number:04d}.pt"
 
 
-def _drawn(slices: PreparedSlices, weights: torch.Tensor, seed: int, number: int) -> dict[str, Any]:
+def _drawn(slices: PreparedSlices, weights: torch.Tensor, seed: int, shapes: float, number: int) -> dict[str, Any]:
     """Heads that fold get two sets of maps, which a scan here does not have: then another is drawn.
 
-    Raises BadInputError where ATTEMPTS do.
+    shapes: share of the scans that are of random shapes, evenly among the numbers. Raises BadInputError where ATTEMPTS
+    fold.
     """
+    of_shapes = int((number + 1) * shapes) > int(number * shapes)
     for attempt in range(ATTEMPTS):
         own = example_seed(seed, number, attempt)
-        index = int(torch.multinomial(weights, 1, generator=torch.Generator().manual_seed(own)))
-        volume = slices.volumes[index]
-        found = scanned(np.asarray(slices.data[index], np.float32), volume["voxel_mm"], own)
+        data, voxel_mm, contrast = _shapes(own) if of_shapes else _prepared(slices, weights, own)
+        found = scanned(data, voxel_mm, own)
         if found is not None:
-            return {**found, "contrast": volume["contrast"]}
+            return {**found, "contrast": contrast}
     raise BadInputError(
         f"{ATTEMPTS} scans of the prepared volumes fold, or have no coil maps: see whether they hold heads, or give "
         "volume_scans = 0"
     )
+
+
+Drawn = tuple[np.ndarray, Sequence[float], str | None]  # what `scanned` takes of it, and its contrast
+
+
+def _prepared(slices: PreparedSlices, weights: torch.Tensor, seed: int) -> Drawn:
+    index = int(torch.multinomial(weights, 1, generator=torch.Generator().manual_seed(seed)))
+    volume = slices.volumes[index]
+    return np.asarray(slices.data[index], np.float32), volume["voxel_mm"], volume["contrast"]
+
+
+def _shapes(seed: int) -> Drawn:
+    rng = np.random.default_rng((seed, 1))  # other numbers than `scanned` draws
+    data, voxel_mm = random_shapes(rng)
+    return data, voxel_mm, LABELS[rng.integers(len(LABELS))]
 
 
 def scanned(data: np.ndarray, voxel_mm: Sequence[float], seed: int) -> dict[str, Any] | None:
