@@ -301,7 +301,7 @@ def as_it_leaves_the_server(bits):
 
 
 @pytest.mark.parametrize(
-    ("b_values", "calibrated", "said"), [(b"0 1000", [0, 0], False), (b"5 1000", [], False), (b"", [0, 0], True)]
+    ("b_values", "calibrated", "said"), [(b"0 1000", [0, 0], False), (b"50 1000", [], False), (b"", [0, 0], True)]
 )
 def test_weighted_shots_have_their_calibration_from_an_unweighted_image(simulated_epi, b_values, calibrated, said):
     full = simulated_epi(shots=2, acceleration=1, calibration="none", directions_per_b=1, matrix=(47, 43))

@@ -425,7 +425,7 @@ def test_weighted_shots_are_kept_apart(simulated_epi):
 
 
 @pytest.mark.parametrize("dimension", [None, "segment"])
-@pytest.mark.parametrize(("b_values", "kept"), [((0.0, 1000.0), True), ((0.0,), False)])
+@pytest.mark.parametrize(("b_values", "kept"), [((0.0, 1000.0), True), ((0.0,), False), ((5.0,), False)])
 def test_weighted_shots_are_kept_apart_where_no_counter_tells_them(simulated_epi, dimension, b_values, kept):
     settings = {"shots": 2, "acceleration": 1, "matrix": (47, 43), "directions_per_b": 1}
     with open_scan(simulated_epi(b_values=b_values, **settings)) as scan:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from ..data import LostSlice, Slice, SliceKey
-from .diffusion import counted_elsewhere, first_value, images_counter, weightings_of
+from .diffusion import LOW, counted_elsewhere, first_value, images_counter, weightings_of
 from .header import Header, contrast_label, is_epi, n_partitions
 from .lines import LineHeaders
 
@@ -29,13 +29,13 @@ def tells_weightings(header: Header) -> bool:
 
 
 def may_be_weighted(header: Header, key: SliceKey) -> bool:
-    """Whether the image may have a b-value above 0: the header's table of diffusion says so, or there is none."""
+    """Whether the image may have a b-value above LOW: the header's table of diffusion says so, or there is none."""
     entries = weightings_of(header)
     if not tells_weightings(header):
-        return any(entry.bvalue != 0 for entry in entries) if entries else contrast_label(header) == "dwi"
+        return any(entry.bvalue > LOW for entry in entries) if entries else contrast_label(header) == "dwi"
     counter = images_counter(header)
     number = getattr(key, str(counter), 0) - first_value(header, counter, len(entries))
-    return not 0 <= number < len(entries) or entries[number].bvalue != 0
+    return not 0 <= number < len(entries) or entries[number].bvalue > LOW
 
 
 def together(

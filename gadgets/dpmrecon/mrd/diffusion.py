@@ -15,6 +15,7 @@ from .header import Header, is_epi, word
 # counters that may carry the weighting, and MRD's names of them
 COUNTERS = ("average", "contrast", "phase", "repetition", "set")
 STAND_INS = ("contrast", "set", "phase", "repetition")  # in the order in which they are tried
+LOW = 10  # s/mm^2: motion hardly changes the phase of images up to it
 
 
 def lines_counter(header: Header) -> str | None:

@@ -12,6 +12,7 @@ from ..data import SliceKey
 from ..errors import BadInputError, UnsupportedScanError
 from ..mrd.diffusion import (
     COUNTERS,
+    LOW,
     STAND_INS,
     counted_elsewhere,
     first_value,
@@ -29,7 +30,7 @@ META = (*B_VALUE, DIRECTIONALITY, DIRECTION)
 FORM = "COUNTER:B0,B1,... in s/mm^2, one for each value of the counter, with a direction as B@X/Y/Z where it is known"
 
 SAME = 0.03  # of b: between directions, effective b-values of one nominal one differ by less
-LOW, HIGH = 10, 100  # s/mm^2: b up to LOW is b = 0 where all others are HIGH or more
+HIGH = 100  # s/mm^2: b up to LOW is b = 0 where all others are so high or more
 
 Direction = tuple[float, float, float]
 NONE: Direction = (0.0, 0.0, 0.0)
