@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from ..data import LostSlice, Slice, SliceKey
 from .diffusion import LOW, counted_elsewhere, first_value, images_counter, weightings_of
@@ -32,10 +33,15 @@ def may_be_weighted(header: Header, key: SliceKey) -> bool:
     """Whether the image may have a b-value above LOW: the header's table of diffusion says so, or there is none."""
     entries = weightings_of(header)
     if not tells_weightings(header):
-        return any(entry.bvalue > LOW for entry in entries) if entries else contrast_label(header) == "dwi"
+        return any(map(_is_weighted, entries)) if entries else contrast_label(header) == "dwi"
     counter = images_counter(header)
     number = getattr(key, str(counter), 0) - first_value(header, counter, len(entries))
-    return not 0 <= number < len(entries) or entries[number].bvalue > LOW
+    return not 0 <= number < len(entries) or _is_weighted(entries[number])
+
+
+def _is_weighted(entry: Any) -> bool:
+    """An entry of the table without a b-value may be."""
+    return entry.bvalue is None or entry.bvalue > LOW
 
 
 def together(
