@@ -62,7 +62,10 @@ class Options:
     )
     steps: int | None = _option(None, int, "evaluations of the network per sample (default: the model's)", minimum=1)
     samples: int | None = _option(
-        None, int, "posterior samples per slice; their mean is the image (default: the model's)", minimum=1
+        None,
+        int,
+        "samples per slice, whose mean is the image (default: the model's); one where all would be alike",
+        minimum=1,
     )
     seed: int = _option(0, int, "of the samples: equal seeds give equal images (default: 0)")
     fallback: str = _option("on", str, "CG-SENSE where the model fails (default: on)", choices=("on", "off"))

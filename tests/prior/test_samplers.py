@@ -181,6 +181,14 @@ def test_batching_changes_nothing(world, sampler):
         assert torch.allclose(alone, image, atol=1e-5)
 
 
+@pytest.mark.parametrize("changes", [{}, {"noise_scale": 0.0}, {"noise_scale": 0.0, "warm_start": False}])
+@pytest.mark.parametrize("sampler", [sample_prox, sample_dps])
+def test_the_settings_tell_whether_seeds_matter(world, sampler, changes):
+    settings = dataclasses.replace(SETTINGS, **{"steps": 3, "warm_start": True, "zeta": 0.1, **changes})
+    one, other = sampler(world.problem(), world.prior, settings, NoiseSource([1, 2]))
+    assert torch.equal(one, other) != settings.seeded
+
+
 def test_unknown_setting_lists_the_valid_ones():
     with pytest.raises(Exception, match="valid ones are steps, sigma_max"):
         settings_from({"stepz": 3})

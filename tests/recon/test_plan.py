@@ -81,6 +81,17 @@ def test_volumes_have_settings_of_the_uncertainty_mode(tmp_path):
     assert found.settings.steps == 7 and "for volumes of t2" in found.source
 
 
+def test_samples_that_would_be_alike_are_one(tmp_path):
+    row = {"sampler": "prox", "contrast": "t2", "R": 4, "settings": {"noise_scale": 0.3}}
+    sampling = {"samples": 3, "prox": {"noise_scale": 0.0}, "by_contrast_R": [row]}
+    save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), {"sampling": sampling})
+    checkpoint, cpu = load_checkpoint(tmp_path / "m.safetensors"), torch.device("cpu")
+    for asked_for in (None, 8):
+        found = sampling_of(Options(samples=asked_for), checkpoint, cpu, "t1", 4.0)
+        assert found.samples == 1 and found.source.endswith("; one sample, as all would be alike")
+        assert sampling_of(Options(samples=asked_for), checkpoint, cpu, "t2", 4.0).samples == (asked_for or 3)
+
+
 def test_volumes_have_settings_of_their_own(tmp_path):
     volume = {"samples": 1, "prox": {"noise_scale": 0.2}, "by_contrast": {"swi": {"noise_factor": 0.6}}}
     sampling = {"samples": 3, "prox": {"steps": 7, "noise_scale": 0.4}, "volume": volume}

@@ -29,6 +29,10 @@ class Settings(Protocol):
     def steps(self) -> int:
         """Evaluations of the model for a sample."""
 
+    @property
+    def seeded(self) -> bool:
+        """Whether samples of other seeds are other images."""
+
 
 class Model(Protocol):
     """A network of any kind: a torch module on its device, in evaluation mode."""

@@ -55,8 +55,9 @@ def sampling_of(
 ) -> Sampling:
     """How to sample a scan of this contrast and announced R (None: not known), of slices or of a volume.
 
-    What no option says is the model's own default, else that of its sampler's settings and one sample. Raises
-    BadInputError for what the model, or a volume, cannot have.
+    What no option says is the model's own default, else that of its sampler's settings and one sample. Where all
+    samples would be alike there is one, whatever was asked for. Raises BadInputError for what the model, or a volume,
+    cannot have.
     """
     name, sampler = checkpoint.kind.sampler(options.sampler)
     if volume and not sampler.volumes:
@@ -86,10 +87,13 @@ def sampling_of(
     if options.steps is not None:
         settings = dataclasses.replace(settings, steps=options.steps)
         source += "; steps by option"
+    samples = options.samples or samples
+    if samples > 1 and not settings.seeded:
+        samples, source = 1, f"{source}; one sample, as all would be alike"
     return Sampling(
         sampler=name,
         settings=settings,
-        samples=options.samples or samples,
+        samples=samples,
         seed=options.seed,
         batch=options.batch or (CPU_BATCH if device.type == "cpu" else GPU_BATCH),
         fallback=options.fallback == "on",

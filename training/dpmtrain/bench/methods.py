@@ -82,8 +82,8 @@ def methods(
     for steps in plan.prox_steps:
         yield ours.method(f"prox {steps}", "prox", dataclasses.replace(settings, steps=steps), 1)
     samples = card.get("sampling", {}).get("samples", 1)
-    if samples > 1:
-        yield ours.method(f"prox default, mean of {samples}", "prox", settings, samples)
+    mean = f", mean of {samples}" if samples > 1 else ""
+    yield ours.method(f"prox default{mean}", "prox", settings, samples)
     if "deepinv" not in plan.without:
         yield from _deepinv(contrast, condition, plan, ours, tuner)
     dps = dps_settings(contrast, condition, plan, ours, tuner)

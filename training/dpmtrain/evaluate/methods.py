@@ -110,7 +110,8 @@ def by_card(
         keep_samples=keep_samples,
     )
     settings = settings_from({**vars(sampling.settings), **settled}, type(sampling.settings))
-    return reconstructed(mapped, checkpoint, contrast, replace(sampling, settings=settings))
+    several = sampling.samples if count is None or not settings.seeded else count
+    return reconstructed(mapped, checkpoint, contrast, replace(sampling, settings=settings, samples=several))
 
 
 def model_method(name: str, checkpoint: Checkpoint, sampling: Sampling) -> Method:

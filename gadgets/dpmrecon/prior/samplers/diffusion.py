@@ -66,6 +66,11 @@ class SamplerSettings:
     across: float = 0.0
     zeta: float = 2.0
 
+    @property
+    def seeded(self) -> bool:
+        """Whether samples of other seeds are other images."""
+        return self.noise_scale > 0 or not self.warm_start
+
 
 def noise_levels(settings: SamplerSettings) -> list[float]:
     """sigma_0 = sigma_max ... sigma_{N-1} = sigma_min, and sigma_N = 0."""

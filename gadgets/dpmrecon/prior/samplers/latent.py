@@ -45,6 +45,11 @@ class LatentSettings:
     prior_std: float = 0.1
     final_std: float = 0.05
 
+    @property
+    def seeded(self) -> bool:
+        """Whether samples of other seeds are other images. `first` may be all of the schedule, which the model has."""
+        return True
+
 
 @dataclass(frozen=True)
 class Sketcher:

@@ -44,6 +44,11 @@ class OneStepSettings:
     looser: float = 1.0
     across: float = 0.0
 
+    @property
+    def seeded(self) -> bool:
+        """Whether samples of other seeds are other images."""
+        return self.noise_scale > 0
+
 
 @torch.no_grad()
 def sample_one_step(
