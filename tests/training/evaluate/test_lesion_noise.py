@@ -7,6 +7,7 @@ import pytest
 import torch
 from dpmrecon.errors import BadInputError
 from dpmrecon.prior.checkpoint import load_checkpoint
+from dpmrecon.prior.denoiser import complex_noise
 from dpmtrain.arguments import changes_from
 from dpmtrain.evaluate import lesion_noise as command
 from dpmtrain.evaluate import lesions
@@ -30,6 +31,19 @@ def test_the_truth_has_every_lesion_and_the_tissue_none(slice_of_tissue):
     none, error = command.kept(torch.from_numpy(slice_of_tissue), truth, lesions)
     assert np.abs(none).max() < 1e-3
     assert error > 0.01
+
+
+def test_the_bound_is_the_deviation_of_a_matched_filter():
+    mapped, truth, lesions = command.case_of("", "dwi", 20.0, 0.4, 0)
+    least = command.bound(mapped, truth, lesions)
+    one = lesions[2]
+    change = one.height * one.fraction(truth.shape)
+    added = mapped.model.forward(torch.from_numpy((truth * change / (1 + change)).astype(np.complex64)))
+    generator = torch.Generator().manual_seed(0)
+    noise = complex_noise((400, *added.shape), generator) * mapped.data.sigma_n
+    found = (added.conj() * (added + noise)).real.sum((1, 2, 3)) / added.abs().square().sum()
+    assert float(found.mean()) == pytest.approx(1, abs=4 * least[2] / 20)
+    assert float(found.std()) == pytest.approx(least[2], rel=0.15)
 
 
 def test_from_draw_to_draw_the_noise_and_the_radii_change_places():
@@ -72,7 +86,7 @@ def test_the_command_goes_on_with_what_is_there(tiny_model, monkeypatch, tmp_pat
         made.clear()
         monkeypatch.setattr(sys, "argv", [*line.split(), "{}", '{"samples": 2, "noise_factor": 0.4}', "--draws", "2"])
         command.main()
-        assert len(made) == expected
+        assert len(made) == expected + 1  # of the bound
         one, two = capsys.readouterr().out.splitlines()[-2:]
         assert "| - |" in one
         assert '{"samples": 2, "noise_factor": 0.4}' in two

@@ -4,7 +4,8 @@ The noise of the data, or that of the sampler? Bright discs of 1 and 1.5 pixels'
 lesion evaluation, R = 4. Contrast: of the one image, as a reader sees it, over the truth's. Over lesions and draws of
 the data's noise: mean; deviation, that is the standard deviation; lowest and highest of a draw's lesions, the mean over
 draws. Sampler: standard deviation of a lesion's contrast over samples of the same data. Mean / deviation is what a
-change of the contrast's scale alone leaves as it is.
+change of the contrast's scale alone leaves as it is. The first row of each is the bound: the matched filter of an
+observer who knows all but the lesion's height, whose deviation no unbiased one has less of.
 """
 
 import itertools
@@ -29,6 +30,7 @@ from .score_lines import ScoreLines
 from .tables import show
 
 RADII = (1.0, 1.5)
+BOUND = "bound: all but its height known"
 HEADS = ["contrast", "SNR", "height", "method", "NRMSE", "mean", "deviation", "lowest", "highest", "sampler",
          "mean / deviation"]  # fmt: skip
 
@@ -57,6 +59,18 @@ def with_changes(
     found = by_card(mapped, checkpoint, label, changes, keep_samples=True)
     assert found.draws is not None
     return found.draws
+
+
+def bound(mapped: MappedSlice, truth: np.ndarray, lesions: list[Lesion]) -> np.ndarray:
+    """(lesions,): the least standard deviation of each lesion's contrast, over the truth's, where all else is known
+    (Cramer-Rao): sigma_n over the norm of what the lesion adds to the data."""
+
+    def norm(lesion: Lesion) -> float:
+        change = lesion.height * lesion.fraction(truth.shape)
+        added = torch.from_numpy((truth * change / (1 + change)).astype(np.complex64))
+        return float(torch.linalg.vector_norm(mapped.model.forward(added)))
+
+    return mapped.data.sigma_n / np.array([norm(lesion) for lesion in lesions])
 
 
 def row(drawn: list[dict]) -> list[str]:
@@ -98,6 +112,9 @@ def main() -> None:
 
     def rows() -> Iterator[list[str]]:
         for snr, height in itertools.product(args.snr, args.heights):
+            least = np.sqrt(np.mean(np.square(bound(*case_of(args.images, args.contrast, snr, height, 0)))))
+            yield [args.contrast, f"{snr:g}", f"{height:g}", BOUND, "-", "1.00", f"{least:.2f}", "-", "-", "-",
+                   f"{1 / least:.2f}"]  # fmt: skip
             for name, setting, make in all_methods(snr):
                 drawn = []
                 for draw in range(args.draws):
