@@ -30,7 +30,7 @@ from support.results import by_place, images_of
 from support.streams import edited_stream, raw_stream
 from support.waiting import LIMIT
 
-FEW = ["--steps", "4", "--samples", "2"]
+FEW = ["--mode", "uncertainty", "--steps", "4", "--samples", "2"]  # with image_2
 # the same number in here and out there: it decides the order of sums, and the sampler makes the difference larger
 THREADS = {"OMP_NUM_THREADS": "1"}
 SERVE = ["serve", "--address", "0.0.0.0", "--port", "9020", *FEW]
@@ -233,7 +233,7 @@ def test_openrecons_image_honours_the_card_and_scans_as_replay_does(running, ope
         begun.until_healthy()
         assert begun.container.exec_run(["id", "-u"]).output.strip() == b"0"  # as public recipes want it
         _, header, *lines = raw_stream(scan)
-        values = openrecon.card(steps=4, samples=2, contrast="flair")
+        values = openrecon.card(mode="uncertainty", steps=4, samples=2, contrast="flair")
         found = begun.take([config_name("openrecon"), header, values, *lines])
         compare(by_place(found), replayed(scan, tmp_path / "host"))
         assert {image.meta["dpmrecon_steps"] for image in found} == {"4"}
