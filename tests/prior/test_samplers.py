@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from dpmrecon.physics.details import with_details
 from dpmrecon.physics.forward import ForwardModel
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.prior.kinds import settings_from
@@ -143,6 +144,21 @@ def test_the_last_image_is_taken_to_have_some_error(world, changes):
     assert torch.allclose(free, clean, atol=1e-2)  # the prior's image, as certain as sigma_min says
     small = dataclasses.replace(settings, **dict.fromkeys(changes, 1e-4))
     assert torch.equal(sample_prox(problem, given, small, NoiseSource([1])), free)
+
+
+def test_the_data_are_asked_for_details_that_the_last_image_lacks(world):
+    problem, settings = world.problem(), dataclasses.replace(SETTINGS, steps=6, model_error=0.3 * SIGMA_N)
+    plain = sample_prox(problem, world.prior, settings, NoiseSource([1]))
+    found = sample_prox(problem, world.prior, dataclasses.replace(settings, detail=0.2), NoiseSource([1]))
+    noise = torch.tensor([1.3 * SIGMA_N])
+    width = settings.detail_width
+    assert torch.equal(found, with_details(problem.model, problem.zero_filled, plain, noise, 0.2, width))
+    assert not torch.allclose(found, plain, atol=1e-3)
+    # a scan that is stopped before its end has the image of that step
+    stopped = sample_prox(
+        problem, world.prior, dataclasses.replace(settings, detail=0.2), NoiseSource([1]), lambda: True
+    )
+    assert torch.equal(stopped, sample_prox(problem, world.prior, settings, NoiseSource([1]), lambda: True))
 
 
 def test_complex_noise_has_unit_deviation_per_real_channel():

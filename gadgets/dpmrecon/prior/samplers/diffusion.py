@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from ...physics.details import with_details
 from ...physics.forward import TOLERANCE
 from ...physics.total_variation import smooth_across
 from ..problem import NoiseSource, Problem, Stop, never
@@ -40,11 +41,12 @@ class SamplerSettings:
     to be noise_factor * sigma_n + model_error: the factor is below 1 to trust an imperfect prior less than the data;
     the rest is what coil maps and model leave unexplained where noise is low; least_error: of the last denoised image,
     over that noise, as `prox` takes it: above 0 the data keep a say where noise is high; error_floor: the same error at
-    least, where noise is low and the network's last error above sigma_min; turns: `prox` shows the network each step's
-    image in another of the 8 orientations it was trained in, so that its preferences for one average out; across:
-    weight, over sigma, of the total variation across the planes that the network has just seen of a volume and cannot
-    make agree (after DiffusionMBIR: Chung et al., CVPR 2023); zeta: step size of the data
-    term of `dps`.
+    least, where noise is low and the network's last error above sigma_min; detail: standard deviation, over the signal
+    of the tissue, of structures of detail_width pixels that the last image may lack and the data are asked for
+    (`physics.details`); turns: `prox` shows the network each step's image in another of the 8 orientations it was
+    trained in, so that its preferences for one average out; across: weight, over sigma, of the total variation across
+    the planes that the network has just seen of a volume and cannot make agree (after DiffusionMBIR: Chung et al., CVPR
+    2023); zeta: step size of the data term of `dps`.
     """
 
     steps: int = 20
@@ -62,6 +64,8 @@ class SamplerSettings:
     model_error: float = 0.0
     least_error: float = 0.0
     error_floor: float = 0.0
+    detail: float = 0.0
+    detail_width: float = 0.8
     turns: bool = False
     across: float = 0.0
     zeta: float = 2.0
@@ -150,7 +154,9 @@ def sample_prox(
         if sigma_next == 0:
             weight = last_weight(weight, problem, settings)
         x0 = problem.model.prox(problem.zero_filled, denoised, weight, settings.cg_steps, tolerance)
-        if sigma_next == 0 or stop():
+        if sigma_next == 0:
+            return detailed(x0, problem, settings)
+        if stop():
             break
         x = next_image(x0, x, (sigma, sigma_next), settings, noise)
     return x0
@@ -174,6 +180,15 @@ def last_weight(weight: torch.Tensor, problem: Problem, settings: SamplerSetting
     if settings.error_floor > 0:
         weight = weight.minimum((data_noise(problem, settings) / settings.error_floor).square())
     return weight
+
+
+def detailed(x0: torch.Tensor, problem: Problem, settings: SamplerSettings) -> torch.Tensor:
+    """The last image with the structures that the data tell and the network did not see."""
+    if settings.detail <= 0:
+        return x0
+    noise = problem.sigma_n + settings.model_error
+    n_axes = 2 if problem.planes is None else 3
+    return with_details(problem.model, problem.zero_filled, x0, noise, settings.detail, settings.detail_width, n_axes)
 
 
 def next_image(
