@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import dpmrecon
+import h5py
 import ismrmrd
 import numpy as np
 import pytest
@@ -49,9 +50,8 @@ def data(scan):
     "name", ["ismrmrd/flair_3slices_r4_separate_acs.h5", "epi/epi_dwi_sep.h5", "ismrmrd/t1_brain_r4.h5"]
 )
 def test_a_header_survives_both_ways(name):
-    dataset = ismrmrd.Dataset(str(shared(name)), "dataset", create_if_needed=False)
-    old = ismrmrd.xsd.CreateFromDocument(dataset.read_xml_header())
-    dataset.close()
+    with h5py.File(shared(name), "r") as file:  # ismrmrd's own would lock it, and others read it too
+        old = ismrmrd.xsd.CreateFromDocument(file["dataset/xml"][0])
     assert ismrmrd.xsd.CreateFromDocument(header_of(version2.header(old))) == old
 
 
