@@ -9,7 +9,7 @@ from dpmrecon.physics.fourier import origin_to_corner
 from dpmrecon.physics.volume import VolumeModel
 from dpmrecon.prior.denoiser import complex_noise
 
-from support.gaussian import random_sets
+from support.gaussian import dense, random_sets
 
 DEVIATION, WIDTH = 0.3, 0.8
 
@@ -18,13 +18,6 @@ DEVIATION, WIDTH = 0.3, 0.8
 def solved_to_the_last_digit(monkeypatch):
     monkeypatch.setattr(details, "STEPS", 200)
     monkeypatch.setattr(details, "TOLERANCE", 1e-5)
-
-
-def matrix(operator, shape):
-    """Of a linear operator on images (1, *shape), complex128."""
-    size = torch.Size(shape).numel()
-    basis = torch.eye(size, dtype=torch.complex64).reshape(size, *shape)
-    return torch.stack([operator(one[None]).flatten() for one in basis], 1).to(torch.complex128)
 
 
 def covariance(image, support, n_axes):
@@ -67,7 +60,7 @@ def test_it_is_the_best_linear_estimate(scan):
     kspace = model.forward(image + 0.2 * complex_noise((1, *shape), generator))
     noise = 0.1
     found = with_details(model, model.adjoint(kspace), image, torch.tensor([noise]), DEVIATION, WIDTH, n_axes)
-    A = matrix(model.forward, shape)
+    A = dense(model, *shape)
     C = covariance(image, model.support, n_axes)
     left = (kspace - model.forward(image)).flatten().to(A.dtype)
     gain = torch.linalg.solve(A @ C @ A.mH + noise**2 * torch.eye(len(A), dtype=A.dtype), left)
@@ -103,17 +96,21 @@ def test_a_volume_gets_structures_along_three_axes():
     found = with_details(model, model.normal(true), image, torch.tensor([0.1]), DEVIATION, WIDTH, 3) - image
     seen = torch.zeros(1, *shape, dtype=torch.complex64)
     seen[0, 6, 7, 7] = 1.0
-    power = torch.fft.fftn(details._spread(seen, WIDTH, (-3, -2, -1)), dim=(-3, -2, -1)).abs().square() * DEVIATION**2
+    power = torch.fft.fftn(spread(seen, (-3, -2, -1)), dim=(-3, -2, -1)).abs().square() * DEVIATION**2
     expected = torch.fft.ifftn(torch.fft.fftn(seen, dim=(-3, -2, -1)) * power / (power + 0.01), dim=(-3, -2, -1))
     assert torch.allclose(found, expected, atol=1e-4)
     assert found[0, 6, 7, 7].real > 3 * found[0, 5, 7, 7].real > 0
 
 
-def test_drawn_structures_have_the_deviation_and_the_width_that_are_said(monkeypatch):
-    monkeypatch.setattr(details, "STEPS", 1)
+def spread(image, axes):
+    """By the point spread of structures, whose squares have the sum 1."""
+    response = details._gaussian(image, WIDTH, axes)
+    return details._convolved(image, response / response.square().mean().sqrt(), axes)
+
+
+def test_drawn_structures_have_the_deviation_and_the_width_that_are_said():
     white = complex_noise((60, 31, 40), torch.Generator().manual_seed(2))
-    spread = details._spread(white, WIDTH, (-2, -1))
-    values = torch.view_as_real(spread)
+    values = torch.view_as_real(spread(white, (-2, -1)))
     assert values.std().item() == pytest.approx(1, abs=0.01)
     beside = (values[:, :, 1:] * values[:, :, :-1]).mean() / values.square().mean()
     assert beside.item() == pytest.approx(float(torch.exp(torch.tensor(-1 / (4 * WIDTH**2)))), abs=0.01)

@@ -11,16 +11,10 @@ from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.prior.problem import NoiseSource, Problem
 from dpmrecon.prior.samplers.diffusion import sample_dps, sample_prox
 
-from support.gaussian import SETTINGS, SIGMA_DATA, GivenPrior, random_sets
+from support.gaussian import SETTINGS, SIGMA_DATA, GivenPrior, dense, random_sets
 
 SIZES = [(7, 6), (5, 9), (8, 8)]
 SIGMA_N = 0.05
-
-
-def dense(model, rows, cols):
-    """A as a matrix (n_coils rows cols, 2 rows cols) complex128."""
-    basis = torch.eye(2 * rows * cols, dtype=torch.complex64).reshape(-1, 2, rows, cols)
-    return model.forward(basis).flatten(1).T.to(torch.complex128)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -73,7 +67,7 @@ def test_prox_is_the_dense_solution(size, weight):
     start, kspace = complex_noise((2, 2, *size), generator), complex_noise((3, *size), generator)
     weights = torch.tensor([weight, 2 * weight])
     found = model.prox(model.adjoint(kspace), start, weights, steps=200, tolerance=1e-6)
-    matrix = dense(model, *size)
+    matrix = dense(model, 2, *size)
     right = matrix.mH @ kspace.flatten().to(torch.complex128)
     for image, begin, w in zip(found, start, weights):
         system = matrix.mH @ matrix + w * torch.eye(matrix.shape[1])
@@ -100,7 +94,7 @@ def white_world():
     generator = torch.Generator().manual_seed(5)
     model = random_sets(5, 6, 4, generator)
     model = dataclasses.replace(model, mask=torch.ones(5, 6))
-    matrix = dense(model, 5, 6)
+    matrix = dense(model, 2, 5, 6)
     x = SIGMA_DATA * complex_noise((1, 2, 5, 6), generator) * model.support
     kspace = model.forward(x) + SIGMA_N * complex_noise((1, 4, 5, 6), generator)
     precision = matrix.mH @ matrix / SIGMA_N**2 + torch.eye(matrix.shape[1]) / SIGMA_DATA**2

@@ -1,5 +1,6 @@
 """Posteriors in closed form: the forward model as a matrix, and a Gaussian prior with its exact denoiser."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,9 +33,9 @@ def random_sets(rows: int, cols: int, n_coils: int, generator: torch.Generator) 
     return SoftSense(maps, (torch.rand(rows, cols, generator=generator) < 0.5).float())
 
 
-def dense(model: ForwardModel, rows: int, cols: int) -> torch.Tensor:
-    """A as a matrix (n_coils rows cols, rows cols) complex128."""
-    basis = torch.eye(rows * cols, dtype=torch.complex64).reshape(-1, rows, cols)
+def dense(model: ForwardModel, *shape: int) -> torch.Tensor:
+    """A as a matrix complex128, from images of the shape to k-space, both flattened."""
+    basis = torch.eye(math.prod(shape), dtype=torch.complex64).reshape(-1, *shape)
     return model.forward(basis).flatten(1).T.to(torch.complex128)
 
 

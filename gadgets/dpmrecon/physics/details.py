@@ -30,16 +30,17 @@ def with_details(
     real channel of the data; n_axes: 3 of volumes.
     """
     axes = tuple(range(-n_axes, 0))
-    signal = _spread(image.abs(), SURROUNDINGS, axes, unit_sum=True).clamp_min(0)
-    amplitude = deviation * signal * model.support
+    around, response = (_gaussian(image, size, axes) for size in (SURROUNDINGS, width))
+    response = response / response.square().mean().sqrt()  # white numbers keep their deviation
+    amplitude = deviation * _convolved(image.abs(), around, axes).real.clamp_min(0) * model.support
 
     def structures(drawn: torch.Tensor) -> torch.Tensor:
         """U of C = U U^H, of white numbers."""
-        return amplitude * _spread(drawn.view(image.shape), width, axes)
+        return amplitude * _convolved(drawn.view(image.shape), response, axes)
 
     def drawn(structures: torch.Tensor) -> torch.Tensor:
         """U^H."""
-        return _spread(amplitude * structures, width, axes).view(len(image), 1, -1)
+        return _convolved(amplitude * structures, response, axes).view(len(image), 1, -1)
 
     def normal(white: torch.Tensor) -> torch.Tensor:
         return drawn(model.normal(structures(white)))
@@ -51,15 +52,13 @@ def with_details(
     return image + structures(white)
 
 
-def _spread(image: torch.Tensor, width: float, axes: tuple[int, ...], unit_sum: bool = False) -> torch.Tensor:
-    """Convolved with a Gaussian of standard deviation `width` pixels, whose squares have the sum 1, or itself."""
-    found = torch.fft.fftn(image, dim=axes)
-    energy = 1.0
-    for axis in axes:
-        size = image.shape[axis]
-        response = torch.exp(-2 * (math.pi * width * torch.fft.fftfreq(size, device=image.device)).square())
-        energy *= float(response.square().mean())
-        found = found * response.view(-1, *[1] * (-1 - axis))
-    found = torch.fft.ifftn(found, dim=axes)
-    found = found if image.is_complex() else found.real
-    return found if unit_sum else found / energy**0.5
+def _gaussian(image: torch.Tensor, width: float, axes: tuple[int, ...]) -> torch.Tensor:
+    """Frequency response, 1 at the origin, of a Gaussian of standard deviation `width` pixels along the axes."""
+    squares = [
+        torch.fft.fftfreq(image.shape[axis], device=image.device).square().view(-1, *[1] * (-1 - axis)) for axis in axes
+    ]
+    return torch.exp(-2 * (math.pi * width) ** 2 * sum(squares, torch.zeros(1, device=image.device)))
+
+
+def _convolved(image: torch.Tensor, response: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    return torch.fft.ifftn(torch.fft.fftn(image, dim=axes) * response, dim=axes)
