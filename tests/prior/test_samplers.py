@@ -117,11 +117,12 @@ def test_there_is_no_head_where_no_coil_sees_anything(world):
 
 
 def test_the_noise_that_the_data_are_taken_to_have(world):
-    """noise_factor * sigma_n + model_error: as if the problem's noise were that."""
-    settings = dataclasses.replace(SETTINGS, steps=6, noise_factor=0.6, model_error=0.3 * SIGMA_N)
+    """noise_factor / (1 + noise_bend * sigma_n) * sigma_n + model_error: as if the problem's noise were that."""
+    settings = dataclasses.replace(SETTINGS, steps=6, noise_factor=0.9, model_error=0.3 * SIGMA_N)
+    settings = dataclasses.replace(settings, noise_bend=0.5 / SIGMA_N)
     problem = world.problem()
     louder = dataclasses.replace(problem, sigma_n=0.9 * problem.sigma_n)
-    plain = dataclasses.replace(settings, noise_factor=1.0, model_error=0.0)
+    plain = dataclasses.replace(settings, noise_factor=1.0, model_error=0.0, noise_bend=0.0)
     found = sample_prox(problem, world.prior, settings, NoiseSource([1]))
     assert torch.allclose(found, sample_prox(louder, world.prior, plain, NoiseSource([1])), atol=1e-5)
     assert not torch.allclose(found, sample_prox(problem, world.prior, plain, NoiseSource([1])), atol=1e-3)

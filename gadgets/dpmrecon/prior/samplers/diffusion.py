@@ -39,14 +39,15 @@ class SamplerSettings:
     step of `prox`; cg_tolerance: fewer where the residual is below this times sigma times the right-hand side, since
     noise in proportion to sigma comes on top of what is left; noise_factor, model_error: `prox` takes the data's noise
     to be noise_factor * sigma_n + model_error: the factor is below 1 to trust an imperfect prior less than the data;
-    the rest is what coil maps and model leave unexplained where noise is low; least_error: of the last denoised image,
-    over that noise, as `prox` takes it: above 0 the data keep a say where noise is high; error_floor: the same error at
-    least, where noise is low and the network's last error above sigma_min; detail: standard deviation, over the signal
-    of the tissue, of structures of detail_width pixels that the last image may lack and the data are asked for
-    (`physics.details`); turns: `prox` shows the network each step's image in another of the 8 orientations it was
-    trained in, so that its preferences for one average out; across: weight, over sigma, of the total variation across
-    the planes that the network has just seen of a volume and cannot make agree (after DiffusionMBIR: Chung et al., CVPR
-    2023); zeta: step size of the data term of `dps`.
+    the rest is what coil maps and model leave unexplained where noise is low; noise_bend: the factor falls as 1 / (1 +
+    noise_bend * sigma_n): the noisier the data, the more small lesions the prior misses; least_error: of the last
+    denoised image, over that noise, as `prox` takes it: above 0 the data keep a say where noise is high; error_floor:
+    the same error at least, where noise is low and the network's last error above sigma_min; detail: standard
+    deviation, over the signal of the tissue, of structures of detail_width pixels that the last image may lack and the
+    data are asked for (`physics.details`); turns: `prox` shows the network each step's image in another of the 8
+    orientations it was trained in, so that its preferences for one average out; across: weight, over sigma, of the
+    total variation across the planes that the network has just seen of a volume and cannot make agree (after
+    DiffusionMBIR: Chung et al., CVPR 2023); zeta: step size of the data term of `dps`.
     """
 
     steps: int = 20
@@ -62,10 +63,11 @@ class SamplerSettings:
     cg_tolerance: float = 0.0
     noise_factor: float = 1.0
     model_error: float = 0.0
+    noise_bend: float = 0.0
     least_error: float = 0.0
     error_floor: float = 0.0
     detail: float = 0.0
-    detail_width: float = 0.8
+    detail_width: float = 0.7
     turns: bool = False
     across: float = 0.0
     zeta: float = 2.0
@@ -170,7 +172,8 @@ def data_weight(problem: Problem, prior: Prior, settings: SamplerSettings, sigma
 
 def data_noise(problem: Problem, settings: SamplerSettings) -> torch.Tensor:
     """sigma_n as `prox` takes it, (batch,)."""
-    return settings.noise_factor * problem.sigma_n + settings.model_error
+    factor = settings.noise_factor / (1 + settings.noise_bend * problem.sigma_n)
+    return factor * problem.sigma_n + settings.model_error
 
 
 def last_weight(weight: torch.Tensor, problem: Problem, settings: SamplerSettings) -> torch.Tensor:
