@@ -1,6 +1,7 @@
 """The checkpoint: weights and card, whole or refused in one sentence."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from dpmrecon.errors import CheckpointError
 from dpmrecon.prior.checkpoint import load_checkpoint, save_checkpoint, write_card
 from dpmrecon.prior.denoiser import Denoiser
+from dpmrecon.prior.samplers.diffusion import SamplerSettings
 
 from support.models import THREE_LEVELS, random_denoiser
 
@@ -29,6 +31,24 @@ def test_the_model_that_ships_has_another_one_for_volumes(tmp_path):
     save_checkpoint(tmp_path / "m.safetensors", random_denoiser(), {})
     own = load_checkpoint(tmp_path / "m.safetensors")
     assert own.of_scan(volume=True) is own
+
+
+def test_slices_ask_the_model_of_volumes_above_the_noise_that_their_settings_say(tmp_path):
+    for name in ("m", "v"):
+        save_checkpoint(tmp_path / f"{name}.safetensors", random_denoiser(), {})
+    own, volumes = (load_checkpoint(tmp_path / f"{name}.safetensors") for name in ("m", "v"))
+    both, settings = replace(own, volumes=volumes), SamplerSettings(volumes_above=0.1)
+    counted: list[int] = []
+    relay = both.of_contrast("t1", settings, counted.append)
+    image = torch.zeros(2, 16, 16, dtype=torch.complex64)
+    for sigma, asked in ((0.2, volumes), (0.1, own)):
+        prior = relay.at(sigma)
+        assert prior.denoiser is asked.denoiser and torch.equal(prior.label, asked.denoiser.one_hot(["t1"]))
+        prior(image, torch.full((2,), sigma))
+    assert counted == [2, 2] and relay.sigma_data == own.denoiser.sigma_data
+    # without another model, or where nothing asks for it, a model asks itself
+    assert own.of_contrast("t1", settings).denoiser is own.denoiser
+    assert both.of_contrast("t1", SamplerSettings()).denoiser is own.denoiser
 
 
 def test_a_large_network_is_stored_in_half_precision(tmp_path):

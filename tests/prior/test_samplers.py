@@ -9,7 +9,7 @@ from dpmrecon.physics.forward import ForwardModel
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.prior.kinds import settings_from
 from dpmrecon.prior.problem import NoiseSource
-from dpmrecon.prior.samplers.diffusion import noise_levels, sample_dps, sample_prox, turned, turned_back
+from dpmrecon.prior.samplers.diffusion import Relay, noise_levels, sample_dps, sample_prox, turned, turned_back
 
 from support.gaussian import COLS, ROWS, SETTINGS, SIGMA_DATA, SIGMA_N, GaussianWorld, GivenPrior, N
 
@@ -217,3 +217,20 @@ def test_noise_for_a_gpu_is_the_same_as_for_a_cpu():
     for_gpu.device = torch.device("cpu")
     for _ in range(2):
         assert torch.equal(for_gpu.draw(7, 10), for_cpu.draw(7, 10))
+
+
+def test_a_relay_asks_the_first_prior_above_a_noise_level_and_the_last_from_there_on(world):
+    problem, settings = world.problem(), dataclasses.replace(SETTINGS, steps=6)
+    levels = noise_levels(settings)[:-1]
+    asked: list[tuple[str, float]] = []
+
+    def named(name):
+        def denoise(x, sigma):
+            asked.append((name, float(sigma[0])))
+            return world.prior(x, sigma)
+
+        return GivenPrior(denoise)
+
+    found = sample_prox(problem, Relay(named("first"), named("last"), levels[4]), settings, NoiseSource([1]))
+    assert asked == [("first" if number < 4 else "last", pytest.approx(sigma)) for number, sigma in enumerate(levels)]
+    assert torch.equal(found, sample_prox(problem, world.prior, settings, NoiseSource([1])))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -19,8 +20,9 @@ from ..physics.phase import RULE as PHASE_RULE
 from ..physics.scale import RULE
 from ..version import __version__
 from .conditional import ConditionalDenoiser, Later
-from .denoiser import Denoiser
+from .denoiser import Denoiser, uncounted
 from .kinds import DENOISER, KINDS, LATENT, ONE_STEP, Kind, Model
+from .samplers.diffusion import Relay
 from .samplers.latent import SKETCH, Sketcher
 
 DEFAULT, VOLUMES = "default", "volumes"
@@ -33,7 +35,7 @@ MODELS = Path("~/.dpmrecon/models")
 class Checkpoint:
     """A loaded model in evaluation mode, its card, its id (name and start of the checksum), and its kind. prior: what
     makes a one-step model's later evaluations, where there are any; volumes: the model of 3D scans, where that is
-    another."""
+    another, which slices of some contrasts take too (`SamplerSettings.volumes_above`)."""
 
     model: Model
     card: dict
@@ -45,6 +47,13 @@ class Checkpoint:
     def of_scan(self, *, volume: bool) -> "Checkpoint":
         """The one for a scan of slices or of volumes."""
         return self.volumes if volume and self.volumes is not None else self
+
+    def of_contrast(self, contrast: str | None, settings: Any, count: Callable[[int], object] = uncounted) -> Any:
+        """What a sampler asks of a contrast, by its settings; count: see `Denoiser.of_contrast`."""
+        own, above = self.model.of_contrast(contrast, count), getattr(settings, "volumes_above", None)
+        if above is None or self.volumes is None:
+            return own
+        return Relay(self.volumes.model.of_contrast(contrast, count), own, above)
 
     @property
     def denoiser(self) -> Denoiser:

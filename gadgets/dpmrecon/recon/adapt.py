@@ -127,7 +127,7 @@ def fitted(mapped: MappedSlice, checkpoint: Checkpoint, contrast: str | None, sa
         network = merged(plain, model)
         after = missed(network.of_contrast(contrast))
         if after < min(best.after, (1 - LEAST) * before):
-            best = Fit(replace(checkpoint, model=network), number, before, after)
+            best = Fit(replace(checkpoint, model=network, volumes=None), number, before, after)
     return best
 
 

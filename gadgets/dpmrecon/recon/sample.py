@@ -82,7 +82,7 @@ def draw(
         evaluations += images
         progress(images)
 
-    prior = checkpoint.model.of_contrast(contrast, count)
+    prior = checkpoint.of_contrast(contrast, sampling.settings, count)
     at_once = 1 if isinstance(group[0], MappedVolume) else sampling.batch
     for first in range(0, len(entries), at_once):
         if first and len(group) == 1 and stop():

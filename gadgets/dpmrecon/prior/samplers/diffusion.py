@@ -27,6 +27,23 @@ class Prior(Protocol):
 
 
 @dataclass(frozen=True)
+class Relay:
+    """Two priors of a contrast: `first` above a noise level, `last` from there on (experts by noise: Balaji et al.,
+    eDiff-I, 2022)."""
+
+    first: Prior
+    last: Prior
+    above: float
+
+    @property
+    def sigma_data(self) -> float:
+        return self.last.sigma_data
+
+    def at(self, sigma: float) -> Prior:
+        return self.first if sigma > self.above else self.last
+
+
+@dataclass(frozen=True)
 class SamplerSettings:
     """Settings of `prox` and `dps`; the defaults of a model travel in its card.
 
@@ -47,7 +64,9 @@ class SamplerSettings:
     data are asked for (`physics.details`); turns: `prox` shows the network each step's image in another of the 8
     orientations it was trained in, so that its preferences for one average out; across: weight, over sigma, of the
     total variation across the planes that the network has just seen of a volume and cannot make agree (after
-    DiffusionMBIR: Chung et al., CVPR 2023); zeta: step size of the data term of `dps`.
+    DiffusionMBIR: Chung et al., CVPR 2023); volumes_above: of slices, evaluations above this sigma are of the model of
+    volumes, where there is one, which was trained inside the sampler and takes less of what folds for anatomy; None:
+    none; zeta: step size of the data term of `dps`.
     """
 
     steps: int = 20
@@ -70,6 +89,7 @@ class SamplerSettings:
     detail_width: float = 0.7
     turns: bool = False
     across: float = 0.0
+    volumes_above: float | None = None
     zeta: float = 2.0
 
     @property
@@ -98,7 +118,7 @@ def denoised_images(prior: Prior, x: torch.Tensor, sigma: float) -> torch.Tensor
 
 
 def denoised_step(
-    prior: Prior,
+    prior: Prior | Relay,
     x: torch.Tensor,
     sigma: float,
     orientation: int,
@@ -109,6 +129,7 @@ def denoised_step(
     """What the network makes of the image of a step, shown to it in one of its orientations: of slices, or of the
     planes of a volume."""
     planes = problem.planes
+    prior = prior.at(sigma) if isinstance(prior, Relay) else prior
     if planes is None:
         return turned_back(denoised_images(prior, turned(x, orientation), sigma), orientation)
     axis = planes.axes[step % len(planes.axes)] + 1
@@ -135,7 +156,7 @@ def turned_back(image: torch.Tensor, orientation: int) -> torch.Tensor:
 @torch.no_grad()
 def sample_prox(
     problem: Problem,
-    prior: Prior,
+    prior: Prior | Relay,
     settings: SamplerSettings,
     noise: NoiseSource,
     stop: Stop = never,
@@ -164,7 +185,7 @@ def sample_prox(
     return x0
 
 
-def data_weight(problem: Problem, prior: Prior, settings: SamplerSettings, sigma: float) -> torch.Tensor:
+def data_weight(problem: Problem, prior: Prior | Relay, settings: SamplerSettings, sigma: float) -> torch.Tensor:
     """sigma_n^2 / r^2 of `sample_prox`, (batch,)."""
     white = (prior.sigma_data if settings.prior_std is None else settings.prior_std) * sigma**settings.prior_power
     return data_noise(problem, settings).square() / (sigma**2 * white**2 / (sigma**2 + white**2))
