@@ -22,6 +22,7 @@ OPTIONS = {
     "robustness.adapt": [*OUT, "--objects", "unknown"],
     "evaluate.checkpoints": [*IMAGES, "--checkpoint", "nowhere.safetensors"],
     "evaluate.diffusion": ["--model", "nowhere.safetensors"],
+    "evaluate.foci": ["--scans", "nowhere", "--out", "out"],
     "evaluate.folded": [*IMAGES, "--model", "nowhere.safetensors"],
     "evaluate.lesion_noise": [*IMAGES, "--lines", "lines.jsonl"],
     "evaluate.lesion_spread": OUT,
