@@ -46,6 +46,9 @@ def test_slices_ask_the_model_of_volumes_above_the_noise_that_their_settings_say
         assert prior.denoiser is asked.denoiser and torch.equal(prior.label, asked.denoiser.one_hot(["t1"]))
         prior(image, torch.full((2,), sigma))
     assert counted == [2, 2] and relay.sigma_data == own.denoiser.sigma_data
+    assert (
+        both.id_by(settings) == f"{own.model_id}+{volumes.model_id}" and both.id_by(SamplerSettings()) == own.model_id
+    )
     # without another model, or where nothing asks for it, a model asks itself
     assert own.of_contrast("t1", settings).denoiser is own.denoiser
     assert both.of_contrast("t1", SamplerSettings()).denoiser is own.denoiser

@@ -50,10 +50,19 @@ class Checkpoint:
 
     def of_contrast(self, contrast: str | None, settings: Any, count: Callable[[int], object] = uncounted) -> Any:
         """What a sampler asks of a contrast, by its settings; count: see `Denoiser.of_contrast`."""
-        own, above = self.model.of_contrast(contrast, count), getattr(settings, "volumes_above", None)
-        if above is None or self.volumes is None:
+        own, first = self.model.of_contrast(contrast, count), self._first(settings)
+        if first is None:
             return own
-        return Relay(self.volumes.model.of_contrast(contrast, count), own, above)
+        return Relay(first.model.of_contrast(contrast, count), own, settings.volumes_above)
+
+    def id_by(self, settings: Any) -> str:
+        """The ids of the models that a sampler asks by its settings."""
+        first = self._first(settings)
+        return self.model_id if first is None else f"{self.model_id}+{first.model_id}"
+
+    def _first(self, settings: Any) -> "Checkpoint | None":
+        """Who is asked before this one."""
+        return None if getattr(settings, "volumes_above", None) is None else self.volumes
 
     @property
     def denoiser(self) -> Denoiser:

@@ -52,7 +52,7 @@ class Provenance:
         """Of a scan that is about to be sampled."""
         return cls(
             package_version=__version__,
-            model_id=checkpoint.model_id,
+            model_id=checkpoint.id_by((sampling.image or sampling).settings),
             model_sha256=str(checkpoint.card["checksum_sha256"]),
             contrast=contrast,
             sampler=sampling.sampler,
