@@ -61,7 +61,12 @@ class Ours:
         mapped, timed = here.mapped, TimedDenoiser(self.checkpoint.denoiser)
         sampling = Sampling(sampler, settings, samples, self.seed, BATCH, fallback=False)
         model: Any = timed
-        checkpoint = dataclasses.replace(self.checkpoint, model=model)
+        volumes = self.checkpoint.volumes
+        if volumes is not None:  # which slices may ask too
+            other: Any = TimedDenoiser(volumes.denoiser)
+            other.spans = timed.spans
+            volumes = dataclasses.replace(volumes, model=other)
+        checkpoint = dataclasses.replace(self.checkpoint, model=model, volumes=volumes)
         (found,), evaluations = draw([mapped], checkpoint, here.full.contrast, sampling)
         draws = mapped.model.combined(found * mapped.scale)
         return self.made(timed, draws.mean(0), draws, evaluations, gradient=sampler == "dps")
