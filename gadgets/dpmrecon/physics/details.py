@@ -38,15 +38,15 @@ def with_details(
     response = response / response.square().mean().sqrt()  # white numbers keep their deviation
     around = _convolved(image.abs(), _gaussian(image, SURROUNDINGS, axes), axes).real.clamp_min(0)
     amplitude = deviation * around * model.support
-    first = structures(model, adjoint_kspace, image, noise, amplitude, response)
+    left = adjoint_kspace - model.normal(image)
+    first = structures(model, left, noise, amplitude, response)
     amplitude = amplitude * _certainty(first, amplitude, model.support, axes).sqrt()
-    return image + structures(model, adjoint_kspace, image, noise, amplitude, response)
+    return image + structures(model, left, noise, amplitude, response)
 
 
 def structures(
     model: ForwardModel,
-    adjoint_kspace: torch.Tensor,
-    image: torch.Tensor,
+    left: torch.Tensor,
     noise: torch.Tensor,
     amplitude: torch.Tensor,
     response: torch.Tensor,
@@ -55,23 +55,23 @@ def structures(
     covariance is C.
 
     C is that of white numbers after the frequency response of a point spread, times the amplitude of each pixel.
-    adjoint_kspace, image, noise: as in `with_details`; amplitude: as the image, real, 0 outside of the support;
-    response: of the last axes.
+    left: A^H (y - A image), as the image; noise: as in `with_details`; amplitude: as the image, real, 0 outside of the
+    support; response: of the last axes.
     """
     axes = tuple(range(-response.ndim, 0))
 
     def spread(white: torch.Tensor) -> torch.Tensor:
         """U of C = U U^H."""
-        return amplitude * _convolved(white.view(image.shape), response, axes)
+        return amplitude * _convolved(white.view(left.shape), response, axes)
 
     def gathered(image: torch.Tensor) -> torch.Tensor:
         """U^H."""
-        return _convolved(amplitude * image, response, axes).view(len(image), 1, -1)
+        return _convolved(amplitude * image, response, axes).view(len(left), 1, -1)
 
     def normal(white: torch.Tensor) -> torch.Tensor:
         return gathered(model.normal(spread(white)))
 
-    residual = gathered(adjoint_kspace - model.normal(image))
+    residual = gathered(left)
     limit = TOLERANCE**2 * energy_of(residual)
     weight = noise.square().view(-1, 1, 1)
     return spread(conjugate_gradients(normal, torch.zeros_like(residual), residual, weight, STEPS, limit))

@@ -17,7 +17,7 @@ from dpmrecon.prior.checkpoint import Checkpoint
 
 from ..arguments import exit_code, module_parser
 from ..files import save_figure
-from .metrics import nrmse, on_scale
+from .metrics import Moments, nrmse, scan_factor
 from .pictures import Shown, panels
 from .tables import show
 
@@ -91,13 +91,13 @@ def main() -> None:
             whole = contrasts(truth, foci)
             pictures.append([(f"{path.stem}: truth", truth, 0.0, float(truth.max()))])
             for name, image, spread in images_of(path, checkpoints, "uncertainty" if args.spread else "fast"):
-                found = on_scale(image, truth, mask)
+                factor = np.float32(scan_factor([Moments.of(image, truth, mask)]))
+                found = factor * image
                 kept = contrasts(found, foci) / whole
                 pictures[-1].append((name, found, 0.0, float(truth.max())))
                 figures = [f"{value:.3f}" for value in (kept.mean(), kept.min(), kept.max())]
                 inside = ""
                 if spread is not None:
-                    factor = found.max() / image.max()
                     inside = f"{covered(found, factor * spread, truth, foci)} of {len(foci)}"
                 yield [path.stem, name, f"{nrmse(found[mask], truth[mask]):.4f}", *figures, inside]
 
