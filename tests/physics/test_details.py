@@ -3,7 +3,7 @@
 import pytest
 import torch
 from dpmrecon.physics import details
-from dpmrecon.physics.details import structures, with_details
+from dpmrecon.physics.details import errors_at_edges, structures, with_details
 from dpmrecon.physics.forward import ForwardModel
 from dpmrecon.physics.fourier import origin_to_corner
 from dpmrecon.physics.volume import VolumeModel
@@ -165,3 +165,21 @@ def test_a_focus_stays_and_noise_goes():
     assert found[0, 30:32, 20:22].real.mean() > 0.5
     assert found[focus == 0].abs().square().mean().sqrt() < 0.3 * 0.1 * 2**0.5
     assert (found[focus == 0].abs() < 1e-6).float().mean() > 0.3
+
+
+@pytest.mark.parametrize("scan", [plane, sets])
+def test_an_image_errs_at_its_edges(scan):
+    """The variance of the magnitudes around, whatever their unit; on average over the support its square is 1."""
+    model, shape, n_axes = scan(torch.Generator().manual_seed(0))
+    image = torch.ones(1, *shape, dtype=torch.complex64)
+    image[..., 8:, :] = 2j
+    support = model.support.expand(1, *shape)
+    errors = errors_at_edges(image, 0.8, model.support, n_axes)
+    assert errors.shape == image.shape
+    assert torch.allclose(errors.square()[support > 0].mean(), torch.tensor(1.0), atol=1e-4)
+    assert torch.allclose(errors[..., 7:9, :][support[..., 7:9, :] > 0].min(), errors.max(), rtol=1e-3)
+    assert torch.allclose(errors.square().min(), torch.tensor(0.2), atol=1e-2)  # far from the edge
+    assert torch.allclose(errors, errors_at_edges(1e3 * image, 0.8, model.support, n_axes), atol=1e-4)
+    assert torch.equal(errors_at_edges(image, 0.0, model.support, n_axes), torch.ones_like(errors))
+    alike = torch.ones_like(image)
+    assert torch.allclose(errors_at_edges(alike, 0.8, model.support, n_axes), torch.tensor(0.2).sqrt(), atol=2e-2)

@@ -1,10 +1,12 @@
 """Samplers against the closed-form posterior of a Gaussian prior, with its exact denoiser."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
-from dpmrecon.physics.details import with_details
+from dpmrecon.physics import details
+from dpmrecon.physics.details import errors_at_edges, with_details
 from dpmrecon.physics.forward import ForwardModel
 from dpmrecon.prior.denoiser import complex_noise
 from dpmrecon.prior.kinds import settings_from
@@ -117,9 +119,9 @@ def test_there_is_no_head_where_no_coil_sees_anything(world):
 
 
 def test_the_noise_that_the_data_are_taken_to_have(world):
-    """noise_factor / (1 + noise_bend * sigma_n) * sigma_n + model_error: as if the problem's noise were that."""
+    """noise_factor * exp(-noise_bend * sigma_n) * sigma_n + model_error: as if the problem's noise were that."""
     settings = dataclasses.replace(SETTINGS, steps=6, noise_factor=0.9, model_error=0.3 * SIGMA_N)
-    settings = dataclasses.replace(settings, noise_bend=0.5 / SIGMA_N)
+    settings = dataclasses.replace(settings, noise_bend=math.log(1.5) / SIGMA_N)
     problem = world.problem()
     louder = dataclasses.replace(problem, sigma_n=0.9 * problem.sigma_n)
     plain = dataclasses.replace(settings, noise_factor=1.0, model_error=0.0, noise_bend=0.0)
@@ -145,6 +147,30 @@ def test_the_last_image_is_taken_to_have_some_error(world, changes):
     assert torch.allclose(free, clean, atol=1e-2)  # the prior's image, as certain as sigma_min says
     small = dataclasses.replace(settings, **dict.fromkeys(changes, 1e-4))
     assert torch.equal(sample_prox(problem, given, small, NoiseSource([1])), free)
+
+
+def test_the_last_image_errs_where_it_varies(world, monkeypatch):
+    """argmin ||A x - y||^2 / sigma^2 + sum |x - D|^2 / e^2: e is sigma_min on average, more at an edge, and at least
+    a share of the noise."""
+    monkeypatch.setattr(details, "STEPS", 300)
+    monkeypatch.setattr(details, "TOLERANCE", 1e-6)
+    problem, clean = world.problem(), torch.full((1, ROWS, COLS), 0.5, dtype=torch.complex64)
+    clean[:, 3:, 2:] = 1.0
+    settings = dataclasses.replace(SETTINGS, steps=1, sigma_max=0.02, sigma_min=0.02, prior_std=1e3, edges=0.9)
+    given, noise = GivenPrior(lambda x, sigma: clean.expand_as(x)), SIGMA_N
+    at_edges = errors_at_edges(clean, 0.9, problem.model.support)
+    matrix = world.matrix
+    for share in (0.0, 0.02 / noise):
+        found = sample_prox(problem, given, dataclasses.replace(settings, least_error=share), NoiseSource([1]))
+        errors = (0.02 * at_edges).clamp_min(share * noise).flatten()
+        weight = torch.diag((noise / errors).square()).to(matrix.dtype)
+        clean_there = clean.flatten().to(matrix.dtype)
+        expected = torch.linalg.solve(matrix.mH @ matrix + weight, matrix.mH @ world.y + weight @ clean_there)
+        assert torch.allclose(found.flatten().to(matrix.dtype), expected, atol=2e-4)
+    alike = sample_prox(problem, given, dataclasses.replace(settings, edges=1e-9), NoiseSource([1]))
+    plain = sample_prox(problem, given, dataclasses.replace(settings, edges=0.0, cg_steps=300), NoiseSource([1]))
+    assert torch.allclose(alike, plain, atol=5e-4)
+    assert not torch.allclose(found, plain, atol=5e-3)
 
 
 def test_the_data_are_asked_for_details_that_the_last_image_lacks(world):

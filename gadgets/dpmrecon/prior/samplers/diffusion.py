@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from ...physics.details import with_details
+from ...physics.details import errors_at_edges, structures, with_details
 from ...physics.forward import TOLERANCE
 from ...physics.total_variation import smooth_across
 from ..problem import NoiseSource, Problem, Stop, never
@@ -56,10 +56,12 @@ class SamplerSettings:
     step of `prox`; cg_tolerance: fewer where the residual is below this times sigma times the right-hand side, since
     noise in proportion to sigma comes on top of what is left; noise_factor, model_error: `prox` takes the data's noise
     to be noise_factor * sigma_n + model_error: the factor is below 1 to trust an imperfect prior less than the data;
-    the rest is what coil maps and model leave unexplained where noise is low; noise_bend: the factor falls as 1 / (1 +
-    noise_bend * sigma_n): the noisier the data, the more small lesions the prior misses; least_error: of the last
+    the rest is what coil maps and model leave unexplained where noise is low; noise_bend: the factor falls as
+    exp(-noise_bend * sigma_n), or rises where it is below 0: the noisier the data, the more small lesions the prior
+    misses, and the more noise a last step that asks the data again can spare; least_error: of the last
     denoised image, over that noise, as `prox` takes it: above 0 the data keep a say where noise is high; error_floor:
-    the same error at least, where noise is low and the network's last error above sigma_min; detail: standard
+    the same error at least, where noise is low and the network's last error above sigma_min; edges: share of that
+    error's variance that follows the image's, at its edges, 0: it errs alike everywhere; detail: standard
     deviation, over the signal of the tissue, of structures of detail_width pixels that the last image may lack and the
     data are asked for (`physics.details`); turns: `prox` shows the network each step's image in another of the 8
     orientations it was trained in, so that its preferences for one average out; across: weight, over sigma, of the
@@ -85,6 +87,7 @@ class SamplerSettings:
     noise_bend: float = 0.0
     least_error: float = 0.0
     error_floor: float = 0.0
+    edges: float = 0.0
     detail: float = 0.0
     detail_width: float = 0.7
     turns: bool = False
@@ -175,10 +178,8 @@ def sample_prox(
         denoised = denoised_step(prior, x, sigma, orientation, problem, settings, step) * problem.model.support
         weight, tolerance = data_weight(problem, prior, settings, sigma), max(settings.cg_tolerance * sigma, TOLERANCE)
         if sigma_next == 0:
-            weight = last_weight(weight, problem, settings)
+            return detailed(last_image(denoised, weight, problem, settings, tolerance), problem, settings)
         x0 = problem.model.prox(problem.zero_filled, denoised, weight, settings.cg_steps, tolerance)
-        if sigma_next == 0:
-            return detailed(x0, problem, settings)
         if stop():
             break
         x = next_image(x0, x, (sigma, sigma_next), settings, noise)
@@ -193,17 +194,31 @@ def data_weight(problem: Problem, prior: Prior | Relay, settings: SamplerSetting
 
 def data_noise(problem: Problem, settings: SamplerSettings) -> torch.Tensor:
     """sigma_n as `prox` takes it, (batch,)."""
-    factor = settings.noise_factor / (1 + settings.noise_bend * problem.sigma_n)
+    factor = settings.noise_factor * torch.exp(-settings.noise_bend * problem.sigma_n)
     return factor * problem.sigma_n + settings.model_error
 
 
-def last_weight(weight: torch.Tensor, problem: Problem, settings: SamplerSettings) -> torch.Tensor:
-    """No larger than the errors that the last denoised image has at least allow."""
+def last_image(
+    denoised: torch.Tensor, weight: torch.Tensor, problem: Problem, settings: SamplerSettings, tolerance: float
+) -> torch.Tensor:
+    """The last denoised image moved to the data, which errs by as much as `weight` and the settings say.
+
+    weight: sigma_n^2 / r^2, (batch,).
+    """
+    noise, model = data_noise(problem, settings), problem.model
+    if settings.edges > 0:
+        n_axes = 2 if problem.planes is None else 3
+        of_image = [1] * (denoised.ndim - 1)
+        errors = errors_at_edges(denoised, settings.edges, model.support, n_axes)
+        errors = errors * (noise / weight.sqrt()).view(-1, *of_image)
+        least = (settings.least_error * noise).clamp_min(settings.error_floor).view(-1, *of_image)
+        left = problem.zero_filled - model.normal(denoised)
+        return denoised + structures(model, left, noise, errors.maximum(least) * model.support)
     if settings.least_error > 0:
         weight = weight.clamp_max(settings.least_error**-2)
     if settings.error_floor > 0:
-        weight = weight.minimum((data_noise(problem, settings) / settings.error_floor).square())
-    return weight
+        weight = weight.minimum((noise / settings.error_floor).square())
+    return model.prox(problem.zero_filled, denoised, weight, settings.cg_steps, tolerance)
 
 
 def detailed(x0: torch.Tensor, problem: Problem, settings: SamplerSettings) -> torch.Tensor:
