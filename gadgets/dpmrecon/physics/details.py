@@ -11,6 +11,7 @@ SURROUNDINGS = 2.0  # pixels: standard deviation of the Gaussian whose mean the 
 PLACE = 0.7  # likewise, whose mean the energy at a place is
 TISSUE = 0.5  # of the mean amplitude: where the median of the energy is taken
 CERTAIN = 4.0  # times that median: energy of a structure that is taken for one
+LARGEST = 4.0  # times the energy found: variance that a structure is allowed
 EDGE = 1.0  # pixels: standard deviation of the Gaussian within which an image varies
 
 
@@ -27,9 +28,9 @@ def with_details(
 
     In the first they may be anywhere, with a standard deviation (per real channel) of `deviation` times the signal of
     the tissue around, and most of what is found is noise. In the second their variance follows the energy that was
-    found at each place: none up to the median over the tissue, all from CERTAIN medians on. So what stands out is kept
-    as the data have it, and the rest of the image stays quiet (two passes of sparse Bayesian learning: Tipping, JMLR
-    2001). A network takes what it cannot tell from noise for none.
+    found at each place: none up to the median over the tissue, all from CERTAIN medians on, and never more than LARGEST
+    times that energy. So what stands out is kept as the data have it, and the rest of the image stays quiet (two passes
+    of sparse Bayesian learning: Tipping, JMLR 2001). A network takes what it cannot tell from noise for none.
 
     adjoint_kspace: A^H y; image: (batch, rows, cols), or longer where `model` has sets of maps; noise: (batch,), of a
     real channel of the data; width: of the structures, pixels; n_axes: 3 of volumes.
@@ -41,7 +42,7 @@ def with_details(
     amplitude = deviation * around * model.support
     left = adjoint_kspace - model.normal(image)
     first = structures(model, left, noise, amplitude, response)
-    amplitude = amplitude * _certainty(first, amplitude, model.support, axes).sqrt()
+    amplitude = _variance(first, amplitude, model.support, axes).sqrt()
     return image + structures(model, left, noise, amplitude, response)
 
 
@@ -93,20 +94,19 @@ def errors_at_edges(image: torch.Tensor, share: float, support: torch.Tensor, n_
     return (1 - share + share * variance / average.view(-1, *[1] * (variance.ndim - 1))).sqrt()
 
 
-def _certainty(
+def _variance(
     found: torch.Tensor, amplitude: torch.Tensor, support: torch.Tensor, axes: tuple[int, ...]
 ) -> torch.Tensor:
-    """0 to 1: how far the energy at each place stands out of that of the tissue. found: of structures with the
-    amplitude, both as the image."""
-    place = _gaussian(found, PLACE, axes)
-    energy, allowed = (_convolved(squared, place, axes).real for squared in (found.abs().square(), amplitude.square()))
-    energy = energy.clamp_min(0) / allowed.clamp_min(1e-12)
+    """Of the second pass. found: structures of the first, whose amplitude this was, both as the image."""
+    place, allowed = _gaussian(found, PLACE, axes), amplitude.square()
+    energy, most = (_convolved(squared, place, axes).real.clamp_min(0) for squared in (found.abs().square(), allowed))
+    stands_out = energy / most.clamp_min(1e-12)
     inside = support.expand(amplitude.shape).flatten(1).sum(1).clamp_min(1)
     mean = amplitude.flatten(1).sum(1) / inside
     of_tissue = amplitude.flatten(1) >= TISSUE * mean[:, None]
-    median = energy.flatten(1).where(of_tissue, torch.nan).nanmedian(1).values.clamp_min(1e-12)
-    over = energy / median.view(-1, *[1] * (energy.ndim - 1))
-    return ((over - 1) / (CERTAIN - 1)).clamp(0, 1)
+    median = stands_out.flatten(1).where(of_tissue, torch.nan).nanmedian(1).values.clamp_min(1e-12)
+    over = stands_out / median.view(-1, *[1] * (energy.ndim - 1))
+    return ((over - 1) / (CERTAIN - 1)).clamp(0, 1) * allowed.minimum(LARGEST * energy)
 
 
 def _gaussian(image: torch.Tensor, width: float, axes: tuple[int, ...]) -> torch.Tensor:
