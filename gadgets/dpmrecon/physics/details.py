@@ -70,7 +70,7 @@ def structures(
 
     def gathered(image: torch.Tensor) -> torch.Tensor:
         """U^H."""
-        return shaped(amplitude * image).view(len(left), 1, -1)
+        return shaped(amplitude * image).reshape(len(left), 1, -1)
 
     def normal(white: torch.Tensor) -> torch.Tensor:
         return gathered(model.normal(spread(white)))
