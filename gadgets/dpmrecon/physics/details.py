@@ -1,4 +1,4 @@
-"""Small structures that an image lacks, estimated from what it leaves of the data, and where it is likely to err."""
+"""Small structures that an image lacks, estimated from what it leaves of the data."""
 
 import math
 
@@ -12,7 +12,6 @@ PLACE = 0.7  # likewise, whose mean the energy at a place is
 TISSUE = 0.5  # of the mean amplitude: where the median of the energy is taken
 CERTAIN = 4.0  # times that median: energy of a structure that is taken for one
 LARGEST = 4.0  # times the energy found: variance that a structure is allowed
-EDGE = 1.0  # pixels: standard deviation of the Gaussian within which an image varies
 
 
 def with_details(
@@ -20,7 +19,7 @@ def with_details(
     adjoint_kspace: torch.Tensor,
     image: torch.Tensor,
     noise: torch.Tensor,
-    deviation: float,
+    deviation: torch.Tensor,
     width: float,
     n_axes: int = 2,
 ) -> torch.Tensor:
@@ -33,13 +32,13 @@ def with_details(
     of sparse Bayesian learning: Tipping, JMLR 2001). A network takes what it cannot tell from noise for none.
 
     adjoint_kspace: A^H y; image: (batch, rows, cols), or longer where `model` has sets of maps; noise: (batch,), of a
-    real channel of the data; width: of the structures, pixels; n_axes: 3 of volumes.
+    real channel of the data; deviation: (batch,); width: of the structures, pixels; n_axes: 3 of volumes.
     """
     axes = tuple(range(-n_axes, 0))
     response = _gaussian(image, width, axes)
     response = response / response.square().mean().sqrt()  # white numbers keep their deviation
     around = _convolved(image.abs(), _gaussian(image, SURROUNDINGS, axes), axes).real.clamp_min(0)
-    amplitude = deviation * around * model.support
+    amplitude = deviation.view(-1, *[1] * (image.ndim - 1)) * around * model.support
     left = adjoint_kspace - model.normal(image)
     first = structures(model, left, noise, amplitude, response)
     amplitude = _variance(first, amplitude, model.support, axes).sqrt()
@@ -51,26 +50,24 @@ def structures(
     left: torch.Tensor,
     noise: torch.Tensor,
     amplitude: torch.Tensor,
-    response: torch.Tensor | None = None,
+    response: torch.Tensor,
 ) -> torch.Tensor:
     """argmin_s ||A (image + s) - y||^2 / noise^2 + s^H C^-1 s: the best linear estimate of what an image lacks, whose
     covariance is C.
 
     C is that of white numbers after the frequency response of a point spread, times the amplitude of each pixel.
     left: A^H (y - A image), as the image; noise: as in `with_details`; amplitude: as the image, real, 0 outside of the
-    support; response: of the last axes, None: 1.
+    support; response: of the last axes.
     """
-
-    def shaped(image: torch.Tensor) -> torch.Tensor:
-        return image if response is None else _convolved(image, response, tuple(range(-response.ndim, 0)))
+    axes = tuple(range(-response.ndim, 0))
 
     def spread(white: torch.Tensor) -> torch.Tensor:
         """U of C = U U^H."""
-        return amplitude * shaped(white.view(left.shape))
+        return amplitude * _convolved(white.view(left.shape), response, axes)
 
     def gathered(image: torch.Tensor) -> torch.Tensor:
         """U^H."""
-        return shaped(amplitude * image).reshape(len(left), 1, -1)
+        return _convolved(amplitude * image, response, axes).view(len(left), 1, -1)
 
     def normal(white: torch.Tensor) -> torch.Tensor:
         return gathered(model.normal(spread(white)))
@@ -79,19 +76,6 @@ def structures(
     limit = TOLERANCE**2 * energy_of(residual)
     weight = noise.square().view(-1, 1, 1)
     return spread(conjugate_gradients(normal, torch.zeros_like(residual), residual, weight, STEPS, limit))
-
-
-def errors_at_edges(image: torch.Tensor, share: float, support: torch.Tensor, n_axes: int = 2) -> torch.Tensor:
-    """How far each pixel of an image is likely to err, as the image, its square 1 on average over the support: a share
-    of that follows the variance of the magnitudes around, the rest is alike everywhere."""
-    axes = tuple(range(-n_axes, 0))
-    response, magnitude = _gaussian(image, EDGE, axes), image.abs()
-    squares, mean = (_convolved(values, response, axes).real for values in (magnitude.square(), magnitude))
-    variance = (squares - mean.square()).clamp_min(0) * support
-    inside = support.expand(variance.shape).flatten(1).sum(1).clamp_min(1)
-    average = variance.flatten(1).sum(1) / inside
-    average = average.maximum(1e-4 * squares.flatten(1).mean(1)).clamp_min(1e-12)  # an image that hardly varies
-    return (1 - share + share * variance / average.view(-1, *[1] * (variance.ndim - 1))).sqrt()
 
 
 def _variance(

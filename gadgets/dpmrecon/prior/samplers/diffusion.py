@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from ...physics.details import errors_at_edges, structures, with_details
+from ...physics.details import with_details
 from ...physics.forward import TOLERANCE
 from ...physics.total_variation import smooth_across
 from ..problem import NoiseSource, Problem, Stop, never
@@ -24,6 +24,9 @@ class Prior(Protocol):
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor: ...
 
     def of_planes(self, planes: torch.Tensor, sigma: float, at_once: int) -> torch.Tensor: ...
+
+
+FURTHEST = 2.0  # exponent by which noise_bend raises noise_factor
 
 
 @dataclass(frozen=True)
@@ -57,18 +60,18 @@ class SamplerSettings:
     noise in proportion to sigma comes on top of what is left; noise_factor, model_error: `prox` takes the data's noise
     to be noise_factor * sigma_n + model_error: the factor is below 1 to trust an imperfect prior less than the data;
     the rest is what coil maps and model leave unexplained where noise is low; noise_bend: the factor falls as
-    exp(-noise_bend * sigma_n), or rises where it is below 0: the noisier the data, the more small lesions the prior
-    misses, and the more noise a last step that asks the data again can spare; least_error: of the last
-    denoised image, over that noise, as `prox` takes it: above 0 the data keep a say where noise is high; error_floor:
-    the same error at least, where noise is low and the network's last error above sigma_min; edges: share of that
-    error's variance that follows the image's, at its edges, 0: it errs alike everywhere; detail: standard
-    deviation, over the signal of the tissue, of structures of detail_width pixels that the last image may lack and the
-    data are asked for (`physics.details`); turns: `prox` shows the network each step's image in another of the 8
-    orientations it was trained in, so that its preferences for one average out; across: weight, over sigma, of the
-    total variation across the planes that the network has just seen of a volume and cannot make agree (after
-    DiffusionMBIR: Chung et al., CVPR 2023); volumes_above: of slices, evaluations above this sigma are of the model of
-    volumes, where there is one, which was trained inside the sampler and takes less of what folds for anatomy; None:
-    none; zeta: step size of the data term of `dps`.
+    exp(-noise_bend * sigma_n), or rises where it is below 0, up to e^2 times: the noisier the data, the more small
+    lesions the prior misses, and the more of the noise it may take away where the data have a say after it;
+    least_error: of the last denoised image, over that noise, as `prox` takes it: above 0 the data keep a say where
+    noise is high; error_floor: the same error at least, where noise is low and the network's last error above
+    sigma_min; detail, detail_of_noise: detail + detail_of_noise * sigma_n, if above 0, is the standard deviation, over
+    the signal of the tissue, of structures of detail_width pixels that the last image may lack and the data are asked
+    for (`physics.details`); turns: `prox` shows the network each step's image in another of the 8 orientations it was
+    trained in, so that its preferences for one average out; across: weight, over sigma, of the total variation across
+    the planes that the network has just seen of a volume and cannot make agree (after DiffusionMBIR: Chung et al., CVPR
+    2023); volumes_above: of slices, evaluations above this sigma are of the model of volumes, where there is one, which
+    was trained inside the sampler and takes less of what folds for anatomy; None: none; zeta: step size of the data
+    term of `dps`.
     """
 
     steps: int = 20
@@ -87,8 +90,8 @@ class SamplerSettings:
     noise_bend: float = 0.0
     least_error: float = 0.0
     error_floor: float = 0.0
-    edges: float = 0.0
     detail: float = 0.0
+    detail_of_noise: float = 0.0
     detail_width: float = 0.7
     turns: bool = False
     across: float = 0.0
@@ -178,8 +181,10 @@ def sample_prox(
         denoised = denoised_step(prior, x, sigma, orientation, problem, settings, step) * problem.model.support
         weight, tolerance = data_weight(problem, prior, settings, sigma), max(settings.cg_tolerance * sigma, TOLERANCE)
         if sigma_next == 0:
-            return detailed(last_image(denoised, weight, problem, settings, tolerance), problem, settings)
+            weight = last_weight(weight, problem, settings)
         x0 = problem.model.prox(problem.zero_filled, denoised, weight, settings.cg_steps, tolerance)
+        if sigma_next == 0:
+            return detailed(x0, problem, settings)
         if stop():
             break
         x = next_image(x0, x, (sigma, sigma_next), settings, noise)
@@ -194,40 +199,27 @@ def data_weight(problem: Problem, prior: Prior | Relay, settings: SamplerSetting
 
 def data_noise(problem: Problem, settings: SamplerSettings) -> torch.Tensor:
     """sigma_n as `prox` takes it, (batch,)."""
-    factor = settings.noise_factor * torch.exp(-settings.noise_bend * problem.sigma_n)
+    factor = settings.noise_factor * torch.exp((-settings.noise_bend * problem.sigma_n).clamp_max(FURTHEST))
     return factor * problem.sigma_n + settings.model_error
 
 
-def last_image(
-    denoised: torch.Tensor, weight: torch.Tensor, problem: Problem, settings: SamplerSettings, tolerance: float
-) -> torch.Tensor:
-    """The last denoised image moved to the data, which errs by as much as `weight` and the settings say.
-
-    weight: sigma_n^2 / r^2, (batch,).
-    """
-    noise, model = data_noise(problem, settings), problem.model
-    if settings.edges > 0:
-        n_axes = 2 if problem.planes is None else 3
-        of_image = [1] * (denoised.ndim - 1)
-        errors = errors_at_edges(denoised, settings.edges, model.support, n_axes)
-        errors = errors * (noise / weight.sqrt()).view(-1, *of_image)
-        least = (settings.least_error * noise).clamp_min(settings.error_floor).view(-1, *of_image)
-        left = problem.zero_filled - model.normal(denoised)
-        return denoised + structures(model, left, noise, errors.maximum(least) * model.support)
+def last_weight(weight: torch.Tensor, problem: Problem, settings: SamplerSettings) -> torch.Tensor:
+    """No larger than the errors that the last denoised image has at least allow."""
     if settings.least_error > 0:
         weight = weight.clamp_max(settings.least_error**-2)
     if settings.error_floor > 0:
-        weight = weight.minimum((noise / settings.error_floor).square())
-    return model.prox(problem.zero_filled, denoised, weight, settings.cg_steps, tolerance)
+        weight = weight.minimum((data_noise(problem, settings) / settings.error_floor).square())
+    return weight
 
 
 def detailed(x0: torch.Tensor, problem: Problem, settings: SamplerSettings) -> torch.Tensor:
     """The last image with the structures that the data tell and the network did not see."""
-    if settings.detail <= 0:
+    if settings.detail <= 0 and settings.detail_of_noise <= 0:
         return x0
     noise = problem.sigma_n + settings.model_error
+    deviation = (settings.detail + settings.detail_of_noise * problem.sigma_n).clamp_min(0)
     n_axes = 2 if problem.planes is None else 3
-    return with_details(problem.model, problem.zero_filled, x0, noise, settings.detail, settings.detail_width, n_axes)
+    return with_details(problem.model, problem.zero_filled, x0, noise, deviation, settings.detail_width, n_axes)
 
 
 def next_image(
