@@ -15,6 +15,9 @@ from ...physics.total_variation import smooth_across
 from ..problem import NoiseSource, Problem, Stop, never
 
 
+FURTHEST = 2.0  # exponent by which noise_bend raises noise_factor
+
+
 class Prior(Protocol):
     """D(x; sigma) of a contrast: x (batch, rows, cols) complex64 and sigma (batch,) to the clean image."""
 
@@ -24,9 +27,6 @@ class Prior(Protocol):
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor: ...
 
     def of_planes(self, planes: torch.Tensor, sigma: float, at_once: int) -> torch.Tensor: ...
-
-
-FURTHEST = 2.0  # exponent by which noise_bend raises noise_factor
 
 
 @dataclass(frozen=True)
