@@ -94,6 +94,14 @@ def short_kernel(monkeypatch):
 
 
 @pytest.fixture(scope="module")
+def short_kernel_throughout():
+    """`short_kernel` for all tests of a module and for what they share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dpmrecon.physics.volume_maps.MATRIX", 600)
+        yield
+
+
+@pytest.fixture(scope="module")
 def loaded_once():
     """The commands of a module load each model once: reading the one that ships takes longer than a small slice."""
     with pytest.MonkeyPatch.context() as patch:
