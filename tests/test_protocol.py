@@ -19,7 +19,6 @@ from support.edited import edited
 from support.forked import forked
 from support.protocols import SCANS, protocol, protocol_folder, rows, with_header
 
-
 QUICK = ("--samples", "1", "--steps", "1")
 pytestmark = pytest.mark.usefixtures("short_kernel_throughout")
 
