@@ -23,10 +23,7 @@ GOOD = ("a__first", "a__second", "volume")
 BROKEN = ("cut", "text")
 
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # of threads: see support/forked.py
-    pytest.mark.usefixtures("short_kernel_throughout"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of threads: see support/forked.py
 
 
 @pytest.fixture(scope="module", autouse=True)
