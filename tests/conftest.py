@@ -4,6 +4,7 @@ What is only imported lies in support/. Each is made once per session.
 """
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 # before torch is imported, and for the processes that tests start: threads that spin wait long on a busy machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from dpmrecon.prior.checkpoint import load_checkpoint
 from dpmrecon.simulation.epi_settings import EpiSettings
 from dpmrecon.simulation.settings import SimulationSettings, VolumeSettings
 from dpmrecon.simulation.simulate import simulate
@@ -89,6 +91,22 @@ def model(tiny_model) -> Path:
 def short_kernel(monkeypatch):
     """Coil maps of volumes are made with a kernel of 4 or 5: its eigenvectors take a fifth of the time and less."""
     monkeypatch.setattr("dpmrecon.physics.volume_maps.MATRIX", 600)
+
+
+@pytest.fixture(scope="module")
+def short_kernel_throughout():
+    """`short_kernel` for all tests of a module and for what they share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dpmrecon.physics.volume_maps.MATRIX", 600)
+        yield
+
+
+@pytest.fixture(scope="module")
+def loaded_once():
+    """The commands of a module load each model once: reading the one that ships takes longer than a small slice."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dpmrecon.recon.plan.load_checkpoint", cache(load_checkpoint))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,12 @@ Right is what the scan without the peculiarity gives at the same options; `pytho
 prints the figures at the default options.
 """
 
+import contextlib
 import gzip
+import io
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import h5py
 import ismrmrd
@@ -20,11 +25,13 @@ from dpmrecon.mrd.receiving import by_vendor
 
 from support import converters, fake_peer
 from support.acquisitions import write_lines
-from support.converters import CASES, CENTER, METRES, Head, copied, nrmse
+from support.converters import CASES, CENTER, METRES, Case, Head, copied, nrmse
 from support.results import images, report
 from support.sessions import Here
 
-FEW = ("--steps", "4", "--samples", "1", "--device", "cpu", "--gate", "off")  # the gate changes no image
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
+FEW = ("--steps", "3", "--samples", "1", "--device", "cpu", "--gate", "off")  # the gate changes no image
 NEAR = 0.05  # share that an NRMSE may be off
 
 
@@ -41,7 +48,7 @@ def slices(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine():
-    return Engine.of(options.from_pairs({"device": "cpu", "steps": "4", "samples": "1", "gate": "off"}))
+    return Engine.of(options.from_pairs({"device": "cpu", "steps": "3", "samples": "1", "gate": "off"}))
 
 
 def replay(scan, out, *given: str) -> int:
@@ -60,18 +67,37 @@ def dicoms(out) -> list[pydicom.Dataset]:
     return [pydicom.dcmread(path) for path in sorted(folder.glob("*.dcm"))]
 
 
+@dataclass(frozen=True)
+class Done:
+    """Where a replay's results lie, its exit code, and what it printed."""
+
+    out: Path
+    code: int
+    printed: str
+
+
 @pytest.fixture(scope="module")
-def expected(head, tmp_path_factory):
-    """expected(number) -> NRMSE of the first case of this number, each made once."""
-    found: dict[str, float] = {}
+def done(head, tmp_path_factory):
+    """done(case) -> Done, each replayed once: tests must not write to its folder."""
+
+    @cache
+    def replayed(case: Case) -> Done:
+        folder, screen = tmp_path_factory.mktemp("case"), io.StringIO()
+        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+            code = replay(case.write(head, folder / "scan.h5"), folder, *case.options)
+        return Done(folder, code, screen.getvalue())
+
+    return replayed
+
+
+@pytest.fixture(scope="module")
+def expected(head, done):
+    """expected(number) -> NRMSE of the first case of this number."""
 
     def error(number: str) -> float:
-        if number not in found:
-            folder = tmp_path_factory.mktemp("expected")
-            case = next(case for case in CASES if case.number == number)
-            assert replay(case.write(head, folder / "scan.h5"), folder, *case.options) == 0
-            found[number] = errors(folder, head)[0]
-        return found[number]
+        found = done(next(case for case in CASES if case.number == number))
+        assert found.code == 0, found.printed
+        return errors(found.out, head)[0]
 
     return error
 
@@ -86,23 +112,21 @@ REPEATED = [case for case in CASES if case is not next(other for other in CASES 
 
 
 @pytest.mark.parametrize("case", REPEATED, ids=lambda case: f"{case.number} {case.title}")
-def test_a_peculiar_scan_comes_out_right_or_is_refused(case, head, expected, tmp_path, capsys):
-    scan = case.write(head, tmp_path / "scan.h5")
-    code = replay(scan, tmp_path, *case.options)
-    printed = capsys.readouterr()
+def test_a_peculiar_scan_comes_out_right_or_is_refused(case, head, expected, done):
+    replayed = done(case)
     if isinstance(case.right, str):
-        assert code in (2, 4)
-        assert case.right in printed.err + printed.out
+        assert replayed.code in (2, 4)
+        assert case.right in replayed.printed
         return
-    assert code == 0, printed.err
-    found = errors(tmp_path, head)
+    assert replayed.code == 0, replayed.printed
+    found = errors(replayed.out, head)
     assert found == pytest.approx([expected(case.like)] * len(found), rel=NEAR)
     if case.remark is None:
-        assert remarks(tmp_path) == ""
+        assert remarks(replayed.out) == ""
     else:
-        assert case.remark in remarks(tmp_path)
-        assert case.remark in printed.err
-    assert {file.MRAcquisitionType for file in dicoms(tmp_path)} == {"2D"}
+        assert case.remark in remarks(replayed.out)
+        assert case.remark in replayed.printed
+    assert {file.MRAcquisitionType for file in dicoms(replayed.out)} == {"2D"}
 
 
 def test_the_scan_without_peculiarity_is_what_the_table_says(head, tmp_path):
@@ -112,12 +136,13 @@ def test_the_scan_without_peculiarity_is_what_the_table_says(head, tmp_path):
         assert errors(tmp_path / case.number, head) == pytest.approx([case.right], rel=NEAR)
 
 
-def test_a_vendors_conjugation_is_said_in_report_and_dicom(head, tmp_path):
+def test_a_vendors_conjugation_is_said_in_report_and_dicom(done):
     siemens = {case.options: case for case in CASES if case.number == "06"}
     for given, said in (((), True), (("--conjugate", "off"), False)):
-        assert replay(siemens[given].write(head, tmp_path / f"{said}.h5"), tmp_path / str(said), *given) == 0
-        assert report(tmp_path / str(said))["conjugated"] is said
-        (file,) = dicoms(tmp_path / str(said))
+        found = done(siemens[given])
+        assert found.code == 0
+        assert report(found.out)["conjugated"] is said
+        (file,) = dicoms(found.out)
         assert ("k-space was conjugated" in file.DerivationDescription) is said
 
 
@@ -166,10 +191,10 @@ def test_a_field_of_view_in_metres_is_put_right_by_hand(head, tmp_path):
     assert list(images(tmp_path)[0].getHead().field_of_view) == pytest.approx([230, 230, 4])
 
 
-def test_an_echo_read_backwards_equals_the_first(head, tmp_path):
+def test_an_echo_read_backwards_equals_the_first(done):
     (case,) = (case for case in CASES if case.number == "12")
-    assert replay(case.write(head, tmp_path / "scan.h5"), tmp_path) == 0
-    first, second = images(tmp_path)
+    assert done(case).code == 0
+    first, second = images(done(case).out)
     assert [image.getHead().contrast for image in (first, second)] == [0, 1]
     assert nrmse(second.data[0, 0], first.data[0, 0]) < 0.02  # other draws of the samples
 
@@ -350,11 +375,13 @@ def test_times_and_angles_of_each_contrast(head, tmp_path):
     assert files[0].pixel_array.mean() > files[1].pixel_array.mean()
 
 
-def test_noise_of_another_bandwidth_gives_the_same_level(head, tmp_path):
+def test_noise_of_another_bandwidth_gives_the_same_level(done):
     found = []
-    for index, case in enumerate(case for case in CASES if case.number in ("00", "20")):
-        assert replay(case.write(head, tmp_path / f"{index}.h5"), tmp_path / str(index)) == 0
-        (entry,) = report(tmp_path / str(index))["slices"]
+    for case in CASES:
+        if case.number not in ("00", "20"):
+            continue
+        assert done(case).code == 0
+        (entry,) = report(done(case).out)["slices"]
         found.append((entry["sigma_n"], entry["residual"]))
     assert len(found) == 4
     for pair in found:

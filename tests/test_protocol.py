@@ -19,6 +19,9 @@ from support.edited import edited
 from support.forked import forked
 from support.protocols import SCANS, protocol, protocol_folder, rows, with_header
 
+QUICK = ("--samples", "1", "--steps", "1")
+pytestmark = pytest.mark.usefixtures("short_kernel_throughout")
+
 
 def dicom(out):
     return {path: pydicom.dcmread(path) for path in sorted(out.rglob("*.dcm"))}
@@ -32,6 +35,12 @@ def contents(out):
         for path in sorted(out.rglob("*"))
         if path.is_file() and path.name not in told and path.suffix != ".h5"  # HDF5 has times in it
     }
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No overview is drawn: it takes longer than a small scan."""
+    monkeypatch.setattr("dpmrecon.protocol.write_overview", lambda path, scans, rows: None)
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +165,10 @@ def test_no_picture_of_an_earlier_run_stays_where_nothing_can_be_drawn(patient, 
     scans, out = tmp_path / "scans", tmp_path / "out"
     scans.mkdir()
     shutil.copy(patient / "flair.h5", scans)
-    assert protocol(scans, out, model, "--samples", "1", "--steps", "1") == 0
+    assert protocol(scans, out, model, *QUICK) == 0
     assert (out / "overview.png").exists()
     (scans / "flair.h5").write_bytes((patient / "flair.h5").read_bytes()[:20_000])
-    assert protocol(scans, out, model, "--samples", "1", "--steps", "1") == 2
+    assert protocol(scans, out, model, *QUICK) == 2
     assert not (out / "overview.png").exists()
 
 
@@ -199,7 +208,7 @@ def _xml(path):
         return file["dataset/xml"][0].decode()
 
 
-def test_a_scan_without_patient_data_needs_a_word(patient, model, tmp_path, capsys):
+def test_a_scan_without_patient_data_needs_a_word(undrawn, patient, model, tmp_path, capsys):
     scans = tmp_path / "scans"
     scans.mkdir()
     for name in ("flair", "dwi"):
@@ -207,27 +216,27 @@ def test_a_scan_without_patient_data_needs_a_word(patient, model, tmp_path, caps
     without_subject(scans / "dwi.h5")
     assert protocol(scans, tmp_path / "out", model) == 2
     assert "nothing in the headers tells that dwi is of the same patient" in capsys.readouterr().err
-    assert protocol(scans, tmp_path / "out", model, "--same-patient") == 0
+    assert protocol(scans, tmp_path / "out", model, "--same-patient", *QUICK) == 0
     (told,) = json.loads((tmp_path / "out" / "protocol.json").read_text())["remarks"]
     assert told.endswith("that dwi is of the same patient as the other scans: it is taken from --same-patient")
     files = dicom(tmp_path / "out").values()
     assert {file.PatientID for file in files} == {"SIMULATED0"}
     without_subject(scans / "flair.h5")
-    assert protocol(scans, tmp_path / "none", model) == 0
+    assert protocol(scans, tmp_path / "none", model, *QUICK) == 0
     assert "no scan names its patient" in capsys.readouterr().out
     ids = {file.PatientID for file in dicom(tmp_path / "none").values()}
     assert len(ids) == 1
     assert ids.pop().startswith("SCAN-")
 
 
-def test_scans_that_name_no_patient_keep_the_study_of_an_earlier_run_of_them(patient, model, tmp_path):
-    scans, out, one = tmp_path / "scans", tmp_path / "out", ("--samples", "1", "--steps", "1")
+def test_scans_that_name_no_patient_keep_the_study_of_an_earlier_run_of_them(undrawn, patient, model, tmp_path):
+    scans, out = tmp_path / "scans", tmp_path / "out"
     scans.mkdir()
     for name in ("flair", "dwi"):
         without_subject(shutil.copy(patient / f"{name}.h5", scans))
 
     def study(inputs, folder, *options):
-        assert protocol(inputs, folder, model, *one, *options) == 0
+        assert protocol(inputs, folder, model, *QUICK, *options) == 0
         return json.loads((folder / "protocol.json").read_text())["StudyInstanceUID"]
 
     first = study(scans / "flair.h5", out)
@@ -261,7 +270,7 @@ def test_a_reference_stands_above_its_counterpart(patient, simulated_scan, model
     reference = protocol_folder(tmp_path / "full", simulated_scan, ("flair", "swi"), acceleration=1, seed=1)
     scans = [patient / "flair.h5", patient / "dwi.h5"]
     out = tmp_path / "out"
-    assert protocol(scans, out, model, "--reference", str(reference)) == 0
+    assert protocol(scans, out, model, "--reference", str(reference), *QUICK) == 0
     assert list(rows(out)) == ["flair", "dwi", "reference/flair", "reference/swi"]
     assert rows(out)["reference/flair"]["set"] == "reference"
     files = dicom(out)
@@ -288,21 +297,21 @@ def test_files_without_images_and_folders_without_scans(patient, model, tmp_path
     assert "none of the files holds a line of an image" in capsys.readouterr().err
 
 
-def test_two_scans_of_one_name_and_one_called_reference(patient, model, tmp_path):
+def test_two_scans_of_one_name_and_one_called_reference(undrawn, patient, model, tmp_path):
     again = tmp_path / "again"
     again.mkdir()
     shutil.copy(patient / "flair.h5", again / "flair.h5")
     shutil.copy(patient / "flair.h5", again / "reference.h5")
     out = tmp_path / "out"
-    assert protocol([patient / "flair.h5", again], out, model) == 0
+    assert protocol([patient / "flair.h5", again], out, model, *QUICK) == 0
     assert list(rows(out)) == ["flair", "flair_2", "reference_2"]
     files = dicom(out).values()  # equal contents, and yet files of their own
     assert len({file.SOPInstanceUID for file in files}) == len(files)
 
 
-def test_b_values_are_for_diffusion_alone(patient, model, tmp_path):
+def test_b_values_are_for_diffusion_alone(undrawn, patient, model, tmp_path):
     scans = [patient / "dwi.h5", patient / "flair.h5"]
-    assert protocol(scans, tmp_path, model, "--b-values", "contrast:0,500") == 0
+    assert protocol(scans, tmp_path, model, "--b-values", "contrast:0,500", *QUICK) == 0
     assert {int(file.DiffusionBValue) for path, file in dicom(tmp_path / "dwi").items() if "01_DPM" in str(path)} == {
         0,
         500,
@@ -318,12 +327,12 @@ def test_an_alien_protocol_json_is_left_alone(patient, model, tmp_path, capsys):
     assert np.array_equal(sorted(path.name for path in tmp_path.iterdir()), ["protocol.json"])
 
 
-def test_files_of_equal_names_get_folders_of_their_own(simulated_scan, model, tmp_path):
+def test_files_of_equal_names_get_folders_of_their_own(undrawn, simulated_scan, model, tmp_path):
     """Also where a file has the name that another one would get."""
     one, two = (protocol_folder(tmp_path / name, simulated_scan, ["flair"]) for name in ("one", "two"))
     scan = one / "flair.h5"
     shutil.copy(scan, one / "flair_2.h5")
     out = tmp_path / "out"
-    assert protocol([one, two], out, model, "--samples", "1", "--steps", "1") == 0
+    assert protocol([one, two], out, model, *QUICK) == 0
     assert sorted(rows(out)) == ["flair", "flair_2", "flair_3"]
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"flair", "flair_2", "flair_3"}

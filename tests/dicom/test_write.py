@@ -278,8 +278,9 @@ def test_one_scale_and_one_window_hold_for_a_series(result, diffusion_result):
     assert float(series(result, 1)[0].RescaleSlope) == 1
 
 
-def test_the_conventional_image_tells_its_own_verdict_and_weighting(simulated_scan, model, tmp_path):
+def test_the_conventional_image_tells_its_own_verdict_and_weighting(simulated_scan, model, tmp_path, monkeypatch):
     """Not that the prior was adapted to the scan, which it has not seen."""
+    monkeypatch.setattr("dpmrecon.recon.adapt.ROUNDS", 1)
     options = ("--conventional", "--adapt", "--steps", "2")
     assert replay(simulated_scan(**{**DWI, "averages": 1}), tmp_path, model, *options) == 0
     for image, other in zip(images(tmp_path), images(tmp_path, 3), strict=True):

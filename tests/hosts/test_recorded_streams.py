@@ -24,7 +24,9 @@ from support.recorded import as_scan, parsed, recorded
 from support.results import images, replay
 from support.sessions import Here
 
-FEW = {"steps": "6", "samples": "1", "gate": "off"}  # the gate changes no image
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
+FEW = {"steps": "4", "samples": "1", "gate": "off"}  # the gate changes no image
 # images that come, NRMSE of those whose contrast the truth has, truth, contrast
 STREAMS = {
     "t2_rep_sep1": (4, 0.065, "wire/t2_rep_sep1_truth.npy", "t2"),
@@ -81,7 +83,7 @@ def slices_without_drift(*arguments, **more):
 def test_every_repetition_and_b_value_is_as_with_a_calibration_of_its_own(name, default, tmp_path):
     count, limit, truth_file, contrast = STREAMS[name]
     stream, truths = recorded(name), np.load(shared(truth_file))
-    chain = {"contrast": contrast, **FEW}
+    chain = {"contrast": contrast, **FEW, "steps": "6"}
     _, header, rest = parts_of(stream)
     answer = Here(Engine.of(options.from_pairs({"model": str(default), "device": "cpu"}))).exchange(
         config(**chain), header, rest
@@ -135,7 +137,7 @@ def test_epi_from_its_file_is_as_from_the_chain(default, tmp_path, monkeypatch):
 def test_a_recorded_volume_is_imaged_as_its_file_is_replayed(default, tmp_path, short_kernel):
     _, header, rest = parts_of(recorded("flair3d_r2x2"))
     engine = Engine.of(options.from_pairs({"model": str(default), "device": "cpu"}))
-    chain = {"contrast": "flair", **FEW, "steps": "5"}
+    chain = {"contrast": "flair", **FEW, "steps": "3"}
     answer = Here(engine).exchange(config(**chain), header, rest)
     assert answer.errors == []
     scan = shared("scans3d/flair3d_r2x2.h5")
@@ -151,7 +153,7 @@ def test_a_recorded_volume_is_imaged_as_its_file_is_replayed(default, tmp_path, 
 def test_a_recorded_volume_with_a_separate_block(default, short_kernel):
     _, header, rest = parts_of(recorded("flair3d_r2x2_separate"))
     engine = Engine.of(options.from_pairs({"model": str(default), "device": "cpu"}))
-    answer = Here(engine).exchange(config(contrast="flair", **{**FEW, "steps": "5"}), header, rest)
+    answer = Here(engine).exchange(config(contrast="flair", **{**FEW, "steps": "3"}), header, rest)
     assert answer.errors == []
     (found,) = answer.images
     assert distance(found.data[0], np.load(shared("scans3d/flair3d_r2x2_separate_truth.npy"))) <= 0.075

@@ -26,8 +26,13 @@ def lost(found: torch.Tensor, maps: torch.Tensor, image: torch.Tensor) -> float:
 
 
 @cache
+def fine_maps() -> torch.Tensor:
+    """As the model has them; no test changes them."""
+    return estimate_volume_maps(volume().calibration, SHAPE)
+
+
 def of_noisy_data() -> torch.Tensor:
-    return centred(estimate_volume_maps(volume().calibration, SHAPE))
+    return centred(fine_maps())
 
 
 def test_maps_of_noisy_data_explain_the_coil_images():
@@ -68,8 +73,7 @@ def test_bart_agrees(tmp_path):
 
 
 def test_a_coarse_grid_changes_little(monkeypatch):
-    calibration = volume().calibration
-    fine = estimate_volume_maps(calibration, SHAPE)
+    calibration, fine = volume().calibration, fine_maps()
     monkeypatch.setattr(volume_maps, "POINTS", 30)  # rows and cols every second point
     coarse = estimate_volume_maps(calibration, SHAPE)
     both = (fine != 0).any(1) & (coarse != 0).any(1)
@@ -90,8 +94,7 @@ def test_interpolation_keeps_the_origin():
 
 
 def test_order_of_coils_scale_and_chunks_change_nothing(monkeypatch):
-    calibration = volume().calibration
-    maps = estimate_volume_maps(calibration, SHAPE)
+    calibration, maps = volume().calibration, fine_maps()
     order = torch.tensor([4, 0, 5, 2, 1, 3])
     monkeypatch.setattr(volume_maps, "CHUNK", 3 * SHAPE[1] * 36)
     permuted = estimate_volume_maps(3j * calibration[order], SHAPE)

@@ -118,6 +118,7 @@ def test_no_round_is_the_default_bit_by_bit(simulated_scan, trained, tmp_path, m
 
 def test_a_scan_s_slices_share_it_and_it_is_told(simulated_scan, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(adapt, "RATE", 0.02)
+    monkeypatch.setattr(adapt, "ROUNDS", 2 * adapt.ASKED)
     scan = simulated_scan(n_slices=3)
     for name, options in {"plain": (), "adapted": ("--adapt",), "one": ("--adapt", "--batch", "1")}.items():
         assert replay(scan, tmp_path / name, trained, *options) == 0
@@ -141,6 +142,7 @@ def test_a_scan_s_slices_share_it_and_it_is_told(simulated_scan, trained, tmp_pa
 
 def test_nothing_of_it_is_left_for_the_next_scan(checkpoint, monkeypatch):
     monkeypatch.setattr(adapt, "RATE", 0.02)
+    monkeypatch.setattr(adapt, "ROUNDS", 2 * adapt.ASKED)
     settings = SimulationSettings(matrix=(64, 64), n_coils=5, acceleration=2, n_slices=1)
     first, other = (simulated_kspace(replace(settings, subject=number))[0] for number in (0, 1))
 
@@ -223,6 +225,7 @@ def test_its_cost_is_shown_beforehand(simulated_scan, trained, capsys):
 
 def test_a_service_fits_once_to_a_scan_and_anew_to_the_next(simulated_scan, checkpoint, monkeypatch):
     monkeypatch.setattr(adapt, "RATE", 0.02)
+    monkeypatch.setattr(adapt, "ROUNDS", 2 * adapt.ASKED)
     fits = []
     monkeypatch.setattr(adapt, "fitted", lambda *given: fits.append(fitted(*given)) or fits[-1])
     with open_scan(simulated_scan(n_slices=3)) as scan:

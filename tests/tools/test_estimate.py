@@ -92,7 +92,7 @@ def test_a_volume_is_estimated_from_smaller_ones(monkeypatch):
     assert sixteen - one > 15 * 2 * 8 * load.megapixels
 
 
-def test_estimate_of_a_volume(simulated_scan, model, capsys):
+def test_estimate_of_a_volume(short_kernel, simulated_scan, model, capsys):
     scan = str(simulated_scan(partitions=20))
     assert main(["estimate", scan, "--model", str(model), "--device", "cpu", "--samples", "1"]) == 0
     printed = capsys.readouterr().out

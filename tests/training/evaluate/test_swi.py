@@ -72,7 +72,7 @@ def test_a_baseline_gets_the_first_of_two_sets_of_maps():
     assert norms[0] == pytest.approx(float(norms[1]), rel=1e-4)
 
 
-def test_the_command_compares_with_the_full_scan(model, tmp_path, monkeypatch, capsys):
+def test_the_command_compares_with_the_full_scan(short_kernel, model, tmp_path, monkeypatch, capsys):
     args = ["--patterns", "2 x 2 CAIPIRINHA", "--partitions", "10", "--matrix", "88", "82", "--samples", "1"]
     args += ["--model", str(model)]
     cases = list(phantom_cases(phantom(0, 10, (88, 82)), ["2 x 2 CAIPIRINHA"]))

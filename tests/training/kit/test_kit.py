@@ -169,7 +169,7 @@ def test_3d_scans_are_trained_on_and_scored_whole(start, recipe, tmp_path, short
     assert len({line["key"]["scan"] for line in lines if "scan" in line["key"]}) == 1  # of the test patient
 
 
-def test_3d_scans_begin_with_the_model_of_volumes(scans, recipe, tmp_path, monkeypatch):
+def test_3d_scans_begin_with_the_model_of_volumes(short_kernel, scans, recipe, tmp_path, monkeypatch):
     """With the model of slices as start, the comparison with it said nothing of what 3D scans have without a kit."""
     begun = []
 
