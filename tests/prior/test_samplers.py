@@ -133,7 +133,14 @@ def test_the_noise_that_the_data_are_taken_to_have(world):
     assert torch.isfinite(sample_prox(hopeless, world.prior, rising, NoiseSource([1])).abs()).all()
 
 
-@pytest.mark.parametrize("changes", [{"least_error": 0.5}, {"error_floor": 0.5 * 0.9 * SIGMA_N}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"least_error": 0.5},
+        {"least_error": 0.2, "least_of_noise": 0.3 / SIGMA_N},
+        {"error_floor": 0.5 * 0.9 * SIGMA_N},
+    ],
+)
 def test_the_last_image_is_taken_to_have_some_error(world, changes):
     """argmin ||A x - y||^2 / sigma^2 + ||x - D(x)||^2 / (sigma / 2)^2, sigma being the data's noise."""
     problem, clean = world.problem(), 0.5 * torch.ones(1, ROWS, COLS, dtype=torch.complex64)

@@ -14,7 +14,6 @@ from ...physics.forward import TOLERANCE
 from ...physics.total_variation import smooth_across
 from ..problem import NoiseSource, Problem, Stop, never
 
-
 FURTHEST = 2.0  # exponent by which noise_bend raises noise_factor
 
 
@@ -62,16 +61,16 @@ class SamplerSettings:
     the rest is what coil maps and model leave unexplained where noise is low; noise_bend: the factor falls as
     exp(-noise_bend * sigma_n), or rises where it is below 0, up to e^2 times: the noisier the data, the more small
     lesions the prior misses, and the more of the noise it may take away where the data have a say after it;
-    least_error: of the last denoised image, over that noise, as `prox` takes it: above 0 the data keep a say where
-    noise is high; error_floor: the same error at least, where noise is low and the network's last error above
-    sigma_min; detail, detail_of_noise: detail + detail_of_noise * sigma_n, if above 0, is the standard deviation, over
-    the signal of the tissue, of structures of detail_width pixels that the last image may lack and the data are asked
-    for (`physics.details`); turns: `prox` shows the network each step's image in another of the 8 orientations it was
-    trained in, so that its preferences for one average out; across: weight, over sigma, of the total variation across
-    the planes that the network has just seen of a volume and cannot make agree (after DiffusionMBIR: Chung et al., CVPR
-    2023); volumes_above: of slices, evaluations above this sigma are of the model of volumes, where there is one, which
-    was trained inside the sampler and takes less of what folds for anatomy; None: none; zeta: step size of the data
-    term of `dps`.
+    least_error, least_of_noise: least_error + least_of_noise * sigma_n is the error of the last denoised image, over
+    that noise, as `prox` takes it: above 0 the data keep a say where noise is high; error_floor: the same error at
+    least, where noise is low and the network's last error above sigma_min; detail, detail_of_noise: detail +
+    detail_of_noise * sigma_n, if above 0, is the standard deviation, over the signal of the tissue, of structures of
+    detail_width pixels that the last image may lack and the data are asked for (`physics.details`); turns: `prox` shows
+    the network each step's image in another of the 8 orientations it was trained in, so that its preferences for one
+    average out; across: weight, over sigma, of the total variation across the planes that the network has just seen of
+    a volume and cannot make agree (after DiffusionMBIR: Chung et al., CVPR 2023); volumes_above: of slices, evaluations
+    above this sigma are of the model of volumes, where there is one, which was trained inside the sampler and takes
+    less of what folds for anatomy; None: none; zeta: step size of the data term of `dps`.
     """
 
     steps: int = 20
@@ -89,6 +88,7 @@ class SamplerSettings:
     model_error: float = 0.0
     noise_bend: float = 0.0
     least_error: float = 0.0
+    least_of_noise: float = 0.0
     error_floor: float = 0.0
     detail: float = 0.0
     detail_of_noise: float = 0.0
@@ -206,7 +206,8 @@ def data_noise(problem: Problem, settings: SamplerSettings) -> torch.Tensor:
 def last_weight(weight: torch.Tensor, problem: Problem, settings: SamplerSettings) -> torch.Tensor:
     """No larger than the errors that the last denoised image has at least allow."""
     if settings.least_error > 0:
-        weight = weight.clamp_max(settings.least_error**-2)
+        least = settings.least_error + settings.least_of_noise * problem.sigma_n.double()
+        weight = weight.minimum(least.pow(-2).to(weight.dtype))
     if settings.error_floor > 0:
         weight = weight.minimum((data_noise(problem, settings) / settings.error_floor).square())
     return weight
