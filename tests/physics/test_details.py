@@ -110,7 +110,8 @@ def test_batching_changes_nothing():
     model, shape, n_axes = plane(generator)
     images = 1 + 0.3 * complex_noise((2, *shape), generator)
     zero_filled, noise = model.adjoint(model.forward(torch.ones_like(images))), torch.tensor([0.1, 0.3])
-    both = with_details(model, zero_filled, images, noise, torch.tensor([DEVIATION, 2 * DEVIATION]), WIDTH, n_axes)
+    deviation = torch.tensor([DEVIATION, 2 * DEVIATION])
+    both = with_details(model, zero_filled, images, noise, deviation, WIDTH, n_axes)
     for number in range(2):
         own = slice(number, number + 1)
         alone = with_details(
@@ -118,7 +119,7 @@ def test_batching_changes_nothing():
             zero_filled[own],
             images[own],
             noise[own],
-            torch.tensor([DEVIATION, 2 * DEVIATION])[own],
+            deviation[own],
             WIDTH,
             n_axes,
         )

@@ -19,7 +19,7 @@ CANNOT_BE_SEEN = {"samples reversed", "shots moved"}
 
 @pytest.fixture
 def quick(loaded_once, monkeypatch):
-    """Fewer steps than the command takes, and smaller images: a contradiction shows in any."""
+    """Fewer steps than the command takes, and smaller images."""
     monkeypatch.setattr(fault_injection, "OPTIONS", (*fault_injection.OPTIONS, "--steps", "2"))
     monkeypatch.setattr(fault_injection, "SIZES", (64, 66, 72, 75, 80, 84, 91))
 

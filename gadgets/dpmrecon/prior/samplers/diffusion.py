@@ -215,10 +215,10 @@ def last_weight(weight: torch.Tensor, problem: Problem, settings: SamplerSetting
 
 def detailed(x0: torch.Tensor, problem: Problem, settings: SamplerSettings) -> torch.Tensor:
     """The last image with the structures that the data tell and the network did not see."""
-    if settings.detail <= 0 and settings.detail_of_noise <= 0:
+    deviation = (settings.detail + settings.detail_of_noise * problem.sigma_n).clamp_min(0)
+    if not bool(deviation.any()):
         return x0
     noise = problem.sigma_n + settings.model_error
-    deviation = (settings.detail + settings.detail_of_noise * problem.sigma_n).clamp_min(0)
     n_axes = 2 if problem.planes is None else 3
     return with_details(problem.model, problem.zero_filled, x0, noise, deviation, settings.detail_width, n_axes)
 
