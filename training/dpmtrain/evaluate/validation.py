@@ -5,7 +5,7 @@ settings are chosen, and patient12, on which nothing is chosen.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
@@ -64,24 +64,41 @@ def subject_slices(images: Path, subject: str, n_slices: int) -> Iterator[Refere
 
     Raises BadInputError where the subject has no volume.
     """
-    volumes = sorted((images / "open_ms" / subject).glob("*.nii.gz"))
-    labels = images / f"synthseg_labels/{subject}.nii.gz"
+    volumes, labels = volumes_of(images, subject), images / f"synthseg_labels/{subject}.nii.gz"
     if not volumes and not labels.is_file():
         raise BadInputError(f"{images} has neither open_ms/{subject}/ nor {labels.name}: name a subject that is there")
     for path in volumes:
-        name = path.name.split(".")[0]
-        volume, content = axial(path), _digest(path)
-        middle = np.linspace(0.4 * len(volume), 0.75 * len(volume), n_slices + 1)[:-1].astype(int)
-        for number in dict.fromkeys(middle.tolist()):
-            magnitude = at_pixel_size(volume[number], pixel_size(path), PIXEL_MM, MATRIX)
-            found = full_slice(f"{subject}/{name}", number, str(label_of(name)), magnitude)
-            yield replace(found, subject=subject, content=content)
+        yield from volume_slices(path, n_slices)
     if not volumes:
         content = _digest(labels)
         for name, sequence in SEQUENCES.items():
             for number, magnitude in enumerate(_simulated(labels, name, n_slices)):
                 found = full_slice(f"{subject}/{name}", number, sequence.contrast, magnitude)
                 yield replace(found, subject=subject, content=content)
+
+
+def volumes_of(images: Path, subject: str) -> list[Path]:
+    """Of a patient of open_ms; empty where there is none of that name."""
+    return sorted((images / "open_ms" / subject).glob("*.nii.gz"))
+
+
+def volume_slices(path: Path, numbers: int | Sequence[int]) -> Iterator[ReferenceSlice]:
+    """Those numbers of a volume of `volumes_of`, or that many from its middle.
+
+    Raises BadInputError where the volume is shorter.
+    """
+    name = path.name.split(".")[0]
+    volume, content = axial(path), _digest(path)
+    if isinstance(numbers, int):
+        middle = np.linspace(0.4 * len(volume), 0.75 * len(volume), numbers + 1)[:-1].astype(int)
+        numbers = list(dict.fromkeys(middle.tolist()))
+    if not all(0 <= number < len(volume) for number in numbers):
+        raise BadInputError(f"{path} has slices 0 to {len(volume) - 1}, and not all of {list(numbers)}")
+    subject = path.parent.name
+    for number in numbers:
+        magnitude = at_pixel_size(volume[number], pixel_size(path), PIXEL_MM, MATRIX)
+        found = full_slice(f"{subject}/{name}", number, str(label_of(name)), magnitude)
+        yield replace(found, subject=subject, content=content)
 
 
 def _digest(path: Path) -> str:
