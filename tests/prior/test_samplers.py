@@ -138,6 +138,7 @@ def test_the_noise_that_the_data_are_taken_to_have(world):
     [
         {"least_error": 0.5},
         {"least_error": 0.2, "least_of_noise": 0.3 / SIGMA_N},
+        {"least_error": -0.2, "least_of_noise": 0.7 / SIGMA_N},
         {"error_floor": 0.5 * 0.9 * SIGMA_N},
     ],
 )
@@ -155,8 +156,9 @@ def test_the_last_image_is_taken_to_have_some_error(world, changes):
     assert torch.allclose(found.flatten().to(matrix.dtype), expected, atol=1e-4)
     free = sample_prox(problem, given, settings, NoiseSource([1]))
     assert torch.allclose(free, clean, atol=1e-2)  # the prior's image, as certain as sigma_min says
-    small = dataclasses.replace(settings, **dict.fromkeys(changes, 1e-4))
-    assert torch.equal(sample_prox(problem, given, small, NoiseSource([1])), free)
+    for too_little in (1e-4, -0.5):
+        small = dataclasses.replace(settings, **dict.fromkeys(changes, too_little))
+        assert torch.equal(sample_prox(problem, given, small, NoiseSource([1])), free)
 
 
 def test_the_data_are_asked_for_details_that_the_last_image_lacks(world):

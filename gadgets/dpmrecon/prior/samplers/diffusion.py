@@ -61,8 +61,8 @@ class SamplerSettings:
     the rest is what coil maps and model leave unexplained where noise is low; noise_bend: the factor falls as
     exp(-noise_bend * sigma_n), or rises where it is below 0, up to e^2 times: the noisier the data, the more small
     lesions the prior misses, and the more of the noise it may take away where the data have a say after it;
-    least_error, least_of_noise: least_error + least_of_noise * sigma_n is the error of the last denoised image, over
-    that noise, as `prox` takes it: above 0 the data keep a say where noise is high; error_floor: the same error at
+    least_error, least_of_noise: least_error + least_of_noise * sigma_n, if above 0, is the error of the last denoised
+    image, over that noise, as `prox` takes it: the data keep a say where noise is high; error_floor: the same error at
     least, where noise is low and the network's last error above sigma_min; detail, detail_of_noise: detail +
     detail_of_noise * sigma_n, if above 0, is the standard deviation, over the signal of the tissue, of structures of
     detail_width pixels that the last image may lack and the data are asked for (`physics.details`); turns: `prox` shows
@@ -205,9 +205,8 @@ def data_noise(problem: Problem, settings: SamplerSettings) -> torch.Tensor:
 
 def last_weight(weight: torch.Tensor, problem: Problem, settings: SamplerSettings) -> torch.Tensor:
     """No larger than the errors that the last denoised image has at least allow."""
-    if settings.least_error > 0:
-        least = settings.least_error + settings.least_of_noise * problem.sigma_n.double()
-        weight = weight.minimum(least.pow(-2).to(weight.dtype))
+    least = (settings.least_error + settings.least_of_noise * problem.sigma_n.double()).clamp_min(0)
+    weight = weight.minimum(least.pow(-2).to(weight.dtype))
     if settings.error_floor > 0:
         weight = weight.minimum((data_noise(problem, settings) / settings.error_floor).square())
     return weight
