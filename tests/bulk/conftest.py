@@ -7,6 +7,7 @@ PATIENCE = {
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_health_check_timeout_ms": "60000",
     "RAY_memory_monitor_refresh_ms": "0",  # it would end workers for the memory of others
+    "RAY_worker_niceness": "0",  # as polite as by itself, they hardly run beside other tests
 }
 
 

@@ -1,5 +1,6 @@
 """Workers: what they answer, what becomes of a call whose worker ends, and how many are in hand."""
 
+import multiprocessing
 import os
 import signal
 
@@ -92,7 +93,9 @@ def test_no_more_are_in_hand_than_there_are_workers():
     assert max(map(len, engine.together)) == 3
 
 
-def test_processes_take_turns_on_the_gpus():
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of threads: see support/forked.py
+def test_processes_take_turns_on_the_gpus(monkeypatch):
+    monkeypatch.setattr("dpmrecon.bulk.engines._CONTEXT", multiprocessing.get_context("fork"))  # a start takes 1 s
     engine = Processes(4, ("0", "3"))
     try:
         for number in range(4):

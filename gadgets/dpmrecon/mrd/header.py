@@ -6,6 +6,7 @@ import re
 import warnings
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias, get_args, get_type_hints
 
 import ismrmrd
@@ -49,13 +50,22 @@ def read_header(xml: bytes | str) -> Header:
         with warnings.catch_warnings():
             # a malformed value stays text; the ones that are needed are checked below
             warnings.simplefilter("ignore")
-            header = XmlParser(config=config).from_string(text.rstrip("\0"), ismrmrd.xsd.ismrmrdHeader)
+            parser = XmlParser(config=config, context=xml_context())
+            header = parser.from_string(text.rstrip("\0"), ismrmrd.xsd.ismrmrdHeader)
     except (ParserError, SyntaxError, ValueError, TypeError) as error:
         raise BadInputError(
             f"the scan's XML header cannot be read ({first_line(error)}); an ISMRMRD header is needed"
         ) from error
     _check_numbers(header)
     return header
+
+
+@cache
+def xml_context() -> Any:
+    """What the XML library knows of the header's classes: found out once, which takes longer than to read a header."""
+    from xsdata.formats.dataclass.context import XmlContext
+
+    return XmlContext()
 
 
 def decoded(xml: bytes) -> str:

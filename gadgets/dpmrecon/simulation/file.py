@@ -31,10 +31,12 @@ def write_file(path: Path, header, batches: Iterable[list[np.ndarray]]) -> None:
     from ismrmrd.hdf5 import acquisition_dtype
     from xsdata.formats.dataclass.serializers import XmlSerializer
 
+    from ..mrd.header import xml_context
+
     with h5py.File(path, "w") as file:
         text = file.create_dataset("dataset/xml", (1,), h5py.special_dtype(vlen=bytes))
         # not ismrmrd.xsd.ToXML: that of ismrmrd 1.14 fails with newer versions of the XML library
-        xml = XmlSerializer().render(header, ns_map={"": "http://www.ismrm.org/ISMRMRD"})
+        xml = XmlSerializer(context=xml_context()).render(header, ns_map={"": "http://www.ismrm.org/ISMRMRD"})
         text[0] = xml.encode()
         data = file.create_dataset("dataset/data", (0,), acquisition_dtype, maxshape=(None,))
         for records in batches:

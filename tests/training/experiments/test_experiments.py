@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -43,6 +44,7 @@ def small_imperfect(small_capacity, monkeypatch):
     monkeypatch.setattr(lesions, "tissue_of", lambda images, contrast: head)
     quick = {"steps": 1, "cg_steps": 1}
     monkeypatch.setattr(imperfect_scores, "FACTORS", (0.5,))
+    monkeypatch.setattr(imperfect_scores, "pair_of", cache(imperfect_scores.pair_of))  # the same for every network
 
     def few_steps(*args, samples):
         *args, changes = args

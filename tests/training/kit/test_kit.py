@@ -154,13 +154,19 @@ def test_the_model_is_fine_tuned_and_replay_takes_it(made, scans, tmp_path):
     assert checkpoint.model_id in (tmp_path / "report.json").read_text()
 
 
-def test_3d_scans_are_trained_on_and_scored_whole(start, recipe, tmp_path, short_kernel):
+@pytest.fixture(scope="module")
+def scans_3d(tmp_path_factory):
+    """Three patients, each with a 3D scan."""
+    folder = tmp_path_factory.mktemp("hospital_3d")
     for subject in range(3):
-        (tmp_path / "scans" / f"p{subject}").mkdir(parents=True)
-        settings = VolumeSettings(**SCAN_3D, subject=subject)
-        simulate(tmp_path / "scans" / f"p{subject}" / "mprage.h5", settings)
+        (folder / f"p{subject}").mkdir()
+        simulate(folder / f"p{subject}" / "mprage.h5", VolumeSettings(**SCAN_3D, subject=subject))
+    return folder
+
+
+def test_3d_scans_are_trained_on_and_scored_whole(scans_3d, start, recipe, tmp_path, short_kernel):
     out = tmp_path / "out"
-    assert main(command(tmp_path / "scans", out, start, recipe)) == 0
+    assert main(command(scans_3d, out, start, recipe)) == 0
     card = json.loads((out / "t1.json").read_text())
     assert "3D Cartesian" in card["intended_use"] and "matrix 32x34x32" in card["intended_use"]
     assert all(len(volume["spans"]) == 3 for volume in read_manifest(out / "prepared")["volumes"])
@@ -169,7 +175,7 @@ def test_3d_scans_are_trained_on_and_scored_whole(start, recipe, tmp_path, short
     assert len({line["key"]["scan"] for line in lines if "scan" in line["key"]}) == 1  # of the test patient
 
 
-def test_3d_scans_begin_with_the_model_of_volumes(short_kernel, scans, recipe, tmp_path, monkeypatch):
+def test_3d_scans_begin_with_the_model_of_volumes(short_kernel, scans_3d, scans, recipe, tmp_path, monkeypatch):
     """With the model of slices as start, the comparison with it said nothing of what 3D scans have without a kit."""
     begun = []
 
@@ -178,10 +184,7 @@ def test_3d_scans_begin_with_the_model_of_volumes(short_kernel, scans, recipe, t
         raise BadInputError("enough")
 
     monkeypatch.setattr("dpmtrain.kit.tuning.target", target)
-    for subject in range(3):
-        (tmp_path / "scans" / f"p{subject}").mkdir(parents=True)
-        simulate(tmp_path / "scans" / f"p{subject}" / "t1.h5", VolumeSettings(**SCAN_3D, subject=subject))
-    for given, more in ((tmp_path / "scans", []), (scans, ["--contrast", "flair"])):
+    for given, more in ((scans_3d, []), (scans, ["--contrast", "flair"])):
         assert main(["kit", str(given), "--out", str(tmp_path / "out"), "--recipe", str(recipe), *more]) == 2
     assert [model_id.split("-")[0] for model_id in begun] == ["volumes", "default"]
 
