@@ -21,8 +21,7 @@ def accuracy(folders: Sequence[Path], subjects: Sequence[str], arms: Sequence[st
     names = sorted({name for one in told for name in one})
     values = [[str(one.get(name, "")) for name in names] for one in told]
     numbers = np.array([[_number(text) for text in row] for row in values])
-    # as scikit-learn's OrdinalEncoder has them, which takes longer for its thousands of columns than all else here
-    codes = np.array([_places(column) for column in zip(*values)], float).T
+    codes = np.array([np.unique(column, return_inverse=True)[1] for column in zip(*values)], float).T
     guesses = cross_val_predict(
         ExtraTreesClassifier(50, random_state=seed), np.hstack([numbers, codes]), np.array(arms),
         groups=np.array(subjects), cv=GroupKFold(min(5, len(set(subjects)))),
@@ -57,12 +56,6 @@ def features(folder: Path) -> dict[str, Any]:
             content = content[: -len(file.PixelData)]
         counts += np.bincount(np.frombuffer(content, np.uint8), minlength=256)
     return found | {f"byte {value}": int(count) for value, count in enumerate(counts)} | {"files": len(paths)}
-
-
-def _places(column: Sequence[str]) -> list[int]:
-    """Of each value among those of its column."""
-    order = {value: place for place, value in enumerate(sorted(set(column)))}
-    return [order[value] for value in column]
 
 
 def _number(text: str) -> float:
