@@ -27,6 +27,7 @@ OPTIONS = {
     "evaluate.lesion_noise": [*IMAGES, "--lines", "lines.jsonl"],
     "evaluate.lesion_spread": OUT,
     "evaluate.lesions": OUT,
+    "evaluate.overview": OUT,
     "evaluate.patient": OUT,
     "experiments.capacity": [*OUT, "--data", "nowhere", "--run", "run"],
     "experiments.imperfect": [*OUT, "--data", "nowhere", "--run", "run", "--start", "nowhere.safetensors"],

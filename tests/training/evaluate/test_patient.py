@@ -1,4 +1,4 @@
-"""A patient's slice by each method: which slice, which window, on whose scale; and refusals."""
+"""A patient's slice by each method: which slice, which window, on whose scale; refusals. The picture of README.md."""
 
 import sys
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from dpmrecon.errors import BadInputError
-from dpmtrain.evaluate import patient, validation
+from dpmtrain.evaluate import overview, patient, validation
 
 
 @pytest.fixture
@@ -66,3 +66,29 @@ def test_numbered_slices_are_those_of_the_middle(folders):
 def test_what_is_not_there_is_refused(run, options, said):
     with pytest.raises(BadInputError, match=said):
         run("--window", "0", "20", "0", "20", *options)
+
+
+def test_the_picture_of_the_readme_has_errors_and_spread_on_the_truths_scale(folders, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(validation, "MATRIX", (52, 46))
+    monkeypatch.setattr(overview, "SLICE", 5)
+    monkeypatch.setattr(overview, "load_model", lambda path, device: None)
+
+    def found(mapped, model, contrast, mode):
+        assert (contrast, mode) == ("flair", "uncertainty")
+        image = 2 * mapped.model.combined(mapped.conventional)
+        return SimpleNamespace(image=image, spread=image.abs())
+
+    monkeypatch.setattr(overview, "by_card", found)
+    monkeypatch.setattr(overview, "panels", lambda rows, inches: shown.extend(rows))
+    monkeypatch.setattr(overview, "save_figure", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["overview", "--images", str(folders[1]), "--out", str(tmp_path / "a.png")])
+    overview.main()
+    images, below = ([image for _, image, _, _ in row] for row in shown)
+    (full,) = validation.volume_slices(folders[1] / "open_ms/patient12/study1_FLAIR.nii.gz", [5])
+    np.testing.assert_array_equal(images[3], full.truth)
+    np.testing.assert_allclose(images[2], images[1], rtol=1e-5)  # the model's is twice as bright, as is its spread
+    np.testing.assert_allclose(below[3], images[2], rtol=1e-5)
+    for image, error in zip(images[:3], below[:3], strict=True):
+        np.testing.assert_allclose(error, abs(image - full.truth), rtol=1e-5)
+    assert np.linalg.norm(below[1]) < np.linalg.norm(below[0])

@@ -85,8 +85,9 @@ def volumes_of(images: Path, subject: str) -> list[Path]:
 def volume_slices(path: Path, numbers: int | Sequence[int]) -> Iterator[ReferenceSlice]:
     """Those numbers of a volume of `volumes_of`, or that many from its middle.
 
-    Raises BadInputError where the volume is shorter.
+    Raises BadInputError where there is no such volume, or it is shorter.
     """
+    _check(path)
     name = path.name.split(".")[0]
     volume, content = axial(path), _digest(path)
     if isinstance(numbers, int):
