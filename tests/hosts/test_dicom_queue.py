@@ -117,6 +117,18 @@ def test_the_files_are_those_of_replay(start, scan, model, tmp_path, sent):
         assert np.linalg.norm(ours - theirs) < limit
 
 
+def test_a_header_that_ends_with_a_zero_has_its_dicom(start, scan, tmp_path):
+    """As clients of python-ismrmrd-server send it."""
+    server = start()
+    server.write_dicom(tmp_path, None)
+    name, header, *lines = raw_stream(
+        scan, xml=lambda message: fake_peer.text_message(fake_peer.HEADER, message[6:] + b"\0")
+    )
+    assert len(exchange(server, name, header, *lines).images) == 4
+    until(lambda: jobs(tmp_path) == [])
+    assert len(dicom_files(tmp_path)) == 4
+
+
 def test_equal_scans_have_equal_identifiers_and_others_have_others(start, scan, tmp_path):
     server = start()
     for name, seed in (("one", "1"), ("two", "1"), ("three", "2")):

@@ -196,6 +196,29 @@ def test_a_measured_poisson_pattern():
             assert "incomplete" in volume_completeness(lost, bounds, factor)[2]
 
 
+def test_an_incomplete_volume_is_told_the_r_that_its_lines_have():
+    """Compressed sensing, which no parallel imaging announces, and a lattice; a scan that broke off, or a full one that
+    lost lines, is told none."""
+    shape = 27, 34
+    e2, e1 = grid(shape)
+    chance = (np.random.default_rng(2).random(shape) < 0.25) | block(10, shape)
+    caipi = (e1 % 4 == 2 * (e2 % 2)) | block(10, shape)
+    lost = (e1 != 3) | (e2 % 5 != 0)
+
+    def told(lines, announced=1):
+        head = volume_header(27, rows=34, acceleration=announced)
+        return reason(slices(volume_scan(*PLACE, np.argwhere(lines).tolist(), 27, rows=34), head))
+
+    for pattern, factor, words in ((chance, 3, "they are R = 3"), (caipi, 4, "its lines come at R = 4")):
+        assert words in told(pattern)
+        head = volume_header(27, rows=34, acceleration=factor)
+        volume = only(slices(volume_scan(*PLACE, np.argwhere(pattern).tolist(), 27, rows=34), head))
+        assert volume.mask[..., 0].bool().tolist() == pattern.tolist()
+        assert "R = 1 announce" in (cut := told(pattern & (e2 < 19))) and "--set" not in cut
+    assert "--set" not in told(lost)
+    assert "--set" not in told(caipi & (e2 < 19), 4)
+
+
 def test_partial_fourier_in_both():
     e2, e1 = grid()
     lines = (((e1 % 2 == 0) & (e2 % 2 == 0)) | block(12)) & (e2 >= 10) & (e1 >= 13)

@@ -132,11 +132,11 @@ class Wire:
         return number
 
     def text(self) -> bytes:
-        """The body of CONFIG, HEADER and TEXT: a uint32 length and as many bytes."""
+        """The body of CONFIG, HEADER and TEXT: a uint32 length and as many bytes, which some peers end with zeros."""
         (length,) = struct.unpack("<I", self.read(4))
         if length > LARGEST_TEXT:
             raise WireError(f"a text of {length} bytes was announced: at most {LARGEST_TEXT} are taken")
-        return bytes(self.read(length))
+        return bytes(self.read(length)).rstrip(b"\0")
 
     def texts_ahead(self) -> list[bytes]:
         """The texts up to the next message of another kind, which is not taken; the hash leaves them out."""

@@ -41,7 +41,7 @@ from .record import (
     same_place,
 )
 from .scan_log import ScanLog
-from .volumes import central_box, fills_its_lattice, on_matrix, volume_completeness
+from .volumes import acceleration_by_chance, central_box, fills_its_lattice, on_matrix, volume_completeness
 
 NO_NOISE = "no noise measurement came: the noise is estimated from k-space (--noise names a file with one)"
 ALONE = 1  # lines of another length that are left out, as one at a scan's end, where the others are whole
@@ -142,7 +142,7 @@ class Settler:
             factor, needed, gap = self._complete(lines.sums, acquired, limits, None)
             remarks.append(f"R = {announced} is announced, and lines of zeros among the others tell R = {factor}")
         if gap is not None:
-            gap += self._advice(lines, limits[1])
+            gap += self._advice(lines, limits[1]) if self.partitions == 1 else self._advice_on_volume(acquired, limits)
             raise LostError(gap if lines.fault is None else f"{gap}; {lines.fault}")
         if lines.fault is not None:
             remarks.append(f"{lines.fault}: it is left out")
@@ -241,8 +241,6 @@ class Settler:
     def _advice(self, lines: Lines, limits: Limits) -> str:
         """What is said of an incomplete slice with which nothing is wrong but the header: another R, or limits that
         partial Fourier has. Of limits that are told the last may be missing because the scan broke off."""
-        if self.partitions > 1:
-            return ""
         numbers = np.array(sorted(lines.sums))
         factor = regular_acceleration(numbers, limits)
         if factor > 1 and completeness(numbers, limits, factor)[2] is None:
@@ -256,6 +254,17 @@ class Settler:
                 changes = ";".join(f"encoding.encodingLimits.kspace_encoding_step_1.{key}={n}" for key, n in values)
                 has = "limits of all lines" if told else "no limits"
                 return f"; the header has {has}: if the scan is of partial Fourier, give its own (--set '{changes}')"
+        return ""
+
+    def _advice_on_volume(self, acquired: np.ndarray, limits: tuple[Limits, Limits]) -> str:
+        """The same of a volume: another R, by the lattice of its lines or, in compressed sensing, by their number."""
+        by_chance = [acceleration_by_chance(acquired, limits)] if self.acceleration in (None, 1) else []
+        for told in (None, *by_chance):
+            factor, _, gap = volume_completeness(acquired, limits, told)
+            if factor > 1 and gap is None:
+                path = "encoding.parallelImaging.accelerationFactor.kspace_encoding_step"
+                what = "its lines come at" if told is None else "left out by chance, as in compressed sensing, they are"
+                return f"; {what} R = {factor}: if that is right, give it (--set '{path}_1={factor};{path}_2=1')"
         return ""
 
     def _acquired(self, numbers: Iterable[int], limits: tuple[Limits, Limits]) -> np.ndarray:

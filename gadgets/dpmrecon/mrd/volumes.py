@@ -17,6 +17,8 @@ ELLIPSE_MARGIN = 1.5
 # Of a pattern by chance, as BART's Poisson discs: the share of the announced lines that come, the share in one half of
 # k-space of those in the other, and by how much more it stops short of the limits at one end, times the root of R
 CHANCE_SHARE, EVEN_SHARE, END_GAP = 0.95, 0.85, 2.0
+# Share of all lines that a pattern by chance has at most
+MOST_BY_CHANCE = 2 / 3
 # What chance may do: halves differ by as many roots of their lines, and an end lacks as many lines as its opposite has
 BY_CHANCE, FEW_AT_END = 3.0, 10
 
@@ -116,6 +118,14 @@ def fills_its_lattice(acquired: np.ndarray, limits: tuple[Limits, Limits], annou
     factor = announced or _regular_acceleration(acquired, box)
     _, wanted, regular = _pattern(acquired, box, factor)
     return regular and bool(acquired[tuple(wanted.T)].all())
+
+
+def acceleration_by_chance(acquired: np.ndarray, limits: tuple[Limits, Limits]) -> int:
+    """The least R at which a pattern by chance has as many lines as it needs; 1 for a full scan that lost some.
+    Arguments as of `volume_completeness`."""
+    _, all_of_them, _ = volume_completeness(acquired, limits, 1)
+    share = acquired.sum() / all_of_them
+    return 1 if share > MOST_BY_CHANCE else math.ceil(CHANCE_SHARE / max(share, 1e-9))
 
 
 def is_lattice(acquired: np.ndarray, acceleration: int) -> bool:
