@@ -164,6 +164,20 @@ def test_a_disk_that_takes_nothing_costs_the_dicom_and_not_the_scan(start, scan,
     (tmp_path / "queue").mkdir()
 
 
+def test_an_image_that_cannot_be_kept_costs_the_dicom_and_not_the_scan(start, scan, tmp_path, monkeypatch, caplog):
+    def fails(self, *given):
+        raise ValueError("Anna Example")
+
+    server = start()
+    server.write_dicom(tmp_path, None)
+    monkeypatch.setattr("dpmrecon.hosts.dicom_queue.ImagesFile.add", fails)
+    answer = exchange(server, *raw_stream(scan))
+    assert len(answer.images) == 4 and not answer.texts
+    assert caplog.text.count("no DICOM: internal error: ValueError") == 1 and "Anna" not in caplog.text
+    assert server.status()["dicom"] == "a scan was not taken, internal error: ValueError"
+    assert list((tmp_path / "queue").glob("*-*")) == []
+
+
 def test_a_disk_without_room_for_the_files_is_told_in_words_of_the_service(start, scan, tmp_path, monkeypatch):
     def full(*given):
         raise BadInputError("cannot write to x: make room or choose another --out") from OSError(28, "No space left")

@@ -76,19 +76,23 @@ class DicomJob:
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:
-        """What the disk does not take costs the DICOM, not the scan."""
+        """What fails here costs the DICOM, not the scan."""
         try:
             yield
         except BadInputError as error:
             cause = error.__cause__
-            reason = str(error) if cause is None else f"cannot write to {self._queue.folder} ({cause}): mend that"
-            self._note(f"no DICOM: {reason}")
-            self._queue.not_taken = f"a scan was not taken, {reason}"
-            self._drop()
+            self._fail(str(error) if cause is None else f"cannot write to {self._queue.folder} ({cause}): mend that")
+        except Exception as error:  # whose text may hold values from the header
+            self._fail(f"internal error: {type(error).__name__}")
+
+    def _fail(self, reason: str) -> None:
+        self._note(f"no DICOM: {reason}")
+        self._queue.not_taken = f"a scan was not taken, {reason}"
+        self._drop()
 
     def _drop(self) -> None:
         if self._images is not None:
-            with contextlib.suppress(BadInputError):
+            with contextlib.suppress(Exception):
                 self._images.close(None)
             self._images = None
         shutil.rmtree(self._folder, ignore_errors=True)
