@@ -70,7 +70,7 @@ def test_one_evaluation_and_four_on_shared_scans(tmp_path, steps, t1, flair):
         assert report["nrmse"]["DPM"]["mean"] <= bar
 
 
-@pytest.mark.skipif(not has_bfloat16(torch.device("cpu")), reason="this CPU does not compute in bfloat16")
+@pytest.mark.skipif(not has_bfloat16(torch.device("cpu")), reason="this CPU does not gain by bfloat16")
 def test_bfloat16_does_no_harm(tmp_path, monkeypatch):
     data, errors = shared("ismrmrd"), []
     for there in (True, False):
