@@ -67,7 +67,11 @@ class OptionTable(SphinxDirective):
         rows = ["| option, property | what | values | property of |", "|---|---|---|---|"]
         for name, option in OPTIONS.items():
             values = ", ".join(option.choices) or option.metavar or VALUES[option.kind]
-            where = "command line alone" if option.process else "MRD clients" if option.raw else "chains, MRD clients"
+            where = "chains, MRD clients"
+            if option.process:
+                where = "chains that start the gadget"
+            elif option.raw:
+                where = "command line alone" if name == "group" else "MRD clients"
             rows.append(" | ".join(["", f"`{name}`", option.help.replace("|", "\\|"), values, where, ""]).strip())
         return self.parse_text_to_nodes("\n".join(rows))
 

@@ -15,7 +15,7 @@ with tempfile.TemporaryDirectory() as folder:
     model = dpmrecon.load_model(device="cpu")
     with dpmrecon.open_scan(path) as scan:
         print(f"{path.name}: {scan.n_slices} slices, {scan.n_coils} coils")
-        for result in dpmrecon.reconstruct_scan(scan, model=model, samples=2):
+        for result in dpmrecon.reconstruct_scan(scan, model=model):
             if result.missing:
                 print(f"slice {result.key.slice} is missing: {result.missing}")
             else:

@@ -94,7 +94,7 @@ def _add_replay(commands) -> None:
         commands,
         "replay",
         "Reconstruct an ISMRMRD file into images.h5, dicom/, preview.png and report.json",
-        "dpmrecon replay scan.h5 --out results --samples 8",
+        "dpmrecon replay scan.h5 --out results --mode uncertainty",
     )
     parser.add_argument(
         "scan", type=Path, help="ISMRMRD file with raw acquisitions, or MRD version 2; - takes a stream, see `stream`"
@@ -362,7 +362,7 @@ def _add_estimate(commands) -> None:
     from .tools.estimate import add_arguments
 
     summary = "What a scan will cost in seconds and memory, from a short measurement on this machine"
-    parser = add_command(commands, "estimate", summary, "dpmrecon estimate scan.h5 --samples 8 --deadline 60")
+    parser = add_command(commands, "estimate", summary, "dpmrecon estimate scan.h5 --mode uncertainty --deadline 60")
     add_arguments(parser)
 
 
