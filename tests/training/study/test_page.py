@@ -18,7 +18,7 @@ pytest.importorskip("statsmodels", reason="statsmodels is not installed: pip ins
 Keys = pytest.importorskip("selenium.webdriver.common.keys", reason="selenium is not installed").Keys
 
 from dpmtrain.study.make import make  # noqa: E402
-from dpmtrain.study.page_time import browser, press, wait_ready  # noqa: E402
+from dpmtrain.study.page_time import begin, browser, press, wait_ready  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,7 @@ def state(page):
 
 def test_a_reading_by_keyboard_alone(study, opened, tmp_path, capsys):
     out, key = study
-    press(opened, "2")
-    wait_ready(opened)
+    begin(opened, 2)
     order = json.loads((out / "study.json").read_text())["orders"][1]
     assert state(opened)[:3] == [order[0], 3, 0]
     places = "return views.map((view) => view.frac2vox(view.scene.crosshairPos)[2])"
@@ -74,8 +73,7 @@ def test_a_reading_by_keyboard_alone(study, opened, tmp_path, capsys):
     assert state(opened)[3] == {str(order[0]): scores}
 
     opened.refresh()  # as after a crash: what was given is there
-    press(opened, "2")
-    wait_ready(opened)
+    begin(opened, 2)
     assert state(opened)[0] == order[0]
     assert state(opened)[3] == {str(order[0]): scores}
     press(opened, "0")  # the question that lacks a score has the focus

@@ -61,6 +61,14 @@ def press(opened: Any, *keys: str) -> None:
         ActionChains(opened, duration=0).send_keys(key).perform()
 
 
+def begin(opened: Any, reader: int) -> None:
+    """Choose a reader, and wait for the images. A key may be lost on a page that has just come: it is pressed again."""
+    until = time.monotonic() + PATIENCE
+    while opened.execute_script("return reader") is None and time.monotonic() < until:
+        press(opened, str(reader))
+    wait_ready(opened)
+
+
 def wait_ready(opened: Any) -> None:
     """Until the set's images are shown. Raises BadInputError where the page says something else for PATIENCE."""
     until = time.monotonic() + PATIENCE
@@ -86,8 +94,7 @@ def main() -> None:
         page(made.out, args.viewer)
         with browser(folder) as opened:
             opened.get((made.out / "index.html").as_uri())
-            press(opened, "1")
-            wait_ready(opened)
+            begin(opened, 1)
             press(opened, "4", "3", "5")
             steps = [opened.execute_script(f"return timedStep({1 if n % 60 < 29 else -1})") for n in range(N_STEPS)]
             with writing(args.out / "page.png"):

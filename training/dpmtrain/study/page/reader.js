@@ -30,6 +30,7 @@ async function begin(number) {
   kept = JSON.parse(localStorage.getItem(storage()) ?? "null") ?? { at: 0, scores: {} };
   $("readers").remove();
   $("notes").hidden = false;
+  say("loading …");
   for (const contrast of STUDY.contrasts) {
     const frame = document.createElement("div"), canvas = document.createElement("canvas");
     const label = document.createElement("span");
